@@ -1,0 +1,220 @@
+"""The configuration of a run: frozen dataclasses that are also options, help and provenance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from dlf_dynamics.errors import ConfigError
+
+DatasetName = Literal["spiral", "swiss-roll", "blobs", "digits", "npz"]
+ActivationName = Literal["relu", "tanh", "gelu", "softplus", "silu", "sigmoid", "elu", "identity"]
+InitName = Literal[
+    "published",
+    "published-updated",
+    "glorot-normal",
+    "glorot-uniform",
+    "he-normal",
+    "he-uniform",
+    "lecun-normal",
+]
+LossName = Literal["cross-entropy", "squared-error", "squared-error-per-output"]
+OptimizerName = Literal["gd", "heavy-ball", "nesterov", "rmsprop", "adam", "adamw"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The labelled examples to train on."""
+
+    name: DatasetName = "spiral"
+    """Two-dimensional spiral arms, three-dimensional swiss roll cut into classes, Gaussian blobs on
+    a circle, the bundled 8x8 digits, or a local .npz file with `inputs` and `labels`."""
+    points_per_class: int = 100
+    """Points per class of the generated data sets."""
+    num_classes: int = 3
+    """Classes of the generated data sets."""
+    noise: float = 0.2
+    """Standard deviation: of the angle (spiral, radians), of each coordinate (swiss-roll, blobs)."""
+    seed: int = 0
+    """Seed of the generated data sets (NumPy's legacy generator, as published)."""
+    path: str | None = None
+    """The .npz file, for data.name npz."""
+    limit: int | None = None
+    """Keep only the first examples, this many."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A fully connected network."""
+
+    widths: tuple[int, ...] = (100,)
+    """Widths of the hidden layers; none of them gives a linear model."""
+    activation: ActivationName = "relu"
+    """Non-linearity after each hidden layer."""
+    init: InitName = "published"
+    """Initial parameters. `published`: weights N(0, 1/fan_in), biases 0. `published-updated`:
+    Glorot-normal weights, biases N(0, 1e-4). The others: the usual weights, biases 0."""
+    outputs: int | None = None
+    """Outputs of the network; none means one per class."""
+    seed: int = 0
+    """Seed of the initial parameters."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The loss of one example."""
+
+    name: LossName = "cross-entropy"
+    """`squared-error` weighs each example by its class's weight, `squared-error-per-output` weighs
+    each output by its own class's weight."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the class weights move."""
+
+    name: Literal["triangle", "static"] = "triangle"
+    """`triangle` emphasises one class after the other; `static` keeps all weights at 1."""
+    amplitude: float = 70.0
+    """Peak weight of the emphasised class before normalisation; 1 is the static loss."""
+    period: int = 5000
+    """Steps for which one class is emphasised."""
+    counting: Literal["exact", "published"] = "exact"
+    """`exact`: a pulse lasts `period` steps. `published`: `period` + 1, as in the authors' code."""
+    static_from: int | None = None
+    """First step from which all weights stay 1."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The update rule."""
+
+    name: OptimizerName = "gd"
+    """Gradient descent, heavy ball, Nesterov, RMSProp, Adam or AdamW (all from optax)."""
+    learning_rate: float = 1.0
+    """Learning rate (peak learning rate when it is scheduled)."""
+    learning_rate_schedule: Literal["constant", "linear", "cosine", "exponential"] = "constant"
+    """From `learning_rate`, after the warm-up, to `final_learning_rate` at the last step."""
+    final_learning_rate: float = 0.0
+    """Learning rate at the last step of a scheduled run."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from 0."""
+    momentum: float = 0.9
+    """Momentum of heavy ball and Nesterov."""
+    decay: float = 0.9
+    """RMSProp's decay of the mean square."""
+    beta1: float = 0.9
+    """Adam's decay of the mean."""
+    beta2: float = 0.999
+    """Adam's decay of the mean square."""
+    epsilon: float = 1e-8
+    """Added to the root mean square of the adaptive methods."""
+    weight_decay: float = 1e-4
+    """AdamW's decoupled weight decay."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a training run depends on."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    steps: int = 70_000
+    """Number of updates."""
+    checkpoint_every: int = 25
+    """Steps between recorded parameters."""
+    batch_size: int | None = None
+    """Examples per update, drawn anew each epoch; none means the full batch."""
+    batch_seed: int = 0
+    """Seed of the mini-batches."""
+    dtype: Literal["float64", "float32"] = "float64"
+    """Precision of parameters, data and recorded scalars."""
+    prng: Literal["modern", "legacy"] = "modern"
+    """Random stream of JAX: `legacy` is the one of JAX before 0.5, which the published run used."""
+
+    def __post_init__(self) -> None:
+        for found, key, expected in _violations(self):
+            raise ConfigError(f"{key} is {found!r}; expected {expected}")
+
+
+def _violations(config: RunConfig):
+    """Yields (found, key, expected) for each value out of its range."""
+    data, schedule, optimizer = config.data, config.schedule, config.optimizer
+    positive_integers = {
+        "data.points_per_class": data.points_per_class,
+        "schedule.period": schedule.period,
+        "checkpoint_every": config.checkpoint_every,
+        "steps": config.steps,
+    }
+    for key, value in positive_integers.items():
+        if value < 1:
+            yield value, key, "a whole number of at least 1"
+    optional_integers = {
+        "data.limit": data.limit,
+        "model.outputs": config.model.outputs,
+        "batch_size": config.batch_size,
+    }
+    for key, value in optional_integers.items():
+        if value is not None and value < 1:
+            yield value, key, "a whole number of at least 1, or none"
+    if data.num_classes < 2:
+        yield data.num_classes, "data.num_classes", "at least 2"
+    if any(width < 1 for width in config.model.widths):
+        yield config.model.widths, "model.widths", "whole numbers of at least 1"
+    if not (math.isfinite(schedule.amplitude) and schedule.amplitude >= 1):
+        yield schedule.amplitude, "schedule.amplitude", "a number of at least 1 (1 is static)"
+    if schedule.static_from is not None and schedule.static_from < 0:
+        yield schedule.static_from, "schedule.static_from", "a step of at least 0, or none"
+    if not (math.isfinite(optimizer.learning_rate) and optimizer.learning_rate > 0):
+        yield optimizer.learning_rate, "optimizer.learning_rate", "a number above 0"
+    yield from _fractions(optimizer)
+    if data.name == "npz" and data.path is None:
+        yield data.path, "data.path", "the .npz file to train on, as data.name is 'npz'"
+    if data.name != "npz" and data.path is not None:
+        yield data.path, "data.path", f"none, as data.name is {data.name!r} (use data.name npz)"
+
+
+def _fractions(optimizer: OptimizerConfig):
+    for key in ("momentum", "decay", "beta1", "beta2"):
+        value = getattr(optimizer, key)
+        if not 0 <= value < 1:
+            yield value, f"optimizer.{key}", "a number of at least 0 and below 1"
+    for key in ("final_learning_rate", "warmup_steps", "weight_decay", "epsilon"):
+        value = getattr(optimizer, key)
+        if not (math.isfinite(value) and value >= 0):
+            yield value, f"optimizer.{key}", "a number of at least 0"
+    decaying = optimizer.learning_rate_schedule == "exponential"
+    if decaying and optimizer.final_learning_rate <= 0:
+        yield optimizer.final_learning_rate, "optimizer.final_learning_rate", "a number above 0"
+
+
+PULSE_STEPS_PUBLISHED = 5001
+"""The authors' counter runs through 0, 1, ..., 5000 before it is reset."""
+
+_PUBLISHED = RunConfig(
+    schedule=ScheduleConfig(counting="published", static_from=13 * PULSE_STEPS_PUBLISHED),
+    prng="legacy",
+)
+
+PRESETS: dict[str, RunConfig] = {
+    "published": _PUBLISHED,
+    "published-updated": replace(_PUBLISHED, model=ModelConfig(init="published-updated")),
+    "published-static": replace(_PUBLISHED, schedule=ScheduleConfig(name="static")),
+    "digits": RunConfig(
+        data=DataConfig(name="digits"),
+        model=ModelConfig(widths=(32,), activation="tanh", init="glorot-normal"),
+        schedule=ScheduleConfig(amplitude=10.0, period=200),
+        optimizer=OptimizerConfig(learning_rate=0.5),
+        steps=4000,
+    ),
+}
+"""Configurations by name; `published` is what `dlf-dynamics train` runs without arguments.
+
+`published` and `published-updated` are the headline run (Fig. 4) of Ruiz-Garcia, Zhang, Schoenholz
+and Liu, ICML 2021 (arXiv 2102.03793), with the initialisation of the paper's code and of its
+update of July 2022. `published-static` is the same run with the static loss.
+"""

@@ -1,0 +1,220 @@
+"""The training map: one optimizer update as a deterministic function of a flat state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from dlf_dynamics.config import RunConfig
+from dlf_dynamics.datasets import Dataset
+from dlf_dynamics.errors import ConfigError, DataError
+from dlf_dynamics.losses import make_criterion, make_weights
+from dlf_dynamics.models import FullyConnected
+from dlf_dynamics.optimizers import learning_rate_schedule, make_optimizer
+from dlf_dynamics.problem import Problem
+from dlf_dynamics.schedules import Schedule, make_schedule
+
+SCALARS = (
+    "loss",
+    "static_loss",
+    "accuracy",
+    "learning_rate",
+    "gradient_norm",
+    "update_cosine",
+)
+"""What each step records, in the order of the columns of `step`; class weights follow."""
+
+Row = Float[Array, " scalars"]
+
+
+class State(NamedTuple):
+    """All that the next update depends on.
+
+    Attributes:
+        params: θ_t, flat.
+        previous_update: θ_t - θ_(t-1); 0 at the first step.
+        optimizer_state: of optax, for flat parameters.
+        step: t, the number of updates made.
+    """
+
+    params: Float[Array, " params"]
+    previous_update: Float[Array, " params"]
+    optimizer_state: Any
+    step: Int[Array, ""]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["problem"],
+    meta_fields=["optimizer", "learning_rate", "schedule", "batch_size", "batch_seed"],
+)
+@dataclass(frozen=True)
+class Dynamics:
+    """A problem in flat parameters with the rule that updates them.
+
+    Attributes:
+        problem: of flat parameters.
+        optimizer: an optax transformation.
+        learning_rate: of each step, recorded; the optimizer holds its own.
+        schedule: class weights of each step.
+        batch_size: examples per update, or none for the full batch.
+        batch_seed: of the mini-batches.
+    """
+
+    problem: Problem
+    optimizer: optax.GradientTransformation
+    learning_rate: Callable[[Any], Any]
+    schedule: Schedule
+    batch_size: int | None = None
+    batch_seed: int = 0
+
+    def initial_state(self, params: Float[Array, " params"]) -> State:
+        """The state before the first update."""
+        return State(params, jnp.zeros_like(params), self.optimizer.init(params), jnp.int32(0))
+
+    def step(self, state: State) -> tuple[State, Row]:
+        """θ_t to θ_(t+1), with the scalars of step t.
+
+        Loss, accuracy and gradient are those of θ_t under the weights of step t, on the batch that
+        the update uses; the cosine is the one between the update just made and the previous one.
+        """
+        problem = self.problem_at(state.step)
+        (loss, evaluation), gradient = jax.value_and_grad(problem.evaluate, has_aux=True)(
+            state.params, state.step
+        )
+        update, optimizer_state = self.optimizer.update(
+            gradient, state.optimizer_state, state.params
+        )
+        next_state = State(state.params + update, update, optimizer_state, state.step + 1)
+        scalars = [
+            loss,
+            evaluation.static_loss,
+            evaluation.accuracy,
+            self.learning_rate(state.step),
+            jnp.linalg.norm(gradient),
+            _cosine(update, state.previous_update),
+            *self.schedule(state.step),
+        ]
+        return next_state, jnp.stack([jnp.asarray(s, loss.dtype) for s in scalars])
+
+    def problem_at(self, step: Int[Array, ""]) -> Problem:
+        """The problem on the examples that the update at this step uses.
+
+        Each epoch goes through a fresh random permutation in whole batches; the examples left over
+        wait for another epoch. The batch is a function of seed and step alone, so that any step
+        can be replayed.
+        """
+        if self.batch_size is None:
+            return self.problem
+        num_examples = len(self.problem.targets)
+        epoch, batch = jnp.divmod(step, num_examples // self.batch_size)
+        key = jax.random.fold_in(jax.random.key(self.batch_seed), epoch)
+        order = jax.random.permutation(key, num_examples)
+        start = batch * self.batch_size
+        return self.problem.take(jax.lax.dynamic_slice_in_dim(order, start, self.batch_size))
+
+
+def _cosine(a: Array, b: Array) -> Array:
+    """Cosine of the angle between two vectors, NaN where one of them is 0."""
+    return jnp.vdot(a, b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b))
+
+
+@partial(jax.jit, static_argnames="capacity")
+def advance(
+    dynamics: Dynamics, state: State, count: Int[Array, ""] | int, *, capacity: int
+) -> tuple[State, Float[Array, "capacity scalars"]]:
+    """Makes `count` <= `capacity` updates; rows of scalars beyond `count` are 0.
+
+    The count is traced: every stretch of a run, long or short, goes through the same compiled
+    program, so that where a run is cut does not change its bits.
+    """
+    row = jax.eval_shape(dynamics.step, state)[1]
+
+    def one(state: State, index: Int[Array, ""]) -> tuple[State, Row]:
+        return jax.lax.cond(
+            index < count,
+            dynamics.step,
+            lambda state: (state, jnp.zeros(row.shape, row.dtype)),
+            state,
+        )
+
+    return jax.lax.scan(one, state, jnp.arange(capacity))
+
+
+def build(
+    config: RunConfig, dataset: Dataset, schedule: Schedule | None = None
+) -> tuple[Dynamics, Float[Array, " params"], Any]:
+    """Dynamics, flat initial parameters and the same as a pytree.
+
+    Args:
+        config: of the run.
+        dataset: inputs and labels.
+        schedule: class weights to use instead of those of the configuration.
+
+    Raises:
+        ConfigError: when float64 is asked for and not enabled in JAX.
+        DataError: when the labels do not fit the network's outputs.
+    """
+    require_precision(config)
+    num_outputs = config.model.outputs or dataset.num_classes
+    if dataset.num_classes > num_outputs:
+        raise DataError(
+            f"labels go up to {dataset.num_classes - 1} but the network has {num_outputs} outputs; "
+            f"set model.outputs to at least {dataset.num_classes}"
+        )
+    if config.batch_size is not None and config.batch_size > len(dataset.labels):
+        raise ConfigError(
+            f"batch_size is {config.batch_size}; expected at most the number of examples, "
+            f"{len(dataset.labels)}"
+        )
+    model = FullyConnected.from_config(config.model)
+    inputs = jnp.asarray(dataset.inputs, config.dtype)
+    with random_stream(config):
+        params = model.init(
+            jax.random.PRNGKey(config.model.seed), inputs[0].size, num_outputs, inputs.dtype
+        )
+    schedule = schedule or make_schedule(config.schedule, num_outputs)
+    problem = Problem(
+        model.apply,
+        make_criterion(config.loss),
+        inputs,
+        jnp.asarray(dataset.labels),
+        make_weights(config.loss, schedule),
+    )
+    flat, vector = problem.ravel(params)
+    rate = learning_rate_schedule(config.optimizer, config.steps)
+    # A number instead of a constant schedule spares the optimizer a counter in its state.
+    scheduled = config.optimizer.learning_rate_schedule != "constant"
+    scheduled = scheduled or config.optimizer.warmup_steps > 0
+    dynamics = Dynamics(
+        problem=flat,
+        optimizer=make_optimizer(
+            config.optimizer, rate if scheduled else config.optimizer.learning_rate
+        ),
+        learning_rate=rate,
+        schedule=schedule,
+        batch_size=config.batch_size,
+        batch_seed=config.batch_seed,
+    )
+    return dynamics, vector, params
+
+
+def require_precision(config: RunConfig) -> None:
+    """Raises ConfigError when JAX is not set up for the precision of the configuration."""
+    if config.dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise ConfigError(
+            "dtype is 'float64' but JAX computes in float32; call "
+            'jax.config.update("jax_enable_x64", True) first, or choose dtype float32'
+        )
+
+
+def random_stream(config: RunConfig):
+    """Context in which JAX draws the random numbers that the configuration asks for."""
+    return jax.threefry_partitionable(config.prng == "modern")

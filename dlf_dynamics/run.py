@@ -1,0 +1,185 @@
+"""`Run`: a recorded run as analyses see it, rebuilt from its file alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from dlf_dynamics import schema
+from dlf_dynamics.config import RunConfig
+from dlf_dynamics.configfile import from_json
+from dlf_dynamics.datasets import Dataset, load_dataset
+from dlf_dynamics.dynamics import Dynamics, State, build
+from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.optimizers import flatten_state, unflatten_state
+from dlf_dynamics.problem import Problem
+from dlf_dynamics.runfile import Point, complete_steps, open_file, text
+from dlf_dynamics.schedules import Schedule, Tabulated
+
+
+def open_run(path: str | Path) -> Run:
+    """Opens a run file for reading; it may still be written to.
+
+    Raises:
+        FileError: when it is missing, foreign, damaged or of a newer format.
+    """
+    return Run(Path(path))
+
+
+class Run:
+    """A snapshot of a run file: what was complete when it was opened.
+
+    Arrays are read when they are asked for; parameters are never read all at once unless asked for.
+
+    Attributes:
+        path: of the file.
+        run_id: unique to the run; result files name it.
+        status: `running`, `complete`, `interrupted` or `diverged`.
+        config: as trained.
+        provenance: versions, machine and command.
+        steps: of the recorded scalars, shape (steps,).
+        checkpoint_steps: of the recorded parameters, shape (checkpoints,).
+        num_params: length of the parameter vector.
+        data_sha256: digest of the data.
+        own_schedule: whether class weights came from the user and not from the configuration.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open_file(path) as file:
+            self.run_id = str(file.attrs["run_id"])
+            self.status = text(file, "status")
+            try:
+                self.config: RunConfig = from_json(text(file, "config"))
+            except (ConfigError, json.JSONDecodeError) as error:
+                raise FileError(f"{path} is damaged: its configuration: {error}") from error
+            self.provenance: Mapping[str, Any] = json.loads(text(file, "provenance"))
+            self.steps: Int[np.ndarray, " steps"] = complete_steps(file, "steps")
+            self.checkpoint_steps: Int[np.ndarray, " checkpoints"] = complete_steps(
+                file, "checkpoints"
+            )
+            self.num_params = int(file["parameters/value"].shape[1])  # type: ignore[union-attr]
+            self.data_sha256 = str(file["data"].attrs["sha256"])
+            weights = file["scalars/class_weights"]
+            self.own_schedule = bool(weights.attrs["own_schedule"])
+
+    def __repr__(self) -> str:
+        return (
+            f"Run({str(self.path)!r}, {self.status}, {len(self.steps)} steps, "
+            f"{len(self.checkpoint_steps)} checkpoints of {self.num_params} parameters)"
+        )
+
+    @cached_property
+    def scalars(self) -> Mapping[str, np.ndarray]:
+        """What each step recorded, by name (`loss`, `update_cosine`, `class_weights`, ...)."""
+        names = {entry.path.split("/")[1]: entry.path for entry in schema.growing("steps")}
+        with open_file(self.path) as file:
+            return {name: file[path][: len(self.steps)] for name, path in names.items()}  # type: ignore[index]
+
+    def parameters(
+        self, checkpoints: slice | Sequence[int] | np.ndarray = slice(None)
+    ) -> Float[np.ndarray, "checkpoints params"]:
+        """Recorded parameters of some checkpoints, given by increasing index."""
+        with open_file(self.path) as file:
+            return file["parameters/value"][: len(self.checkpoint_steps)][checkpoints]  # type: ignore[index]
+
+    def points(self, checkpoints: Sequence[int], chunk: int) -> Iterator[list[Point]]:
+        """Streams checkpoints, given by increasing index, in lists of at most `chunk`."""
+        with open_file(self.path) as file:
+            for start in range(0, len(checkpoints), chunk):
+                yield [self._point(file, int(i)) for i in checkpoints[start : start + chunk]]
+
+    def _point(self, file: Any, index: int) -> Point:
+        optimizer = file["optimizer/value"][index] if "optimizer/value" in file else np.zeros(0)
+        return Point(
+            int(self.checkpoint_steps[index]),
+            file["parameters/value"][index],
+            file["previous_update/value"][index],
+            optimizer,
+        )
+
+    def resume_point(self) -> Point:
+        """Where the run continues: the interrupted step if it was recorded, else a checkpoint.
+
+        Raises:
+            FileError: when nothing was recorded yet.
+        """
+        if len(self.checkpoint_steps) == 0:
+            raise FileError(f"{self.path} has no checkpoint to continue from; train anew")
+        last = len(self.checkpoint_steps) - 1
+        with open_file(self.path) as file:
+            point = self._point(file, last)
+            step = int(file["resume/step"][()]) if "resume/step" in file else -1  # type: ignore[index]
+            if step <= point.step:
+                return point
+            read = {
+                name: file.get(f"resume/{name}")
+                for name in ("parameters", "previous_update", "optimizer")
+            }
+            optimizer = np.zeros(0) if read["optimizer"] is None else read["optimizer"][...]
+            return Point(step, read["parameters"][...], read["previous_update"][...], optimizer)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Inputs and labels, from the file or, when they are large, from their recipe.
+
+        Raises:
+            FileError: when the recipe no longer gives the data that the run was trained on.
+        """
+        with open_file(self.path) as file:
+            if "data/inputs" in file:
+                return Dataset(file["data/inputs"][...], file["data/targets"][...])  # type: ignore[index]
+        dataset = load_dataset(self.config.data)
+        if dataset.sha256() != self.data_sha256:
+            raise FileError(f"{self.path}: the data are not those that the run was trained on")
+        return dataset
+
+    @cached_property
+    def dynamics(self) -> Dynamics:
+        """Problem, optimizer and schedule, as they were trained."""
+        return build(self.config, self.dataset, self._recorded_schedule())[0]
+
+    @property
+    def problem(self) -> Problem:
+        """The problem, as a function of flat parameters."""
+        return self.dynamics.problem
+
+    def unravel(self, vector: Float[np.ndarray, " params"]) -> Any:
+        """A parameter vector as the pytree of the model."""
+        params = build(self.config, self.dataset, self._recorded_schedule())[2]
+        return jax.flatten_util.ravel_pytree(params)[1](jnp.asarray(vector))
+
+    def state(self, point: Point) -> State:
+        """A recorded point as the state that the dynamics continue from."""
+        params = jnp.asarray(point.params)
+        like = jax.eval_shape(self.dynamics.optimizer.init, params)
+        return State(
+            params,
+            jnp.asarray(point.previous_update),
+            unflatten_state(jnp.asarray(point.optimizer), like),
+            jnp.int32(point.step),
+        )
+
+    def _recorded_schedule(self) -> Schedule | None:
+        """The user's own schedule, from the weights that were recorded."""
+        if not self.own_schedule:
+            return None
+        return Tabulated(jnp.asarray(self.scalars["class_weights"]))
+
+
+def point_of(state: State) -> Point:
+    """A state as the vectors that the run file stores."""
+    return Point(
+        int(state.step),
+        np.asarray(state.params),
+        np.asarray(state.previous_update),
+        np.asarray(flatten_state(state.optimizer_state)),
+    )

@@ -1,0 +1,351 @@
+"""Run files: created whole, then only appended to, in HDF5's single-writer mode.
+
+A writer that is killed leaves a file that opens, in which each row is complete or absent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import h5py
+import numpy as np
+from jaxtyping import Float, Int
+
+from dlf_dynamics import schema
+from dlf_dynamics.config import RunConfig
+from dlf_dynamics.configfile import to_json
+from dlf_dynamics.datasets import Dataset
+from dlf_dynamics.errors import FileError
+from dlf_dynamics.schema import FORMAT, FORMAT_VERSION, SCHEMA, STEP_OF, Entry
+
+INLINE_DATA_BYTES = 64 * 2**20
+"""Data sets up to this size are stored in the run file; larger ones by recipe and hash."""
+
+_CHUNK_BYTES = 2**20
+_STATUS_TYPE = h5py.string_dtype("ascii", 16)
+_RESUME = ("resume/parameters", "resume/previous_update", "resume/optimizer")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Lengths of the axes of a run file that do not grow."""
+
+    params: int
+    state: int
+    classes: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """A state of the run as vectors: parameters, previous update, optimizer state; and its step."""
+
+    step: int
+    params: Float[np.ndarray, " params"]
+    previous_update: Float[np.ndarray, " params"]
+    optimizer: Float[np.ndarray, " state"]
+
+
+class RunWriter:
+    """Appends rows to a run file. Use it as a context manager."""
+
+    def __init__(self, file: h5py.File) -> None:
+        file.swmr_mode = True
+        self._file = file
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append_scalars(self, steps: Int[np.ndarray, " rows"], rows: np.ndarray) -> None:
+        """Appends rows whose columns are in the order of the schema, class weights last."""
+        values = {}
+        column = 0
+        for entry in schema.growing("steps"):
+            dataset = _dataset(self._file, entry.path)
+            width = dataset.shape[1] if dataset.ndim == 2 else 1
+            part = rows[:, column : column + width]
+            values[entry.path] = part if dataset.ndim == 2 else part[:, 0]
+            column += width
+        self._append("steps", steps, values)
+
+    def append_checkpoints(self, points: list[Point]) -> None:
+        """Appends checkpoints in the order of their steps."""
+        if not points:
+            return
+        values = {
+            "parameters/value": np.stack([p.params for p in points]),
+            "previous_update/value": np.stack([p.previous_update for p in points]),
+        }
+        if "optimizer/value" in self._file:
+            values["optimizer/value"] = np.stack([p.optimizer for p in points])
+        self._append("checkpoints", np.array([p.step for p in points]), values)
+
+    def set_resume(self, point: Point) -> None:
+        """Records where an interrupted run stopped, so that it continues from that very step."""
+        for path, vector in zip(
+            _RESUME, (point.params, point.previous_update, point.optimizer), strict=True
+        ):
+            if path in self._file:
+                self._file[path][...] = vector
+        self._file.flush()
+        self._file["resume/step"][()] = point.step
+        self._file.flush()
+
+    def set_status(self, status: str) -> None:
+        """Records how the run stands."""
+        self._file["status"][()] = status.encode()
+        self._file.flush()
+
+    def _append(
+        self, axis: str, steps: Int[np.ndarray, " rows"], values: Mapping[str, np.ndarray]
+    ) -> None:
+        """Values first, steps last: a row exists when its step does."""
+        for path, rows in [*values.items(), (STEP_OF[axis], steps)]:
+            dataset = _dataset(self._file, path)
+            length = dataset.shape[0]
+            dataset.resize(length + len(rows), axis=0)
+            dataset[length:] = rows
+            dataset.flush()
+
+
+def create(
+    path: Path,
+    config: RunConfig,
+    dataset: Dataset,
+    sizes: Sizes,
+    layout: str,
+    provenance: str,
+    own_schedule: bool = False,
+) -> RunWriter:
+    """Creates a run file, whole but without rows, and opens it for appending.
+
+    Args:
+        path: of the file.
+        config: of the run.
+        dataset: that it is trained on.
+        sizes: of the axes that do not grow.
+        layout: of the parameter vector, as text.
+        provenance: as JSON.
+        own_schedule: whether class weights come from the user and not from the configuration.
+
+    Raises:
+        FileError: when the file cannot be written.
+    """
+    with _writing(path):
+        file = h5py.File(path, "w", libver="latest")
+        _declare(file, config.dtype, sizes)
+        file.attrs.update(
+            format=FORMAT,
+            format_version=FORMAT_VERSION,
+            run_id=uuid.uuid4().hex,
+            created=json.loads(provenance)["created"],
+        )
+        file["config"] = to_json(config)
+        file["provenance"] = provenance
+        file["parameters"].attrs["layout"] = layout
+        group = file.create_group("data")
+        group.attrs.update(kind=config.data.name, sha256=dataset.sha256())
+        file["scalars/class_weights"].attrs["own_schedule"] = own_schedule
+        if dataset.inputs.nbytes <= INLINE_DATA_BYTES:
+            group["inputs"] = dataset.inputs
+            group["targets"] = dataset.labels.astype(np.int64)
+        file.flush()
+        return RunWriter(file)
+
+
+def reopen(path: Path, config: RunConfig, upto: int) -> RunWriter:
+    """Opens a run file to continue it, rows from step `upto` on dropped.
+
+    The rows are copied to a new file that then replaces the old one, so that a kill at any moment
+    leaves one or the other.
+    """
+    copy(path, path, upto=upto, config=config)
+    with _writing(path):
+        return RunWriter(h5py.File(path, "r+", libver="latest"))
+
+
+def copy(
+    source: Path, target: Path, upto: int | None = None, config: RunConfig | None = None
+) -> None:
+    """Copies the complete rows of a run file, those before step `upto`, by way of a new file.
+
+    Raises:
+        FileError: when the source cannot be read or the target not written.
+    """
+    partial = target.with_name(target.name + ".partial")
+    try:
+        with (
+            open_file(source) as old,
+            _writing(target),
+            h5py.File(partial, "w", libver="latest") as new,
+        ):
+            _declare(new, _dataset(old, "parameters/value").dtype.name, _sizes(old))
+            new.attrs.update(dict(old.attrs))
+            new["parameters"].attrs["layout"] = old["parameters"].attrs["layout"]
+            old.copy("data", new)
+            weights = "scalars/class_weights"
+            new[weights].attrs["own_schedule"] = old[weights].attrs["own_schedule"]
+            new["config"] = text(old, "config") if config is None else to_json(config)
+            new["provenance"] = text(old, "provenance")
+            for axis in STEP_OF:
+                _copy_rows(old, new, axis, upto)
+            status = text(old, "status")
+            new["status"][()] = b"interrupted" if status == "running" else status.encode()
+            if upto is None and "resume/step" in old:
+                for path in (*_RESUME, "resume/step"):
+                    if path in old:
+                        new[path][...] = old[path][...]
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _copy_rows(old: h5py.File, new: h5py.File, axis: str, upto: int | None) -> None:
+    steps = complete_steps(old, axis)
+    length = len(steps) if upto is None else int(np.searchsorted(steps, upto))
+    for path in (*(entry.path for entry in schema.growing(axis)), STEP_OF[axis]):
+        if path not in old:
+            continue
+        source, target = _dataset(old, path), _dataset(new, path)
+        target.resize(length, axis=0)
+        block = max(1, target.chunks[0])
+        for start in range(0, length, block):
+            stop = min(start + block, length)
+            target[start:stop] = source[start:stop]
+
+
+def complete_steps(file: h5py.File, axis: str) -> Int[np.ndarray, " rows"]:
+    """Steps along an axis for which all values are there."""
+    steps = _dataset(file, STEP_OF[axis])
+    lengths = [len(_dataset(file, e.path)) for e in schema.growing(axis) if e.path in file]
+    return steps[: min(len(steps), *lengths)]
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[h5py.File]:
+    """Opens a run file for reading, also while it is written or after its writer was killed.
+
+    Raises:
+        FileError: when it is missing, foreign, damaged or of a newer format.
+    """
+    file = _open(path)
+    try:
+        _check_format(file, path)
+        yield file
+    finally:
+        file.close()
+
+
+def _open(path: Path) -> h5py.File:
+    if not path.is_file():
+        raise FileError(f"run file {path} does not exist; `dlf-dynamics train -o {path}` makes one")
+    if not os.access(path, os.R_OK):
+        raise FileError(f"run file {path} cannot be read; it needs read permission")
+    with path.open("rb") as raw:
+        if raw.read(8) != b"\x89HDF\r\n\x1a\n":
+            raise FileError(f"{path} is not a dlf-dynamics run file (not HDF5)")
+    try:
+        return h5py.File(path, "r")
+    except OSError as plain:
+        try:
+            return h5py.File(path, "r", swmr=True)
+        except OSError:
+            reason = str(plain).rsplit("(", 1)[-1].rstrip(")")
+            raise FileError(f"{path} is damaged: {reason}; it cannot be repaired") from plain
+
+
+def _check_format(file: h5py.File, path: Path) -> None:
+    found = file.attrs.get("format")
+    if found != FORMAT:
+        raise FileError(f"{path} is not a dlf-dynamics run file (format {found!r}, not {FORMAT!r})")
+    version = str(file.attrs.get("format_version"))
+    if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
+        raise FileError(
+            f"{path} has format version {version}; this program reads "
+            f"{FORMAT_VERSION.split('.')[0]}.x: use a newer dlf-dynamics"
+        )
+    missing = [e.path for e in SCHEMA if not e.optional and e.path not in file]
+    if missing:
+        raise FileError(f"{path} is damaged: /{missing[0]} is missing")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns the errors of writing into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def write_error(path: Path, error: OSError) -> FileError:
+    """A line that says why a file could not be written."""
+    if not path.parent.is_dir():
+        return FileError(f"{path} cannot be written: directory {path.parent} does not exist")
+    if error.errno is not None:
+        return FileError(f"{path} cannot be written: {os.strerror(error.errno)}")
+    reason = str(error).splitlines()[0]
+    return FileError(f"{path} cannot be written: {reason}")
+
+
+def _declare(file: h5py.File, dtype: str, sizes: Sizes) -> None:
+    """Creates every dataset of the schema that the writer fills, without rows."""
+    file.create_dataset("status", data=b"running", dtype=_STATUS_TYPE)
+    for entry in SCHEMA:
+        if entry.kind == "text" or entry.path.startswith("data/"):
+            continue
+        shape = _shape(entry, sizes)
+        if 0 in shape[entry.growing :]:
+            continue
+        options: dict[str, Any] = {}
+        if entry.growing:
+            options = {"maxshape": (None, *shape[1:]), "chunks": _chunks(shape)}
+        kind = np.int64 if entry.kind == "int" else np.dtype(dtype)
+        fill = -1 if entry.path == "resume/step" else 0
+        dataset = file.create_dataset(entry.path, shape, kind, fillvalue=fill, **options)
+        dataset.attrs.update(
+            units=entry.units, dims=list(entry.dims), description=entry.description
+        )
+    for axis, steps in STEP_OF.items():
+        for entry in schema.growing(axis):
+            link = entry.path.replace("/value", "/step")
+            if entry.path in file and link not in file:
+                file[link] = file[steps]
+
+
+def _shape(entry: Entry, sizes: Sizes) -> tuple[int, ...]:
+    lengths = {"checkpoints": 0, "steps": 0, **vars(sizes)}
+    return tuple(lengths[name] for name in entry.dims)
+
+
+def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
+    row = 8 * int(np.prod(shape[1:], dtype=int))
+    rows = int(np.clip(_CHUNK_BYTES // 4 // row, 1, 4096))
+    return (rows, *shape[1:])
+
+
+def _sizes(file: h5py.File) -> Sizes:
+    state = _dataset(file, "optimizer/value").shape[1] if "optimizer/value" in file else 0
+    return Sizes(
+        params=_dataset(file, "parameters/value").shape[1],
+        state=state,
+        classes=_dataset(file, "scalars/class_weights/value").shape[1],
+    )
+
+
+def _dataset(file: h5py.File, path: str) -> h5py.Dataset:
+    return cast(h5py.Dataset, file[path])
+
+
+def text(file: h5py.File, path: str) -> str:
+    """A string stored in the file."""
+    return cast(bytes, _dataset(file, path)[()]).decode()

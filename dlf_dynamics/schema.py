@@ -1,0 +1,100 @@
+"""The run file's layout as one table, from which it is written, checked and documented."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+FORMAT = "dlf-dynamics-run"
+FORMAT_VERSION = "1.0"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One dataset of the run file.
+
+    Attributes:
+        path: within the file.
+        dims: names of its axes; `checkpoints` and `steps` grow while the run goes on.
+        kind: `float` (of the run's precision), `int` (int64) or `text`.
+        units: of the values.
+        description: one line.
+        optional: whether a valid file may lack it.
+    """
+
+    path: str
+    dims: tuple[str, ...]
+    kind: str
+    units: str
+    description: str
+    optional: bool = False
+
+    @property
+    def growing(self) -> bool:
+        """Whether rows are appended during training."""
+        return bool(self.dims) and self.dims[0] in ("checkpoints", "steps")
+
+
+def _scalar(name: str, units: str, description: str, *more: str) -> Entry:
+    return Entry(f"scalars/{name}/value", ("steps", *more), "float", units, description)
+
+
+SCHEMA: tuple[Entry, ...] = (
+    Entry("status", (), "text", "", "running, complete, interrupted or diverged"),
+    Entry("config", (), "text", "JSON", "configuration, enough to train again"),
+    Entry("provenance", (), "text", "JSON", "versions, machine, source revision and command"),
+    Entry("data/inputs", ("examples", "..."), "float", "", "inputs; absent when over 64 MiB", True),
+    Entry("data/targets", ("examples",), "int", "", "class labels", True),
+    Entry("parameters/value", ("checkpoints", "params"), "float", "", "parameters θ_t, flat"),
+    Entry("parameters/step", ("checkpoints",), "int", "updates", "t of each checkpoint"),
+    Entry(
+        "previous_update/value",
+        ("checkpoints", "params"),
+        "float",
+        "",
+        "θ_t - θ_(t-1); 0 at step 0",
+    ),
+    Entry(
+        "optimizer/value",
+        ("checkpoints", "state"),
+        "float",
+        "",
+        "optimizer state before the update of step t, flat",
+        True,
+    ),
+    _scalar("loss", "nats or squared outputs", "F(θ_t, t), weighted, on the examples of step t"),
+    _scalar("static_loss", "nats or squared outputs", "the same with all weights 1"),
+    _scalar("accuracy", "fraction", "examples whose largest output is their label's"),
+    _scalar("learning_rate", "", "of the update from θ_t to θ_(t+1)"),
+    _scalar("gradient_norm", "", "Euclidean norm of the gradient of F(·, t) at θ_t"),
+    _scalar("update_cosine", "", "cosine of the updates θ_(t+1) - θ_t and θ_t - θ_(t-1)"),
+    _scalar("class_weights", "", "Γ_i(t), summing to the number of classes", "classes"),
+    Entry("scalars/step", ("steps",), "int", "updates", "t of each row"),
+    Entry("resume/parameters", ("params",), "float", "", "where an interrupted run stopped", True),
+    Entry("resume/previous_update", ("params",), "float", "", "as at a checkpoint", True),
+    Entry("resume/optimizer", ("state",), "float", "", "as at a checkpoint", True),
+    Entry("resume/step", (), "int", "updates", "-1 unless the run was interrupted", True),
+)
+"""Every dataset of a run file. Values are written before the step that makes them valid."""
+
+STEP_OF = {"checkpoints": "parameters/step", "steps": "scalars/step"}
+"""Where the steps of a growing axis are kept; `<group>/step` beside each value links to it."""
+
+
+def growing(axis: str) -> Iterator[Entry]:
+    """The entries that grow along this axis, the axis's own steps left out."""
+    for entry in SCHEMA:
+        if entry.dims[:1] == (axis,) and entry.path != STEP_OF[axis]:
+            yield entry
+
+
+def table() -> str:
+    """The schema as a Markdown table (docs/file-format.md holds it, checked by a test)."""
+    lines = ["| dataset | axes | type | units | content |", "| --- | --- | --- | --- | --- |"]
+    for entry in SCHEMA:
+        axes = ", ".join(entry.dims) or "-"
+        kind = entry.kind + (" (optional)" if entry.optional else "")
+        lines.append(
+            f"| `/{entry.path}` | {axes} | {kind} | {entry.units or '-'} | {entry.description} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,249 @@
+"""Training: stretches of the training map, recorded to a run file as they are done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dlf_dynamics import runfile
+from dlf_dynamics.config import RunConfig
+from dlf_dynamics.datasets import Dataset, load_dataset
+from dlf_dynamics.dynamics import Dynamics, State, advance, build, random_stream
+from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.optimizers import flatten_state
+from dlf_dynamics.provenance import provenance
+from dlf_dynamics.run import Run, open_run, point_of
+from dlf_dynamics.runfile import Point, RunWriter, Sizes
+from dlf_dynamics.schedules import Schedule
+
+MAX_STRETCH = 1000
+"""Updates per call of the compiled program at most."""
+
+_STRETCH_SECONDS = 0.25
+_RECORD_SECONDS = 0.5
+_RECORD_BYTES = 64 * 2**20
+
+
+def train(
+    config: RunConfig,
+    path: str | Path,
+    *,
+    dataset: Dataset | None = None,
+    schedule: Schedule | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int], None] = lambda step: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Run:
+    """Trains and records a run; see `resume` to continue one.
+
+    Args:
+        config: of the run.
+        path: of the run file to write.
+        dataset: to train on instead of the configuration's.
+        schedule: class weights of each step instead of the configuration's; any hashable callable
+            that JAX can trace.
+        overwrite: whether to replace an existing file.
+        progress: told the number of updates made.
+        stop: asked between stretches; when true, the run is left to be resumed.
+
+    Returns:
+        The recorded run; its `status` is `complete`, `interrupted` or `diverged`.
+
+    Raises:
+        ConfigError: when the configuration and the data do not fit.
+        FileError: when the file exists or cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileError(
+            f"{path} exists; continue it with --resume, replace it with --overwrite, "
+            "or write elsewhere with -o"
+        )
+    dataset = load_dataset(config.data) if dataset is None else dataset
+    with random_stream(config):
+        dynamics, params, tree = build(config, dataset, schedule)
+        state = dynamics.initial_state(params)
+        sizes = Sizes(
+            params=params.size,
+            state=flatten_state(state.optimizer_state).size,
+            classes=len(dynamics.schedule(state.step)),
+        )
+        writer = runfile.create(
+            path, config, dataset, sizes, _layout(tree), provenance(), schedule is not None
+        )
+        return _run(path, config, dynamics, state, writer, progress, stop)
+
+
+def resume(
+    path: str | Path,
+    *,
+    steps: int | None = None,
+    schedule: Schedule | None = None,
+    progress: Callable[[int], None] = lambda step: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Run:
+    """Continues a run that was interrupted or killed, bit by bit as if it had not been.
+
+    Args:
+        path: of the run file.
+        steps: new total number of updates; none keeps the configured one.
+        schedule: the user's own schedule, where the run was trained with one.
+        progress: as in `train`.
+        stop: as in `train`.
+
+    Raises:
+        ConfigError: when the new number of steps does not fit the run.
+        FileError: when the file is missing or damaged, or the run diverged.
+    """
+    path = Path(path)
+    run = open_run(path)
+    config = run.config if steps is None else _extended(run.config, steps)
+    if run.status == "diverged":
+        raise FileError(f"{path} diverged and cannot be continued; train anew")
+    point = run.resume_point()
+    if point.step > config.steps:
+        raise ConfigError(f"steps is {config.steps}; expected at least {point.step}, already made")
+    if run.own_schedule and schedule is None:
+        raise ConfigError(f"{path} was trained with a schedule of one's own; pass it again")
+    if run.status == "complete" and point.step == config.steps:
+        return run
+    with random_stream(config):
+        dynamics = build(config, run.dataset, schedule)[0]
+        state = run.state(point)
+        writer = runfile.reopen(path, config, upto=point.step)
+        return _run(path, config, dynamics, state, writer, progress, stop)
+
+
+def _extended(config: RunConfig, steps: int) -> RunConfig:
+    if steps != config.steps and config.optimizer.learning_rate_schedule != "constant":
+        raise ConfigError(
+            f"steps is {steps}; expected {config.steps}, as the learning-rate schedule of the run "
+            "ends there"
+        )
+    return replace(config, steps=steps)
+
+
+def _layout(params: object) -> str:
+    """Where each leaf lies in the flat vector, as text: path, shape, start."""
+    lines, start = [], 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        lines.append(f"{jax.tree_util.keystr(path)} {tuple(leaf.shape)} {start}")
+        start += leaf.size
+    return "\n".join(lines)
+
+
+@dataclass
+class _Record:
+    """Rows and checkpoints that wait to be written."""
+
+    writer: RunWriter
+    steps: list[np.ndarray] = field(default_factory=list)
+    rows: list[np.ndarray] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
+    written: float = field(default_factory=time.monotonic)
+
+    def add(self, first: int, rows: np.ndarray) -> None:
+        """Takes rows of consecutive steps."""
+        self.steps.append(np.arange(first, first + len(rows)))
+        self.rows.append(rows)
+
+    def due(self) -> bool:
+        """Whether it is time to write."""
+        waiting = sum(p.params.nbytes * 2 + p.optimizer.nbytes for p in self.points)
+        return waiting > _RECORD_BYTES or time.monotonic() - self.written > _RECORD_SECONDS
+
+    def write(self) -> None:
+        """Writes all that waits; scalars first, so that no checkpoint lacks its row's past."""
+        if self.rows:
+            self.writer.append_scalars(np.concatenate(self.steps), np.concatenate(self.rows))
+        self.writer.append_checkpoints(self.points)
+        self.steps, self.rows, self.points = [], [], []
+        self.written = time.monotonic()
+
+
+def _run(
+    path: Path,
+    config: RunConfig,
+    dynamics: Dynamics,
+    state: State,
+    writer: RunWriter,
+    progress: Callable[[int], None],
+    stop: Callable[[], bool],
+) -> Run:
+    """Advances to the last step, recording on the way."""
+    try:
+        with writer:
+            status = _loop(config, dynamics, state, _Record(writer), progress, stop)
+            writer.set_status(status)
+    except OSError as error:
+        raise runfile.write_error(path, error) from error
+    return open_run(path)
+
+
+def _loop(
+    config: RunConfig,
+    dynamics: Dynamics,
+    state: State,
+    record: _Record,
+    progress: Callable[[int], None],
+    stop: Callable[[], bool],
+) -> str:
+    """The status at the end. One stretch is computed while the one before it is recorded."""
+    every, step = config.checkpoint_every, int(state.step)
+    capacity = min(every, MAX_STRETCH)
+    pace = _Pace(capacity)
+    while True:
+        if step % every == 0 or step == config.steps:
+            record.points.append(point_of(state))
+        if step == config.steps or stop():
+            break
+        count = min(pace.count, every - step % every, config.steps - step)
+        state, rows = advance(dynamics, state, count, capacity=capacity)
+        rows = np.asarray(rows)[:count]
+        if not np.all(np.isfinite(rows[:, 0])):
+            return _diverged(record, step, rows)
+        record.add(step, rows)
+        step += count
+        pace.update(count)
+        if record.due():
+            record.write()
+            progress(step)
+    if step < config.steps:
+        record.write()
+        record.writer.set_resume(point_of(state))
+        return "interrupted"
+    _, rows = advance(dynamics, state, 1, capacity=capacity)
+    record.add(step, np.asarray(rows)[:1])
+    record.write()
+    progress(step)
+    return "complete"
+
+
+def _diverged(record: _Record, step: int, rows: np.ndarray) -> str:
+    """Keeps the rows up to the first loss that is not finite."""
+    first_bad = int(np.argmin(np.isfinite(rows[:, 0])))
+    record.add(step, rows[: first_bad + 1])
+    record.write()
+    return "diverged"
+
+
+class _Pace:
+    """How many updates to make at once: few when they are slow, so that Ctrl-C is heard."""
+
+    def __init__(self, capacity: int) -> None:
+        self.count = 1
+        self._capacity = capacity
+        self._last: float | None = None
+
+    def update(self, count: int) -> None:
+        """Learns from the time since the last update, compilation left out."""
+        now = time.monotonic()
+        if self._last is not None:
+            fitting = int(count * _STRETCH_SECONDS / max(now - self._last, 1e-6))
+            self.count = min(max(fitting, 1), 2 * self.count, self._capacity)
+        self._last = now
