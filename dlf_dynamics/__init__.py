@@ -37,7 +37,7 @@ _MODULES = {
     "train": "training",
 }
 
-__all__ = ["__version__", *_MODULES]  # noqa: PLE0604
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

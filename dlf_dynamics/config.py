@@ -35,7 +35,8 @@ class DataConfig:
     num_classes: int = 3
     """Classes of the generated data sets."""
     noise: float = 0.2
-    """Standard deviation: of the angle (spiral, radians), of each coordinate (swiss-roll, blobs)."""
+    """Standard deviation of the angle (spiral, in radians), of each coordinate (blobs), or ten
+    times that of each coordinate (swiss-roll)."""
     seed: int = 0
     """Seed of the generated data sets (NumPy's legacy generator, as published)."""
     path: str | None = None
@@ -190,6 +191,42 @@ def _fractions(optimizer: OptimizerConfig):
     decaying = optimizer.learning_rate_schedule == "exponential"
     if decaying and optimizer.final_learning_rate <= 0:
         yield optimizer.final_learning_rate, "optimizer.final_learning_rate", "a number above 0"
+
+
+@dataclass(frozen=True)
+class SpectrumConfig:
+    """What to compute, and where along the run."""
+
+    every: int = 1
+    """Take each n-th checkpoint."""
+    steps: str = ":"
+    """Steps a:b to look at, a included and b not; either may be left out."""
+    k: int = 3
+    """Number of Hessian eigenvalues."""
+    static: bool = False
+    """Take the static loss instead of the weighted loss of each step."""
+    ntk_examples: int = 50
+    """Examples of the NTK, the first ones of the data; 0 leaves the NTK out."""
+    ntk_full: bool = False
+    """Keep the outputs apart in the NTK instead of averaging over them."""
+    tol: float | None = None
+    """Residual that counts as converged, relative to the largest eigenvalue; none means 1e-6, or
+    1e-3 in float32."""
+    max_matvecs: int = 40
+    """Hessian products per checkpoint and point at most."""
+    seed: int = 0
+    """Seed of the random start vectors."""
+
+    def __post_init__(self) -> None:
+        for key, least in {"every": 1, "k": 1, "ntk_examples": 0, "max_matvecs": 2}.items():
+            if getattr(self, key) < least:
+                raise ConfigError(f"{key} is {getattr(self, key)}; expected at least {least}")
+        if self.tol is not None and not 0 < self.tol < 1:
+            raise ConfigError(f"tol is {self.tol}; expected a number between 0 and 1")
+        if self.max_matvecs < 2 * self.k:
+            raise ConfigError(
+                f"max_matvecs is {self.max_matvecs}; expected at least 2 k = {2 * self.k}"
+            )
 
 
 PULSE_STEPS_PUBLISHED = 5001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class FullyConnected:
         """
         sizes = (num_inputs, *self.widths, num_outputs)
         layers = []
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in itertools.pairwise(sizes):
             key, layer_key = jax.random.split(key)
             weight_key, bias_key = jax.random.split(layer_key)
             weight = _WEIGHTS[self.weights](weight_key, (fan_in, fan_out), dtype)

@@ -34,5 +34,9 @@ def preconditioned(matvec: Matvec, preconditioner: Vector) -> Matvec:
 
 
 def jacobian(problem: Problem, params: Vector) -> Float[Array, "examples outputs params"]:
-    """df_i(x_n)/dθ, row by row; for the NTK of a few examples."""
-    return jax.jacrev(problem.outputs)(params)
+    """df_i(x_n)/dθ, example by example: outputs must not depend on the other examples."""
+
+    def of_example(example: Array) -> Float[Array, "outputs params"]:
+        return jax.jacrev(lambda params: problem.apply(params, example[None])[0])(params)
+
+    return jax.vmap(of_example)(problem.inputs)

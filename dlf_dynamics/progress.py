@@ -51,6 +51,7 @@ class Stop:
         self.signal = 0
 
     def __call__(self) -> bool:
+        """Whether a signal came."""
         return self.signal != 0
 
     def _wish(self, number: int, frame: FrameType | None) -> None:

@@ -183,3 +183,16 @@ def point_of(state: State) -> Point:
         np.asarray(state.previous_update),
         np.asarray(flatten_state(state.optimizer_state)),
     )
+
+
+def stack_points(run: Run, points: Sequence[Point]) -> State:
+    """Recorded points as one batched state, for `jax.lax.map` over checkpoints."""
+    params = np.stack([p.params for p in points])
+    optimizer = np.stack([p.optimizer for p in points])
+    like = jax.eval_shape(run.dynamics.optimizer.init, jnp.asarray(params[0]))
+    return State(
+        jnp.asarray(params),
+        jnp.stack([p.previous_update for p in points]),
+        jax.vmap(lambda vector: unflatten_state(vector, like))(jnp.asarray(optimizer)),
+        jnp.array([p.step for p in points], jnp.int32),
+    )

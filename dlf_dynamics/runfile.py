@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -55,15 +56,17 @@ class Point:
 class RunWriter:
     """Appends rows to a run file. Use it as a context manager."""
 
-    def __init__(self, file: h5py.File) -> None:
+    def __init__(self, file: h5py.File, path: Path) -> None:
         file.swmr_mode = True
         self._file = file
+        self._path = path
 
     def __enter__(self) -> RunWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with _writing(self._file, self._path):
+            self._file.close()
 
     def append_scalars(self, steps: Int[np.ndarray, " rows"], rows: np.ndarray) -> None:
         """Appends rows whose columns are in the order of the schema, class weights last."""
@@ -91,30 +94,32 @@ class RunWriter:
 
     def set_resume(self, point: Point) -> None:
         """Records where an interrupted run stopped, so that it continues from that very step."""
-        for path, vector in zip(
-            _RESUME, (point.params, point.previous_update, point.optimizer), strict=True
-        ):
-            if path in self._file:
-                self._file[path][...] = vector
-        self._file.flush()
-        self._file["resume/step"][()] = point.step
-        self._file.flush()
+        vectors = (point.params, point.previous_update, point.optimizer)
+        with _writing(self._file, self._path):
+            for path, vector in zip(_RESUME, vectors, strict=True):
+                if path in self._file:
+                    _dataset(self._file, path)[...] = vector
+            self._file.flush()
+            _dataset(self._file, "resume/step")[()] = point.step
+            self._file.flush()
 
     def set_status(self, status: str) -> None:
         """Records how the run stands."""
-        self._file["status"][()] = status.encode()
-        self._file.flush()
+        with _writing(self._file, self._path):
+            _dataset(self._file, "status")[()] = status.encode()
+            self._file.flush()
 
     def _append(
         self, axis: str, steps: Int[np.ndarray, " rows"], values: Mapping[str, np.ndarray]
     ) -> None:
         """Values first, steps last: a row exists when its step does."""
-        for path, rows in [*values.items(), (STEP_OF[axis], steps)]:
-            dataset = _dataset(self._file, path)
-            length = dataset.shape[0]
-            dataset.resize(length + len(rows), axis=0)
-            dataset[length:] = rows
-            dataset.flush()
+        with _writing(self._file, self._path):
+            for path, rows in [*values.items(), (STEP_OF[axis], steps)]:
+                dataset = _dataset(self._file, path)
+                length = dataset.shape[0]
+                dataset.resize(length + len(rows), axis=0)
+                dataset[length:] = rows
+                dataset.flush()
 
 
 def create(
@@ -128,6 +133,8 @@ def create(
 ) -> RunWriter:
     """Creates a run file, whole but without rows, and opens it for appending.
 
+    The file gets its name when it is whole: where the name exists, the file can be opened.
+
     Args:
         path: of the file.
         config: of the run.
@@ -140,8 +147,7 @@ def create(
     Raises:
         FileError: when the file cannot be written.
     """
-    with _writing(path):
-        file = h5py.File(path, "w", libver="latest")
+    with _new_file(path) as file:
         _declare(file, config.dtype, sizes)
         file.attrs.update(
             format=FORMAT,
@@ -159,7 +165,7 @@ def create(
             group["inputs"] = dataset.inputs
             group["targets"] = dataset.labels.astype(np.int64)
         file.flush()
-        return RunWriter(file)
+        return RunWriter(file, path)
 
 
 def reopen(path: Path, config: RunConfig, upto: int) -> RunWriter:
@@ -169,8 +175,7 @@ def reopen(path: Path, config: RunConfig, upto: int) -> RunWriter:
     leaves one or the other.
     """
     copy(path, path, upto=upto, config=config)
-    with _writing(path):
-        return RunWriter(h5py.File(path, "r+", libver="latest"))
+    return RunWriter(h5py.File(path, "r+", libver="latest"), path)
 
 
 def copy(
@@ -181,32 +186,25 @@ def copy(
     Raises:
         FileError: when the source cannot be read or the target not written.
     """
-    partial = target.with_name(target.name + ".partial")
-    try:
-        with (
-            open_file(source) as old,
-            _writing(target),
-            h5py.File(partial, "w", libver="latest") as new,
-        ):
-            _declare(new, _dataset(old, "parameters/value").dtype.name, _sizes(old))
-            new.attrs.update(dict(old.attrs))
-            new["parameters"].attrs["layout"] = old["parameters"].attrs["layout"]
-            old.copy("data", new)
-            weights = "scalars/class_weights"
-            new[weights].attrs["own_schedule"] = old[weights].attrs["own_schedule"]
-            new["config"] = text(old, "config") if config is None else to_json(config)
-            new["provenance"] = text(old, "provenance")
-            for axis in STEP_OF:
-                _copy_rows(old, new, axis, upto)
-            status = text(old, "status")
-            new["status"][()] = b"interrupted" if status == "running" else status.encode()
-            if upto is None and "resume/step" in old:
-                for path in (*_RESUME, "resume/step"):
-                    if path in old:
-                        new[path][...] = old[path][...]
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with open_file(source) as old, _new_file(target) as new:
+        _declare(new, _dataset(old, "parameters/value").dtype.name, _sizes(old))
+        new.attrs.update(dict(old.attrs))
+        new["parameters"].attrs["layout"] = old["parameters"].attrs["layout"]
+        old.copy("data", new)
+        weights = "scalars/class_weights"
+        new[weights].attrs["own_schedule"] = old[weights].attrs["own_schedule"]
+        new["config"] = text(old, "config") if config is None else to_json(config)
+        new["provenance"] = text(old, "provenance")
+        for axis in STEP_OF:
+            _copy_rows(old, new, axis, upto)
+        status = text(old, "status")
+        status = "interrupted" if status == "running" else status
+        _dataset(new, "status")[()] = status.encode()
+        if upto is None and "resume/step" in old:
+            for path in (*_RESUME, "resume/step"):
+                if path in old:
+                    _dataset(new, path)[...] = _dataset(old, path)[...]
+        new.close()
 
 
 def _copy_rows(old: h5py.File, new: h5py.File, axis: str, upto: int | None) -> None:
@@ -241,6 +239,8 @@ def open_file(path: Path) -> Iterator[h5py.File]:
     try:
         _check_format(file, path)
         yield file
+    except (OSError, RuntimeError, KeyError) as error:
+        raise _damaged(path, error) from error
     finally:
         file.close()
 
@@ -253,14 +253,28 @@ def _open(path: Path) -> h5py.File:
     with path.open("rb") as raw:
         if raw.read(8) != b"\x89HDF\r\n\x1a\n":
             raise FileError(f"{path} is not a dlf-dynamics run file (not HDF5)")
-    try:
+    with suppress(OSError):
         return h5py.File(path, "r")
-    except OSError as plain:
-        try:
-            return h5py.File(path, "r", swmr=True)
-        except OSError:
-            reason = str(plain).rsplit("(", 1)[-1].rstrip(")")
-            raise FileError(f"{path} is damaged: {reason}; it cannot be repaired") from plain
+    try:
+        return h5py.File(path, "r", swmr=_has_writer(path))
+    except OSError as error:
+        raise _damaged(path, error) from error
+
+
+def _has_writer(path: Path) -> bool:
+    """Whether a writer has the file open, or was killed: a flag of HDF5's superblock.
+
+    Without it a file must not be opened for SWMR reading: HDF5 would wait for ever for what is
+    missing from a truncated file.
+    """
+    with path.open("rb") as raw:
+        header = raw.read(12)
+    return len(header) == 12 and bool(header[11] & 4)
+
+
+def _damaged(path: Path, error: Exception) -> FileError:
+    reason = str(error).splitlines()[0].rsplit("(", 1)[-1].rstrip(")")
+    return FileError(f"{path} is damaged: {reason}; it cannot be repaired")
 
 
 def _check_format(file: h5py.File, path: Path) -> None:
@@ -279,21 +293,56 @@ def _check_format(file: h5py.File, path: Path) -> None:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turns the errors of writing into one line."""
+def _new_file(path: Path) -> Iterator[h5py.File]:
+    """A file that takes its name when the block ends well and leaves no trace when it does not."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        try:
+            # HDF5 crashes when the disk fills while a file is laid out: find out before.
+            partial.write_bytes(bytes(_CHUNK_BYTES))
+            file = h5py.File(partial, "w", libver="latest")
+        except OSError as error:
+            raise write_error(path, error) from error
+        with _writing(file, path):
+            yield file
+            os.replace(partial, path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(file: h5py.File, path: Path) -> Iterator[None]:
+    """Turns an error of writing into one line and leaves the file as a kill would.
+
+    HDF5 keeps what it could not write, tries again when the file is closed and crashes at exit.
+    Its file descriptor is turned to the null device, where the rest is lost in peace.
+    """
     try:
         yield
-    except OSError as error:
-        raise write_error(path, error) from error
+    except BaseException as error:
+        if file:
+            sink = os.open(os.devnull, os.O_RDWR)
+            os.dup2(sink, cast(int, file.id.get_vfd_handle()))
+            os.close(sink)
+            file.close()
+        if isinstance(error, OSError | RuntimeError) and _errno(error):
+            raise write_error(path, error) from error
+        raise
 
 
-def write_error(path: Path, error: OSError) -> FileError:
+def _errno(error: Exception) -> int | None:
+    """The system's number of an error, which h5py may tell in its text only."""
+    told = re.search(r"errno = (\d+)", str(error))
+    return int(told[1]) if told else getattr(error, "errno", None)
+
+
+def write_error(path: Path, error: Exception) -> FileError:
     """A line that says why a file could not be written."""
     if not path.parent.is_dir():
         return FileError(f"{path} cannot be written: directory {path.parent} does not exist")
-    if error.errno is not None:
-        return FileError(f"{path} cannot be written: {os.strerror(error.errno)}")
-    reason = str(error).splitlines()[0]
+    number = _errno(error)
+    reason = os.strerror(number) if number else str(error).splitlines()[0]
     return FileError(f"{path} cannot be written: {reason}")
 
 

@@ -176,12 +176,9 @@ def _run(
     stop: Callable[[], bool],
 ) -> Run:
     """Advances to the last step, recording on the way."""
-    try:
-        with writer:
-            status = _loop(config, dynamics, state, _Record(writer), progress, stop)
-            writer.set_status(status)
-    except OSError as error:
-        raise runfile.write_error(path, error) from error
+    with writer:
+        status = _loop(config, dynamics, state, _Record(writer), progress, stop)
+        writer.set_status(status)
     return open_run(path)
 
 
@@ -213,21 +210,24 @@ def _loop(
         if record.due():
             record.write()
             progress(step)
-    if step < config.steps:
-        record.write()
-        record.writer.set_resume(point_of(state))
-        return "interrupted"
-    _, rows = advance(dynamics, state, 1, capacity=capacity)
-    record.add(step, np.asarray(rows)[:1])
+    # The last state has its row too, so that each checkpoint has its loss and class weights.
+    rows = np.asarray(advance(dynamics, state, 1, capacity=capacity)[1])[:1]
+    if not np.isfinite(rows[0, 0]):
+        return _diverged(record, step, rows)
+    record.add(step, rows)
     record.write()
     progress(step)
-    return "complete"
+    if step == config.steps:
+        return "complete"
+    record.writer.set_resume(point_of(state))
+    return "interrupted"
 
 
 def _diverged(record: _Record, step: int, rows: np.ndarray) -> str:
-    """Keeps the rows up to the first loss that is not finite."""
+    """Keeps the rows up to the first loss that is not finite, the checkpoints before it."""
     first_bad = int(np.argmin(np.isfinite(rows[:, 0])))
     record.add(step, rows[: first_bad + 1])
+    record.points = [point for point in record.points if point.step < step + first_bad]
     record.write()
     return "diverged"
 

@@ -1,0 +1,175 @@
+"""Events of a run: crossings of the threshold, and windows in which the iterates oscillate.
+
+The two are kept apart: a crossing of the threshold is not yet a bifurcation, and an oscillation
+may begin long after it, or before it where the loss is not smooth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+OSCILLATING_COSINE = -0.5
+"""Successive updates at a larger angle than this cosine's count as oscillating."""
+
+MERGE_STEPS = 50
+"""Oscillating steps closer than this belong to one window."""
+
+MIN_STEPS = 16
+"""Windows shorter than this are not reported."""
+
+BURST_LOSS = 0.01
+"""Second difference of the loss from which an oscillation is a burst, seen in the loss."""
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """The largest eigenvalue passes the threshold between two checkpoints.
+
+    Both values clear the threshold by more than their residuals; checkpoints between the two, if
+    any, are ones that do not: not converged, or too close to call.
+
+    Attributes:
+        direction: `up` or `down`.
+        step_before: last checkpoint surely on the old side.
+        step_after: first checkpoint surely on the new side.
+        value_before: largest eigenvalue there.
+        value_after: largest eigenvalue there.
+        threshold: at `step_after`.
+        at: the points whose eigenvalues were compared, `iterate` or `centre`.
+    """
+
+    direction: str
+    step_before: int
+    step_after: int
+    value_before: float
+    value_after: float
+    threshold: float
+    at: str
+
+
+@dataclass(frozen=True)
+class Oscillation:
+    """A window of steps in which successive updates point against each other.
+
+    Attributes:
+        onset: first oscillating step.
+        end: last oscillating step.
+        burst: whether the oscillation is seen in the loss.
+        burst_start: first step at which it is, or -1.
+        burst_end: last step at which it is, or -1.
+        max_change: largest |F(t) - F(t-1)| in the window.
+        crossed: the step after which the threshold was first crossed upwards in this window or
+            shortly before (after the end of the previous one), or -1.
+    """
+
+    onset: int
+    end: int
+    burst: bool
+    burst_start: int
+    burst_end: int
+    max_change: float
+    crossed: int = -1
+
+
+def sides(
+    values: Float[np.ndarray, " checkpoints"],
+    residuals: Float[np.ndarray, " checkpoints"],
+    converged: Bool[np.ndarray, " checkpoints"],
+    thresholds: Float[np.ndarray, " checkpoints"],
+) -> Int[np.ndarray, " checkpoints"]:
+    """1 surely above the threshold, -1 surely below, 0 unresolved or not converged."""
+    with np.errstate(invalid="ignore"):
+        above = converged & (values - residuals > thresholds)
+        below = converged & (values + residuals < thresholds)
+    return above.astype(int) - below.astype(int)
+
+
+def find_crossings(
+    steps: Int[np.ndarray, " checkpoints"],
+    values: Float[np.ndarray, " checkpoints"],
+    residuals: Float[np.ndarray, " checkpoints"],
+    converged: Bool[np.ndarray, " checkpoints"],
+    thresholds: Float[np.ndarray, " checkpoints"],
+    at: str,
+) -> list[Crossing]:
+    """Changes of side between checkpoints that are surely on one side.
+
+    Args:
+        steps: of the checkpoints, increasing.
+        values: largest eigenvalue at each.
+        residuals: distance within which an eigenvalue surely lies.
+        converged: whether the value may be used at all.
+        thresholds: at each checkpoint.
+        at: which points the values belong to, `iterate` or `centre`.
+
+    >>> found = find_crossings(
+    ...     np.array([0, 25, 50]), np.array([1.0, 1.9, 2.5]), np.array([0.0, 0.2, 0.0]),
+    ...     np.array([True, True, True]), np.full(3, 2.0), "iterate"
+    ... )
+    >>> [(c.direction, c.step_before, c.step_after) for c in found]
+    [('up', 0, 50)]
+    """
+    side = sides(values, residuals, converged, thresholds)
+    sure = np.flatnonzero(side)
+    turns = np.flatnonzero(np.diff(side[sure]))
+    return [
+        Crossing(
+            direction="up" if side[after] > 0 else "down",
+            step_before=int(steps[before]),
+            step_after=int(steps[after]),
+            value_before=float(values[before]),
+            value_after=float(values[after]),
+            threshold=float(thresholds[after]),
+            at=at,
+        )
+        for before, after in zip(sure[turns], sure[turns + 1], strict=True)
+    ]
+
+
+def find_oscillations(
+    steps: Int[np.ndarray, " steps"],
+    loss: Float[np.ndarray, " steps"],
+    update_cosine: Float[np.ndarray, " steps"],
+    *,
+    burst_loss: float = BURST_LOSS,
+) -> list[Oscillation]:
+    """Windows of oscillation from the recorded update cosine, with those seen in the loss marked.
+
+    Args:
+        steps: of the rows, consecutive.
+        loss: F(θ_t, t).
+        update_cosine: cosine of successive updates; NaN where an update is 0.
+        burst_loss: second difference of the loss from which a window is a burst.
+    """
+    bending = np.zeros(len(loss))
+    bending[1:-1] = np.abs(np.diff(loss, 2))
+    change = np.zeros(len(loss))
+    change[1:] = np.abs(np.diff(loss))
+    found = []
+    for first, last in _windows(update_cosine < OSCILLATING_COSINE):
+        seen = first + np.flatnonzero(bending[first : last + 1] > burst_loss)
+        found.append(
+            Oscillation(
+                onset=int(steps[first]),
+                end=int(steps[last]),
+                burst=len(seen) > 0,
+                burst_start=int(steps[seen[0]]) if len(seen) else -1,
+                burst_end=int(steps[seen[-1]]) if len(seen) else -1,
+                max_change=float(np.max(change[first : last + 1])),
+            )
+        )
+    return found
+
+
+def _windows(mask: Bool[np.ndarray, " steps"]) -> list[tuple[int, int]]:
+    """First and last index of each group of true entries, near groups merged, short ones left."""
+    indices = np.flatnonzero(mask)
+    groups = np.split(indices, np.flatnonzero(np.diff(indices) > MERGE_STEPS) + 1)
+    return [
+        (int(group[0]), int(group[-1]))
+        for group in groups
+        if len(group) and group[-1] - group[0] + 1 >= MIN_STEPS
+    ]

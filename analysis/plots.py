@@ -1,0 +1,290 @@
+"""Figures of a run: functions that draw on an Axes, and the two figures made of them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from dlf_dynamics.analysis.spectrum import Spectrum
+from dlf_dynamics.resultfile import write_whole
+from dlf_dynamics.run import Run
+from dlf_dynamics.schedules import make_schedule
+
+# Okabe and Ito's palette, distinct for all common kinds of colour blindness.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+_LINE, _POINT, _SHADE, _THRESHOLD, _MARK = "#0072B2", "#0072B2", "#56B4E9", "#D55E00", "#D55E00"
+
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.direction": "in",
+    "ytick.direction": "in",
+    "savefig.dpi": 200,
+    "svg.hashsalt": "dlf-dynamics",
+}
+
+Panel = Callable[[Axes, Run, Spectrum], None]
+
+
+def draw_class_weights(ax: Axes, run: Run, spectrum: Spectrum) -> None:
+    """Γ_i of each class against the step."""
+    weights = run.scalars["class_weights"]
+    for label in range(weights.shape[1]):
+        colour = COLOURS[label % len(COLOURS)]
+        ax.plot(run.steps, weights[:, label], color=colour, lw=0.8, label=str(label))
+    ax.set_ylabel(r"$\Gamma_i$")
+
+
+def draw_loss(ax: Axes, run: Run, spectrum: Spectrum) -> None:
+    """The weighted loss F on a log scale."""
+    _points(ax, run.steps, run.scalars["loss"])
+    ax.set_yscale("log")
+    ax.set_ylabel(r"$\mathcal{F}$")
+
+
+def draw_loss_change(ax: Axes, run: Run, spectrum: Spectrum) -> None:
+    """F(t) - F(t-1) within the published limits."""
+    _points(ax, run.steps[1:], np.diff(run.scalars["loss"]))
+    ax.set_ylim(-0.25, 0.25)
+    ax.set_ylabel(r"$\mathcal{F}(t)-\mathcal{F}(t{-}1)$")
+
+
+def draw_accuracy(ax: Axes, run: Run, spectrum: Spectrum) -> None:
+    """Training accuracy."""
+    _points(ax, run.steps, run.scalars["accuracy"])
+    ax.set_ylabel("accuracy")
+
+
+def draw_sharpness(ax: Axes, run: Run, spectrum: Spectrum) -> None:
+    """Largest Hessian eigenvalue at iterates and centres, with the threshold."""
+    hessian = spectrum.hessian
+    for found, colour, label, size in (
+        (hessian.iterate, COLOURS[4], "at the iterate", 0.9),
+        (hessian.centre, COLOURS[0], "at the 1:2:1 centre", 1.1),
+    ):
+        fine = found.converged[:, 0]
+        _points(ax, hessian.steps[fine], found.eigenvalues[fine, 0], colour, label, size=size)
+    bad = ~hessian.centre.converged[:, 0] & (hessian.steps > 0)
+    if np.any(bad):
+        values = hessian.centre.eigenvalues[bad, 0]
+        ax.plot(hessian.steps[bad], values, "x", color="#000000", ms=3, label="not converged")
+    if np.any(np.isfinite(spectrum.thresholds)):
+        ax.plot(hessian.steps, spectrum.thresholds, color=_THRESHOLD, lw=1, label="threshold")
+    if np.any(np.concatenate([hessian.iterate.eigenvalues, hessian.centre.eigenvalues])[:, 0] > 0):
+        ax.set_yscale("log")
+    ax.set_ylabel(r"$\lambda_{\max}(P^{-1}H)$" if hessian.preconditioned else r"$\lambda_{\max}$")
+
+
+def draw_ntk(ax: Axes, run: Run, spectrum: Spectrum) -> None:
+    """Largest eigenvalue of the NTK."""
+    ax.set_ylabel(r"NTK $\lambda_{\max}$")
+    if spectrum.ntk is None:
+        ax.text(0.5, 0.5, "not computed", ha="center", va="center", transform=ax.transAxes)
+        return
+    _points(ax, spectrum.ntk.steps, spectrum.ntk.eigenvalues[:, 0], size=1.1)
+
+
+PANELS: tuple[Panel, ...] = (
+    draw_class_weights,
+    draw_loss,
+    draw_loss_change,
+    draw_accuracy,
+    draw_sharpness,
+    draw_ntk,
+)
+
+
+def shade_oscillations(ax: Axes, spectrum: Spectrum) -> None:
+    """Windows of oscillation: dark where seen in the loss (bursts), light elsewhere."""
+    for window in spectrum.oscillations:
+        ax.axvspan(window.onset, window.end, color=_SHADE, alpha=0.15, lw=0)
+        if window.burst:
+            ax.axvspan(window.burst_start, window.burst_end, color=_SHADE, alpha=0.3, lw=0)
+
+
+def mark_crossings(ax: Axes, spectrum: Spectrum) -> None:
+    """The crossings of the centres: ticks upwards and downwards at the threshold's height."""
+    for direction, marker in (("up", "^"), ("down", "v")):
+        found = [c for c in spectrum.crossings if c.direction == direction and c.at == "centre"]
+        if found:
+            middle = [(c.step_before + c.step_after) / 2 for c in found]
+            heights = [c.threshold for c in found]
+            ax.plot(
+                middle, heights, marker, color=_MARK, ms=3.5, mew=0, label=f"crossing {direction}"
+            )
+
+
+def run_figure(run: Run, spectrum: Spectrum, zoom: tuple[int, int] | None = None) -> Figure:
+    """The published six panels (arXiv 2102.03793, Fig. 4), and a column that zooms in.
+
+    Args:
+        run: the run.
+        spectrum: its spectrum.
+        zoom: first and last step of the second column; none means around the second burst.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 8.6), layout="constrained")
+        zoom = default_zoom(run, spectrum) if zoom is None else zoom
+        columns = 1 if zoom is None else 2
+        axes = figure.subplots(
+            len(PANELS), columns, sharex="col", squeeze=False, width_ratios=[3, 1.5][:columns]
+        )
+        for row, draw in zip(axes, PANELS, strict=True):
+            for ax in row:
+                draw(ax, run, spectrum)
+                shade_oscillations(ax, spectrum)
+        for ax in axes[4]:
+            mark_crossings(ax, spectrum)
+        _label_columns(axes, run, zoom)
+        axes[0, 0].legend(title="class", loc="upper right", fontsize=6, title_fontsize=6, ncols=3)
+        axes[4, 0].legend(loc="upper right", fontsize=6, markerscale=2, ncols=2)
+        figure.suptitle(_title(run, spectrum), fontsize=7)
+        return figure
+
+
+def default_zoom(run: Run, spectrum: Spectrum) -> tuple[int, int] | None:
+    """Half a window's length around the second burst, or the only one; none without bursts."""
+    bursts = spectrum.bursts[:2]
+    if not bursts:
+        return None
+    margin = (bursts[-1].burst_end - bursts[-1].burst_start) // 2 + 10
+    first, last = bursts[-1].burst_start - margin, bursts[-1].burst_end + margin
+    return max(first, int(run.steps[0])), min(last, int(run.steps[-1]))
+
+
+def _label_columns(axes: np.ndarray, run: Run, zoom: tuple[int, int] | None) -> None:
+    for ax in axes[-1]:
+        ax.set_xlabel("step")
+        ax.xaxis.set_major_formatter(EngFormatter(sep="", places=None))
+    axes[0, 0].set_xlim(run.steps[0], max(run.steps[-1], run.steps[0] + 1))
+    if zoom is None:
+        return
+    axes[0, 1].set_xlim(*zoom)
+    for ax in axes[:, 1]:
+        ax.set_ylabel("")
+        fit_height(ax, zoom)
+    axes[2, 1].set_ylim(-0.25, 0.25)
+
+
+def fit_height(ax: Axes, span: tuple[int, int]) -> None:
+    """Sets the y-limits to what lies in the span of steps."""
+    seen = []
+    for line in ax.get_lines():
+        x, y = (np.asarray(values, float) for values in line.get_data())
+        seen.append(y[(x >= span[0]) & (x <= span[1]) & np.isfinite(y)])
+    values = np.concatenate(seen) if seen else np.zeros(0)
+    if ax.get_yscale() == "log":
+        values = values[values > 0]
+    if len(values) == 0:
+        return
+    low, high = float(values.min()), float(values.max())
+    if ax.get_yscale() == "log":
+        ax.set_ylim(low / 1.15, high * 1.15)
+    else:
+        margin = 0.06 * (high - low) or 0.5
+        ax.set_ylim(low - margin, high + margin)
+
+
+def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
+    """Loss and update cosine against the step inside a pulse, one colour per pulse.
+
+    Where the iterates oscillate, consecutive steps lie on separate branches: two branches of F for
+    period 2, four for period 4, a cloud where the motion is irregular.
+    """
+    length, count = _pulses(run)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 6.0), layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+        colours = mpl.colormaps["viridis"](np.linspace(0, 0.95, max(count, 1)))
+        for pulse in reversed(range(count)):
+            inside = (run.steps >= pulse * length) & (run.steps < (pulse + 1) * length)
+            phase = run.steps[inside] - pulse * length
+            for ax, name in ((top, "loss"), (bottom, "update_cosine")):
+                _points(ax, phase, run.scalars[name][inside], colours[pulse], f"{pulse + 1}")
+        top.set_yscale("log")
+        top.set_ylabel(r"$\mathcal{F}$")
+        bottom.set_ylabel("cosine of\nsuccessive updates")
+        bottom.axhline(-0.5, color="#000000", lw=0.5, ls=":")
+        bottom.set_xlabel("step inside the pulse" if count > 1 else "step")
+        bottom.set_xlim(0, length)
+        if count > 1:
+            handles, labels = top.get_legend_handles_labels()
+            figure.legend(
+                handles[::-1],
+                labels[::-1],
+                title="pulse",
+                loc="outside right upper",
+                fontsize=6,
+                markerscale=6,
+            )
+        figure.suptitle(_title(run, spectrum), fontsize=7)
+        return figure
+
+
+def _pulses(run: Run) -> tuple[int, int]:
+    """Steps of a pulse and the number of pulses; a run without pulses counts as one."""
+    schedule = make_schedule(run.config.schedule, run.scalars["class_weights"].shape[1])
+    total = int(run.steps[-1]) + 1
+    length = getattr(schedule, "pulse_steps", total)
+    if run.own_schedule or length >= total:
+        return total, 1
+    end = total if run.config.schedule.static_from is None else run.config.schedule.static_from
+    return length, int(np.ceil(min(end, total) / length))
+
+
+def _title(run: Run, spectrum: Spectrum) -> str:
+    c = run.config
+    model = "-".join(map(str, c.model.widths)) or "linear"
+    optimizer = f"{c.optimizer.name}, learning rate {c.optimizer.learning_rate:g}"
+    loss = c.loss.name
+    schedule = "own schedule" if run.own_schedule else "static"
+    if not run.own_schedule and c.schedule.name == "triangle":
+        schedule = f"A = {c.schedule.amplitude:g}, T = {c.schedule.period}"
+    which = "static" if spectrum.config.static else "weighted"
+    lines = [
+        f"{c.data.name}, {model} {c.model.activation}, {loss}, {schedule}; {optimizer}; {c.dtype}",
+        f"eigenvalues of the {which} loss; {spectrum.label}",
+    ]
+    if spectrum.not_converged:
+        lines.append(f"{spectrum.not_converged} checkpoints not converged")
+    return "\n".join(lines)
+
+
+def _points(
+    ax: Axes,
+    x: np.ndarray,
+    y: Float[np.ndarray, " points"],
+    colour: object = _POINT,
+    label: str | None = None,
+    size: float = 0.6,
+) -> None:
+    # Rasterised, or a vector file would hold every one of the 70,000 points.
+    ax.plot(x, y, ".", color=colour, ms=size, mew=0.4, label=label, rasterized=True)  # type: ignore[arg-type]
+
+
+def save(figure: Figure, stem: Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
+    """Writes `stem.png`, `stem.svg`, ...; returns the paths.
+
+    Raises:
+        FileError: when one cannot be written.
+    """
+    paths = []
+    for suffix in formats:
+        content = io.BytesIO()
+        with mpl.rc_context(STYLE):
+            metadata = {"Date": None} if suffix == "svg" else None
+            figure.savefig(content, format=suffix, metadata=metadata)
+        paths.append(stem.with_name(f"{stem.name}.{suffix}"))
+        write_whole(paths[-1], content.getvalue())
+    return paths

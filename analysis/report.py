@@ -1,0 +1,104 @@
+"""What a person or a program reads of a spectrum: a table of events, and the same as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from dlf_dynamics.analysis.spectrum import Spectrum
+
+
+def summary(spectrum: Spectrum) -> dict[str, Any]:
+    """The events and what they rest on, JSON-ready; numbers that are not finite become null."""
+    hessian = spectrum.hessian
+    centre = hessian.centre.eigenvalues[:, 0]
+    content = {
+        "run_id": spectrum.run_id,
+        "config": dataclasses.asdict(spectrum.config),
+        "threshold": {
+            "label": spectrum.label,
+            "first": float(spectrum.thresholds[0]),
+            "last": float(spectrum.thresholds[-1]),
+        },
+        "checkpoints": len(hessian.steps),
+        "not_converged": spectrum.not_converged,
+        "matvecs_per_checkpoint_and_point": _mean_products(spectrum),
+        "largest_sharpness_at_centres": float(np.nanmax(centre, initial=-np.inf)),
+        "largest_ntk_eigenvalue": (
+            None if spectrum.ntk is None else float(np.nanmax(spectrum.ntk.eigenvalues[:, 0]))
+        ),
+        "bursts": len(spectrum.bursts),
+        "oscillations": [dataclasses.asdict(window) for window in spectrum.oscillations],
+        "crossings": [dataclasses.asdict(crossing) for crossing in spectrum.crossings],
+    }
+    return _finite(content)
+
+
+def _mean_products(spectrum: Spectrum) -> float:
+    hessian = spectrum.hessian
+    counts = np.concatenate([hessian.iterate.num_matvecs, hessian.centre.num_matvecs])
+    return float(np.mean(counts))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def events_table(spectrum: Spectrum) -> Table:
+    """One line for each oscillation, with the crossings of the threshold before and in it."""
+    table = Table(title="Oscillations and the crossings of the threshold at the 1:2:1 centre")
+    for heading in ("#", "onset", "end", "burst in the loss", "max |ΔF|"):
+        table.add_column(heading, justify="right")
+    table.add_column("first crossing up in", justify="right")
+    table.add_column("lag to onset", justify="right")
+    table.add_column("crossings up / down", justify="right")
+    centre = [crossing for crossing in spectrum.crossings if crossing.at == "centre"]
+    previous = -1
+    for number, window in enumerate(spectrum.oscillations, start=1):
+        inside = [c for c in centre if previous < c.step_before <= window.end]
+        ups = sum(c.direction == "up" for c in inside)
+        first = next((c for c in inside if c.direction == "up"), None)
+        burst = f"{window.burst_start}-{window.burst_end}" if window.burst else "-"
+        table.add_row(
+            str(number),
+            str(window.onset),
+            str(window.end),
+            burst,
+            f"{window.max_change:.3g}",
+            "-" if first is None else f"{first.step_before}-{first.step_after}",
+            "-" if first is None else f"{window.onset - first.step_after:+d}",
+            f"{ups} / {len(inside) - ups}",
+        )
+        previous = window.end
+    return table
+
+
+def closing_lines(spectrum: Spectrum) -> list[str]:
+    """What the table rests on, a line each."""
+    hessian = spectrum.hessian
+    which = "static" if hessian.static else "weighted"
+    operator = "preconditioned Hessian" if hessian.preconditioned else "Hessian"
+    lines = [
+        f"{operator} of the {which} loss at {len(hessian.steps)} checkpoints, "
+        f"{_mean_products(spectrum):.1f} products each at iterate and centre; "
+        f"{spectrum.not_converged} not converged",
+        f"threshold: {spectrum.label}",
+        f"{len(spectrum.bursts)} bursts, {len(spectrum.oscillations)} oscillations, "
+        f"{sum(c.at == 'centre' for c in spectrum.crossings)} crossings at centres, "
+        f"{sum(c.at == 'iterate' for c in spectrum.crossings)} at iterates",
+    ]
+    if np.any(np.isfinite(spectrum.thresholds)):
+        finite = spectrum.thresholds[np.isfinite(spectrum.thresholds)]
+        low, high = finite.min(), finite.max()
+        value = f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
+        lines[1] = f"threshold {value}: {spectrum.label}"
+    return lines

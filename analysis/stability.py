@@ -1,0 +1,156 @@
+"""The curvature at which an optimizer's training map loses stability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from dlf_dynamics.config import OptimizerConfig
+from dlf_dynamics.optimizers import ADAPTIVE, make_optimizer
+from dlf_dynamics.run import Run
+
+
+def critical_eigenvalue(optimizer: optax.GradientTransformation) -> float:
+    """Smallest Hessian eigenvalue at which the optimizer stops contracting on a quadratic.
+
+    The update is linearised on the scalar quadratic λx²/2, in x and the optimizer's state together,
+    and λ is increased until the spectral radius of that map exceeds 1. For gradient descent it is
+    2/η, for heavy ball (2 + 2β)/η; there a multiplier leaves the unit circle at -1 (a flip).
+
+    Args:
+        optimizer: at a constant learning rate, with an update that is linear in the gradients.
+
+    Raises:
+        ValueError: when the update is not differentiable at a zero gradient, as in the adaptive
+            methods; `instability_threshold` treats these with their preconditioner frozen.
+
+    >>> round(critical_eigenvalue(optax.sgd(0.1, momentum=0.9)), 9)
+    38.0
+    """
+    with jax.enable_x64(True):
+        maps = _linear_map(lambda _: optimizer, jnp.ones(1))
+    return float(_critical(*maps)[0])
+
+
+def instability_threshold(
+    config: OptimizerConfig, learning_rates: Float[np.ndarray, " steps"]
+) -> Float[np.ndarray, " steps"]:
+    """Critical eigenvalue of the configured optimizer at each learning rate.
+
+    For an adaptive optimizer it applies to the eigenvalues of P^-1 H, with the preconditioner P of
+    the next update frozen (Cohen et al. 2022, arXiv 2207.14484, §3). Infinite where the learning
+    rate is 0.
+
+    >>> instability_threshold(OptimizerConfig(name="adam"), np.array([0.01])).round(6).tolist()
+    [3800.0]
+    """
+    distinct, place = np.unique(learning_rates, return_inverse=True)
+    thresholds = np.full(distinct.shape, np.inf)
+    positive = distinct > 0
+    if np.any(positive):
+        with jax.enable_x64(True):
+            rates = jnp.asarray(distinct[positive], jnp.float64)
+            maps = _linear_map(lambda rate: _frozen(config, rate), rates)
+        thresholds[positive] = _critical(*maps)
+    return thresholds[place]
+
+
+def refusal(run: Run) -> str | None:
+    """Why no threshold may be drawn into this run's spectrum; none when it may."""
+    if run.config.batch_size is not None:
+        return (
+            "mini-batches: the threshold holds for the full-batch update only, and full-batch "
+            "eigenvalues of a mini-batch run stay below it"
+        )
+    return None
+
+
+def threshold_label(config: OptimizerConfig, *, static: bool = False) -> str:
+    """What the threshold is, in words that go with every output."""
+    label = f"critical eigenvalue of {config.name}"
+    if config.name in ADAPTIVE:
+        label += ", frozen preconditioner"
+    if static:
+        label += "; it applies to the weighted loss that is minimised, not to the static one"
+    return label
+
+
+def _frozen(config: OptimizerConfig, rate: Array) -> optax.GradientTransformation:
+    """The optimizer as it acts while its preconditioner stays 1."""
+    if config.name not in ADAPTIVE:
+        return make_optimizer(config, rate)  # type: ignore[arg-type]
+    parts = [] if config.name == "rmsprop" else [optax.ema(config.beta1, debias=False)]
+    if config.name == "adamw":
+        parts.append(optax.add_decayed_weights(config.weight_decay))
+    return optax.chain(*parts, optax.scale_by_learning_rate(rate))  # type: ignore[arg-type]
+
+
+def _linear_map(
+    make: Callable[[Array], optax.GradientTransformation], rates: Float[Array, " rates"]
+) -> tuple[Float[np.ndarray, "rates n n"], Float[np.ndarray, "rates n n"]]:
+    """A and B such that the update on the curvature λ is z ↦ (A + λB) z."""
+
+    def jacobian(rate: Array, curvature: float) -> Array:
+        optimizer = make(rate)
+        start = (jnp.zeros(1), optimizer.init(jnp.zeros(1)))
+        floats, constants = _split(start)
+        vector, unravel = ravel_pytree(floats)
+
+        def update(vector: Array) -> Array:
+            position, state = _join(unravel(vector), constants)
+            change, state = optimizer.update(curvature * position, state, position)
+            return ravel_pytree(_split((position + change, state))[0])[0]
+
+        return jax.jacfwd(update)(vector)
+
+    at_zero, at_one = (jax.vmap(lambda r, c=c: jacobian(r, c))(rates) for c in (0.0, 1.0))
+    if not (np.all(np.isfinite(at_zero)) and np.all(np.isfinite(at_one))):
+        raise ValueError(
+            "the optimizer's update is not differentiable at a zero gradient; "
+            "use instability_threshold, which freezes the preconditioner"
+        )
+    return np.asarray(at_zero), np.asarray(at_one) - np.asarray(at_zero)
+
+
+def _split(tree):
+    """The floating-point leaves of a pytree as a list, and a function's worth of the rest."""
+    leaves, structure = jax.tree.flatten(tree)
+    moving = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    floats = [leaf for leaf, moves in zip(leaves, moving, strict=True) if moves]
+    return floats, (leaves, moving, structure)
+
+
+def _join(floats, constants):
+    leaves, moving, structure = constants
+    remaining = iter(floats)
+    joined = [
+        next(remaining) if moves else leaf for leaf, moves in zip(leaves, moving, strict=True)
+    ]
+    return jax.tree.unflatten(structure, joined)
+
+
+def _critical(
+    constant: Float[np.ndarray, "rates n n"], slope: Float[np.ndarray, "rates n n"]
+) -> Float[np.ndarray, " rates"]:
+    """For each map A + λB the λ > 0 at which its spectral radius exceeds 1, by bisection."""
+
+    def unstable(curvature: np.ndarray) -> np.ndarray:
+        matrices = constant + curvature[:, None, None] * slope
+        return np.max(np.abs(np.linalg.eigvals(matrices)), axis=1) > 1 + 1e-13
+
+    low, high = np.zeros(len(slope)), np.full(len(slope), 1e-12)
+    while not np.all(beyond := unstable(high)):
+        if np.max(high) > 1e30:
+            return np.full(len(slope), np.inf)
+        low, high = np.where(beyond, low, high), np.where(beyond, high, 2 * high)
+    for _ in range(100):
+        middle = (low + high) / 2
+        beyond = unstable(middle)
+        low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
+    return (low + high) / 2

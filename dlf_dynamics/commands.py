@@ -1,0 +1,378 @@
+"""The commands of the command line: options as dataclasses, each a thin layer over the library.
+
+JAX is imported when a command is executed, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from dlf_dynamics.config import PRESETS, RunConfig, SpectrumConfig
+from dlf_dynamics.errors import ConfigError, FileError
+
+DIVERGED, INVALID = 3, 1
+
+ONE_THREAD_SIZE = 5_000_000
+"""Examples times parameters up to which one thread is faster than two (measured: architecture)."""
+
+Flattened = tyro.conf.arg(name="")
+RunPath = tyro.conf.Positional[Path]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network and record the run.
+
+    Without arguments it is the published headline run: a spiral of three classes, one hidden
+    layer, gradient descent with learning rate 1, A = 70, T = 5000, 70,000 steps. A CONFIG.toml
+    overrides the defaults, and options override both:
+
+      dlf-dynamics train --schedule.amplitude 20 --steps 20000 -o a20.h5
+      dlf-dynamics train --resume -o a20.h5
+    """
+
+    config: tyro.conf.Positional[Path | None] = None
+    """CONFIG.toml with keys as in the options, such as `period = 300` under [schedule]."""
+    preset: str | None = None
+    """Configuration to start from; without it and without CONFIG.toml it is `published`. Choices:
+    published, published-updated, published-static, digits."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("run.h5")
+    """Run file to write."""
+    resume: bool = False
+    """Continue the run in the output file, bit by bit as if it had not been interrupted. With a
+    larger --steps it is carried on."""
+    overwrite: bool = False
+    """Replace the output file if it exists."""
+    quiet: bool = False
+    """No progress bar."""
+    threads: int = 0
+    """Threads of XLA on a CPU; 0 chooses one for small problems and all cores for others."""
+    run: Annotated[RunConfig, Flattened] = field(default_factory=lambda: PRESETS["published"])
+
+    def execute(self) -> int:
+        """Trains, or continues."""
+        _check_writable(self.output)
+        size = _problem_size(self.run)
+        _start_jax(self.run.dtype, self.threads, size)
+        from dlf_dynamics import progress, training
+
+        with (
+            progress.Stop().listening() as stop,
+            progress.bar("training", self.run.steps, quiet=self.quiet) as advance,
+        ):
+            if self.resume:
+                run = training.resume(
+                    self.output, steps=self.run.steps, progress=advance, stop=stop
+                )
+            else:
+                run = training.train(
+                    self.run,
+                    self.output,
+                    overwrite=self.overwrite,
+                    progress=advance,
+                    stop=stop,
+                )
+        last = {name: values[-1] for name, values in run.scalars.items() if len(values)}
+        step = int(run.steps[-1]) if len(run.steps) else 0
+        if run.status == "diverged":
+            kept = int(run.checkpoint_steps[-1])
+            rate = self.run.optimizer.learning_rate
+            return fail(
+                f"diverged at step {step}: the loss is {last['loss']}; {self.output} keeps the run "
+                f"up to there, its last checkpoint is of step {kept}; try "
+                f"--optimizer.learning-rate below {rate:g}, or a smaller --schedule.amplitude",
+                DIVERGED,
+            )
+        if run.status == "interrupted":
+            step = run.resume_point().step
+            say(
+                f"interrupted at step {step}; `dlf-dynamics train --resume -o {self.output}` goes on"
+            )
+            return 128 + stop.signal
+        say(
+            f"wrote {self.output}: {step} steps, {len(run.checkpoint_steps)} checkpoints of "
+            f"{run.num_params} parameters; loss {last['loss']:.6g}, accuracy {last['accuracy']:.4g}"
+        )
+        say(f"next: dlf-dynamics spectrum {self.output}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Compute Hessian and NTK spectra along a run, the threshold, its crossings, and the figures.
+
+    Eigenvalues are of the loss as it was weighted at each checkpoint's step, at the iterate and at
+    the 1:2:1 centre of three consecutive iterates. RUN.h5 is not changed; the results go to
+    RUN.spectrum.h5, the figures to RUN.png, RUN.bifurcation.png and the same as .svg.
+
+      dlf-dynamics spectrum run.h5 --steps 8000:10500 --verify-dense
+    """
+
+    path: RunPath
+    """Run file."""
+    settings: Annotated[SpectrumConfig, Flattened] = field(default_factory=SpectrumConfig)
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Result file; none means RUN.spectrum.h5."""
+    json: bool = False
+    """Print the events as JSON instead of a table."""
+    verify_dense: bool = False
+    """Compare every value with a dense eigensolve and print the worst difference (at most 2,000
+    parameters; takes about a second for each checkpoint)."""
+    figures: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True
+    """Draw the figures."""
+    zoom: str | None = None
+    """Steps a:b of the figure's second column; none means around the second burst."""
+    quiet: bool = False
+    """No progress bar."""
+    threads: int = 0
+    """Threads of XLA on a CPU; 0 chooses one for small problems and all cores for others."""
+
+    def execute(self) -> int:
+        """Computes, writes, draws and prints."""
+        zoom = _span(self.zoom)
+        run = _open(self.path, self.threads)
+        from dlf_dynamics.analysis import report, spectrum
+        from dlf_dynamics.progress import bar
+
+        output = self.output or spectrum.default_path(self.path)
+        _check_writable(output)
+        count = len(spectrum.select_checkpoints(run, self.settings))
+        with bar("spectrum", 2 * count, quiet=self.quiet) as advance:
+            found = spectrum.compute_spectrum(
+                run,
+                self.settings,
+                progress=lambda what, done: advance(done + count * (what == "ntk")),
+            )
+        spectrum.save_spectrum(found, output)
+        say(f"wrote {output}")
+        if self.figures:
+            _draw(run, found, self.path.with_suffix(""), zoom)
+        if self.json:
+            print(json.dumps(report.summary(found), indent=1))
+        else:
+            console = Console()
+            console.print(report.events_table(found))
+            for line in report.closing_lines(found):
+                console.print(line, highlight=False)
+        return _verify(run, found, quiet=self.quiet) if self.verify_dense else 0
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw the figures of a run again, from RUN.h5 and RUN.spectrum.h5, without computing."""
+
+    path: RunPath
+    """Run file."""
+    spectrum: Path | None = None
+    """Result file of `spectrum`; none means RUN.spectrum.h5."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Name of the figures without suffix; none means that of the run file."""
+    zoom: str | None = None
+    """Steps a:b of the figure's second column; none means around the second burst."""
+
+    def execute(self) -> int:
+        """Draws."""
+        zoom = _span(self.zoom)
+        run = _open(self.path, 0)
+        from dlf_dynamics.analysis.spectrum import default_path, load_spectrum
+
+        found = load_spectrum(self.spectrum or default_path(self.path), run)
+        _draw(run, found, self.output or self.path.with_suffix(""), zoom)
+        return 0
+
+
+@dataclass(frozen=True)
+class Info:
+    """Show what a run file holds: status, configuration, last values and provenance."""
+
+    path: RunPath
+    """Run file."""
+    json: bool = False
+    """Print JSON."""
+
+    def execute(self) -> int:
+        """Prints."""
+        run = _open(self.path, 0)
+        content = {
+            "path": str(run.path),
+            "run_id": run.run_id,
+            "status": run.status,
+            "steps": len(run.steps),
+            "checkpoints": len(run.checkpoint_steps),
+            "num_params": run.num_params,
+            "last": {
+                name: values[-1].tolist() for name, values in run.scalars.items() if len(values)
+            },
+            "data_sha256": run.data_sha256,
+            "config": dataclasses.asdict(run.config),
+            "provenance": dict(run.provenance),
+        }
+        if self.json:
+            print(json.dumps(content, indent=1))
+        else:
+            _print_nested(content)
+        return 0
+
+
+@dataclass(frozen=True)
+class Validate:
+    """Check a run file against its schema; exits with 1 and a line for each fault found."""
+
+    path: RunPath
+    """Run file."""
+
+    def execute(self) -> int:
+        """Checks."""
+        from dlf_dynamics.validation import problems
+
+        found = problems(self.path)
+        for line in found:
+            print(f"{self.path}: {line}")
+        if not found:
+            print(f"{self.path}: valid")
+        return INVALID if found else 0
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Rewrite a run file whose writer was killed, keeping every complete row."""
+
+    path: RunPath
+    """Run file; it is replaced once the new one is whole."""
+
+    def execute(self) -> int:
+        """Repairs."""
+        from dlf_dynamics.runfile import complete_steps, copy, open_file
+
+        copy(self.path, self.path)
+        with open_file(self.path) as file:
+            rows = len(complete_steps(file, "steps"))
+            checkpoints = len(complete_steps(file, "checkpoints"))
+        print(f"repaired {self.path}: {rows} steps, {checkpoints} checkpoints")
+        return 0
+
+
+COMMANDS: dict[str, type] = {
+    "train": Train,
+    "spectrum": Spectrum,
+    "plot": Plot,
+    "info": Info,
+    "validate": Validate,
+    "repair": Repair,
+}
+
+
+def _problem_size(config: RunConfig) -> float:
+    """Examples times parameters, roughly; infinite when it cannot be told yet."""
+    examples = {"digits": 1797, "npz": float("inf")}.get(
+        config.data.name, config.data.points_per_class * config.data.num_classes
+    )
+    inputs = 64 if config.data.name == "digits" else 3
+    outputs = 10 if config.data.name == "digits" else config.data.num_classes
+    sizes = (inputs, *config.model.widths, config.model.outputs or outputs)
+    weights = sum(a * b for a, b in itertools.pairwise(sizes))
+    return min(examples, config.batch_size or examples) * weights
+
+
+def _start_jax(dtype: str, threads: int, size: float) -> None:
+    """Sets what must be set before JAX starts: threads and precision."""
+    if threads < 0:
+        raise ConfigError(f"threads is {threads}; expected at least 0")
+    if threads or size <= ONE_THREAD_SIZE:
+        # XLA's CPU client reads it; a value that the user has set is left alone.
+        os.environ.setdefault("NPROC", str(threads or 1))
+    import jax
+
+    jax.config.update("jax_enable_x64", dtype == "float64")
+
+
+def _open(path: Path, threads: int):
+    """The run, with JAX started as it needs it."""
+    from dlf_dynamics.configfile import from_json
+    from dlf_dynamics.runfile import open_file, text
+
+    with open_file(path) as file:
+        try:
+            config = from_json(text(file, "config"))
+        except ConfigError as error:
+            raise FileError(f"{path} is damaged: its configuration: {error}") from error
+        size = file["parameters/value"].shape[1] * float(  # type: ignore[union-attr]
+            file["data/targets"].shape[0] if "data/targets" in file else "inf"  # type: ignore[union-attr]
+        )
+    _start_jax(config.dtype, threads, size)
+    from dlf_dynamics.run import open_run
+
+    return open_run(path)
+
+
+def _check_writable(path: Path) -> None:
+    """Refuses an output that could not be written, before any work is done."""
+    if path.is_dir():
+        raise FileError(f"{path} is a directory; expected the name of a file")
+    if not path.parent.is_dir():
+        raise FileError(f"{path} cannot be written: directory {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise FileError(f"{path} cannot be written: no write permission in {path.parent}")
+
+
+def _span(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise ConfigError(f"zoom is {text!r}; expected a:b with a < b, for example 8000:10500")
+    return int(found[1]), int(found[2])
+
+
+def _draw(run: Any, spectrum: Any, stem: Path, zoom: tuple[int, int] | None) -> None:
+    from dlf_dynamics.analysis import plots
+
+    written = plots.save(plots.run_figure(run, spectrum, zoom), stem)
+    second = stem.with_name(f"{stem.name}.bifurcation")
+    written += plots.save(plots.bifurcation_figure(run, spectrum), second)
+    say("wrote " + ", ".join(map(str, written)))
+
+
+def _verify(run: Any, spectrum: Any, *, quiet: bool) -> int:
+    from dlf_dynamics.analysis.verification import verify_dense
+    from dlf_dynamics.progress import bar
+
+    with bar("dense check", len(spectrum.hessian.steps), quiet=quiet) as advance:
+        found = verify_dense(run, spectrum, advance)
+    say(
+        f"dense check of {found.num_values} Hessian eigenvalues: worst difference "
+        f"{found.hessian:.2e} of the largest, at step {found.hessian_step}; NTK {found.ntk:.2e}; "
+        f"{found.not_converged} values not converged and not compared"
+    )
+    return 0
+
+
+def _print_nested(content: dict[str, Any], indent: str = "") -> None:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            print(f"{indent}{key}:")
+            _print_nested(value, indent + "  ")
+        else:
+            print(f"{indent}{key}: {value}")
+
+
+def say(line: str) -> None:
+    """Tells the person at the terminal, on stderr, so that stdout holds results only."""
+    print(line, file=sys.stderr)
+
+
+def fail(line: str, code: int) -> int:
+    """Says what went wrong; returns the exit code."""
+    say(f"dlf-dynamics: {line}")
+    return code
