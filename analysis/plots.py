@@ -11,8 +11,10 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
+from dlf_dynamics.analysis.events import OSCILLATING_COSINE, Oscillation
+from dlf_dynamics.analysis.report import threshold_line
 from dlf_dynamics.analysis.spectrum import Spectrum
 from dlf_dynamics.resultfile import write_whole
 from dlf_dynamics.run import Run
@@ -108,9 +110,9 @@ PANELS: tuple[Panel, ...] = (
 def shade_oscillations(ax: Axes, spectrum: Spectrum) -> None:
     """Windows of oscillation: dark where seen in the loss (bursts), light elsewhere."""
     for window in spectrum.oscillations:
-        ax.axvspan(window.onset, window.end, color=_SHADE, alpha=0.15, lw=0)
+        ax.axvspan(window.onset, window.end, color=_SHADE, alpha=0.13, lw=0)
         if window.burst:
-            ax.axvspan(window.burst_start, window.burst_end, color=_SHADE, alpha=0.3, lw=0)
+            ax.axvspan(window.burst_start, window.burst_end, color=_SHADE, alpha=0.2, lw=0)
 
 
 def mark_crossings(ax: Axes, spectrum: Spectrum) -> None:
@@ -147,10 +149,28 @@ def run_figure(run: Run, spectrum: Spectrum, zoom: tuple[int, int] | None = None
         for ax in axes[4]:
             mark_crossings(ax, spectrum)
         _label_columns(axes, run, zoom)
-        axes[0, 0].legend(title="class", loc="upper right", fontsize=6, title_fontsize=6, ncols=3)
-        axes[4, 0].legend(loc="upper right", fontsize=6, markerscale=2, ncols=2)
+        _legend(axes[0, 0], "class ")
+        _legend(axes[4, 0])
         figure.suptitle(_title(run, spectrum), fontsize=7)
         return figure
+
+
+def _legend(ax: Axes, prefix: str = "") -> None:
+    """A line of labels above the panel."""
+    handles, labels = ax.get_legend_handles_labels()
+    ax.legend(
+        handles,
+        [prefix + label for label in labels],
+        loc="lower left",
+        bbox_to_anchor=(0, 0.94),
+        fontsize=6,
+        markerscale=1.5,
+        ncols=6,
+        columnspacing=0.9,
+        handlelength=1.4,
+        handletextpad=0.2,
+        frameon=False,
+    )
 
 
 def default_zoom(run: Run, spectrum: Spectrum) -> tuple[int, int] | None:
@@ -173,6 +193,7 @@ def _label_columns(axes: np.ndarray, run: Run, zoom: tuple[int, int] | None) -> 
     axes[0, 1].set_xlim(*zoom)
     for ax in axes[:, 1]:
         ax.set_ylabel("")
+        ax.set_yscale("linear")
         fit_height(ax, zoom)
     axes[2, 1].set_ylim(-0.25, 0.25)
 
@@ -184,52 +205,67 @@ def fit_height(ax: Axes, span: tuple[int, int]) -> None:
         x, y = (np.asarray(values, float) for values in line.get_data())
         seen.append(y[(x >= span[0]) & (x <= span[1]) & np.isfinite(y)])
     values = np.concatenate(seen) if seen else np.zeros(0)
-    if ax.get_yscale() == "log":
-        values = values[values > 0]
-    if len(values) == 0:
-        return
-    low, high = float(values.min()), float(values.max())
-    if ax.get_yscale() == "log":
-        ax.set_ylim(low / 1.15, high * 1.15)
-    else:
+    if len(values):
+        low, high = float(values.min()), float(values.max())
         margin = 0.06 * (high - low) or 0.5
         ax.set_ylim(low - margin, high + margin)
 
 
 def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
-    """Loss and update cosine against the step inside a pulse, one colour per pulse.
+    """Loss and update cosine against the step inside a pulse, and the bursts one by one.
 
     Where the iterates oscillate, consecutive steps lie on separate branches: two branches of F for
     period 2, four for period 4, a cloud where the motion is irregular.
     """
     length, count = _pulses(run)
+    bursts = spectrum.bursts[:6]
+    rows = [2.0, 1.2] + [1.3] * -(-len(bursts) // 3)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 6.0), layout="constrained")
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-        colours = mpl.colormaps["viridis"](np.linspace(0, 0.95, max(count, 1)))
-        for pulse in reversed(range(count)):
-            inside = (run.steps >= pulse * length) & (run.steps < (pulse + 1) * length)
-            phase = run.steps[inside] - pulse * length
-            for ax, name in ((top, "loss"), (bottom, "update_cosine")):
-                _points(ax, phase, run.scalars[name][inside], colours[pulse], f"{pulse + 1}")
+        figure = Figure(figsize=(7.2, 1.0 + 1.25 * sum(rows)), layout="constrained")
+        grid = figure.add_gridspec(len(rows), 3, height_ratios=rows)
+        top = figure.add_subplot(grid[0, :])
+        bottom = figure.add_subplot(grid[1, :], sharex=top)
+        draw_pulses(top, run, "loss", length, count)
+        draw_pulses(bottom, run, "update_cosine", length, count)
         top.set_yscale("log")
         top.set_ylabel(r"$\mathcal{F}$")
         bottom.set_ylabel("cosine of\nsuccessive updates")
-        bottom.axhline(-0.5, color="#000000", lw=0.5, ls=":")
+        bottom.axhline(OSCILLATING_COSINE, color="#000000", lw=0.5, ls=":")
         bottom.set_xlabel("step inside the pulse" if count > 1 else "step")
         bottom.set_xlim(0, length)
+        top.tick_params(labelbottom=False)
+        for number, burst in enumerate(bursts):
+            ax = figure.add_subplot(grid[2 + number // 3, number % 3])
+            draw_burst(ax, run, spectrum, burst)
+            ax.set_title(f"burst {number + 1}", fontsize=7)
         if count > 1:
-            handles, labels = top.get_legend_handles_labels()
-            figure.legend(
-                handles[::-1],
-                labels[::-1],
-                title="pulse",
-                loc="outside right upper",
-                fontsize=6,
-                markerscale=6,
-            )
+            pulses = mpl.cm.ScalarMappable(mpl.colors.BoundaryNorm(np.arange(count + 1) + 0.5, 256))
+            ticks = range(1, count + 1, -(-count // 14))
+            figure.colorbar(pulses, ax=[top, bottom], label="pulse", ticks=ticks, aspect=40)
         figure.suptitle(_title(run, spectrum), fontsize=7)
         return figure
+
+
+def draw_pulses(ax: Axes, run: Run, name: str, length: int, count: int) -> None:
+    """A recorded scalar against the step inside the pulse, one colour per pulse."""
+    colours = mpl.colormaps["viridis"](np.linspace(0, 1, count) if count > 1 else [0.3])
+    for pulse in reversed(range(count)):
+        inside = (run.steps >= pulse * length) & (run.steps < (pulse + 1) * length)
+        phase = run.steps[inside] - pulse * length
+        _points(ax, phase, run.scalars[name][inside], colours[pulse])
+
+
+def draw_burst(ax: Axes, run: Run, spectrum: Spectrum, burst: Oscillation) -> None:
+    """The loss around one burst, step by step, and where the centres cross the threshold."""
+    margin = (burst.burst_end - burst.burst_start) // 5 + 5
+    inside = (run.steps >= burst.burst_start - margin) & (run.steps <= burst.burst_end + margin)
+    _points(ax, run.steps[inside], run.scalars["loss"][inside], size=0.9)
+    if burst.crossed >= 0:
+        ax.axvline(burst.crossed, color=_THRESHOLD, lw=0.7)
+    ax.set_yscale("log")
+    ax.set_xlabel("step")
+    ax.xaxis.set_major_locator(MaxNLocator(3))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _pulses(run: Run) -> tuple[int, int]:
@@ -254,7 +290,7 @@ def _title(run: Run, spectrum: Spectrum) -> str:
     which = "static" if spectrum.config.static else "weighted"
     lines = [
         f"{c.data.name}, {model} {c.model.activation}, {loss}, {schedule}; {optimizer}; {c.dtype}",
-        f"eigenvalues of the {which} loss; {spectrum.label}",
+        f"eigenvalues of the {which} loss; {threshold_line(spectrum)}",
     ]
     if spectrum.not_converged:
         lines.append(f"{spectrum.not_converged} checkpoints not converged")
@@ -280,6 +316,9 @@ def save(figure: Figure, stem: Path, formats: Sequence[str] = ("png", "svg")) ->
         FileError: when one cannot be written.
     """
     paths = []
+    with mpl.rc_context(STYLE):
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, for all formats
     for suffix in formats:
         content = io.BytesIO()
         with mpl.rc_context(STYLE):

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from dlf_dynamics.analysis.spectrum import Spectrum
@@ -55,12 +56,21 @@ def _finite(value: Any) -> Any:
 
 def events_table(spectrum: Spectrum) -> Table:
     """One line for each oscillation, with the crossings of the threshold before and in it."""
-    table = Table(title="Oscillations and the crossings of the threshold at the 1:2:1 centre")
-    for heading in ("#", "onset", "end", "burst in the loss", "max |ΔF|"):
-        table.add_column(heading, justify="right")
-    table.add_column("first crossing up in", justify="right")
-    table.add_column("lag to onset", justify="right")
-    table.add_column("crossings up / down", justify="right")
+    table = Table(
+        title="Oscillations, and the centre's crossings of the threshold up to each",
+        caption="lag: onset minus crossing, in steps; negative where the oscillation began first",
+        box=box.SIMPLE_HEAD,
+    )
+    for heading in (
+        "",
+        "oscillation",
+        "burst",
+        "max |ΔF|",
+        "crossed up",
+        "lag",
+        "up/down",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
     centre = [crossing for crossing in spectrum.crossings if crossing.at == "centre"]
     previous = -1
     for number, window in enumerate(spectrum.oscillations, start=1):
@@ -70,13 +80,12 @@ def events_table(spectrum: Spectrum) -> Table:
         burst = f"{window.burst_start}-{window.burst_end}" if window.burst else "-"
         table.add_row(
             str(number),
-            str(window.onset),
-            str(window.end),
+            f"{window.onset}-{window.end}",
             burst,
             f"{window.max_change:.3g}",
             "-" if first is None else f"{first.step_before}-{first.step_after}",
             "-" if first is None else f"{window.onset - first.step_after:+d}",
-            f"{ups} / {len(inside) - ups}",
+            f"{ups}/{len(inside) - ups}",
         )
         previous = window.end
     return table
@@ -87,18 +96,22 @@ def closing_lines(spectrum: Spectrum) -> list[str]:
     hessian = spectrum.hessian
     which = "static" if hessian.static else "weighted"
     operator = "preconditioned Hessian" if hessian.preconditioned else "Hessian"
-    lines = [
+    return [
         f"{operator} of the {which} loss at {len(hessian.steps)} checkpoints, "
         f"{_mean_products(spectrum):.1f} products each at iterate and centre; "
         f"{spectrum.not_converged} not converged",
-        f"threshold: {spectrum.label}",
+        threshold_line(spectrum),
         f"{len(spectrum.bursts)} bursts, {len(spectrum.oscillations)} oscillations, "
         f"{sum(c.at == 'centre' for c in spectrum.crossings)} crossings at centres, "
         f"{sum(c.at == 'iterate' for c in spectrum.crossings)} at iterates",
     ]
-    if np.any(np.isfinite(spectrum.thresholds)):
-        finite = spectrum.thresholds[np.isfinite(spectrum.thresholds)]
-        low, high = finite.min(), finite.max()
-        value = f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
-        lines[1] = f"threshold {value}: {spectrum.label}"
-    return lines
+
+
+def threshold_line(spectrum: Spectrum) -> str:
+    """The threshold's value and what it is, or why there is none."""
+    finite = spectrum.thresholds[np.isfinite(spectrum.thresholds)]
+    if len(finite) == 0:
+        return f"no threshold: {spectrum.label}"
+    low, high = finite.min(), finite.max()
+    value = f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
+    return f"threshold {value}: {spectrum.label}"

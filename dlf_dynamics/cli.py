@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from dlf_dynamics import __version__
-from dlf_dynamics.commands import COMMANDS, Train, fail
+from dlf_dynamics.commands import COMMANDS, Train, fail, recorded_config
 from dlf_dynamics.config import PRESETS, RunConfig
 from dlf_dynamics.configfile import load_toml, preset
 from dlf_dynamics.errors import UserError
@@ -68,11 +68,7 @@ def _parse(arguments: list[str]) -> Any:
 def _base_config(arguments: list[str]) -> RunConfig:
     """What the options of `train` override: preset, CONFIG.toml, or the run to be resumed."""
     if "--resume" in arguments:
-        from dlf_dynamics.configfile import from_json
-        from dlf_dynamics.runfile import open_file, text
-
-        with open_file(Path(_option(arguments, "-o", "--output") or "run.h5")) as file:
-            return from_json(text(file, "config"))
+        return recorded_config(Path(_option(arguments, "-o", "--output") or "run.h5"))
     named = _option(arguments, "--preset")
     base = None if named is None else preset(named)
     files = [a for a in arguments[1:] if a.endswith(".toml")]

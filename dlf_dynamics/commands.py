@@ -11,15 +11,19 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from dlf_dynamics.config import PRESETS, RunConfig, SpectrumConfig
 from dlf_dynamics.errors import ConfigError, FileError
+
+if TYPE_CHECKING:
+    from dlf_dynamics.run import Run
 
 DIVERGED, INVALID = 3, 1
 
@@ -63,49 +67,53 @@ class Train:
     def execute(self) -> int:
         """Trains, or continues."""
         _check_writable(self.output)
-        size = _problem_size(self.run)
-        _start_jax(self.run.dtype, self.threads, size)
-        from dlf_dynamics import progress, training
+        _start_jax(self.run.dtype, self.threads, _problem_size(self.run))
+        from dlf_dynamics import progress
 
         with (
             progress.Stop().listening() as stop,
             progress.bar("training", self.run.steps, quiet=self.quiet) as advance,
         ):
-            if self.resume:
-                run = training.resume(
-                    self.output, steps=self.run.steps, progress=advance, stop=stop
-                )
-            else:
-                run = training.train(
-                    self.run,
-                    self.output,
-                    overwrite=self.overwrite,
-                    progress=advance,
-                    stop=stop,
-                )
-        last = {name: values[-1] for name, values in run.scalars.items() if len(values)}
-        step = int(run.steps[-1]) if len(run.steps) else 0
-        if run.status == "diverged":
-            kept = int(run.checkpoint_steps[-1])
-            rate = self.run.optimizer.learning_rate
-            return fail(
-                f"diverged at step {step}: the loss is {last['loss']}; {self.output} keeps the run "
-                f"up to there, its last checkpoint is of step {kept}; try "
-                f"--optimizer.learning-rate below {rate:g}, or a smaller --schedule.amplitude",
-                DIVERGED,
+            run = self._train(advance, stop)
+        report = {"diverged": self._diverged, "interrupted": self._interrupted}
+        return report.get(run.status, self._complete)(run, stop.signal)
+
+    def _train(self, advance: Callable[[int], None], stop: Callable[[], bool]) -> Run:
+        from dlf_dynamics import training
+
+        if not self.resume:
+            return training.train(
+                self.run, self.output, overwrite=self.overwrite, progress=advance, stop=stop
             )
-        if run.status == "interrupted":
-            step = run.resume_point().step
-            say(
-                f"interrupted at step {step}; `dlf-dynamics train --resume -o {self.output}` goes on"
-            )
-            return 128 + stop.signal
+        recorded = recorded_config(self.output)
+        _refuse_changes(dataclasses.asdict(recorded), dataclasses.asdict(self.run))
+        return training.resume(self.output, steps=self.run.steps, progress=advance, stop=stop)
+
+    def _complete(self, run: Run, signal: int) -> int:
+        loss, accuracy = (run.scalars[name][-1] for name in ("loss", "accuracy"))
         say(
-            f"wrote {self.output}: {step} steps, {len(run.checkpoint_steps)} checkpoints of "
-            f"{run.num_params} parameters; loss {last['loss']:.6g}, accuracy {last['accuracy']:.4g}"
+            f"wrote {self.output}: {run.steps[-1]} steps, {len(run.checkpoint_steps)} checkpoints "
+            f"of {run.num_params} parameters; loss {loss:.6g}, accuracy {accuracy:.4g}"
         )
         say(f"next: dlf-dynamics spectrum {self.output}")
         return 0
+
+    def _interrupted(self, run: Run, signal: int) -> int:
+        say(
+            f"interrupted at step {run.resume_point().step}; continue with "
+            f"`dlf-dynamics train --resume -o {self.output}`"
+        )
+        return 128 + signal
+
+    def _diverged(self, run: Run, signal: int) -> int:
+        kept = f"step {run.checkpoint_steps[-1]}" if len(run.checkpoint_steps) else "none"
+        return fail(
+            f"diverged at step {run.steps[-1]}: the loss is {run.scalars['loss'][-1]}; "
+            f"{self.output} keeps the run up to there, last checkpoint: {kept}; try "
+            f"--optimizer.learning-rate below {self.run.optimizer.learning_rate:g}, "
+            "or a smaller --schedule.amplitude",
+            DIVERGED,
+        )
 
 
 @dataclass(frozen=True)
@@ -299,21 +307,45 @@ def _start_jax(dtype: str, threads: int, size: float) -> None:
 
 def _open(path: Path, threads: int):
     """The run, with JAX started as it needs it."""
+    from dlf_dynamics.runfile import open_file
+
+    config = recorded_config(path)
+    with open_file(path) as file:
+        num_params = file["parameters/value"].shape[1]  # type: ignore[union-attr]
+        targets = file.get("data/targets")
+        examples = float("inf") if targets is None else len(targets)  # type: ignore[arg-type]
+    _start_jax(config.dtype, threads, num_params * examples)
+    from dlf_dynamics.run import open_run
+
+    return open_run(path)
+
+
+def recorded_config(path: Path) -> RunConfig:
+    """The configuration in a run file.
+
+    Raises:
+        FileError: when the file or its configuration cannot be read.
+    """
     from dlf_dynamics.configfile import from_json
     from dlf_dynamics.runfile import open_file, text
 
     with open_file(path) as file:
         try:
-            config = from_json(text(file, "config"))
+            return from_json(text(file, "config"))
         except ConfigError as error:
             raise FileError(f"{path} is damaged: its configuration: {error}") from error
-        size = file["parameters/value"].shape[1] * float(  # type: ignore[union-attr]
-            file["data/targets"].shape[0] if "data/targets" in file else "inf"  # type: ignore[union-attr]
-        )
-    _start_jax(config.dtype, threads, size)
-    from dlf_dynamics.run import open_run
 
-    return open_run(path)
+
+def _refuse_changes(recorded: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> None:
+    """A resumed run keeps its configuration, but for the number of steps."""
+    for key, value in recorded.items():
+        if isinstance(value, dict):
+            _refuse_changes(value, asked[key], f"{prefix}{key}.")
+        elif value != asked[key] and prefix + key != "steps":
+            raise ConfigError(
+                f"--resume continues the run as it was configured: {prefix}{key} is {value!r} "
+                f"there, not {asked[key]!r}; only steps may change"
+            )
 
 
 def _check_writable(path: Path) -> None:

@@ -215,7 +215,7 @@ def _copy_rows(old: h5py.File, new: h5py.File, axis: str, upto: int | None) -> N
             continue
         source, target = _dataset(old, path), _dataset(new, path)
         target.resize(length, axis=0)
-        block = max(1, target.chunks[0])
+        block = (target.chunks or (1,))[0]
         for start in range(0, length, block):
             stop = min(start + block, length)
             target[start:stop] = source[start:stop]

@@ -1,0 +1,52 @@
+# `make` lists the targets. PYTHON is the interpreter to build on, VENV where to install.
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check bench format clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## install the pinned versions into .venv, unless they are there
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo 'Python 3.11 or newer is needed as $(PYTHON); name one: make PYTHON=python3.11 ...' >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo '$(PYTHON) has no venv module; install it (Debian: apt install python3-venv)' >&2; exit 1; }
+	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || \
+		$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	@touch $@
+
+demo: setup ## train the headline run, compute its spectra, draw the figures (run.h5 and beside it)
+	$(BIN)/dlf-dynamics train -o run.h5 --overwrite
+	$(BIN)/dlf-dynamics spectrum run.h5
+
+test: check ## check, then the fast tests
+	$(PYTEST)
+
+test-all: check ## check, then all tests, the slow ones too
+	$(PYTEST) -m 'slow or not slow'
+
+check: setup ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: setup ## time training and analysis, ratios first
+	$(PYTEST) benchmarks --benchmark-only -s
+
+format: setup ## put the code into the one format, mend what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove the environment and everything that was built
+	test ! -e $(STAMP) || rm -rf $(VENV)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,9 @@
+"""Benchmarks compute as the command line does: in float64, on one thread unless NPROC is set."""
+
+import os
+
+import jax
+
+# XLA reads it when it first computes; small problems run fastest on one thread.
+os.environ.setdefault("NPROC", "1")
+jax.config.update("jax_enable_x64", True)

@@ -1,0 +1,1 @@
+"""Bundled data sets; origin and licence of each are in README.md."""

@@ -1,0 +1,341 @@
+"""The command line as a user meets it: commands, one-line errors, signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+from dlf_dynamics import open_run
+from dlf_dynamics.cli import main
+from dlf_dynamics.commands import COMMANDS
+from dlf_dynamics.config import PRESETS
+
+SMALL = ["--model.widths", "5", "--checkpoint-every", "20", "--schedule.period", "50"]
+PROGRAM = [sys.executable, "-m", "dlf_dynamics.cli"]
+
+
+@pytest.fixture(scope="module")
+def run_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "run.h5"
+    assert main(["train", "--steps", "200", *SMALL, "-o", str(path), "--quiet"]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def spectrum_path(run_path):
+    assert main(["spectrum", str(run_path), "--no-figures", "--quiet"]) == 0
+    return run_path.with_suffix(".spectrum.h5")
+
+
+def refused(capsys, *arguments):
+    """The one line on stderr of a command that must end with exit code 2."""
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("dlf-dynamics: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def help_of(*arguments):
+    return subprocess.run(
+        [*PROGRAM, *arguments, "--help"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+
+
+def test_help_does_not_import_jax():
+    code = (
+        "import sys\nfrom dlf_dynamics.cli import main\n"
+        "try:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+        "sys.exit('jax' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def test_help_lists_commands_and_presets():
+    overview, train = help_of(), help_of("train")
+    assert all(name in overview for name in COMMANDS)
+    assert all(name in train for name in PRESETS)
+
+
+def test_version_is_that_of_the_package(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("dlf-dynamics 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--schedule.perod", "3"], "did you mean --schedule.period?"),
+        (["--frobnicate"], "Unrecognized options: --frobnicate"),
+        (["--schedule.period", "x"], "--schedule.period"),
+        (["--schedule.name", "circle"], "Expected one of ('triangle', 'static')"),
+        (["--schedule.amplitude", "0.5"], "schedule.amplitude is 0.5; expected a number of at"),
+        (["--schedule.period", "0"], "schedule.period is 0"),
+        (["--optimizer.learning-rate", "0"], "optimizer.learning_rate is 0.0; expected"),
+        (["--optimizer.learning-rate", "-1"], "optimizer.learning_rate is -1.0; expected"),
+        (["--optimizer.learning-rate", "nan"], "optimizer.learning_rate is nan; expected"),
+        (["--preset", "publishd"], "did you mean published?"),
+        (["--steps", "0"], "steps is 0"),
+        (["--batch-size", "301"], "batch_size is 301; expected at most the number of examples"),
+        (["--model.outputs", "2"], "labels go up to 2 but the network has 2 outputs"),
+        (["--threads", "-1"], "threads is -1"),
+        (["missing.toml"], "configuration missing.toml cannot be read: No such file"),
+        (["--data.name", "npz"], "data.path is None; expected the .npz file"),
+        (["--data.name", "npz", "--data.path", "no.npz"], "data file no.npz does not exist"),
+    ],
+)
+def test_train_refuses_bad_options(capsys, tmp_path, monkeypatch, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    assert expected in refused(capsys, "train", *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("[schedule]\nperod = 3", "schedule.perod is not a key; did you mean schedule.period?"),
+        ("[shedule]\nperiod = 3", "did you mean schedule?"),
+        ("steps = 'many'", "steps is 'many'; expected a whole number"),
+        ("steps = 1.5", "steps is 1.5; expected a whole number"),
+        ("steps = true", "steps is True; expected a whole number"),
+        ("schedule = 3", "schedule is 3; expected a table [schedule]"),
+        ("[model]\nactivation = 'rely'", "did you mean relu?"),
+        ("[model]\nwidths = 3", "model.widths is 3; expected a list"),
+        ("preset = 'public'", "preset 'public' is unknown"),
+        ("steps = = 3", "is not valid TOML"),
+    ],
+)
+def test_train_refuses_a_bad_toml_file(capsys, tmp_path, monkeypatch, content, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.toml").write_text(content)
+    assert expected in refused(capsys, "train", "bad.toml")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.toml"]
+
+
+def test_options_override_toml_which_overrides_the_preset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.toml").write_text(
+        "preset = 'published'\nsteps = 30\n[model]\nwidths = [4]\n[schedule]\nperiod = 40\n"
+    )
+    assert main(["train", "c.toml", "--schedule.period", "60", "--quiet"]) == 0
+    config = open_run("run.h5").config
+    assert (config.steps, config.model.widths, config.schedule.period) == (30, (4,), 60)
+    assert (config.prng, config.schedule.counting) == ("legacy", "published")
+
+
+def test_nan_in_the_data_is_named(capsys, tmp_path):
+    inputs = np.ones((6, 2))
+    inputs[3, 1] = np.nan
+    path = tmp_path / "bad.npz"
+    np.savez(path, inputs=inputs, labels=np.array([0, 1, 0, 1, 0, 1]))
+    line = refused(
+        capsys, "train", "--data.name", "npz", "--data.path", path, "-o", tmp_path / "run.h5"
+    )
+    assert "inputs[3, 1] is nan (1 values not finite)" in line
+    assert not (tmp_path / "run.h5").exists()
+
+
+def test_an_existing_file_is_never_replaced_unasked(capsys, run_path):
+    before = run_path.read_bytes()
+    assert "exists; continue it with --resume" in refused(capsys, "train", "-o", run_path)
+    assert run_path.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["spectrum", "plot", "info", "validate", "repair"])
+def test_commands_refuse_missing_foreign_truncated_and_newer_files(
+    capsys, tmp_path, run_path, command
+):
+    missing, foreign = tmp_path / "no.h5", tmp_path / "foreign.h5"
+    truncated, newer = tmp_path / "cut.h5", tmp_path / "newer.h5"
+    foreign.write_text("this is no HDF5 file")
+    truncated.write_bytes(run_path.read_bytes()[:5000])
+    newer.write_bytes(run_path.read_bytes())
+    with h5py.File(newer, "r+") as file:
+        file.attrs["format_version"] = "2.0"
+    assert "does not exist" in refused(capsys, command, missing)
+    assert "not a dlf-dynamics run file" in refused(capsys, command, foreign)
+    assert "damaged" in refused(capsys, command, truncated)
+    assert "format version 2.0; this program reads 1.x" in refused(capsys, command, newer)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--steps", "900:"], "steps 900: holds no checkpoint; the run's are 0 to 200"),
+        (["--steps", "12"], "steps is '12'; expected a:b"),
+        (["--every", "0"], "every is 0; expected at least 1"),
+        (["--k", "0"], "k is 0; expected at least 1"),
+        (["--k", "30"], "max_matvecs is 40; expected at least 2 k = 60"),
+        (["--tol", "2"], "tol is 2.0; expected a number between 0 and 1"),
+        (["--zoom", "5:2"], "zoom is '5:2'; expected a:b with a < b"),
+        (["--ntk-example", "3"], "did you mean --ntk-examples?"),
+        (["-o", "no/where.h5"], "directory no does not exist"),
+    ],
+)
+def test_spectrum_refuses_bad_options(capsys, run_path, arguments, expected):
+    assert expected in refused(capsys, "spectrum", run_path, *arguments)
+
+
+def test_an_output_directory_must_exist_and_be_writable(capsys, tmp_path):
+    assert "does not exist" in refused(capsys, "train", "-o", tmp_path / "no" / "run.h5")
+    assert "is a directory" in refused(capsys, "train", "-o", tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_without_write_permission_is_refused(capsys, tmp_path):
+    tmp_path.chmod(0o500)
+    assert "no write permission" in refused(capsys, "train", "-o", tmp_path / "run.h5")
+
+
+def test_spectrum_writes_results_figures_and_a_table(capsys, run_path):
+    assert main(["spectrum", str(run_path), "--every", "5", "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert "threshold 2: critical eigenvalue of gd" in captured.out
+    for suffix in (".spectrum.h5", ".png", ".svg", ".bifurcation.png", ".bifurcation.svg"):
+        assert run_path.with_suffix(suffix).stat().st_size > 1000
+        assert run_path.with_suffix(suffix).name in captured.err
+
+
+def test_json_alone_is_on_stdout(capsys, run_path):
+    assert main(["spectrum", str(run_path), "--json", "--no-figures", "--quiet"]) == 0
+    content = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert content["checkpoints"] == 11
+    assert content["threshold"]["first"] == pytest.approx(2.0, rel=1e-9)
+
+
+def test_verify_dense_prints_the_worst_difference(capsys, run_path):
+    arguments = ["spectrum", str(run_path), "--every", "5", "--verify-dense"]
+    assert main([*arguments, "--no-figures", "--quiet"]) == 0
+    line = next(
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("dense check of 15")
+    )
+    assert float(line.split("worst difference ")[1].split()[0]) < 1e-9
+
+
+def test_plot_draws_from_the_results_without_computing(spectrum_path, run_path, tmp_path):
+    stem = tmp_path / "figure"
+    assert main(["plot", str(run_path), "-o", str(stem), "--zoom", "50:150"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "figure.png",
+        "figure.svg",
+        "figure.bifurcation.png",
+        "figure.bifurcation.svg",
+    }
+
+
+def test_plot_without_a_spectrum_says_how_to_make_one(capsys, tmp_path, run_path):
+    path = tmp_path / "alone.h5"
+    path.write_bytes(run_path.read_bytes())
+    assert "`dlf-dynamics spectrum` makes one" in refused(capsys, "plot", path)
+
+
+def test_info_tells_status_and_configuration(capsys, run_path):
+    assert main(["info", str(run_path), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert (content["status"], content["steps"], content["num_params"]) == ("complete", 201, 33)
+    assert content["config"]["schedule"]["period"] == 50
+    assert main(["info", str(run_path)]) == 0
+    assert "status: complete" in capsys.readouterr().out
+
+
+def test_validate_names_the_fault(capsys, run_path, tmp_path):
+    assert main(["validate", str(run_path)]) == 0
+    assert capsys.readouterr().out.endswith("run.h5: valid\n")
+    path = tmp_path / "faulty.h5"
+    path.write_bytes(run_path.read_bytes())
+    with h5py.File(path, "r+") as file:
+        file["parameters/value"][3, 2] = np.nan
+    assert main(["validate", str(path)]) == 1
+    assert "/parameters/value[3] is not finite" in capsys.readouterr().out
+
+
+def test_divergence_is_told_with_the_step_and_what_to_try(capsys, tmp_path):
+    path = tmp_path / "run.h5"
+    arguments = ["--loss.name", "squared-error", "--optimizer.learning-rate", "1000"]
+    assert main(["train", "--steps", "500", *SMALL, *arguments, "-o", str(path), "--quiet"]) == 3
+    line = capsys.readouterr().err
+    step = open_run(path).steps[-1]
+    assert line.startswith(f"dlf-dynamics: diverged at step {step}: the loss is ")
+    assert "try --optimizer.learning-rate below 1000" in line
+    assert line.count("\n") == 1
+
+
+def started(tmp_path, *arguments):
+    """A training process that has begun to record."""
+    process = subprocess.Popen(
+        [*PROGRAM, "train", *SMALL, "--steps", "3000000", *arguments],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run.h5").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.5)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_good_file_that_resume_continues(tmp_path, monkeypatch, number):
+    process = started(tmp_path)
+    process.send_signal(number)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    run = open_run(tmp_path / "run.h5")
+    step = run.resume_point().step
+    assert f"interrupted at step {step}; continue with" in complaint
+    assert run.status == "interrupted"
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--resume", "--steps", str(step + 33), "--quiet"]) == 0
+    whole = ["train", *SMALL, "--steps", str(step + 33), "-o", "whole.h5", "--quiet"]
+    assert main(whole) == 0
+    resumed, uninterrupted = open_run("run.h5"), open_run("whole.h5")
+    np.testing.assert_array_equal(resumed.parameters(), uninterrupted.parameters())
+    for name, values in uninterrupted.scalars.items():
+        np.testing.assert_array_equal(resumed.scalars[name], values, err_msg=name)
+
+
+def test_resume_refuses_options_that_change_the_run(capsys, run_path):
+    line = refused(capsys, "train", "--resume", "-o", run_path, "--schedule.period", "60")
+    assert "--resume continues the run as it was configured" in line
+    assert "schedule.period" in line
+
+
+def test_repair_makes_a_killed_run_whole(tmp_path, capsys):
+    process = started(tmp_path)
+    process.kill()
+    process.communicate(timeout=60)
+    path = tmp_path / "run.h5"
+    assert main(["validate", str(path)]) == 1
+    assert "its writer was killed" in capsys.readouterr().out
+    assert main(["repair", str(path)]) == 0
+    assert main(["validate", str(path)]) == 0
+
+
+@pytest.mark.parametrize("command", ["spectrum", "plot"])
+def test_a_full_disk_is_one_line_and_loses_nothing(run_path, spectrum_path, tmp_path, command):
+    for path in (run_path, spectrum_path):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    before = spectrum_path.read_bytes()
+    # The limit is in blocks of 1,024 bytes; neither result nor figure fits into one.
+    finished = subprocess.run(
+        ["bash", "-c", 'ulimit -f 1; exec "$@"', "bash", *PROGRAM, command, "run.h5"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 2, finished.stderr
+    assert finished.stderr.splitlines()[-1].endswith("cannot be written: File too large")
+    assert (tmp_path / spectrum_path.name).read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {run_path.name, spectrum_path.name}

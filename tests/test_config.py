@@ -1,0 +1,96 @@
+import dataclasses
+import math
+import re
+from dataclasses import replace
+
+import pytest
+
+from dlf_dynamics.config import (
+    PRESETS,
+    PULSE_STEPS_PUBLISHED,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+)
+from dlf_dynamics.errors import ConfigError
+
+BASE = RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value", "expected"),
+    [
+        ("data", "points_per_class", 0, "at least 1"),
+        ("data", "num_classes", 1, "at least 2"),
+        ("data", "limit", 0, "at least 1, or none"),
+        ("model", "outputs", 0, "at least 1, or none"),
+        ("model", "widths", (3, 0), "whole numbers of at least 1"),
+        ("schedule", "period", 0, "at least 1"),
+        ("schedule", "amplitude", 0.5, "1 is static"),
+        ("schedule", "amplitude", math.nan, "1 is static"),
+        ("schedule", "amplitude", math.inf, "1 is static"),
+        ("schedule", "static_from", -1, "a step of at least 0"),
+        ("optimizer", "learning_rate", 0.0, "a number above 0"),
+        ("optimizer", "learning_rate", -1.0, "a number above 0"),
+        ("optimizer", "learning_rate", math.inf, "a number above 0"),
+        ("optimizer", "momentum", 1.0, "below 1"),
+        ("optimizer", "decay", -0.1, "below 1"),
+        ("optimizer", "beta1", 1.5, "below 1"),
+        ("optimizer", "beta2", math.nan, "below 1"),
+        ("optimizer", "final_learning_rate", -1.0, "at least 0"),
+        ("optimizer", "warmup_steps", -1, "at least 0"),
+        ("optimizer", "weight_decay", math.inf, "at least 0"),
+        ("optimizer", "epsilon", -1e-8, "at least 0"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_name(group, key, value, expected):
+    part = replace(getattr(BASE, group), **{key: value})
+    message = rf"{group}\.{key} is {re.escape(repr(value))}; expected .*{re.escape(expected)}"
+    with pytest.raises(ConfigError, match=message):
+        replace(BASE, **{group: part})
+
+
+@pytest.mark.parametrize("key", ["steps", "checkpoint_every", "batch_size"])
+def test_a_run_needs_at_least_one_of(key):
+    with pytest.raises(ConfigError, match=f"{key} is 0; expected a whole number of at least 1"):
+        RunConfig(**{key: 0})
+
+
+def test_a_data_file_goes_with_npz_and_with_nothing_else():
+    with pytest.raises(ConfigError, match=r"data\.path is None; expected the \.npz file"):
+        RunConfig(data=DataConfig(name="npz"))
+    with pytest.raises(ConfigError, match=r"data\.path is 'a\.npz'; expected none"):
+        RunConfig(data=DataConfig(path="a.npz"))
+
+
+def test_an_exponential_decay_cannot_end_at_zero():
+    decaying = OptimizerConfig(learning_rate_schedule="exponential", final_learning_rate=0.0)
+    with pytest.raises(ConfigError, match=r"optimizer\.final_learning_rate is 0\.0; .*above 0"):
+        RunConfig(optimizer=decaying)
+
+
+def test_the_published_preset_is_the_headline_run_of_the_paper():
+    run = PRESETS["published"]
+    assert run.schedule == ScheduleConfig("triangle", 70.0, 5000, "published", 65_013)
+    assert run.model == ModelConfig((100,), "relu", "published", None, 0)
+    assert run.data == DataConfig("spiral", 100, 3, 0.2, 0)
+    assert (run.optimizer.name, run.optimizer.learning_rate) == ("gd", 1.0)
+    assert (run.loss.name, run.steps, run.batch_size) == ("cross-entropy", 70_000, None)
+    assert (run.dtype, run.prng) == ("float64", "legacy")
+    # 13 pulses, and a static end of 4,987 steps.
+    assert run.steps - 13 * PULSE_STEPS_PUBLISHED == 4987
+
+
+def test_the_other_published_presets_differ_in_one_thing():
+    published = PRESETS["published"]
+    assert PRESETS["published-updated"] == replace(
+        published, model=replace(published.model, init="published-updated")
+    )
+    assert PRESETS["published-static"] == replace(published, schedule=ScheduleConfig("static"))
+
+
+def test_a_configuration_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign"):
+        BASE.steps = 1  # type: ignore[misc]

@@ -1,0 +1,133 @@
+import math
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlf_dynamics.losses import CRITERIA, ClassWeights, cross_entropy
+from dlf_dynamics.problem import Problem
+from dlf_dynamics.schedules import Triangle
+
+SCHEDULE = Triangle(3, 6.0, 8)
+RNG = np.random.default_rng(2)
+INPUTS = RNG.normal(size=(9, 2))
+LABELS = np.array([0, 1, 2, 2, 1, 0, 2, 2, 1])
+PARAMS = {"weight": jnp.asarray(RNG.normal(size=(2, 3))), "bias": jnp.asarray(RNG.normal(size=3))}
+
+
+def linear(params, inputs):
+    return inputs @ params["weight"] + params["bias"]
+
+
+def make(loss="cross-entropy"):
+    return Problem(
+        linear,
+        CRITERIA[loss],
+        jnp.asarray(INPUTS),
+        jnp.asarray(LABELS),
+        ClassWeights(SCHEDULE, per_output=loss == "squared-error-per-output"),
+    )
+
+
+def by_hand(loss, step, *, static=False):
+    """The weighted loss as a loop over examples and outputs."""
+    weight, bias = np.asarray(PARAMS["weight"]), np.asarray(PARAMS["bias"])
+    gamma = [1.0] * 3 if static else [float(g) for g in SCHEDULE(step)]
+    total = 0.0
+    for x, label in zip(INPUTS, LABELS, strict=True):
+        outputs = [x[0] * weight[0, i] + x[1] * weight[1, i] + bias[i] for i in range(3)]
+        if loss == "cross-entropy":
+            log_sum = math.log(sum(math.exp(value) for value in outputs))
+            total += gamma[label] * (log_sum - outputs[label])
+        else:
+            errors = [(outputs[i] - (i == label)) ** 2 for i in range(3)]
+            per_output = loss == "squared-error-per-output"
+            total += sum(gamma[i if per_output else label] * errors[i] for i in range(3))
+    return total / len(LABELS)
+
+
+@pytest.mark.parametrize("step", [0, 3, 4, 9, 21])
+@pytest.mark.parametrize("loss", CRITERIA)
+def test_the_objective_is_the_weighted_mean_over_the_examples(loss, step):
+    objective = make(loss).objective(PARAMS, step)
+    assert float(objective) == pytest.approx(by_hand(loss, step), rel=1e-13)
+
+
+@pytest.mark.parametrize("loss", CRITERIA)
+def test_the_static_objective_has_all_weights_1(loss):
+    problem = make(loss)
+    expected = pytest.approx(by_hand(loss, 3, static=True), rel=1e-13)
+    assert float(problem.static_objective(PARAMS, 3)) == expected
+    assert float(problem.static().objective(PARAMS, 3)) == expected
+    assert float(replace(problem, example_weights=None).objective(PARAMS, 3)) == expected
+    assert float(problem.objective(PARAMS, 3)) != expected
+
+
+@pytest.mark.parametrize("loss", CRITERIA)
+def test_the_parts_of_the_classes_sum_to_the_whole(loss):
+    problem = make(loss)
+    parts = [float(problem.class_objective(PARAMS, 3, label)) for label in range(3)]
+    assert sum(parts) == pytest.approx(by_hand(loss, 3), rel=1e-13)
+    assert min(parts) > 0
+
+
+def test_the_part_of_a_class_is_due_to_its_examples_alone():
+    problem = make()
+    ones = jnp.asarray(np.flatnonzero(LABELS == 1))
+    alone = problem.take(ones).objective(PARAMS, 3) * len(ones) / len(LABELS)
+    assert float(problem.class_objective(PARAMS, 3, 1)) == pytest.approx(float(alone), rel=1e-13)
+
+
+@pytest.mark.parametrize("loss", CRITERIA)
+def test_one_pass_gives_loss_static_loss_and_accuracy(loss):
+    value, evaluation = make(loss).evaluate(PARAMS, 5)
+    assert float(value) == pytest.approx(by_hand(loss, 5), rel=1e-13)
+    assert float(evaluation.static_loss) == pytest.approx(by_hand(loss, 5, static=True), rel=1e-13)
+    outputs = INPUTS @ np.asarray(PARAMS["weight"]) + np.asarray(PARAMS["bias"])
+    hits = sum(int(np.argmax(row)) == label for row, label in zip(outputs, LABELS, strict=True))
+    assert float(evaluation.accuracy) == pytest.approx(hits / 9, rel=1e-15)
+    assert 0 < hits < 9
+
+
+def test_examples_can_be_taken():
+    part = make().take(jnp.array([7, 0]))
+    assert np.array_equal(part.inputs, INPUTS[[7, 0]])
+    assert part.targets.tolist() == [2, 0]
+
+
+def test_a_flat_problem_is_the_same_function():
+    problem = make()
+    flat, vector = problem.ravel(PARAMS)
+    assert vector.shape == (9,)
+    expected = float(problem.objective(PARAMS, 3))
+    assert float(flat.objective(vector, 3)) == pytest.approx(expected, rel=1e-15)
+    # Leaves of a dictionary are in the order of their names.
+    nudged = {**PARAMS, "bias": PARAMS["bias"].at[1].add(0.5)}
+    found = float(flat.objective(vector.at[1].add(0.5), 3))
+    assert found == pytest.approx(float(problem.objective(nudged, 3)), rel=1e-14)
+    assert found != expected
+
+
+def test_data_are_arguments_of_a_compiled_function():
+    traces = []
+
+    def counting(outputs, targets):
+        traces.append(outputs.shape)
+        return cross_entropy(outputs, targets)
+
+    problem = replace(make(), criterion=counting)
+    other = replace(problem, inputs=2 * problem.inputs)
+    compiled = jax.jit(lambda problem, params, step: problem.objective(params, step))
+    values = [float(compiled(p, PARAMS, step)) for p in (problem, other) for step in (0, 3, 4)]
+    assert len(traces) == 1
+    eager = [float(p.objective(PARAMS, step)) for p in (problem, other) for step in (0, 3, 4)]
+    assert values == pytest.approx(eager, rel=1e-13)
+    assert len(set(eager)) == 6
+
+
+def test_float32_parameters_give_a_float32_loss_under_float64_weights():
+    problem = replace(make(), inputs=jnp.asarray(INPUTS, jnp.float32))
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), PARAMS)
+    assert problem.objective(params, 3).dtype == jnp.float32
