@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,8 @@ class Eigenpairs(NamedTuple):
 
     Some eigenvalue of the operator lies within `residuals[i]` of `eigenvalues[i]` (Parlett, *The
     Symmetric Eigenvalue Problem*, Theorem 4.5.1). That none larger was missed is not proven: a
-    start vector without any share in an eigenvector cannot find it, and of an eigenvalue repeated
-    exactly one copy may be missed.
+    start vector with hardly any share in an eigenvector cannot find it, and of eigenvalues closer
+    together than about 100 `tol`, relative to the largest, one may be missed.
 
     Attributes:
         eigenvalues: Rayleigh quotients from fresh products; where not converged, Ritz values.
@@ -71,7 +71,7 @@ def top_eigenpairs(
     tol: float,
     max_matvecs: int,
     key: PRNGKeyArray,
-    dtype=float,
+    dtype: Any = float,
 ) -> Eigenpairs:
     """The k largest eigenvalues of a symmetric operator by the Lanczos method.
 
@@ -117,7 +117,7 @@ def top_eigenpairs(
     return _certify(matvec, krylov, k, tol)
 
 
-def _start(num_params: int, capacity: int, key: PRNGKeyArray, dtype) -> _Krylov:
+def _start(num_params: int, capacity: int, key: PRNGKeyArray, dtype: Any) -> _Krylov:
     key, start_key = jax.random.split(key)
     direction = jax.random.normal(start_key, (num_params,), dtype)
     basis = jnp.zeros((capacity + 1, num_params), dtype)

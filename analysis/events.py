@@ -144,10 +144,10 @@ def find_oscillations(
         update_cosine: cosine of successive updates; NaN where an update is 0.
         burst_loss: second difference of the loss from which a window is a burst.
     """
-    bending = np.zeros(len(loss))
-    bending[1:-1] = np.abs(np.diff(loss, 2))
-    change = np.zeros(len(loss))
-    change[1:] = np.abs(np.diff(loss))
+    bending, change = np.zeros(len(loss)), np.zeros(len(loss))
+    with np.errstate(invalid="ignore"):  # a run that diverged ends with an infinite loss
+        bending[1:-1] = np.abs(np.diff(loss, 2))
+        change[1:] = np.abs(np.diff(loss))
     found = []
     for first, last in _windows(update_cosine < OSCILLATING_COSINE):
         seen = first + np.flatnonzero(bending[first : last + 1] > burst_loss)

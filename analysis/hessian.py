@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from dlf_dynamics.config import OptimizerConfig
 from dlf_dynamics.dynamics import Dynamics, State, random_stream
 from dlf_dynamics.operators import gradient, hessian, preconditioned
 from dlf_dynamics.optimizers import ADAPTIVE, preconditioner
-from dlf_dynamics.run import Run, stack_points
+from dlf_dynamics.run import Checkpoints, Run, stack_points
 
 _CHUNK_NUMBERS = 2**20
 """Parameters of the checkpoints that one call of the compiled program treats, at most."""
@@ -33,10 +33,10 @@ class Eigenvalues(NamedTuple):
         num_matvecs: Hessian products, shape (checkpoints,).
     """
 
-    eigenvalues: Float[Array | np.ndarray, "checkpoints k"]
-    residuals: Float[Array | np.ndarray, "checkpoints k"]
-    converged: Bool[Array | np.ndarray, "checkpoints k"]
-    num_matvecs: Int[Array | np.ndarray, " checkpoints"]
+    eigenvalues: Float[np.ndarray, "checkpoints k"]
+    residuals: Float[np.ndarray, "checkpoints k"]
+    converged: Bool[np.ndarray, "checkpoints k"]
+    num_matvecs: Int[np.ndarray, " checkpoints"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class HessianSpectrum:
 
 def hessian_spectrum(
     run: Run,
-    checkpoints: Sequence[int] | np.ndarray | None = None,
+    checkpoints: Checkpoints | None = None,
     *,
     k: int = 3,
     static: bool = False,
@@ -155,7 +155,8 @@ def _eigenvalues(
         key=key,
         dtype=params.dtype,
     )
-    return Eigenvalues(pairs.eigenvalues, pairs.residuals, pairs.converged, pairs.num_matvecs)
+    found = (pairs.eigenvalues, pairs.residuals, pairs.converged, pairs.num_matvecs)
+    return Eigenvalues(*cast(Any, found))
 
 
 def curvature(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from dlf_dynamics.operators import jacobian
 from dlf_dynamics.problem import Problem
-from dlf_dynamics.run import Run
+from dlf_dynamics.run import Checkpoints, Run
 
 _CHUNK_NUMBERS = 2**24
 
@@ -38,7 +38,7 @@ class NTKSpectrum:
 
 def ntk_spectrum(
     run: Run,
-    checkpoints: Sequence[int] | np.ndarray | None = None,
+    checkpoints: Checkpoints | None = None,
     *,
     num_examples: int = 50,
     trace_outputs: bool = True,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
@@ -24,7 +27,7 @@ from dlf_dynamics.schedules import make_schedule
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 _LINE, _POINT, _SHADE, _THRESHOLD, _MARK = "#0072B2", "#0072B2", "#56B4E9", "#D55E00", "#D55E00"
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -239,7 +242,7 @@ def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
             draw_burst(ax, run, spectrum, burst)
             ax.set_title(f"burst {number + 1}", fontsize=7)
         if count > 1:
-            pulses = mpl.cm.ScalarMappable(mpl.colors.BoundaryNorm(np.arange(count + 1) + 0.5, 256))
+            pulses = ScalarMappable(BoundaryNorm(np.arange(count + 1) + 0.5, 256))
             ticks = range(1, count + 1, -(-count // 14))
             figure.colorbar(pulses, ax=[top, bottom], label="pulse", ticks=ticks, aspect=40)
         figure.suptitle(_title(run, spectrum), fontsize=7)
@@ -301,12 +304,12 @@ def _points(
     ax: Axes,
     x: np.ndarray,
     y: Float[np.ndarray, " points"],
-    colour: object = _POINT,
+    colour: Any = _POINT,
     label: str | None = None,
     size: float = 0.6,
 ) -> None:
     # Rasterised, or a vector file would hold every one of the 70,000 points.
-    ax.plot(x, y, ".", color=colour, ms=size, mew=0.4, label=label, rasterized=True)  # type: ignore[arg-type]
+    ax.plot(x, y, ".", color=colour, ms=size, mew=0.4, label=label, rasterized=True)
 
 
 def save(figure: Figure, stem: Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:

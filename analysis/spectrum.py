@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from dlf_dynamics.analysis.stability import instability_threshold, refusal, thre
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.provenance import provenance
-from dlf_dynamics.run import Run
+from dlf_dynamics.run import Checkpoints, Run
 
 Event = TypeVar("Event", Crossing, Oscillation)
 
@@ -110,25 +111,21 @@ def compute_spectrum(
     return _with_events(run, config, hessian, ntk)
 
 
-def select_checkpoints(run: Run, config: SpectrumConfig) -> Sequence[int]:
+def select_checkpoints(run: Run, config: SpectrumConfig) -> Checkpoints:
     """Indices of the checkpoints that the configuration asks for.
 
     Raises:
         ConfigError: when `steps` is not a:b, or nothing is left.
     """
-    first, colon, last = config.steps.partition(":")
-    try:
-        start = int(first) if first else 0
-        stop = int(last) if last else np.inf
-    except ValueError:
-        colon = ""
-    if not colon:
+    span = re.fullmatch(r"(\d*):(\d*)", config.steps)
+    if span is None:
         raise ConfigError(f"steps is {config.steps!r}; expected a:b, for example 8000:10500")
+    start, stop = int(span[1] or 0), int(span[2] or run.config.steps + 1)
     steps = run.checkpoint_steps
     inside = np.flatnonzero((steps >= start) & (steps < stop))
     if len(inside) == 0:
-        span = f"{steps[0]} to {steps[-1]}" if len(steps) else "none"
-        raise ConfigError(f"steps {config.steps} holds no checkpoint; the run's are {span}")
+        there = f"{steps[0]} to {steps[-1]}" if len(steps) else "none"
+        raise ConfigError(f"steps {config.steps} holds no checkpoint; the run's are {there}")
     return inside[:: config.every]
 
 
@@ -254,4 +251,5 @@ def load_spectrum(path: str | Path, run: Run | None = None) -> Spectrum:
 def _events(arrays: Any, name: str, kind: type[Event]) -> list[Event]:
     columns = [arrays[f"{name}/{field.name}"].tolist() for field in dataclasses.fields(kind)]
     decode = lambda value: value.decode() if isinstance(value, bytes) else value  # noqa: E731
-    return [kind(*map(decode, row)) for row in zip(*columns, strict=True)]
+    rows: Any = zip(*(map(decode, column) for column in columns), strict=True)
+    return [kind(*row) for row in rows]

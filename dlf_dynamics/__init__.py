@@ -37,7 +37,20 @@ _MODULES = {
     "train": "training",
 }
 
-__all__ = ["__version__", *_MODULES]
+__all__ = [
+    "PRESETS",
+    "DataConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Problem",
+    "Run",
+    "RunConfig",
+    "ScheduleConfig",
+    "__version__",
+    "open_run",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -44,7 +44,7 @@ def _parse(arguments: list[str]) -> Any:
     base = _base_config(arguments) if arguments[:1] == ["train"] else PRESETS["published"]
     kinds: Any = None
     for name, command in COMMANDS.items():
-        options = {"default": Train(run=base)} if command is Train else {}
+        options: dict[str, Any] = {"default": Train(run=base)} if command is Train else {}
         kind = Annotated[command, tyro.conf.subcommand(name, **options)]
         kinds = kind if kinds is None else kinds | kind
     complaint = io.StringIO()

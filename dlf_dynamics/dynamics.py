@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -89,9 +89,10 @@ class Dynamics:
         (loss, evaluation), gradient = jax.value_and_grad(problem.evaluate, has_aux=True)(
             state.params, state.step
         )
-        update, optimizer_state = self.optimizer.update(
+        change, optimizer_state = self.optimizer.update(
             gradient, state.optimizer_state, state.params
         )
+        update = cast(Array, change)
         next_state = State(state.params + update, update, optimizer_state, state.step + 1)
         scalars = [
             loss,

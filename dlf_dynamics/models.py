@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,9 @@ class FullyConnected:
         """The network that the configuration describes."""
         return cls(config.widths, config.activation, config.init)
 
-    def init(self, key: PRNGKeyArray, num_inputs: int, num_outputs: int, dtype=float) -> Params:
+    def init(
+        self, key: PRNGKeyArray, num_inputs: int, num_outputs: int, dtype: Any = float
+    ) -> Params:
         """Random parameters.
 
         The key is split as stax's `serial` does, one part for each layer and each activation, so

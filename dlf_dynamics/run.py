@@ -8,9 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Float, Int
 
 from dlf_dynamics import schema
@@ -21,8 +23,11 @@ from dlf_dynamics.dynamics import Dynamics, State, build
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.optimizers import flatten_state, unflatten_state
 from dlf_dynamics.problem import Problem
-from dlf_dynamics.runfile import Point, complete_steps, open_file, text
+from dlf_dynamics.runfile import Point, complete_steps, dataset_at, open_file, text
 from dlf_dynamics.schedules import Schedule, Tabulated
+
+Checkpoints = Sequence[int] | Int[np.ndarray, " chosen"]
+"""Indices of checkpoints."""
 
 
 def open_run(path: str | Path) -> Run:
@@ -66,7 +71,7 @@ class Run:
             self.checkpoint_steps: Int[np.ndarray, " checkpoints"] = complete_steps(
                 file, "checkpoints"
             )
-            self.num_params = int(file["parameters/value"].shape[1])  # type: ignore[union-attr]
+            self.num_params = int(dataset_at(file, "parameters/value").shape[1])
             self.data_sha256 = str(file["data"].attrs["sha256"])
             weights = file["scalars/class_weights"]
             self.own_schedule = bool(weights.attrs["own_schedule"])
@@ -82,29 +87,29 @@ class Run:
         """What each step recorded, by name (`loss`, `update_cosine`, `class_weights`, ...)."""
         names = {entry.path.split("/")[1]: entry.path for entry in schema.growing("steps")}
         with open_file(self.path) as file:
-            return {name: file[path][: len(self.steps)] for name, path in names.items()}  # type: ignore[index]
+            count = len(self.steps)
+            return {name: dataset_at(file, path)[:count] for name, path in names.items()}
 
     def parameters(
-        self, checkpoints: slice | Sequence[int] | np.ndarray = slice(None)
+        self, checkpoints: slice | Checkpoints = slice(None)
     ) -> Float[np.ndarray, "checkpoints params"]:
-        """Recorded parameters of some checkpoints, given by increasing index."""
+        """Recorded parameters of some checkpoints, given by a slice or by increasing index."""
+        chosen = np.arange(len(self.checkpoint_steps))[checkpoints]
         with open_file(self.path) as file:
-            return file["parameters/value"][: len(self.checkpoint_steps)][checkpoints]  # type: ignore[index]
+            recorded = dataset_at(file, "parameters/value")
+            if isinstance(checkpoints, slice) and len(chosen):
+                return recorded[chosen.min() : chosen.max() + 1][chosen - chosen.min()]
+            return recorded[chosen]
 
-    def points(self, checkpoints: Sequence[int], chunk: int) -> Iterator[list[Point]]:
-        """Streams checkpoints, given by increasing index, in lists of at most `chunk`."""
+    def points(self, checkpoints: Checkpoints, chunk: int) -> Iterator[list[Point]]:
+        """Streams checkpoints, given by index, in lists of at most `chunk`."""
         with open_file(self.path) as file:
             for start in range(0, len(checkpoints), chunk):
                 yield [self._point(file, int(i)) for i in checkpoints[start : start + chunk]]
 
-    def _point(self, file: Any, index: int) -> Point:
-        optimizer = file["optimizer/value"][index] if "optimizer/value" in file else np.zeros(0)
-        return Point(
-            int(self.checkpoint_steps[index]),
-            file["parameters/value"][index],
-            file["previous_update/value"][index],
-            optimizer,
-        )
+    def _point(self, file: h5py.File, index: int) -> Point:
+        names = ("parameters/value", "previous_update/value", "optimizer/value")
+        return Point(int(self.checkpoint_steps[index]), *(_row(file, n, index) for n in names))
 
     def resume_point(self) -> Point:
         """Where the run continues: the interrupted step if it was recorded, else a checkpoint.
@@ -117,15 +122,11 @@ class Run:
         last = len(self.checkpoint_steps) - 1
         with open_file(self.path) as file:
             point = self._point(file, last)
-            step = int(file["resume/step"][()]) if "resume/step" in file else -1  # type: ignore[index]
+            step = int(_row(file, "resume/step", ())) if "resume/step" in file else -1
             if step <= point.step:
                 return point
-            read = {
-                name: file.get(f"resume/{name}")
-                for name in ("parameters", "previous_update", "optimizer")
-            }
-            optimizer = np.zeros(0) if read["optimizer"] is None else read["optimizer"][...]
-            return Point(step, read["parameters"][...], read["previous_update"][...], optimizer)
+            names = ("resume/parameters", "resume/previous_update", "resume/optimizer")
+            return Point(step, *(_row(file, name, ...) for name in names))
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -136,7 +137,7 @@ class Run:
         """
         with open_file(self.path) as file:
             if "data/inputs" in file:
-                return Dataset(file["data/inputs"][...], file["data/targets"][...])  # type: ignore[index]
+                return Dataset(_row(file, "data/inputs", ...), _row(file, "data/targets", ...))
         dataset = load_dataset(self.config.data)
         if dataset.sha256() != self.data_sha256:
             raise FileError(f"{self.path}: the data are not those that the run was trained on")
@@ -155,7 +156,7 @@ class Run:
     def unravel(self, vector: Float[np.ndarray, " params"]) -> Any:
         """A parameter vector as the pytree of the model."""
         params = build(self.config, self.dataset, self._recorded_schedule())[2]
-        return jax.flatten_util.ravel_pytree(params)[1](jnp.asarray(vector))
+        return ravel_pytree(params)[1](jnp.asarray(vector))
 
     def state(self, point: Point) -> State:
         """A recorded point as the state that the dynamics continue from."""
@@ -173,6 +174,11 @@ class Run:
         if not self.own_schedule:
             return None
         return Tabulated(jnp.asarray(self.scalars["class_weights"]))
+
+
+def _row(file: h5py.File, path: str, index: Any) -> np.ndarray:
+    """Part of a dataset; nothing where the run has no such dataset (no optimizer state)."""
+    return dataset_at(file, path)[index] if path in file else np.zeros(0)
 
 
 def point_of(state: State) -> Point:

@@ -73,7 +73,7 @@ class RunWriter:
         values = {}
         column = 0
         for entry in schema.growing("steps"):
-            dataset = _dataset(self._file, entry.path)
+            dataset = dataset_at(self._file, entry.path)
             width = dataset.shape[1] if dataset.ndim == 2 else 1
             part = rows[:, column : column + width]
             values[entry.path] = part if dataset.ndim == 2 else part[:, 0]
@@ -98,15 +98,15 @@ class RunWriter:
         with _writing(self._file, self._path):
             for path, vector in zip(_RESUME, vectors, strict=True):
                 if path in self._file:
-                    _dataset(self._file, path)[...] = vector
+                    dataset_at(self._file, path)[...] = vector
             self._file.flush()
-            _dataset(self._file, "resume/step")[()] = point.step
+            dataset_at(self._file, "resume/step")[()] = point.step
             self._file.flush()
 
     def set_status(self, status: str) -> None:
         """Records how the run stands."""
         with _writing(self._file, self._path):
-            _dataset(self._file, "status")[()] = status.encode()
+            dataset_at(self._file, "status")[()] = status.encode()
             self._file.flush()
 
     def _append(
@@ -115,7 +115,7 @@ class RunWriter:
         """Values first, steps last: a row exists when its step does."""
         with _writing(self._file, self._path):
             for path, rows in [*values.items(), (STEP_OF[axis], steps)]:
-                dataset = _dataset(self._file, path)
+                dataset = dataset_at(self._file, path)
                 length = dataset.shape[0]
                 dataset.resize(length + len(rows), axis=0)
                 dataset[length:] = rows
@@ -187,7 +187,7 @@ def copy(
         FileError: when the source cannot be read or the target not written.
     """
     with open_file(source) as old, _new_file(target) as new:
-        _declare(new, _dataset(old, "parameters/value").dtype.name, _sizes(old))
+        _declare(new, dataset_at(old, "parameters/value").dtype.name, _sizes(old))
         new.attrs.update(dict(old.attrs))
         new["parameters"].attrs["layout"] = old["parameters"].attrs["layout"]
         old.copy("data", new)
@@ -199,11 +199,11 @@ def copy(
             _copy_rows(old, new, axis, upto)
         status = text(old, "status")
         status = "interrupted" if status == "running" else status
-        _dataset(new, "status")[()] = status.encode()
+        dataset_at(new, "status")[()] = status.encode()
         if upto is None and "resume/step" in old:
             for path in (*_RESUME, "resume/step"):
                 if path in old:
-                    _dataset(new, path)[...] = _dataset(old, path)[...]
+                    dataset_at(new, path)[...] = dataset_at(old, path)[...]
         new.close()
 
 
@@ -213,7 +213,7 @@ def _copy_rows(old: h5py.File, new: h5py.File, axis: str, upto: int | None) -> N
     for path in (*(entry.path for entry in schema.growing(axis)), STEP_OF[axis]):
         if path not in old:
             continue
-        source, target = _dataset(old, path), _dataset(new, path)
+        source, target = dataset_at(old, path), dataset_at(new, path)
         target.resize(length, axis=0)
         block = (target.chunks or (1,))[0]
         for start in range(0, length, block):
@@ -223,8 +223,8 @@ def _copy_rows(old: h5py.File, new: h5py.File, axis: str, upto: int | None) -> N
 
 def complete_steps(file: h5py.File, axis: str) -> Int[np.ndarray, " rows"]:
     """Steps along an axis for which all values are there."""
-    steps = _dataset(file, STEP_OF[axis])
-    lengths = [len(_dataset(file, e.path)) for e in schema.growing(axis) if e.path in file]
+    steps = dataset_at(file, STEP_OF[axis])
+    lengths = [len(dataset_at(file, e.path)) for e in schema.growing(axis) if e.path in file]
     return steps[: min(len(steps), *lengths)]
 
 
@@ -383,18 +383,19 @@ def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _sizes(file: h5py.File) -> Sizes:
-    state = _dataset(file, "optimizer/value").shape[1] if "optimizer/value" in file else 0
+    state = dataset_at(file, "optimizer/value").shape[1] if "optimizer/value" in file else 0
     return Sizes(
-        params=_dataset(file, "parameters/value").shape[1],
+        params=dataset_at(file, "parameters/value").shape[1],
         state=state,
-        classes=_dataset(file, "scalars/class_weights/value").shape[1],
+        classes=dataset_at(file, "scalars/class_weights/value").shape[1],
     )
 
 
-def _dataset(file: h5py.File, path: str) -> h5py.Dataset:
+def dataset_at(file: h5py.File, path: str) -> h5py.Dataset:
+    """The dataset at a path, which must not be a group."""
     return cast(h5py.Dataset, file[path])
 
 
 def text(file: h5py.File, path: str) -> str:
     """A string stored in the file."""
-    return cast(bytes, _dataset(file, path)[()]).decode()
+    return cast(bytes, dataset_at(file, path)[()]).decode()

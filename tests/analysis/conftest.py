@@ -1,0 +1,53 @@
+"""Small runs, trained once for all tests that ask for the same configuration."""
+
+import functools
+from collections.abc import Callable
+
+import pytest
+
+from dlf_dynamics import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Run,
+    RunConfig,
+    ScheduleConfig,
+    train,
+)
+from dlf_dynamics.analysis import Spectrum, compute_spectrum
+from dlf_dynamics.config import SpectrumConfig
+
+
+@pytest.fixture(scope="session")
+def small() -> RunConfig:
+    """33 parameters, three pulses of 20 steps, checkpoints at 0, 7, ..., 56 and 60."""
+    return RunConfig(
+        data=DataConfig(name="blobs", points_per_class=8),
+        model=ModelConfig(widths=(5,), activation="tanh", init="glorot-normal"),
+        schedule=ScheduleConfig(amplitude=10.0, period=20),
+        optimizer=OptimizerConfig(learning_rate=0.3),
+        steps=60,
+        checkpoint_every=7,
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Callable[[RunConfig], Run]:
+    """Trains a configuration, the first time that it is asked for."""
+
+    @functools.cache
+    def run(config: RunConfig) -> Run:
+        return train(config, tmp_path_factory.mktemp("trained") / "run.h5")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def analysed(trained) -> Callable[..., Spectrum]:
+    """Analyses a configuration's run, the first time that it is asked for."""
+
+    @functools.cache
+    def spectrum(config: RunConfig, settings: SpectrumConfig | None = None) -> Spectrum:
+        return compute_spectrum(trained(config), settings)
+
+    return spectrum

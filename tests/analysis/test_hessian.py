@@ -1,0 +1,267 @@
+"""Spectra of small runs against dense matrices of losses that are written out here."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlf_dynamics import LossConfig, ModelConfig, OptimizerConfig
+from dlf_dynamics.analysis import hessian
+from dlf_dynamics.analysis.hessian import hessian_spectrum
+
+NON_LINEARITIES = {
+    "tanh": jnp.tanh,
+    "softplus": lambda x: jnp.log1p(jnp.exp(x)),
+    "relu": lambda x: jnp.maximum(x, 0),
+}
+
+
+def losses(name, outputs, labels, weights):
+    """Per-example weighted losses, from the definitions."""
+    targets = jnp.eye(outputs.shape[1])[labels]
+    if name == "cross-entropy":
+        probabilities = jnp.exp(outputs) / jnp.sum(jnp.exp(outputs), axis=1, keepdims=True)
+        return -weights[labels] * jnp.log(jnp.sum(probabilities * targets, axis=1))
+    if name == "squared-error":
+        return weights[labels] * jnp.sum((outputs - targets) ** 2, axis=1)
+    return jnp.sum(weights * (outputs - targets) ** 2, axis=1)
+
+
+def make_loss(run):
+    """F(vector, class weights) of a run with one hidden layer, from its data and settings only."""
+    inputs, labels = run.dataset.inputs, run.dataset.labels
+    num_inputs, num_outputs = inputs.shape[1], run.dataset.num_classes
+    (width,) = run.config.model.widths
+    sizes = np.cumsum([num_inputs * width, width, width * num_outputs])
+
+    def loss(vector, weights):
+        first, bias, second, shift = jnp.split(vector, sizes)
+        hidden = NON_LINEARITIES[run.config.model.activation](
+            inputs @ first.reshape(num_inputs, width) + bias
+        )
+        outputs = hidden @ second.reshape(width, num_outputs) + shift
+        return jnp.mean(losses(run.config.loss.name, outputs, labels, weights))
+
+    return loss
+
+
+def descending(matrix):
+    return np.linalg.eigvalsh(matrix)[::-1]
+
+
+def dense_spectra(loss, points, weights):
+    matrices = jax.lax.map(lambda pair: jax.hessian(loss)(*pair), (points, weights))
+    return np.stack([descending(matrix) for matrix in np.asarray(matrices)])
+
+
+@pytest.fixture(scope="module")
+def thetas(trained):
+    """θ at every step up to one after the last, by an independent run."""
+
+    def parameters(config):
+        return trained(replace(config, checkpoint_every=1, steps=config.steps + 1)).parameters()
+
+    return parameters
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize(
+    ("loss", "activation", "optimizer"),
+    [
+        ("cross-entropy", "tanh", "gd"),
+        ("squared-error", "softplus", "heavy-ball"),
+        ("squared-error-per-output", "relu", "nesterov"),
+    ],
+)
+def test_values_at_iterates_and_centres_are_those_of_the_dense_hessian(
+    loss, activation, optimizer, static, small, trained, thetas
+):
+    config = replace(
+        small,
+        loss=LossConfig(loss),
+        model=replace(small.model, activation=activation),
+        optimizer=OptimizerConfig(optimizer, learning_rate=0.05, momentum=0.5),
+    )
+    run, theta = trained(config), thetas(config)
+    found = hessian_spectrum(run, k=4, static=static)
+    steps = run.checkpoint_steps
+    weights = run.scalars["class_weights"][steps]
+    weights = np.ones_like(weights) if static else weights
+    exact = dense_spectra(make_loss(run), theta[steps], weights)
+    np.testing.assert_array_equal(found.steps, [0, 7, 14, 21, 28, 35, 42, 49, 56, 60])
+    assert np.all(found.iterate.converged)
+    assert found.static == static
+    np.testing.assert_allclose(found.iterate.eigenvalues, exact[:, :4], atol=1e-10)
+    centres = theta[steps[1:] - 1] / 4 + theta[steps[1:]] / 2 + theta[steps[1:] + 1] / 4
+    exact = dense_spectra(make_loss(run), centres, weights[1:])
+    assert np.all(found.centre.converged[1:])
+    np.testing.assert_allclose(found.centre.eigenvalues[1:], exact[:, :4], atol=1e-10)
+
+
+def test_the_centre_of_step_0_is_nan_and_not_converged(small, trained):
+    centre = hessian_spectrum(trained(small), [0, 1]).centre
+    assert np.all(np.isnan(centre.eigenvalues[0]))
+    assert np.all(np.isnan(centre.residuals[0]))
+    np.testing.assert_array_equal(centre.converged, [[False] * 3, [True] * 3])
+
+
+def preconditioners(config, gradients):
+    """P of the update from each θ_t, from the recursions of the papers and of optax.
+
+    RMSProp: update g / √(ν + ε). Adam: (m / b₁) / (√(ν / b₂) + ε), of which P leaves m.
+    """
+    decay = config.decay if config.name == "rmsprop" else config.beta2
+    mean_square, found = np.zeros_like(gradients[0]), []
+    for count, gradient in enumerate(gradients, start=1):
+        mean_square = decay * mean_square + (1 - decay) * gradient**2
+        if config.name == "rmsprop":
+            found.append(np.sqrt(mean_square + config.epsilon))
+        else:
+            root = np.sqrt(mean_square / (1 - config.beta2**count)) + config.epsilon
+            found.append((1 - config.beta1**count) * root)
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adam", "adamw"])
+def test_values_of_adaptive_optimizers_are_those_of_the_preconditioned_hessian(
+    name, small, trained, thetas
+):
+    config = replace(small, optimizer=OptimizerConfig(name, learning_rate=0.01, beta2=0.95))
+    run, theta = trained(config), thetas(config)
+    found = hessian_spectrum(run, k=3)
+    assert found.preconditioned
+    assert np.all(found.iterate.converged)
+    loss, weights = make_loss(run), run.scalars["class_weights"]
+    slopes = np.asarray(jax.lax.map(lambda p: jax.grad(loss)(*p), (theta[: len(weights)], weights)))
+    preconditioner = preconditioners(config.optimizer, slopes)
+    curvature = jax.jit(jax.hessian(loss))
+    for row, step in enumerate(run.checkpoint_steps[1:], start=1):
+        centre = theta[step - 1] / 4 + theta[step] / 2 + theta[step + 1] / 4
+        for values, point in ((found.iterate, theta[step]), (found.centre, centre)):
+            dense = np.asarray(curvature(point, weights[step]))
+            exact = np.linalg.eigvals(dense / preconditioner[step][:, None])
+            exact = np.sort(exact.real)[::-1]
+            np.testing.assert_allclose(
+                values.eigenvalues[row], exact[:3], atol=1e-9 * np.max(np.abs(exact))
+            )
+
+
+def softmax_regression_hessian(run, params, weights):
+    """(1/N) Σ_n Γ_(y_n) (diag p_n - p_n p_nᵀ) ⊗ x_n x_nᵀ with a 1 appended to x_n."""
+    inputs, labels = run.dataset.inputs, run.dataset.labels
+    extended = np.hstack([inputs, np.ones((len(inputs), 1))])
+    outputs = extended @ params.reshape(extended.shape[1], -1)
+    probabilities = np.exp(outputs) / np.sum(np.exp(outputs), axis=1, keepdims=True)
+    terms = [
+        weights[y] * np.kron(np.diag(p) - np.outer(p, p), np.outer(x, x))
+        for p, x, y in zip(probabilities, extended, labels, strict=True)
+    ]
+    return np.mean(terms, axis=0)
+
+
+def test_weighted_softmax_regression_has_its_closed_form_at_every_phase_of_the_pulses(
+    small, trained
+):
+    config = replace(small, model=ModelConfig(widths=()), checkpoint_every=3)
+    run = trained(config)
+    found = hessian_spectrum(run, k=2)
+    weights = run.scalars["class_weights"][run.checkpoint_steps]
+    assert np.ptp(weights[:, 0]) > 1
+    exact = [
+        descending(softmax_regression_hessian(run, params, row))[:2]
+        for params, row in zip(run.parameters(), weights, strict=True)
+    ]
+    np.testing.assert_allclose(found.iterate.eigenvalues, exact, rtol=1e-10)
+
+
+def test_linear_regression_has_2_over_n_times_the_weighted_gram_matrix_of_the_features(
+    small, trained
+):
+    config = replace(small, model=ModelConfig(widths=()), loss=LossConfig("squared-error"))
+    run = trained(config)
+    found = hessian_spectrum(run, k=1)
+    features = np.hstack([run.dataset.inputs, np.ones((len(run.dataset.inputs), 1))])
+    for row, step in enumerate(run.checkpoint_steps):
+        weights = run.scalars["class_weights"][step][run.dataset.labels]
+        exact = descending(2 * features.T @ (weights[:, None] * features) / len(features))[0]
+        np.testing.assert_allclose(found.iterate.eigenvalues[row], [exact], rtol=1e-12)
+        if row > 0:
+            np.testing.assert_allclose(found.centre.eigenvalues[row], [exact], rtol=1e-12)
+
+
+def test_values_that_are_not_converged_within_the_budget_are_marked_and_the_others_are_right(
+    small, trained
+):
+    config = replace(small, model=replace(small.model, widths=(20,)))
+    run = trained(config)
+    found = hessian_spectrum(run, k=3, max_matvecs=12)
+    weights = run.scalars["class_weights"][run.checkpoint_steps]
+    exact = dense_spectra(make_loss(run), run.parameters(), weights)
+    assert np.any(~found.iterate.converged)
+    assert np.any(found.iterate.converged)
+    assert np.all(found.iterate.num_matvecs <= 12)
+    distance = np.min(np.abs(found.iterate.eigenvalues[:, :, None] - exact[:, None, :]), axis=2)
+    largest = np.max(np.abs(exact), axis=1, keepdims=True)
+    assert np.all(distance <= found.iterate.residuals + 1e-13 * largest)
+    claimed = found.iterate.residuals <= 1e-6 * np.max(
+        np.abs(found.iterate.eigenvalues), axis=1, keepdims=True
+    )
+    np.testing.assert_array_equal(found.iterate.converged, claimed)
+
+
+def test_all_checkpoints_and_chunks_go_through_one_compilation(small, trained):
+    run = trained(replace(small, checkpoint_every=1))
+    assert len(run.checkpoint_steps) == 61
+    before = hessian._analyse._cache_size()
+    whole = hessian_spectrum(run)
+    hessian_spectrum(run, [3])
+    hessian_spectrum(run, range(0, 61, 2))
+    assert hessian._analyse._cache_size() == before + 1
+    assert whole.iterate.eigenvalues.shape == (61, 3)
+    assert whole.centre.num_matvecs.shape == (61,)
+
+
+def test_chosen_checkpoints_have_the_values_that_they_have_among_all(small, trained):
+    run = trained(replace(small, checkpoint_every=1))
+    whole, chosen = hessian_spectrum(run), [0, 2, 24, 25, 26, 59, 60]
+    part = hessian_spectrum(run, chosen)
+    np.testing.assert_array_equal(part.steps, whole.steps[chosen])
+    for at in ("iterate", "centre"):
+        for name in ("eigenvalues", "residuals", "converged", "num_matvecs"):
+            np.testing.assert_array_equal(
+                getattr(getattr(part, at), name), getattr(getattr(whole, at), name)[chosen]
+            )
+
+
+def test_progress_ends_at_the_number_of_checkpoints(small, trained):
+    told = []
+    hessian_spectrum(trained(replace(small, checkpoint_every=1)), progress=told.append)
+    assert told == sorted(told)
+    assert told[-1] == 61
+
+
+def test_k_is_at_most_the_number_of_parameters(small, trained):
+    run = trained(replace(small, model=ModelConfig(widths=())))
+    found = hessian_spectrum(run, [1, 2], k=50)
+    weights = run.scalars["class_weights"][run.checkpoint_steps[[1, 2]]]
+    exact = [
+        descending(softmax_regression_hessian(run, params, row))
+        for params, row in zip(run.parameters([1, 2]), weights, strict=True)
+    ]
+    assert found.iterate.converged.all()
+    np.testing.assert_allclose(found.iterate.eigenvalues, exact, atol=1e-14)
+
+
+def test_a_float32_run_is_analysed_to_its_own_precision(small, trained):
+    run = trained(replace(small, dtype="float32"))
+    found = hessian_spectrum(run)
+    assert found.tol == 1e-3
+    assert found.iterate.eigenvalues.dtype == np.float32
+    weights = run.scalars["class_weights"][run.checkpoint_steps].astype(float)
+    exact = dense_spectra(make_loss(run), run.parameters().astype(float), weights)
+    assert found.iterate.converged.all()
+    np.testing.assert_allclose(
+        found.iterate.eigenvalues[:, 0], exact[:, 0], rtol=200 * np.finfo(np.float32).eps
+    )

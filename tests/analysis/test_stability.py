@@ -1,0 +1,146 @@
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dlf_dynamics.analysis.stability import (
+    critical_eigenvalue,
+    instability_threshold,
+    refusal,
+    threshold_label,
+)
+from dlf_dynamics.config import OptimizerConfig
+from dlf_dynamics.optimizers import make_optimizer
+
+RATES = (1e-4, 0.02, 1.0, 30.0)
+
+
+def published(config: OptimizerConfig, rate: float) -> float:
+    """The closed forms of the linearised updates at multiplier -1."""
+    beta, beta1 = config.momentum, config.beta1
+    adam = (1 + beta1) / (1 - beta1) / rate
+    return {
+        "gd": 2 / rate,
+        "heavy-ball": (2 + 2 * beta) / rate,
+        "nesterov": (2 + 2 * beta) / (1 + 2 * beta) / rate,
+        "rmsprop": 2 / rate,
+        "adam": 2 * adam,
+        "adamw": adam * (2 - rate * config.weight_decay),
+    }[config.name]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("name", ["gd", "heavy-ball", "nesterov", "rmsprop", "adam", "adamw"])
+def test_thresholds_are_the_closed_forms(name, beta):
+    config = OptimizerConfig(name=name, momentum=beta, beta1=beta, weight_decay=0.03)
+    expected = [published(config, rate) for rate in RATES]
+    np.testing.assert_allclose(instability_threshold(config, np.array(RATES)), expected, rtol=1e-9)
+
+
+def test_adamw_at_the_default_beta_is_38_over_the_rate_less_19_times_the_weight_decay():
+    config = OptimizerConfig(name="adamw", weight_decay=0.5)
+    found = instability_threshold(config, np.array([0.01, 0.1]))
+    np.testing.assert_allclose(found, [3800 - 9.5, 380 - 9.5], rtol=1e-9)
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("beta", [0.3, 0.9])
+def test_critical_eigenvalues_of_optax_transformations_are_the_closed_forms(rate, beta):
+    gd, heavy_ball, nesterov = (
+        critical_eigenvalue(optimizer)
+        for optimizer in (
+            optax.sgd(rate),
+            optax.sgd(rate, momentum=beta),
+            optax.sgd(rate, momentum=beta, nesterov=True),
+        )
+    )
+    np.testing.assert_allclose(gd, 2 / rate, rtol=1e-9)
+    np.testing.assert_allclose(heavy_ball, (2 + 2 * beta) / rate, rtol=1e-9)
+    np.testing.assert_allclose(nesterov, (2 + 2 * beta) / (1 + 2 * beta) / rate, rtol=1e-9)
+
+
+def test_l2_inside_the_loss_lowers_the_threshold_on_the_data_hessian_by_its_weight():
+    optimizer = optax.chain(optax.add_decayed_weights(0.7), optax.sgd(0.1))
+    np.testing.assert_allclose(critical_eigenvalue(optimizer), 2 / 0.1 - 0.7, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["gd", "heavy-ball", "nesterov"])
+@pytest.mark.parametrize(("factor", "grows"), [(0.99, False), (1.01, True)])
+def test_the_update_itself_contracts_below_and_grows_above_the_threshold(name, factor, grows):
+    config = OptimizerConfig(name=name, learning_rate=0.2, momentum=0.6)
+    curvature = factor * instability_threshold(config, np.array([0.2]))[0]
+    optimizer = make_optimizer(config, 0.2)
+    x = jnp.ones(1)
+    state = optimizer.init(x)
+    visited = []
+    for _ in range(600):
+        change, state = optimizer.update(curvature * x, state, x)
+        x = x + change
+        visited.append(float(x[0]))
+    early, late = np.max(np.abs(visited[:20])), np.max(np.abs(visited[-20:]))
+    assert late > 10 * early if grows else late < early / 10
+    assert np.sign(visited[-1]) == -np.sign(visited[-2])
+
+
+def test_each_step_of_a_learning_rate_schedule_has_its_own_threshold():
+    rates = np.array([0.0, 0.1, 0.5, 0.1, 0.0])
+    found = instability_threshold(OptimizerConfig(), rates)
+    np.testing.assert_allclose(found, [np.inf, 20, 4, 20, np.inf], rtol=1e-9)
+
+
+def test_a_learning_rate_of_0_never_becomes_unstable():
+    assert critical_eigenvalue(optax.sgd(0.0)) == np.inf
+    assert instability_threshold(OptimizerConfig(name="adam"), np.zeros(2)).tolist() == [np.inf] * 2
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adam(0.1),
+        optax.adam(0.1, eps_root=1e-8),
+        optax.rmsprop(0.1),
+        optax.rmsprop(0.1, eps_in_sqrt=False),
+        optax.adabelief(0.1),
+        optax.adagrad(0.1),
+        optax.lion(0.1),
+        optax.sign_sgd(0.1),
+        optax.chain(optax.ema(0.9), optax.scale(-0.1)),
+        optax.sgd(optax.linear_schedule(0.1, 0.01, 10)),
+    ],
+    ids=[
+        "adam",
+        "adam with eps_root",
+        "rmsprop",
+        "rmsprop with eps outside",
+        "adabelief",
+        "adagrad",
+        "lion",
+        "sign",
+        "bias correction",
+        "schedule",
+    ],
+)
+def test_no_critical_eigenvalue_is_told_of_an_update_that_is_not_linear_or_changes(optimizer):
+    with pytest.raises(ValueError, match="not linear in the gradients, or changes with the step"):
+        critical_eigenvalue(optimizer)
+
+
+def test_only_mini_batch_runs_are_refused_a_threshold(small, trained):
+    assert refusal(trained(small)) is None
+    assert "mini-batches" in str(refusal(trained(dataclasses.replace(small, batch_size=10))))
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adam", "adamw"])
+def test_the_label_of_an_adaptive_optimizer_names_the_frozen_preconditioner(name):
+    assert "frozen preconditioner" in threshold_label(OptimizerConfig(name=name))
+
+
+@pytest.mark.parametrize("name", ["gd", "heavy-ball", "nesterov"])
+def test_the_label_of_another_optimizer_names_it_alone(name):
+    assert threshold_label(OptimizerConfig(name=name)) == f"critical eigenvalue of {name}"
+
+
+def test_the_label_of_a_static_spectrum_says_that_the_threshold_is_of_the_weighted_loss():
+    assert "not to the static one" in threshold_label(OptimizerConfig(), static=True)

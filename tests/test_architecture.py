@@ -1,0 +1,95 @@
+import ast
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from dlf_dynamics import schema
+
+ROOT = Path(__file__).parents[1]
+CORE = sorted((ROOT / "dlf_dynamics").glob("*.py"))
+ANALYSIS = sorted((ROOT / "analysis").rglob("*.py"))
+# They offer the analysis on the command line, and load it when a command asks for it.
+COMMANDS = ("cli.py", "commands.py")
+
+
+def imported(tree):
+    """Names of the modules that the nodes below import."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def outside_functions(tree):
+    """The module without the bodies of its functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [ast.Pass()]
+    return tree
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
+def test_the_core_never_imports_the_analysis(path):
+    tree = ast.parse(path.read_text())
+    if path.name in COMMANDS:
+        tree = outside_functions(tree)
+    names = [name for name in imported(tree) if name.startswith("dlf_dynamics.analysis")]
+    assert names == []
+
+
+def test_the_rule_above_can_fail():
+    tree = ast.parse("def f():\n  from dlf_dynamics.analysis import ntk\n")
+    assert "dlf_dynamics.analysis" in list(imported(tree))
+    assert list(imported(outside_functions(tree))) == []
+
+
+def code_lines(node):
+    """Lines of a function, its docstring left out."""
+    docstring = node.body[0] if ast.get_docstring(node) is not None else None
+    lines = node.end_lineno - node.lineno + 1
+    return lines - (docstring.end_lineno - docstring.lineno + 1 if docstring else 0)
+
+
+@pytest.mark.parametrize("path", [*CORE, *ANALYSIS], ids=lambda path: path.name)
+def test_modules_and_functions_are_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    functions = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert {f.name: code_lines(f) for f in functions if code_lines(f) > 40} == {}
+
+
+def test_the_packages_are_the_folders():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    found = set()
+    for folder, _, files in os.walk(ROOT / "dlf_dynamics", followlinks=True):
+        if any(name.endswith(".py") for name in files):
+            found.add(".".join(Path(folder).relative_to(ROOT).parts))
+    assert found == set(project["tool"]["setuptools"]["packages"])
+
+
+def test_the_folders_beside_the_package_are_linked_into_it():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    for package, folder in project["tool"]["setuptools"]["package-dir"].items():
+        link = ROOT.joinpath(*package.split("."))
+        assert link.resolve() == (ROOT / folder).resolve()
+
+
+def test_the_file_format_page_holds_the_schema():
+    page = (ROOT / "docs" / "file-format.md").read_text(encoding="utf-8")
+    assert schema.table() in page
+
+
+def test_importing_the_package_does_not_import_jax():
+    import subprocess
+    import sys
+
+    code = "import dlf_dynamics, dlf_dynamics.config, sys; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

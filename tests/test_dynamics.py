@@ -1,0 +1,221 @@
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+
+from dlf_dynamics.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
+from dlf_dynamics.datasets import Dataset, load_dataset
+from dlf_dynamics.dynamics import SCALARS, advance, build, random_stream, require_precision
+from dlf_dynamics.errors import ConfigError, DataError
+
+CONFIG = RunConfig(
+    data=DataConfig(name="blobs", points_per_class=10),
+    model=ModelConfig(widths=(5,), activation="tanh"),
+    schedule=ScheduleConfig(amplitude=5.0, period=8),
+    optimizer=OptimizerConfig(name="heavy-ball", learning_rate=0.1, momentum=0.5),
+    steps=20,
+)
+DATASET = load_dataset(CONFIG.data)
+
+
+def rows(config, count):
+    """States and rows of the first steps, one call per step."""
+    dynamics, params, _ = build(config, DATASET)
+    state, states, found = dynamics.initial_state(params), [], []
+    step = jax.jit(lambda dynamics, state: dynamics.step(state))
+    for _ in range(count):
+        states.append(state)
+        state, row = step(dynamics, state)
+        found.append(dict(zip((*SCALARS, *"abc"), np.asarray(row).tolist(), strict=True)))
+    return dynamics, [*states, state], found
+
+
+def test_a_row_describes_the_parameters_before_their_update():
+    dynamics, states, found = rows(CONFIG, 4)
+    for t, row in enumerate(found):
+        params = states[t].params
+        loss, gradient = jax.value_and_grad(dynamics.problem.objective)(params, t)
+        assert row["loss"] == pytest.approx(float(loss), rel=1e-13)
+        static = dynamics.problem.static_objective(params)
+        assert row["static_loss"] == pytest.approx(float(static), rel=1e-13)
+        assert row["gradient_norm"] == pytest.approx(np.linalg.norm(gradient), rel=1e-13)
+        assert row["learning_rate"] == 0.1
+        assert [row[c] for c in "abc"] == pytest.approx(dynamics.schedule(t).tolist(), rel=1e-15)
+        assert int(states[t].step) == t
+
+
+def test_the_cosine_is_that_of_successive_updates():
+    _, states, found = rows(CONFIG, 5)
+    params = [np.asarray(state.params) for state in states]
+    updates = [after - before for before, after in zip(params[:-1], params[1:], strict=True)]
+    assert np.isnan(found[0]["update_cosine"])
+    for t in range(1, 5):
+        a, b = updates[t], updates[t - 1]
+        expected = a @ b / np.sqrt(a @ a * (b @ b))
+        assert found[t]["update_cosine"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_heavy_ball_follows_its_recurrence_through_the_whole_map():
+    dynamics, states, _ = rows(CONFIG, 6)
+    params = np.asarray(states[0].params)
+    velocity = np.zeros_like(params)
+    gradient = jax.jit(jax.grad(dynamics.problem.objective))
+    for t in range(6):
+        velocity = 0.5 * velocity + np.asarray(gradient(params, t))
+        params = params - 0.1 * velocity
+        np.testing.assert_allclose(states[t + 1].params, params, rtol=0, atol=1e-13)
+
+
+def test_a_scheduled_learning_rate_is_the_one_that_moves_the_parameters():
+    optimizer = OptimizerConfig(learning_rate=0.4, warmup_steps=2, learning_rate_schedule="linear")
+    dynamics, states, found = rows(replace(CONFIG, optimizer=optimizer), 5)
+    expected = [0.0, 0.2, 0.4, 0.4 * 17 / 18, 0.4 * 16 / 18]
+    assert [row["learning_rate"] for row in found] == pytest.approx(expected, rel=1e-12)
+    for t, rate in enumerate(expected):
+        update = np.asarray(states[t + 1].params - states[t].params)
+        gradient = jax.grad(dynamics.problem.objective)(states[t].params, t)
+        np.testing.assert_allclose(update, -rate * gradient, rtol=0, atol=1e-14)
+
+
+def batches(config, steps):
+    dynamics, _, _ = build(config, DATASET)
+    inputs = jax.jit(lambda dynamics, step: dynamics.problem_at(step).inputs)
+    known = {tuple(x): n for n, x in enumerate(DATASET.inputs.tolist())}
+    return [[known[tuple(x)] for x in inputs(dynamics, t).tolist()] for t in range(steps)]
+
+
+def test_each_epoch_visits_every_example_at_most_once_in_a_new_order():
+    found = batches(replace(CONFIG, batch_size=7), 12)
+    assert {len(batch) for batch in found} == {7}
+    epochs = [sum(found[k : k + 4], []) for k in (0, 4, 8)]
+    for epoch in epochs:
+        assert len(set(epoch)) == 28
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert epochs[0] != sorted(epochs[0])
+
+
+def test_batches_depend_on_seed_and_step_alone():
+    config = replace(CONFIG, batch_size=10)
+    assert batches(config, 5) == batches(config, 5)
+    assert batches(config, 5) != batches(replace(config, batch_seed=1), 5)
+
+
+def test_a_batch_of_all_examples_is_the_full_batch_up_to_its_order():
+    full = rows(CONFIG, 3)[2]
+    shuffled = rows(replace(CONFIG, batch_size=30), 3)[2]
+    for one, other in zip(full, shuffled, strict=True):
+        assert list(one.values()) == pytest.approx(list(other.values()), rel=1e-12, nan_ok=True)
+
+
+def test_a_mini_batch_step_uses_its_batch_alone():
+    config = replace(CONFIG, batch_size=7)
+    order = batches(config, 1)[0]
+    taken = Dataset(DATASET.inputs[order], DATASET.labels[order])
+    dynamics, params, _ = build(CONFIG, taken)
+    found = rows(config, 1)[2][0]["loss"]
+    assert found == pytest.approx(float(dynamics.problem.objective(params, 0)), rel=1e-13)
+
+
+def test_a_stretch_is_the_same_as_its_steps_one_by_one():
+    dynamics, states, found = rows(CONFIG, 6)
+    state, table = advance(dynamics, states[0], 6, capacity=9)
+    assert np.array_equal(table[6:], np.zeros((3, 9)))
+    expected = np.array([list(row.values()) for row in found])
+    np.testing.assert_allclose(table[:6], expected, rtol=1e-12)
+    np.testing.assert_allclose(state.params, states[6].params, rtol=0, atol=1e-14)
+    assert int(state.step) == 6
+
+
+def test_stretches_of_any_length_give_the_same_bits_from_one_compilation():
+    dynamics, params, _ = build(replace(CONFIG, batch_size=7), DATASET)
+    start = dynamics.initial_state(params)
+    before = advance._cache_size()
+    whole, table = advance(dynamics, start, 8, capacity=8)
+    for lengths in ((3, 5), (1, 6, 1), (7, 0, 1)):
+        state, parts = start, []
+        for count in lengths:
+            state, part = advance(dynamics, state, count, capacity=8)
+            parts.append(np.asarray(part)[:count])
+        for found, expected in zip(jax.tree.leaves(state), jax.tree.leaves(whole), strict=True):
+            assert np.asarray(found).tobytes() == np.asarray(expected).tobytes()
+        assert np.concatenate(parts).tobytes() == np.asarray(table).tobytes()
+    assert advance._cache_size() == before + 1
+
+
+def test_the_network_needs_an_output_for_every_label():
+    config = replace(CONFIG, model=ModelConfig(outputs=2))
+    with pytest.raises(DataError, match=r"labels go up to 2 but the network has 2 outputs; set"):
+        build(config, DATASET)
+    _, _, params = build(replace(CONFIG, model=ModelConfig(widths=(), outputs=5)), DATASET)
+    assert params[0][0].shape == (2, 5)
+
+
+def test_a_batch_cannot_be_larger_than_the_data():
+    with pytest.raises(ConfigError, match="batch_size is 31; expected at most .* examples, 30"):
+        build(replace(CONFIG, batch_size=31), DATASET)
+
+
+def test_float64_must_be_switched_on(monkeypatch):
+    jax.config.update("jax_enable_x64", False)
+    try:
+        with pytest.raises(ConfigError, match="dtype is 'float64' but JAX computes in float32"):
+            require_precision(CONFIG)
+        require_precision(replace(CONFIG, dtype="float32"))
+    finally:
+        jax.config.update("jax_enable_x64", True)
+    require_precision(CONFIG)
+
+
+def test_a_float32_run_computes_in_float32():
+    dynamics, params, _ = build(replace(CONFIG, dtype="float32"), DATASET)
+    state, row = dynamics.step(dynamics.initial_state(params))
+    assert {params.dtype.name, row.dtype.name, state.params.dtype.name} == {"float32"}
+
+
+def test_the_random_stream_is_the_one_that_is_asked_for():
+    # The first number of JAX's key 0 before and after its version 0.5.
+    draws = {}
+    for prng in ("legacy", "modern"):
+        with random_stream(replace(CONFIG, prng=prng)):
+            draws[prng] = float(jax.random.normal(jax.random.PRNGKey(0), (), jnp.float32))
+            params = build(replace(CONFIG, prng=prng), DATASET)[1]
+        outside = build(replace(CONFIG, prng=prng), DATASET)[1]
+        assert np.array_equal(params, outside)
+    assert not np.array_equal(
+        build(replace(CONFIG, prng="legacy"), DATASET)[1],
+        build(replace(CONFIG, prng="modern"), DATASET)[1],
+    )
+
+
+@pytest.mark.parametrize(("dtype", "num_rows"), [(jnp.float64, 40_000), (jnp.float32, 70_000)])
+def test_compiled_sums_over_products_of_many_rows_are_right(dtype, num_rows):
+    # JAX 0.10.2 gets these silently wrong (jax-ml/jax issue 39103). All numbers are whole and
+    # small enough to be exact.
+    table = np.random.default_rng(0).integers(-9, 10, size=(num_rows, 3))
+    matrix = np.array([[1, 2, 0], [0, 1, -1], [3, 0, 1]])
+
+    def squares(table, matrix):
+        return jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2))(table)
+
+    arguments = jnp.asarray(table, dtype), jnp.asarray(matrix, dtype)
+    exact = ((table @ matrix.T) ** 2).sum(axis=1)
+    assert np.array_equal(squares(*arguments), exact)
+    assert np.array_equal(jax.jit(squares)(*arguments), exact)
+    closed_over = jax.jit(lambda table: squares(table, jnp.asarray(matrix, dtype)))
+    assert np.array_equal(closed_over(arguments[0]), exact)
+
+
+def test_the_miscompiling_jax_is_excluded():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extras = sum(project["optional-dependencies"].values(), [])
+    requirements = [Requirement(line) for line in [*project["dependencies"], *extras]]
+    by_name = [r for r in requirements if r.name in ("jax", "jaxlib")]
+    assert {r.name for r in by_name} == {"jax", "jaxlib"}
+    for requirement in by_name:
+        assert not requirement.specifier.contains("0.10.2")
+        assert requirement.specifier.contains("0.10.1")
