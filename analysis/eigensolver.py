@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 Matvec = Callable[[Float[Array, " n"]], Float[Array, " n"]]
 
-CHECK_EVERY = 4
+CHECK_EVERY = 2
 """Lanczos steps between two looks at the small matrix."""
 
 FRESH_STEPS = 4
@@ -63,6 +64,15 @@ class _Krylov(NamedTuple):
     key: PRNGKeyArray
 
 
+class _Progress(NamedTuple):
+    """The loop's state: the basis, the Ritz vectors in it, whether to stop, and looks so far."""
+
+    krylov: _Krylov
+    coefficients: Float[Array, "capacity k"]
+    converged: Bool[Array, ""]
+    looks: Int[Array, ""]
+
+
 def top_eigenpairs(
     matvec: Matvec,
     num_params: int,
@@ -103,18 +113,24 @@ def top_eigenpairs(
     if max_matvecs < 2 * k:
         raise ValueError(f"max_matvecs is {max_matvecs}; expected at least 2 k = {2 * k}")
     capacity = min(num_params, max_matvecs - k)
-    start = _start(num_params, capacity, key, dtype)
+    # The small matrix is looked at in these sizes; each has its own eigensolve, as one of full
+    # capacity would cost as much as several products.
+    sizes = [*range(2 * k + 4, capacity, CHECK_EVERY), capacity]
+    looks = [partial(_look, size=size, k=k, tol=tol) for size in sizes]
 
-    def unfinished(carry: tuple[_Krylov, Bool[Array, ""]]) -> Bool[Array, ""]:
-        return (carry[0].size < capacity) & ~carry[1]
+    def unfinished(progress: _Progress) -> Bool[Array, ""]:
+        return (progress.looks < len(sizes)) & ~progress.converged
 
-    def extend(carry: tuple[_Krylov, Bool[Array, ""]]) -> tuple[_Krylov, Bool[Array, ""]]:
-        count = jnp.minimum(CHECK_EVERY, capacity - carry[0].size)
-        krylov = jax.lax.fori_loop(0, count, lambda _, krylov: _expand(matvec, krylov), carry[0])
-        return krylov, _looks_converged(krylov, k, tol)
+    def extend(progress: _Progress) -> _Progress:
+        count = jnp.array(sizes)[progress.looks] - progress.krylov.size
+        krylov = jax.lax.fori_loop(0, count, lambda _, k: _expand(matvec, k), progress.krylov)
+        coefficients, converged = jax.lax.switch(progress.looks, looks, krylov)
+        return _Progress(krylov, coefficients, converged, progress.looks + 1)
 
-    krylov, _ = jax.lax.while_loop(unfinished, extend, (start, jnp.array(False)))
-    return _certify(matvec, krylov, k, tol)
+    krylov = _start(num_params, capacity, key, dtype)
+    nothing = jnp.zeros((capacity, k), jnp.result_type(krylov.basis, float))
+    start = _Progress(krylov, nothing, jnp.array(False), jnp.int32(0))
+    return _certify(matvec, jax.lax.while_loop(unfinished, extend, start), tol)
 
 
 def _start(num_params: int, capacity: int, key: PRNGKeyArray, dtype: Any) -> _Krylov:
@@ -178,35 +194,30 @@ def _random_direction(basis: Float[Array, "m n"], key: PRNGKeyArray) -> Float[Ar
     return jnp.where(left, vector / jnp.where(left, length, 1), 0)
 
 
-def _ritz(krylov: _Krylov, k: int) -> tuple[Float[Array, " k"], Float[Array, "capacity k"]]:
-    """The k largest Ritz values and their vectors in the basis, in the best precision there is.
+def _look(
+    krylov: _Krylov, *, size: int, k: int, tol: float
+) -> tuple[Float[Array, "capacity k"], Bool[Array, ""]]:
+    """The k largest Ritz vectors, in the basis, and whether their bounds |β s| are met.
 
-    The matrix is padded to full capacity with values far below its spectrum, so that its shape
-    does not depend on how many steps were made.
+    The bounds of the recurrence say when to stop, not what to report. The small matrix is treated
+    in the best precision there is.
     """
-    used = jnp.arange(len(krylov.diagonal)) < krylov.size
-    precise = jnp.result_type(krylov.diagonal, float)
-    below = jnp.where(krylov.norm > 0, -10 * krylov.norm, -1).astype(precise)
-    diagonal = jnp.where(used, krylov.diagonal.astype(precise), below)
-    inner = jnp.where(used[1:], krylov.off_diagonal[:-1].astype(precise), 0)
+    precise = jnp.result_type(krylov.basis, float)
+    diagonal = krylov.diagonal[:size].astype(precise)
+    inner = krylov.off_diagonal[: size - 1].astype(precise)
     matrix = jnp.diag(diagonal) + jnp.diag(inner, 1) + jnp.diag(inner, -1)
     values, vectors = jnp.linalg.eigh(matrix, symmetrize_input=False)
-    return values[::-1][:k], vectors[:, ::-1][:, :k]
+    values, vectors = values[::-1][:k], vectors[:, ::-1][:, :k]
+    bounds = jnp.abs(krylov.off_diagonal[size - 1] * vectors[-1])
+    close = jnp.all(bounds <= 0.1 * tol * jnp.max(jnp.abs(values)))
+    padding = ((0, len(krylov.diagonal) - size), (0, 0))
+    return jnp.pad(vectors, padding), close & (krylov.fresh >= FRESH_STEPS)
 
 
-def _looks_converged(krylov: _Krylov, k: int, tol: float) -> Bool[Array, ""]:
-    """The bound |β s| of the recurrence, for all k values: when to stop, not what to report."""
-    values, vectors = _ritz(krylov, k)
-    last = krylov.size - 1
-    bounds = jnp.abs(krylov.off_diagonal[last] * vectors[last])
-    enough = (krylov.size >= k) & (krylov.fresh >= FRESH_STEPS)
-    return enough & jnp.all(bounds <= 0.1 * tol * jnp.max(jnp.abs(values)))
-
-
-def _certify(matvec: Matvec, krylov: _Krylov, k: int, tol: float) -> Eigenpairs:
-    """Rayleigh quotients and residuals of the k Ritz vectors, from fresh products."""
-    _, coefficients = _ritz(krylov, k)
-    vectors = coefficients.T.astype(krylov.basis.dtype) @ krylov.basis[:-1]
+def _certify(matvec: Matvec, progress: _Progress, tol: float) -> Eigenpairs:
+    """Rayleigh quotients and residuals of the Ritz vectors, from fresh products."""
+    basis = progress.krylov.basis
+    vectors = progress.coefficients.T.astype(basis.dtype) @ basis[:-1]
     vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
     products = jax.lax.map(matvec, vectors)
     values = jnp.sum(vectors * products, axis=1)
@@ -218,5 +229,5 @@ def _certify(matvec: Matvec, krylov: _Krylov, k: int, tol: float) -> Eigenpairs:
         eigenvectors=vectors,
         residuals=residuals,
         converged=residuals <= tol * jnp.max(jnp.abs(values)),
-        num_matvecs=krylov.size + k,
+        num_matvecs=progress.krylov.size + len(values),
     )

@@ -36,7 +36,7 @@ class Spectrum:
 
     Attributes:
         run_id: of the run.
-        config: as computed.
+        config: as computed: `tol`, `k` and `ntk_examples` are what they came to.
         hessian: top eigenvalues.
         ntk: kernel spectrum, or none when it was left out.
         thresholds: critical eigenvalue of the run's optimizer at each checkpoint.
@@ -151,7 +151,12 @@ def _with_events(
     windows = find_oscillations(run.steps, run.scalars["loss"], run.scalars["update_cosine"])
     return Spectrum(
         run_id=run.run_id,
-        config=config,
+        config=replace(
+            config,
+            k=hessian.iterate.eigenvalues.shape[1],
+            tol=hessian.tol,
+            ntk_examples=0 if ntk is None else ntk.num_examples,
+        ),
         hessian=hessian,
         ntk=ntk,
         thresholds=thresholds,
@@ -192,12 +197,7 @@ def save_spectrum(spectrum: Spectrum, path: Path) -> None:
             text = field.type == "str"
             arrays[f"{name}/{field.name}"] = np.array(column, dtype="S8" if text else None)
     settings: dict[str, Any] = dataclasses.asdict(spectrum.config)
-    settings |= {
-        "label": spectrum.label,
-        "tol": hessian.tol,
-        "preconditioned": hessian.preconditioned,
-        "ntk_examples": 0 if ntk is None else ntk.num_examples,
-    }
+    settings |= {"label": spectrum.label, "preconditioned": hessian.preconditioned}
     resultfile.write(
         path,
         resultfile.Result("spectrum", spectrum.run_id, settings, provenance(), arrays),
@@ -212,7 +212,7 @@ def load_spectrum(path: str | Path, run: Run | None = None) -> Spectrum:
         run: the run that it must belong to.
 
     Raises:
-        FileError: when it cannot be read, or belongs to another run.
+        FileError: when it cannot be read, is damaged or belongs to another run.
     """
     path = Path(path)
     result = resultfile.read(path, "spectrum")
@@ -221,6 +221,13 @@ def load_spectrum(path: str | Path, run: Run | None = None) -> Spectrum:
             f"{path} belongs to another run than {run.path}; "
             f"`dlf-dynamics spectrum {run.path}` computes it anew"
         )
+    try:
+        return _from_result(result)
+    except (KeyError, TypeError) as error:
+        raise FileError(f"{path} is damaged; compute it anew ({error})") from error
+
+
+def _from_result(result: resultfile.Result) -> Spectrum:
     arrays, settings = result.arrays, dict(result.config)
     label, preconditioned = settings.pop("label"), settings.pop("preconditioned")
     config = SpectrumConfig(**settings)

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return fail(str(error), USER_ERROR)
     except KeyboardInterrupt:
-        return fail("interrupted; nothing was written", 130)
+        return fail("interrupted; run files keep what was recorded, results were not written", 130)
 
 
 def _parse(arguments: list[str]) -> Any:

@@ -105,7 +105,7 @@ def read(path: Path, analysis: str) -> Result:
                 file["provenance"][()].decode(),  # type: ignore[index]
                 arrays,
             )
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise FileError(f"{path} is damaged; compute it anew ({error})") from error
 
 

@@ -67,10 +67,11 @@ class Run:
             except (ConfigError, json.JSONDecodeError) as error:
                 raise FileError(f"{path} is damaged: its configuration: {error}") from error
             self.provenance: Mapping[str, Any] = json.loads(text(file, "provenance"))
-            self.steps: Int[np.ndarray, " steps"] = complete_steps(file, "steps")
+            # Rows are written first, so they are read last: no checkpoint is without its row.
             self.checkpoint_steps: Int[np.ndarray, " checkpoints"] = complete_steps(
                 file, "checkpoints"
             )
+            self.steps: Int[np.ndarray, " steps"] = complete_steps(file, "steps")
             self.num_params = int(dataset_at(file, "parameters/value").shape[1])
             self.data_sha256 = str(file["data"].attrs["sha256"])
             weights = file["scalars/class_weights"]

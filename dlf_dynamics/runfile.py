@@ -131,9 +131,7 @@ def create(
     provenance: str,
     own_schedule: bool = False,
 ) -> RunWriter:
-    """Creates a run file, whole but without rows, and opens it for appending.
-
-    The file gets its name when it is whole: where the name exists, the file can be opened.
+    """Creates a run file for appending; it takes its name when all but the rows is there.
 
     Args:
         path: of the file.
@@ -197,9 +195,9 @@ def copy(
         new["provenance"] = text(old, "provenance")
         for axis in STEP_OF:
             _copy_rows(old, new, axis, upto)
-        status = text(old, "status")
-        status = "interrupted" if status == "running" else status
-        dataset_at(new, "status")[()] = status.encode()
+        if upto is None:
+            status = text(old, "status").replace("running", "interrupted")
+            dataset_at(new, "status")[()] = status.encode()
         if upto is None and "resume/step" in old:
             for path in (*_RESUME, "resume/step"):
                 if path in old:
@@ -219,6 +217,7 @@ def _copy_rows(old: h5py.File, new: h5py.File, axis: str, upto: int | None) -> N
         for start in range(0, length, block):
             stop = min(start + block, length)
             target[start:stop] = source[start:stop]
+        target.flush()
 
 
 def complete_steps(file: h5py.File, axis: str) -> Int[np.ndarray, " rows"]:
@@ -264,8 +263,7 @@ def _open(path: Path) -> h5py.File:
 def _has_writer(path: Path) -> bool:
     """Whether a writer has the file open, or was killed: a flag of HDF5's superblock.
 
-    Without it a file must not be opened for SWMR reading: HDF5 would wait for ever for what is
-    missing from a truncated file.
+    Opened for SWMR reading, a truncated file without it makes HDF5 wait for ever.
     """
     with path.open("rb") as raw:
         header = raw.read(12)
@@ -325,7 +323,8 @@ def _writing(file: h5py.File, path: Path) -> Iterator[None]:
             sink = os.open(os.devnull, os.O_RDWR)
             os.dup2(sink, cast(int, file.id.get_vfd_handle()))
             os.close(sink)
-            file.close()
+            with suppress(OSError, RuntimeError):
+                file.close()
         if isinstance(error, OSError | RuntimeError) and _errno(error):
             raise write_error(path, error) from error
         raise

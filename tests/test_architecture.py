@@ -1,5 +1,7 @@
 import ast
 import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -88,8 +90,5 @@ def test_the_file_format_page_holds_the_schema():
 
 
 def test_importing_the_package_does_not_import_jax():
-    import subprocess
-    import sys
-
     code = "import dlf_dynamics, dlf_dynamics.config, sys; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

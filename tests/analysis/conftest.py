@@ -32,6 +32,19 @@ def small() -> RunConfig:
 
 
 @pytest.fixture(scope="session")
+def eventful() -> RunConfig:
+    """A smooth net that crosses the threshold five times and oscillates once, seen in the loss."""
+    return RunConfig(
+        data=DataConfig(points_per_class=20),
+        model=ModelConfig(widths=(10,), activation="tanh", init="glorot-normal"),
+        schedule=ScheduleConfig(amplitude=40.0, period=400),
+        optimizer=OptimizerConfig(learning_rate=3.0),
+        steps=1000,
+        checkpoint_every=1,
+    )
+
+
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Callable[[RunConfig], Run]:
     """Trains a configuration, the first time that it is asked for."""
 

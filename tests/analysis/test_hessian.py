@@ -66,13 +66,13 @@ def thetas(trained):
     return parameters
 
 
-@pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize(
-    ("loss", "activation", "optimizer"),
+    ("loss", "activation", "optimizer", "static"),
     [
-        ("cross-entropy", "tanh", "gd"),
-        ("squared-error", "softplus", "heavy-ball"),
-        ("squared-error-per-output", "relu", "nesterov"),
+        ("cross-entropy", "tanh", "gd", False),
+        ("cross-entropy", "tanh", "gd", True),
+        ("squared-error", "softplus", "heavy-ball", False),
+        ("squared-error-per-output", "relu", "nesterov", False),
     ],
 )
 def test_values_at_iterates_and_centres_are_those_of_the_dense_hessian(
@@ -126,18 +126,20 @@ def preconditioners(config, gradients):
 
 @pytest.mark.parametrize("name", ["rmsprop", "adam", "adamw"])
 def test_values_of_adaptive_optimizers_are_those_of_the_preconditioned_hessian(
-    name, small, trained, thetas
+    name, small, trained
 ):
-    config = replace(small, optimizer=OptimizerConfig(name, learning_rate=0.01, beta2=0.95))
-    run, theta = trained(config), thetas(config)
-    found = hessian_spectrum(run, k=3)
+    optimizer = OptimizerConfig(name, learning_rate=0.01, beta2=0.95)
+    config = replace(small, optimizer=optimizer, checkpoint_every=1)
+    run = trained(config)
+    theta, chosen = run.parameters(), [1, 2, 10, 33, 59]
+    found = hessian_spectrum(run, chosen)
     assert found.preconditioned
     assert np.all(found.iterate.converged)
     loss, weights = make_loss(run), run.scalars["class_weights"]
-    slopes = np.asarray(jax.lax.map(lambda p: jax.grad(loss)(*p), (theta[: len(weights)], weights)))
+    slopes = np.asarray(jax.lax.map(lambda p: jax.grad(loss)(*p), (theta, weights)))
     preconditioner = preconditioners(config.optimizer, slopes)
     curvature = jax.jit(jax.hessian(loss))
-    for row, step in enumerate(run.checkpoint_steps[1:], start=1):
+    for row, step in enumerate(chosen):
         centre = theta[step - 1] / 4 + theta[step] / 2 + theta[step + 1] / 4
         for values, point in ((found.iterate, theta[step]), (found.centre, centre)):
             dense = np.asarray(curvature(point, weights[step]))

@@ -1,0 +1,225 @@
+"""What the figures draw, not where they draw it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from dlf_dynamics import OptimizerConfig, ScheduleConfig
+from dlf_dynamics.analysis import plots
+from dlf_dynamics.config import SpectrumConfig
+from dlf_dynamics.errors import FileError
+
+
+def new_axes():
+    return Figure().subplots()
+
+
+def lines(ax):
+    """Labelled lines by their label."""
+    return {line.get_label(): line for line in ax.get_lines()}
+
+
+CASES = {
+    "triangle": ({}, {}),
+    "static loss": ({"schedule": ScheduleConfig(name="static")}, {}),
+    "static spectrum": ({}, {"static": True}),
+    "no ntk": ({}, {"ntk_examples": 0}),
+    "no threshold": ({"batch_size": 8}, {}),
+    "single checkpoint": ({}, {"every": 100}),
+    "adaptive": ({"optimizer": OptimizerConfig("adam", learning_rate=0.01)}, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_figures_are_drawn_and_written_for_every_kind_of_run(
+    case, small, trained, analysed, tmp_path
+):
+    changes, settings = CASES[case]
+    config = replace(small, **changes)
+    run, spectrum = trained(config), analysed(config, SpectrumConfig(**settings))
+    for name, draw in (("run", plots.run_figure), ("bifurcation", plots.bifurcation_figure)):
+        paths = plots.save(draw(run, spectrum), tmp_path / name)
+        assert [path.name for path in paths] == [f"{name}.png", f"{name}.svg"]
+        assert paths[0].read_bytes().startswith(b"\x89PNG")
+        assert b"<svg" in paths[1].read_bytes()
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_run_with_a_burst_gets_a_zoom_around_it(eventful, trained, analysed):
+    run, spectrum = trained(eventful), analysed(eventful)
+    (burst,) = spectrum.bursts
+    zoom = plots.default_zoom(run, spectrum)
+    assert zoom is not None
+    assert 0 <= zoom[0] < burst.burst_start < burst.burst_end < zoom[1] <= 1000
+    figure = plots.run_figure(run, spectrum)
+    assert any(np.allclose(ax.get_xlim(), zoom) for ax in figure.axes)
+
+
+def test_a_run_without_bursts_has_no_zoom(small, trained, analysed):
+    assert plots.default_zoom(trained(small), analysed(small)) is None
+
+
+def test_a_chosen_zoom_is_shown(small, trained, analysed):
+    figure = plots.run_figure(trained(small), analysed(small), zoom=(20, 40))
+    assert any(np.allclose(ax.get_xlim(), (20, 40)) for ax in figure.axes)
+
+
+def test_the_sharpness_panel_draws_each_converged_value_and_the_threshold(small, trained, analysed):
+    ax, spectrum = new_axes(), analysed(small)
+    plots.draw_sharpness(ax, trained(small), spectrum)
+    drawn = lines(ax)
+    iterate, centre = spectrum.hessian.iterate, spectrum.hessian.centre
+    for label, values, steps in (
+        ("at the iterate", iterate.eigenvalues[:, 0], spectrum.hessian.steps),
+        ("at the 1:2:1 centre", centre.eigenvalues[1:, 0], spectrum.hessian.steps[1:]),
+    ):
+        np.testing.assert_array_equal(drawn[label].get_xdata(), steps)
+        np.testing.assert_array_equal(drawn[label].get_ydata(), values)
+    np.testing.assert_allclose(drawn["threshold"].get_ydata(), 2 / 0.3)
+    assert "not converged" not in drawn
+
+
+def test_values_that_did_not_converge_are_drawn_as_such(small, trained, analysed):
+    spectrum = analysed(small)
+    converged = np.array(spectrum.hessian.centre.converged)
+    converged[[2, 5], 0] = False
+    hessian = replace(
+        spectrum.hessian, centre=spectrum.hessian.centre._replace(converged=converged)
+    )
+    ax = new_axes()
+    plots.draw_sharpness(ax, trained(small), replace(spectrum, hessian=hessian))
+    drawn = lines(ax)
+    np.testing.assert_array_equal(drawn["not converged"].get_xdata(), [14, 35])
+    assert len(drawn["at the 1:2:1 centre"].get_xdata()) == 7
+
+
+def test_without_a_threshold_none_is_drawn(small, trained, analysed):
+    config, ax = replace(small, batch_size=8), new_axes()
+    plots.draw_sharpness(ax, trained(config), analysed(config))
+    assert "threshold" not in lines(ax)
+
+
+def test_the_sharpness_of_an_adaptive_optimizer_is_named_after_its_operator(
+    small, trained, analysed
+):
+    config, ax = replace(small, optimizer=OptimizerConfig("adam", learning_rate=0.01)), new_axes()
+    plots.draw_sharpness(ax, trained(config), analysed(config))
+    assert "P^{-1}" in ax.get_ylabel()
+
+
+@pytest.mark.parametrize(
+    ("draw", "name"), [(plots.draw_loss, "loss"), (plots.draw_accuracy, "accuracy")]
+)
+def test_scalars_are_drawn_at_every_step(draw, name, small, trained, analysed):
+    run, ax = trained(small), new_axes()
+    draw(ax, run, analysed(small))
+    (line,) = ax.get_lines()
+    np.testing.assert_array_equal(line.get_xdata(), np.arange(61))
+    np.testing.assert_array_equal(line.get_ydata(), run.scalars[name])
+
+
+def test_the_change_of_the_loss_stands_at_the_later_step(small, trained, analysed):
+    run, ax = trained(small), new_axes()
+    plots.draw_loss_change(ax, run, analysed(small))
+    (line,) = ax.get_lines()
+    np.testing.assert_array_equal(line.get_xdata(), np.arange(1, 61))
+    loss = run.scalars["loss"]
+    np.testing.assert_array_equal(line.get_ydata(), loss[1:] - loss[:-1])
+
+
+def test_every_class_has_its_weight_drawn(small, trained, analysed):
+    run, ax = trained(small), new_axes()
+    plots.draw_class_weights(ax, run, analysed(small))
+    drawn = np.stack([line.get_ydata() for line in ax.get_lines()], axis=1)
+    np.testing.assert_array_equal(drawn, run.scalars["class_weights"])
+
+
+def test_the_largest_ntk_eigenvalues_are_drawn_where_computed(small, trained, analysed):
+    ax, spectrum = new_axes(), analysed(small)
+    plots.draw_ntk(ax, trained(small), spectrum)
+    (line,) = ax.get_lines()
+    np.testing.assert_array_equal(line.get_ydata(), spectrum.ntk.eigenvalues[:, 0])
+    ax = new_axes()
+    plots.draw_ntk(ax, trained(small), analysed(small, SpectrumConfig(ntk_examples=0)))
+    assert not ax.get_lines()
+    assert ax.texts[0].get_text() == "not computed"
+
+
+def test_crossings_of_the_centres_are_marked_at_the_threshold(eventful, analysed):
+    ax, spectrum = new_axes(), analysed(eventful)
+    plots.mark_crossings(ax, spectrum)
+    for direction in ("up", "down"):
+        line = lines(ax)[f"crossing {direction}"]
+        found = [c for c in spectrum.crossings if (c.at, c.direction) == ("centre", direction)]
+        assert len(found) == len(line.get_xdata()) > 0
+        for crossing, step in zip(found, np.asarray(line.get_xdata()), strict=True):
+            assert crossing.step_before <= step <= crossing.step_after
+        np.testing.assert_allclose(line.get_ydata(), 2 / 3)
+
+
+def test_the_height_is_fitted_to_the_span_that_is_looked_at():
+    ax = new_axes()
+    ax.plot([0, 1, 2, 3], [100.0, 1.0, 2.0, np.nan])
+    plots.fit_height(ax, (1, 3))
+    low, high = ax.get_ylim()
+    assert 0.5 < low < 1
+    assert 2 < high < 2.5
+
+
+def test_a_span_without_points_leaves_the_height_as_it_was():
+    ax = new_axes()
+    ax.plot([0, 1], [1.0, 2.0])
+    before = ax.get_ylim()
+    plots.fit_height(ax, (5, 6))
+    assert ax.get_ylim() == before
+
+
+def test_each_step_stands_once_in_the_bifurcation_figure_by_its_place_in_the_pulse(
+    small, trained, analysed
+):
+    run = trained(small)
+    figure = plots.bifurcation_figure(run, analysed(small))
+    drawn = [
+        pair
+        for line in figure.axes[0].get_lines()
+        if len(line.get_xdata()) > 1
+        for pair in zip(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()), strict=True)
+    ]
+    loss = run.scalars["loss"]
+    expected = {(step % 20, loss[step]) for step in range(60)}
+    assert expected <= set(drawn)
+    assert {phase for phase, _ in drawn} == set(range(20))
+
+
+def test_the_title_says_what_the_threshold_is_and_what_is_not_converged(small, trained, analysed):
+    settings = SpectrumConfig(max_matvecs=6, ntk_examples=0)
+    spectrum = analysed(small, settings)
+    assert spectrum.not_converged > 0
+    figure = plots.run_figure(trained(small), spectrum)
+    title = figure.get_suptitle()
+    assert spectrum.label in title
+    assert f"{spectrum.not_converged} checkpoints not converged" in title
+
+
+def test_into_a_missing_directory_nothing_is_written(tmp_path):
+    with pytest.raises(FileError, match=r"cannot be written: directory .*none does not exist"):
+        plots.save(Figure(), tmp_path / "none" / "figure")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_formats_that_are_asked_for_are_written(tmp_path):
+    figure = Figure()
+    figure.subplots().plot([0, 1])
+    assert plots.save(figure, tmp_path / "one", ["svg"]) == [tmp_path / "one.svg"]
+    assert [path.name for path in tmp_path.iterdir()] == ["one.svg"]
+
+
+def test_the_same_figure_gives_the_same_svg(tmp_path):
+    contents = []
+    for name in ("one", "two"):
+        figure = Figure()
+        figure.subplots().plot([0, 1])
+        contents.append(plots.save(figure, tmp_path / name, ["svg"])[0].read_bytes())
+    assert contents[0] == contents[1]

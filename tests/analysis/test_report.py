@@ -1,0 +1,91 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from dlf_dynamics import OptimizerConfig
+from dlf_dynamics.analysis.report import closing_lines, events_table, summary
+from dlf_dynamics.config import SpectrumConfig
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [
+        ({}, {}),
+        ({"batch_size": 8}, {}),
+        ({}, {"ntk_examples": 0, "every": 100}),
+        ({"optimizer": OptimizerConfig(warmup_steps=5, learning_rate=0.2)}, {}),
+    ],
+    ids=["plain", "no threshold", "only step 0", "infinite threshold"],
+)
+def test_the_summary_is_strictly_valid_json(changes, settings, small, analysed):
+    spectrum = analysed(replace(small, **changes), SpectrumConfig(**settings))
+    content = summary(spectrum)
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+
+
+def test_the_summary_holds_the_events_and_what_they_rest_on(eventful, analysed):
+    spectrum = analysed(eventful)
+    content = summary(spectrum)
+    assert content["run_id"] == spectrum.run_id
+    assert content["checkpoints"] == 1001
+    assert content["not_converged"] == 0
+    assert content["bursts"] == 1
+    for name in ("oscillations", "crossings"):
+        events = getattr(spectrum, name)
+        assert [vars(event) for event in events] == content[name]
+        assert len(events) > 0
+    np.testing.assert_allclose(content["threshold"]["first"], 2 / 3)
+    largest = max(spectrum.hessian.centre.eigenvalues[1:, 0])
+    assert content["largest_sharpness_at_centres"] == largest
+
+
+def test_what_is_not_there_is_null(small, analysed):
+    spectrum = analysed(replace(small, batch_size=8), SpectrumConfig(ntk_examples=0, every=100))
+    content = summary(spectrum)
+    assert content["largest_ntk_eigenvalue"] is None
+    assert content["threshold"]["first"] is None
+    assert content["largest_sharpness_at_centres"] is None
+
+
+def rendered(table) -> str:
+    console = Console(width=200, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_the_table_has_a_row_for_each_oscillation_with_its_numbers(eventful, analysed):
+    spectrum = analysed(eventful)
+    (window,) = spectrum.oscillations
+    windows = [window, replace(window, onset=900, end=950, burst=False)]
+    table = events_table(replace(spectrum, oscillations=windows))
+    assert table.row_count == 2
+    text = rendered(table)
+    assert f"{window.burst_start}-{window.burst_end}" in text
+    for number in (window.onset, window.end, 900, 950):
+        assert str(number) in text
+
+
+def test_without_oscillations_the_table_has_no_row(small, analysed):
+    assert events_table(analysed(small)).row_count == 0
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_the_closing_lines_say_of_which_loss_and_with_which_threshold(static, small, analysed):
+    spectrum = analysed(small, SpectrumConfig(static=static))
+    text = "\n".join(closing_lines(spectrum))
+    assert ("static loss" if static else "weighted loss") in text
+    assert spectrum.label in text
+    assert "6.66667" in text
+    assert "0 not converged" in text
+
+
+def test_the_closing_lines_name_the_preconditioned_hessian_and_the_reason_of_a_refusal(
+    small, analysed
+):
+    adam = replace(small, optimizer=OptimizerConfig("adam", learning_rate=0.01))
+    assert "preconditioned Hessian" in "\n".join(closing_lines(analysed(adam)))
+    assert "mini-batches" in "\n".join(closing_lines(analysed(replace(small, batch_size=8))))

@@ -1,0 +1,234 @@
+import dataclasses
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+
+from dlf_dynamics import OptimizerConfig, train
+from dlf_dynamics.analysis import compute_spectrum, load_spectrum
+from dlf_dynamics.analysis.spectrum import default_path, save_spectrum, select_checkpoints
+from dlf_dynamics.config import SpectrumConfig
+from dlf_dynamics.errors import ConfigError, FileError
+
+
+def assert_same(found, expected):
+    """Equality field by field, arrays bit by bit and of the same type."""
+    assert type(found) is type(expected)
+    if dataclasses.is_dataclass(found) and not isinstance(found, type):
+        for field in dataclasses.fields(found):
+            assert_same(getattr(found, field.name), getattr(expected, field.name))
+    elif isinstance(found, np.ndarray):
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+    elif isinstance(found, list | tuple):
+        assert len(found) == len(expected)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert_same(ours, theirs)
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [SpectrumConfig(), SpectrumConfig(ntk_examples=0), SpectrumConfig(ntk_full=True, static=True)],
+    ids=["default", "no ntk", "full and static"],
+)
+def test_a_spectrum_without_events_comes_back_from_its_file_exactly(
+    settings, small, analysed, tmp_path
+):
+    spectrum = analysed(small, settings)
+    assert spectrum.crossings == []
+    save_spectrum(spectrum, tmp_path / "run.spectrum.h5")
+    assert_same(load_spectrum(tmp_path / "run.spectrum.h5"), spectrum)
+
+
+def test_events_and_labels_in_any_alphabet_come_back_from_the_file_exactly(
+    eventful, analysed, tmp_path
+):
+    spectrum = replace(analysed(eventful), label="κρίσιμη τιμή: η λ ≥ 2")
+    assert spectrum.crossings
+    assert spectrum.oscillations
+    save_spectrum(spectrum, tmp_path / "spectrum.h5")
+    assert_same(load_spectrum(str(tmp_path / "spectrum.h5")), spectrum)
+
+
+def test_the_settings_of_a_spectrum_are_those_that_were_used(small, analysed):
+    spectrum = analysed(small, SpectrumConfig(k=40, max_matvecs=80))
+    assert spectrum.config == SpectrumConfig(k=33, max_matvecs=80, tol=1e-6, ntk_examples=24)
+
+
+def test_the_spectrum_of_another_run_is_refused(small, trained, analysed, tmp_path):
+    save_spectrum(analysed(small), tmp_path / "spectrum.h5")
+    assert load_spectrum(tmp_path / "spectrum.h5", trained(small)).run_id == trained(small).run_id
+    other = trained(replace(small, checkpoint_every=1))
+    with pytest.raises(FileError, match=r"belongs to another run than .*run\.h5; `dlf-dynamics sp"):
+        load_spectrum(tmp_path / "spectrum.h5", other)
+
+
+def test_missing_foreign_and_newer_files_are_refused(small, trained, analysed, tmp_path):
+    with pytest.raises(FileError, match="does not exist; `dlf-dynamics spectrum` makes one"):
+        load_spectrum(tmp_path / "none.h5")
+    with pytest.raises(FileError, match="is not a spectrum result"):
+        load_spectrum(trained(small).path)
+    path = tmp_path / "spectrum.h5"
+    save_spectrum(analysed(small), path)
+    with h5py.File(path, "a") as file:
+        file.attrs["format_version"] = "2.1"
+    with pytest.raises(FileError, match=r"has format version 2\.1"):
+        load_spectrum(path)
+
+
+@pytest.mark.parametrize("name", ["step", "hessian/centre/residuals", "oscillations/burst"])
+def test_a_file_that_lacks_an_array_is_damaged(name, small, analysed, tmp_path):
+    path = tmp_path / "spectrum.h5"
+    save_spectrum(analysed(small), path)
+    with h5py.File(path, "a") as file:
+        del file[name]
+    with pytest.raises(FileError, match=r"is damaged; compute it anew"):
+        load_spectrum(path)
+
+
+def test_a_file_with_settings_unknown_here_is_damaged(small, analysed, tmp_path):
+    path = tmp_path / "spectrum.h5"
+    save_spectrum(analysed(small), path)
+    with h5py.File(path, "a") as file:
+        del file["config"]
+        file["config"] = '{"label": "", "preconditioned": false, "unknown": 1}'
+    with pytest.raises(FileError, match=r"is damaged; compute it anew \(.*'unknown'"):
+        load_spectrum(path)
+
+
+def test_the_default_path_lies_beside_the_run(tmp_path):
+    assert default_path(tmp_path / "run.h5") == tmp_path / "run.spectrum.h5"
+
+
+@pytest.mark.parametrize(
+    ("every", "steps", "expected"),
+    [
+        (1, ":", [0, 7, 14, 21, 28, 35, 42, 49, 56, 60]),
+        (3, ":", [0, 21, 42, 60]),
+        (1, "14:35", [14, 21, 28]),
+        (1, "15:36", [21, 28, 35]),
+        (2, "30:", [35, 49, 60]),
+        (4, ":50", [0, 28]),
+        (100, ":", [0]),
+    ],
+)
+def test_checkpoints_are_chosen_by_stride_and_span(every, steps, expected, small, trained):
+    run = trained(small)
+    chosen = select_checkpoints(run, SpectrumConfig(every=every, steps=steps))
+    assert run.checkpoint_steps[np.asarray(chosen)].tolist() == expected
+
+
+@pytest.mark.parametrize("steps", ["", "30", "a:b", "1:2:3", "1.5:9"])
+def test_a_span_that_is_not_a_colon_b_is_refused(steps, small, trained):
+    with pytest.raises(ConfigError, match=f"steps is {steps!r}; expected a:b"):
+        select_checkpoints(trained(small), SpectrumConfig(steps=steps))
+
+
+@pytest.mark.parametrize("steps", ["8:14", "100:", "40:20"])
+def test_a_span_without_checkpoints_is_refused_and_told_where_they_are(steps, small, trained):
+    with pytest.raises(ConfigError, match=f"steps {steps} holds no checkpoint.*are 0 to 60"):
+        compute_spectrum(trained(small), SpectrumConfig(steps=steps))
+
+
+def test_a_mini_batch_run_has_a_spectrum_but_no_threshold(small, analysed):
+    spectrum = analysed(replace(small, batch_size=8))
+    assert "mini-batches" in spectrum.label
+    assert np.all(np.isnan(spectrum.thresholds))
+    assert spectrum.crossings == []
+    assert np.all(spectrum.hessian.iterate.converged)
+
+
+def test_a_static_spectrum_has_no_crossings_of_the_weighted_loss(eventful, analysed):
+    spectrum = analysed(eventful, SpectrumConfig(static=True, ntk_examples=0))
+    assert spectrum.crossings == []
+    assert "not to the static one" in spectrum.label
+    windows = [replace(window, crossed=-1) for window in analysed(eventful).oscillations]
+    assert spectrum.oscillations == windows
+
+
+def test_thresholds_follow_the_learning_rate_of_each_checkpoint(small, trained, analysed):
+    optimizer = OptimizerConfig(
+        learning_rate=0.4, learning_rate_schedule="linear", final_learning_rate=0.1
+    )
+    config = replace(small, optimizer=optimizer)
+    spectrum = analysed(config, SpectrumConfig(ntk_examples=0))
+    steps = spectrum.hessian.steps
+    used = trained(config).scalars["learning_rate"][steps]
+    np.testing.assert_allclose(spectrum.thresholds, 2 / used, rtol=1e-12)
+    # optax computes schedules of the step in float32.
+    np.testing.assert_allclose(spectrum.thresholds, 2 / (0.4 - 0.3 * steps / 60), rtol=1e-6)
+
+
+@pytest.mark.parametrize("at", ["iterate", "centre"])
+def test_crossings_are_where_the_values_change_sides(at, eventful, analysed):
+    spectrum = analysed(eventful)
+    found = [c for c in spectrum.crossings if c.at == at]
+    values = getattr(spectrum.hessian, at).eigenvalues[:, 0]
+    known = ~np.isnan(values)
+    above = values[known] > 2 / eventful.optimizer.learning_rate
+    steps = spectrum.hessian.steps[known]
+    assert spectrum.not_converged == 0
+    assert [c.step_after for c in found] == steps[1:][np.diff(above)].tolist()
+    assert [c.direction == "up" for c in found] == above[1:][np.diff(above)].tolist()
+    assert len(found) > 0
+
+
+@pytest.mark.parametrize("every", [2, 3, 4, 5])
+def test_even_and_odd_strides_see_the_same_crossings_of_the_centres(every, eventful, analysed):
+    each = [c for c in analysed(eventful).crossings if c.at == "centre"]
+    spectrum = analysed(eventful, SpectrumConfig(every=every, ntk_examples=0))
+    some = [c for c in spectrum.crossings if c.at == "centre"]
+    assert [c.direction for c in some] == [c.direction for c in each]
+    for wide, narrow in zip(some, each, strict=True):
+        assert wide.step_before <= narrow.step_before < narrow.step_after <= wide.step_after
+
+
+def test_an_oscillation_knows_the_crossing_before_it(eventful, analysed):
+    spectrum = analysed(eventful)
+    ups = [c.step_before for c in spectrum.crossings if c.at == "centre" and c.direction == "up"]
+    (window,) = spectrum.oscillations
+    assert window.burst
+    assert window.crossed in ups
+    assert window.crossed < window.onset
+
+
+def test_an_interrupted_run_is_analysed_as_far_as_it_went(small, tmp_path):
+    run = train(
+        replace(small, checkpoint_every=1),
+        tmp_path / "run.h5",
+        stop=iter([False] * 9 + [True]).__next__,
+    )
+    assert run.status == "interrupted"
+    spectrum = compute_spectrum(run)
+    np.testing.assert_array_equal(spectrum.hessian.steps, run.checkpoint_steps)
+    assert len(spectrum.hessian.steps) == 10
+    assert spectrum.not_converged == 0
+
+
+def test_a_diverged_run_is_analysed_up_to_where_it_diverged(small, tmp_path):
+    config = replace(
+        small,
+        model=replace(small.model, widths=()),
+        loss=replace(small.loss, name="squared-error"),
+        schedule=replace(small.schedule, name="static"),
+        optimizer=OptimizerConfig(learning_rate=1e6),
+    )
+    run = train(config, tmp_path / "run.h5")
+    assert run.status == "diverged"
+    spectrum = compute_spectrum(run)
+    assert 1 < len(spectrum.hessian.steps) < 10
+    np.testing.assert_array_equal(spectrum.hessian.steps, run.checkpoint_steps)
+    values = spectrum.hessian.iterate.eigenvalues[:, 0]
+    np.testing.assert_allclose(values, values[0], rtol=1e-10)
+    assert spectrum.ntk is not None
+    assert len(spectrum.ntk.eigenvalues) == len(run.checkpoint_steps)
+
+
+def test_progress_tells_of_hessian_and_ntk(small, trained):
+    told = []
+    compute_spectrum(trained(small), progress=lambda what, done: told.append((what, done)))
+    assert told[-1] == ("ntk", 10)
+    assert ("hessian", 10) in told

@@ -1,0 +1,147 @@
+"""A run that is killed at any moment, or read while it is written, is a run cut short."""
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dlf_dynamics import runfile, training
+from dlf_dynamics.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
+from dlf_dynamics.errors import FileError
+from dlf_dynamics.run import open_run
+from dlf_dynamics.training import resume, train
+
+CONFIG = RunConfig(
+    data=DataConfig(points_per_class=200),
+    model=ModelConfig(widths=(16,)),
+    optimizer=OptimizerConfig(name="adam", learning_rate=0.01),
+    steps=6000,
+    checkpoint_every=7,
+)
+NUM_KILLS = 20
+
+# Its children find JAX imported but not yet started, which saves seconds for each.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["dlf_dynamics.training"])
+
+
+def write_runs(folder):
+    """Trains the run into one file after another, and says what should be on file."""
+    jax.config.update("jax_enable_x64", True)
+    training._RECORD_SECONDS = 0.01
+    with (folder / "log").open("w", buffering=1) as log:
+        for k in range(100):
+            print("file", folder / f"{k}.h5", file=log)
+            train(CONFIG, folder / f"{k}.h5", progress=lambda step: print(step, file=log))
+
+
+def start(folder):
+    folder.mkdir()
+    process = SERVER.Process(target=write_runs, args=(folder,))
+    process.start()
+    return process
+
+
+def wait_for(condition, process, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.is_alive(), "the writer ended by itself"
+        assert time.monotonic() < end, "the writer did not come this far"
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    return train(CONFIG, tmp_path_factory.mktemp("reference") / "run.h5")
+
+
+def assert_prefix(run, reference):
+    """Rows and checkpoints of the run are the first ones of the reference, bit by bit."""
+    for name, values in run.scalars.items():
+        assert values.tobytes() == reference.scalars[name][: len(values)].tobytes()
+    count = len(run.checkpoint_steps)
+    assert run.steps.tolist() == list(range(len(run.steps)))
+    assert run.checkpoint_steps.tolist() == reference.checkpoint_steps[:count].tolist()
+    assert run.parameters().tobytes() == reference.parameters()[:count].tobytes()
+    # A checkpoint is never without the row of its loss.
+    assert count == 0 or run.checkpoint_steps[-1] < len(run.steps)
+
+
+def promised(log):
+    """The file that was written last, and the number of updates that should be on it."""
+    lines = log.read_text().splitlines()
+    last = max(k for k, line in enumerate(lines) if line.startswith("file "))
+    steps = [int(line) for line in lines[last + 1 :] if line.isdigit()]
+    return Path(lines[last].removeprefix("file ")), (steps[-1] if steps else 0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")
+def test_a_killed_run_is_a_prefix_of_the_whole_one_and_resumes(tmp_path, reference):
+    rng = np.random.default_rng(0)
+    on_file = []
+    for k in range(NUM_KILLS):
+        folder = tmp_path / str(k)
+        process = start(folder)
+        try:
+            wait_for(lambda folder=folder: (folder / "0.h5").exists(), process)
+            if k % 4:
+                # Once rows are written; the other kills come while the file has none, or few.
+                wait_for(lambda log=folder / "log": promised(log)[1] > 0, process)
+            time.sleep(rng.uniform(0, 0.5))
+        finally:
+            process.kill()
+            process.join()
+        path, steps = promised(folder / "log")
+        if not path.exists():
+            # Killed between two runs.
+            path, steps = folder / f"{int(path.stem) - 1}.h5", CONFIG.steps
+        run = open_run(path)
+        assert_prefix(run, reference)
+        assert len(run.steps) >= steps
+        assert run.status in ("running", "complete")
+        on_file.append(len(run.steps))
+        if k % 4 == 1:
+            resume(path)
+            again = open_run(path)
+            assert again.status == "complete"
+            assert_prefix(again, reference)
+            assert len(again.steps) == CONFIG.steps + 1
+            assert len(again.checkpoint_steps) == len(reference.checkpoint_steps)
+    # The kills came at different moments, most of them in the middle.
+    assert len(set(on_file)) > NUM_KILLS // 2
+    assert sum(0 < rows <= CONFIG.steps for rows in on_file) > NUM_KILLS // 3
+
+
+def test_a_run_is_read_while_it_is_written(tmp_path, reference):
+    process = start(tmp_path / "run")
+    path = tmp_path / "run" / "0.h5"
+    lengths = []
+    try:
+        wait_for(path.exists, process)
+        while not lengths or lengths[-1] <= CONFIG.steps:
+            assert process.is_alive()
+            run = open_run(path)
+            assert_prefix(run, reference)
+            lengths.append(len(run.steps))
+            assert run.status == "running" or lengths[-1] > CONFIG.steps
+    finally:
+        process.kill()
+        process.join()
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) > 5
+
+
+def test_an_unfinished_file_is_not_there_under_its_name(tmp_path, monkeypatch):
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runfile, "RunWriter", kill)
+    with pytest.raises(KeyboardInterrupt):
+        train(CONFIG, tmp_path / "run.h5")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(FileError, match="does not exist"):
+        open_run(tmp_path / "run.h5")
