@@ -17,7 +17,7 @@ from dlf_dynamics.datasets import Dataset
 from dlf_dynamics.errors import ConfigError, DataError
 from dlf_dynamics.losses import make_criterion, make_weights
 from dlf_dynamics.models import FullyConnected
-from dlf_dynamics.optimizers import learning_rate_schedule, make_optimizer
+from dlf_dynamics.optimizers import flatten_state, learning_rate_schedule, make_optimizer
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.schedules import Schedule, make_schedule
 
@@ -127,26 +127,43 @@ def _cosine(a: Array, b: Array) -> Array:
     return jnp.vdot(a, b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b))
 
 
+class Snapshots(NamedTuple):
+    """States before each interval as vectors, one row per interval; see `State`."""
+
+    params: Float[Array, "intervals params"]
+    previous_update: Float[Array, "intervals params"]
+    optimizer: Float[Array, "intervals state"]
+
+
 @partial(jax.jit, static_argnames="capacity")
 def advance(
-    dynamics: Dynamics, state: State, count: Int[Array, ""] | int, *, capacity: int
-) -> tuple[State, Float[Array, "capacity scalars"]]:
-    """Makes `count` <= `capacity` updates; rows of scalars beyond `count` are 0.
+    dynamics: Dynamics, state: State, counts: Int[Array, " intervals"], *, capacity: int
+) -> tuple[State, Snapshots, Float[Array, "intervals capacity scalars"]]:
+    """Makes `counts[j]` <= `capacity` updates in each interval, one interval after the other.
 
-    The count is traced: every stretch of a run, long or short, goes through the same compiled
+    The counts are traced: every stretch of a run, long or short, goes through the same compiled
     program, so that where a run is cut does not change its bits.
+
+    Returns:
+        The state after all updates; the states before each interval; and the scalars of each
+        update, 0 beyond each interval's count.
     """
     row = jax.eval_shape(dynamics.step, state)[1]
 
-    def one(state: State, index: Int[Array, ""]) -> tuple[State, Row]:
-        return jax.lax.cond(
-            index < count,
-            dynamics.step,
-            lambda state: (state, jnp.zeros(row.shape, row.dtype)),
-            state,
+    def interval(state: State, count: Int[Array, ""]) -> tuple[State, tuple[Snapshots, Row]]:
+        before = Snapshots(
+            state.params, state.previous_update, flatten_state(state.optimizer_state)
         )
 
-    return jax.lax.scan(one, state, jnp.arange(capacity))
+        def one(state: State, index: Int[Array, ""]) -> tuple[State, Row]:
+            idle = jnp.zeros(row.shape, row.dtype)
+            return jax.lax.cond(index < count, dynamics.step, lambda state: (state, idle), state)
+
+        state, rows = jax.lax.scan(one, state, jnp.arange(capacity))
+        return state, (before, rows)
+
+    state, (snapshots, rows) = jax.lax.scan(interval, state, counts)
+    return state, snapshots, rows
 
 
 def build(

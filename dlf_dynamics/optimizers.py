@@ -26,10 +26,11 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Sch
         "cosine": lambda: optax.cosine_decay_schedule(peak, decay_steps, final / peak),
         "exponential": lambda: optax.exponential_decay(peak, decay_steps, final / peak),
     }[config.learning_rate_schedule]()
-    if warmup == 0:
-        return after
-    rise = optax.linear_schedule(0.0, peak, warmup)
-    return optax.join_schedules([rise, after], [warmup])
+    if warmup > 0:
+        rise = optax.linear_schedule(0.0, peak, warmup)
+        after = optax.join_schedules([rise, after], [warmup])
+    # optax would compute with an integer step in float32.
+    return lambda step: after(jnp.asarray(step, float))
 
 
 def make_optimizer(

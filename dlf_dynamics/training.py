@@ -147,10 +147,20 @@ class _Record:
     points: list[Point] = field(default_factory=list)
     written: float = field(default_factory=time.monotonic)
 
-    def add(self, first: int, rows: np.ndarray) -> None:
-        """Takes rows of consecutive steps."""
+    def add(self, first: int, rows: np.ndarray) -> bool:
+        """Takes rows of consecutive steps; tells whether each loss among them is finite.
+
+        Of a run that diverges, rows are kept up to the first loss that is not finite, checkpoints
+        before it.
+        """
+        finite = np.isfinite(rows[:, 0])
+        if not np.all(finite):
+            rows = rows[: int(np.argmin(finite)) + 1]
+            diverged = first + len(rows) - 1
+            self.points = [point for point in self.points if point.step < diverged]
         self.steps.append(np.arange(first, first + len(rows)))
         self.rows.append(rows)
+        return bool(np.all(finite))
 
     def due(self) -> bool:
         """Whether it is time to write."""
@@ -190,60 +200,88 @@ def _loop(
     progress: Callable[[int], None],
     stop: Callable[[], bool],
 ) -> str:
-    """The status at the end. One stretch is computed while the one before it is recorded."""
-    every, step = config.checkpoint_every, int(state.step)
-    capacity = min(every, MAX_STRETCH)
-    pace = _Pace(capacity)
-    while True:
-        if step % every == 0 or step == config.steps:
-            record.points.append(point_of(state))
-        if step == config.steps or stop():
-            break
-        count = min(pace.count, every - step % every, config.steps - step)
-        state, rows = advance(dynamics, state, count, capacity=capacity)
-        rows = np.asarray(rows)[:count]
-        if not np.all(np.isfinite(rows[:, 0])):
-            return _diverged(record, step, rows)
-        record.add(step, rows)
-        step += count
-        pace.update(count)
+    """The status at the end."""
+    step = int(state.step)
+    pace = _Pace(config, state)
+    while step < config.steps and not stop():
+        counts = pace.counts(step)
+        state, snapshots, rows = advance(dynamics, state, counts, capacity=pace.capacity)
+        snapshots, rows = jax.device_get((snapshots, rows))
+        for index, count in enumerate(counts[counts > 0]):
+            if step % config.checkpoint_every == 0:
+                record.points.append(Point(step, *(vectors[index] for vectors in snapshots)))
+            if not record.add(step, rows[index, :count]):
+                record.write()
+                return "diverged"
+            step += int(count)
+        pace.update(step)
         if record.due():
             record.write()
             progress(step)
-    # The last state has its row too, so that each checkpoint has its loss and class weights.
-    rows = np.asarray(advance(dynamics, state, 1, capacity=capacity)[1])[:1]
-    if not np.isfinite(rows[0, 0]):
-        return _diverged(record, step, rows)
-    record.add(step, rows)
+    return _finish(config, dynamics, state, record, pace, progress)
+
+
+def _finish(
+    config: RunConfig,
+    dynamics: Dynamics,
+    state: State,
+    record: _Record,
+    pace: _Pace,
+    progress: Callable[[int], None],
+) -> str:
+    """Records the last state with its row, so that each checkpoint has loss and class weights."""
+    point = point_of(state)
+    if point.step % config.checkpoint_every == 0 or point.step == config.steps:
+        record.points.append(point)
+    rows = advance(dynamics, state, pace.single(), capacity=pace.capacity)[2]
+    finite = record.add(point.step, np.asarray(rows)[0, :1])
     record.write()
-    progress(step)
-    if step == config.steps:
+    progress(point.step)
+    if not finite:
+        return "diverged"
+    if point.step == config.steps:
         return "complete"
-    record.writer.set_resume(point_of(state))
+    record.writer.set_resume(point)
     return "interrupted"
 
 
-def _diverged(record: _Record, step: int, rows: np.ndarray) -> str:
-    """Keeps the rows up to the first loss that is not finite, the checkpoints before it."""
-    first_bad = int(np.argmin(np.isfinite(rows[:, 0])))
-    record.add(step, rows[: first_bad + 1])
-    record.points = [point for point in record.points if point.step < step + first_bad]
-    record.write()
-    return "diverged"
-
-
 class _Pace:
-    """How many updates to make at once: few when they are slow, so that Ctrl-C is heard."""
+    """How many updates to make in one call: few when they are slow, so that Ctrl-C is heard.
 
-    def __init__(self, capacity: int) -> None:
-        self.count = 1
-        self._capacity = capacity
-        self._last: float | None = None
+    Attributes:
+        capacity: updates of an interval at most, which ends at a checkpoint.
+    """
 
-    def update(self, count: int) -> None:
-        """Learns from the time since the last update, compilation left out."""
+    def __init__(self, config: RunConfig, state: State) -> None:
+        self.capacity = min(config.checkpoint_every, MAX_STRETCH)
+        self._every, self._steps = config.checkpoint_every, config.steps
+        state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        fitting = min(MAX_STRETCH // self.capacity, _RECORD_BYTES // state_bytes)
+        self._intervals = max(fitting, 1)
+        self._count = 1
+        self._last: tuple[int, float] | None = None
+
+    def single(self) -> np.ndarray:
+        """Counts of one update."""
+        return self._padded([1])
+
+    def counts(self, step: int) -> np.ndarray:
+        """Updates of each interval from this step on; none goes past a checkpoint or the end."""
+        counts: list[int] = []
+        left = min(self._count, self._steps - step)
+        while left > 0 and len(counts) < self._intervals:
+            counts.append(min(left, self._every - step % self._every, self.capacity))
+            step, left = step + counts[-1], left - counts[-1]
+        return self._padded(counts)
+
+    def _padded(self, counts: list[int]) -> np.ndarray:
+        return np.array(counts + [0] * (self._intervals - len(counts)), np.int32)
+
+    def update(self, step: int) -> None:
+        """Learns from the time since the last call, compilation left out."""
         now = time.monotonic()
         if self._last is not None:
-            fitting = int(count * _STRETCH_SECONDS / max(now - self._last, 1e-6))
-            self.count = min(max(fitting, 1), 2 * self.count, self._capacity)
-        self._last = now
+            before, then = self._last
+            fitting = int((step - before) * _STRETCH_SECONDS / max(now - then, 1e-6))
+            self._count = min(max(fitting, 1), 2 * self._count)
+        self._last = step, now

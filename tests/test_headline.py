@@ -1,0 +1,155 @@
+"""The published run (Ruiz-Garcia et al. 2021, Fig. 4) and what it must show.
+
+Round-off is amplified by the bursts: from about step 5,700 on two machines agree in a statistical
+sense only, so that later numbers have bounds instead of digits.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dlf_dynamics import PRESETS, train
+from dlf_dynamics.analysis import compute_spectrum, find_oscillations
+from dlf_dynamics.analysis.hessian import hessian_spectrum
+from dlf_dynamics.analysis.ntk import ntk_spectrum
+from dlf_dynamics.config import SpectrumConfig
+
+PULSE = 5001
+
+
+@pytest.fixture(scope="module")
+def two_pulses(tmp_path_factory):
+    """The first 10,000 steps, by preset."""
+    return {
+        name: train(replace(PRESETS[name], steps=10_000), tmp_path_factory.mktemp("two") / "run.h5")
+        for name in ("published", "published-updated")
+    }
+
+
+@pytest.fixture(scope="module")
+def spectrum(two_pulses):
+    return compute_spectrum(
+        two_pulses["published"], SpectrumConfig(steps="3000:6000", every=4, k=2)
+    )
+
+
+def test_the_loss_in_the_middle_of_the_first_pulse_is_the_published_one(two_pulses):
+    assert round(float(two_pulses["published"].scalars["loss"][2500]), 4) == 0.1326
+
+
+def bursts_of(run):
+    scalars = run.scalars
+    windows = find_oscillations(run.steps, scalars["loss"], scalars["update_cosine"])
+    return [window for window in windows if window.burst]
+
+
+def test_the_published_run_has_its_first_two_bursts_where_the_authors_have_them(two_pulses):
+    first, second = bursts_of(two_pulses["published"])
+    assert abs(first.burst_start - 4202) <= 5
+    assert abs(second.burst_start - 8941) <= 60
+    np.testing.assert_allclose(first.max_change, 0.149, atol=0.002)
+
+
+def test_the_updated_initialisation_has_its_own_two_bursts(two_pulses):
+    changes = [burst.max_change for burst in bursts_of(two_pulses["published-updated"])]
+    assert len(changes) == 2
+    np.testing.assert_allclose(changes, [0.0347, 0.178], rtol=0.05)
+
+
+def test_eigenvalues_are_the_published_ones_whose_index_counts_from_the_first_update(tmp_path):
+    """The authors' index i is the state after update i, here step i + 1; 61 divides both steps."""
+    config = replace(PRESETS["published"], steps=7501, checkpoint_every=61)
+    run = train(config, tmp_path / "run.h5")
+    chosen = np.flatnonzero(np.isin(run.checkpoint_steps, (2501, 7501)))
+    sharpness = hessian_spectrum(run, chosen[:1])
+    assert sharpness.iterate.converged.all()
+    np.testing.assert_allclose(sharpness.iterate.eigenvalues[0, 0], 0.602, atol=5e-4)
+    kernel = ntk_spectrum(run, chosen[1:])
+    np.testing.assert_allclose(kernel.eigenvalues[0, 0], 488, atol=1.5)
+
+
+def test_around_the_first_burst_every_value_converges_and_the_centre_crosses_the_threshold(
+    spectrum,
+):
+    assert spectrum.not_converged == 0
+    np.testing.assert_allclose(spectrum.thresholds, 2.0, rtol=1e-9)
+    (burst,) = [window for window in spectrum.bursts if window.onset < 6000]
+    inside = (spectrum.hessian.steps >= burst.burst_start) & (
+        spectrum.hessian.steps <= burst.burst_end
+    )
+    centre = spectrum.hessian.centre.eigenvalues[:, 0]
+    assert np.max(centre[inside]) > 2
+    assert np.all(centre[spectrum.hessian.steps < 3500] < 2)
+    assert np.all(centre[spectrum.hessian.steps > burst.end] < 2)
+
+
+def test_the_first_burst_lowers_the_kernel(spectrum):
+    burst, kernel = spectrum.bursts[0], spectrum.ntk
+    largest = kernel.eigenvalues[:, 0]
+    before = largest[kernel.steps < burst.burst_start][-1]
+    inside = (kernel.steps >= burst.burst_start) & (kernel.steps <= burst.burst_end)
+    assert np.min(largest[inside]) < 0.6 * before
+
+
+@pytest.fixture(scope="module", params=["published", "published-updated"])
+def whole(request, tmp_path_factory):
+    """A whole run of 70,000 steps with its spectrum at every 100th."""
+    run = train(PRESETS[request.param], tmp_path_factory.mktemp("whole") / "run.h5")
+    return run, compute_spectrum(run, SpectrumConfig(every=4))
+
+
+@pytest.mark.slow
+def test_the_whole_run_has_8_to_12_bursts(whole):
+    assert 8 <= len(whole[1].bursts) <= 12
+
+
+@pytest.mark.slow
+def test_the_bursts_of_the_first_five_pulses_start_late_in_the_pulse(whole):
+    starts = np.array([burst.burst_start for burst in whole[1].bursts])
+    for pulse in range(5):
+        phases = (starts[(starts // PULSE) == pulse] % PULSE) / PULSE
+        assert np.any((phases > 0.65) & (phases < 0.95)), pulse + 1
+
+
+@pytest.mark.slow
+def test_the_bursts_are_narrow_from_the_seventh_pulse(whole):
+    widths = [b.burst_end - b.burst_start for b in whole[1].bursts if b.burst_start > 6 * PULSE]
+    assert all(width < 450 for width in widths)
+
+
+@pytest.mark.slow
+def test_loss_and_sharpness_in_the_middle_of_the_pulses_go_down(whole):
+    run, spectrum = whole
+    middle = ((np.arange(13) + 0.5) * PULSE).astype(int)
+    loss = run.scalars["loss"][middle]
+    assert np.mean(loss[-3:]) < np.mean(loss[:3]) / 5
+    rows = np.searchsorted(spectrum.hessian.steps, middle)
+    for found in (spectrum.hessian.iterate, spectrum.hessian.centre):
+        largest = found.eigenvalues[rows, 0]
+        assert np.mean(largest[-3:]) < 0.6 * np.mean(largest[:6])
+
+
+@pytest.mark.slow
+def test_the_kernel_grows_from_120_to_thousands_and_dips_in_each_of_the_first_bursts(whole):
+    _, spectrum = whole
+    steps, largest = spectrum.ntk.steps, spectrum.ntk.eigenvalues[:, 0]
+    assert 50 < largest[0] < 250
+    assert 2000 < np.max(largest) < 6000
+    early = [burst for burst in spectrum.bursts if burst.burst_start < 6 * PULSE]
+    for burst in early:
+        before = largest[steps < burst.burst_start][-1]
+        inside = (steps >= burst.burst_start) & (steps <= burst.burst_end)
+        assert np.min(largest[inside]) < 0.8 * before
+
+
+@pytest.mark.slow
+def test_the_run_ends_learned_and_never_above_what_three_equal_points_allow(whole):
+    accuracy = whole[0].scalars["accuracy"]
+    assert np.max(accuracy) <= 298 / 300 + 1e-12
+    assert accuracy[-1] >= 0.98 or 0.91 <= accuracy[-1] <= 0.93
+
+
+@pytest.mark.slow
+def test_every_largest_eigenvalue_of_the_whole_run_converges(whole):
+    assert whole[1].not_converged == 0
