@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PYTEST := $(BIN)/python -m pytest
+# Two processes; a file stays in one of them, so that what its tests share is made once.
+PARALLEL := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all check bench format clean
@@ -29,10 +31,10 @@ demo: setup ## train the headline run, compute its spectra, draw the figures (ru
 	$(BIN)/dlf-dynamics spectrum run.h5
 
 test: check ## check, then the fast tests
-	$(PYTEST)
+	$(PYTEST) $(PARALLEL)
 
 test-all: check ## check, then all tests, the slow ones too
-	$(PYTEST) -m 'slow or not slow'
+	$(PYTEST) $(PARALLEL) -m 'slow or not slow'
 
 check: setup ## formatting, lint and types
 	$(BIN)/ruff format --check .
