@@ -32,7 +32,8 @@ SERVER.set_forkserver_preload(["dlf_dynamics.training"])
 def write_runs(folder):
     """Trains the run into one file after another, and says what should be on file."""
     jax.config.update("jax_enable_x64", True)
-    training._RECORD_SECONDS = 0.01
+    # Short calls and a record after each, so that there is much to interrupt.
+    training._STRETCH_SECONDS = training._RECORD_SECONDS = 0.005
     with (folder / "log").open("w", buffering=1) as log:
         for k in range(100):
             print("file", folder / f"{k}.h5", file=log)
@@ -88,10 +89,13 @@ def test_a_killed_run_is_a_prefix_of_the_whole_one_and_resumes(tmp_path, referen
         process = start(folder)
         try:
             wait_for(lambda folder=folder: (folder / "0.h5").exists(), process)
-            if k % 4:
-                # Once rows are written; the other kills come while the file has none, or few.
-                wait_for(lambda log=folder / "log": promised(log)[1] > 0, process)
-            time.sleep(rng.uniform(0, 0.5))
+            if k % 4 == 0:
+                # While the program is compiled, or soon after.
+                time.sleep(rng.uniform(0, 1))
+            else:
+                target = rng.integers(1, CONFIG.steps)
+                wait_for(lambda log=folder / "log", n=target: promised(log)[1] >= n, process)
+                time.sleep(rng.uniform(0, 0.02))
         finally:
             process.kill()
             process.join()
@@ -111,9 +115,8 @@ def test_a_killed_run_is_a_prefix_of_the_whole_one_and_resumes(tmp_path, referen
             assert_prefix(again, reference)
             assert len(again.steps) == CONFIG.steps + 1
             assert len(again.checkpoint_steps) == len(reference.checkpoint_steps)
-    # The kills came at different moments, most of them in the middle.
+    # The kills came at different moments.
     assert len(set(on_file)) > NUM_KILLS // 2
-    assert sum(0 < rows <= CONFIG.steps for rows in on_file) > NUM_KILLS // 3
 
 
 def test_a_run_is_read_while_it_is_written(tmp_path, reference):

@@ -20,10 +20,10 @@ from dlf_dynamics.config import SpectrumConfig
 
 @pytest.fixture(scope="session")
 def small() -> RunConfig:
-    """33 parameters, three pulses of 20 steps, checkpoints at 0, 7, ..., 56 and 60."""
+    """15 parameters, three pulses of 20 steps, checkpoints at 0, 7, ..., 56 and 60."""
     return RunConfig(
         data=DataConfig(name="blobs", points_per_class=8),
-        model=ModelConfig(widths=(5,), activation="tanh", init="glorot-normal"),
+        model=ModelConfig(widths=(2,), activation="tanh", init="glorot-normal"),
         schedule=ScheduleConfig(amplitude=10.0, period=20),
         optimizer=OptimizerConfig(learning_rate=0.3),
         steps=60,

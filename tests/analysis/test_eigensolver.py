@@ -96,29 +96,30 @@ def check(matrix, found, tol, *, all_copies=True):
 
 
 @pytest.mark.parametrize(("dtype", "tol"), PRECISIONS)
-@pytest.mark.parametrize("n", [1, 2, 3, 8, 40, 120])
+@pytest.mark.parametrize(("n", "max_matvecs"), [(1, 6), (3, 6), (8, 16), (30, 33), (120, 24)])
 @pytest.mark.parametrize(("seed", "scale"), [(0, 1.0), (1, 1e8), (2, 1e-8), (3, 1.0)])
-def test_what_is_marked_converged_is_right_for_every_spectrum_and_scale(n, dtype, tol, seed, scale):
+def test_what_is_marked_converged_is_right_for_every_spectrum_and_scale(
+    n, max_matvecs, dtype, tol, seed, scale
+):
     for name in DISTINCT:
         matrix = make_matrix(scale * spectrum(name, n), seed, dtype)
-        for k in {1, min(3, n)}:
-            check(matrix, solve(matrix, seed, tol, k=k), tol)
+        found = solve(matrix, seed, tol, k=min(3, n), max_matvecs=max_matvecs)
+        check(matrix, found, tol)
 
 
 @pytest.mark.parametrize(("dtype", "tol"), PRECISIONS)
 @pytest.mark.parametrize("name", ["identity", "zero", "rank 3", "rank 2"])
 def test_breakdown_gives_converged_and_exact_values(name, dtype, tol):
-    for n in (1, 2, 8, 120):
+    for n in (1, 2, 8, 60):
         matrix = make_matrix(spectrum(name, n), 0, dtype)
-        found = solve(matrix, 1, tol, k=min(n, 3))
+        found = solve(matrix, 1, tol, k=min(n, 3), max_matvecs=16)
         check(matrix, found, tol)
         assert np.all(found.converged)
 
 
-@pytest.mark.parametrize("name", ["large negative"])
-def test_matrices_of_order_2000_have_the_values_of_scipys_eigsh(name):
-    matrix = make_matrix(spectrum(name, 2000), 0)
-    found = solve(matrix, 0, 1e-6, k=2, max_matvecs=100)
+def test_a_matrix_of_order_2000_has_the_values_of_scipys_eigsh():
+    matrix = make_matrix(spectrum("geometric", 2000), 0)
+    found = solve(matrix, 0, 1e-6, k=2, max_matvecs=24)
     exact = np.sort(eigsh(matrix, 2, which="LA", return_eigenvectors=False, tol=1e-12))[::-1]
     assert np.all(found.converged)
     np.testing.assert_allclose(found.eigenvalues, exact, atol=1e-10)
@@ -133,9 +134,10 @@ def test_all_eigenvalues_come_where_k_is_the_order(n):
 
 
 def test_of_an_eigenvalue_repeated_on_top_each_value_told_is_an_eigenvalue():
-    matrix = make_matrix(np.concatenate([[2, 2, 1.5], np.linspace(1, 0, 57)]), 0)
+    matrix = make_matrix(np.concatenate([[2, 2, 1.5], np.linspace(1, 0, 27)]), 0)
     for seed in range(10):
-        check(matrix, solve(matrix, seed, 1e-6, k=3), 1e-6, all_copies=False)
+        found = solve(matrix, seed, 1e-6, k=3, max_matvecs=33)
+        check(matrix, found, 1e-6, all_copies=False)
 
 
 def test_too_few_products_leave_values_not_converged():
@@ -149,20 +151,20 @@ def test_too_few_products_leave_values_not_converged():
 
 def test_a_matrix_that_is_not_finite_gives_nothing_converged():
     for bad in (np.nan, np.inf):
-        found = solve(np.full((20, 20), bad), 0, 1e-6, k=2)
+        found = solve(np.full((20, 20), bad), 0, 1e-6, k=2, max_matvecs=16)
         assert not np.any(found.converged)
         matrix = np.eye(20)
         matrix[3, 4] = matrix[4, 3] = bad
-        assert not np.any(solve(matrix, 0, 1e-6, k=2).converged)
+        assert not np.any(solve(matrix, 0, 1e-6, k=2, max_matvecs=16).converged)
 
 
 def test_a_tolerance_below_the_precision_is_not_claimed_to_be_met():
-    matrix = make_matrix(spectrum("linear", 120), 0, np.float32)
-    found = solve(matrix, 0, 1e-12, k=3)
+    matrix = make_matrix(spectrum("linear", 30), 0, np.float32)
+    found = solve(matrix, 0, 1e-12, k=3, max_matvecs=33)
     assert not np.any(found.converged)
 
 
-@pytest.mark.parametrize("max_matvecs", [6, 13, 40])
+@pytest.mark.parametrize("max_matvecs", [6, 13, 24])
 def test_num_matvecs_counts_the_products_that_are_made(max_matvecs):
     matrix = make_matrix(spectrum("geometric", 60), 0)
     made = []
@@ -180,9 +182,9 @@ def test_num_matvecs_counts_the_products_that_are_made(max_matvecs):
 
 def test_it_maps_over_matrices_under_jit():
     matrices = np.stack([make_matrix(spectrum("geometric", 30), seed) for seed in range(3)])
-    mapped = jax.jit(lambda stack: jax.lax.map(lambda matrix: solve(matrix, 0, 1e-6, k=2), stack))(
-        jnp.asarray(matrices)
-    )
+    mapped = jax.jit(
+        lambda stack: jax.lax.map(lambda matrix: solve(matrix, 0, 1e-6, k=2, max_matvecs=24), stack)
+    )(jnp.asarray(matrices))
     assert np.all(mapped.converged)
     np.testing.assert_allclose(mapped.eigenvalues, [[1, 0.7]] * 3, atol=1e-10)
 

@@ -54,8 +54,8 @@ def test_events_and_labels_in_any_alphabet_come_back_from_the_file_exactly(
 
 
 def test_the_settings_of_a_spectrum_are_those_that_were_used(small, analysed):
-    spectrum = analysed(small, SpectrumConfig(k=40, max_matvecs=80))
-    assert spectrum.config == SpectrumConfig(k=33, max_matvecs=80, tol=1e-6, ntk_examples=24)
+    spectrum = analysed(small, SpectrumConfig(k=20, max_matvecs=40))
+    assert spectrum.config == SpectrumConfig(k=15, max_matvecs=40, tol=1e-6, ntk_examples=24)
 
 
 def test_the_spectrum_of_another_run_is_refused(small, trained, analysed, tmp_path):
@@ -196,15 +196,13 @@ def test_an_oscillation_knows_the_crossing_before_it(eventful, analysed):
 
 
 def test_an_interrupted_run_is_analysed_as_far_as_it_went(small, tmp_path):
-    run = train(
-        replace(small, checkpoint_every=1),
-        tmp_path / "run.h5",
-        stop=iter([False] * 9 + [True]).__next__,
-    )
+    config = replace(small, steps=10**6, checkpoint_every=10)
+    run = train(config, tmp_path / "run.h5", stop=iter([False, False, True]).__next__)
     assert run.status == "interrupted"
-    spectrum = compute_spectrum(run)
-    np.testing.assert_array_equal(spectrum.hessian.steps, run.checkpoint_steps)
-    assert len(spectrum.hessian.steps) == 10
+    spectrum = compute_spectrum(run, SpectrumConfig(ntk_examples=0, steps=":100"))
+    kept = run.checkpoint_steps[run.checkpoint_steps < 100]
+    np.testing.assert_array_equal(spectrum.hessian.steps, kept)
+    assert len(kept) >= 1
     assert spectrum.not_converged == 0
 
 
