@@ -32,6 +32,9 @@ SERVER.set_forkserver_preload(["dlf_dynamics.training"])
 def write_runs(folder):
     """Trains the run into one file after another, and says what should be on file."""
     jax.config.update("jax_enable_x64", True)
+    # The programs that an earlier child compiled.
+    jax.config.update("jax_compilation_cache_dir", str(folder.parent / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     # Short calls and a record after each, so that there is much to interrupt.
     training._STRETCH_SECONDS = training._RECORD_SECONDS = 0.005
     with (folder / "log").open("w", buffering=1) as log:

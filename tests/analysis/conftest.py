@@ -2,7 +2,9 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
+import jax
 import pytest
 
 from dlf_dynamics import (
@@ -18,6 +20,16 @@ from dlf_dynamics.analysis import Spectrum, compute_spectrum
 from dlf_dynamics.config import SpectrumConfig
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Programs of small networks take far longer to be compiled than to run."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture(scope="session")
 def small() -> RunConfig:
     """15 parameters, three pulses of 20 steps, checkpoints at 0, 7, ..., 56 and 60."""
@@ -29,6 +41,24 @@ def small() -> RunConfig:
         steps=60,
         checkpoint_every=7,
     )
+
+
+@pytest.fixture(scope="session")
+def adaptive(small) -> RunConfig:
+    """The same with Adam."""
+    return replace(small, optimizer=OptimizerConfig("adam", learning_rate=0.01))
+
+
+@pytest.fixture(scope="session")
+def scheduled(small) -> RunConfig:
+    """The same with a learning rate that rises from 0 to 0.4 in 5 steps and falls to 0.1."""
+    optimizer = OptimizerConfig(
+        learning_rate=0.4,
+        learning_rate_schedule="linear",
+        final_learning_rate=0.1,
+        warmup_steps=5,
+    )
+    return replace(small, optimizer=optimizer)
 
 
 @pytest.fixture(scope="session")

@@ -69,10 +69,15 @@ def thetas(trained):
 @pytest.mark.parametrize(
     ("loss", "activation", "optimizer", "static"),
     [
-        ("cross-entropy", "tanh", "gd", False),
-        ("cross-entropy", "tanh", "gd", True),
-        ("squared-error", "softplus", "heavy-ball", False),
-        ("squared-error-per-output", "relu", "nesterov", False),
+        ("cross-entropy", "tanh", OptimizerConfig(learning_rate=0.3), False),
+        ("cross-entropy", "tanh", OptimizerConfig(learning_rate=0.3), True),
+        ("squared-error", "softplus", OptimizerConfig("heavy-ball", learning_rate=0.05), False),
+        (
+            "squared-error-per-output",
+            "relu",
+            OptimizerConfig("nesterov", learning_rate=0.02),
+            False,
+        ),
     ],
 )
 def test_values_at_iterates_and_centres_are_those_of_the_dense_hessian(
@@ -82,10 +87,10 @@ def test_values_at_iterates_and_centres_are_those_of_the_dense_hessian(
         small,
         loss=LossConfig(loss),
         model=replace(small.model, activation=activation),
-        optimizer=OptimizerConfig(optimizer, learning_rate=0.05, momentum=0.5),
+        optimizer=optimizer,
     )
     run, theta = trained(config), thetas(config)
-    found = hessian_spectrum(run, k=4, static=static)
+    found = hessian_spectrum(run, static=static)
     steps = run.checkpoint_steps
     weights = run.scalars["class_weights"][steps]
     weights = np.ones_like(weights) if static else weights
@@ -93,11 +98,11 @@ def test_values_at_iterates_and_centres_are_those_of_the_dense_hessian(
     np.testing.assert_array_equal(found.steps, [0, 7, 14, 21, 28, 35, 42, 49, 56, 60])
     assert np.all(found.iterate.converged)
     assert found.static == static
-    np.testing.assert_allclose(found.iterate.eigenvalues, exact[:, :4], atol=1e-10)
+    np.testing.assert_allclose(found.iterate.eigenvalues, exact[:, :3], atol=1e-10)
     centres = theta[steps[1:] - 1] / 4 + theta[steps[1:]] / 2 + theta[steps[1:] + 1] / 4
     exact = dense_spectra(make_loss(run), centres, weights[1:])
     assert np.all(found.centre.converged[1:])
-    np.testing.assert_allclose(found.centre.eigenvalues[1:], exact[:, :4], atol=1e-10)
+    np.testing.assert_allclose(found.centre.eigenvalues[1:], exact[:, :3], atol=1e-10)
 
 
 def test_the_centre_of_step_0_is_nan_and_not_converged(small, trained):
@@ -220,7 +225,7 @@ def test_all_checkpoints_and_chunks_go_through_one_compilation(small, trained):
     whole = hessian_spectrum(run)
     hessian_spectrum(run, [3])
     hessian_spectrum(run, range(0, 61, 2))
-    assert hessian._analyse._cache_size() == before + 1
+    assert hessian._analyse._cache_size() <= before + 1
     assert whole.iterate.eigenvalues.shape == (61, 3)
     assert whole.centre.num_matvecs.shape == (61,)
 

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dlf_dynamics import OptimizerConfig
 from dlf_dynamics.analysis.report import closing_lines, events_table, summary
 from dlf_dynamics.config import SpectrumConfig
 
@@ -16,14 +15,18 @@ from dlf_dynamics.config import SpectrumConfig
         ({}, {}),
         ({"batch_size": 8}, {}),
         ({}, {"ntk_examples": 0, "every": 100}),
-        ({"optimizer": OptimizerConfig(warmup_steps=5, learning_rate=0.2)}, {}),
     ],
-    ids=["plain", "no threshold", "only step 0", "infinite threshold"],
+    ids=["plain", "no threshold", "only step 0"],
 )
 def test_the_summary_is_strictly_valid_json(changes, settings, small, analysed):
     spectrum = analysed(replace(small, **changes), SpectrumConfig(**settings))
     content = summary(spectrum)
     assert json.loads(json.dumps(content, allow_nan=False)) == content
+
+
+def test_an_infinite_threshold_is_null(scheduled, analysed):
+    content = summary(analysed(scheduled))
+    assert json.loads(json.dumps(content, allow_nan=False))["threshold"]["first"] is None
 
 
 def test_the_summary_holds_the_events_and_what_they_rest_on(eventful, analysed):
@@ -84,8 +87,7 @@ def test_the_closing_lines_say_of_which_loss_and_with_which_threshold(static, sm
 
 
 def test_the_closing_lines_name_the_preconditioned_hessian_and_the_reason_of_a_refusal(
-    small, analysed
+    small, adaptive, analysed
 ):
-    adam = replace(small, optimizer=OptimizerConfig("adam", learning_rate=0.01))
-    assert "preconditioned Hessian" in "\n".join(closing_lines(analysed(adam)))
+    assert "preconditioned Hessian" in "\n".join(closing_lines(analysed(adaptive)))
     assert "mini-batches" in "\n".join(closing_lines(analysed(replace(small, batch_size=8))))

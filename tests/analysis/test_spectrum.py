@@ -149,17 +149,15 @@ def test_a_static_spectrum_has_no_crossings_of_the_weighted_loss(eventful, analy
     assert spectrum.oscillations == windows
 
 
-def test_thresholds_follow_the_learning_rate_of_each_checkpoint(small, trained, analysed):
-    optimizer = OptimizerConfig(
-        learning_rate=0.4, learning_rate_schedule="linear", final_learning_rate=0.1
-    )
-    config = replace(small, optimizer=optimizer)
-    spectrum = analysed(config, SpectrumConfig(ntk_examples=0))
-    steps = spectrum.hessian.steps
-    used = trained(config).scalars["learning_rate"][steps]
-    np.testing.assert_allclose(spectrum.thresholds, 2 / used, rtol=1e-12)
+def test_thresholds_follow_the_learning_rate_of_each_checkpoint(scheduled, trained, analysed):
+    spectrum = analysed(scheduled)
+    steps = spectrum.hessian.steps[1:]
+    used = trained(scheduled).scalars["learning_rate"][steps]
+    assert spectrum.thresholds[0] == np.inf
+    np.testing.assert_allclose(spectrum.thresholds[1:], 2 / used, rtol=1e-12)
     # optax computes schedules of the step in float32.
-    np.testing.assert_allclose(spectrum.thresholds, 2 / (0.4 - 0.3 * steps / 60), rtol=1e-6)
+    exact = 2 / (0.4 - 0.3 * (steps - 5) / 55)
+    np.testing.assert_allclose(spectrum.thresholds[1:], exact, rtol=1e-6)
 
 
 @pytest.mark.parametrize("at", ["iterate", "centre"])
