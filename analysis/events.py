@@ -6,7 +6,7 @@ may begin long after it, or before it where the loss is not smooth.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -61,8 +61,9 @@ class Oscillation:
         burst_start: first step at which it is, or -1.
         burst_end: last step at which it is, or -1.
         max_change: largest |F(t) - F(t-1)| in the window.
-        crossed: the step after which the threshold was first crossed upwards in this window or
-            shortly before (after the end of the previous one), or -1.
+        crossed: last checkpoint before the upward crossing at the centres that belongs to the
+            window: the one before the onset if the threshold was still exceeded at the onset, else
+            the first in the window; -1 without either.
     """
 
     onset: int
@@ -162,6 +163,20 @@ def find_oscillations(
             )
         )
     return found
+
+
+def join_crossings(windows: list[Oscillation], crossings: list[Crossing]) -> list[Oscillation]:
+    """Tells each window the upward crossing of the centres that belongs to it."""
+    centre = sorted((c for c in crossings if c.at == "centre"), key=lambda c: c.step_after)
+    joined, previous_end = [], -1
+    for window in windows:
+        near = [c for c in centre if previous_end < c.step_after and c.step_before <= window.end]
+        before = [c for c in near if c.step_after <= window.onset]
+        candidates = before[-1:] if before and before[-1].direction == "up" else near[len(before) :]
+        ups = [c.step_before for c in candidates if c.direction == "up"]
+        joined.append(replace(window, crossed=ups[0] if ups else -1))
+        previous_end = window.end
+    return joined
 
 
 def _windows(mask: Bool[np.ndarray, " steps"]) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dlf_dynamics.analysis.eigensolver import top_eigenpairs
 from dlf_dynamics.config import OptimizerConfig
-from dlf_dynamics.dynamics import Dynamics, State, random_stream
+from dlf_dynamics.dynamics import Dynamics, State
 from dlf_dynamics.operators import gradient, hessian, preconditioned
 from dlf_dynamics.optimizers import ADAPTIVE, preconditioner
 from dlf_dynamics.run import Checkpoints, Run, stack_points
@@ -94,12 +94,11 @@ def hessian_spectrum(
     solver = _Solver(k, tol, max(max_matvecs, 2 * k), static, run.config.optimizer)
     chunk = int(np.clip(_CHUNK_NUMBERS // run.num_params, 1, 25))
     found = []
-    with random_stream(run.config):
-        for points in run.points(indices, chunk):
-            # The last chunk is filled up, so that one compilation serves all.
-            states = stack_points(run, [*points, *[points[-1]] * (chunk - len(points))])
-            found.append(jax.device_get(_analyse(run.dynamics, states, seed, solver=solver)))
-            progress(min(len(found) * chunk, len(indices)))
+    for points in run.points(indices, chunk):
+        # The last chunk is filled up, so that one compilation serves all.
+        states = stack_points(run, [*points, *[points[-1]] * (chunk - len(points))])
+        found.append(jax.device_get(_analyse(run.dynamics, states, seed, solver=solver)))
+        progress(min(len(found) * chunk, len(indices)))
     iterate, centre = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(indices)], *found)
     steps = run.checkpoint_steps[np.asarray(indices)]
     first = steps == 0

@@ -18,6 +18,7 @@ from dlf_dynamics.analysis.events import (
     Oscillation,
     find_crossings,
     find_oscillations,
+    join_crossings,
 )
 from dlf_dynamics.analysis.hessian import Eigenvalues, HessianSpectrum, hessian_spectrum
 from dlf_dynamics.analysis.ntk import NTKSpectrum, ntk_spectrum
@@ -162,19 +163,8 @@ def _with_events(
         thresholds=thresholds,
         label=reason or threshold_label(run.config.optimizer, static=config.static),
         crossings=sorted(crossings, key=lambda c: (c.step_after, c.at)),
-        oscillations=_join_crossings(windows, crossings),
+        oscillations=join_crossings(windows, crossings),
     )
-
-
-def _join_crossings(windows: list[Oscillation], crossings: list[Crossing]) -> list[Oscillation]:
-    """Tells each window the first upward crossing of the centres since the window before it."""
-    ups = [c.step_before for c in crossings if c.direction == "up" and c.at == "centre"]
-    joined, previous_end = [], -1
-    for window in windows:
-        inside = [step for step in ups if previous_end < step <= window.end]
-        joined.append(replace(window, crossed=min(inside, default=-1)))
-        previous_end = window.end
-    return joined
 
 
 def save_spectrum(spectrum: Spectrum, path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dlf_dynamics.analysis.spectrum import Spectrum
 from dlf_dynamics.config import OptimizerConfig
-from dlf_dynamics.dynamics import Dynamics, State, random_stream
+from dlf_dynamics.dynamics import Dynamics, State
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.optimizers import ADAPTIVE, preconditioner
 from dlf_dynamics.run import Run
@@ -57,25 +57,24 @@ def verify_dense(
         )
     worst, worst_step, worst_ntk, compared, left_out = 0.0, -1, np.nan, 0, 0
     indices = np.searchsorted(run.checkpoint_steps, spectrum.hessian.steps)
-    with random_stream(run.config):
-        for row, points in enumerate(run.points(indices, 1)):
-            state = run.state(points[0])
-            for at, params in _points(run.dynamics, state).items():
-                found = getattr(spectrum.hessian, at)
-                dense = _dense(run, state, params, static=spectrum.config.static)
-                exact = np.linalg.eigvalsh(dense)[::-1] if np.all(np.isfinite(dense)) else None
-                fine = np.asarray(found.converged[row])
-                left_out += int(np.sum(~fine))
-                compared += int(np.sum(fine))
-                if exact is None or not np.any(fine):
-                    continue
-                close = np.abs(found.eigenvalues[row] - exact[: len(fine)])[fine]
-                difference = float(np.max(close) / np.max(np.abs(exact)))
-                if difference >= worst:
-                    worst, worst_step = difference, points[0].step
-            if spectrum.ntk is not None:
-                worst_ntk = np.fmax(worst_ntk, _ntk_difference(run, state, spectrum, row))
-            progress(row + 1)
+    for row, points in enumerate(run.points(indices, 1)):
+        state = run.state(points[0])
+        for at, params in _points(run.dynamics, state).items():
+            found = getattr(spectrum.hessian, at)
+            dense = _dense(run, state, params, static=spectrum.config.static)
+            exact = np.linalg.eigvalsh(dense)[::-1] if np.all(np.isfinite(dense)) else None
+            fine = np.asarray(found.converged[row])
+            left_out += int(np.sum(~fine))
+            compared += int(np.sum(fine))
+            if exact is None or not np.any(fine):
+                continue
+            close = np.abs(found.eigenvalues[row] - exact[: len(fine)])[fine]
+            difference = float(np.max(close) / np.max(np.abs(exact)))
+            if difference >= worst:
+                worst, worst_step = difference, points[0].step
+        if spectrum.ntk is not None:
+            worst_ntk = np.fmax(worst_ntk, _ntk_difference(run, state, spectrum, row))
+        progress(row + 1)
     return Verification(worst, worst_step, float(worst_ntk), compared, left_out)
 
 

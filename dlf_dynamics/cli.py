@@ -13,10 +13,11 @@ from typing import Annotated, Any
 import tyro
 
 from dlf_dynamics import __version__
-from dlf_dynamics.commands import COMMANDS, Train, fail, recorded_config
+from dlf_dynamics.commands import COMMANDS, Train, fail
 from dlf_dynamics.config import PRESETS, RunConfig
 from dlf_dynamics.configfile import load_toml, preset
 from dlf_dynamics.errors import UserError
+from dlf_dynamics.startup import recorded_config
 
 USER_ERROR = 2
 

@@ -6,9 +6,7 @@ JAX is imported when a command is executed, so that help answers at once.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -20,15 +18,19 @@ import tyro
 from rich.console import Console
 
 from dlf_dynamics.config import PRESETS, RunConfig, SpectrumConfig
-from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.startup import (
+    check_writable,
+    open_recorded,
+    problem_size,
+    recorded_config,
+    start_jax,
+)
 
 if TYPE_CHECKING:
     from dlf_dynamics.run import Run
 
 DIVERGED, INVALID = 3, 1
-
-ONE_THREAD_SIZE = 5_000_000
-"""Examples times parameters up to which one thread is faster than two (measured: architecture)."""
 
 Flattened = tyro.conf.arg(name="")
 RunPath = tyro.conf.Positional[Path]
@@ -66,8 +68,8 @@ class Train:
 
     def execute(self) -> int:
         """Trains, or continues."""
-        _check_writable(self.output)
-        _start_jax(self.run.dtype, self.threads, _problem_size(self.run))
+        check_writable(self.output)
+        start_jax(self.run.dtype, self.threads, problem_size(self.run))
         from dlf_dynamics import progress
 
         with (
@@ -149,12 +151,12 @@ class Spectrum:
     def execute(self) -> int:
         """Computes, writes, draws and prints."""
         zoom = _span(self.zoom)
-        run = _open(self.path, self.threads)
+        run = open_recorded(self.path, self.threads)
         from dlf_dynamics.analysis import report, spectrum
         from dlf_dynamics.progress import bar
 
         output = self.output or spectrum.default_path(self.path)
-        _check_writable(output)
+        check_writable(output)
         count = len(spectrum.select_checkpoints(run, self.settings))
         with bar("spectrum", 2 * count, quiet=self.quiet) as advance:
             found = spectrum.compute_spectrum(
@@ -192,7 +194,7 @@ class Plot:
     def execute(self) -> int:
         """Draws."""
         zoom = _span(self.zoom)
-        run = _open(self.path, 0)
+        run = open_recorded(self.path, 0)
         from dlf_dynamics.analysis.spectrum import default_path, load_spectrum
 
         found = load_spectrum(self.spectrum or default_path(self.path), run)
@@ -211,7 +213,7 @@ class Info:
 
     def execute(self) -> int:
         """Prints."""
-        run = _open(self.path, 0)
+        run = open_recorded(self.path, 0)
         content = {
             "path": str(run.path),
             "run_id": run.run_id,
@@ -281,61 +283,6 @@ COMMANDS: dict[str, type] = {
 }
 
 
-def _problem_size(config: RunConfig) -> float:
-    """Examples times parameters, roughly; infinite when it cannot be told yet."""
-    examples = {"digits": 1797, "npz": float("inf")}.get(
-        config.data.name, config.data.points_per_class * config.data.num_classes
-    )
-    inputs = 64 if config.data.name == "digits" else 3
-    outputs = 10 if config.data.name == "digits" else config.data.num_classes
-    sizes = (inputs, *config.model.widths, config.model.outputs or outputs)
-    weights = sum(a * b for a, b in itertools.pairwise(sizes))
-    return min(examples, config.batch_size or examples) * weights
-
-
-def _start_jax(dtype: str, threads: int, size: float) -> None:
-    """Sets what must be set before JAX starts: threads and precision."""
-    if threads < 0:
-        raise ConfigError(f"threads is {threads}; expected at least 0")
-    if threads or size <= ONE_THREAD_SIZE:
-        # XLA's CPU client reads it; a value that the user has set is left alone.
-        os.environ.setdefault("NPROC", str(threads or 1))
-    import jax
-
-    jax.config.update("jax_enable_x64", dtype == "float64")
-
-
-def _open(path: Path, threads: int):
-    """The run, with JAX started as it needs it."""
-    from dlf_dynamics.runfile import open_file
-
-    config = recorded_config(path)
-    with open_file(path) as file:
-        num_params = file["parameters/value"].shape[1]  # type: ignore[union-attr]
-        targets = file.get("data/targets")
-        examples = float("inf") if targets is None else len(targets)  # type: ignore[arg-type]
-    _start_jax(config.dtype, threads, num_params * examples)
-    from dlf_dynamics.run import open_run
-
-    return open_run(path)
-
-
-def recorded_config(path: Path) -> RunConfig:
-    """The configuration in a run file.
-
-    Raises:
-        FileError: when the file or its configuration cannot be read.
-    """
-    from dlf_dynamics.configfile import from_json
-    from dlf_dynamics.runfile import open_file, text
-
-    with open_file(path) as file:
-        try:
-            return from_json(text(file, "config"))
-        except ConfigError as error:
-            raise FileError(f"{path} is damaged: its configuration: {error}") from error
-
-
 def _refuse_changes(recorded: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> None:
     """A resumed run keeps its configuration, but for the number of steps."""
     for key, value in recorded.items():
@@ -346,16 +293,6 @@ def _refuse_changes(recorded: dict[str, Any], asked: dict[str, Any], prefix: str
                 f"--resume continues the run as it was configured: {prefix}{key} is {value!r} "
                 f"there, not {asked[key]!r}; only steps may change"
             )
-
-
-def _check_writable(path: Path) -> None:
-    """Refuses an output that could not be written, before any work is done."""
-    if path.is_dir():
-        raise FileError(f"{path} is a directory; expected the name of a file")
-    if not path.parent.is_dir():
-        raise FileError(f"{path} cannot be written: directory {path.parent} does not exist")
-    if not os.access(path.parent, os.W_OK):
-        raise FileError(f"{path} cannot be written: no write permission in {path.parent}")
 
 
 def _span(text: str | None) -> tuple[int, int] | None:

@@ -145,23 +145,9 @@ class RunConfig:
 def _violations(config: RunConfig):
     """Yields (found, key, expected) for each value out of its range."""
     data, schedule, optimizer = config.data, config.schedule, config.optimizer
-    positive_integers = {
-        "data.points_per_class": data.points_per_class,
-        "schedule.period": schedule.period,
-        "checkpoint_every": config.checkpoint_every,
-        "steps": config.steps,
-    }
-    for key, value in positive_integers.items():
-        if value < 1:
-            yield value, key, "a whole number of at least 1"
-    optional_integers = {
-        "data.limit": data.limit,
-        "model.outputs": config.model.outputs,
-        "batch_size": config.batch_size,
-    }
-    for key, value in optional_integers.items():
-        if value is not None and value < 1:
-            yield value, key, "a whole number of at least 1, or none"
+    yield from _whole_numbers(config)
+    if not (math.isfinite(data.noise) and data.noise >= 0):
+        yield data.noise, "data.noise", "a number of at least 0"
     if data.num_classes < 2:
         yield data.num_classes, "data.num_classes", "at least 2"
     if any(width < 1 for width in config.model.widths):
@@ -177,6 +163,34 @@ def _violations(config: RunConfig):
         yield data.path, "data.path", "the .npz file to train on, as data.name is 'npz'"
     if data.name != "npz" and data.path is not None:
         yield data.path, "data.path", f"none, as data.name is {data.name!r} (use data.name npz)"
+
+
+def _whole_numbers(config: RunConfig):
+    counts = {
+        "data.points_per_class": config.data.points_per_class,
+        "schedule.period": config.schedule.period,
+        "checkpoint_every": config.checkpoint_every,
+        "steps": config.steps,
+    }
+    for key, value in counts.items():
+        if value < 1:
+            yield value, key, "a whole number of at least 1"
+    optional = {
+        "data.limit": config.data.limit,
+        "model.outputs": config.model.outputs,
+        "batch_size": config.batch_size,
+    }
+    for key, value in optional.items():
+        if value is not None and value < 1:
+            yield value, key, "a whole number of at least 1, or none"
+    seeds = {
+        "data.seed": config.data.seed,
+        "model.seed": config.model.seed,
+        "batch_seed": config.batch_seed,
+    }
+    for key, value in seeds.items():
+        if not 0 <= value < 2**32:
+            yield value, key, "a whole number from 0 to 4294967295"
 
 
 def _fractions(optimizer: OptimizerConfig):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend.random import threefry_2x32
 from jaxtyping import Array, Float, Int
 
 from dlf_dynamics.config import RunConfig
@@ -108,16 +109,16 @@ class Dynamics:
     def problem_at(self, step: Int[Array, ""]) -> Problem:
         """The problem on the examples that the update at this step uses.
 
-        Each epoch goes through a fresh random permutation in whole batches; the examples left over
-        wait for another epoch. The batch is a function of seed and step alone, so that any step
-        can be replayed.
+        Each epoch goes through a fresh random order in whole batches; the examples left over wait
+        for another epoch. The batch is a function of seed and step alone, whatever random stream
+        JAX is set to, so that any step can be replayed.
         """
         if self.batch_size is None:
             return self.problem
         num_examples = len(self.problem.targets)
         epoch, batch = jnp.divmod(step, num_examples // self.batch_size)
-        key = jax.random.fold_in(jax.random.key(self.batch_seed), epoch)
-        order = jax.random.permutation(key, num_examples)
+        key = jnp.stack([jnp.uint32(self.batch_seed), epoch.astype(jnp.uint32)])
+        order = jnp.argsort(threefry_2x32(key, jnp.arange(num_examples, dtype=jnp.uint32)))
         start = batch * self.batch_size
         return self.problem.take(jax.lax.dynamic_slice_in_dim(order, start, self.batch_size))
 
@@ -181,23 +182,12 @@ def build(
         DataError: when the labels do not fit the network's outputs.
     """
     require_precision(config)
-    num_outputs = config.model.outputs or dataset.num_classes
-    if dataset.num_classes > num_outputs:
-        raise DataError(
-            f"labels go up to {dataset.num_classes - 1} but the network has {num_outputs} outputs; "
-            f"set model.outputs to at least {dataset.num_classes}"
-        )
-    if config.batch_size is not None and config.batch_size > len(dataset.labels):
-        raise ConfigError(
-            f"batch_size is {config.batch_size}; expected at most the number of examples, "
-            f"{len(dataset.labels)}"
-        )
+    num_outputs = _num_outputs(config, dataset)
     model = FullyConnected.from_config(config.model)
     inputs = jnp.asarray(dataset.inputs, config.dtype)
     with random_stream(config):
-        params = model.init(
-            jax.random.PRNGKey(config.model.seed), inputs[0].size, num_outputs, inputs.dtype
-        )
+        key = jax.random.PRNGKey(config.model.seed)
+        params = model.init(key, inputs[0].size, num_outputs, inputs.dtype)
     schedule = schedule or make_schedule(config.schedule, num_outputs)
     problem = Problem(
         model.apply,
@@ -211,17 +201,27 @@ def build(
     # A number instead of a constant schedule spares the optimizer a counter in its state.
     scheduled = config.optimizer.learning_rate_schedule != "constant"
     scheduled = scheduled or config.optimizer.warmup_steps > 0
-    dynamics = Dynamics(
-        problem=flat,
-        optimizer=make_optimizer(
-            config.optimizer, rate if scheduled else config.optimizer.learning_rate
-        ),
-        learning_rate=rate,
-        schedule=schedule,
-        batch_size=config.batch_size,
-        batch_seed=config.batch_seed,
+    optimizer = make_optimizer(
+        config.optimizer, rate if scheduled else config.optimizer.learning_rate
     )
+    dynamics = Dynamics(flat, optimizer, rate, schedule, config.batch_size, config.batch_seed)
     return dynamics, vector, params
+
+
+def _num_outputs(config: RunConfig, dataset: Dataset) -> int:
+    """Outputs of the network, once labels and batches are known to fit."""
+    num_outputs = config.model.outputs or dataset.num_classes
+    if dataset.num_classes > num_outputs:
+        raise DataError(
+            f"labels go up to {dataset.num_classes - 1} but the network has {num_outputs} outputs; "
+            f"set model.outputs to at least {dataset.num_classes}"
+        )
+    if config.batch_size is not None and config.batch_size > len(dataset.labels):
+        raise ConfigError(
+            f"batch_size is {config.batch_size}; expected at most the number of examples, "
+            f"{len(dataset.labels)}"
+        )
+    return num_outputs
 
 
 def require_precision(config: RunConfig) -> None:
@@ -234,5 +234,5 @@ def require_precision(config: RunConfig) -> None:
 
 
 def random_stream(config: RunConfig):
-    """Context in which JAX draws the random numbers that the configuration asks for."""
+    """Context in which JAX draws the initial parameters that the configuration asks for."""
     return jax.threefry_partitionable(config.prng == "modern")

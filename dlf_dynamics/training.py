@@ -13,7 +13,7 @@ import numpy as np
 from dlf_dynamics import runfile
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.datasets import Dataset, load_dataset
-from dlf_dynamics.dynamics import Dynamics, State, advance, build, random_stream
+from dlf_dynamics.dynamics import Dynamics, State, advance, build
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.optimizers import flatten_state
 from dlf_dynamics.provenance import provenance
@@ -65,18 +65,17 @@ def train(
             "or write elsewhere with -o"
         )
     dataset = load_dataset(config.data) if dataset is None else dataset
-    with random_stream(config):
-        dynamics, params, tree = build(config, dataset, schedule)
-        state = dynamics.initial_state(params)
-        sizes = Sizes(
-            params=params.size,
-            state=flatten_state(state.optimizer_state).size,
-            classes=len(dynamics.schedule(state.step)),
-        )
-        writer = runfile.create(
-            path, config, dataset, sizes, _layout(tree), provenance(), schedule is not None
-        )
-        return _run(path, config, dynamics, state, writer, progress, stop)
+    dynamics, params, tree = build(config, dataset, schedule)
+    state = dynamics.initial_state(params)
+    sizes = Sizes(
+        params=params.size,
+        state=flatten_state(state.optimizer_state).size,
+        classes=len(dynamics.schedule(state.step)),
+    )
+    writer = runfile.create(
+        path, config, dataset, sizes, _layout(tree), provenance(), schedule is not None
+    )
+    return _run(path, config, dynamics, state, writer, progress, stop)
 
 
 def resume(
@@ -112,11 +111,10 @@ def resume(
         raise ConfigError(f"{path} was trained with a schedule of one's own; pass it again")
     if run.status == "complete" and point.step == config.steps:
         return run
-    with random_stream(config):
-        dynamics = build(config, run.dataset, schedule)[0]
-        state = run.state(point)
-        writer = runfile.reopen(path, config, upto=point.step)
-        return _run(path, config, dynamics, state, writer, progress, stop)
+    dynamics = build(config, run.dataset, schedule)[0]
+    state = run.state(point)
+    writer = runfile.reopen(path, config, upto=point.step)
+    return _run(path, config, dynamics, state, writer, progress, stop)
 
 
 def _extended(config: RunConfig, steps: int) -> RunConfig:

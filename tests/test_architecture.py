@@ -15,8 +15,6 @@ ANALYSIS = sorted((ROOT / "analysis").rglob("*.py"))
 # They offer the analysis on the command line, and load it when a command asks for it.
 COMMANDS = ("cli.py", "commands.py")
 
-TOO_LONG = ("commands.py", "dynamics.py")
-
 
 def imported(tree):
     """Names of the modules that the nodes below import."""
@@ -59,9 +57,7 @@ def code_lines(node):
 
 
 @pytest.mark.parametrize("path", [*CORE, *ANALYSIS], ids=lambda path: path.name)
-def test_modules_and_functions_are_short(path, request):
-    if path.name in TOO_LONG:
-        request.applymarker(pytest.mark.xfail(reason="to be shortened", strict=True))
+def test_modules_and_functions_are_short(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 400
     functions = [

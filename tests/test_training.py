@@ -406,3 +406,14 @@ def test_the_number_of_traces_does_not_grow_with_the_steps(tmp_path):
         train(config, tmp_path / f"{steps}.h5", schedule=counting)
         counts.append(sum(traces))
     assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("prng", ["modern", "legacy"])
+def test_a_mini_batch_step_is_replayed_from_the_file_whatever_jax_is_set_to(tmp_path, prng):
+    config = replace(CONFIG, prng=prng, batch_size=7, steps=30, checkpoint_every=10)
+    run = train(config, tmp_path / "run.h5")
+    point = next(run.points([1], 1))[0]
+    for partitionable in (True, False):
+        with jax.threefry_partitionable(partitionable):
+            _, row = run.dynamics.step(run.state(point))
+        assert float(row[0]) == pytest.approx(run.scalars["loss"][10], rel=1e-13)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dlf_dynamics import OptimizerConfig, train
-from dlf_dynamics.analysis import compute_spectrum, load_spectrum
+from dlf_dynamics.analysis import Crossing, Oscillation, compute_spectrum, load_spectrum
+from dlf_dynamics.analysis.events import join_crossings
 from dlf_dynamics.analysis.spectrum import default_path, save_spectrum, select_checkpoints
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.errors import ConfigError, FileError
@@ -228,3 +229,25 @@ def test_progress_tells_of_hessian_and_ntk(small, trained):
     compute_spectrum(trained(small), progress=lambda what, done: told.append((what, done)))
     assert told[-1] == ("ntk", 10)
     assert ("hessian", 10) in told
+
+
+@pytest.mark.parametrize(
+    ("ups", "downs", "onset", "expected"),
+    [
+        ([100], [], 150, 100),  # still above at the onset
+        ([100, 300], [200], 350, 300),  # came back down before: not the one that matters
+        ([100], [200], 350, -1),
+        ([400], [], 350, 400),  # the oscillation began first
+        ([100, 400], [200], 350, 400),
+    ],
+)
+def test_an_oscillation_belongs_to_the_crossing_that_holds_at_its_onset(
+    ups, downs, onset, expected
+):
+    crossings = [
+        Crossing(direction, step, step + 10, 0.0, 0.0, 2.0, "centre")
+        for direction, steps in (("up", ups), ("down", downs))
+        for step in steps
+    ]
+    window = Oscillation(onset, 500, False, -1, -1, 0.0)
+    assert join_crossings([window], crossings)[0].crossed == expected

@@ -1,0 +1,81 @@
+"""What a command does before JAX starts: looks at files, chooses threads and precision."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dlf_dynamics.config import RunConfig
+from dlf_dynamics.configfile import from_json
+from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.runfile import dataset_at, open_file, text
+
+if TYPE_CHECKING:
+    from dlf_dynamics.run import Run
+
+ONE_THREAD_SIZE = 5_000_000
+"""Examples times parameters up to which one thread is faster than two (measured: architecture)."""
+
+
+def problem_size(config: RunConfig) -> float:
+    """Examples times parameters, roughly; infinite when it cannot be told yet."""
+    examples = {"digits": 1797, "npz": float("inf")}.get(
+        config.data.name, config.data.points_per_class * config.data.num_classes
+    )
+    inputs = 64 if config.data.name == "digits" else 3
+    outputs = 10 if config.data.name == "digits" else config.data.num_classes
+    sizes = (inputs, *config.model.widths, config.model.outputs or outputs)
+    weights = sum(a * b for a, b in itertools.pairwise(sizes))
+    return min(examples, config.batch_size or examples) * weights
+
+
+def start_jax(dtype: str, threads: int, size: float) -> None:
+    """Sets what must be set before JAX starts: threads and precision."""
+    if threads < 0:
+        raise ConfigError(f"threads is {threads}; expected at least 0")
+    # XLA's CPU client reads it; a value in the user's environment gives way to --threads only.
+    if threads:
+        os.environ["NPROC"] = str(threads)
+    elif size <= ONE_THREAD_SIZE:
+        os.environ.setdefault("NPROC", "1")
+    import jax
+
+    jax.config.update("jax_enable_x64", dtype == "float64")
+
+
+def open_recorded(path: Path, threads: int) -> Run:
+    """The run, with JAX started as it needs it."""
+    config = recorded_config(path)
+    with open_file(path) as file:
+        num_params = dataset_at(file, "parameters/value").shape[1]
+        targets = file.get("data/targets")
+        examples = float("inf") if targets is None else len(targets)  # type: ignore[arg-type]
+    start_jax(config.dtype, threads, num_params * examples)
+    from dlf_dynamics.run import open_run
+
+    return open_run(path)
+
+
+def recorded_config(path: Path) -> RunConfig:
+    """The configuration in a run file.
+
+    Raises:
+        FileError: when the file or its configuration cannot be read.
+    """
+    with open_file(path) as file:
+        try:
+            return from_json(text(file, "config"))
+        except ConfigError as error:
+            raise FileError(f"{path} is damaged: its configuration: {error}") from error
+
+
+def check_writable(path: Path) -> None:
+    """Refuses an output that could not be written, before any work is done."""
+    if path.is_dir():
+        raise FileError(f"{path} is a directory; expected the name of a file")
+    if not path.parent.is_dir():
+        raise FileError(f"{path} cannot be written: directory {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise FileError(f"{path} cannot be written: no write permission in {path.parent}")
