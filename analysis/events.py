@@ -170,7 +170,7 @@ def join_crossings(windows: list[Oscillation], crossings: list[Crossing]) -> lis
     centre = sorted((c for c in crossings if c.at == "centre"), key=lambda c: c.step_after)
     joined, previous_end = [], -1
     for window in windows:
-        near = [c for c in centre if previous_end < c.step_after and c.step_before <= window.end]
+        near = [c for c in centre if previous_end < c.step_before <= window.end]
         before = [c for c in near if c.step_after <= window.onset]
         candidates = before[-1:] if before and before[-1].direction == "up" else near[len(before) :]
         ups = [c.step_before for c in candidates if c.direction == "up"]

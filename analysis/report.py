@@ -74,7 +74,7 @@ def events_table(spectrum: Spectrum) -> Table:
     centre = [crossing for crossing in spectrum.crossings if crossing.at == "centre"]
     previous = -1
     for number, window in enumerate(spectrum.oscillations, start=1):
-        inside = [c for c in centre if previous < c.step_after and c.step_before <= window.end]
+        inside = [c for c in centre if previous < c.step_before <= window.end]
         ups = sum(c.direction == "up" for c in inside)
         first = next((c for c in inside if c.step_before == window.crossed), None)
         burst = f"{window.burst_start}-{window.burst_end}" if window.burst else "-"
