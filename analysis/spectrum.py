@@ -25,6 +25,7 @@ from dlf_dynamics.analysis.ntk import NTKSpectrum, ntk_spectrum
 from dlf_dynamics.analysis.stability import instability_threshold, refusal, threshold_label
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.hdf5 import damaged
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.run import Checkpoints, Run
 
@@ -214,7 +215,7 @@ def load_spectrum(path: str | Path, run: Run | None = None) -> Spectrum:
     try:
         return _from_result(result)
     except (KeyError, TypeError) as error:
-        raise FileError(f"{path} is damaged; compute it anew ({error})") from error
+        raise damaged(path, resultfile.FORMAT, error) from error
 
 
 def _from_result(result: resultfile.Result) -> Spectrum:

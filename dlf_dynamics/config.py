@@ -172,17 +172,15 @@ def _whole_numbers(config: RunConfig):
         "checkpoint_every": config.checkpoint_every,
         "steps": config.steps,
     }
-    for key, value in counts.items():
-        if value < 1:
-            yield value, key, "a whole number of at least 1"
     optional = {
         "data.limit": config.data.limit,
         "model.outputs": config.model.outputs,
         "batch_size": config.batch_size,
     }
-    for key, value in optional.items():
+    for key, value in (counts | optional).items():
         if value is not None and value < 1:
-            yield value, key, "a whole number of at least 1, or none"
+            or_none = ", or none" if key in optional else ""
+            yield value, key, f"a whole number of at least 1{or_none}"
     seeds = {
         "data.seed": config.data.seed,
         "model.seed": config.model.seed,

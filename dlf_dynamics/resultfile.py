@@ -15,10 +15,9 @@ import h5py
 import numpy as np
 
 from dlf_dynamics.errors import FileError
-from dlf_dynamics.runfile import write_error
+from dlf_dynamics.hdf5 import Format, check_format, damaged, open_for_reading, text, write_error
 
-FORMAT = "dlf-dynamics-result"
-FORMAT_VERSION = "1.0"
+FORMAT = Format("result file", "dlf-dynamics-result", "1.0", "compute it anew")
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ def write(path: Path, result: Result) -> None:
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         file.attrs.update(
-            format=FORMAT,
-            format_version=FORMAT_VERSION,
+            format=FORMAT.name,
+            format_version=FORMAT.version,
             analysis=result.analysis,
             run_id=result.run_id,
         )
@@ -88,7 +87,7 @@ def read(path: Path, analysis: str) -> Result:
     if not path.is_file():
         raise FileError(f"result file {path} does not exist; `dlf-dynamics {analysis}` makes one")
     try:
-        with h5py.File(path, "r") as file:
+        with open_for_reading(path, FORMAT) as file:
             _check(file, path, analysis)
             arrays: dict[str, np.ndarray] = {}
             file.visititems(
@@ -101,21 +100,16 @@ def read(path: Path, analysis: str) -> Result:
             return Result(
                 analysis,
                 str(file.attrs["run_id"]),
-                json.loads(file["config"][()]),  # type: ignore[index]
-                file["provenance"][()].decode(),  # type: ignore[index]
+                json.loads(text(file, "config")),
+                text(file, "provenance"),
                 arrays,
             )
     except (OSError, KeyError, ValueError) as error:
-        raise FileError(f"{path} is damaged; compute it anew ({error})") from error
+        raise damaged(path, FORMAT, error) from error
 
 
 def _check(file: h5py.File, path: Path, analysis: str) -> None:
-    found = (file.attrs.get("format"), file.attrs.get("analysis"))
-    if found != (FORMAT, analysis):
-        raise FileError(f"{path} is not a {analysis} result (format {found[0]!r}, {found[1]!r})")
-    version = str(file.attrs.get("format_version"))
-    if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
-        raise FileError(
-            f"{path} has format version {version}; this program reads "
-            f"{FORMAT_VERSION.split('.')[0]}.x: use a newer dlf-dynamics"
-        )
+    check_format(file, path, FORMAT)
+    found = file.attrs.get("analysis")
+    if found != analysis:
+        raise FileError(f"{path} is a result of {found}; expected one of {analysis}")

@@ -21,9 +21,10 @@ from dlf_dynamics.configfile import from_json
 from dlf_dynamics.datasets import Dataset, load_dataset
 from dlf_dynamics.dynamics import Dynamics, State, build
 from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.hdf5 import dataset_at, text
 from dlf_dynamics.optimizers import flatten_state, unflatten_state
 from dlf_dynamics.problem import Problem
-from dlf_dynamics.runfile import Point, complete_steps, dataset_at, open_file, text
+from dlf_dynamics.runfile import Point, complete_steps, open_file
 from dlf_dynamics.schedules import Schedule, Tabulated
 
 Checkpoints = Sequence[int] | Int[np.ndarray, " chosen"]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,16 @@ from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import to_json
 from dlf_dynamics.datasets import Dataset
 from dlf_dynamics.errors import FileError
-from dlf_dynamics.schema import FORMAT, FORMAT_VERSION, SCHEMA, STEP_OF, Entry
+from dlf_dynamics.hdf5 import (
+    check_format,
+    damaged,
+    dataset_at,
+    errno,
+    open_for_reading,
+    text,
+    write_error,
+)
+from dlf_dynamics.schema import FORMAT, SCHEMA, STEP_OF, Entry
 
 INLINE_DATA_BYTES = 64 * 2**20
 """Data sets up to this size are stored in the run file; larger ones by recipe and hash."""
@@ -148,8 +157,8 @@ def create(
     with _new_file(path) as file:
         _declare(file, config.dtype, sizes)
         file.attrs.update(
-            format=FORMAT,
-            format_version=FORMAT_VERSION,
+            format=FORMAT.name,
+            format_version=FORMAT.version,
             run_id=uuid.uuid4().hex,
             created=json.loads(provenance)["created"],
         )
@@ -208,9 +217,7 @@ def copy(
 def _copy_rows(old: h5py.File, new: h5py.File, axis: str, upto: int | None) -> None:
     steps = complete_steps(old, axis)
     length = len(steps) if upto is None else int(np.searchsorted(steps, upto))
-    for path in (*(entry.path for entry in schema.growing(axis)), STEP_OF[axis]):
-        if path not in old:
-            continue
+    for path in _grown(old, axis):
         source, target = dataset_at(old, path), dataset_at(new, path)
         target.resize(length, axis=0)
         block = (target.chunks or (1,))[0]
@@ -222,9 +229,8 @@ def _copy_rows(old: h5py.File, new: h5py.File, axis: str, upto: int | None) -> N
 
 def complete_steps(file: h5py.File, axis: str) -> Int[np.ndarray, " rows"]:
     """Steps along an axis for which all values are there."""
-    steps = dataset_at(file, STEP_OF[axis])
-    lengths = [len(dataset_at(file, e.path)) for e in schema.growing(axis) if e.path in file]
-    return steps[: min(len(steps), *lengths)]
+    lengths = [len(dataset_at(file, path)) for path in _grown(file, axis)]
+    return dataset_at(file, STEP_OF[axis])[: min(lengths)]
 
 
 @contextmanager
@@ -234,60 +240,57 @@ def open_file(path: Path) -> Iterator[h5py.File]:
     Raises:
         FileError: when it is missing, foreign, damaged or of a newer format.
     """
-    file = _open(path)
+    if not path.is_file():
+        raise FileError(f"run file {path} does not exist; `dlf-dynamics train -o {path}` makes one")
+    file = open_for_reading(path, FORMAT)
     try:
-        _check_format(file, path)
+        _check(file, path)
         yield file
     except (OSError, RuntimeError, KeyError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, FORMAT, error) from error
     finally:
         file.close()
 
 
-def _open(path: Path) -> h5py.File:
-    if not path.is_file():
-        raise FileError(f"run file {path} does not exist; `dlf-dynamics train -o {path}` makes one")
-    if not os.access(path, os.R_OK):
-        raise FileError(f"run file {path} cannot be read; it needs read permission")
-    with path.open("rb") as raw:
-        if raw.read(8) != b"\x89HDF\r\n\x1a\n":
-            raise FileError(f"{path} is not a dlf-dynamics run file (not HDF5)")
-    with suppress(OSError):
-        return h5py.File(path, "r")
-    try:
-        return h5py.File(path, "r", swmr=_has_writer(path))
-    except OSError as error:
-        raise _damaged(path, error) from error
-
-
-def _has_writer(path: Path) -> bool:
-    """Whether a writer has the file open, or was killed: a flag of HDF5's superblock.
-
-    Opened for SWMR reading, a truncated file without it makes HDF5 wait for ever.
-    """
-    with path.open("rb") as raw:
-        header = raw.read(12)
-    return len(header) == 12 and bool(header[11] & 4)
-
-
-def _damaged(path: Path, error: Exception) -> FileError:
-    reason = str(error).splitlines()[0].rsplit("(", 1)[-1].rstrip(")")
-    return FileError(f"{path} is damaged: {reason}; it cannot be repaired")
-
-
-def _check_format(file: h5py.File, path: Path) -> None:
-    found = file.attrs.get("format")
-    if found != FORMAT:
-        raise FileError(f"{path} is not a dlf-dynamics run file (format {found!r}, not {FORMAT!r})")
-    version = str(file.attrs.get("format_version"))
-    if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
-        raise FileError(
-            f"{path} has format version {version}; this program reads "
-            f"{FORMAT_VERSION.split('.')[0]}.x: use a newer dlf-dynamics"
-        )
+def _check(file: h5py.File, path: Path) -> None:
+    check_format(file, path, FORMAT)
     missing = [e.path for e in SCHEMA if not e.optional and e.path not in file]
     if missing:
         raise FileError(f"{path} is damaged: /{missing[0]} is missing")
+    if file.swmr_mode and _is_cut_off(file, path):
+        raise damaged(path, FORMAT, "its end was cut off")
+
+
+def _is_cut_off(file: h5py.File, path: Path) -> bool:
+    """Whether rows that the steps promise lie beyond the end of a file that was not closed.
+
+    HDF5 does not notice: it looks for a missing index for ever, and reads missing rows as zeros.
+    So the bytes of the rows, whose chunks are written whole, are counted before an index is read,
+    and then each chunk has its place looked up.
+    """
+    lengths = [(name, len(dataset_at(file, steps))) for name, steps in STEP_OF.items()]
+    grown = [
+        (dataset_at(file, path), rows) for name, rows in lengths for path in _grown(file, name)
+    ]
+    size, ends = path.stat().st_size, [0]
+    for dataset, rows in grown:
+        rows_per_chunk, *row = dataset.chunks or (1,)
+        ends[0] += -(-rows // rows_per_chunk) * rows_per_chunk * prod(row) * dataset.dtype.itemsize
+    if ends[0] > size:
+        return True
+    for dataset, rows in grown:
+        dataset.id.chunk_iter(
+            lambda chunk, rows=rows: ends.append(
+                chunk.byte_offset + chunk.size if chunk.chunk_offset[0] < rows else 0
+            )
+        )
+    return max(ends) > size
+
+
+def _grown(file: h5py.File, axis: str) -> list[str]:
+    """Paths of the datasets that grow along an axis, their steps last."""
+    entries = (entry.path for entry in schema.growing(axis))
+    return [path for path in (*entries, STEP_OF[axis]) if path in file]
 
 
 @contextmanager
@@ -325,24 +328,9 @@ def _writing(file: h5py.File, path: Path) -> Iterator[None]:
             os.close(sink)
             with suppress(OSError, RuntimeError):
                 file.close()
-        if isinstance(error, OSError | RuntimeError) and _errno(error):
+        if isinstance(error, OSError | RuntimeError) and errno(error):
             raise write_error(path, error) from error
         raise
-
-
-def _errno(error: Exception) -> int | None:
-    """The system's number of an error, which h5py may tell in its text only."""
-    told = re.search(r"errno = (\d+)", str(error))
-    return int(told[1]) if told else getattr(error, "errno", None)
-
-
-def write_error(path: Path, error: Exception) -> FileError:
-    """A line that says why a file could not be written."""
-    if not path.parent.is_dir():
-        return FileError(f"{path} cannot be written: directory {path.parent} does not exist")
-    number = _errno(error)
-    reason = os.strerror(number) if number else str(error).splitlines()[0]
-    return FileError(f"{path} cannot be written: {reason}")
 
 
 def _declare(file: h5py.File, dtype: str, sizes: Sizes) -> None:
@@ -388,13 +376,3 @@ def _sizes(file: h5py.File) -> Sizes:
         state=state,
         classes=dataset_at(file, "scalars/class_weights/value").shape[1],
     )
-
-
-def dataset_at(file: h5py.File, path: str) -> h5py.Dataset:
-    """The dataset at a path, which must not be a group."""
-    return cast(h5py.Dataset, file[path])
-
-
-def text(file: h5py.File, path: str) -> str:
-    """A string stored in the file."""
-    return cast(bytes, dataset_at(file, path)[()]).decode()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-FORMAT = "dlf-dynamics-run"
-FORMAT_VERSION = "1.0"
+from dlf_dynamics.hdf5 import Format
+
+FORMAT = Format("run file", "dlf-dynamics-run", "1.0", "it cannot be repaired")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import from_json
 from dlf_dynamics.errors import ConfigError, FileError
-from dlf_dynamics.runfile import dataset_at, open_file, text
+from dlf_dynamics.hdf5 import dataset_at, text
+from dlf_dynamics.runfile import open_file
 
 if TYPE_CHECKING:
     from dlf_dynamics.run import Run

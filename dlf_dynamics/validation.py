@@ -13,7 +13,8 @@ from dlf_dynamics import schema
 from dlf_dynamics.configfile import from_json
 from dlf_dynamics.datasets import Dataset
 from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.runfile import open_file, text
+from dlf_dynamics.hdf5 import text
+from dlf_dynamics.runfile import open_file
 from dlf_dynamics.schema import SCHEMA, STEP_OF
 
 STATUSES = ("running", "complete", "interrupted", "diverged")

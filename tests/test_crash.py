@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -139,6 +141,42 @@ def test_a_run_is_read_while_it_is_written(tmp_path, reference):
         process.join()
     assert lengths == sorted(lengths)
     assert len(set(lengths)) > 5
+
+
+def read_cut_off(path, sizes):
+    """Exits with the number of lengths at which the file was read as if it were whole."""
+    whole, read = path.read_bytes(), 0
+    for size in sizes:
+        path.write_bytes(whole[:size])
+        with suppress(FileError):
+            open_run(path).parameters()
+            read += 1
+    raise SystemExit(read)
+
+
+def test_a_killed_run_that_is_then_cut_off_is_refused_at_any_length(tmp_path):
+    process = start(tmp_path / "run")
+    path, log = tmp_path / "run" / "0.h5", tmp_path / "run" / "log"
+    try:
+        wait_for(path.exists, process)
+        wait_for(lambda: promised(log)[1] >= CONFIG.steps // 2, process)
+    finally:
+        process.kill()
+        process.join()
+    with h5py.File(path, "r", swmr=True) as file:
+        rows, places = len(file["parameters/step"]), []
+        for name in ("parameters/value", "previous_update/value"):
+            file[name].id.chunk_iter(places.append)
+    ends = [p.byte_offset + p.size for p in places if p.chunk_offset[0] < rows]
+    rng = np.random.default_rng(1)
+    # Just short of the last row, and anywhere down to the first bytes.
+    sizes = [max(ends) - 1, *rng.integers(100, max(ends), 20), *rng.integers(100, 20_000, 20)]
+    # In a process of its own: HDF5 would wait for ever for what is missing.
+    reader = SERVER.Process(target=read_cut_off, args=(path, sizes))
+    reader.start()
+    reader.join(60)
+    assert reader.exitcode == 0
+    reader.kill()
 
 
 def test_an_unfinished_file_is_not_there_under_its_name(tmp_path, monkeypatch):

@@ -267,19 +267,6 @@ def test_flipped_bits_are_found_by_their_checksum(path):
         open_run(path)
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_read_permission_is_named(path):
-    path.chmod(0)
-    with pytest.raises(FileError, match="cannot be read; it needs read permission"):
-        open_run(path)
-
-
-def test_a_file_that_may_not_be_read_is_named(path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(FileError, match="cannot be read; it needs read permission"):
-        open_run(path)
-
-
 def test_a_file_that_cannot_be_written_says_why(tmp_path, path):
     nowhere = tmp_path / "no" / "run.h5"
     with pytest.raises(FileError, match=r"cannot be written: directory .*no does not exist"):
@@ -294,14 +281,6 @@ def test_a_file_that_cannot_be_written_says_why(tmp_path, path):
     with pytest.raises(FileError, match="cannot be written: Is a directory"):
         runfile.copy(path, tmp_path / "folder")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "run.h5"]
-
-
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everything")
-def test_a_folder_without_write_permission_is_named(tmp_path):
-    folder = tmp_path / "locked"
-    folder.mkdir(mode=0o500)
-    with pytest.raises(FileError, match="cannot be written: Permission denied"):
-        train(CONFIG, folder / "run.h5")
 
 
 def test_a_copy_is_the_same_file(path, tmp_path):

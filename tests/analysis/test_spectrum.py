@@ -70,7 +70,7 @@ def test_the_spectrum_of_another_run_is_refused(small, trained, analysed, tmp_pa
 def test_missing_foreign_and_newer_files_are_refused(small, trained, analysed, tmp_path):
     with pytest.raises(FileError, match="does not exist; `dlf-dynamics spectrum` makes one"):
         load_spectrum(tmp_path / "none.h5")
-    with pytest.raises(FileError, match="is not a spectrum result"):
+    with pytest.raises(FileError, match="is not a dlf-dynamics result file"):
         load_spectrum(trained(small).path)
     path = tmp_path / "spectrum.h5"
     save_spectrum(analysed(small), path)
@@ -86,7 +86,7 @@ def test_a_file_that_lacks_an_array_is_damaged(name, small, analysed, tmp_path):
     save_spectrum(analysed(small), path)
     with h5py.File(path, "a") as file:
         del file[name]
-    with pytest.raises(FileError, match=r"is damaged; compute it anew"):
+    with pytest.raises(FileError, match=r"is damaged: .*; compute it anew"):
         load_spectrum(path)
 
 
@@ -96,7 +96,7 @@ def test_a_file_with_settings_unknown_here_is_damaged(small, analysed, tmp_path)
     with h5py.File(path, "a") as file:
         del file["config"]
         file["config"] = '{"label": "", "preconditioned": false, "unknown": 1}'
-    with pytest.raises(FileError, match=r"is damaged; compute it anew \(.*'unknown'"):
+    with pytest.raises(FileError, match=r"is damaged: .*'unknown'; compute it anew"):
         load_spectrum(path)
 
 
