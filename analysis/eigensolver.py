@@ -1,76 +1,84 @@
-"""Largest eigenvalues of a symmetric operator, each with a residual from a fresh product."""
+"""Extreme eigenvalues of a symmetric operator, each with an interval that contains one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-Matvec = Callable[[Float[Array, " n"]], Float[Array, " n"]]
+from dlf_dynamics.analysis import subspace
+from dlf_dynamics.analysis.lanczos import Ends, Matvec, RitzPairs, lanczos, rounding
+from dlf_dynamics.operators import check_operator
 
-CHECK_EVERY = 2
-"""Lanczos steps between two looks at the small matrix."""
+Which = Literal["largest", "smallest", "both"]
 
-FRESH_STEPS = 4
-"""Steps that a new random direction is followed for before convergence is believed again."""
+PASS_SIZE = 10_000
+"""Orders up to which one compiled Lanczos pass is faster than a host loop over its products."""
+
+PASS_MATVECS = 200
+"""Products up to which it is; its whole basis is kept."""
 
 
-class Eigenpairs(NamedTuple):
-    """The k largest eigenvalues, in descending order, and how far each can be trusted.
-
-    Some eigenvalue of the operator lies within `residuals[i]` of `eigenvalues[i]` (Parlett, *The
-    Symmetric Eigenvalue Problem*, Theorem 4.5.1). That none larger was missed is not proven: a
-    start vector with hardly any share in an eigenvector cannot find it, and of eigenvalues closer
-    together than about 100 `tol`, relative to the largest, one may be missed.
+class Certificate(NamedTuple):
+    """What is certain of Ritz pairs; leading axes are those of the pairs, checkpoints for example.
 
     Attributes:
-        eigenvalues: Rayleigh quotients from fresh products; where not converged, Ritz values.
-        eigenvectors: unit vectors, one per row.
         residuals: ‖A v - λ v‖ from fresh products.
-        converged: whether the residual is at most `tol` times the largest |λ|.
-        num_matvecs: products that were made, the fresh ones included.
+        intervals: lower and upper ends; in exact arithmetic each contains an eigenvalue, and
+            pairs whose intervals meet contain as many as they are (Parlett, Theorems 4.5.1 and
+            11.5.1). Rounding of a product is allowed for.
+        gap_intervals: the sharper ones of Kato and Temple (Parlett, Theorem 4.6.1), which hold
+            where nothing was missed; NaN where a neighbour is too near to tell.
+        converged: residual at most `tol` times the norm of the operator, as far as it was seen, and
+            the guard left the value alone.
     """
 
-    eigenvalues: Float[Array, " k"]
-    eigenvectors: Float[Array, "k n"]
-    residuals: Float[Array, " k"]
-    converged: Bool[Array, " k"]
-    num_matvecs: Int[Array, ""]
+    residuals: Float[np.ndarray, "*batch count"]
+    intervals: Float[np.ndarray, "*batch count 2"]
+    gap_intervals: Float[np.ndarray, "*batch count 2"]
+    converged: Bool[np.ndarray, "*batch count"]
 
 
-class _Krylov(NamedTuple):
-    """An orthonormal basis and the tridiagonal matrix of the operator in it.
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Eigenvalues of one operator, largest first, and how far each can be trusted.
+
+    That no eigenvalue further out was missed cannot be proven by products. A random vector, the
+    guard, was followed until a missed one would have stood out, where `converged` says so.
 
     Attributes:
-        basis: rows 0..size are orthonormal (row `size` is the next direction), the others 0.
-        diagonal: of the tridiagonal matrix; entries from `size` on are 0.
-        off_diagonal: entry j couples rows j and j + 1; 0 where a new direction was begun.
-        size: rows that were multiplied by the operator.
-        fresh: steps since the last new direction.
-        norm: largest ‖A q‖ seen, the scale of the operator.
-        key: for new directions.
+        eigenvalues: Rayleigh quotients, shape (k,), or (2k,) for both ends.
+        eigenvectors: orthonormal, one per row.
+        residuals: as in `Certificate`, like the next three.
+        intervals: shape (k, 2).
+        gap_intervals: shape (k, 2).
+        converged: per value; the others are Ritz values.
+        orthogonality: largest entry of |V Vᵀ - 1|.
+        num_matvecs: products that were made, the fresh ones included.
+        status: `converged`, `budget` (products spent before) or `not finite`.
+        message: what was done and, where needed, what to try.
+        method: `lanczos` (one compiled pass) or `block` (host loop with restarts).
+        subspace: vectors to start from for a nearby operator.
     """
 
-    basis: Float[Array, "capacity_plus_1 n"]
-    diagonal: Float[Array, " capacity"]
-    off_diagonal: Float[Array, " capacity"]
-    size: Int[Array, ""]
-    fresh: Int[Array, ""]
-    norm: Float[Array, ""]
-    key: PRNGKeyArray
-
-
-class _Progress(NamedTuple):
-    """The loop's state: the basis, the Ritz vectors in it, whether to stop, and looks so far."""
-
-    krylov: _Krylov
-    coefficients: Float[Array, "capacity k"]
-    converged: Bool[Array, ""]
-    looks: Int[Array, ""]
+    eigenvalues: Float[np.ndarray, " k"]
+    eigenvectors: Float[np.ndarray, "k n"]
+    residuals: Float[np.ndarray, " k"]
+    intervals: Float[np.ndarray, "k 2"]
+    gap_intervals: Float[np.ndarray, "k 2"]
+    converged: Bool[np.ndarray, " k"]
+    orthogonality: float
+    num_matvecs: int
+    status: Literal["converged", "budget", "not finite"]
+    message: str
+    method: Literal["lanczos", "block"]
+    subspace: Float[Array, "start n"]
 
 
 def top_eigenpairs(
@@ -78,156 +86,200 @@ def top_eigenpairs(
     num_params: int,
     k: int,
     *,
+    which: Which = "largest",
     tol: float,
     max_matvecs: int,
     key: PRNGKeyArray,
+    initial_vectors: Float[Array, "start n"] | None = None,
     dtype: Any = float,
 ) -> Eigenpairs:
-    """The k largest eigenvalues of a symmetric operator by the Lanczos method.
+    """The k largest or smallest eigenvalues of a symmetric operator, or k from each end.
 
-    Every new direction is orthogonalised twice against the whole basis; where the space of the
-    start vector is exhausted, a random direction takes over. It stops when the bounds from the
-    recurrence are met, and then judges by residuals from k fresh products. Traceable by JAX.
+    Small operators go through one compiled Lanczos pass, large ones and warm starts through block
+    Rayleigh-Ritz with restarts, whose memory is bounded.
 
     Args:
-        matvec: product with the operator.
+        matvec: product with the operator, traceable by JAX. A `jax.tree_util.Partial` is compiled
+            once for all values of its arguments.
         num_params: order n of the operator.
         k: number of eigenvalues.
-        tol: largest residual that counts as converged, relative to the largest |λ| found.
-        max_matvecs: products at most, the k fresh ones included.
-        key: of the random start.
+        which: end of the spectrum.
+        tol: largest residual that counts as converged, relative to the norm of the operator.
+        max_matvecs: products at most, the fresh ones included.
+        key: of the random directions.
+        initial_vectors: `subspace` of a nearby operator, to start from.
         dtype: of the vectors.
 
     Raises:
-        ValueError: when k is not between 1 and n, or the products are too few.
+        ValueError: when k is not between 1 and n, the products are too few, or the operator is not
+            linear, not symmetric or of another shape.
 
     >>> matrix = jnp.diag(jnp.arange(50.0))
     >>> found = top_eigenpairs(
     ...     lambda v: matrix @ v, 50, 2, tol=1e-3, max_matvecs=60, key=jax.random.key(0)
     ... )
-    >>> [round(float(value), 2) for value in found.eigenvalues], found.converged.tolist()
+    >>> found.eigenvalues.round(2).tolist(), found.converged.tolist()
     ([49.0, 48.0], [True, True])
+    """
+    matvec = matvec if isinstance(matvec, Partial) else Partial(matvec)
+    ends = make_ends(k, num_params, which)
+    least = 2 * ends.total + 2
+    if max_matvecs < least:
+        raise ValueError(f"max_matvecs is {max_matvecs}; expected at least {least} for k = {k}")
+    _check_shape(matvec, num_params, dtype)
+    one_pass = num_params <= PASS_SIZE and max_matvecs <= PASS_MATVECS and initial_vectors is None
+    if one_pass:
+        settings = _Settings(num_params, ends, tol, max_matvecs, jnp.dtype(dtype))
+        pairs = _one_pass(matvec, key, settings=settings)
+        start = pairs.vectors
+    else:
+        pairs, start = subspace.solve(
+            Partial(_as_it_is, matvec),
+            num_params,
+            ends,
+            tol=tol,
+            max_matvecs=max_matvecs,
+            key=key,
+            initial_vectors=initial_vectors,
+            dtype=dtype,
+        )
+    found = eigenpairs(jax.device_get(pairs), start, ends, tol, "lanczos" if one_pass else "block")
+    if found.status != "converged" or not is_symmetric(pairs, num_params):
+        check_operator(matvec, num_params, key, dtype)
+    return found
+
+
+def make_ends(k: int, num_params: int, which: Which) -> Ends:
+    """How many eigenvalues are wanted from each end.
+
+    Raises:
+        ValueError: when k is not between 1 and n, or `which` is unknown.
     """
     if not 1 <= k <= num_params:
         raise ValueError(f"k is {k}; expected 1 to {num_params}, the order of the operator")
-    if max_matvecs < 2 * k:
-        raise ValueError(f"max_matvecs is {max_matvecs}; expected at least 2 k = {2 * k}")
-    capacity = min(num_params, max_matvecs - k)
-    # The small matrix is looked at in these sizes; each has its own eigensolve, as one of full
-    # capacity would cost as much as several products.
-    sizes = [*range(2 * k + 4, capacity, CHECK_EVERY), capacity]
-    looks = [partial(_look, size=size, k=k, tol=tol) for size in sizes]
-
-    def unfinished(progress: _Progress) -> Bool[Array, ""]:
-        return (progress.looks < len(sizes)) & ~progress.converged
-
-    def extend(progress: _Progress) -> _Progress:
-        count = jnp.array(sizes)[progress.looks] - progress.krylov.size
-        krylov = jax.lax.fori_loop(0, count, lambda _, k: _expand(matvec, k), progress.krylov)
-        coefficients, converged = jax.lax.switch(progress.looks, looks, krylov)
-        return _Progress(krylov, coefficients, converged, progress.looks + 1)
-
-    krylov = _start(num_params, capacity, key, dtype)
-    nothing = jnp.zeros((capacity, k), jnp.result_type(krylov.basis, float))
-    start = _Progress(krylov, nothing, jnp.array(False), jnp.int32(0))
-    return _certify(matvec, jax.lax.while_loop(unfinished, extend, start), tol)
+    choices = {
+        "largest": Ends(k, 0),
+        "smallest": Ends(0, k),
+        "both": Ends(k, min(k, num_params - k)),
+    }
+    if which not in choices:
+        raise ValueError(f"which is {which!r}; expected one of {', '.join(choices)}")
+    return choices[which]
 
 
-def _start(num_params: int, capacity: int, key: PRNGKeyArray, dtype: Any) -> _Krylov:
-    key, start_key = jax.random.split(key)
-    direction = jax.random.normal(start_key, (num_params,), dtype)
-    basis = jnp.zeros((capacity + 1, num_params), dtype)
-    zeros = jnp.zeros(capacity, dtype)
-    return _Krylov(
-        basis=basis.at[0].set(direction / jnp.linalg.norm(direction)),
-        diagonal=zeros,
-        off_diagonal=zeros,
-        size=jnp.int32(0),
-        fresh=jnp.int32(0),
-        norm=jnp.zeros((), dtype),
-        key=key,
-    )
+class _Settings(NamedTuple):
+    num_params: int
+    ends: Ends
+    tol: float
+    max_matvecs: int
+    dtype: Any
 
 
-def _expand(matvec: Matvec, krylov: _Krylov) -> _Krylov:
-    """One Lanczos step: multiplies the next direction and makes the one after it."""
-    basis, size = krylov.basis, krylov.size
-    product = matvec(basis[size])
-    norm = jnp.maximum(krylov.norm, jnp.linalg.norm(product))
-    rest, overlaps = _orthogonalise(product, basis)
-    length = jnp.linalg.norm(rest)
-    exhausted = length <= basis.shape[1] * jnp.finfo(basis.dtype).eps * norm
-    key, direction_key = jax.random.split(krylov.key)
-    direction = jax.lax.cond(
-        exhausted,
-        lambda: _random_direction(basis, direction_key),
-        lambda: rest / jnp.where(exhausted, 1, length),
-    )
-    return _Krylov(
-        basis=basis.at[size + 1].set(direction),
-        diagonal=krylov.diagonal.at[size].set(overlaps[size]),
-        off_diagonal=krylov.off_diagonal.at[size].set(jnp.where(exhausted, 0, length)),
-        size=size + 1,
-        fresh=jnp.where(exhausted, 0, krylov.fresh + 1),
-        norm=norm,
-        key=key,
-    )
+@partial(jax.jit, static_argnames="settings")
+def _one_pass(matvec: Matvec, key: PRNGKeyArray, *, settings: _Settings) -> RitzPairs:
+    n, ends, tol, max_matvecs, dtype = settings
+    return lanczos(matvec, n, ends, tol=tol, max_matvecs=max_matvecs, key=key, dtype=dtype)
 
 
-def _orthogonalise(
-    vector: Float[Array, " n"], basis: Float[Array, "m n"]
-) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
-    """Two sweeps of Gram-Schmidt; twice is enough (Parlett, §6.9)."""
-    first = basis @ vector
-    vector = vector - first @ basis
-    second = basis @ vector
-    return vector - second @ basis, first + second
+def _as_it_is(matvec: Matvec) -> Matvec:
+    return matvec
 
 
-def _random_direction(basis: Float[Array, "m n"], key: PRNGKeyArray) -> Float[Array, " n"]:
-    """A unit vector orthogonal to the basis; 0 when the basis fills the space."""
-    vector = jax.random.normal(key, basis.shape[1:], basis.dtype)
-    before = jnp.linalg.norm(vector)
-    vector, _ = _orthogonalise(vector / before, basis)
-    length = jnp.linalg.norm(vector)
-    left = length > basis.shape[1] * jnp.finfo(basis.dtype).eps
-    return jnp.where(left, vector / jnp.where(left, length, 1), 0)
+def _check_shape(matvec: Matvec, num_params: int, dtype: Any) -> None:
+    vector = jax.ShapeDtypeStruct((num_params,), dtype)
+    product = jax.eval_shape(matvec, vector)
+    found = (getattr(product, "shape", None), getattr(product, "dtype", None))
+    if found != (vector.shape, vector.dtype):
+        raise ValueError(
+            f"the product has shape {found[0]} and type {found[1]}; expected those of the vector, "
+            f"{vector.shape} and {vector.dtype}"
+        )
 
 
-def _look(
-    krylov: _Krylov, *, size: int, k: int, tol: float
-) -> tuple[Float[Array, "capacity k"], Bool[Array, ""]]:
-    """The k largest Ritz vectors, in the basis, and whether their bounds |β s| are met.
-
-    The bounds of the recurrence say when to stop, not what to report. The small matrix is treated
-    in the best precision there is.
-    """
-    precise = jnp.result_type(krylov.basis, float)
-    diagonal = krylov.diagonal[:size].astype(precise)
-    inner = krylov.off_diagonal[: size - 1].astype(precise)
-    matrix = jnp.diag(diagonal) + jnp.diag(inner, 1) + jnp.diag(inner, -1)
-    values, vectors = jnp.linalg.eigh(matrix, symmetrize_input=False)
-    values, vectors = values[::-1][:k], vectors[:, ::-1][:, :k]
-    bounds = jnp.abs(krylov.off_diagonal[size - 1] * vectors[-1])
-    close = jnp.all(bounds <= 0.1 * tol * jnp.max(jnp.abs(values)))
-    padding = ((0, len(krylov.diagonal) - size), (0, 0))
-    return jnp.pad(vectors, padding), close & (krylov.fresh >= FRESH_STEPS)
+def is_symmetric(pairs: RitzPairs, num_params: int) -> bool:
+    """Whether what was seen of the operator is symmetric but for rounding."""
+    allowed = 100 * rounding(num_params, pairs.values.dtype)
+    return not bool(np.any(np.asarray(pairs.asymmetry) > allowed * np.asarray(pairs.norm)))
 
 
-def _certify(matvec: Matvec, progress: _Progress, tol: float) -> Eigenpairs:
-    """Rayleigh quotients and residuals of the Ritz vectors, from fresh products."""
-    basis = progress.krylov.basis
-    vectors = progress.coefficients.T.astype(basis.dtype) @ basis[:-1]
-    vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
-    products = jax.lax.map(matvec, vectors)
-    values = jnp.sum(vectors * products, axis=1)
-    residuals = jnp.linalg.norm(products - values[:, None] * vectors, axis=1)
-    order = jnp.argsort(-values)
-    values, vectors, residuals = values[order], vectors[order], residuals[order]
+def eigenpairs(
+    pairs: RitzPairs,
+    start: Float[Array, "start n"],
+    ends: Ends,
+    tol: float,
+    method: Literal["lanczos", "block"],
+) -> Eigenpairs:
+    """Ritz pairs with their certificate and a verdict in words."""
+    certificate = certify(pairs, ends, tol)
+    matvecs = int(pairs.num_matvecs)
+    words = {"lanczos": "one Lanczos pass", "block": "block Rayleigh-Ritz with restarts"}[method]
+    count, good = len(pairs.values), int(np.sum(certificate.converged))
+    status, advice = "converged", ""
+    if not np.all(np.isfinite(pairs.values)):
+        status, advice = "not finite", "; the operator gives values that are not finite"
+    elif good < count:
+        status, advice = "budget", "; allow more products (max_matvecs) or a larger tol"
     return Eigenpairs(
-        eigenvalues=values,
-        eigenvectors=vectors,
-        residuals=residuals,
-        converged=residuals <= tol * jnp.max(jnp.abs(values)),
-        num_matvecs=progress.krylov.size + len(values),
+        np.asarray(pairs.values),
+        np.asarray(pairs.vectors),
+        *certificate,
+        orthogonality=float(pairs.orthogonality),
+        num_matvecs=matvecs,
+        status=status,
+        message=f"{good} of {count} converged after {matvecs} products of {words}{advice}",
+        method=method,
+        subspace=start,
     )
+
+
+def certify(pairs: RitzPairs, ends: Ends, tol: float) -> Certificate:
+    """What is certain of Ritz pairs, also of many at once."""
+    values = np.asarray(pairs.values, np.float64)
+    gram = np.asarray(pairs.residual_gram, np.float64)
+    residuals = np.sqrt(np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), 0))
+    norm = np.asarray(pairs.norm, np.float64)[..., None]
+    with np.errstate(invalid="ignore"):
+        converged = (residuals <= tol * norm) & np.asarray(pairs.guarded)
+    noise = rounding(pairs.vectors.shape[-1], pairs.values.dtype) * norm
+    radius = _radius(values, residuals + noise, gram)
+    intervals = np.stack([values - radius, values + radius], axis=-1)
+    gaps = _gap_intervals(values, intervals, residuals, ends, noise)
+    return Certificate(residuals, intervals, gaps, converged)
+
+
+def _radius(values: np.ndarray, radius: np.ndarray, gram: np.ndarray) -> np.ndarray:
+    """Half widths such that intervals that meet contain as many eigenvalues as they are."""
+    lower, upper = values - radius, values + radius
+    with np.errstate(invalid="ignore"):
+        meet = np.any(lower[..., :-1] <= upper[..., 1:], axis=-1, keepdims=True)
+    finite = np.nan_to_num(gram, nan=0.0, posinf=0.0, neginf=0.0)
+    together = np.sqrt(np.maximum(np.linalg.eigvalsh(finite)[..., -1:], 0))
+    return np.where(meet, radius + together, radius)
+
+
+def _gap_intervals(
+    values: np.ndarray,
+    intervals: np.ndarray,
+    residuals: np.ndarray,
+    ends: Ends,
+    noise: np.ndarray,
+) -> np.ndarray:
+    """Kato and Temple's intervals between the neighbours' intervals, where both are known."""
+    outermost = np.full_like(values[..., :1], np.inf)
+    above = np.concatenate([outermost, intervals[..., :-1, 0]], axis=-1)
+    below = np.concatenate([intervals[..., 1:, 1], -outermost], axis=-1)
+    # Next to the inner ends lie eigenvalues that were not asked for.
+    if ends.bottom == 0:
+        below[..., -1] = np.nan
+    elif ends.top == 0:
+        above[..., 0] = np.nan
+    else:
+        below[..., ends.top - 1] = above[..., ends.top] = np.nan
+    with np.errstate(invalid="ignore", divide="ignore"):
+        known = (below < values) & (values < above)
+        lower = values - residuals**2 / (above - values) - noise
+        upper = values + residuals**2 / (values - below) + noise
+    # Where a gap is less than the residual, they are not sharper.
+    lower = np.maximum(lower, intervals[..., 0])
+    upper = np.minimum(upper, intervals[..., 1])
+    return np.where(known[..., None], np.stack([lower, upper], axis=-1), np.nan)

@@ -26,19 +26,20 @@ BURST_LOSS = 0.01
 
 @dataclass(frozen=True)
 class Crossing:
-    """The largest eigenvalue passes the threshold between two checkpoints.
+    """The largest eigenvalue passes the threshold between two steps.
 
-    Both values clear the threshold by more than their residuals; checkpoints between the two, if
-    any, are ones that do not: not converged, or too close to call.
+    The intervals of both values clear the threshold.
 
     Attributes:
         direction: `up` or `down`.
-        step_before: last checkpoint surely on the old side.
-        step_after: first checkpoint surely on the new side.
+        step_before: last step looked at that is surely on the old side.
+        step_after: first step looked at that is surely on the new side.
         value_before: largest eigenvalue there.
         value_after: largest eigenvalue there.
         threshold: at `step_after`.
         at: the points whose eigenvalues were compared, `iterate` or `centre`.
+        state: `certain`; `refined`, where a tighter tolerance or finer steps were needed for it; or
+            `unresolved`, where between the two steps lie others that are on neither side.
     """
 
     direction: str
@@ -48,6 +49,7 @@ class Crossing:
     value_after: float
     threshold: float
     at: str
+    state: str = "certain"
 
 
 @dataclass(frozen=True)
@@ -76,44 +78,40 @@ class Oscillation:
 
 
 def sides(
-    values: Float[np.ndarray, " checkpoints"],
-    residuals: Float[np.ndarray, " checkpoints"],
+    intervals: Float[np.ndarray, "checkpoints 2"],
     converged: Bool[np.ndarray, " checkpoints"],
     thresholds: Float[np.ndarray, " checkpoints"],
 ) -> Int[np.ndarray, " checkpoints"]:
     """1 surely above the threshold, -1 surely below, 0 unresolved or not converged."""
     with np.errstate(invalid="ignore"):
-        above = converged & (values - residuals > thresholds)
-        below = converged & (values + residuals < thresholds)
+        above = converged & (intervals[:, 0] > thresholds)
+        below = converged & (intervals[:, 1] < thresholds)
     return above.astype(int) - below.astype(int)
 
 
 def find_crossings(
     steps: Int[np.ndarray, " checkpoints"],
     values: Float[np.ndarray, " checkpoints"],
-    residuals: Float[np.ndarray, " checkpoints"],
-    converged: Bool[np.ndarray, " checkpoints"],
+    side: Int[np.ndarray, " checkpoints"],
     thresholds: Float[np.ndarray, " checkpoints"],
     at: str,
 ) -> list[Crossing]:
-    """Changes of side between checkpoints that are surely on one side.
+    """Changes of side between steps that are surely on one side.
 
     Args:
-        steps: of the checkpoints, increasing.
+        steps: at which was looked, increasing.
         values: largest eigenvalue at each.
-        residuals: distance within which an eigenvalue surely lies.
-        converged: whether the value may be used at all.
-        thresholds: at each checkpoint.
+        side: as `sides` gives it.
+        thresholds: at each step.
         at: which points the values belong to, `iterate` or `centre`.
 
     >>> found = find_crossings(
-    ...     np.array([0, 25, 50]), np.array([1.0, 1.9, 2.5]), np.array([0.0, 0.2, 0.0]),
-    ...     np.array([True, True, True]), np.full(3, 2.0), "iterate"
+    ...     np.array([0, 25, 50]), np.array([1.0, 1.9, 2.5]), np.array([-1, 0, 1]),
+    ...     np.full(3, 2.0), "iterate"
     ... )
-    >>> [(c.direction, c.step_before, c.step_after) for c in found]
-    [('up', 0, 50)]
+    >>> [(c.direction, c.step_before, c.step_after, c.state) for c in found]
+    [('up', 0, 50, 'unresolved')]
     """
-    side = sides(values, residuals, converged, thresholds)
     sure = np.flatnonzero(side)
     turns = np.flatnonzero(np.diff(side[sure]))
     return [
@@ -125,6 +123,7 @@ def find_crossings(
             value_after=float(values[after]),
             threshold=float(thresholds[after]),
             at=at,
+            state="certain" if after == before + 1 else "unresolved",
         )
         for before, after in zip(sure[turns], sure[turns + 1], strict=True)
     ]

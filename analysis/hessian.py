@@ -1,179 +1,204 @@
-"""Hessian eigenvalues along a run, at the iterates and at their centres."""
+"""Eigenvalues of the curvature along a run, at the iterates and at their centres."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
-from dlf_dynamics.analysis.eigensolver import top_eigenpairs
-from dlf_dynamics.config import OptimizerConfig
-from dlf_dynamics.dynamics import Dynamics, State
-from dlf_dynamics.operators import gradient, hessian, preconditioned
-from dlf_dynamics.optimizers import ADAPTIVE, preconditioner
-from dlf_dynamics.run import Checkpoints, Run, stack_points
-
-_CHUNK_NUMBERS = 2**20
-"""Parameters of the checkpoints that one call of the compiled program treats, at most."""
+from dlf_dynamics.analysis.curvature import Curvature
+from dlf_dynamics.analysis.lanczos import Ends
+from dlf_dynamics.analysis.modes import follow_modes
+from dlf_dynamics.analysis.trajectory import (
+    MOST,
+    POINTS,
+    Solver,
+    Source,
+    all_above,
+    check_deterministic,
+    solve_segment,
+)
+from dlf_dynamics.config import SpectrumConfig
+from dlf_dynamics.resultfile import Arrays, Parts
+from dlf_dynamics.run import Checkpoints, Run
 
 
 class Eigenvalues(NamedTuple):
-    """The k largest eigenvalues at each checkpoint, descending, and how they were found.
+    """Eigenvalues at each checkpoint, descending, and how they were found; NaN where fewer.
 
     Attributes:
         eigenvalues: shape (checkpoints, k).
-        residuals: from fresh products; an eigenvalue of the operator lies within.
+        residuals: from fresh products.
+        intervals: lower and upper ends; see `eigensolver.Certificate`.
         converged: per value; the others are Ritz values, not to be relied on.
-        num_matvecs: Hessian products, shape (checkpoints,).
+        num_matvecs: products, shape (checkpoints,).
+        modes: number of the mode that each eigenvector continues; see `modes.follow_modes`.
     """
 
     eigenvalues: Float[np.ndarray, "checkpoints k"]
     residuals: Float[np.ndarray, "checkpoints k"]
+    intervals: Float[np.ndarray, "checkpoints k 2"]
     converged: Bool[np.ndarray, "checkpoints k"]
     num_matvecs: Int[np.ndarray, " checkpoints"]
+    modes: Int[np.ndarray, "checkpoints k"]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A checkpoint that was solved from the one before, and then anew from a random start.
+
+    Attributes:
+        step: of the checkpoint.
+        at: `iterate` or `centre`.
+        agreed: whether the intervals of each eigenvalue met; where not, the values since the audit
+            before were solved anew from random starts.
+        difference: largest difference of the eigenvalues, relative to the largest.
+    """
+
+    step: int
+    at: str
+    agreed: bool
+    difference: float
 
 
 @dataclass(frozen=True)
 class HessianSpectrum:
-    """Top Hessian eigenvalues along a run.
+    """Extreme eigenvalues of the curvature along a run.
 
     Attributes:
         steps: of the checkpoints.
         iterate: at θ_t.
         centre: at ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1), where an oscillation of period 2 cancels; NaN and
             not converged at step 0, which has no step before it.
-        static: whether the loss is the static one instead of that of the step.
-        preconditioned: whether the operator is P^-1/2 H P^-1/2, P frozen at the next update.
+        curvature: which operator.
+        ends: how many eigenvalues were asked for from the top and from the bottom.
         tol: relative residual that counts as converged.
+        audits: those that were made; none where every checkpoint has a random start of its own.
     """
 
     steps: Int[np.ndarray, " checkpoints"]
     iterate: Eigenvalues
     centre: Eigenvalues
-    static: bool
-    preconditioned: bool
+    curvature: Curvature
+    ends: Ends
     tol: float
+    audits: list[Audit]
 
 
 def hessian_spectrum(
     run: Run,
     checkpoints: Checkpoints | None = None,
     *,
-    k: int = 3,
-    static: bool = False,
-    tol: float | None = None,
-    max_matvecs: int = 40,
-    seed: int = 0,
+    config: SpectrumConfig | None = None,
+    thresholds: Float[np.ndarray, " checkpoints"] | None = None,
+    parts: Parts | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> HessianSpectrum:
-    """The k largest Hessian eigenvalues of the loss at each checkpoint's step.
+    """Extreme eigenvalues of the loss at each checkpoint's step.
 
     For an adaptive optimizer they are those of the preconditioned Hessian P^-1 H, with the
     preconditioner of the next update, at which the optimizer's threshold applies.
 
     Args:
         run: a recorded run.
-        checkpoints: increasing indices into `run.checkpoint_steps`; none means all.
-        k: number of eigenvalues.
-        static: whether to take the static loss.
-        tol: relative residual that counts as converged; none means 1e-6, or 1e-3 in float32.
-        max_matvecs: products per checkpoint and point at most.
-        seed: of the random start vectors; each checkpoint's own start depends on its step.
+        checkpoints: indices into `run.checkpoint_steps`, in any order; none means all.
+        config: which operator, how many eigenvalues and how precisely.
+        thresholds: at each chosen checkpoint, for `config.above` and the audits at crossings.
+        parts: where finished parts are kept, so that an interrupted analysis goes on.
         progress: told how many checkpoints are done.
+
+    Raises:
+        ConfigError: for a class or a block of parameters that the run does not have.
+        ValueError: when the loss is not deterministic.
     """
-    indices = np.arange(len(run.checkpoint_steps)) if checkpoints is None else checkpoints
-    k = min(k, run.num_params)
-    if tol is None:
-        tol = 1e-6 if run.config.dtype == "float64" else 1e-3
-    solver = _Solver(k, tol, max(max_matvecs, 2 * k), static, run.config.optimizer)
-    chunk = int(np.clip(_CHUNK_NUMBERS // run.num_params, 1, 25))
-    found = []
-    for points in run.points(indices, chunk):
-        # The last chunk is filled up, so that one compilation serves all.
-        states = stack_points(run, [*points, *[points[-1]] * (chunk - len(points))])
-        found.append(jax.device_get(_analyse(run.dynamics, states, seed, solver=solver)))
-        progress(min(len(found) * chunk, len(indices)))
-    iterate, centre = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(indices)], *found)
-    steps = run.checkpoint_steps[np.asarray(indices)]
-    first = steps == 0
-    centre = centre._replace(
-        eigenvalues=np.where(first[:, None], np.nan, centre.eigenvalues),
-        residuals=np.where(first[:, None], np.nan, centre.residuals),
-        converged=centre.converged & ~first[:, None],
+    config = SpectrumConfig() if config is None else config
+    solver = Solver.from_config(run, config)
+    chosen = range(len(run.checkpoint_steps)) if checkpoints is None else checkpoints
+    order, place = np.unique(np.asarray(chosen), return_inverse=True)
+    limits = np.full(len(order), np.nan)
+    if thresholds is not None:
+        limits[place] = thresholds
+    parts = Parts(None) if parts is None else parts
+    check_deterministic(run, solver, int(order[0]))
+    found: list[Arrays] = []
+    for start in range(0, len(order), solver.segment_length):
+        span = slice(start, start + solver.segment_length)
+        make = partial(_enough, run, solver, order[span], limits[span], found[-1:], config.above)
+        found.append(parts.get_or_make(f"hessian-{len(found)}", make))
+        progress(min(span.stop, len(order)))
+    return _joined(run, solver, order, place, found)
+
+
+def _enough(
+    run: Run,
+    solver: Solver,
+    indices: Int[np.ndarray, " checkpoints"],
+    thresholds: Float[np.ndarray, " checkpoints"],
+    before: list[Arrays],
+    above: float | None,
+) -> Arrays:
+    """A segment, with so many eigenvalues that all above the fraction of the threshold are in."""
+    source: Source = partial(run.points, indices)
+    while True:
+        arrays = solve_segment(run, solver, source, thresholds, *before)
+        most = max(solver.ends) >= min(MOST, solver.size)
+        if most or all_above(arrays, thresholds, above):
+            return arrays
+        solver = solver.doubled()
+
+
+def _joined(
+    run: Run,
+    solver: Solver,
+    order: Int[np.ndarray, " sorted"],
+    place: Int[np.ndarray, " checkpoints"],
+    segments: list[Arrays],
+) -> HessianSpectrum:
+    """The segments one after another, in the order that was asked for."""
+    steps = run.checkpoint_steps[order]
+    audits, start = [], 0
+    for arrays in segments:
+        audits += [
+            Audit(int(steps[start + int(i)]), POINTS[int(p)], bool(agreed), float(difference))
+            for i, p, agreed, difference in arrays["audits"]
+        ]
+        start += len(arrays["eigenvalues"])
+    iterate, centre = (_at_point(segments, point, place) for point in range(len(POINTS)))
+    first = steps[place] == 0
+    blank = {name: _without(getattr(centre, name), first) for name in Eigenvalues._fields[:4]}
+    centre = centre._replace(**blank)
+    return HessianSpectrum(
+        steps[place], iterate, centre, solver.curvature, solver.ends, solver.tol, audits
     )
-    adaptive = run.config.optimizer.name in ADAPTIVE
-    return HessianSpectrum(steps, iterate, centre, static, adaptive, tol)
 
 
-class _Solver(NamedTuple):
-    """What is fixed for all checkpoints, hashable for `jax.jit`."""
-
-    k: int
-    tol: float
-    max_matvecs: int
-    static: bool
-    optimizer: OptimizerConfig
-
-
-@partial(jax.jit, static_argnames="solver")
-def _analyse(
-    dynamics: Dynamics, states: State, seed: Int[Array, ""] | int, *, solver: _Solver
-) -> tuple[Eigenvalues, Eigenvalues]:
-    """Eigenvalues at the iterates and at the centres of a chunk of states, one after another."""
-
-    def at_state(state: State) -> Eigenvalues:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        following, _ = dynamics.step(state)
-        centre = state.params + (following.previous_update - state.previous_update) / 4
-        return jax.lax.map(
-            lambda params: _eigenvalues(dynamics, state, params, key, solver),
-            jnp.stack([state.params, centre]),
-        )
-
-    found = jax.lax.map(at_state, states)
-    at_iterate, at_centre = (jax.tree.map(lambda a, i=i: a[:, i], found) for i in (0, 1))
-    return at_iterate, at_centre
+def _at_point(segments: list[Arrays], point: int, place: np.ndarray) -> Eigenvalues:
+    count = max(arrays["eigenvalues"].shape[2] for arrays in segments)
+    columns = {}
+    for name, missing in (
+        ("eigenvalues", np.nan),
+        ("residuals", np.nan),
+        ("intervals", np.nan),
+        ("converged", False),
+    ):
+        padded = [_padded(arrays[name][:, point], count, missing) for arrays in segments]
+        columns[name] = np.concatenate(padded)[place]
+    matvecs = np.concatenate([arrays["num_matvecs"][:, point] for arrays in segments])[place]
+    modes = follow_modes([m[point] for arrays in segments for m in arrays["overlaps"]], count)
+    return Eigenvalues(**columns, num_matvecs=matvecs, modes=modes[place])
 
 
-def _eigenvalues(
-    dynamics: Dynamics, state: State, params: Float[Array, " params"], key: Array, solver: _Solver
-) -> Eigenvalues:
-    matvec = curvature(dynamics, state, params, solver.optimizer, static=solver.static)
-    pairs = top_eigenpairs(
-        matvec,
-        params.size,
-        solver.k,
-        tol=solver.tol,
-        max_matvecs=solver.max_matvecs,
-        key=key,
-        dtype=params.dtype,
-    )
-    found = (pairs.eigenvalues, pairs.residuals, pairs.converged, pairs.num_matvecs)
-    return Eigenvalues(*cast(Any, found))
+def _padded(array: np.ndarray, count: int, missing: float | bool) -> np.ndarray:
+    """More columns, where another segment needed more eigenvalues."""
+    widths = [(0, 0), (0, count - array.shape[1]), *[(0, 0)] * (array.ndim - 2)]
+    return np.pad(array, widths, constant_values=missing)
 
 
-def curvature(
-    dynamics: Dynamics,
-    state: State,
-    params: Float[Array, " params"],
-    optimizer: OptimizerConfig,
-    *,
-    static: bool,
-) -> Callable[[Float[Array, " params"]], Float[Array, " params"]]:
-    """Products with the operator whose eigenvalues the optimizer's threshold bounds.
-
-    That is the Hessian at `params` of the full-batch loss at the state's step, preconditioned as
-    the update from `state` is where the optimizer is adaptive.
-    """
-    problem = dynamics.problem.static() if static else dynamics.problem
-    matvec = hessian(problem, params, state.step)
-    if optimizer.name not in ADAPTIVE:
-        return matvec
-    slope = gradient(dynamics.problem_at(state.step), state.params, state.step)
-    return preconditioned(matvec, preconditioner(optimizer, state.optimizer_state, slope))
+def _without(array: np.ndarray, rows: Bool[np.ndarray, " checkpoints"]) -> np.ndarray:
+    """The array with some rows blank: NaN, or false."""
+    mask = rows.reshape(-1, *[1] * (array.ndim - 1))
+    return array & ~mask if array.dtype == bool else np.where(mask, np.nan, array)

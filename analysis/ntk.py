@@ -2,38 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from dlf_dynamics.operators import jacobian
+from dlf_dynamics.analysis.eigensolver import top_eigenpairs
+from dlf_dynamics.analysis.kernel import (
+    KernelProduct,
+    KernelSums,
+    dense_sums,
+    gram_matrix,
+    kernel_statistics,
+    output_shape,
+    sums_by_blocks,
+)
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.run import Checkpoints, Run
+
+MAX_DENSE = 2_000
+"""Rows up to which a kernel is formed and all its eigenvalues are found."""
+
+DEFAULT_K = 10
+"""Eigenvalues of a larger one."""
 
 _CHUNK_NUMBERS = 2**24
 
 
 @dataclass(frozen=True)
 class NTKSpectrum:
-    """Eigenvalues of the empirical NTK along a run.
+    """Eigenvalues of the empirical NTK along a run, and what the kernels are like.
+
+    Where the network or its derivatives are not finite all values are NaN and none has converged.
 
     Attributes:
         steps: of the checkpoints.
-        eigenvalues: descending, shape (checkpoints, size of the kernel).
+        eigenvalues: descending, shape (checkpoints, k).
         num_examples: the kernel is taken on the first examples, this many.
         trace_outputs: whether the kernel is averaged over the outputs; else it is the full one on
             examples and outputs.
+        residuals: from fresh products; 0 for a kernel that was formed.
+        intervals: lower and upper ends, as `Eigenpairs` has them, shape (checkpoints, k, 2); for a
+            kernel that was formed, what rounding can do.
+        converged: per value; the others are Ritz values, not to be relied on.
+        trace: of the kernel, ‖J‖_F², divided by the number of outputs if the kernel is traced.
+        captured: part of the trace that the eigenvalues which converged make up.
+        effective_rank: participation ratio of all eigenvalues, as in `KernelStatistics`.
+        alignment: of the kernel with the labels, centred; always of the traced kernel.
+        class_blocks: mean of the traced kernel between classes, shape (checkpoints, classes,
+            classes).
     """
 
     steps: Int[np.ndarray, " checkpoints"]
-    eigenvalues: Float[np.ndarray, "checkpoints size"]
+    eigenvalues: Float[np.ndarray, "checkpoints k"]
     num_examples: int
     trace_outputs: bool
+    residuals: Float[np.ndarray, "checkpoints k"]
+    intervals: Float[np.ndarray, "checkpoints k 2"]
+    converged: Bool[np.ndarray, "checkpoints k"]
+    trace: Float[np.ndarray, " checkpoints"]
+    captured: Float[np.ndarray, " checkpoints"]
+    effective_rank: Float[np.ndarray, " checkpoints"]
+    alignment: Float[np.ndarray, " checkpoints"]
+    class_blocks: Float[np.ndarray, "checkpoints classes classes"]
 
 
 def ntk_spectrum(
@@ -42,53 +79,108 @@ def ntk_spectrum(
     *,
     num_examples: int = 50,
     trace_outputs: bool = True,
+    k: int | None = None,
+    max_dense: int = MAX_DENSE,
+    tol: float | None = None,
+    max_matvecs: int = 200,
+    batch_size: int | None = None,
+    seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> NTKSpectrum:
-    """All eigenvalues of the NTK of the first examples, by a dense eigensolver.
+    """Eigenvalues of the NTK of the first examples, and its trace, rank, alignment and blocks.
+
+    A kernel of at most `max_dense` rows is formed and solved by LAPACK. Of a larger one the top
+    eigenvalues come from products. Its other statistics stay exact, and take the time of all its
+    entries.
 
     Args:
         run: a recorded run.
         checkpoints: increasing indices into `run.checkpoint_steps`; none means all.
-        num_examples: size of the kernel; published is 50.
+        num_examples: number of examples; published is 50.
         trace_outputs: whether to average the kernel over the outputs, as neural-tangents'
             `trace_axes=(-1,)` does.
+        k: number of eigenvalues; none means all of a kernel that is formed and 10 of a larger one.
+        max_dense: rows up to which it is formed.
+        tol: relative residual that counts as converged; none means 1e-6, or 1e-3 in float32.
+        max_matvecs: products per checkpoint at most.
+        batch_size: examples that a pass of a product takes at most; none means all.
+        seed: of the random start vectors; each checkpoint's own start depends on its step.
         progress: told how many checkpoints are done.
+
+    Raises:
+        ValueError: when `k` or `batch_size` is less than 1.
     """
+    for name, value in (("k", k), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; expected at least 1")
     indices = np.arange(len(run.checkpoint_steps)) if checkpoints is None else checkpoints
     problem = run.problem.take(jnp.arange(min(num_examples, len(run.problem.targets))))
-    chunk = _chunk(problem, run.num_params)
+    rows, outputs = output_shape(problem, jax.ShapeDtypeStruct((run.num_params,), float))
+    rows = rows if trace_outputs else rows * outputs
+    task = _Task(run, np.asarray(indices), problem, run.dataset.num_classes, trace_outputs, rows)
+    if rows <= max_dense:
+        parts = _dense(task, min(k or rows, rows))
+    else:
+        if tol is None:
+            tol = 1e-6 if run.config.dtype == "float64" else 1e-3
+        count = min(k or DEFAULT_K, rows)
+        solver = _Solver(count, tol, max(max_matvecs, 2 * count + 2), batch_size, seed)
+        parts = _by_products(task, solver)
     found = []
-    for points in run.points(indices, chunk):
-        params = np.stack(
-            [*(p.params for p in points), *[points[-1].params] * (chunk - len(points))]
-        )
-        kernels = np.asarray(_grams(problem, params, trace_outputs=trace_outputs))
-        # XLA's dense eigensolver is several times slower than LAPACK through NumPy.
-        found.append(_eigenvalues(kernels[: len(points)]))
-        progress(sum(map(len, found)))
-    return NTKSpectrum(
-        run.checkpoint_steps[np.asarray(indices)],
-        np.concatenate(found),
-        len(problem.targets),
-        trace_outputs,
-    )
+    for part in parts:
+        found.append(part)
+        progress(sum(len(part.pairs.eigenvalues) for part in found))
+    return _spectrum(task, jax.tree.map(lambda *arrays: np.concatenate(arrays), *found))
 
 
-def gram_matrix(
-    problem: Problem, params: Float[Array, " params"], *, trace_outputs: bool = True
-) -> Float[Array, "size size"]:
-    """The NTK of the problem's examples, Θ = J Jᵀ (Jacot, Gabriel and Hongler, 2018, Eq. 4).
+class _Pairs(NamedTuple):
+    """Eigenvalues and what is certain of them, as in `NTKSpectrum`."""
 
-    Traced: Σ_i J_ni · J_mi / C, shape (examples, examples). Full: rows and columns run over the
-    outputs of the first example, then of the second, and so on.
-    """
-    jac = jacobian(problem, params)
-    num_outputs = jac.shape[1]
-    if trace_outputs:
-        flat = jac.reshape(len(jac), -1)
-        return flat @ flat.T / num_outputs
-    flat = jac.reshape(len(jac) * num_outputs, -1)
-    return flat @ flat.T
+    eigenvalues: Float[np.ndarray, "kernels k"]
+    residuals: Float[np.ndarray, "kernels k"]
+    intervals: Float[np.ndarray, "kernels k 2"]
+    converged: Bool[np.ndarray, "kernels k"]
+
+
+class _Part(NamedTuple):
+    """What is found of some kernels."""
+
+    pairs: _Pairs
+    sums: KernelSums
+
+
+class _Task(NamedTuple):
+    """The kernels that are asked for, and their number of rows."""
+
+    run: Run
+    indices: Int[np.ndarray, " checkpoints"]
+    problem: Problem
+    num_classes: int
+    trace_outputs: bool
+    rows: int
+
+
+class _Solver(NamedTuple):
+    """How the eigenvalues are found by products."""
+
+    k: int
+    tol: float
+    max_matvecs: int
+    batch_size: int | None
+    seed: int
+
+
+def _dense(task: _Task, k: int) -> Iterator[_Part]:
+    """Forms the kernels of many checkpoints at a time, such that they stay small."""
+    chunk = int(np.clip(_CHUNK_NUMBERS // (task.run.num_params + task.rows**2), 1, 100))
+    labels = np.asarray(task.problem.targets)
+    for points in task.run.points(task.indices, chunk):
+        # The last chunk is filled up, so that one compilation serves all.
+        filled = [*points, *[points[-1]] * (chunk - len(points))]
+        params = np.stack([point.params for point in filled])
+        kernels = np.asarray(_grams(task.problem, params, trace_outputs=task.trace_outputs))
+        kernels = kernels[: len(points)]
+        yield _Part(_dense_pairs(kernels, k), dense_sums(kernels, labels, task.num_classes))
 
 
 @partial(jax.jit, static_argnames="trace_outputs")
@@ -100,15 +192,77 @@ def _grams(
     )
 
 
-def _eigenvalues(kernels: Float[np.ndarray, "n size size"]) -> Float[np.ndarray, "n size"]:
-    """Descending eigenvalues; NaN where a kernel is not finite."""
+def _dense_pairs(kernels: Float[np.ndarray, "kernels size size"], k: int) -> _Pairs:
+    """The top eigenvalues; NaN where a kernel is not finite."""
     finite = np.all(np.isfinite(kernels), axis=(1, 2))
     values = np.full(kernels.shape[:2], np.nan)
+    # XLA's dense eigensolver is several times slower than LAPACK through NumPy.
     values[finite] = np.linalg.eigvalsh(kernels[finite])[:, ::-1]
-    return values
+    # Backward errors of LAPACK's solvers: a modest multiple of eps times the norm.
+    norms = np.max(np.abs(values), axis=1, keepdims=True)
+    rounding = kernels.shape[1] * np.finfo(kernels.dtype).eps * norms
+    values = values[:, :k]
+    return _Pairs(
+        values,
+        np.where(np.isfinite(values), 0.0, np.nan),
+        np.stack([values - rounding, values + rounding], axis=-1),
+        np.isfinite(values),
+    )
 
 
-def _chunk(problem: Problem, num_params: int) -> int:
-    """Checkpoints per call such that parameters and kernels stay small."""
-    size = jax.eval_shape(problem.outputs, jax.ShapeDtypeStruct((num_params,), float)).size
-    return int(np.clip(_CHUNK_NUMBERS // (num_params + size**2), 1, 100))
+def _by_products(task: _Task, solver: _Solver) -> Iterator[_Part]:
+    """One checkpoint after another, by programs that are compiled for all of them."""
+    product = KernelProduct(task.trace_outputs, solver.batch_size)
+    for (point,) in task.run.points(task.indices, 1):
+        params = jnp.asarray(point.params)
+        sums = sums_by_blocks(
+            task.problem,
+            params,
+            num_classes=task.num_classes,
+            trace_outputs=task.trace_outputs,
+            batch_size=solver.batch_size,
+        )
+        sums = jax.tree.map(lambda total: np.asarray(total, np.float64)[None], sums)
+        pairs = _nothing(solver.k)
+        if np.isfinite(sums.square):
+            matvec = Partial(product, task.problem, params)
+            key = jax.random.fold_in(jax.random.key(solver.seed), point.step)
+            pairs = _top_pairs(matvec, task.rows, solver, key, params.dtype)
+        yield _Part(pairs, sums)
+
+
+def _top_pairs(
+    matvec: Partial, rows: int, solver: _Solver, key: PRNGKeyArray, dtype: Any
+) -> _Pairs:
+    found = top_eigenpairs(
+        matvec,
+        rows,
+        solver.k,
+        tol=solver.tol,
+        max_matvecs=solver.max_matvecs,
+        key=key,
+        dtype=dtype,
+    )
+    return _Pairs(*(np.asarray(getattr(found, name))[None] for name in _Pairs._fields))
+
+
+def _nothing(k: int) -> _Pairs:
+    nan = np.full((1, k), np.nan)
+    return _Pairs(nan, nan, np.full((1, k, 2), np.nan), np.zeros((1, k), bool))
+
+
+def _spectrum(task: _Task, found: _Part) -> NTKSpectrum:
+    pairs = found.pairs
+    labels = np.asarray(task.problem.targets)
+    statistics = kernel_statistics(found.sums, labels, task.num_classes)
+    good = np.sum(np.where(pairs.converged, pairs.eigenvalues, 0), axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        captured = good / statistics.trace
+    return NTKSpectrum(
+        steps=task.run.checkpoint_steps[task.indices],
+        num_examples=len(labels),
+        trace_outputs=task.trace_outputs,
+        captured=captured,
+        **pairs._asdict(),
+        **statistics._asdict(),
+    )

@@ -80,6 +80,7 @@ def draw_sharpness(ax: Axes, run: Run, spectrum: Spectrum) -> None:
     ):
         fine = found.converged[:, 0]
         _points(ax, hessian.steps[fine], found.eigenvalues[fine, 0], colour, label, size=size)
+        _bands(ax, hessian.steps[fine], found.intervals[fine, 0], colour)
     bad = ~hessian.centre.converged[:, 0] & (hessian.steps > 0)
     if np.any(bad):
         values = hessian.centre.eigenvalues[bad, 0]
@@ -88,7 +89,17 @@ def draw_sharpness(ax: Axes, run: Run, spectrum: Spectrum) -> None:
         ax.plot(hessian.steps, spectrum.thresholds, color=_THRESHOLD, lw=1, label="threshold")
     if np.any(np.concatenate([hessian.iterate.eigenvalues, hessian.centre.eigenvalues])[:, 0] > 0):
         ax.set_yscale("log")
-    ax.set_ylabel(r"$\lambda_{\max}(P^{-1}H)$" if hessian.preconditioned else r"$\lambda_{\max}$")
+    symbol = {"hessian": "H", "ggn": "G", "remainder": "H-G"}[hessian.curvature.operator]
+    which = r"\max" if hessian.ends.top else rf"{len(hessian.iterate.eigenvalues[0])}"
+    operator = f"P^{{-1}}{symbol}" if hessian.curvature.preconditioned else symbol
+    plain = operator == "H"
+    ax.set_ylabel(rf"$\lambda_{{{which}}}$" if plain else rf"$\lambda_{{{which}}}({operator})$")
+
+
+def _bands(ax: Axes, steps: np.ndarray, intervals: np.ndarray, colour: str) -> None:
+    """The intervals as vertical bars, which are seen where they are wider than a point."""
+    bars = ax.vlines(steps, intervals[:, 0], intervals[:, 1], color=colour, lw=0.8, alpha=0.4)
+    bars.set_rasterized(True)
 
 
 def draw_ntk(ax: Axes, run: Run, spectrum: Spectrum) -> None:
@@ -119,15 +130,22 @@ def shade_oscillations(ax: Axes, spectrum: Spectrum) -> None:
 
 
 def mark_crossings(ax: Axes, spectrum: Spectrum) -> None:
-    """The crossings of the centres: ticks upwards and downwards at the threshold's height."""
+    """The crossings of the centres at the threshold's height: hollow where unresolved."""
     for direction, marker in (("up", "^"), ("down", "v")):
-        found = [c for c in spectrum.crossings if c.direction == direction and c.at == "centre"]
-        if found:
+        for sure in (True, False):
+            found = [
+                c
+                for c in spectrum.crossings
+                if (c.direction, c.at, c.state != "unresolved") == (direction, "centre", sure)
+            ]
             middle = [(c.step_before + c.step_after) / 2 for c in found]
             heights = [c.threshold for c in found]
-            ax.plot(
-                middle, heights, marker, color=_MARK, ms=3.5, mew=0, label=f"crossing {direction}"
-            )
+            label = f"crossing {direction}" + ("" if sure else ", unresolved")
+            face = _MARK if sure else "none"
+            if found:
+                ax.plot(
+                    middle, heights, marker, color=_MARK, ms=3.5, mew=0.5, mfc=face, label=label
+                )
 
 
 def run_figure(run: Run, spectrum: Spectrum, zoom: tuple[int, int] | None = None) -> Figure:
@@ -290,10 +308,9 @@ def _title(run: Run, spectrum: Spectrum) -> str:
     schedule = "own schedule" if run.own_schedule else "static"
     if not run.own_schedule and c.schedule.name == "triangle":
         schedule = f"A = {c.schedule.amplitude:g}, T = {c.schedule.period}"
-    which = "static" if spectrum.config.static else "weighted"
     lines = [
         f"{c.data.name}, {model} {c.model.activation}, {loss}, {schedule}; {optimizer}; {c.dtype}",
-        f"eigenvalues of the {which} loss; {threshold_line(spectrum)}",
+        f"eigenvalues of the {spectrum.hessian.curvature}; {threshold_line(spectrum)}",
     ]
     if spectrum.not_converged:
         lines.append(f"{spectrum.not_converged} checkpoints not converged")

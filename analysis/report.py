@@ -9,6 +9,8 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from dlf_dynamics.analysis.density import Density
+from dlf_dynamics.analysis.events import Crossing
 from dlf_dynamics.analysis.spectrum import Spectrum
 
 
@@ -25,17 +27,28 @@ def summary(spectrum: Spectrum) -> dict[str, Any]:
             "last": float(spectrum.thresholds[-1]),
         },
         "checkpoints": len(hessian.steps),
+        "operator": str(hessian.curvature),
         "not_converged": spectrum.not_converged,
+        "failed": spectrum.failed,
+        "unresolved": spectrum.unresolved,
+        "audits": [dataclasses.asdict(audit) for audit in hessian.audits],
         "matvecs_per_checkpoint_and_point": _mean_products(spectrum),
         "largest_sharpness_at_centres": float(np.nanmax(centre, initial=-np.inf)),
         "largest_ntk_eigenvalue": (
             None if spectrum.ntk is None else float(np.nanmax(spectrum.ntk.eigenvalues[:, 0]))
         ),
+        "densities": {name: _moments(found) for name, found in spectrum.densities.items()},
         "bursts": len(spectrum.bursts),
         "oscillations": [dataclasses.asdict(window) for window in spectrum.oscillations],
         "crossings": [dataclasses.asdict(crossing) for crossing in spectrum.crossings],
     }
     return _finite(content)
+
+
+def _moments(density: Density) -> dict[str, list[float]]:
+    """Trace and Frobenius norm at each step, with their standard errors."""
+    names = ("steps", "trace", "trace_error", "frobenius", "frobenius_error")
+    return {name: getattr(density, name).tolist() for name in names}
 
 
 def _mean_products(spectrum: Spectrum) -> float:
@@ -58,7 +71,8 @@ def events_table(spectrum: Spectrum) -> Table:
     """One line for each oscillation, with the crossings of the threshold before and in it."""
     table = Table(
         title="Oscillations, and the centre's crossings of the threshold up to each",
-        caption="lag: onset minus crossing, in steps; negative where the oscillation began first",
+        caption="lag: onset minus crossing, in steps; negative where the oscillation began first. "
+        "Crossings are certain but for those marked r (refined) or ? (unresolved)",
         box=box.SIMPLE_HEAD,
     )
     for heading in (
@@ -83,7 +97,7 @@ def events_table(spectrum: Spectrum) -> Table:
             f"{window.onset}-{window.end}",
             burst,
             f"{window.max_change:.3g}",
-            "-" if first is None else f"{first.step_before}-{first.step_after}",
+            "-" if first is None else f"{first.step_before}-{first.step_after}{_mark(first)}",
             "-" if first is None else f"{window.onset - first.step_after:+d}",
             f"{ups}/{len(inside) - ups}",
         )
@@ -91,20 +105,49 @@ def events_table(spectrum: Spectrum) -> Table:
     return table
 
 
+def _mark(crossing: Crossing) -> str:
+    return {"certain": "", "refined": " r", "unresolved": " ?"}[crossing.state]
+
+
 def closing_lines(spectrum: Spectrum) -> list[str]:
     """What the table rests on, a line each."""
     hessian = spectrum.hessian
-    which = "static" if hessian.static else "weighted"
-    operator = "preconditioned Hessian" if hessian.preconditioned else "Hessian"
-    return [
-        f"{operator} of the {which} loss at {len(hessian.steps)} checkpoints, "
+    lines = [
+        f"{hessian.curvature} at {len(hessian.steps)} checkpoints, "
         f"{_mean_products(spectrum):.1f} products each at iterate and centre; "
         f"{spectrum.not_converged} not converged",
         threshold_line(spectrum),
-        f"{len(spectrum.bursts)} bursts, {len(spectrum.oscillations)} oscillations, "
-        f"{sum(c.at == 'centre' for c in spectrum.crossings)} crossings at centres, "
-        f"{sum(c.at == 'iterate' for c in spectrum.crossings)} at iterates",
+        f"{len(spectrum.bursts)} bursts, {len(spectrum.oscillations)} oscillations; "
+        + "; ".join(_count_crossings(spectrum, at) for at in ("centre", "iterate"))
+        + f"; {spectrum.unresolved} checkpoints on neither side of the threshold",
     ]
+    if spectrum.failed:
+        lines.append(f"failed, the loss is not finite there: steps {spectrum.failed}")
+    if hessian.audits:
+        disagreed = [audit for audit in hessian.audits if not audit.agreed]
+        lines.append(f"{len(hessian.audits)} audits from random starts, {len(disagreed)} disagreed")
+        lines += [
+            f"audit at step {audit.step} ({audit.at}) disagreed by {audit.difference:.1e}; the "
+            "checkpoints before it were solved anew from random starts"
+            for audit in disagreed
+        ]
+    return lines + [_density_line(name, found) for name, found in spectrum.densities.items()]
+
+
+def _count_crossings(spectrum: Spectrum, at: str) -> str:
+    states = [crossing.state for crossing in spectrum.crossings if crossing.at == at]
+    more = [f"{states.count(s)} {s}" for s in ("refined", "unresolved") if s in states]
+    return f"{len(states)} crossings at {at}s" + (f" ({', '.join(more)})" if more else "")
+
+
+def _density_line(name: str, density: Density) -> str:
+    last = -1
+    return (
+        f"{name} density at {len(density.steps)} checkpoints; at step {density.steps[last]} trace "
+        f"{density.trace[last]:.4g} ± {density.trace_error[last]:.2g}, Frobenius norm "
+        f"{density.frobenius[last]:.4g} ± {density.frobenius_error[last]:.2g} "
+        f"({density.num_probes} probes of {density.num_steps} steps)"
+    )
 
 
 def threshold_line(spectrum: Spectrum) -> str:

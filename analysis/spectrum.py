@@ -6,30 +6,41 @@ import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from dlf_dynamics import resultfile
+from dlf_dynamics.analysis.crossings import resolve_crossings
+from dlf_dynamics.analysis.curvature import Curvature
+from dlf_dynamics.analysis.density import Density, density
 from dlf_dynamics.analysis.events import (
     Crossing,
     Oscillation,
-    find_crossings,
     find_oscillations,
     join_crossings,
 )
-from dlf_dynamics.analysis.hessian import Eigenvalues, HessianSpectrum, hessian_spectrum
+from dlf_dynamics.analysis.hessian import Audit, Eigenvalues, HessianSpectrum, hessian_spectrum
+from dlf_dynamics.analysis.lanczos import Ends
 from dlf_dynamics.analysis.ntk import NTKSpectrum, ntk_spectrum
 from dlf_dynamics.analysis.stability import instability_threshold, refusal, threshold_label
-from dlf_dynamics.config import SpectrumConfig
+from dlf_dynamics.analysis.trajectory import POINTS, Solver
+from dlf_dynamics.config import OptimizerConfig, SpectrumConfig
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.hdf5 import damaged
 from dlf_dynamics.provenance import provenance
+from dlf_dynamics.resultfile import Parts, Record, concatenate, pack, unpack
 from dlf_dynamics.run import Checkpoints, Run
 
-Event = TypeVar("Event", Crossing, Oscillation)
+Event = TypeVar("Event", Crossing, Oscillation, Audit)
+
+DENSITIES = ("hessian", "ggn", "ntk")
+
+_TABLES: dict[str, type] = {"crossings": Crossing, "oscillations": Oscillation, "audits": Audit}
+_NTK_PART, _DENSITY_PART = 500, 5
 
 
 @dataclass(frozen=True)
@@ -39,10 +50,13 @@ class Spectrum:
     Attributes:
         run_id: of the run.
         config: as computed: `tol`, `k` and `ntk_examples` are what they came to.
-        hessian: top eigenvalues.
+        hessian: extreme eigenvalues.
         ntk: kernel spectrum, or none when it was left out.
+        densities: by operator; empty when they were not asked for.
         thresholds: critical eigenvalue of the run's optimizer at each checkpoint.
         label: what the threshold is, or why none is drawn.
+        sides: of the largest eigenvalue at each checkpoint, at iterate and centre: 1 surely above
+            the threshold, -1 surely below, 0 not known.
         crossings: at iterates and centres, in the order of steps; empty without a threshold.
         oscillations: windows in the order of steps.
     """
@@ -51,8 +65,10 @@ class Spectrum:
     config: SpectrumConfig
     hessian: HessianSpectrum
     ntk: NTKSpectrum | None
+    densities: dict[str, Density]
     thresholds: Float[np.ndarray, " checkpoints"]
     label: str
+    sides: Int[np.ndarray, "checkpoints points"]
     crossings: list[Crossing]
     oscillations: list[Oscillation]
 
@@ -67,6 +83,18 @@ class Spectrum:
         fine = self.hessian.iterate.converged[:, 0] & self.hessian.centre.converged[:, 0]
         return int(np.sum(~fine & (self.hessian.steps > 0)))
 
+    @property
+    def failed(self) -> list[int]:
+        """Steps of the checkpoints at which the loss or its curvature is not finite."""
+        return self.hessian.steps[np.isnan(self.hessian.iterate.eigenvalues[:, 0])].tolist()
+
+    @property
+    def unresolved(self) -> int:
+        """Checkpoints of which it is not known on which side of the threshold they are."""
+        if not np.any(np.isfinite(self.thresholds)) or not self.hessian.curvature.has_threshold:
+            return 0
+        return int(np.sum(np.any(self.sides == 0, axis=1) & (self.hessian.steps > 0)))
+
 
 def default_path(run_path: Path) -> Path:
     """`run.h5` has its spectrum in `run.spectrum.h5`."""
@@ -77,6 +105,7 @@ def compute_spectrum(
     run: Run,
     config: SpectrumConfig | None = None,
     *,
+    parts: Parts | None = None,
     progress: Callable[[str, int], None] = lambda what, done: None,
 ) -> Spectrum:
     """Hessian and NTK spectra, threshold, crossings and oscillations of a run.
@@ -84,33 +113,84 @@ def compute_spectrum(
     Args:
         run: a recorded run.
         config: what to compute.
-        progress: told `hessian` or `ntk` and how many checkpoints are done.
+        parts: where finished parts are kept, so that an interrupted analysis goes on.
+        progress: told `hessian`, `ntk` or `density` and how many checkpoints are done.
 
     Raises:
-        ConfigError: when no checkpoint is selected.
+        ConfigError: when no checkpoint is selected, or the run has no such class or block.
     """
     config = SpectrumConfig() if config is None else config
+    parts = Parts(None) if parts is None else parts
     chosen = select_checkpoints(run, config)
+    thresholds = _thresholds(run, chosen)
     hessian = hessian_spectrum(
         run,
         chosen,
-        k=config.k,
-        static=config.static,
-        tol=config.tol,
-        max_matvecs=config.max_matvecs,
-        seed=config.seed,
+        config=config,
+        thresholds=thresholds,
+        parts=parts,
         progress=lambda done: progress("hessian", done),
     )
     ntk = None
     if config.ntk_examples:
-        ntk = ntk_spectrum(
-            run,
-            chosen,
-            num_examples=config.ntk_examples,
-            trace_outputs=not config.ntk_full,
-            progress=lambda done: progress("ntk", done),
+        part = lambda some: ntk_spectrum(  # noqa: E731
+            run, some, num_examples=config.ntk_examples, trace_outputs=not config.ntk_full
         )
-    return _with_events(run, config, hessian, ntk)
+        told = lambda done: progress("ntk", done)  # noqa: E731
+        ntk = _in_parts(NTKSpectrum, part, chosen, _NTK_PART, "ntk", parts, told)
+    densities = _densities(run, config, chosen, parts, progress) if config.density else {}
+    return _with_events(run, config, hessian, ntk, densities, thresholds)
+
+
+def density_checkpoints(config: SpectrumConfig, chosen: Checkpoints) -> Checkpoints:
+    """The chosen checkpoints at which densities are computed."""
+    count = min(config.density_checkpoints, len(chosen))
+    return np.asarray(chosen)[np.linspace(0, len(chosen) - 1, count).astype(int)]
+
+
+def _densities(
+    run: Run,
+    config: SpectrumConfig,
+    chosen: Checkpoints,
+    parts: Parts,
+    progress: Callable[[str, int], None],
+) -> dict[str, Density]:
+    some, found = density_checkpoints(config, chosen), {}
+    for number, name in enumerate(DENSITIES):
+        if name == "ntk" and not config.ntk_examples:
+            continue
+        examples = config.ntk_examples if name == "ntk" else None
+        part = partial(
+            density,
+            run,
+            operator=name,
+            static=config.static,
+            num_examples=examples,
+            seed=config.seed,
+        )
+        start = number * len(some)
+        told = lambda done, start=start: progress("density", start + done)  # noqa: E731
+        found[name] = _in_parts(Density, part, some, _DENSITY_PART, f"density-{name}", parts, told)
+    return found
+
+
+def _in_parts(
+    kind: type[Record],
+    compute: Callable[[Checkpoints], Record],
+    chosen: Checkpoints,
+    length: int,
+    name: str,
+    parts: Parts,
+    progress: Callable[[int], None],
+) -> Record:
+    """What `compute` gives for all checkpoints, some at a time, each part kept when it is done."""
+    found = []
+    for start in range(0, len(chosen), length):
+        some = chosen[start : start + length]
+        arrays = parts.get_or_make(f"{name}-{len(found)}", lambda some=some: pack(compute(some)))
+        found.append(unpack(kind, arrays))
+        progress(start + len(some))
+    return concatenate(found)
 
 
 def select_checkpoints(run: Run, config: SpectrumConfig) -> Checkpoints:
@@ -131,39 +211,47 @@ def select_checkpoints(run: Run, config: SpectrumConfig) -> Checkpoints:
     return inside[:: config.every]
 
 
+def _thresholds(run: Run, chosen: Checkpoints) -> Float[np.ndarray, " checkpoints"]:
+    """Of the run's optimizer at each checkpoint; NaN where none may be drawn."""
+    steps = run.checkpoint_steps[np.asarray(chosen)]
+    if refusal(run) is not None:
+        return np.full(len(steps), np.nan)
+    rates = run.scalars["learning_rate"][np.searchsorted(run.steps, steps)]
+    return instability_threshold(run.config.optimizer, rates)
+
+
 def _with_events(
-    run: Run, config: SpectrumConfig, hessian: HessianSpectrum, ntk: NTKSpectrum | None
+    run: Run,
+    config: SpectrumConfig,
+    hessian: HessianSpectrum,
+    ntk: NTKSpectrum | None,
+    densities: dict[str, Density],
+    thresholds: Float[np.ndarray, " checkpoints"],
 ) -> Spectrum:
-    rates = run.scalars["learning_rate"][np.searchsorted(run.steps, hessian.steps)]
-    reason = refusal(run)
-    thresholds = np.full(len(hessian.steps), np.nan)
     crossings: list[Crossing] = []
-    if reason is None:
-        thresholds = instability_threshold(run.config.optimizer, rates)
-    if reason is None and not config.static:
-        for at, found in (("iterate", hessian.iterate), ("centre", hessian.centre)):
-            crossings += find_crossings(
-                hessian.steps,
-                found.eigenvalues[:, 0],
-                found.residuals[:, 0],
-                found.converged[:, 0],
-                thresholds,
-                at,
-            )
+    sides = np.zeros((len(hessian.steps), len(POINTS)), int)
+    comparable = hessian.curvature.has_threshold and hessian.ends.top > 0
+    if comparable and np.any(np.isfinite(thresholds)):
+        solver = Solver.from_config(run, config)
+        resolved = resolve_crossings(run, solver, hessian, thresholds)
+        hessian, crossings, sides = resolved.hessian, resolved.found, resolved.sides
     windows = find_oscillations(run.steps, run.scalars["loss"], run.scalars["update_cosine"])
     return Spectrum(
         run_id=run.run_id,
         config=replace(
             config,
-            k=hessian.iterate.eigenvalues.shape[1],
+            k=max(hessian.ends),
             tol=hessian.tol,
             ntk_examples=0 if ntk is None else ntk.num_examples,
         ),
         hessian=hessian,
         ntk=ntk,
+        densities=densities,
         thresholds=thresholds,
-        label=reason or threshold_label(run.config.optimizer, static=config.static),
-        crossings=sorted(crossings, key=lambda c: (c.step_after, c.at)),
+        label=refusal(run)
+        or threshold_label(run.config.optimizer, applies=hessian.curvature.has_threshold),
+        sides=sides,
+        crossings=crossings,
         oscillations=join_crossings(windows, crossings),
     )
 
@@ -174,21 +262,33 @@ def save_spectrum(spectrum: Spectrum, path: Path) -> None:
     Raises:
         FileError: when it cannot be written.
     """
-    hessian, ntk = spectrum.hessian, spectrum.ntk
-    arrays: dict[str, np.ndarray] = {"step": hessian.steps, "threshold": spectrum.thresholds}
-    for at in ("iterate", "centre"):
+    hessian = spectrum.hessian
+    arrays: resultfile.Arrays = {
+        "step": hessian.steps,
+        "threshold": spectrum.thresholds,
+        "side": spectrum.sides,
+    }
+    for at in POINTS:
         for name, array in getattr(hessian, at)._asdict().items():
             arrays[f"hessian/{at}/{name}"] = np.asarray(array)
-    if ntk is not None:
-        arrays["ntk/eigenvalues"] = ntk.eigenvalues
-    for name, kind in (("crossings", Crossing), ("oscillations", Oscillation)):
-        events = getattr(spectrum, name)
+    packed: dict[str, Any] = {f"density/{name}": d for name, d in spectrum.densities.items()}
+    if spectrum.ntk is not None:
+        packed["ntk"] = spectrum.ntk
+    for name, record in packed.items():
+        arrays |= {f"{name}/{key}": value for key, value in pack(record).items()}
+    tables = vars(spectrum) | {"audits": hessian.audits}
+    for name, kind in _TABLES.items():
         for field in dataclasses.fields(kind):
-            column = [getattr(event, field.name) for event in events]
-            text = field.type == "str"
-            arrays[f"{name}/{field.name}"] = np.array(column, dtype="S8" if text else None)
-    settings: dict[str, Any] = dataclasses.asdict(spectrum.config)
-    settings |= {"label": spectrum.label, "preconditioned": hessian.preconditioned}
+            column = [getattr(event, field.name) for event in tables[name]]
+            arrays[f"{name}/{field.name}"] = np.array(
+                column, dtype="S10" if field.type == "str" else None
+            )
+    settings = {
+        "spectrum": dataclasses.asdict(spectrum.config),
+        "label": spectrum.label,
+        "curvature": dataclasses.asdict(hessian.curvature),
+        "ends": list(hessian.ends),
+    }
     resultfile.write(
         path,
         resultfile.Result("spectrum", spectrum.run_id, settings, provenance(), arrays),
@@ -219,31 +319,42 @@ def load_spectrum(path: str | Path, run: Run | None = None) -> Spectrum:
 
 
 def _from_result(result: resultfile.Result) -> Spectrum:
-    arrays, settings = result.arrays, dict(result.config)
-    label, preconditioned = settings.pop("label"), settings.pop("preconditioned")
-    config = SpectrumConfig(**settings)
+    arrays, settings = result.arrays, result.config
+    config = SpectrumConfig(**settings["spectrum"])
     at = {
         name: Eigenvalues(*(arrays[f"hessian/{name}/{key}"] for key in Eigenvalues._fields))
-        for name in ("iterate", "centre")
+        for name in POINTS
     }
+    curvature = dict(settings["curvature"])
+    curvature["optimizer"] = OptimizerConfig(**curvature["optimizer"])
+    curvature["span"] = curvature["span"] and tuple(curvature["span"])
     hessian = HessianSpectrum(
-        arrays["step"], at["iterate"], at["centre"], config.static, preconditioned, settings["tol"]
+        arrays["step"],
+        **at,
+        curvature=Curvature(**curvature),
+        ends=Ends(*settings["ends"]),
+        tol=settings["spectrum"]["tol"],
+        audits=_events(arrays, "audits", Audit),
     )
-    ntk = None
-    if "ntk/eigenvalues" in arrays:
-        ntk = NTKSpectrum(
-            arrays["step"], arrays["ntk/eigenvalues"], config.ntk_examples, not config.ntk_full
-        )
+    densities = [name for name in DENSITIES if f"density/{name}/settings" in arrays]
     return Spectrum(
         run_id=result.run_id,
         config=config,
         hessian=hessian,
-        ntk=ntk,
+        ntk=_unpacked(NTKSpectrum, arrays, "ntk") if "ntk/settings" in arrays else None,
+        densities={name: _unpacked(Density, arrays, f"density/{name}") for name in densities},
         thresholds=arrays["threshold"],
-        label=label,
+        label=settings["label"],
+        sides=arrays["side"],
         crossings=_events(arrays, "crossings", Crossing),
         oscillations=_events(arrays, "oscillations", Oscillation),
     )
+
+
+def _unpacked(kind: type[Record], arrays: resultfile.Arrays, group: str) -> Record:
+    start = f"{group}/"
+    inside = {name.removeprefix(start): a for name, a in arrays.items() if name.startswith(start)}
+    return unpack(kind, inside)
 
 
 def _events(arrays: Any, name: str, kind: type[Event]) -> list[Event]:

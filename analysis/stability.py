@@ -73,13 +73,13 @@ def refusal(run: Run) -> str | None:
     return None
 
 
-def threshold_label(config: OptimizerConfig, *, static: bool = False) -> str:
+def threshold_label(config: OptimizerConfig, *, applies: bool = True) -> str:
     """What the threshold is, in words that go with every output."""
     label = f"critical eigenvalue of {config.name}"
     if config.name in ADAPTIVE:
         label += ", frozen preconditioner"
-    if static:
-        label += "; it applies to the weighted loss that is minimised, not to the static one"
+    if not applies:
+        label += "; it applies to the Hessian of the weighted loss, not to what is shown"
     return label
 
 

@@ -1,4 +1,4 @@
-"""Every reported eigenvalue against a dense eigensolve."""
+"""Every reported number against a dense eigensolve."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
+from dlf_dynamics.analysis.curvature import Curvature
+from dlf_dynamics.analysis.density import Density
+from dlf_dynamics.analysis.hessian import HessianSpectrum
+from dlf_dynamics.analysis.ntk import NTKSpectrum
 from dlf_dynamics.analysis.spectrum import Spectrum
-from dlf_dynamics.config import OptimizerConfig
 from dlf_dynamics.dynamics import Dynamics, State
 from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.optimizers import ADAPTIVE, preconditioner
+from dlf_dynamics.optimizers import preconditioner
+from dlf_dynamics.problem import Problem
 from dlf_dynamics.run import Run
 
 MAX_PARAMS = 2000
@@ -27,16 +32,35 @@ class Verification:
     Attributes:
         hessian: over all converged values at iterates and centres.
         hessian_step: at which checkpoint that was.
-        ntk: over all NTK eigenvalues, NaN when they were not computed.
+        outside: converged values that lie outside their intervals.
+        ntk: over all converged NTK eigenvalues, NaN when they were not computed.
         num_values: Hessian eigenvalues that were compared.
         not_converged: Hessian eigenvalues left out, as they are reported as not converged.
+        densities: by operator, the largest distance of trace or Frobenius norm from the exact one,
+            in standard errors.
     """
 
     hessian: float
     hessian_step: int
+    outside: int
     ntk: float
     num_values: int
     not_converged: int
+    densities: dict[str, float]
+
+    def lines(self) -> list[str]:
+        """For a person to read."""
+        found = [
+            f"dense check of {self.num_values} eigenvalues: worst difference {self.hessian:.2e} "
+            f"of the largest, at step {self.hessian_step}; {self.outside} outside their intervals; "
+            f"NTK {self.ntk:.2e}; {self.not_converged} values not converged and not compared"
+        ]
+        for name, distance in self.densities.items():
+            found.append(
+                f"dense check of the {name} density: trace and Frobenius norm within "
+                f"{distance:.1f} standard errors"
+            )
+        return found
 
 
 def verify_dense(
@@ -44,38 +68,38 @@ def verify_dense(
 ) -> Verification:
     """Compares each reported value with LAPACK's eigenvalues of the dense matrix.
 
-    The dense Hessian is `jax.hessian` of the loss, formed by another order of differentiation on
-    the network's own outputs; the dense NTK comes from forward-mode Jacobians.
+    The dense Hessian is formed by another order of differentiation, the GGN and the NTK from
+    forward-mode Jacobians, the part of a class from its examples alone.
 
     Raises:
         ConfigError: when the network is too large for it.
     """
     if run.num_params > MAX_PARAMS:
         raise ConfigError(
-            f"--verify-dense needs dense matrices of order {run.num_params}; expected at most "
+            f"the network has {run.num_params} parameters; --verify-dense takes at most "
             f"{MAX_PARAMS} parameters"
         )
-    worst, worst_step, worst_ntk, compared, left_out = 0.0, -1, np.nan, 0, 0
+    worst, worst_step, outside, worst_ntk, compared, left_out = 0.0, -1, 0, np.nan, 0, 0
+    densities = dict.fromkeys(spectrum.densities, 0.0)
     indices = np.searchsorted(run.checkpoint_steps, spectrum.hessian.steps)
     for row, points in enumerate(run.points(indices, 1)):
         state = run.state(points[0])
         for at, params in _points(run.dynamics, state).items():
-            found = getattr(spectrum.hessian, at)
-            dense = _dense(run, state, params, static=spectrum.config.static)
-            exact = np.linalg.eigvalsh(dense)[::-1] if np.all(np.isfinite(dense)) else None
-            fine = np.asarray(found.converged[row])
+            fine = getattr(spectrum.hessian, at).converged[row]
             left_out += int(np.sum(~fine))
             compared += int(np.sum(fine))
-            if exact is None or not np.any(fine):
-                continue
-            close = np.abs(found.eigenvalues[row] - exact[: len(fine)])[fine]
-            difference = float(np.max(close) / np.max(np.abs(exact)))
+            exact = _exact(run, spectrum.hessian.curvature, state, params)
+            difference, missed = _difference(spectrum.hessian, at, row, exact)
+            outside += missed
             if difference >= worst:
                 worst, worst_step = difference, points[0].step
         if spectrum.ntk is not None:
-            worst_ntk = np.fmax(worst_ntk, _ntk_difference(run, state, spectrum, row))
+            worst_ntk = np.fmax(worst_ntk, _ntk_difference(run, state, spectrum.ntk, row))
+        for name, density in spectrum.densities.items():
+            distance = _density_distance(run, spectrum, state, density)
+            densities[name] = max(densities[name], distance)
         progress(row + 1)
-    return Verification(worst, worst_step, float(worst_ntk), compared, left_out)
+    return Verification(worst, worst_step, outside, float(worst_ntk), compared, left_out, densities)
 
 
 def _points(dynamics: Dynamics, state: State) -> dict[str, jax.Array]:
@@ -88,16 +112,35 @@ def _points(dynamics: Dynamics, state: State) -> dict[str, jax.Array]:
     return points
 
 
-def _dense(run: Run, state: State, params: jax.Array, *, static: bool) -> np.ndarray:
-    problem = run.problem.static() if static else run.problem
-    dense = np.asarray(_dense_hessian(problem, params, state.step))
-    optimizer: OptimizerConfig = run.config.optimizer
-    if optimizer.name not in ADAPTIVE:
-        return dense
-    batch = run.dynamics.problem_at(state.step)
-    slope = jax.grad(batch.objective)(state.params, state.step)
-    scale = 1 / np.sqrt(np.asarray(preconditioner(optimizer, state.optimizer_state, slope)))
-    return scale[:, None] * dense * scale[None, :]
+def _exact(
+    run: Run, curvature: Curvature, state: State, params: jax.Array
+) -> Float[np.ndarray, " n"] | None:
+    """Descending eigenvalues of the dense operator; none where it is not finite."""
+    problem = run.problem.static() if curvature.static else run.problem
+    share = 1.0
+    if curvature.class_label is not None:
+        members = jnp.flatnonzero(problem.targets == curvature.class_label)
+        share = len(members) / len(problem.targets)
+        problem = problem.take(members)
+    dense = share * _dense(problem, params, state, curvature.operator)
+    if curvature.preconditioned:
+        batch = run.dynamics.problem_at(state.step)
+        slope = jax.grad(batch.objective)(state.params, state.step)
+        scale = preconditioner(run.config.optimizer, state.optimizer_state, slope)
+        root = 1 / np.sqrt(np.asarray(scale))
+        dense = root[:, None] * dense * root[None, :]
+    if curvature.span is not None:
+        dense = dense[slice(*curvature.span), slice(*curvature.span)]
+    return np.linalg.eigvalsh(dense)[::-1] if np.all(np.isfinite(dense)) else None
+
+
+def _dense(problem: Problem, params: jax.Array, state: State, operator: str) -> np.ndarray:
+    if operator == "hessian":
+        return np.asarray(_dense_hessian(problem, params, state.step))
+    dense_ggn = np.asarray(_dense_ggn(problem, params, state.step))
+    if operator == "ggn":
+        return dense_ggn
+    return np.asarray(_dense_hessian(problem, params, state.step)) - dense_ggn
 
 
 @jax.jit
@@ -106,21 +149,83 @@ def _dense_hessian(problem, params, step):
 
 
 @jax.jit
+def _dense_ggn(problem, params, step):
+    """Σ_n J_nᵀ (∂²F/∂f_n²) J_n; the loss couples no two examples."""
+    jac = jax.jacfwd(problem.outputs)(params)
+    outputs = problem.outputs(params)
+
+    def of_example(output, index):
+        replaced = lambda o: problem.loss(outputs.at[index].set(o), step)  # noqa: E731
+        return jax.hessian(replaced)(output)
+
+    inner = jax.lax.map(lambda pair: of_example(*pair), (outputs, jnp.arange(len(outputs))))
+    return jnp.einsum("nip,nij,njq->pq", jac, inner, jac)
+
+
+@jax.jit
 def _dense_jacobian(problem, params):
     return jax.jacfwd(problem.outputs)(params)
 
 
-def _ntk_difference(run: Run, state: State, spectrum: Spectrum, row: int) -> float:
-    ntk = spectrum.ntk
-    assert ntk is not None
-    problem = run.problem.take(jnp.arange(ntk.num_examples))
+def _difference(
+    spectrum: HessianSpectrum, at: str, row: int, exact: np.ndarray | None
+) -> tuple[float, int]:
+    """Worst relative difference of a checkpoint's converged values, and how many are outside."""
+    found = getattr(spectrum, at)
+    fine = found.converged[row]
+    if exact is None or not np.any(fine):
+        return 0.0, 0
+    top, bottom = spectrum.ends
+    # With more than was asked for above the threshold, there are more from the top.
+    top = max(top, int(np.sum(np.isfinite(found.eigenvalues[row]))) - bottom)
+    wanted = np.concatenate([exact[:top], exact[len(exact) - bottom :]])[: len(fine)]
+    expected = np.full(len(fine), np.nan)
+    expected[: len(wanted)] = wanted
+    close = np.abs(found.eigenvalues[row] - expected)[fine]
+    lower, upper = found.intervals[row, fine].T
+    # LAPACK's own rounding.
+    slack = len(exact) * np.finfo(found.eigenvalues.dtype).eps * np.max(np.abs(exact))
+    missed = (expected[fine] < lower - slack) | (expected[fine] > upper + slack)
+    return float(np.max(close) / np.max(np.abs(exact))), int(np.sum(missed))
+
+
+def _dense_kernel(run: Run, state: State, num_examples: int, *, trace_outputs: bool) -> np.ndarray:
+    problem = run.problem.take(jnp.arange(num_examples))
     jac = np.asarray(_dense_jacobian(problem, state.params))
     kernel = np.einsum("aip,bjp->aibj", jac, jac)
+    if trace_outputs:
+        return np.einsum("aibi->ab", kernel) / jac.shape[1]
     size = jac.shape[0] * jac.shape[1]
-    dense = (
-        np.einsum("aibi->ab", kernel) / jac.shape[1]
-        if ntk.trace_outputs
-        else kernel.reshape(size, size)
-    )
+    return kernel.reshape(size, size)
+
+
+def _ntk_difference(run: Run, state: State, ntk: NTKSpectrum, row: int) -> float:
+    dense = _dense_kernel(run, state, ntk.num_examples, trace_outputs=ntk.trace_outputs)
+    if not np.all(np.isfinite(dense)):
+        return np.nan
     exact = np.linalg.eigvalsh(dense)[::-1]
-    return float(np.max(np.abs(ntk.eigenvalues[row] - exact)) / np.max(np.abs(exact)))
+    fine = ntk.converged[row]
+    found = ntk.eigenvalues[row]
+    differences = np.abs(found - exact[: len(found)])[fine]
+    return float(np.max(differences, initial=0.0) / np.max(np.abs(exact)))
+
+
+def _density_distance(run: Run, spectrum: Spectrum, state: State, density: Density) -> float:
+    """Of trace and Frobenius norm, in standard errors; 0 where the density was not computed."""
+    (rows,) = np.nonzero(density.steps == int(state.step))
+    if len(rows) == 0:
+        return 0.0
+    if density.operator == "ntk":
+        examples = min(spectrum.config.ntk_examples, len(run.problem.targets))
+        dense = _dense_kernel(run, state, examples, trace_outputs=False)
+    else:
+        problem = run.problem.static() if density.static else run.problem
+        dense = _dense(problem, state.params, state, density.operator)
+    if not np.all(np.isfinite(dense)):
+        return 0.0
+    row = rows[0]
+    exact = np.array([np.trace(dense), np.linalg.norm(dense)])
+    found = np.array([density.trace[row], density.frobenius[row]])
+    errors = np.array([density.trace_error[row], density.frobenius_error[row]])
+    rounding = 1e-6 * np.abs(exact)
+    return float(np.max(np.maximum(np.abs(found - exact) - rounding, 0) / (errors + rounding)))

@@ -28,6 +28,7 @@ from dlf_dynamics.startup import (
 )
 
 if TYPE_CHECKING:
+    from dlf_dynamics.resultfile import Parts
     from dlf_dynamics.run import Run
 
 DIVERGED, INVALID = 3, 1
@@ -124,9 +125,12 @@ class Spectrum:
 
     Eigenvalues are of the loss as it was weighted at each checkpoint's step, at the iterate and at
     the 1:2:1 centre of three consecutive iterates. RUN.h5 is not changed; the results go to
-    RUN.spectrum.h5, the figures to RUN.png, RUN.bifurcation.png and the same as .svg.
+    RUN.spectrum.h5, the figures to RUN.png, RUN.bifurcation.png and the same as .svg, and with
+    --density to RUN.density.png and .svg. What was finished when it is interrupted or killed is in
+    RUN.spectrum.parts, from which --resume goes on.
 
       dlf-dynamics spectrum run.h5 --steps 8000:10500 --verify-dense
+      dlf-dynamics spectrum run.h5 --operator ggn --which both --k 5 --density
     """
 
     path: RunPath
@@ -134,6 +138,8 @@ class Spectrum:
     settings: Annotated[SpectrumConfig, Flattened] = field(default_factory=SpectrumConfig)
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Result file; none means RUN.spectrum.h5."""
+    resume: bool = False
+    """Go on with an interrupted spectrum of the same settings."""
     json: bool = False
     """Print the events as JSON instead of a table."""
     verify_dense: bool = False
@@ -153,18 +159,17 @@ class Spectrum:
         zoom = _span(self.zoom)
         run = open_recorded(self.path, self.threads)
         from dlf_dynamics.analysis import report, spectrum
-        from dlf_dynamics.progress import bar
 
         output = self.output or spectrum.default_path(self.path)
         check_writable(output)
-        count = len(spectrum.select_checkpoints(run, self.settings))
-        with bar("spectrum", 2 * count, quiet=self.quiet) as advance:
-            found = spectrum.compute_spectrum(
-                run,
-                self.settings,
-                progress=lambda what, done: advance(done + count * (what == "ntk")),
-            )
+        parts = self._parts(run, output)
+        try:
+            found = self._compute(run, parts)
+        except KeyboardInterrupt:
+            again = f"dlf-dynamics spectrum {self.path} --resume"
+            return fail(f"interrupted; continue with `{again}` and the same options", 130)
         spectrum.save_spectrum(found, output)
+        parts.clear()
         say(f"wrote {output}")
         if self.figures:
             _draw(run, found, self.path.with_suffix(""), zoom)
@@ -176,6 +181,35 @@ class Spectrum:
             for line in report.closing_lines(found):
                 console.print(line, highlight=False)
         return _verify(run, found, quiet=self.quiet) if self.verify_dense else 0
+
+    def _parts(self, run: Run, output: Path) -> Parts:
+        from dlf_dynamics.resultfile import Parts
+
+        folder = output.with_suffix(".parts")
+        settings = dataclasses.asdict(self.settings)
+        parts = Parts(folder, "spectrum", run.run_id, settings)
+        if self.resume and not folder.is_dir():
+            say(f"nothing to resume in {folder}; starting anew")
+        if not self.resume:
+            parts.clear()
+        return parts
+
+    def _compute(self, run: Run, parts: Parts) -> Any:
+        from dlf_dynamics.analysis import spectrum
+        from dlf_dynamics.progress import bar
+
+        chosen = spectrum.select_checkpoints(run, self.settings)
+        some = spectrum.density_checkpoints(self.settings, chosen)
+        before = {"hessian": 0, "ntk": len(chosen), "density": 2 * len(chosen)}
+        densities = len(spectrum.DENSITIES) * len(some) * self.settings.density
+        total = 2 * len(chosen) + densities
+        with bar("spectrum", total, quiet=self.quiet) as advance:
+            return spectrum.compute_spectrum(
+                run,
+                self.settings,
+                parts=parts,
+                progress=lambda what, done: advance(before[what] + done),
+            )
 
 
 @dataclass(frozen=True)
@@ -310,6 +344,11 @@ def _draw(run: Any, spectrum: Any, stem: Path, zoom: tuple[int, int] | None) -> 
     written = plots.save(plots.run_figure(run, spectrum, zoom), stem)
     second = stem.with_name(f"{stem.name}.bifurcation")
     written += plots.save(plots.bifurcation_figure(run, spectrum), second)
+    if spectrum.densities:
+        from dlf_dynamics.analysis.density_plots import density_figure
+
+        third = stem.with_name(f"{stem.name}.density")
+        written += plots.save(density_figure(spectrum), third)
     say("wrote " + ", ".join(map(str, written)))
 
 
@@ -319,11 +358,8 @@ def _verify(run: Any, spectrum: Any, *, quiet: bool) -> int:
 
     with bar("dense check", len(spectrum.hessian.steps), quiet=quiet) as advance:
         found = verify_dense(run, spectrum, advance)
-    say(
-        f"dense check of {found.num_values} Hessian eigenvalues: worst difference "
-        f"{found.hessian:.2e} of the largest, at step {found.hessian_step}; NTK {found.ntk:.2e}; "
-        f"{found.not_converged} values not converged and not compared"
-    )
+    for line in found.lines():
+        say(line)
     return 0
 
 

@@ -215,29 +215,57 @@ class SpectrumConfig:
     """Steps a:b to look at, a included and b not; either may be left out."""
     k: int = 3
     """Number of Hessian eigenvalues."""
+    which: Literal["largest", "smallest", "both"] = "largest"
+    """End of the spectrum; both takes k from each."""
+    above: float | None = None
+    """Take more than k where needed, until every eigenvalue above this fraction of the optimizer's
+    threshold is there."""
+    operator: Literal["hessian", "ggn", "remainder"] = "hessian"
+    """Hessian, generalized Gauss-Newton matrix, or what the Hessian has beyond it."""
     static: bool = False
     """Take the static loss instead of the weighted loss of each step."""
+    class_label: int | None = None
+    """Take one class's part of the loss."""
+    block: str = ""
+    """Take a block of the parameters: 0 is the first layer, 0/1 its biases."""
     ntk_examples: int = 50
     """Examples of the NTK, the first ones of the data; 0 leaves the NTK out."""
     ntk_full: bool = False
     """Keep the outputs apart in the NTK instead of averaging over them."""
+    density: bool = False
+    """Compute spectral densities too, of Hessian, GGN and NTK, by stochastic Lanczos quadrature."""
+    density_checkpoints: int = 40
+    """Checkpoints at which densities are computed, evenly spaced."""
     tol: float | None = None
     """Residual that counts as converged, relative to the largest eigenvalue; none means 1e-6, or
     1e-3 in float32."""
-    max_matvecs: int = 40
-    """Hessian products per checkpoint and point at most."""
+    max_matvecs: int = 60
+    """Products per checkpoint and point at most."""
+    batch_size: int | None = None
+    """Examples that go through the network at a time; none takes all at once."""
+    audit_every: int = 20
+    """A large network's checkpoints start from the eigenvectors of the one before; each n-th, and
+    each crossing, is solved anew from a random start and compared."""
     seed: int = 0
     """Seed of the random start vectors."""
 
     def __post_init__(self) -> None:
-        for key, least in {"every": 1, "k": 1, "ntk_examples": 0, "max_matvecs": 2}.items():
-            if getattr(self, key) < least:
-                raise ConfigError(f"{key} is {getattr(self, key)}; expected at least {least}")
+        counts = {"every": 1, "k": 1, "ntk_examples": 0, "density_checkpoints": 1, "audit_every": 1}
+        for key, least in (counts | {"batch_size": 1}).items():
+            value = getattr(self, key)
+            if value is not None and value < least:
+                raise ConfigError(f"{key} is {value}; expected at least {least}")
+        if self.above is not None and not self.above > 0:
+            raise ConfigError(f"above is {self.above}; expected a fraction above 0, or none")
+        if self.above is not None and self.which != "largest":
+            raise ConfigError(f"which is {self.which!r}; expected 'largest' where above is given")
         if self.tol is not None and not 0 < self.tol < 1:
             raise ConfigError(f"tol is {self.tol}; expected a number between 0 and 1")
-        if self.max_matvecs < 2 * self.k:
+        ends = 2 if self.which == "both" else 1
+        if self.max_matvecs < 2 * ends * self.k + 2:
             raise ConfigError(
-                f"max_matvecs is {self.max_matvecs}; expected at least 2 k = {2 * self.k}"
+                f"max_matvecs is {self.max_matvecs}; expected at least "
+                f"{2 * ends * self.k + 2} for k = {self.k}"
             )
 
 

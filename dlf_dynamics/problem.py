@@ -22,6 +22,22 @@ class Evaluation(NamedTuple):
     accuracy: Float[Array, ""]
 
 
+@dataclass(frozen=True)
+class _OfClass:
+    """A criterion that is 0 for the examples of all other classes.
+
+    It compares by value, so that functions compiled for a class serve every problem of it.
+    """
+
+    criterion: Callable[[Array, Array], Array]
+    label: int
+
+    def __call__(self, outputs: Array, targets: Array) -> Array:
+        losses = self.criterion(outputs, targets)
+        chosen = (targets == self.label).reshape(-1, *[1] * (losses.ndim - 1))
+        return jnp.where(chosen, losses, jnp.zeros_like(losses))
+
+
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["inputs", "targets"],
@@ -68,20 +84,18 @@ class Problem:
             losses = losses * self.example_weights(step, self.targets).astype(losses.dtype)
         return jnp.sum(losses) / len(losses)
 
+    def loss(self, outputs: Float[Array, "examples outputs"], step: Step) -> Float[Array, ""]:
+        """The loss at this step as a function of the outputs."""
+        return self.weigh(self.criterion(outputs, self.targets), step)
+
     def objective(self, params: PyTree, step: Step) -> Float[Array, ""]:
         """The loss that is minimised at this step, F(θ, t)."""
-        return self.weigh(self.criterion(self.outputs(params), self.targets), step)
+        return self.loss(self.outputs(params), step)
 
     def static_objective(self, params: PyTree, step: Step = 0) -> Float[Array, ""]:
         """The loss with all weights 1; `step` is accepted and ignored."""
         losses = self.criterion(self.outputs(params), self.targets)
         return jnp.sum(losses) / len(losses)
-
-    def class_objective(self, params: PyTree, step: Step, label: int) -> Float[Array, ""]:
-        """The part of the loss due to the examples of one class; the parts sum to the whole."""
-        losses = self.criterion(self.outputs(params), self.targets)
-        chosen = (self.targets == label).astype(losses.dtype)
-        return self.weigh(losses * chosen.reshape(-1, *[1] * (losses.ndim - 1)), step)
 
     def evaluate(self, params: PyTree, step: Step) -> tuple[Float[Array, ""], Evaluation]:
         """The loss at this step with static loss and accuracy, all of one forward pass."""
@@ -101,6 +115,24 @@ class Problem:
     def static(self) -> Problem:
         """The same problem with the static loss as its objective."""
         return replace(self, example_weights=None)
+
+    def of_class(self, label: int) -> Problem:
+        """The same problem whose loss is the part due to the examples of one class.
+
+        It stays divided by the number of all examples: the parts of all classes sum to the whole.
+
+        >>> problem = Problem(
+        ...     apply=lambda w, x: x * w,
+        ...     criterion=lambda outputs, targets: outputs**2,
+        ...     inputs=jnp.array([1.0, 2.0, 3.0]),
+        ...     targets=jnp.array([0, 1, 0]),
+        ... )
+        >>> [round(float(problem.of_class(c).objective(3.0, step=0)), 3) for c in (0, 1)]
+        [30.0, 12.0]
+        >>> float(problem.objective(3.0, step=0))
+        42.0
+        """
+        return replace(self, criterion=_OfClass(self.criterion, label))
 
     def ravel(self, params: PyTree) -> tuple[Problem, Float[Array, " params"]]:
         """The same problem as a function of one flat vector, and `params` as that vector."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -18,6 +19,12 @@ from dlf_dynamics.errors import FileError
 from dlf_dynamics.hdf5 import Format, check_format, damaged, open_for_reading, text, write_error
 
 FORMAT = Format("result file", "dlf-dynamics-result", "1.0", "compute it anew")
+
+
+Record = TypeVar("Record")
+
+Arrays = dict[str, Any]
+"""Arrays by path within a file."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Result:
     run_id: str
     config: Mapping[str, Any]
     provenance: str
-    arrays: Mapping[str, np.ndarray]
+    arrays: Arrays
 
 
 def write(path: Path, result: Result) -> None:
@@ -89,7 +96,7 @@ def read(path: Path, analysis: str) -> Result:
     try:
         with open_for_reading(path, FORMAT) as file:
             _check(file, path, analysis)
-            arrays: dict[str, np.ndarray] = {}
+            arrays: Arrays = {}
             file.visititems(
                 lambda name, item: (
                     arrays.update({name: item[()]})
@@ -113,3 +120,73 @@ def _check(file: h5py.File, path: Path, analysis: str) -> None:
     found = file.attrs.get("analysis")
     if found != analysis:
         raise FileError(f"{path} is a result of {found}; expected one of {analysis}")
+
+
+def pack(record: Any) -> Arrays:
+    """A dataclass of arrays and settings as arrays alone, the settings as JSON."""
+    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+    settings = {name: value for name, value in fields.items() if name not in arrays}
+    return arrays | {"settings": np.bytes_(json.dumps(settings))}
+
+
+def unpack(kind: type[Record], arrays: Mapping[str, Any]) -> Record:
+    """The inverse of `pack`."""
+    columns = {name: value for name, value in arrays.items() if name != "settings"}
+    return kind(**columns, **json.loads(bytes(arrays["settings"])))
+
+
+def concatenate(records: Sequence[Record]) -> Record:
+    """Dataclasses of equal settings as one, their arrays joined along the first axis."""
+    first: Any = records[0]
+    names = [name for name, value in vars(first).items() if isinstance(value, np.ndarray)]
+    joined = {name: np.concatenate([getattr(r, name) for r in records]) for name in names}
+    return dataclasses.replace(first, **joined)
+
+
+class Parts:
+    """Finished parts of a long analysis, each a result file, in a folder beside what they become.
+
+    A killed analysis leaves the parts that were finished. They are used again if they are of the
+    same run and settings.
+    """
+
+    def __init__(
+        self, folder: Path | None, analysis: str = "", run_id: str = "", config: Any = None
+    ):
+        self._folder = folder
+        self._analysis = f"{analysis} part"
+        self._run_id = run_id
+        self._config = config
+
+    def get_or_make(self, name: str, make: Callable[[], Arrays]) -> Arrays:
+        """The part of this name, from its file or made now and kept.
+
+        Raises:
+            FileError: when the file is of another run or of other settings.
+        """
+        if self._folder is None:
+            return make()
+        path = self._folder / f"{name}.h5"
+        if path.exists():
+            found = read(path, self._analysis)
+            if (found.run_id, found.config) != (self._run_id, self._config):
+                raise FileError(
+                    f"{self._folder} holds parts of another run or of other settings; "
+                    "leave --resume out to start anew"
+                )
+            return found.arrays
+        arrays = make()
+        try:
+            self._folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise write_error(self._folder, error) from error
+        write(path, Result(self._analysis, self._run_id, self._config, "{}", arrays))
+        return arrays
+
+    def clear(self) -> None:
+        """Deletes the parts."""
+        if self._folder is not None and self._folder.is_dir():
+            for path in self._folder.glob("*.h5*"):
+                path.unlink()
+            self._folder.rmdir()

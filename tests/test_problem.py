@@ -65,19 +65,51 @@ def test_the_static_objective_has_all_weights_1(loss):
     assert float(problem.objective(PARAMS, 3)) != expected
 
 
+@pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("loss", CRITERIA)
-def test_the_parts_of_the_classes_sum_to_the_whole(loss):
-    problem = make(loss)
-    parts = [float(problem.class_objective(PARAMS, 3, label)) for label in range(3)]
-    assert sum(parts) == pytest.approx(by_hand(loss, 3), rel=1e-13)
+def test_the_parts_of_the_classes_sum_to_the_whole(loss, weighted):
+    problem = make(loss) if weighted else make(loss).static()
+    parts = [float(problem.of_class(label).objective(PARAMS, 3)) for label in range(3)]
+    assert sum(parts) == pytest.approx(by_hand(loss, 3, static=not weighted), rel=1e-13)
     assert min(parts) > 0
 
 
-def test_the_part_of_a_class_is_due_to_its_examples_alone():
-    problem = make()
+@pytest.mark.parametrize("loss", CRITERIA)
+def test_the_part_of_a_class_is_due_to_its_examples_alone(loss):
+    problem = make(loss)
     ones = jnp.asarray(np.flatnonzero(LABELS == 1))
     alone = problem.take(ones).objective(PARAMS, 3) * len(ones) / len(LABELS)
-    assert float(problem.class_objective(PARAMS, 3, 1)) == pytest.approx(float(alone), rel=1e-13)
+    part = problem.of_class(1)
+    assert float(part.objective(PARAMS, 3)) == pytest.approx(float(alone), rel=1e-13)
+    assert float(problem.of_class(7).objective(PARAMS, 3)) == 0
+    # It stays the part of the class when the weights are taken away afterwards.
+    static = problem.static().of_class(1).objective(PARAMS, 3)
+    assert float(part.static().objective(PARAMS, 3)) == float(static)
+    assert float(part.static_objective(PARAMS)) == float(static)
+
+
+def test_the_parts_of_a_class_share_one_compilation():
+    objective = jax.jit(lambda problem, params: problem.objective(params, 3))
+    problem = make()
+    for label in (1, 2, 1, np.int64(2)):
+        objective(problem.of_class(label), PARAMS)
+    assert objective._cache_size() == 2
+    criteria = {problem.of_class(label).criterion for label in (1, 2, 1)}
+    assert len(criteria) == 2
+
+
+def test_an_infinite_loss_of_another_class_leaves_the_part_finite():
+    problem = replace(
+        make(), criterion=lambda outputs, targets: jnp.where(targets == 0, jnp.inf, targets)
+    )
+    assert float(problem.static().of_class(2).objective(PARAMS, 0)) == pytest.approx(8 / 9)
+
+
+@pytest.mark.parametrize("loss", CRITERIA)
+def test_the_loss_of_the_outputs_is_the_objective(loss):
+    problem = make(loss)
+    found = float(problem.loss(problem.outputs(PARAMS), 3))
+    assert found == pytest.approx(by_hand(loss, 3), rel=1e-13)
 
 
 @pytest.mark.parametrize("loss", CRITERIA)

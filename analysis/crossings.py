@@ -1,0 +1,171 @@
+"""Crossings of the threshold along a run, refined where an interval does not clear it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from dlf_dynamics.analysis.events import Crossing, find_crossings, sides
+from dlf_dynamics.analysis.hessian import Eigenvalues, HessianSpectrum
+from dlf_dynamics.analysis.stability import instability_threshold
+from dlf_dynamics.analysis.trajectory import POINTS, Solver, Source, solve_segment
+from dlf_dynamics.dynamics import advance
+from dlf_dynamics.resultfile import Arrays
+from dlf_dynamics.run import Run, point_of
+from dlf_dynamics.runfile import Point
+
+TIGHTER = 1e-3
+"""Factor on the tolerance where an interval does not clear the threshold."""
+
+FINER = 8
+"""Steps between two checkpoints that are looked at where that did not help."""
+
+
+@dataclass(frozen=True)
+class Crossings:
+    """What is known of the threshold along a run.
+
+    Attributes:
+        hessian: the spectrum, with the refined values in place of the first ones.
+        found: crossings at iterates and centres, in the order of steps.
+        sides: at each checkpoint and point: 1 surely above the threshold, -1 surely below, 0 not
+            known.
+    """
+
+    hessian: HessianSpectrum
+    found: list[Crossing]
+    sides: Int[np.ndarray, "checkpoints points"]
+
+
+def resolve_crossings(
+    run: Run,
+    solver: Solver,
+    hessian: HessianSpectrum,
+    thresholds: Float[np.ndarray, " checkpoints"],
+) -> Crossings:
+    """Crossings of the threshold, each certain, refined or unresolved.
+
+    Where an interval does not clear the threshold the checkpoint is solved again to a tighter
+    tolerance; where that leaves a crossing with undecided checkpoints in it, steps in between are
+    replayed and looked at.
+    """
+    before = _sides(hessian, thresholds)
+    undecided = np.flatnonzero(np.any((before == 0) & _known(hessian), axis=1))
+    tight = _tightened(solver, run)
+    if len(undecided):
+        hessian = _refined(run, tight, hessian, undecided)
+    after = _sides(hessian, thresholds)
+    found = []
+    for place, at in enumerate(POINTS):
+        values = getattr(hessian, at).eigenvalues[:, 0]
+        crossings = find_crossings(hessian.steps, values, after[:, place], thresholds, at)
+        needed = set(hessian.steps[before[:, place] != after[:, place]].tolist())
+        found += [_settled(run, tight, crossing, needed) for crossing in crossings]
+    found.sort(key=lambda crossing: (crossing.step_after, crossing.at))
+    return Crossings(hessian, found, after)
+
+
+def _sides(
+    hessian: HessianSpectrum, thresholds: Float[np.ndarray, " checkpoints"]
+) -> Int[np.ndarray, "checkpoints points"]:
+    found = [getattr(hessian, at) for at in POINTS]
+    return np.stack(
+        [sides(f.intervals[:, 0], f.converged[:, 0], thresholds) for f in found], axis=1
+    )
+
+
+def _known(hessian: HessianSpectrum) -> Bool[np.ndarray, "checkpoints points"]:
+    """Where there is a value at all: not at the centre of step 0, nor where the loss failed."""
+    return np.isfinite(np.stack([getattr(hessian, at).eigenvalues[:, 0] for at in POINTS], axis=1))
+
+
+def _tightened(solver: Solver, run: Run) -> Solver:
+    """For the largest eigenvalue as precisely as the run's numbers allow."""
+    precision = float(100 * np.finfo(run.config.dtype).eps)
+    return solver._replace(
+        tol=max(TIGHTER * solver.tol, precision),
+        max_matvecs=4 * solver.max_matvecs,
+        audit_every=1,
+    )
+
+
+def _solved(run: Run, solver: Solver, source: Source, count: int) -> Arrays:
+    """Every state from a random start of its own, in segments of one."""
+    nothing = np.full(count, np.nan)
+    if solver.one_pass:
+        return solve_segment(run, solver, source, nothing)
+    each = [
+        solve_segment(run, solver, lambda _, point=point: [[point]], nothing[:1])
+        for points in source(1)
+        for point in points
+    ]
+    return {name: np.concatenate([arrays[name] for arrays in each]) for name in each[0]}
+
+
+def _refined(
+    run: Run, solver: Solver, hessian: HessianSpectrum, rows: Int[np.ndarray, " rows"]
+) -> HessianSpectrum:
+    """The spectrum with some rows solved again, where that gave narrower intervals."""
+    indices = np.searchsorted(run.checkpoint_steps, hessian.steps[rows])
+    arrays = _solved(run, solver, partial(run.points, indices), len(rows))
+    count = solver.ends.total
+    changed: dict[str, Eigenvalues] = {}
+    for place, at in enumerate(POINTS):
+        found: Eigenvalues = getattr(hessian, at)
+        columns: dict[str, Any] = {name: np.array(a) for name, a in found._asdict().items()}
+        new = {name: arrays[name][:, place] for name in ("eigenvalues", "residuals", "intervals")}
+        # Converged stays what it was by the tolerance that was asked for.
+        with np.errstate(invalid="ignore"):
+            better = new["residuals"] < columns["residuals"][rows, :count]
+        better &= arrays["converged"][:, place]
+        for name, value in new.items():
+            mask = better[..., None] if value.ndim == 3 else better
+            columns[name][rows, :count] = np.where(mask, value, columns[name][rows, :count])
+        columns["converged"][rows, :count] |= better
+        columns["num_matvecs"][rows] += arrays["num_matvecs"][:, place]
+        changed[at] = Eigenvalues(**columns)
+    return replace(hessian, **changed)
+
+
+def _settled(run: Run, solver: Solver, crossing: Crossing, needed: set[int]) -> Crossing:
+    """The crossing with its state; where checkpoints in between are undecided, looked at closer."""
+    if crossing.state == "certain":
+        refined = needed & {crossing.step_before, crossing.step_after}
+        return replace(crossing, state="refined" if refined else "certain")
+    points = replay(run, crossing.step_before, crossing.step_after)
+    steps = np.array([point.step for point in points])
+    arrays = _solved(run, solver, lambda n: _lists(points, n), len(points))
+    place = POINTS.index(crossing.at)
+    rates = run.scalars["learning_rate"][np.searchsorted(run.steps, steps)]
+    thresholds = instability_threshold(run.config.optimizer, rates)
+    side = sides(arrays["intervals"][:, place, 0], arrays["converged"][:, place, 0], thresholds)
+    values = arrays["eigenvalues"][:, place, 0]
+    closer = find_crossings(steps, values, side, thresholds, crossing.at)
+    same = [c for c in closer if c.direction == crossing.direction]
+    if not same:
+        return crossing
+    best = min(same, key=lambda c: (c.state != "certain", c.step_after - c.step_before))
+    return replace(best, state="refined" if best.state == "certain" else "unresolved")
+
+
+def replay(run: Run, start: int, stop: int) -> list[Point]:
+    """States between two checkpoints, both included, made again from the first one."""
+    index = int(np.searchsorted(run.checkpoint_steps, start))
+    ((point,),) = run.points([index], 1)
+    state, points = run.state(point), [point]
+    marks = np.unique(np.linspace(start, stop, FINER + 2).astype(int))
+    capacity = int(np.max(np.diff(marks)))
+    for step in marks[1:]:
+        count = np.array([step - points[-1].step])
+        state = advance(run.dynamics, state, jax.numpy.asarray(count), capacity=capacity)[0]
+        points.append(point_of(state))
+    return points
+
+
+def _lists(points: list[Point], most: int) -> list[list[Point]]:
+    return [points[start : start + most] for start in range(0, len(points), most)]

@@ -1,0 +1,117 @@
+"""`Curvature`: which symmetric operator of a run is looked at, as one hashable choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dlf_dynamics.config import OptimizerConfig, SpectrumConfig
+from dlf_dynamics.dynamics import Dynamics, State
+from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.operators import (
+    Matvec,
+    block,
+    block_indices,
+    ggn,
+    gradient,
+    hessian,
+    preconditioned,
+    remainder,
+)
+from dlf_dynamics.optimizers import ADAPTIVE, preconditioner
+from dlf_dynamics.run import Run
+
+_OPERATORS = {"hessian": hessian, "ggn": ggn, "remainder": remainder}
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """An operator at any state of a run: called with one, it gives its products.
+
+    For an adaptive optimizer it is P^-1/2 A P^-1/2, P being the preconditioner of the next update,
+    because the optimizer's threshold applies to that.
+
+    Attributes:
+        optimizer: of the run.
+        operator: `hessian`, `ggn` or `remainder` (the Hessian less the GGN).
+        static: of the static loss instead of that of the step.
+        class_label: of one class's part of the loss; none takes the whole.
+        span: first position of a block of parameters and the one after its last; none takes all.
+        batch_size: examples that go through the network at a time; none takes all at once.
+    """
+
+    optimizer: OptimizerConfig
+    operator: str = "hessian"
+    static: bool = False
+    class_label: int | None = None
+    span: tuple[int, int] | None = None
+    batch_size: int | None = None
+
+    @classmethod
+    def from_config(cls, run: Run, config: SpectrumConfig) -> Curvature:
+        """The operator that the configuration describes.
+
+        Raises:
+            ConfigError: for a class or a block of parameters that the run does not have.
+        """
+        classes = run.dataset.num_classes
+        if config.class_label is not None and not 0 <= config.class_label < classes:
+            raise ConfigError(
+                f"class_label is {config.class_label}; expected 0 to {classes - 1}, or none"
+            )
+        span = None
+        if config.block:
+            indices = block_indices(run.unravel(np.zeros(run.num_params)), config.block)
+            # The leaves of a branch of a pytree are neighbours in the flat vector.
+            span = (int(indices[0]), int(indices[-1]) + 1)
+        return cls(
+            run.config.optimizer,
+            config.operator,
+            config.static,
+            config.class_label,
+            span,
+            config.batch_size,
+        )
+
+    @property
+    def preconditioned(self) -> bool:
+        """Whether the optimizer's preconditioner is in it."""
+        return self.optimizer.name in ADAPTIVE
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether the optimizer's threshold applies to its largest eigenvalue."""
+        parts = self.class_label is not None or self.span is not None
+        return self.operator == "hessian" and not self.static and not parts
+
+    def size(self, num_params: int) -> int:
+        """Order of the operator in a network of so many parameters."""
+        return num_params if self.span is None else self.span[1] - self.span[0]
+
+    def __str__(self) -> str:
+        name = {"hessian": "Hessian", "ggn": "GGN", "remainder": "Hessian less GGN"}[self.operator]
+        words = f"{'preconditioned ' if self.preconditioned else ''}{name} of the "
+        words += f"{'static' if self.static else 'weighted'} loss"
+        if self.class_label is not None:
+            words += f", part of class {self.class_label}"
+        if self.span is not None:
+            words += f", parameters {self.span[0]} to {self.span[1] - 1}"
+        return words
+
+    def __call__(self, dynamics: Dynamics, state: State, params: Float[Array, " params"]) -> Matvec:
+        """Products with the operator at `params`, in the loss and with the P of `state`."""
+        problem = dynamics.problem.static() if self.static else dynamics.problem
+        if self.class_label is not None:
+            problem = problem.of_class(self.class_label)
+        make = _OPERATORS[self.operator]
+        matvec = make(problem, params, state.step, batch_size=self.batch_size)
+        if self.preconditioned:
+            slope = gradient(dynamics.problem_at(state.step), state.params, state.step)
+            scale = preconditioner(self.optimizer, state.optimizer_state, slope)
+            matvec = preconditioned(matvec, scale)
+        if self.span is None:
+            return matvec
+        return block(matvec, jnp.arange(*self.span), params.size)

@@ -1,0 +1,306 @@
+"""The neural tangent kernel of some examples: its matrix, its products and sums of its entries.
+
+The kernel is Θ = J Jᵀ of the Jacobian J of all outputs (Jacot, Gabriel and Hongler, 2018, Eq. 4).
+Traced it is averaged over the outputs, K_nm = Σ_i J_ni · J_mi / C, one row per example. Full it has
+rows for the outputs of the first example, then of the second, and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dlf_dynamics.operators import jacobian, ntk
+from dlf_dynamics.problem import Problem
+
+BLOCK_NUMBERS = 2**24
+"""Numbers at most in each of the two blocks of the Jacobian that are held at once: 128 MiB in
+float64. A block has one example at least."""
+
+Carry = TypeVar("Carry")
+
+
+def gram_matrix(
+    problem: Problem,
+    params: Float[Array, " params"],
+    *,
+    trace_outputs: bool = True,
+    block_numbers: int = BLOCK_NUMBERS,
+) -> Float[Array, "size size"]:
+    """The kernel as a matrix, by pairs of blocks of examples.
+
+    Args:
+        problem: of flat parameters; outputs must not depend on the other examples.
+        params: θ.
+        trace_outputs: whether the kernel is averaged over the outputs.
+        block_numbers: numbers at most in a block of the Jacobian.
+
+    >>> inputs = jnp.array([[1.0, 0.0], [2.0, 1.0]])
+    >>> problem = Problem(lambda w, x: (x @ w)[:, None], jnp.subtract, inputs, jnp.zeros(2))
+    >>> gram_matrix(problem, jnp.zeros(2)).tolist()
+    [[1.0, 2.0], [2.0, 5.0]]
+    """
+    blocks = _Blocks.of(problem, params, block_numbers)
+    side = 1 if trace_outputs else blocks.num_outputs
+    start = jnp.zeros((blocks.count * blocks.size * side,) * 2, params.dtype)
+
+    def place(kernel: Array, block: Array, i: Array, j: Array) -> Array:
+        if blocks.count == 1:
+            return block
+        at, across = i * len(block), j * len(block)
+        kernel = jax.lax.dynamic_update_slice(kernel, block, (at, across))
+        return jax.lax.dynamic_update_slice(kernel, block.T, (across, at))
+
+    kernel = _over_pairs(place, start, blocks, problem, params, trace_outputs)
+    rows = blocks.num_examples * side
+    return kernel[:rows, :rows]
+
+
+@dataclass(frozen=True)
+class KernelProduct:
+    """Products with the kernel, never formed, as a function of problem, θ and vector.
+
+    It compares by value, so that one compilation serves all problems of one shape and all θ.
+
+    Attributes:
+        trace_outputs: whether the kernel is averaged over the outputs.
+        batch_size: examples that a pass takes at most; none means all.
+
+    >>> inputs = jnp.array([[1.0, 0.0], [2.0, 1.0]])
+    >>> problem = Problem(lambda w, x: (x @ w)[:, None], jnp.subtract, inputs, jnp.zeros(2))
+    >>> KernelProduct(trace_outputs=True)(problem, jnp.zeros(2), jnp.array([1.0, 0.0])).tolist()
+    [1.0, 2.0]
+    """
+
+    trace_outputs: bool
+    batch_size: int | None = None
+
+    def __call__(
+        self, problem: Problem, params: Float[Array, " params"], vector: Float[Array, " size"]
+    ) -> Float[Array, " size"]:
+        """K v, or Θ v.
+
+        Raises:
+            ValueError: when `batch_size` is less than 1.
+        """
+        matvec = ntk(problem, params, batch_size=self.batch_size)
+        if not self.trace_outputs:
+            return matvec(vector)
+        outputs = jnp.eye(output_shape(problem, params)[1], dtype=vector.dtype)
+
+        # Of the full kernel only the blocks of equal outputs belong to the traced one.
+        def add(total: Array, output: Array) -> tuple[Array, None]:
+            product = matvec(jnp.outer(vector, output).reshape(-1))
+            return total + product.reshape(len(vector), -1) @ output, None
+
+        total, _ = jax.lax.scan(add, jnp.zeros_like(vector), outputs)
+        return total / len(outputs)
+
+
+class KernelSums(NamedTuple):
+    """Sums over the entries of a kernel; leading axes are those of several kernels.
+
+    Attributes:
+        trace: of the kernel, which is the sum of its eigenvalues.
+        square: of its Frobenius norm, which is the sum of the squared eigenvalues.
+        centred_square: of the Frobenius norm of the traced kernel, centred: H K H, H = 1 - 11ᵀ/N.
+        centred_within: sum of the entries of that between examples of one class.
+        class_sums: of the traced kernel, over the examples of one class and those of another.
+    """
+
+    trace: Float[np.ndarray, "*kernels"]
+    square: Float[np.ndarray, "*kernels"]
+    centred_square: Float[np.ndarray, "*kernels"]
+    centred_within: Float[np.ndarray, "*kernels"]
+    class_sums: Float[np.ndarray, "*kernels classes classes"]
+
+
+class KernelStatistics(NamedTuple):
+    """What a kernel is like as a whole; leading axes are those of several kernels.
+
+    Attributes:
+        trace: of the kernel.
+        effective_rank: participation ratio (Σ λ)² / Σ λ² of its eigenvalues, (tr K)² / ‖K‖_F²: r
+            for r equal ones and zeros.
+        alignment: of the traced kernel with the labels, ⟨HKH, YYᵀ⟩ / (‖HKH‖ ‖HYYᵀH‖), centred by
+            H = 1 - 11ᵀ/N (Cortes, Mohri and Rostamizadeh, 2012; uncentred: Cristianini and others,
+            2001), Y the labels one-hot; NaN when the examples are of one class.
+        class_blocks: mean of the traced kernel between the examples of one class and those of
+            another; NaN where a class has none.
+    """
+
+    trace: Float[np.ndarray, "*kernels"]
+    effective_rank: Float[np.ndarray, "*kernels"]
+    alignment: Float[np.ndarray, "*kernels"]
+    class_blocks: Float[np.ndarray, "*kernels classes classes"]
+
+
+def kernel_statistics(
+    sums: KernelSums, labels: Int[np.ndarray, " examples"], num_classes: int
+) -> KernelStatistics:
+    """Statistics of kernels on examples with these labels."""
+    counts = np.bincount(labels, minlength=num_classes)
+    pairs = np.outer(counts, counts)
+    several = np.count_nonzero(counts) > 1
+    of_labels = np.linalg.norm(np.diag(counts) - pairs / len(labels)) if several else np.nan
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return KernelStatistics(
+            sums.trace,
+            sums.trace**2 / sums.square,
+            sums.centred_within / (np.sqrt(sums.centred_square) * of_labels),
+            sums.class_sums / np.where(pairs > 0, pairs, np.nan),
+        )
+
+
+def dense_sums(
+    kernels: Float[np.ndarray, "kernels size size"],
+    labels: Int[np.ndarray, " examples"],
+    num_classes: int,
+) -> KernelSums:
+    """Sums over kernels that are at hand, traced ones or full ones."""
+    kernels = kernels.astype(np.float64, copy=False)
+    traced, (count, size, _), num_examples = kernels, kernels.shape, len(labels)
+    if size > num_examples:
+        apart = kernels.reshape(count, *[num_examples, size // num_examples] * 2)
+        traced = np.einsum("kaibi->kab", apart) * num_examples / size
+    means = np.mean(traced, axis=2)
+    centred = traced - means[:, None]
+    centred -= (means - np.mean(means, axis=1, keepdims=True))[:, :, None]
+    members = np.eye(num_classes)[labels]
+    return KernelSums(
+        np.trace(kernels, axis1=1, axis2=2),
+        np.einsum("kab,kab->k", kernels, kernels),
+        np.einsum("kab,kab->k", centred, centred),
+        np.einsum("kab,ab->k", centred, members @ members.T),
+        members.T @ traced @ members,
+    )
+
+
+@partial(jax.jit, static_argnames=("num_classes", "trace_outputs", "batch_size", "block_numbers"))
+def sums_by_blocks(
+    problem: Problem,
+    params: Float[Array, " params"],
+    *,
+    num_classes: int,
+    trace_outputs: bool,
+    batch_size: int | None = None,
+    block_numbers: int = BLOCK_NUMBERS,
+) -> KernelSums:
+    """The same of a kernel that is never held, exact but for rounding.
+
+    It takes the time in which the kernel could be formed: that of all its entries.
+
+    Args:
+        problem: of flat parameters and class labels; outputs must not depend on other examples.
+        params: θ.
+        num_classes: of the labels.
+        trace_outputs: whether the kernel is averaged over the outputs.
+        batch_size: examples at most in a pass over all of them; none means all.
+        block_numbers: numbers at most in a block of the Jacobian.
+
+    Raises:
+        ValueError: when `batch_size` is less than 1.
+    """
+    blocks = _Blocks.of(problem, params, block_numbers)
+    num_examples, outputs = blocks.num_examples, blocks.num_outputs
+    ones = jnp.ones(num_examples, params.dtype)
+    means = KernelProduct(True, batch_size)(problem, params, ones) / num_examples
+    grand = jnp.mean(means)
+
+    def add(sums: KernelSums, block: Array, i: Array, j: Array) -> KernelSums:
+        (at, inside), (across, inside_too) = blocks.rows(i), blocks.rows(j)
+        traced = block
+        if not trace_outputs:
+            apart = block.reshape(*[blocks.size, outputs] * 2)
+            traced = jnp.einsum("aibi->ab", apart) / outputs
+        centred = traced - means[at, None] - means[across] + grand
+        centred = jnp.where(inside[:, None] & inside_too, centred, 0)
+        ours, others = (
+            jax.nn.one_hot(problem.targets[rows], num_classes, dtype=block.dtype)
+            for rows in (at, across)
+        )
+        between = _matmul(_matmul(ours.T, traced), others)
+        off = i != j
+        times = 1 + off.astype(block.dtype)
+        return KernelSums(
+            sums.trace + jnp.where(off, 0, jnp.trace(block)),
+            sums.square + times * jnp.sum(block**2),
+            sums.centred_square + times * jnp.sum(centred**2),
+            sums.centred_within + times * jnp.sum(centred * _matmul(ours, others.T)),
+            sums.class_sums + between + jnp.where(off, between.T, 0),
+        )
+
+    zero = jnp.zeros((), params.dtype)
+    start = KernelSums(zero, zero, zero, zero, jnp.zeros((num_classes,) * 2, params.dtype))
+    return _over_pairs(add, start, blocks, problem, params, trace_outputs)
+
+
+def output_shape(problem: Problem, params: Float[Array, " params"]) -> tuple[int, int]:
+    """Numbers of examples and of outputs."""
+    shape = jax.eval_shape(problem.outputs, params).shape
+    return shape[0], shape[1]
+
+
+class _Blocks(NamedTuple):
+    """Examples in blocks of equal size, the last one filled up."""
+
+    num_examples: int
+    num_outputs: int
+    size: int
+    count: int
+
+    @classmethod
+    def of(cls, problem: Problem, params: Array, block_numbers: int) -> _Blocks:
+        num_examples, num_outputs = output_shape(problem, params)
+        most = max(1, block_numbers // (num_outputs * params.size))
+        count = -(-num_examples // most)
+        return cls(num_examples, num_outputs, -(-num_examples // count), count)
+
+    def rows(self, block: Array) -> tuple[Array, Array]:
+        """Examples of a block, and which of them do not only fill it up."""
+        rows = block * self.size + jnp.arange(self.size)
+        return jnp.minimum(rows, self.num_examples - 1), rows < self.num_examples
+
+
+def _over_pairs(
+    visit: Callable[[Carry, Array, Array, Array], Carry],
+    start: Carry,
+    blocks: _Blocks,
+    problem: Problem,
+    params: Array,
+    trace_outputs: bool,
+) -> Carry:
+    """Hands the blocks (i, j) of the kernel over, j up to i; zeros fill the last ones up."""
+
+    def jacobian_of(i: Array) -> Array:
+        rows, inside = blocks.rows(i)
+        jac = jacobian(problem.take(rows), params)
+        jac = jnp.where(inside[:, None, None], jac, 0)
+        return jac.reshape(blocks.size if trace_outputs else blocks.size * blocks.num_outputs, -1)
+
+    def entry(i: Array, j: Array, left: Array, right: Array, carry: Carry) -> Carry:
+        block = _matmul(left, right.T)
+        return visit(carry, block / blocks.num_outputs if trace_outputs else block, i, j)
+
+    def row(i: Array, carry: Carry) -> Carry:
+        left = jacobian_of(i)
+        return jax.lax.fori_loop(
+            0, i + 1, lambda j, carry: entry(i, j, left, jacobian_of(j), carry), carry
+        )
+
+    if blocks.count == 1:
+        first, whole = jnp.int32(0), jacobian_of(jnp.int32(0))
+        return entry(first, first, whole, whole, start)
+    return jax.lax.fori_loop(0, blocks.count, row, start)
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    """In full precision; accelerators round float32 to fewer digits by default."""
+    return jnp.matmul(a, b, precision="highest")

@@ -1,0 +1,315 @@
+"""Segments of a run: eigenvalues of the curvature at neighbouring checkpoints.
+
+Small networks go through one compiled Lanczos pass for many checkpoints, each from a random start.
+Large ones are solved one after another, each from the eigenvectors of the one before, and audited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from dlf_dynamics.analysis import subspace
+from dlf_dynamics.analysis.curvature import Curvature
+from dlf_dynamics.analysis.eigensolver import PASS_SIZE, Certificate, certify, make_ends
+from dlf_dynamics.analysis.lanczos import Ends, RitzPairs, lanczos
+from dlf_dynamics.analysis.modes import overlaps
+from dlf_dynamics.config import SpectrumConfig
+from dlf_dynamics.dynamics import Dynamics, State
+from dlf_dynamics.operators import check_operator
+from dlf_dynamics.resultfile import Arrays
+from dlf_dynamics.run import Run, stack_points
+from dlf_dynamics.runfile import Point
+
+POINTS = ("iterate", "centre")
+"""Where the curvature is taken at each checkpoint, in the order of the arrays' second axis."""
+
+MOST = 64
+"""Eigenvalues that are taken at most, to have all above a fraction of the threshold."""
+
+_CHUNK_NUMBERS = 2**20
+"""Parameters of the checkpoints that one call of the compiled pass treats, at most."""
+
+
+class Solver(NamedTuple):
+    """What is fixed for all checkpoints, hashable for `jax.jit`.
+
+    Attributes:
+        curvature: which operator.
+        size: its order.
+        ends: how many eigenvalues.
+        tol: relative residual that counts as converged.
+        max_matvecs: products per checkpoint and point at most.
+        seed: of the random directions.
+        audit_every: checkpoints from one audit to the next, where they are needed.
+    """
+
+    curvature: Curvature
+    size: int
+    ends: Ends
+    tol: float
+    max_matvecs: int
+    seed: int
+    audit_every: int
+
+    @classmethod
+    def from_config(cls, run: Run, config: SpectrumConfig) -> Solver:
+        """As configured; `k`, `tol` and the number of products as they come out for the run."""
+        curvature = Curvature.from_config(run, config)
+        size = curvature.size(run.num_params)
+        ends = make_ends(min(config.k, size), size, config.which)
+        tol = config.tol or (1e-6 if run.config.dtype == "float64" else 1e-3)
+        return cls(curvature, size, ends, tol, config.max_matvecs, config.seed, config.audit_every)
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether many checkpoints go through one compiled pass."""
+        return self.size <= PASS_SIZE
+
+    @property
+    def segment_length(self) -> int:
+        """Checkpoints in a segment."""
+        return 4 * self.chunk if self.one_pass else self.audit_every
+
+    @property
+    def chunk(self) -> int:
+        """Checkpoints that go through the compiled pass in one call."""
+        return int(np.clip(_CHUNK_NUMBERS // self.size, 1, 25))
+
+    def doubled(self) -> Solver:
+        """For twice as many eigenvalues, with products in proportion."""
+        k = min(2 * max(self.ends), self.size)
+        which = "both" if all(self.ends) else "largest" if self.ends.top else "smallest"
+        ends = make_ends(k, self.size, which)
+        return self._replace(ends=ends, max_matvecs=2 * self.max_matvecs)
+
+    def key(self, step: Any) -> PRNGKeyArray:
+        """Of the random directions at a step."""
+        return jax.random.fold_in(jax.random.key(self.seed), step)
+
+
+Source = Callable[[int], Iterable[list[Point]]]
+"""States of a run, in lists of at most so many."""
+
+
+class _Solved(NamedTuple):
+    """Eigenvalues at both points of one or more checkpoints, with the vectors of each."""
+
+    certificate: Certificate
+    values: Float[np.ndarray, "checkpoints points k"]
+    num_matvecs: Array
+    vectors: Float[np.ndarray, "checkpoints points rows n"]
+
+
+def solve_segment(
+    run: Run,
+    solver: Solver,
+    source: Source,
+    thresholds: Float[np.ndarray, " checkpoints"],
+    before: Arrays | None = None,
+) -> Arrays:
+    """Eigenvalues at neighbouring checkpoints, at the iterates and at their centres.
+
+    Args:
+        run: that they belong to.
+        solver: what to compute.
+        source: of the checkpoints.
+        thresholds: at each; NaN where there is none. Where one is crossed, a warm start is audited.
+        before: of the segment before, whose last eigenvectors are followed and started from.
+
+    Returns:
+        `eigenvalues`, `residuals`, `intervals`, `converged`, `num_matvecs`: axes (checkpoints,
+        points, ...), see `hessian.Eigenvalues`; `overlaps` with the eigenvectors of the checkpoint
+        before; `vectors`, those of the last one, to go on from; and `audits`: index, point, whether
+        it agreed, and relative difference.
+    """
+    last = None if before is None else before["vectors"]
+    if solver.one_pass:
+        return _segment(_by_passes(run, solver, source), [], last, solver)
+    solved, audits = _by_warm_starts(run, solver, source, thresholds, last)
+    if not all(audit[2] for audit in audits):
+        solved, _ = _by_warm_starts(run, solver, source, thresholds, None, always_cold=True)
+    return _segment(solved, audits, last, solver)
+
+
+def _segment(
+    solved: list[_Solved], audits: list[tuple], last: np.ndarray | None, solver: Solver
+) -> Arrays:
+    parts = [
+        {"eigenvalues": s.values, "num_matvecs": s.num_matvecs, **_stored(s.certificate)}
+        for s in solved
+    ]
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    arrays["overlaps"] = _overlaps(solved, last, solver.ends.total)
+    arrays["vectors"] = solved[-1].vectors[-1]
+    arrays["audits"] = np.array(audits, float).reshape(-1, 4)
+    return arrays
+
+
+def _stored(certificate: Certificate) -> Arrays:
+    names = ("residuals", "intervals", "converged")
+    return {name: getattr(certificate, name) for name in names}
+
+
+def _overlaps(solved: list[_Solved], last: np.ndarray | None, count: int) -> np.ndarray:
+    found = []
+    for vectors in (v for s in solved for v in s.vectors):
+        before = vectors[:, :0] if last is None else last
+        found.append([overlaps(before[i], vectors[i, :count]) for i in range(len(POINTS))])
+        last = vectors
+    return np.array(found)
+
+
+def _by_passes(run: Run, solver: Solver, source: Source) -> list[_Solved]:
+    solved = []
+    for points in source(solver.chunk):
+        # The last chunk is filled up, so that one compilation serves all.
+        filled = [*points, *[points[-1]] * (solver.chunk - len(points))]
+        pairs = _analyse(run.dynamics, stack_points(run, filled), solver=solver)
+        count = len(points)
+        pairs = jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], pairs)
+        solved.append(_certified(pairs, pairs.vectors, solver))
+    return solved
+
+
+@partial(jax.jit, static_argnames="solver")
+def _analyse(dynamics: Dynamics, states: State, *, solver: Solver) -> RitzPairs:
+    """Ritz pairs at the iterates and at the centres of a chunk of states, one after another."""
+
+    def at_state(state: State) -> RitzPairs:
+        def at_point(params: Float[Array, " params"]) -> RitzPairs:
+            return lanczos(
+                solver.curvature(dynamics, state, params),
+                solver.size,
+                solver.ends,
+                tol=solver.tol,
+                max_matvecs=solver.max_matvecs,
+                key=solver.key(state.step),
+                dtype=params.dtype,
+            )
+
+        return jax.lax.map(at_point, both_points(dynamics, state))
+
+    return jax.lax.map(at_state, states)
+
+
+@jax.jit
+def both_points(dynamics: Dynamics, state: State) -> Float[Array, "points params"]:
+    """The iterate, and the centre ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1)."""
+    following, _ = dynamics.step(state)
+    centre = state.params + (following.previous_update - state.previous_update) / 4
+    return jnp.stack([state.params, centre])
+
+
+def _by_warm_starts(
+    run: Run,
+    solver: Solver,
+    source: Source,
+    thresholds: Float[np.ndarray, " checkpoints"],
+    last: np.ndarray | None,
+    *,
+    always_cold: bool = False,
+) -> tuple[list[_Solved], list[tuple]]:
+    """One checkpoint after another; audited at the last one, and where a threshold is crossed."""
+    solved, audits = [], []
+    sides = [0, 0]
+    for index, (point,) in enumerate(source(1)):
+        state = run.state(point)
+        pairs, vectors = [], []
+        for place, params in enumerate(both_points(run.dynamics, state)):
+            start = None if always_cold or last is None else last[place]
+            found = _solve(run, solver, state, params, start)
+            side = _side(found.pairs, solver, thresholds[index])
+            due = index == len(thresholds) - 1 or side * sides[place] < 0
+            if start is not None and due:
+                warm, found = found, _solve(run, solver, state, params, None)
+                audits.append((index, place, *_compared(warm.pairs, found.pairs, solver)))
+                spent = warm.pairs.num_matvecs + found.pairs.num_matvecs
+                found = found._replace(pairs=found.pairs._replace(num_matvecs=spent))
+            sides[place] = side or sides[place]
+            pairs.append(found.pairs)
+            vectors.append(np.asarray(found.subspace))
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves)[None], *pairs)
+        last = np.stack(vectors)
+        # A failed checkpoint is no place to start from.
+        last = last if np.all(np.isfinite(last)) else None
+        solved.append(_certified(stacked, np.stack(vectors)[None], solver))
+    return solved, audits
+
+
+def _solve(
+    run: Run, solver: Solver, state: State, params: Array, start: np.ndarray | None
+) -> subspace.Solution:
+    found = subspace.solve(
+        Partial(solver.curvature, run.dynamics, state, params),
+        solver.size,
+        solver.ends,
+        tol=solver.tol,
+        max_matvecs=solver.max_matvecs,
+        key=solver.key(state.step),
+        initial_vectors=None if start is None else jnp.asarray(start),
+        dtype=params.dtype,
+    )
+    return jax.device_get(found)
+
+
+def _certified(pairs: RitzPairs, vectors: np.ndarray, solver: Solver) -> _Solved:
+    certificate = certify(pairs, solver.ends, solver.tol)
+    # Products of an operator that is not symmetric prove nothing.
+    allowed = np.finfo(pairs.values.dtype).eps ** 0.4 * pairs.norm
+    symmetric = (pairs.asymmetry <= allowed)[..., None]
+    certificate = certificate._replace(converged=certificate.converged & symmetric)
+    return _Solved(certificate, np.asarray(pairs.values), pairs.num_matvecs, vectors)
+
+
+def _side(pairs: RitzPairs, solver: Solver, threshold: float) -> int:
+    lower, upper = certify(pairs, solver.ends, solver.tol).intervals[0]
+    return int(lower > threshold) - int(upper < threshold)
+
+
+def _compared(warm: RitzPairs, cold: RitzPairs, solver: Solver) -> tuple[bool, float]:
+    """Whether the intervals of each converged value meet, and the largest relative difference."""
+    one, other = (certify(pairs, solver.ends, solver.tol) for pairs in (warm, cold))
+    both = one.converged & other.converged
+    apart = np.maximum(one.intervals[:, 0], other.intervals[:, 0]) > np.minimum(
+        one.intervals[:, 1], other.intervals[:, 1]
+    )
+    difference = np.max(np.abs(warm.values - cold.values)[both], initial=0.0)
+    return not np.any(apart & both), float(difference / np.max(np.abs(cold.values)))
+
+
+def all_above(
+    arrays: Arrays, thresholds: Float[np.ndarray, " checkpoints"], fraction: float | None
+) -> bool:
+    """Whether the smallest of the largest eigenvalues is below the fraction of the threshold."""
+    if fraction is None:
+        return True
+    with np.errstate(invalid="ignore"):
+        return not np.any(arrays["eigenvalues"][..., -1] > fraction * thresholds[:, None])
+
+
+def check_deterministic(run: Run, solver: Solver, index: int) -> None:
+    """Makes a few products at a checkpoint, unless its parameters are not finite.
+
+    Raises:
+        ValueError: when they are not those of a symmetric, linear, deterministic operator.
+    """
+    ((point,),) = run.points([index], 1)
+    if not np.all(np.isfinite(point.params)):
+        return
+    state = run.state(point)
+    operator = Partial(solver.curvature, run.dynamics, state, state.params)
+    dtype = state.params.dtype
+    check_operator(lambda v: _product(operator, v), solver.size, solver.key(0), dtype)
+
+
+@jax.jit
+def _product(operator: subspace.Operator, vector: Float[Array, " n"]) -> Float[Array, " n"]:
+    return operator()(vector)
