@@ -3,6 +3,8 @@
 Analyses read run files and write result files of their own; a run file is never changed.
 """
 
+from dlf_dynamics.analysis.curvature import Curvature
+from dlf_dynamics.analysis.density import Density
 from dlf_dynamics.analysis.eigensolver import Eigenpairs, top_eigenpairs
 from dlf_dynamics.analysis.events import Crossing, Oscillation, find_crossings, find_oscillations
 from dlf_dynamics.analysis.hessian import HessianSpectrum, hessian_spectrum
@@ -12,6 +14,8 @@ from dlf_dynamics.analysis.stability import critical_eigenvalue, instability_thr
 
 __all__ = [
     "Crossing",
+    "Curvature",
+    "Density",
     "Eigenpairs",
     "HessianSpectrum",
     "NTKSpectrum",

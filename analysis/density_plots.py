@@ -5,8 +5,10 @@ from __future__ import annotations
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from dlf_dynamics.analysis.density import Density, default_grid, evaluate
 from dlf_dynamics.analysis.plots import COLOURS, STYLE
@@ -60,6 +62,15 @@ def _curves(density: Density) -> tuple[np.ndarray, np.ndarray, np.ndarray, float
     return grid, mean, error, linear
 
 
+def _decades(axis: Axis, grid: np.ndarray, linear: float) -> None:
+    """Ticks at 0 and at the powers of ten beyond the linear part, where labels have room."""
+    first = int(np.ceil(np.log10(2 * linear)))
+    powers = 10.0 ** np.arange(first, first + 8)
+    ticks = np.concatenate([-powers[::-1], [0.0], powers])
+    axis.set_major_locator(FixedLocator(ticks[(ticks >= grid[0]) & (ticks <= grid[-1])].tolist()))
+    axis.set_minor_locator(NullLocator())
+
+
 def draw_over_time(ax: Axes, density: Density) -> None:
     """The density as a heat map: steps to the right, eigenvalues upwards, colours logarithmic."""
     grid, mean, _, linear = _curves(density)
@@ -74,6 +85,7 @@ def draw_over_time(ax: Axes, density: Density) -> None:
         rasterized=True,
     )
     ax.set_yscale("asinh", linear_width=linear)
+    _decades(ax.yaxis, grid, linear)
     ax.set_ylabel("eigenvalue")
     assert isinstance(ax.figure, Figure)
     ax.figure.colorbar(shades, ax=ax, label="density")
@@ -92,6 +104,7 @@ def draw_curves(ax: Axes, density: Density, spectrum: Spectrum) -> None:
             grid, np.maximum(low, floor), np.maximum(high, floor), color=colour, alpha=0.25, lw=0
         )
     ax.set_xscale("asinh", linear_width=linear)
+    _decades(ax.xaxis, grid, linear)
     ax.set_yscale("log")
     ax.set_ylim(floor, None)
     ax.set_ylabel("density")

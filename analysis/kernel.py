@@ -49,10 +49,10 @@ def gram_matrix(
     """
     blocks = _Blocks.of(problem, params, block_numbers)
     side = 1 if trace_outputs else blocks.num_outputs
-    start = jnp.zeros((blocks.count * blocks.size * side,) * 2, params.dtype)
+    start = jnp.zeros((blocks.number * blocks.size * side,) * 2, params.dtype)
 
     def place(kernel: Array, block: Array, i: Array, j: Array) -> Array:
-        if blocks.count == 1:
+        if blocks.number == 1:
             return block
         at, across = i * len(block), j * len(block)
         kernel = jax.lax.dynamic_update_slice(kernel, block, (at, across))
@@ -115,11 +115,11 @@ class KernelSums(NamedTuple):
         class_sums: of the traced kernel, over the examples of one class and those of another.
     """
 
-    trace: Float[np.ndarray, "*kernels"]
-    square: Float[np.ndarray, "*kernels"]
-    centred_square: Float[np.ndarray, "*kernels"]
-    centred_within: Float[np.ndarray, "*kernels"]
-    class_sums: Float[np.ndarray, "*kernels classes classes"]
+    trace: Float[Array | np.ndarray, "*kernels"]
+    square: Float[Array | np.ndarray, "*kernels"]
+    centred_square: Float[Array | np.ndarray, "*kernels"]
+    centred_within: Float[Array | np.ndarray, "*kernels"]
+    class_sums: Float[Array | np.ndarray, "*kernels classes classes"]
 
 
 class KernelStatistics(NamedTuple):
@@ -148,14 +148,15 @@ def kernel_statistics(
     """Statistics of kernels on examples with these labels."""
     counts = np.bincount(labels, minlength=num_classes)
     pairs = np.outer(counts, counts)
+    trace, square, centred_square, within, class_sums = map(np.asarray, sums)
     several = np.count_nonzero(counts) > 1
     of_labels = np.linalg.norm(np.diag(counts) - pairs / len(labels)) if several else np.nan
     with np.errstate(invalid="ignore", divide="ignore"):
         return KernelStatistics(
-            sums.trace,
-            sums.trace**2 / sums.square,
-            sums.centred_within / (np.sqrt(sums.centred_square) * of_labels),
-            sums.class_sums / np.where(pairs > 0, pairs, np.nan),
+            trace,
+            trace**2 / square,
+            within / (np.sqrt(centred_square) * of_labels),
+            class_sums / np.where(pairs > 0, pairs, np.nan),
         )
 
 
@@ -209,40 +210,42 @@ def sums_by_blocks(
         ValueError: when `batch_size` is less than 1.
     """
     blocks = _Blocks.of(problem, params, block_numbers)
-    num_examples, outputs = blocks.num_examples, blocks.num_outputs
-    ones = jnp.ones(num_examples, params.dtype)
-    means = KernelProduct(True, batch_size)(problem, params, ones) / num_examples
-    grand = jnp.mean(means)
+    ones = jnp.ones(blocks.num_examples, params.dtype)
+    means = KernelProduct(True, batch_size)(problem, params, ones) / blocks.num_examples
+    members = jax.nn.one_hot(problem.targets, num_classes, dtype=params.dtype)
 
     def add(sums: KernelSums, block: Array, i: Array, j: Array) -> KernelSums:
-        (at, inside), (across, inside_too) = blocks.rows(i), blocks.rows(j)
-        traced = block
-        if not trace_outputs:
-            apart = block.reshape(*[blocks.size, outputs] * 2)
-            traced = jnp.einsum("aibi->ab", apart) / outputs
-        centred = traced - means[at, None] - means[across] + grand
-        centred = jnp.where(inside[:, None] & inside_too, centred, 0)
-        ours, others = (
-            jax.nn.one_hot(problem.targets[rows], num_classes, dtype=block.dtype)
-            for rows in (at, across)
-        )
-        between = _matmul(_matmul(ours.T, traced), others)
-        off = i != j
-        times = 1 + off.astype(block.dtype)
-        return KernelSums(
-            sums.trace + jnp.where(off, 0, jnp.trace(block)),
-            sums.square + times * jnp.sum(block**2),
-            sums.centred_square + times * jnp.sum(centred**2),
-            sums.centred_within + times * jnp.sum(centred * _matmul(ours, others.T)),
-            sums.class_sums + between + jnp.where(off, between.T, 0),
-        )
+        once = _sums_of_block(block, blocks, means, members, i, j)
+        mirrored = once._replace(trace=0 * once.trace, class_sums=once.class_sums.T)
+        both = jax.tree.map(lambda a, b: a + jnp.where(i == j, 0, b), once, mirrored)
+        return jax.tree.map(jnp.add, sums, both)
 
     zero = jnp.zeros((), params.dtype)
     start = KernelSums(zero, zero, zero, zero, jnp.zeros((num_classes,) * 2, params.dtype))
     return _over_pairs(add, start, blocks, problem, params, trace_outputs)
 
 
-def output_shape(problem: Problem, params: Float[Array, " params"]) -> tuple[int, int]:
+def _sums_of_block(
+    block: Array, blocks: _Blocks, means: Array, members: Array, i: Array, j: Array
+) -> KernelSums:
+    """Sums over the block (i, j), whose rows are zeros where they fill it up."""
+    (at, inside), (across, inside_too) = blocks.rows(i), blocks.rows(j)
+    traced = block
+    if len(block) > blocks.size:
+        apart = block.reshape(*[blocks.size, blocks.num_outputs] * 2)
+        traced = jnp.einsum("aibi->ab", apart) / blocks.num_outputs
+    centred = traced - means[at, None] - means[across] + jnp.mean(means)
+    centred = jnp.where(inside[:, None] & inside_too, centred, 0)
+    return KernelSums(
+        trace=jnp.where(i == j, jnp.trace(block), 0),
+        square=jnp.sum(block**2),
+        centred_square=jnp.sum(centred**2),
+        centred_within=jnp.sum(centred * _matmul(members[at], members[across].T)),
+        class_sums=_matmul(_matmul(members[at].T, traced), members[across]),
+    )
+
+
+def output_shape(problem: Problem, params: Array | jax.ShapeDtypeStruct) -> tuple[int, int]:
     """Numbers of examples and of outputs."""
     shape = jax.eval_shape(problem.outputs, params).shape
     return shape[0], shape[1]
@@ -254,14 +257,14 @@ class _Blocks(NamedTuple):
     num_examples: int
     num_outputs: int
     size: int
-    count: int
+    number: int
 
     @classmethod
     def of(cls, problem: Problem, params: Array, block_numbers: int) -> _Blocks:
         num_examples, num_outputs = output_shape(problem, params)
         most = max(1, block_numbers // (num_outputs * params.size))
-        count = -(-num_examples // most)
-        return cls(num_examples, num_outputs, -(-num_examples // count), count)
+        number = -(-num_examples // most)
+        return cls(num_examples, num_outputs, -(-num_examples // number), number)
 
     def rows(self, block: Array) -> tuple[Array, Array]:
         """Examples of a block, and which of them do not only fill it up."""
@@ -280,9 +283,11 @@ def _over_pairs(
     """Hands the blocks (i, j) of the kernel over, j up to i; zeros fill the last ones up."""
 
     def jacobian_of(i: Array) -> Array:
-        rows, inside = blocks.rows(i)
-        jac = jacobian(problem.take(rows), params)
-        jac = jnp.where(inside[:, None, None], jac, 0)
+        if blocks.number == 1:
+            jac = jacobian(problem, params)
+        else:
+            rows, inside = blocks.rows(i)
+            jac = jnp.where(inside[:, None, None], jacobian(problem.take(rows), params), 0)
         return jac.reshape(blocks.size if trace_outputs else blocks.size * blocks.num_outputs, -1)
 
     def entry(i: Array, j: Array, left: Array, right: Array, carry: Carry) -> Carry:
@@ -295,10 +300,10 @@ def _over_pairs(
             0, i + 1, lambda j, carry: entry(i, j, left, jacobian_of(j), carry), carry
         )
 
-    if blocks.count == 1:
+    if blocks.number == 1:
         first, whole = jnp.int32(0), jacobian_of(jnp.int32(0))
         return entry(first, first, whole, whole, start)
-    return jax.lax.fori_loop(0, blocks.count, row, start)
+    return jax.lax.fori_loop(0, blocks.number, row, start)
 
 
 def _matmul(a: Array, b: Array) -> Array:

@@ -16,6 +16,9 @@ Matvec = Callable[[Float[Array, " n"]], Float[Array, " n"]]
 LEAST_GUARD = 4
 """Steps that the guard is followed for at least."""
 
+GUARD_GROWTH = 10
+"""A missed eigenvector with this part of its typical share in the guard still stands out."""
+
 
 class Ends(NamedTuple):
     """How many eigenvalues are wanted from the top and from the bottom of the spectrum."""
@@ -167,7 +170,7 @@ def lanczos(
         count = jnp.array(sizes)[place] - size
         krylov = jax.lax.fori_loop(0, count, lambda _, k: _expand(matvec, k), progress.krylov)
         look = jax.lax.switch(place, looks, krylov)
-        return _decide(progress, krylov, look, place + 1, capacity)
+        return _decide(progress, krylov, look, place + 1, capacity, ends)
 
     krylov = _start(num_params, capacity, key, dtype)
     precise = jnp.result_type(float)
@@ -178,7 +181,7 @@ def lanczos(
     unknown = nothing._replace(values=empty + jnp.nan)
     start = _Progress(krylov, nothing, unknown, no, no, jnp.array(False))
     unfinished = lambda progress: (progress.looks < len(sizes)) & ~progress.done  # noqa: E731
-    return _certify(matvec, jax.lax.while_loop(unfinished, extend, start))
+    return _certify(matvec, jax.lax.while_loop(unfinished, extend, start), ends)
 
 
 def look_sizes(count: int, capacity: int) -> list[int]:
@@ -312,7 +315,8 @@ def guard_steps(
     """Steps after which a missed eigenvector of each wanted value would stand out of a guard.
 
     On the interval of the values that are not wanted the Chebyshev polynomial of degree m stays
-    below 1; at the wanted value it must grow to √n, as 1/√n is a typical share.
+    below 1; at the wanted value it must grow to `GUARD_GROWTH` √n, as 1/√n is a typical share and
+    one in twelve is less than a tenth of it.
     """
     low, high = ends.bottom, len(ascending) - 1 - ends.top
     if low > high:
@@ -321,14 +325,14 @@ def guard_steps(
     below = ascending[low] - ends.pick(ascending)[ends.top :]
     distance = jnp.concatenate([above, below]) / (ascending[high] - ascending[low])
     growth = jnp.arccosh(1 + 2 * jnp.nan_to_num(distance, posinf=1e30))
-    return jnp.arccosh(jnp.sqrt(1.0 * num_params)) / growth
+    return jnp.arccosh(GUARD_GROWTH * jnp.sqrt(1.0 * num_params)) / growth
 
 
 def _decide(
-    progress: _Progress, krylov: _Krylov, look: _Look, looks: Array, capacity: int
+    progress: _Progress, krylov: _Krylov, look: _Look, looks: Array, capacity: int, ends: Ends
 ) -> _Progress:
     """Goes on, begins a guard, or stops."""
-    done = jnp.all(look.met & _guarded(krylov, look, progress.known))
+    done = jnp.all(look.met & _guarded(krylov, look, progress.known, ends))
     moved = ~_left_alone(look, progress.known)
     # A budget that is nearly spent keeps a rest for the guard of the values that are there.
     late = (
@@ -348,14 +352,20 @@ def _left_alone(look: _Look, known: _Look) -> Bool[Array, " count"]:
     return jnp.abs(look.values - known.values) <= known.radii
 
 
-def _guarded(krylov: _Krylov, look: _Look, known: _Look) -> Bool[Array, " count"]:
+def in_place(left_alone: Bool[Array, " count"], ends: Ends) -> Bool[Array, " count"]:
+    """Which values kept their place: none further out moved, which would shift those within."""
+    top, bottom = left_alone[: ends.top], left_alone[ends.top :]
+    return jnp.concatenate([jnp.cumprod(top), jnp.cumprod(bottom[::-1])[::-1]]) > 0
+
+
+def _guarded(krylov: _Krylov, look: _Look, known: _Look, ends: Ends) -> Bool[Array, " count"]:
     """Whether the guard left a value as it was, and was followed far enough or to its end.
 
     A random chain that ends by itself has met every eigenvalue outside the basis.
     """
     full = krylov.size == krylov.basis.shape[1]
     followed = krylov.ended | (krylov.length >= _steps_enough(krylov, look))
-    return full | (_left_alone(look, known) & followed)
+    return full | (in_place(_left_alone(look, known), ends) & followed)
 
 
 def _steps_enough(krylov: _Krylov, look: _Look) -> Float[Array, " count"]:
@@ -375,16 +385,19 @@ def _begin_guard(krylov: _Krylov) -> _Krylov:
     )
 
 
-def _certify(matvec: Matvec, progress: _Progress) -> RitzPairs:
+def _certify(matvec: Matvec, progress: _Progress, ends: Ends) -> RitzPairs:
     """The Ritz vectors judged by fresh products."""
     krylov, look = progress.krylov, progress.look
     basis = krylov.basis
     vectors = look.coefficients.T.astype(basis.dtype) @ basis[:-1]
     products = jax.lax.map(matvec, vectors)
     pairs = rayleigh_ritz(vectors, products)
+    # In a basis of Ritz vectors, a symmetric operator is the diagonal that it was before.
+    changed = jnp.max(jnp.abs(vectors @ products.T - jnp.diag(look.values.astype(basis.dtype))))
+    asymmetry = jnp.maximum(krylov.asymmetry, changed)
     return pairs._replace(
-        guarded=_guarded(krylov, look, progress.known),
-        asymmetry=jnp.maximum(pairs.asymmetry, krylov.asymmetry),
+        guarded=_guarded(krylov, look, progress.known, ends),
+        asymmetry=jnp.maximum(pairs.asymmetry, asymmetry),
         norm=jnp.maximum(pairs.norm, krylov.norm),
         num_matvecs=krylov.size + len(vectors),
     )

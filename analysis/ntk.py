@@ -26,8 +26,8 @@ from dlf_dynamics.analysis.kernel import (
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.run import Checkpoints, Run
 
-MAX_DENSE = 2_000
-"""Rows up to which a kernel is formed and all its eigenvalues are found."""
+MAX_DENSE = 1_000
+"""Rows up to which a kernel is formed and all its eigenvalues are found, in a second or two."""
 
 DEFAULT_K = 10
 """Eigenvalues of a larger one."""

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from dlf_dynamics.analysis.density import Density
 from dlf_dynamics.analysis.events import Crossing
+from dlf_dynamics.analysis.ntk import NTKSpectrum
 from dlf_dynamics.analysis.spectrum import Spectrum
 
 
@@ -37,12 +38,19 @@ def summary(spectrum: Spectrum) -> dict[str, Any]:
         "largest_ntk_eigenvalue": (
             None if spectrum.ntk is None else float(np.nanmax(spectrum.ntk.eigenvalues[:, 0]))
         ),
+        "ntk": None if spectrum.ntk is None else _kernel(spectrum.ntk),
         "densities": {name: _moments(found) for name, found in spectrum.densities.items()},
         "bursts": len(spectrum.bursts),
         "oscillations": [dataclasses.asdict(window) for window in spectrum.oscillations],
         "crossings": [dataclasses.asdict(crossing) for crossing in spectrum.crossings],
     }
     return _finite(content)
+
+
+def _kernel(ntk: NTKSpectrum) -> dict[str, list[float]]:
+    """What the kernel is like at each step."""
+    names = ("steps", "trace", "captured", "effective_rank", "alignment")
+    return {name: getattr(ntk, name).tolist() for name in names}
 
 
 def _moments(density: Density) -> dict[str, list[float]]:
@@ -131,6 +139,8 @@ def closing_lines(spectrum: Spectrum) -> list[str]:
             "checkpoints before it were solved anew from random starts"
             for audit in disagreed
         ]
+    if spectrum.ntk is not None:
+        lines.append(_ntk_line(spectrum.ntk))
     return lines + [_density_line(name, found) for name, found in spectrum.densities.items()]
 
 
@@ -138,6 +148,19 @@ def _count_crossings(spectrum: Spectrum, at: str) -> str:
     states = [crossing.state for crossing in spectrum.crossings if crossing.at == at]
     more = [f"{states.count(s)} {s}" for s in ("refined", "unresolved") if s in states]
     return f"{len(states)} crossings at {at}s" + (f" ({', '.join(more)})" if more else "")
+
+
+def _ntk_line(ntk: NTKSpectrum) -> str:
+    """Of the last checkpoint."""
+    rows, count = ntk.num_examples, ntk.eigenvalues.shape[1]
+    kind = "averaged over outputs" if ntk.trace_outputs else "all outputs"
+    alignment = f"{ntk.alignment[-1]:.3g}" if np.isfinite(ntk.alignment[-1]) else "undefined"
+    return (
+        f"NTK of {rows} examples, {kind}: {count} eigenvalues, {np.sum(~ntk.converged)} not "
+        f"converged; at step {ntk.steps[-1]} they are {100 * ntk.captured[-1]:.4g}% of the trace "
+        f"{ntk.trace[-1]:.4g}, effective rank {ntk.effective_rank[-1]:.3g}, alignment with the "
+        f"labels {alignment}"
+    )
 
 
 def _density_line(name: str, density: Density) -> str:

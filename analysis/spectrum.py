@@ -133,8 +133,13 @@ def compute_spectrum(
     )
     ntk = None
     if config.ntk_examples:
-        part = lambda some: ntk_spectrum(  # noqa: E731
-            run, some, num_examples=config.ntk_examples, trace_outputs=not config.ntk_full
+        part = partial(
+            ntk_spectrum,
+            run,
+            num_examples=config.ntk_examples,
+            trace_outputs=not config.ntk_full,
+            batch_size=config.batch_size,
+            seed=config.seed,
         )
         told = lambda done: progress("ntk", done)  # noqa: E731
         ntk = _in_parts(NTKSpectrum, part, chosen, _NTK_PART, "ntk", parts, told)

@@ -24,6 +24,7 @@ from dlf_dynamics.analysis.lanczos import (
     Matvec,
     RitzPairs,
     guard_steps,
+    in_place,
     orthogonalise,
     rayleigh_ritz,
     rounding,
@@ -117,13 +118,21 @@ class _Guard:
         moved = np.abs(ritz.values[wanted] - self.known.values[wanted])
         return moved <= self.known.norms[wanted] + ritz.rounding
 
-    def passed(self, ritz: _Ritz, num_params: int, ends: Ends) -> Bool[np.ndarray, " wanted"]:
-        """Which wanted values it left as they were, having been followed far enough."""
+    def passed(
+        self, ritz: _Ritz, extent: Float[np.ndarray, "2"], num_params: int, ends: Ends
+    ) -> Bool[np.ndarray, " wanted"]:
+        """Which wanted values it left as they were, having been followed far enough.
+
+        Restarts lose the other end of the spectrum, so `extent` tells its least and largest value.
+        """
         if self.known is None:
             return np.zeros(ends.total, bool)
-        steps = np.asarray(guard_steps(jnp.asarray(ritz.ascending), ends, num_params))
+        ascending = ritz.ascending.copy()
+        ascending[[0, -1]] = extent
+        steps = np.asarray(guard_steps(jnp.asarray(ascending), ends, num_params))
         enough = np.maximum(np.minimum(steps, self.longest), LEAST_GUARD)
-        return self.left_alone(ritz) & (self.ended | (self.length >= enough))
+        kept = np.asarray(in_place(jnp.asarray(self.left_alone(ritz)), ends))
+        return kept & (self.ended | (self.length >= enough))
 
 
 class _Rows(NamedTuple):
@@ -176,13 +185,17 @@ def solve(
     """
     cold = initial_vectors is None
     checks = ends.total if cold else 1
-    basis = _start(operator, num_params, ends, initial_vectors, key, dtype)
+    # The random vector and the check are products, too.
+    initial = None if cold else initial_vectors[: max_matvecs - 2]
+    basis = _start(operator, num_params, ends, initial, key, dtype)
     made, guard, stalled = int(basis.size), _Guard(), False
+    extent = np.array([np.inf, -np.inf])
     while True:
         progress(made)
         ritz = _ritz(basis, ends)
         met = ritz.count == ends.total and bool(np.all(ritz.met(tol)))
-        guarded = guard.passed(ritz, num_params, ends) if cold else _settled(ritz, tol)
+        extent[:] = min(extent[0], ritz.ascending[0]), max(extent[1], ritz.ascending[-1])
+        guarded = guard.passed(ritz, extent, num_params, ends) if cold else _settled(ritz, tol)
         guarded = np.broadcast_to(guarded | (len(ritz.ascending) == num_params), ends.total)
         finite, left = np.all(np.isfinite(ritz.norms)), max_matvecs - made - checks
         if not finite or left <= 0 or (met and np.all(guarded)):
@@ -198,7 +211,8 @@ def solve(
         if cold and met:
             guard = replace(guard, length=guard.length + added, ended=guard.ended or stalled)
     pairs = _certified(operator, basis, ritz, ends, key, fresh=cold)
-    seen = {"guarded": guarded, "asymmetry": _asymmetry(basis), "norm": basis.norm}
+    asymmetry = jnp.maximum(pairs.asymmetry, _asymmetry(basis))
+    seen = {"guarded": guarded, "asymmetry": asymmetry, "norm": basis.norm}
     seen |= {"num_matvecs": made + checks}
     return Solution(
         pairs._replace(**seen), _combine(basis.vectors, _padded(ritz, len(basis.vectors)))
@@ -221,7 +235,7 @@ def _start(
     if initial_vectors is not None:
         block = jnp.asarray(initial_vectors, dtype)[: capacity - 1]
         basis = _grow_by_block(operator, basis, block)
-    drawn = _Rows(np.zeros((1, 0)), np.zeros(1), random=True)
+    drawn = _Rows(np.zeros((1, 0)), np.zeros(1), random=True, share=0)
     return _grow(operator, basis, drawn, 1, key)[0]
 
 
@@ -263,14 +277,14 @@ def _grow_by_rows(
         floor = rounding(candidate.size, candidate.dtype) * length
         return _insert(matvec, basis, jax.lax.cond(random, drawn, lambda: candidate), floor, share)
 
-    return _measured(jax.lax.fori_loop(0, count, add, basis))
+    return jax.lax.fori_loop(0, count, add, basis)
 
 
 @partial(jax.jit, donate_argnames="basis")
 def _grow_by_block(operator: Operator, basis: _Basis, block: Float[Array, "rows n"]) -> _Basis:
     matvec = operator()
     add = lambda i, basis: _insert(matvec, basis, block[i], 0, NEW_SHARE)  # noqa: E731
-    return _measured(jax.lax.fori_loop(0, len(block), add, basis))
+    return jax.lax.fori_loop(0, len(block), add, basis)
 
 
 def _insert(
@@ -288,16 +302,17 @@ def _insert(
     direction = jnp.where(new, rest / jnp.where(new, left, 1), 0)
     product = jax.lax.cond(new, matvec, jnp.zeros_like, direction)
     # A row of zeros is written where nothing is added, over zeros.
+    vectors = basis.vectors.at[basis.size].set(direction, mode="drop")
+    products = basis.products.at[basis.size].set(product, mode="drop")
+    # One column and one row: measuring the whole matrix anew costs as much as a product.
+    matrix = basis.matrix.at[:, basis.size].set(vectors @ product, mode="drop")
     return basis._replace(
-        vectors=basis.vectors.at[basis.size].set(direction, mode="drop"),
-        products=basis.products.at[basis.size].set(product, mode="drop"),
+        vectors=vectors,
+        products=products,
         size=basis.size + new,
+        matrix=matrix.at[basis.size].set(products @ direction, mode="drop"),
         norm=jnp.maximum(basis.norm, jnp.linalg.norm(product)),
     )
-
-
-def _measured(basis: _Basis) -> _Basis:
-    return basis._replace(matrix=basis.vectors @ basis.products.T)
 
 
 def _ritz(basis: _Basis, ends: Ends) -> _Ritz:
@@ -402,7 +417,7 @@ def _rotate(basis: _Basis, rotation: Float[Array, "capacity capacity"]) -> _Basi
         return array.at[:, whole * _COLUMNS :].set(rotation @ array[:, whole * _COLUMNS :])
 
     vectors, products = rotate(basis.vectors), rotate(basis.products)
-    return _measured(basis._replace(vectors=vectors, products=products))
+    return basis._replace(vectors=vectors, products=products, matrix=vectors @ products.T)
 
 
 @jax.jit
@@ -416,7 +431,9 @@ def _certified(
     """The wanted pairs judged by fresh products: of each, or of one random combination of them."""
     coefficients = np.zeros((ends.total, len(basis.vectors)))
     coefficients[: ritz.count] = _padded(ritz, len(basis.vectors))[: ritz.count]
-    pairs = _judge(operator, basis, coefficients, key, fresh=fresh)
+    before = np.zeros(ends.total)
+    before[: ritz.count] = ritz.values[: ritz.count]
+    pairs = _judge(operator, basis, coefficients, before, key, fresh=fresh)
     if ritz.count < ends.total or not np.all(np.isfinite(ritz.norms)):
         return pairs._replace(
             values=pairs.values * np.nan, residual_gram=pairs.residual_gram * np.nan
@@ -426,12 +443,21 @@ def _certified(
 
 @partial(jax.jit, static_argnames="fresh")
 def _judge(
-    operator: Operator, basis: _Basis, coefficients: Array, key: PRNGKeyArray, *, fresh: bool
+    operator: Operator,
+    basis: _Basis,
+    coefficients: Array,
+    before: Array,
+    key: PRNGKeyArray,
+    *,
+    fresh: bool,
 ) -> RitzPairs:
     matvec = operator()
     vectors = _combine(basis.vectors, coefficients)
     if fresh:
-        return rayleigh_ritz(vectors, jax.lax.map(matvec, vectors))
+        products = jax.lax.map(matvec, vectors)
+        # In a basis of Ritz vectors, a symmetric operator is the diagonal that it was before.
+        changed = jnp.max(jnp.abs(vectors @ products.T - jnp.diag(before.astype(vectors.dtype))))
+        return rayleigh_ritz(vectors, products)._replace(asymmetry=changed)
     # The products of the basis are this very operator's; rounding, or an operator that is not
     # linear, would show in a random combination, and are added to the residuals.
     products = _combine(basis.products, coefficients)
@@ -440,7 +466,7 @@ def _judge(
     drift = jnp.linalg.norm(matvec(mix @ vectors) - mix @ products)
     pairs = rayleigh_ritz(vectors, products)
     allowance = 4 * len(vectors) * drift**2 * jnp.eye(len(vectors), dtype=vectors.dtype)
-    return pairs._replace(residual_gram=pairs.residual_gram + allowance)
+    return pairs._replace(residual_gram=pairs.residual_gram + allowance, asymmetry=drift)
 
 
 def _asymmetry(basis: _Basis) -> float:

@@ -76,7 +76,7 @@ def verify_dense(
     """
     if run.num_params > MAX_PARAMS:
         raise ConfigError(
-            f"the network has {run.num_params} parameters; --verify-dense takes at most "
+            f"--verify-dense needs dense matrices of order {run.num_params}; expected at most "
             f"{MAX_PARAMS} parameters"
         )
     worst, worst_step, outside, worst_ntk, compared, left_out = 0.0, -1, 0, np.nan, 0, 0

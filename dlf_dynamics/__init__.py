@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dlf_dynamics.config import OptimizerConfig as OptimizerConfig
     from dlf_dynamics.config import RunConfig as RunConfig
     from dlf_dynamics.config import ScheduleConfig as ScheduleConfig
+    from dlf_dynamics.config import SpectrumConfig as SpectrumConfig
     from dlf_dynamics.problem import Problem as Problem
     from dlf_dynamics.run import Run as Run
     from dlf_dynamics.run import open_run as open_run
@@ -31,6 +32,7 @@ _MODULES = {
     "OptimizerConfig": "config",
     "RunConfig": "config",
     "ScheduleConfig": "config",
+    "SpectrumConfig": "config",
     "Problem": "problem",
     "Run": "run",
     "open_run": "run",
@@ -47,6 +49,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "ScheduleConfig",
+    "SpectrumConfig",
     "__version__",
     "open_run",
     "train",

@@ -148,7 +148,9 @@ class Run:
     @cached_property
     def dynamics(self) -> Dynamics:
         """Problem, optimizer and schedule, as they were trained."""
-        return build(self.config, self.dataset, self._recorded_schedule())[0]
+        # Kept, so it must not hold tracers when it is first asked for in a traced function.
+        with jax.ensure_compile_time_eval():
+            return build(self.config, self.dataset, self._recorded_schedule())[0]
 
     @property
     def problem(self) -> Problem:

@@ -1,10 +1,12 @@
+from dataclasses import dataclass
+
 import h5py
 import numpy as np
 import pytest
 
 from dlf_dynamics import resultfile
 from dlf_dynamics.errors import FileError
-from dlf_dynamics.resultfile import Result
+from dlf_dynamics.resultfile import Parts, Result, concatenate, pack, unpack
 
 
 @pytest.fixture
@@ -122,3 +124,61 @@ def test_settings_that_are_not_json_are_damage(path):
         file["config"] = "{not json"
     with pytest.raises(FileError, match=r"is damaged: .*; compute it anew"):
         resultfile.read(path, "spectrum")
+
+
+def make_parts(folder, *, run_id="abc", config=None):
+    return Parts(folder / "parts", "spectrum", run_id, {"k": 3} if config is None else config)
+
+
+def test_a_part_is_made_once_and_then_read(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return {"values": np.arange(3.0)}
+
+    first = make_parts(tmp_path).get_or_make("hessian-0", make)
+    again = make_parts(tmp_path).get_or_make("hessian-0", make)
+    assert made == [1]
+    np.testing.assert_array_equal(first["values"], again["values"])
+    parts = make_parts(tmp_path)
+    parts.clear()
+    parts.clear()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changes", [{"run_id": "other"}, {"config": {"k": 4}}])
+def test_parts_of_another_run_or_of_other_settings_are_refused(changes, tmp_path):
+    make_parts(tmp_path).get_or_make("hessian-0", lambda: {"x": np.zeros(1)})
+    with pytest.raises(FileError, match="holds parts of another run or of other settings; leave"):
+        make_parts(tmp_path, **changes).get_or_make("hessian-0", dict)
+
+
+def test_parts_without_a_folder_are_made_each_time(tmp_path):
+    assert Parts(None).get_or_make("x", lambda: {"x": np.ones(1)})["x"].tolist() == [1.0]
+    Parts(None).clear()
+
+
+def test_a_folder_of_parts_that_cannot_be_made_is_named(tmp_path):
+    with pytest.raises(FileError, match=r"cannot be written: directory .*none does not exist"):
+        make_parts(tmp_path / "none").get_or_make("x", dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    steps: np.ndarray
+    values: np.ndarray
+    name: str
+    traced: bool
+
+
+def test_records_are_packed_unpacked_and_joined():
+    one = Measured(np.arange(2), np.array([[1.0, np.nan], [3.0, 4.0]]), "ä", True)
+    two = Measured(np.arange(2, 3), np.ones((1, 2)), "ä", True)
+    back = unpack(Measured, pack(one))
+    assert (back.name, back.traced) == ("ä", True)
+    np.testing.assert_array_equal(back.values, one.values)
+    joined = concatenate([one, two])
+    assert joined.steps.tolist() == [0, 1, 2]
+    assert joined.values.shape == (3, 2)
+    assert joined.name == "ä"

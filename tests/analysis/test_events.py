@@ -3,13 +3,17 @@
 import numpy as np
 import pytest
 
-from dlf_dynamics.analysis.events import Crossing, find_crossings, find_oscillations
+from dlf_dynamics.analysis.events import Crossing, find_crossings, find_oscillations, sides
 
 
 def crossings(values, *, residuals=0.0, converged=True, thresholds=2.0):
     values = np.asarray(values, float)
-    spread = [np.broadcast_to(x, values.shape) for x in (residuals, converged, thresholds)]
-    return find_crossings(25 * np.arange(len(values)), values, *spread, "centre")
+    residuals, converged, thresholds = (
+        np.broadcast_to(x, values.shape) for x in (residuals, converged, thresholds)
+    )
+    intervals = np.stack([values - residuals, values + residuals], axis=1)
+    side = sides(intervals, converged, thresholds)
+    return find_crossings(25 * np.arange(len(values)), values, side, thresholds, "centre")
 
 
 def test_a_crossing_up_and_one_down_tell_their_brackets_values_and_threshold():
@@ -24,9 +28,10 @@ def test_values_on_one_side_have_no_crossing(values):
     assert crossings(values) == []
 
 
-def test_a_value_within_its_residual_of_the_threshold_is_not_used():
+def test_a_value_whose_interval_does_not_clear_the_threshold_is_not_used():
     found = crossings([1.0, 2.1, 1.95, 3.0], residuals=[0, 0.2, 0.1, 0])
     assert [(c.direction, c.step_before, c.step_after) for c in found] == [("up", 0, 75)]
+    assert found[0].state == "unresolved"
 
 
 def test_a_value_that_did_not_converge_is_not_used():

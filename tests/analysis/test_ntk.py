@@ -1,14 +1,15 @@
-"""Kernels against closed forms and Jacobians of the whole output by finite differences."""
+"""Spectra along a run against closed forms and Jacobians by finite differences."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlf_dynamics import LossConfig, ModelConfig, Problem
-from dlf_dynamics.analysis.ntk import gram_matrix, ntk_spectrum
+from dlf_dynamics import LossConfig, ModelConfig
+from dlf_dynamics.analysis import ntk
+from dlf_dynamics.analysis.ntk import ntk_spectrum
 
 
 def full_jacobian(run, checkpoint, num_examples):
@@ -25,19 +26,6 @@ def full_jacobian(run, checkpoint, num_examples):
 
 def descending(matrix):
     return np.linalg.eigvalsh(matrix)[::-1]
-
-
-def test_a_linear_model_has_the_gram_matrix_of_its_inputs():
-    inputs = np.random.default_rng(0).standard_normal((7, 4))
-    labels = jnp.zeros(7, int)
-    problem, params = Problem(
-        lambda weights, x: x @ weights, lambda o, t: jnp.sum(o, 1), jnp.asarray(inputs), labels
-    ).ravel(jnp.ones((4, 3)))
-    gram = inputs @ inputs.T
-    np.testing.assert_allclose(gram_matrix(problem, params), gram, atol=1e-14)
-    np.testing.assert_allclose(
-        gram_matrix(problem, params, trace_outputs=False), np.kron(gram, np.eye(3)), atol=1e-14
-    )
 
 
 def test_a_linear_run_has_the_same_closed_form_at_every_checkpoint(small, trained):
@@ -82,24 +70,6 @@ def test_the_traced_kernel_has_the_full_ones_trace_over_the_number_of_outputs(sm
     np.testing.assert_allclose(3 * np.sum(traced, axis=1), np.sum(full, axis=1), rtol=1e-12)
 
 
-def test_of_squared_error_at_its_minimum_the_hessian_is_2_over_n_times_the_kernel():
-    key = jax.random.key(0)
-    inputs = jax.random.normal(key, (4, 2))
-
-    def apply(params, x):
-        first, second = params
-        return jnp.tanh(x @ first) @ second
-
-    params = (jax.random.normal(key, (2, 5)), jax.random.normal(key, (5, 1)))
-    targets = apply(params, inputs)
-    problem, vector = Problem(apply, lambda o, t: jnp.sum((o - t) ** 2, 1), inputs, targets).ravel(
-        params
-    )
-    hessian = np.asarray(jax.hessian(problem.objective)(vector, 0))
-    kernel = np.asarray(gram_matrix(problem, vector, trace_outputs=False))
-    np.testing.assert_allclose(descending(hessian)[:4], 2 / 4 * descending(kernel), rtol=1e-10)
-
-
 def test_the_kernel_is_taken_on_all_examples_when_there_are_fewer_than_asked_for(small, trained):
     run = trained(small)
     told = []
@@ -117,18 +87,159 @@ def test_the_kernel_does_not_depend_on_the_loss(small, trained):
     )
 
 
+@pytest.mark.parametrize("trace_outputs", [True, False])
+def test_products_find_what_a_kernel_that_is_formed_has(trace_outputs, small, trained, monkeypatch):
+    run = trained(small)
+    monkeypatch.setattr(ntk, "DEFAULT_K", 4)
+    told = []
+    formed = ntk_spectrum(run, num_examples=22, trace_outputs=trace_outputs)
+    found = ntk_spectrum(
+        run,
+        num_examples=22,
+        trace_outputs=trace_outputs,
+        max_dense=21,
+        batch_size=5,
+        progress=told.append,
+    )
+    assert told == list(range(1, 11))
+    rows = 22 if trace_outputs else 66
+    assert formed.eigenvalues.shape == (10, rows)
+    assert found.eigenvalues.shape == found.residuals.shape == (10, 4)
+    assert found.intervals.shape == (10, 4, 2)
+    scale = formed.eigenvalues[:, :1]
+    assert np.all(found.converged)
+    assert np.all(found.residuals <= 1e-6 * scale)
+    np.testing.assert_allclose(
+        found.eigenvalues / scale, formed.eigenvalues[:, :4] / scale, atol=1e-11
+    )
+    lower, upper = np.moveaxis(found.intervals, -1, 0)
+    assert np.all((lower <= formed.eigenvalues[:, :4]) & (formed.eigenvalues[:, :4] <= upper))
+    top = np.sum(formed.eigenvalues[:, :4], axis=1) / np.sum(formed.eigenvalues, axis=1)
+    np.testing.assert_allclose(found.captured, top, rtol=1e-10)
+    for name in ("trace", "effective_rank", "alignment", "class_blocks"):
+        np.testing.assert_allclose(getattr(found, name), getattr(formed, name), rtol=1e-10)
+
+
+@pytest.mark.parametrize("trace_outputs", [True, False])
+def test_a_kernel_that_is_formed_is_certain_but_for_rounding(trace_outputs, small, trained):
+    found = ntk_spectrum(trained(small), [0, 9], trace_outputs=trace_outputs)
+    np.testing.assert_array_equal(found.residuals, np.zeros_like(found.eigenvalues))
+    assert np.all(found.converged)
+    lower, upper = np.moveaxis(found.intervals, -1, 0)
+    assert np.all((lower < found.eigenvalues) & (found.eigenvalues < upper))
+    assert np.all(upper - lower < 1e-12 * found.eigenvalues[:, :1])
+    np.testing.assert_allclose(found.captured, 1, rtol=1e-12)
+    np.testing.assert_allclose(found.trace, np.sum(found.eigenvalues, axis=1), rtol=1e-12)
+    squares = np.sum(found.eigenvalues**2, axis=1)
+    np.testing.assert_allclose(found.effective_rank, found.trace**2 / squares, rtol=1e-12)
+
+
+def test_statistics_are_those_of_finite_differences(small, trained):
+    run = trained(small)
+    found = ntk_spectrum(run, [9])
+    jac = full_jacobian(run, 9, 24)
+    kernel = np.einsum("aibi->ab", (jac @ jac.T).reshape(24, 3, 24, 3)) / 3
+    members = np.eye(3)[run.dataset.labels]
+    np.testing.assert_allclose(found.trace[0], np.sum(jac**2) / 3, rtol=1e-9)
+    blocks = members.T @ kernel @ members / 8**2
+    np.testing.assert_allclose(found.class_blocks[0], blocks, rtol=1e-8)
+    centring = np.eye(24) - 1 / 24
+    ours, labels = centring @ kernel @ centring, centring @ members @ members.T @ centring
+    cosine = np.sum(ours * labels) / (np.linalg.norm(ours) * np.linalg.norm(labels))
+    np.testing.assert_allclose(found.alignment[0], cosine, rtol=1e-8)
+
+
+def test_class_blocks_and_alignment_are_of_the_traced_kernel_either_way(small, trained):
+    run = trained(small)
+    traced, full = (ntk_spectrum(run, [0, 9], trace_outputs=trace) for trace in (True, False))
+    np.testing.assert_allclose(traced.alignment, full.alignment, rtol=1e-12)
+    np.testing.assert_allclose(traced.class_blocks, full.class_blocks, rtol=1e-12)
+
+
+def test_the_first_examples_of_sorted_data_are_of_one_class(small, trained):
+    found = ntk_spectrum(trained(small), [0], num_examples=8)
+    assert np.all(np.isnan(found.alignment))
+    assert np.all(np.isfinite(found.class_blocks) == [[True, False, False]] + 2 * [[False] * 3])
+
+
+def test_k_eigenvalues_are_the_largest_of_a_kernel_that_is_formed(small, trained):
+    run = trained(small)
+    some, all_of_them = (ntk_spectrum(run, [0, 9], k=k) for k in (5, None))
+    np.testing.assert_array_equal(some.eigenvalues, all_of_them.eigenvalues[:, :5])
+    np.testing.assert_array_equal(some.trace, all_of_them.trace)
+    captured = np.sum(some.eigenvalues, axis=1) / some.trace
+    np.testing.assert_allclose(some.captured, captured, rtol=1e-14)
+    assert ntk_spectrum(run, [0], k=99).eigenvalues.shape == (1, 24)
+
+
+def test_what_has_not_converged_is_not_captured(small, trained):
+    found = ntk_spectrum(
+        trained(small), [3], num_examples=22, k=6, max_dense=0, tol=1e-12, max_matvecs=1
+    )
+    assert not np.all(found.converged)
+    good = np.where(found.converged, found.eigenvalues, 0)
+    np.testing.assert_allclose(found.captured, np.sum(good, axis=1) / found.trace, rtol=1e-14)
+
+
+def test_products_of_a_run_in_single_precision(small, trained):
+    with jax.enable_x64(False):
+        run = trained(replace(small, dtype="float32"))
+        formed = ntk_spectrum(run, [0, 9])
+        found = ntk_spectrum(run, [0, 9], k=3, max_dense=0)
+    assert np.all(found.converged)
+    scale = formed.eigenvalues[:, :1]
+    assert np.all(found.residuals <= 1e-3 * scale)
+    np.testing.assert_allclose(
+        found.eigenvalues / scale, formed.eigenvalues[:, :3] / scale, atol=1e-5
+    )
+    np.testing.assert_allclose(found.alignment, formed.alignment, rtol=1e-4)
+    np.testing.assert_allclose(found.effective_rank, formed.effective_rank, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_dense": 0, "k": 2}])
+def test_one_compilation_serves_all_checkpoints(options, small, trained):
+    run = trained(small)
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *rest, **more: events.append(name)
+    )
+    try:
+        ntk_spectrum(run, [0], num_examples=11, **options)
+        before = len([name for name in events if "backend_compile" in name])
+        ntk_spectrum(run, [2, 5, 9], num_examples=11, **options)
+        after = len([name for name in events if "backend_compile" in name])
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert after == before > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"max_dense": 0, "k": 3}])
 def test_parameters_that_are_not_finite_give_nan_and_spare_the_other_checkpoints(
-    small, trained, monkeypatch
+    options, small, trained, monkeypatch
 ):
     run = trained(small)
-    before = ntk_spectrum(run, [0, 1]).eigenvalues
+    before = ntk_spectrum(run, [0, 1], **options)
     points = run.points
 
     def spoilt(checkpoints, chunk):
         for part in points(checkpoints, chunk):
-            yield [replace(part[0], params=np.full_like(part[0].params, np.nan)), *part[1:]]
+            yield [
+                replace(p, params=np.full_like(p.params, np.nan)) if p.step == 0 else p
+                for p in part
+            ]
 
     monkeypatch.setattr(run, "points", spoilt)
-    found = ntk_spectrum(run, [0, 1]).eigenvalues
-    assert np.all(np.isnan(found[0]))
-    np.testing.assert_array_equal(found[1], before[1])
+    found = ntk_spectrum(run, [0, 1], **options)
+    assert not np.any(found.converged[0])
+    for field in fields(found):
+        values = getattr(found, field.name)
+        if field.name in ("num_examples", "trace_outputs", "steps", "converged"):
+            continue
+        assert np.all(np.isnan(values[0])), field.name
+        np.testing.assert_array_equal(values[1], getattr(before, field.name)[1])
+
+
+@pytest.mark.parametrize("name", ["k", "batch_size"])
+def test_counts_below_1_are_refused(name, small, trained):
+    with pytest.raises(ValueError, match=f"{name} is 0; expected at least 1"):
+        ntk_spectrum(trained(small), **{name: 0})

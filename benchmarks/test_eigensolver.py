@@ -1,0 +1,297 @@
+"""Hessian eigenvalues of large networks: products along a trajectory, and memory at 1e6 parameters.
+
+The trajectory is that of a 784-128-10 network on the bundled digits, magnified to 28x28 pixels, in
+float32 under a dynamical loss. Each checkpoint starts from the subspace of the one before it. It
+is compared with methods that start cold, at three checkpoints, each as accurate as this one:
+
+* `eigsh`: SciPy's ARPACK with its defaults, at the same relative residual; it first looks after 20
+  products, when its residuals are far smaller;
+* Lanczos with one vector, full reorthogonalisation, no restart and the bound of the recurrence, as
+  in hessian-eigenthings; the same residual;
+* power iteration with deflation, as in PyHessian, which stops when an eigenvalue changes by less
+  than a relative tolerance: 1e-3 as there by default, and the tolerance, of powers of ten, at which
+  its residuals are as small.
+
+The errors beside are those of the eigenvalues, relative to the largest one, from a reference in
+float64. Reference and products that only judge are not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from dlf_dynamics import train
+from dlf_dynamics.analysis import subspace
+from dlf_dynamics.analysis.eigensolver import certify
+from dlf_dynamics.analysis.lanczos import Ends
+from dlf_dynamics.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+)
+from dlf_dynamics.datasets import digits
+from dlf_dynamics.operators import hessian
+
+TOL = 1e-2
+COUNT = 5
+MOST_PRODUCTS = 11
+COMPARED = (10, 60, 120)
+
+LARGE_COUNT = 3
+LARGE_CAPACITY = 20
+"""Rows of the basis of so few eigenvalues."""
+MOST_BASES = 2.5
+
+
+def magnified_digits(path, count: int):
+    """The first digits at 28x28 pixels, interpolated linearly, as a file."""
+    found = digits()
+    places = np.clip((np.arange(28) + 0.5) * 8 / 28 - 0.5, 0, 7)
+    weights = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(8)))
+    images = weights @ found.inputs[:count].reshape(-1, 8, 8) @ weights.T
+    np.savez(path, inputs=images.reshape(count, -1), labels=found.labels[:count])
+    return path
+
+
+def recorded(folder, widths: tuple[int, ...], count: int, steps: int):
+    config = RunConfig(
+        data=DataConfig(name="npz", path=str(magnified_digits(folder / "digits.npz", count))),
+        model=ModelConfig(widths=widths, activation="tanh", init="glorot-normal"),
+        schedule=ScheduleConfig(amplitude=10.0, period=100),
+        optimizer=OptimizerConfig(learning_rate=0.1),
+        steps=steps,
+        checkpoint_every=5,
+        dtype="float32",
+    )
+    return train(config, folder / "run.h5")
+
+
+@jax.jit
+def product(problem, params, step, vector):
+    return hessian(problem, params, step)(vector)
+
+
+def products(run, checkpoint: int, dtype=np.float32):
+    """Products with the Hessian at a checkpoint, a list that has one entry for each of them."""
+    cast = lambda leaf: leaf.astype(dtype) if leaf.dtype == np.float32 else leaf  # noqa: E731
+    problem = jax.tree.map(cast, run.problem)
+    params = jnp.asarray(run.parameters([checkpoint])[0], dtype)
+    step, made = jnp.int32(run.checkpoint_steps[checkpoint]), []
+
+    def matvec(vector):
+        made.append(1)
+        return np.asarray(product(problem, params, step, jnp.asarray(vector, dtype)))
+
+    return matvec, made
+
+
+def tracked(run):
+    """Ritz pairs and certificates at all checkpoints, each from the subspace of the last."""
+    start, found = None, []
+    for index, params in enumerate(run.parameters()):
+        step = jnp.int32(run.checkpoint_steps[index])
+        solution = subspace.solve(
+            Partial(hessian, run.problem, jnp.asarray(params), step),
+            run.num_params,
+            Ends(COUNT, 0),
+            tol=TOL,
+            max_matvecs=100,
+            key=jax.random.key(index),
+            initial_vectors=start,
+            dtype=params.dtype,
+        )
+        start = solution.subspace
+        pairs = jax.device_get(solution.pairs)
+        found.append((pairs, certify(pairs, Ends(COUNT, 0), TOL)))
+    return found
+
+
+def arpack(matvec, num_params: int, dtype=np.float32, tol: float = TOL):
+    operator = LinearOperator((num_params, num_params), matvec=matvec, dtype=dtype)
+    start = np.random.default_rng(0).normal(size=num_params).astype(dtype)
+    values, vectors = eigsh(operator, COUNT, which="LA", tol=tol, v0=start)
+    order = np.argsort(-values)
+    return values[order], vectors.T[order]
+
+
+def plain_lanczos(matvec, num_params: int):
+    """One vector, full reorthogonalisation, until |β s| is small for each wanted value."""
+    vector = np.random.default_rng(0).normal(size=num_params).astype(np.float32)
+    basis, alphas, betas = [vector / np.linalg.norm(vector)], [], []
+    while True:
+        rest = matvec(basis[-1])
+        alphas.append(rest @ basis[-1])
+        for _ in range(2):
+            rest = rest - np.stack(basis).T @ (np.stack(basis) @ rest)
+        beta = np.linalg.norm(rest)
+        small = np.diag(alphas) + np.diag(betas, 1) + np.diag(betas, -1)
+        values, vectors = np.linalg.eigh(small)
+        bounds = beta * np.abs(vectors[-1, ::-1][:COUNT])
+        if len(alphas) > COUNT and np.all(bounds <= TOL * values[-1]):
+            return values[::-1][:COUNT], (vectors.T[::-1][:COUNT] @ np.stack(basis))
+        betas.append(beta)
+        basis.append(rest / beta)
+
+
+def power_iteration(matvec, num_params: int, *, tol: float, most: int = 500):
+    """One eigenvector after the other, until the relative change of its value is below `tol`."""
+    generator, values, vectors = np.random.default_rng(0), [], []
+    for _ in range(COUNT):
+        image, value = generator.normal(size=num_params).astype(np.float32), np.inf
+        for _ in range(most):
+            for known in vectors:
+                image = image - (image @ known) * known
+            vector = image / np.linalg.norm(image)
+            image = matvec(vector)
+            before, value = value, vector @ image
+            if abs(value - before) < tol * abs(value):
+                break
+        values.append(value)
+        vectors.append(vector)
+    return np.array(values), np.stack(vectors)
+
+
+def compared(run, checkpoint: int, pairs) -> dict[str, tuple[int, float, float]]:
+    """Products, largest error and largest residual of each method, in units of the norm."""
+    reference = arpack(products(run, checkpoint, float)[0], run.num_params, float, 1e-6)[0]
+    judge = products(run, checkpoint)[0]
+
+    def judged(values, vectors, made: int):
+        residuals = [
+            np.linalg.norm(judge(v) - value * v) for value, v in zip(values, vectors, strict=True)
+        ]
+        return (
+            made,
+            np.max(np.abs(values - reference)) / reference[0],
+            max(residuals) / reference[0],
+        )
+
+    def cold(method):
+        matvec, made = products(run, checkpoint)
+        return judged(*method(matvec, run.num_params), len(made))
+
+    rows = {
+        "warm block Rayleigh-Ritz": judged(pairs.values, pairs.vectors, int(pairs.num_matvecs)),
+        "eigsh": cold(arpack),
+        "Lanczos": cold(plain_lanczos),
+        "power iteration": cold(partial(power_iteration, tol=1e-3)),
+    }
+    for tol in (1e-3, 1e-4, 1e-5, 1e-6):
+        rows["power, as accurate"] = cold(partial(power_iteration, tol=tol))
+        if rows["power, as accurate"][2] <= TOL:
+            break
+    return rows
+
+
+def check(run, checkpoint: int, pairs, certificate) -> None:
+    """The i-th value is the i-th eigenvalue and lies where it is said to lie."""
+    matvec = products(run, checkpoint, float)[0]
+    reference = arpack(matvec, run.num_params, float, 1e-6)[0]
+    lower, upper = certificate.intervals.T
+    assert np.all((lower <= reference) & (reference <= upper)), run.checkpoint_steps[checkpoint]
+
+
+def test_a_warm_start_needs_eleven_products(benchmark, tmp_path, capsys):
+    run = recorded(tmp_path, (128,), count=1000, steps=600)
+    assert run.num_params == 101_770
+    found = benchmark.pedantic(tracked, args=(run,), rounds=1, warmup_rounds=0)
+    assert all(np.all(certificate.converged) for _, certificate in found)
+    for checkpoint in range(0, len(found), 20):
+        check(run, checkpoint, *found[checkpoint])
+
+    made = np.array([int(pairs.num_matvecs) for pairs, _ in found])
+    tables = [compared(run, checkpoint, found[checkpoint][0]) for checkpoint in COMPARED]
+    rows = {name: np.array([table[name] for table in tables]) for name in tables[0]}
+    cold = {name: row[:, 0].mean() for name, row in rows.items() if not name.startswith("warm")}
+    benchmark.extra_info.update(products=round(made[1:].mean(), 2), cold_products=cold)
+    with capsys.disabled():
+        print(
+            f"\nproducts of eigsh / warm start: {cold['eigsh'] / made[1:].mean():.1f} "
+            f"({made[1:].mean():.1f} products a checkpoint, at most {made[1:].max()}, after "
+            f"{made[0]} at the first of {len(made)})"
+        )
+        steps = ", ".join(str(run.checkpoint_steps[checkpoint]) for checkpoint in COMPARED)
+        print(f"{'at steps ' + steps:28}products  largest error  largest residual")
+        for name, row in rows.items():
+            print(
+                f"{name:28}{row[:, 0].mean():8.1f}  {row[:, 1].max():13.1e}{row[:, 2].max():18.1e}"
+            )
+    assert made[1:].mean() <= MOST_PRODUCTS
+    assert rows["warm block Rayleigh-Ritz"][:, 2].max() <= TOL
+    fewest = min(cold[name] for name in ("eigsh", "Lanczos", "power, as accurate"))
+    assert max(made[1:].mean(), rows["warm block Rayleigh-Ritz"][:, 0].mean()) < fewest
+
+
+PROCESS = """
+import json, resource, sys
+import jax, jax.numpy as jnp
+from jax.tree_util import Partial
+jax.config.update("jax_enable_x64", True)
+from dlf_dynamics import open_run
+from dlf_dynamics.analysis import subspace
+from dlf_dynamics.analysis.eigensolver import certify
+from dlf_dynamics.analysis.lanczos import Ends
+from dlf_dynamics.operators import hessian
+
+path, count, tol = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+run = open_run(path)
+params = jnp.asarray(run.parameters([-1])[0])
+operator = Partial(hessian, run.problem, params, jnp.int32(run.checkpoint_steps[-1]))
+jax.jit(lambda operator, vector: operator()(vector))(operator, params).block_until_ready()
+found = {}
+if count:
+    ends = Ends(count, 0)
+    settings = {"tol": tol, "max_matvecs": 200, "key": jax.random.key(0), "dtype": params.dtype}
+    pairs = subspace.solve(operator, params.size, ends, **settings).pairs
+    certificate = certify(jax.device_get(pairs), ends, tol)
+    found = {
+        "values": pairs.values.tolist(),
+        "intervals": certificate.intervals.tolist(),
+        "converged": certificate.converged.tolist(),
+        "products": int(pairs.num_matvecs),
+    }
+found["peak"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps(found))
+"""
+
+
+def measured(path, count: int) -> dict:
+    """What a new process finds, and its peak memory in bytes; with count 0 it makes one product."""
+    command = [sys.executable, "-c", PROCESS, str(path), str(count), str(TOL)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.fixture(scope="module")
+def large_run(tmp_path_factory):
+    return recorded(tmp_path_factory.mktemp("large"), (1020, 200), count=200, steps=20)
+
+
+def test_memory_is_bounded_at_a_million_parameters(benchmark, large_run, capsys):
+    assert large_run.num_params >= 1e6
+    least = measured(large_run.path, 0)["peak"]
+    found = benchmark.pedantic(measured, args=(large_run.path, LARGE_COUNT), rounds=1)
+    basis = 2 * LARGE_CAPACITY * large_run.num_params * 4
+    ratio = (found["peak"] - least) / basis
+    benchmark.extra_info.update(ratio=round(ratio, 2), products=found["products"])
+    with capsys.disabled():
+        print(
+            f"\nmemory / basis: {ratio:.2f} ({basis / 2**20:.0f} MiB of vectors and products, "
+            f"{large_run.num_params} parameters, {found['products']} products)"
+        )
+        for value, (lower, upper) in zip(found["values"], found["intervals"], strict=True):
+            print(f"  {value:.4f} in [{lower:.4f}, {upper:.4f}]")
+    assert all(found["converged"])
+    assert np.all(np.isfinite(found["intervals"]))
+    assert ratio <= MOST_BASES
