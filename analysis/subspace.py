@@ -235,7 +235,7 @@ def _start(
     if initial_vectors is not None:
         block = jnp.asarray(initial_vectors, dtype)[: capacity - 1]
         basis = _grow_by_block(operator, basis, block)
-    drawn = _Rows(np.zeros((1, 0)), np.zeros(1), random=True, share=0)
+    drawn = _Rows(np.zeros((1, 0)), np.zeros(1), random=True, share=0.0)
     return _grow(operator, basis, drawn, 1, key)[0]
 
 
@@ -371,9 +371,9 @@ def _directions(ritz: _Ritz, guard: _Guard, tol: float, *, follow: bool, stalled
     size = len(ritz.rotation)
     # Single directions end, unlike residuals that may be parallel, only where noise is left.
     if stalled or (follow and guard.length == 0):
-        return _Rows(np.zeros((1, size)), np.zeros(1), random=True, share=0)
+        return _Rows(np.zeros((1, size)), np.zeros(1), random=True, share=0.0)
     if follow:
-        return _Rows(np.eye(size)[-1:], np.zeros(1), share=0)
+        return _Rows(np.eye(size)[-1:], np.zeros(1), share=0.0)
     # The guards of a cold start are the random chains; only a warm one has these to settle.
     unmet = np.flatnonzero(~ritz.met(tol))
     order = unmet[np.argsort(-ritz.norms[unmet])]

@@ -194,9 +194,8 @@ def test_what_is_marked_converged_is_right_for_every_spectrum(method, which, dty
 @pytest.mark.parametrize("method", METHODS)
 def test_with_more_products_clusters_and_copies_are_all_found(method):
     budget = {"tol": 1e-5, "max_matvecs": 95}
-    names = ("cluster of 2", "tight pair", "double", "lower double", "triple", "fivefold")
-    for seed in range(3):
-        for name in (*names, "geometric"):
+    for seed in range(2):
+        for name in ("cluster of 2", "tight pair", "double", "lower double", "triple", "fivefold"):
             matrix = make_matrix(spectrum(name, 100, seed), seed)
             found = solve(matrix, 3, method=method, which="largest", seed=seed, **budget)
             check(matrix, found, 3, "largest", **budget)
@@ -275,11 +274,12 @@ def test_warm_starts_follow_a_crossing(k):
             assert np.mean(products[1:]) < products[0]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_nothing_marked_converged_is_wrong_for_any_spectrum(data):
     values = st.floats(-1, 1).map(lambda value: round(value, 3))
-    n = data.draw(st.sampled_from([3, 30]))
+    # The larger ones are compiled for the first test, too.
+    n, k = data.draw(st.sampled_from([(5, 2), (50, 3)]))
     few = data.draw(st.lists(values, min_size=1, max_size=6))
     spread = data.draw(st.sampled_from([0, 1e-6, 0.1]))
     seed = data.draw(st.integers(0, 1000))
@@ -288,9 +288,9 @@ def test_nothing_marked_converged_is_wrong_for_any_spectrum(data):
     which = data.draw(st.sampled_from(WHICH))
     method = data.draw(st.sampled_from(METHODS))
     matrix = make_matrix(rng.choice(few, n) + spread * rng.uniform(-1, 1, n), seed, dtype)
-    budget = {"tol": tol, "max_matvecs": 24}
-    found = solve(matrix, 2, method=method, which=which, seed=seed, **budget)
-    check(matrix, found, 2, which, **budget)
+    budget = {"tol": tol, "max_matvecs": 40}
+    found = solve(matrix, k, method=method, which=which, seed=seed, **budget)
+    check(matrix, found, k, which, **budget)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -309,12 +309,12 @@ def test_too_few_products_leave_values_not_converged_and_say_so(method):
 def test_a_tolerance_below_the_precision_is_not_claimed_to_be_met():
     matrix = make_matrix(spectrum("linear", 50), 0, np.float32)
     for method in METHODS:
-        found = solve(matrix, 3, method=method, tol=1e-12, max_matvecs=40)
+        found = solve(matrix, 3, method=method, tol=1e-12, max_matvecs=14)
         assert not np.any(found.converged)
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("name", "max_matvecs"), [("linear", 14), ("rank 3", 14), ("double", 40)])
+@pytest.mark.parametrize(("name", "max_matvecs"), [("linear", 14), ("double", 26)])
 def test_num_matvecs_counts_the_products_that_are_made(method, name, max_matvecs):
     matrix, made = make_matrix(spectrum(name, 50), 0), []
 
@@ -398,7 +398,7 @@ def random_product(vector):
 )
 def test_what_is_not_a_symmetric_matrix_is_refused(method, matvec, message):
     with pytest.raises(ValueError, match=message):
-        solve_operator(matvec, 50, 3, method=method, tol=1e-6, max_matvecs=14)
+        solve_operator(matvec, 50, 1, method=method, tol=1e-6, max_matvecs=7)
 
 
 @pytest.mark.parametrize("k", [0, 6])
