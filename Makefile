@@ -1,6 +1,10 @@
 # `make` lists the targets. PYTHON is the interpreter to build on, VENV where to install.
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS := test,dev
+# PyTorch and the libraries to compare with have an environment of their own; tested with these.
+TORCH_VENV ?= .venv-torch
+TORCH_PINS ?= torch==2.13.0 curvlinops-for-pytorch==3.0.1 hessian-eigenthings==1.0.0a5
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
@@ -9,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench format clean
+.PHONY: help setup demo test test-all test-torch check bench format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -23,7 +27,9 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo '$(PYTHON) has no venv module; install it (Debian: apt install python3-venv)' >&2; exit 1; }
 	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || \
 		$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	@echo '*' > $(VENV)/.gitignore
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[$(EXTRAS)]' $(PINS)
 	@touch $@
 
 demo: setup ## train the headline run, compute its spectra, draw the figures (run.h5 and beside it)
@@ -34,7 +40,11 @@ test: check ## check, then the fast tests
 	$(PYTEST) $(PARALLEL)
 
 test-all: check ## check, then all tests, the slow ones too
-	$(PYTEST) $(PARALLEL) -m 'slow or not slow'
+	$(PYTEST) $(PARALLEL) -m 'not torch'
+
+test-torch: ## compare with PyTorch libraries (a large download), in .venv-torch
+	@$(MAKE) --no-print-directory VENV='$(TORCH_VENV)' EXTRAS=test,compare PINS='$(TORCH_PINS)' setup
+	$(TORCH_VENV)/bin/python -m pytest tests -m torch
 
 check: setup ## formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -50,5 +60,6 @@ format: setup ## put the code into the one format, mend what lint can mend
 
 clean: ## remove the environment and everything that was built
 	test ! -e $(STAMP) || rm -rf $(VENV)
+	test ! -e $(TORCH_VENV)/installed || rm -rf $(TORCH_VENV)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,7 +13,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from dlf_dynamics.analysis import subspace
-from dlf_dynamics.analysis.lanczos import Ends, Matvec, RitzPairs, lanczos, rounding
+from dlf_dynamics.analysis.lanczos import lanczos
+from dlf_dynamics.analysis.ritz import Ends, Matvec, RitzPairs, rounding
 from dlf_dynamics.operators import check_operator
 
 Which = Literal["largest", "smallest", "both"]

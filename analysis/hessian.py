@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from dlf_dynamics.analysis.curvature import Curvature
-from dlf_dynamics.analysis.lanczos import Ends
 from dlf_dynamics.analysis.modes import follow_modes
+from dlf_dynamics.analysis.ritz import Ends
 from dlf_dynamics.analysis.trajectory import (
     MOST,
     POINTS,

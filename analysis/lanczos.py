@@ -2,65 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-Matvec = Callable[[Float[Array, " n"]], Float[Array, " n"]]
+from dlf_dynamics.analysis.ritz import (
+    LEAST_GUARD,
+    Ends,
+    Matvec,
+    RitzPairs,
+    guard_steps,
+    in_place,
+    orthogonalise,
+    random_direction,
+    rayleigh_ritz,
+    rounding,
+)
 
-LEAST_GUARD = 4
-"""Steps that the guard is followed for at least."""
-
-GUARD_GROWTH = 10
-"""A missed eigenvector with this part of its typical share in the guard still stands out."""
-
-
-class Ends(NamedTuple):
-    """How many eigenvalues are wanted from the top and from the bottom of the spectrum."""
-
-    top: int
-    bottom: int
-
-    @property
-    def total(self) -> int:
-        """How many in all."""
-        return self.top + self.bottom
-
-    def pick(self, ascending: Array, axis: int = 0) -> Array:
-        """The wanted entries along an axis, largest first."""
-        size = ascending.shape[axis]
-        order = [size - 1 - i for i in range(self.top)] + list(range(self.bottom))[::-1]
-        return ascending.take(np.array(order, int), axis)
-
-
-class RitzPairs(NamedTuple):
-    """Ritz pairs, largest first, and what is known of them.
-
-    Attributes:
-        values: Rayleigh quotients from fresh products.
-        vectors: orthonormal, one per row.
-        residual_gram: inner products of the residuals A v - λ v of fresh products.
-        guarded: whether the guard was followed far enough to exclude, but for bad luck, that an
-            eigenvalue further out was missed.
-        orthogonality: largest entry of |V Vᵀ - 1|.
-        asymmetry: largest difference of two entries that are equal for a symmetric operator.
-        norm: largest ‖A q‖ of a unit vector that was seen.
-        num_matvecs: products that were made, the fresh ones included.
-    """
-
-    values: Float[Array, " count"]
-    vectors: Float[Array, "count n"]
-    residual_gram: Float[Array, "count count"]
-    guarded: Bool[Array, " count"]
-    orthogonality: Float[Array, ""]
-    asymmetry: Float[Array, ""]
-    norm: Float[Array, ""]
-    num_matvecs: Int[Array, ""]
+NEAR = 100
+"""Bounds of less than this times what is allowed are looked at after every step."""
 
 
 class _Krylov(NamedTuple):
@@ -98,15 +61,20 @@ class _Look(NamedTuple):
         values: the wanted Ritz values.
         coefficients: their vectors in the basis.
         radii: bounds of their errors.
-        met: whether those are small enough.
+        excess: by how much those are too large, 1 being small enough.
         guard_steps: how far a guard must be followed for each.
     """
 
     values: Float[Array, " count"]
     coefficients: Float[Array, "capacity count"]
     radii: Float[Array, " count"]
-    met: Bool[Array, " count"]
+    excess: Float[Array, " count"]
     guard_steps: Float[Array, " count"]
+
+    @property
+    def met(self) -> Bool[Array, " count"]:
+        """Whether the bounds are small enough."""
+        return self.excess <= 1
 
 
 class _Progress(NamedTuple):
@@ -117,7 +85,6 @@ class _Progress(NamedTuple):
         look: what was seen last.
         known: what was seen when the guard was begun; values NaN before.
         wait: steps before it is worth while to look again.
-        looks: place of the next look.
         done: whether to stop.
     """
 
@@ -125,7 +92,6 @@ class _Progress(NamedTuple):
     look: _Look
     known: _Look
     wait: Int[Array, ""]
-    looks: Int[Array, ""]
     done: Bool[Array, ""]
 
 
@@ -160,39 +126,36 @@ def lanczos(
     """
     capacity = min(num_params, max_matvecs - ends.total)
     sizes = look_sizes(ends.total, capacity)
-    looks = [partial(_look, size=size, ends=ends, tol=tol) for size in sizes]
+    looks = [partial(_look, padded=size, ends=ends, tol=tol) for size in sizes]
 
     def extend(progress: _Progress) -> _Progress:
-        # While a guard is followed, there is nothing to see before it was followed far enough.
         size = progress.krylov.size
-        target = jnp.maximum(size + progress.wait, jnp.array(sizes)[progress.looks])
-        place = jnp.minimum(jnp.searchsorted(jnp.array(sizes), target), len(sizes) - 1)
-        count = jnp.array(sizes)[place] - size
-        krylov = jax.lax.fori_loop(0, count, lambda _, k: _expand(matvec, k), progress.krylov)
-        look = jax.lax.switch(place, looks, krylov)
-        return _decide(progress, krylov, look, place + 1, capacity, ends)
+        steps = jnp.clip(progress.wait, 1, capacity - size)
+        krylov = jax.lax.fori_loop(0, steps, lambda _, k: _expand(matvec, k), progress.krylov)
+        look = jax.lax.switch(jnp.searchsorted(jnp.array(sizes), size + steps), looks, krylov)
+        return _decide(progress, krylov, look, capacity, ends)
 
     krylov = _start(num_params, capacity, key, dtype)
-    precise = jnp.result_type(float)
-    empty = jnp.zeros(ends.total, precise)
-    coefficients = jnp.zeros((capacity, ends.total), precise)
-    nothing = _Look(empty, coefficients, empty, empty > 0, empty)
-    no = jnp.int32(0)
+    empty = jnp.zeros(ends.total, float)
+    coefficients = jnp.zeros((capacity, ends.total), float)
+    nothing = _Look(empty, coefficients, empty, jnp.inf + empty, empty)
     unknown = nothing._replace(values=empty + jnp.nan)
-    start = _Progress(krylov, nothing, unknown, no, no, jnp.array(False))
-    unfinished = lambda progress: (progress.looks < len(sizes)) & ~progress.done  # noqa: E731
+    first = jnp.int32(min(2 * ends.total + 4, capacity))
+    start = _Progress(krylov, nothing, unknown, first, jnp.array(False))
+    unfinished = lambda progress: (progress.krylov.size < capacity) & ~progress.done  # noqa: E731
     return _certify(matvec, jax.lax.while_loop(unfinished, extend, start), ends)
 
 
 def look_sizes(count: int, capacity: int) -> list[int]:
-    """Sizes of the basis at which the small matrix is looked at.
+    """Sizes to which the small matrix is filled up when it is looked at.
 
-    Each has its own eigensolve, as one of full capacity would cost as much as several products.
+    Each has its own eigensolve: one of full capacity would cost as much as several products, and
+    one for every size would take long to compile.
     """
-    sizes, size = [], 2 * count + 4
+    sizes, size = [], 2 * count + 10
     while size < capacity:
         sizes.append(size)
-        size += max(2, size // 12)
+        size += max(8, size // 2)
     return [*sizes, capacity]
 
 
@@ -261,101 +224,58 @@ def _asymmetry(overlaps: Array, outside: Array, size: Array, before: Array) -> A
     return jnp.max(jnp.where(told, jnp.abs(overlaps - expected), 0))
 
 
-def rounding(num_params: int, dtype: Any) -> float:
-    """Of a product and of inner products of n terms, as it adds up in practice; relative."""
-    return float(np.finfo(dtype).eps) * (4 + num_params**0.5)
-
-
-def orthogonalise(
-    vector: Float[Array, " n"], basis: Float[Array, "m n"]
-) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
-    """Two sweeps of Gram-Schmidt; twice is enough (Parlett, §6.9)."""
-    first = basis @ vector
-    vector = vector - first @ basis
-    second = basis @ vector
-    return vector - second @ basis, first + second
-
-
-def random_direction(basis: Float[Array, "m n"], key: PRNGKeyArray) -> Float[Array, " n"]:
-    """A unit vector orthogonal to the basis; 0 when the basis fills the space."""
-    vector = jax.random.normal(key, basis.shape[1:], basis.dtype)
-    vector, _ = orthogonalise(vector / jnp.linalg.norm(vector), basis)
-    length = jnp.linalg.norm(vector)
-    left = length > rounding(basis.shape[1], basis.dtype)
-    vector = jnp.where(left, vector / jnp.where(left, length, 1), 0)
-    # What is left of a vector that lay almost in the basis is orthogonal only to rounding.
-    vector, _ = orthogonalise(vector, basis)
-    return vector / jnp.where(left, jnp.linalg.norm(vector), 1)
-
-
-def _look(krylov: _Krylov, *, size: int, ends: Ends, tol: float) -> _Look:
+def _look(krylov: _Krylov, *, padded: int, ends: Ends, tol: float) -> _Look:
     """Ritz pairs of the small matrix, which is treated in the best precision there is.
 
-    The bounds of the recurrence say when to stop, not what to report.
+    Rows beyond the basis get a value below all others, so that their pairs come first. The bounds
+    of the recurrence say when to stop, not what to report.
     """
     precise = jnp.result_type(float)
-    upper = jnp.triu(krylov.matrix[:size, :size].astype(precise))
-    matrix = upper + jnp.triu(upper, 1).T
+    upper = jnp.triu(krylov.matrix[:padded, :padded].astype(precise))
+    filling = jnp.where(jnp.arange(padded) < krylov.size, 0, -3 * (krylov.norm + 1))
+    matrix = upper + jnp.triu(upper, 1).T + jnp.diag(filling.astype(precise))
     ascending, vectors = jnp.linalg.eigh(matrix, symmetrize_input=False)
-    values, coefficients = ends.pick(ascending), ends.pick(vectors, axis=1)
-    bounds = krylov.outside[:size].astype(precise) @ jnp.abs(vectors)
+    first = padded - krylov.size
+    bounds = krylov.outside[:padded].astype(precise) @ jnp.abs(vectors)
+    wanted = ends.places(first, padded)
+    values, radii = ascending[wanted], bounds[wanted]
+    low, high = first + ends.bottom, padded - 1 - ends.top
+    rest = jnp.where(low <= high, ascending[jnp.array([low, high])], jnp.nan)
     noise = rounding(krylov.basis.shape[1], krylov.basis.dtype) * krylov.norm
     return _Look(
         values=values,
-        coefficients=jnp.pad(coefficients, ((0, len(krylov.outside) - size), (0, 0))),
-        radii=ends.pick(bounds) + noise,
-        met=ends.pick(bounds) <= 0.1 * tol * krylov.norm,
-        guard_steps=guard_steps(ascending, ends, krylov.basis.shape[1]),
+        coefficients=jnp.pad(vectors[:, wanted], ((0, len(krylov.outside) - padded), (0, 0))),
+        radii=radii + noise,
+        # The fresh residuals are to come out below the tolerance, too.
+        excess=radii / (0.5 * tol * krylov.norm),
+        guard_steps=guard_steps(
+            values[: ends.top], values[ends.top :], rest, krylov.basis.shape[1]
+        ),
     )
 
 
-def guard_steps(
-    ascending: Float[Array, " size"], ends: Ends, num_params: int
-) -> Float[Array, " count"]:
-    """Steps after which a missed eigenvector of each wanted value would stand out of a guard.
-
-    On the interval of the values that are not wanted the Chebyshev polynomial of degree m stays
-    below 1; at the wanted value it must grow to `GUARD_GROWTH` √n, as 1/√n is a typical share and
-    one in twelve is less than a tenth of it.
-    """
-    low, high = ends.bottom, len(ascending) - 1 - ends.top
-    if low > high:
-        return jnp.zeros(ends.total)
-    above = ends.pick(ascending)[: ends.top] - ascending[high]
-    below = ascending[low] - ends.pick(ascending)[ends.top :]
-    distance = jnp.concatenate([above, below]) / (ascending[high] - ascending[low])
-    growth = jnp.arccosh(1 + 2 * jnp.nan_to_num(distance, posinf=1e30))
-    return jnp.arccosh(GUARD_GROWTH * jnp.sqrt(1.0 * num_params)) / growth
-
-
 def _decide(
-    progress: _Progress, krylov: _Krylov, look: _Look, looks: Array, capacity: int, ends: Ends
+    progress: _Progress, krylov: _Krylov, look: _Look, capacity: int, ends: Ends
 ) -> _Progress:
     """Goes on, begins a guard, or stops."""
     done = jnp.all(look.met & _guarded(krylov, look, progress.known, ends))
     moved = ~_left_alone(look, progress.known)
     # A budget that is nearly spent keeps a rest for the guard of the values that are there.
-    late = (
-        (krylov.size >= 0.7 * capacity)
-        & jnp.any(look.met)
-        & jnp.all(jnp.isnan(progress.known.values))
-    )
+    unknown = jnp.all(jnp.isnan(progress.known.values))
+    late = (krylov.size >= 0.7 * capacity) & jnp.any(look.met) & unknown
     begin = ~done & ((jnp.all(look.met) & jnp.any(moved)) | late)
     krylov = jax.lax.cond(begin, _begin_guard, lambda krylov: krylov, krylov)
     known = jax.tree.map(lambda new, old: jnp.where(begin, new, old), look, progress.known)
-    wait = jnp.where(begin, jnp.max(_steps_enough(krylov, look)), 0).astype(jnp.int32)
-    return _Progress(krylov, look, known, wait, looks, done)
+    # While a guard is followed, there is nothing to see before it was followed far enough.
+    following = jnp.max(_steps_enough(krylov, look)).astype(jnp.int32)
+    near = jnp.max(look.excess) < NEAR
+    wait = jnp.where(near, 1, jnp.maximum(2, krylov.size // 12))
+    return _Progress(krylov, look, known, jnp.where(begin, following, wait), done)
 
 
 def _left_alone(look: _Look, known: _Look) -> Bool[Array, " count"]:
     """Which values are where they were thought to be when the guard was begun."""
     return jnp.abs(look.values - known.values) <= known.radii
-
-
-def in_place(left_alone: Bool[Array, " count"], ends: Ends) -> Bool[Array, " count"]:
-    """Which values kept their place: none further out moved, which would shift those within."""
-    top, bottom = left_alone[: ends.top], left_alone[ends.top :]
-    return jnp.concatenate([jnp.cumprod(top), jnp.cumprod(bottom[::-1])[::-1]]) > 0
 
 
 def _guarded(krylov: _Krylov, look: _Look, known: _Look, ends: Ends) -> Bool[Array, " count"]:
@@ -400,24 +320,4 @@ def _certify(matvec: Matvec, progress: _Progress, ends: Ends) -> RitzPairs:
         asymmetry=jnp.maximum(pairs.asymmetry, asymmetry),
         norm=jnp.maximum(pairs.norm, krylov.norm),
         num_matvecs=krylov.size + len(vectors),
-    )
-
-
-def rayleigh_ritz(vectors: Float[Array, "count n"], products: Float[Array, "count n"]) -> RitzPairs:
-    """Ritz pairs in the span of orthonormal vectors whose products with the operator are given."""
-    matrix = vectors @ products.T
-    precise = ((matrix + matrix.T) / 2).astype(jnp.result_type(float))
-    values, rotation = jnp.linalg.eigh(precise, symmetrize_input=False)
-    values, rotation = values[::-1].astype(matrix.dtype), rotation[:, ::-1].astype(matrix.dtype)
-    vectors, products = rotation.T @ vectors, rotation.T @ products
-    residuals = products - values[:, None] * vectors
-    return RitzPairs(
-        values=values,
-        vectors=vectors,
-        residual_gram=residuals @ residuals.T,
-        guarded=jnp.zeros(len(values), bool),
-        orthogonality=jnp.max(jnp.abs(vectors @ vectors.T - jnp.eye(len(values)))),
-        asymmetry=jnp.max(jnp.abs(matrix - matrix.T)),
-        norm=jnp.max(jnp.linalg.norm(products, axis=1)),
-        num_matvecs=jnp.int32(len(values)),
     )

@@ -24,8 +24,8 @@ from dlf_dynamics.analysis.events import (
     join_crossings,
 )
 from dlf_dynamics.analysis.hessian import Audit, Eigenvalues, HessianSpectrum, hessian_spectrum
-from dlf_dynamics.analysis.lanczos import Ends
 from dlf_dynamics.analysis.ntk import NTKSpectrum, ntk_spectrum
+from dlf_dynamics.analysis.ritz import Ends
 from dlf_dynamics.analysis.stability import instability_threshold, refusal, threshold_label
 from dlf_dynamics.analysis.trajectory import POINTS, Solver
 from dlf_dynamics.config import OptimizerConfig, SpectrumConfig

@@ -18,48 +18,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from dlf_dynamics.analysis.lanczos import (
+from dlf_dynamics.analysis.basis import (
+    Basis,
+    Operator,
+    Rows,
+    asymmetry,
+    combine,
+    grow,
+    rotate,
+    start_basis,
+)
+from dlf_dynamics.analysis.ritz import (
     LEAST_GUARD,
     Ends,
-    Matvec,
     RitzPairs,
     guard_steps,
     in_place,
-    orthogonalise,
     rayleigh_ritz,
     rounding,
 )
 
-Operator = Callable[[], Matvec]
-"""Makes the matvec while it is traced, so that what products share is computed once a call. A
-`jax.tree_util.Partial`: what it holds are arguments of the compiled programs."""
-
-NEW_SHARE = 0.1
-"""A direction of which less than this is left after orthogonalisation is put off."""
-
 GUARD_RATIO = 10
 """The guard's residual may be larger than the wanted ones' by this."""
-
-_COLUMNS = 2**16
-"""Columns of the basis that are rotated at a time, so that a restart needs no second basis."""
-
-
-class _Basis(NamedTuple):
-    """Orthonormal vectors and their products, on the device. It is given up where it grows.
-
-    Attributes:
-        vectors: rows 0..size-1 are orthonormal, the others 0.
-        products: the operator times each row.
-        size: rows in use.
-        matrix: the operator in the basis, vectors · productsᵀ.
-        norm: largest ‖A q‖ seen.
-    """
-
-    vectors: Float[Array, "capacity n"]
-    products: Float[Array, "capacity n"]
-    size: Int[Array, ""]
-    matrix: Float[Array, "capacity capacity"]
-    norm: Float[Array, ""]
 
 
 @dataclass(frozen=True)
@@ -129,22 +109,13 @@ class _Guard:
             return np.zeros(ends.total, bool)
         ascending = ritz.ascending.copy()
         ascending[[0, -1]] = extent
-        steps = np.asarray(guard_steps(jnp.asarray(ascending), ends, num_params))
+        low, high = ends.bottom, len(ascending) - 1 - ends.top
+        rest = ascending[[low, high]] if low <= high else np.full(2, np.nan)
+        wanted = ascending[np.asarray(ends.places(0, len(ascending)))]
+        steps = np.asarray(guard_steps(wanted[: ends.top], wanted[ends.top :], rest, num_params))
         enough = np.maximum(np.minimum(steps, self.longest), LEAST_GUARD)
         kept = np.asarray(in_place(jnp.asarray(self.left_alone(ritz)), ends))
         return kept & (self.ended | (self.length >= enough))
-
-
-class _Rows(NamedTuple):
-    """Directions to add to a basis: each `coefficients · (products - shift vectors)`, or random.
-
-    One of which `share` or less is left after orthogonalisation is put off.
-    """
-
-    coefficients: Float[np.ndarray, "rows size"]
-    shifts: Float[np.ndarray, " rows"]
-    random: bool = False
-    share: float = NEW_SHARE
 
 
 class Solution(NamedTuple):
@@ -187,7 +158,8 @@ def solve(
     checks = ends.total if cold else 1
     # The random vector and the check are products, too.
     initial = None if cold else initial_vectors[: max_matvecs - 2]
-    basis = _start(operator, num_params, ends, initial, key, dtype)
+    capacity = min(num_params, max(20, 4 * ends.total + 4))
+    basis = start_basis(operator, num_params, capacity, initial, key, dtype)
     made, guard, stalled = int(basis.size), _Guard(), False
     extent = np.array([np.inf, -np.inf])
     while True:
@@ -204,118 +176,22 @@ def solve(
             guard = _Guard(ritz, longest=max(guard.longest, made))
         basis, ritz = _restarted(basis, ritz, ends)
         rows = _directions(ritz, guard, tol, follow=cold and met, stalled=stalled)
-        basis, added = _grow(operator, basis, rows, left, jax.random.fold_in(key, made))
+        basis, added = grow(operator, basis, rows, left, jax.random.fold_in(key, made))
         if added == 0 and rows.random:
             break  # the basis fills the space
         made, stalled = made + added, added == 0
         if cold and met:
             guard = replace(guard, length=guard.length + added, ended=guard.ended or stalled)
     pairs = _certified(operator, basis, ritz, ends, key, fresh=cold)
-    asymmetry = jnp.maximum(pairs.asymmetry, _asymmetry(basis))
-    seen = {"guarded": guarded, "asymmetry": asymmetry, "norm": basis.norm}
+    worst = jnp.maximum(pairs.asymmetry, asymmetry(basis))
+    seen = {"guarded": guarded, "asymmetry": worst, "norm": basis.norm}
     seen |= {"num_matvecs": made + checks}
     return Solution(
-        pairs._replace(**seen), _combine(basis.vectors, _padded(ritz, len(basis.vectors)))
+        pairs._replace(**seen), combine(basis.vectors, _padded(ritz, len(basis.vectors)))
     )
 
 
-def _start(
-    operator: Operator,
-    num_params: int,
-    ends: Ends,
-    initial_vectors: Array | None,
-    key: PRNGKeyArray,
-    dtype: Any,
-) -> _Basis:
-    """A basis of the initial vectors and a random one, with their products."""
-    capacity = min(num_params, max(20, 4 * ends.total + 4))
-    zeros = jnp.zeros((capacity, num_params), dtype)
-    small = jnp.zeros((capacity, capacity), dtype)
-    basis = _Basis(zeros, jnp.zeros_like(zeros), jnp.int32(0), small, jnp.zeros((), dtype))
-    if initial_vectors is not None:
-        block = jnp.asarray(initial_vectors, dtype)[: capacity - 1]
-        basis = _grow_by_block(operator, basis, block)
-    drawn = _Rows(np.zeros((1, 0)), np.zeros(1), random=True, share=0.0)
-    return _grow(operator, basis, drawn, 1, key)[0]
-
-
-def _grow(
-    operator: Operator, basis: _Basis, rows: _Rows, most: int, key: PRNGKeyArray
-) -> tuple[_Basis, int]:
-    """The basis with the directions added that are new to it, and how many: `most` at most."""
-    capacity, before = len(basis.vectors), int(basis.size)
-    wanted, size = rows.coefficients.shape
-    dtype = basis.vectors.dtype
-    # Padded, so that one compilation serves every number of directions.
-    coefficients, shifts = np.zeros((capacity, capacity), dtype), np.zeros(capacity, dtype)
-    coefficients[:wanted, :size] = rows.coefficients
-    shifts[:wanted] = rows.shifts
-    count = min(wanted, most)
-    drawn = (rows.random, rows.share, key)
-    basis = _grow_by_rows(operator, basis, coefficients, shifts, count, *drawn)
-    return basis, int(basis.size) - before
-
-
-@partial(jax.jit, donate_argnames="basis")
-def _grow_by_rows(
-    operator: Operator,
-    basis: _Basis,
-    coefficients: Float[Array, "capacity capacity"],
-    shifts: Float[Array, " capacity"],
-    count: Int[Array, ""],
-    random: Bool[Array, ""],
-    share: Float[Array, ""],
-    key: PRNGKeyArray,
-) -> _Basis:
-    matvec = operator()
-
-    def add(i: Array, basis: _Basis) -> _Basis:
-        of_products = coefficients[i] @ basis.products
-        candidate = of_products - shifts[i] * (coefficients[i] @ basis.vectors)
-        drawn = lambda: jax.random.normal(key, candidate.shape, candidate.dtype)  # noqa: E731
-        length = jnp.where(random, jnp.sqrt(1.0 * candidate.size), basis.norm)
-        floor = rounding(candidate.size, candidate.dtype) * length
-        return _insert(matvec, basis, jax.lax.cond(random, drawn, lambda: candidate), floor, share)
-
-    return jax.lax.fori_loop(0, count, add, basis)
-
-
-@partial(jax.jit, donate_argnames="basis")
-def _grow_by_block(operator: Operator, basis: _Basis, block: Float[Array, "rows n"]) -> _Basis:
-    matvec = operator()
-    add = lambda i, basis: _insert(matvec, basis, block[i], 0, NEW_SHARE)  # noqa: E731
-    return jax.lax.fori_loop(0, len(block), add, basis)
-
-
-def _insert(
-    matvec: Matvec,
-    basis: _Basis,
-    candidate: Float[Array, " n"],
-    floor: Array | float,
-    share: Array | float,
-) -> _Basis:
-    """Adds a direction and its product, unless what is new of it is noise or too small a share."""
-    length = jnp.linalg.norm(candidate)
-    rest, _ = orthogonalise(candidate / jnp.where(length > 0, length, 1), basis.vectors)
-    left = jnp.linalg.norm(rest)
-    new = (left > share) & (left * length > floor) & (basis.size < len(basis.vectors))
-    direction = jnp.where(new, rest / jnp.where(new, left, 1), 0)
-    product = jax.lax.cond(new, matvec, jnp.zeros_like, direction)
-    # A row of zeros is written where nothing is added, over zeros.
-    vectors = basis.vectors.at[basis.size].set(direction, mode="drop")
-    products = basis.products.at[basis.size].set(product, mode="drop")
-    # One column and one row: measuring the whole matrix anew costs as much as a product.
-    matrix = basis.matrix.at[:, basis.size].set(vectors @ product, mode="drop")
-    return basis._replace(
-        vectors=vectors,
-        products=products,
-        size=basis.size + new,
-        matrix=matrix.at[basis.size].set(products @ direction, mode="drop"),
-        norm=jnp.maximum(basis.norm, jnp.linalg.norm(product)),
-    )
-
-
-def _ritz(basis: _Basis, ends: Ends) -> _Ritz:
+def _ritz(basis: Basis, ends: Ends) -> _Ritz:
     """Ritz pairs from the small matrix in float64, with the norms of their residuals."""
     size = int(basis.size)
     matrix = np.asarray(basis.matrix, np.float64)[:size, :size]
@@ -333,9 +209,12 @@ def _ritz(basis: _Basis, ends: Ends) -> _Ritz:
     norm = float(basis.norm)
     noise = rounding(num_params, basis.vectors.dtype) * norm
     ritz = _Ritz(ascending, rotation, followed, np.zeros(0), len(wanted), norm, noise)
-    coefficients = _padded(ritz, capacity)
-    norms = _residual_norms(basis, coefficients, jnp.asarray(ritz.values, basis.vectors.dtype))
-    return replace(ritz, norms=np.asarray(norms, np.float64))
+    # Filled up, so that one compilation serves any number of pairs.
+    missing = ends.total + 2 - len(followed)
+    coefficients = np.pad(_padded(ritz, capacity), ((0, missing), (0, 0)))
+    values = np.pad(ritz.values, (0, missing)).astype(basis.vectors.dtype)
+    norms = np.asarray(_residual_norms(basis, coefficients, values), np.float64)
+    return replace(ritz, norms=norms[: len(followed)])
 
 
 def _padded(ritz: _Ritz, capacity: int) -> Float[np.ndarray, "followed capacity"]:
@@ -346,7 +225,7 @@ def _padded(ritz: _Ritz, capacity: int) -> Float[np.ndarray, "followed capacity"
 
 @jax.jit
 def _residual_norms(
-    basis: _Basis,
+    basis: Basis,
     coefficients: Float[Array, "followed capacity"],
     values: Float[Array, " followed"],
 ) -> Float[Array, " followed"]:
@@ -366,23 +245,23 @@ def _settled(ritz: _Ritz, tol: float) -> np.bool:
     return np.all(apart | (norms[count:] <= rough))
 
 
-def _directions(ritz: _Ritz, guard: _Guard, tol: float, *, follow: bool, stalled: bool) -> _Rows:
+def _directions(ritz: _Ritz, guard: _Guard, tol: float, *, follow: bool, stalled: bool) -> Rows:
     """What to add: a random direction, the next one of its chain, or residuals."""
     size = len(ritz.rotation)
     # Single directions end, unlike residuals that may be parallel, only where noise is left.
     if stalled or (follow and guard.length == 0):
-        return _Rows(np.zeros((1, size)), np.zeros(1), random=True, share=0.0)
+        return Rows(np.zeros((1, size)), np.zeros(1), random=True, share=0.0)
     if follow:
-        return _Rows(np.eye(size)[-1:], np.zeros(1), share=0.0)
+        return Rows(np.eye(size)[-1:], np.zeros(1), share=0.0)
     # The guards of a cold start are the random chains; only a warm one has these to settle.
     unmet = np.flatnonzero(~ritz.met(tol))
     order = unmet[np.argsort(-ritz.norms[unmet])]
     if len(order) == 0:
         order = np.arange(ritz.count, len(ritz.norms))
-    return _Rows(ritz.rotation[:, ritz.followed[order]].T, ritz.values[order])
+    return Rows(ritz.rotation[:, ritz.followed[order]].T, ritz.values[order])
 
 
-def _restarted(basis: _Basis, ritz: _Ritz, ends: Ends) -> tuple[_Basis, _Ritz]:
+def _restarted(basis: Basis, ritz: _Ritz, ends: Ends) -> tuple[Basis, _Ritz]:
     """The basis, rotated to its best half when it is nearly full, and the Ritz pairs in it."""
     capacity, num_params = basis.vectors.shape
     size = len(ritz.ascending)
@@ -396,37 +275,13 @@ def _restarted(basis: _Basis, ritz: _Ritz, ends: Ends) -> tuple[_Basis, _Ritz]:
     rotation, _ = np.linalg.qr(np.concatenate([chosen, last], axis=1))
     padded = np.zeros((capacity, capacity))
     padded[: kept + 1, :size] = rotation.T
-    basis = _rotate(basis, jnp.asarray(padded, basis.vectors.dtype))
+    basis = rotate(basis, jnp.asarray(padded, basis.vectors.dtype))
     basis = basis._replace(size=jnp.int32(kept + 1))
     return basis, replace(ritz, rotation=rotation.T @ ritz.rotation)
 
 
-@partial(jax.jit, donate_argnames="basis")
-def _rotate(basis: _Basis, rotation: Float[Array, "capacity capacity"]) -> _Basis:
-    """Both arrays rotated in place, some columns at a time."""
-    num_params = basis.vectors.shape[1]
-    whole = num_params // _COLUMNS
-
-    def rotate(array: Float[Array, "capacity n"]) -> Float[Array, "capacity n"]:
-        def some(i: Array, array: Array) -> Array:
-            columns = jax.lax.dynamic_slice_in_dim(array, i * _COLUMNS, _COLUMNS, axis=1)
-            return jax.lax.dynamic_update_slice(array, rotation @ columns, (0, i * _COLUMNS))
-
-        if whole:
-            array = jax.lax.fori_loop(0, whole, some, array)
-        return array.at[:, whole * _COLUMNS :].set(rotation @ array[:, whole * _COLUMNS :])
-
-    vectors, products = rotate(basis.vectors), rotate(basis.products)
-    return basis._replace(vectors=vectors, products=products, matrix=vectors @ products.T)
-
-
-@jax.jit
-def _combine(vectors: Float[Array, "capacity n"], coefficients: Array) -> Float[Array, "rows n"]:
-    return coefficients.astype(vectors.dtype) @ vectors
-
-
 def _certified(
-    operator: Operator, basis: _Basis, ritz: _Ritz, ends: Ends, key: PRNGKeyArray, *, fresh: bool
+    operator: Operator, basis: Basis, ritz: _Ritz, ends: Ends, key: PRNGKeyArray, *, fresh: bool
 ) -> RitzPairs:
     """The wanted pairs judged by fresh products: of each, or of one random combination of them."""
     coefficients = np.zeros((ends.total, len(basis.vectors)))
@@ -444,7 +299,7 @@ def _certified(
 @partial(jax.jit, static_argnames="fresh")
 def _judge(
     operator: Operator,
-    basis: _Basis,
+    basis: Basis,
     coefficients: Array,
     before: Array,
     key: PRNGKeyArray,
@@ -452,7 +307,7 @@ def _judge(
     fresh: bool,
 ) -> RitzPairs:
     matvec = operator()
-    vectors = _combine(basis.vectors, coefficients)
+    vectors = combine(basis.vectors, coefficients)
     if fresh:
         products = jax.lax.map(matvec, vectors)
         # In a basis of Ritz vectors, a symmetric operator is the diagonal that it was before.
@@ -460,15 +315,10 @@ def _judge(
         return rayleigh_ritz(vectors, products)._replace(asymmetry=changed)
     # The products of the basis are this very operator's; rounding, or an operator that is not
     # linear, would show in a random combination, and are added to the residuals.
-    products = _combine(basis.products, coefficients)
+    products = combine(basis.products, coefficients)
     mix = jax.random.normal(key, (len(vectors),), vectors.dtype)
     mix = mix / jnp.linalg.norm(mix)
     drift = jnp.linalg.norm(matvec(mix @ vectors) - mix @ products)
     pairs = rayleigh_ritz(vectors, products)
     allowance = 4 * len(vectors) * drift**2 * jnp.eye(len(vectors), dtype=vectors.dtype)
     return pairs._replace(residual_gram=pairs.residual_gram + allowance, asymmetry=drift)
-
-
-def _asymmetry(basis: _Basis) -> float:
-    matrix = np.asarray(basis.matrix, np.float64)
-    return float(np.max(np.abs(matrix - matrix.T)))

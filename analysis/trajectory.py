@@ -17,10 +17,12 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from dlf_dynamics.analysis import subspace
+from dlf_dynamics.analysis.basis import Operator
 from dlf_dynamics.analysis.curvature import Curvature
 from dlf_dynamics.analysis.eigensolver import PASS_SIZE, Certificate, certify, make_ends
-from dlf_dynamics.analysis.lanczos import Ends, RitzPairs, lanczos
+from dlf_dynamics.analysis.lanczos import lanczos
 from dlf_dynamics.analysis.modes import overlaps
+from dlf_dynamics.analysis.ritz import Ends, RitzPairs
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.dynamics import Dynamics, State
 from dlf_dynamics.operators import check_operator
@@ -311,5 +313,5 @@ def check_deterministic(run: Run, solver: Solver, index: int) -> None:
 
 
 @jax.jit
-def _product(operator: subspace.Operator, vector: Float[Array, " n"]) -> Float[Array, " n"]:
+def _product(operator: Operator, vector: Float[Array, " n"]) -> Float[Array, " n"]:
     return operator()(vector)

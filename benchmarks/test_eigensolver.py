@@ -33,7 +33,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from dlf_dynamics import train
 from dlf_dynamics.analysis import subspace
 from dlf_dynamics.analysis.eigensolver import certify
-from dlf_dynamics.analysis.lanczos import Ends
+from dlf_dynamics.analysis.ritz import Ends
 from dlf_dynamics.config import (
     DataConfig,
     ModelConfig,
@@ -242,7 +242,7 @@ jax.config.update("jax_enable_x64", True)
 from dlf_dynamics import open_run
 from dlf_dynamics.analysis import subspace
 from dlf_dynamics.analysis.eigensolver import certify
-from dlf_dynamics.analysis.lanczos import Ends
+from dlf_dynamics.analysis.ritz import Ends
 from dlf_dynamics.operators import hessian
 
 path, count, tol = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])

@@ -11,7 +11,8 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from dlf_dynamics.analysis import eigensolver
 from dlf_dynamics.analysis.eigensolver import certify, make_ends, top_eigenpairs
-from dlf_dynamics.analysis.lanczos import Ends, lanczos
+from dlf_dynamics.analysis.lanczos import lanczos
+from dlf_dynamics.analysis.ritz import Ends
 
 METHODS = ("lanczos", "block")
 WHICH = ("largest", "smallest", "both")

@@ -11,6 +11,7 @@ import pytest
 from dlf_dynamics.analysis import subspace, trajectory
 from dlf_dynamics.analysis.eigensolver import certify
 from dlf_dynamics.analysis.hessian import hessian_spectrum
+from dlf_dynamics.analysis.ritz import Ends, RitzPairs
 from dlf_dynamics.config import ModelConfig, SpectrumConfig
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.resultfile import Parts
@@ -248,7 +249,7 @@ def test_a_loss_that_is_not_deterministic_is_refused(small, trained, monkeypatch
 
 
 def test_products_that_are_not_symmetric_prove_nothing():
-    pairs = subspace.RitzPairs(
+    pairs = RitzPairs(
         values=np.ones((1, 2, 1)),
         vectors=np.ones((1, 2, 1, 4)) / 2,
         residual_gram=np.zeros((1, 2, 1, 1)),
@@ -258,7 +259,7 @@ def test_products_that_are_not_symmetric_prove_nothing():
         norm=np.ones((1, 2)),
         num_matvecs=np.ones((1, 2), int),
     )
-    assert certify(pairs, subspace.Ends(1, 0), 1e-6).converged.all()
-    settings = trajectory.Solver(None, 4, subspace.Ends(1, 0), 1e-6, 10, 0, 1)
+    assert certify(pairs, Ends(1, 0), 1e-6).converged.all()
+    settings = trajectory.Solver(None, 4, Ends(1, 0), 1e-6, 10, 0, 1)
     found = trajectory._certified(pairs, pairs.vectors, settings).certificate
     assert found.converged.tolist() == [[[True], [False]]]
