@@ -61,7 +61,7 @@ class _Look(NamedTuple):
         values: the wanted Ritz values.
         coefficients: their vectors in the basis.
         radii: bounds of their errors.
-        excess: by how much those are too large, 1 being small enough.
+        excess: by how much those are too large, 0 if they are not.
         guard_steps: how far a guard must be followed for each.
     """
 
@@ -74,7 +74,7 @@ class _Look(NamedTuple):
     @property
     def met(self) -> Bool[Array, " count"]:
         """Whether the bounds are small enough."""
-        return self.excess <= 1
+        return self.excess == 0
 
 
 class _Progress(NamedTuple):
@@ -242,12 +242,13 @@ def _look(krylov: _Krylov, *, padded: int, ends: Ends, tol: float) -> _Look:
     low, high = first + ends.bottom, padded - 1 - ends.top
     rest = jnp.where(low <= high, ascending[jnp.array([low, high])], jnp.nan)
     noise = rounding(krylov.basis.shape[1], krylov.basis.dtype) * krylov.norm
+    # The fresh residuals are to come out below the tolerance, too.
+    allowed = 0.5 * tol * krylov.norm
     return _Look(
         values=values,
         coefficients=jnp.pad(vectors[:, wanted], ((0, len(krylov.outside) - padded), (0, 0))),
         radii=radii + noise,
-        # The fresh residuals are to come out below the tolerance, too.
-        excess=radii / (0.5 * tol * krylov.norm),
+        excess=jnp.where(radii <= allowed, 0, radii / allowed),
         guard_steps=guard_steps(
             values[: ends.top], values[ends.top :], rest, krylov.basis.shape[1]
         ),

@@ -34,7 +34,7 @@ class Ends(NamedTuple):
         """Of the wanted ones, largest first, in an ascending array used from `first` on."""
         top = size - 1 - np.arange(self.top)
         bottom = first + np.arange(self.bottom)[::-1]
-        return jnp.concatenate([jnp.asarray(top, int), jnp.asarray(bottom, int)])
+        return jnp.concatenate([jnp.asarray(part, jnp.int32) for part in (top, bottom)])
 
 
 class RitzPairs(NamedTuple):

@@ -222,6 +222,7 @@ def _by_warm_starts(
     """One checkpoint after another; audited at the last one, and where a threshold is crossed."""
     solved, audits = [], []
     sides = [0, 0]
+    last = _usable(last)
     for index, (point,) in enumerate(source(1)):
         state = run.state(point)
         pairs, vectors = [], []
@@ -237,13 +238,17 @@ def _by_warm_starts(
                 found = found._replace(pairs=found.pairs._replace(num_matvecs=spent))
             sides[place] = side or sides[place]
             pairs.append(found.pairs)
-            vectors.append(np.asarray(found.subspace))
+            missing = solver.ends.total + 2 - len(found.subspace)
+            vectors.append(np.pad(found.subspace, ((0, missing), (0, 0))))
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves)[None], *pairs)
-        last = np.stack(vectors)
-        # A failed checkpoint is no place to start from.
-        last = last if np.all(np.isfinite(last)) else None
+        last = _usable(np.stack(vectors))
         solved.append(_certified(stacked, np.stack(vectors)[None], solver))
     return solved, audits
+
+
+def _usable(vectors: np.ndarray | None) -> np.ndarray | None:
+    """Vectors to start from; a failed checkpoint has none."""
+    return vectors if vectors is not None and np.all(np.isfinite(vectors)) else None
 
 
 def _solve(

@@ -204,12 +204,12 @@ def test_values_that_are_not_converged_within_the_budget_are_marked_and_the_othe
 ):
     config = replace(small, model=replace(small.model, widths=(20,)))
     run = trained(config)
-    found = hessian_spectrum(run, config=SpectrumConfig(max_matvecs=16))
+    found = hessian_spectrum(run, config=SpectrumConfig(max_matvecs=24))
     weights = run.scalars["class_weights"][run.checkpoint_steps]
     exact = dense_spectra(make_loss(run), run.parameters(), weights)
     assert np.any(~found.iterate.converged)
     assert np.any(found.iterate.converged)
-    assert np.all(found.iterate.num_matvecs <= 16)
+    assert np.all(found.iterate.num_matvecs <= 24)
     distance = np.min(np.abs(found.iterate.eigenvalues[:, :, None] - exact[:, None, :]), axis=2)
     largest = np.max(np.abs(exact), axis=1, keepdims=True)
     assert np.all(distance <= found.iterate.residuals + 1e-13 * largest)

@@ -143,4 +143,4 @@ def test_the_label_of_another_optimizer_names_it_alone(name):
 
 
 def test_the_label_of_a_static_spectrum_says_that_the_threshold_is_of_the_weighted_loss():
-    assert "not to the static one" in threshold_label(OptimizerConfig(), static=True)
+    assert "not to what is shown" in threshold_label(OptimizerConfig(), applies=False)

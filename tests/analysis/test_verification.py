@@ -57,7 +57,8 @@ def test_a_kernel_value_that_is_off_is_found(small, trained, analysed):
 
 def test_the_static_spectrum_taken_for_the_weighted_one_is_found(small, trained, analysed):
     static = analysed(small, SpectrumConfig(static=True))
-    found = verify_dense(trained(small), replace(static, config=analysed(small).config))
+    hessian = replace(static.hessian, curvature=analysed(small).hessian.curvature)
+    found = verify_dense(trained(small), replace(static, hessian=hessian))
     assert found.hessian > 0.05
 
 
