@@ -17,10 +17,13 @@ from dlf_dynamics.analysis.ritz import (
     guard_steps,
     in_place,
     orthogonalise,
-    random_direction,
     rayleigh_ritz,
     rounding,
+    unit_outside,
 )
+
+DRAWS = 4
+"""Random vectors that are drawn before the pass begins."""
 
 NEAR = 100
 """Bounds of less than this times what is allowed are looked at after every step."""
@@ -39,7 +42,8 @@ class _Krylov(NamedTuple):
         ended: whether a chain was exhausted since the guard was begun.
         asymmetry: largest difference of two entries that should be equal.
         norm: largest ‖A q‖ seen, the scale of the operator.
-        key: for new directions.
+        draws: random vectors, to begin chains with.
+        drawn: how many were begun.
     """
 
     basis: Float[Array, "capacity_plus_1 n"]
@@ -51,7 +55,14 @@ class _Krylov(NamedTuple):
     ended: Bool[Array, ""]
     asymmetry: Float[Array, ""]
     norm: Float[Array, ""]
-    key: PRNGKeyArray
+    draws: Float[Array, "draws n"]
+    drawn: Int[Array, ""]
+
+    def random_direction(self) -> Float[Array, " n"]:
+        """The next random unit vector orthogonal to the basis; 0 when that fills the space."""
+        # Drawing in the loop would take longer to compile than all else. A shifted vector is new.
+        vector = jnp.roll(self.draws[self.drawn % DRAWS], self.drawn)
+        return unit_outside(vector, self.basis)
 
 
 class _Look(NamedTuple):
@@ -160,11 +171,10 @@ def look_sizes(count: int, capacity: int) -> list[int]:
 
 
 def _start(num_params: int, capacity: int, key: PRNGKeyArray, dtype: Any) -> _Krylov:
-    key, start_key = jax.random.split(key)
-    direction = jax.random.normal(start_key, (num_params,), dtype)
+    draws = jax.random.normal(key, (DRAWS, num_params), dtype)
     basis = jnp.zeros((capacity + 1, num_params), dtype)
     return _Krylov(
-        basis=basis.at[0].set(direction / jnp.linalg.norm(direction)),
+        basis=basis.at[0].set(draws[0] / jnp.linalg.norm(draws[0])),
         matrix=jnp.zeros((capacity, capacity), dtype),
         outside=jnp.zeros(capacity, dtype),
         size=jnp.int32(0),
@@ -173,7 +183,8 @@ def _start(num_params: int, capacity: int, key: PRNGKeyArray, dtype: Any) -> _Kr
         ended=jnp.array(False),
         asymmetry=jnp.zeros((), dtype),
         norm=jnp.zeros((), dtype),
-        key=key,
+        draws=draws,
+        drawn=jnp.int32(1),
     )
 
 
@@ -186,11 +197,8 @@ def _expand(matvec: Matvec, krylov: _Krylov) -> _Krylov:
     overlaps = overlaps[:-1]
     remaining = jnp.linalg.norm(rest)
     exhausted = remaining <= rounding(basis.shape[1], basis.dtype) * norm
-    key, direction_key = jax.random.split(krylov.key)
     direction = jax.lax.cond(
-        exhausted,
-        lambda: random_direction(basis, direction_key),
-        lambda: rest / jnp.where(exhausted, 1, remaining),
+        exhausted, krylov.random_direction, lambda: rest / jnp.where(exhausted, 1, remaining)
     )
     # What stuck out of the row before was taken up by this one, if it is of the same chain.
     continued = krylov.length > 0
@@ -209,7 +217,7 @@ def _expand(matvec: Matvec, krylov: _Krylov) -> _Krylov:
             krylov.asymmetry, _asymmetry(overlaps, outside, size, jnp.where(continued, before, 0))
         ),
         norm=norm,
-        key=key,
+        drawn=krylov.drawn + exhausted,
     )
 
 
@@ -295,14 +303,13 @@ def _steps_enough(krylov: _Krylov, look: _Look) -> Float[Array, " count"]:
 
 
 def _begin_guard(krylov: _Krylov) -> _Krylov:
-    key, direction_key = jax.random.split(krylov.key)
-    basis = krylov.basis.at[krylov.size].set(0)
+    krylov = krylov._replace(basis=krylov.basis.at[krylov.size].set(0))
     return krylov._replace(
-        basis=basis.at[krylov.size].set(random_direction(basis, direction_key)),
+        basis=krylov.basis.at[krylov.size].set(krylov.random_direction()),
         length=jnp.int32(0),
         longest=jnp.maximum(krylov.longest, krylov.length),
         ended=jnp.array(False),
-        key=key,
+        drawn=krylov.drawn + 1,
     )
 
 

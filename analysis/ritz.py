@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 Matvec = Callable[[Float[Array, " n"]], Float[Array, " n"]]
 
@@ -77,9 +76,8 @@ def orthogonalise(
     return vector - second @ basis, first + second
 
 
-def random_direction(basis: Float[Array, "m n"], key: PRNGKeyArray) -> Float[Array, " n"]:
-    """A unit vector orthogonal to the basis; 0 when the basis fills the space."""
-    vector = jax.random.normal(key, basis.shape[1:], basis.dtype)
+def unit_outside(vector: Float[Array, " n"], basis: Float[Array, "m n"]) -> Float[Array, " n"]:
+    """What of a vector is orthogonal to the basis, at unit length; 0 when that is only rounding."""
     vector, _ = orthogonalise(vector / jnp.linalg.norm(vector), basis)
     length = jnp.linalg.norm(vector)
     left = length > rounding(basis.shape[1], basis.dtype)

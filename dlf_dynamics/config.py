@@ -239,7 +239,7 @@ class SpectrumConfig:
     tol: float | None = None
     """Residual that counts as converged, relative to the largest eigenvalue; none means 1e-6, or
     1e-3 in float32."""
-    max_matvecs: int = 60
+    max_matvecs: int = 48
     """Products per checkpoint and point at most."""
     batch_size: int | None = None
     """Examples that go through the network at a time; none takes all at once."""

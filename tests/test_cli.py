@@ -172,7 +172,7 @@ def test_commands_refuse_missing_foreign_truncated_and_newer_files(
         (["--steps", "12"], "steps is '12'; expected a:b"),
         (["--every", "0"], "every is 0; expected at least 1"),
         (["--k", "0"], "k is 0; expected at least 1"),
-        (["--k", "30"], "max_matvecs is 60; expected at least 62 for k = 30"),
+        (["--k", "30"], "max_matvecs is 48; expected at least 62 for k = 30"),
         (["--tol", "2"], "tol is 2.0; expected a number between 0 and 1"),
         (["--zoom", "5:2"], "zoom is '5:2'; expected a:b with a < b"),
         (["--ntk-example", "3"], "did you mean --ntk-examples?"),

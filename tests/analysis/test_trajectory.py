@@ -34,6 +34,16 @@ def dense(small, trained):
     return run, np.array([np.linalg.eigvalsh(curvature(p, t))[::-1] for p, t in pairs])
 
 
+@jax.jit
+def dense_matrices(problem, params, step):
+    """Hessian and GGN."""
+    outputs = problem.outputs(params)
+    jac = jax.jacrev(problem.outputs)(params).reshape(outputs.size, -1)
+    inner = jax.hessian(lambda outputs: problem.loss(outputs, step))(outputs)
+    ggn = jac.T @ inner.reshape(outputs.size, -1) @ jac
+    return jax.jacfwd(jax.grad(problem.objective))(params, step), ggn
+
+
 def assert_within(found, exact, count):
     """Converged values lie in their intervals, the i-th one about the i-th eigenvalue."""
     fine = found.converged
@@ -176,12 +186,12 @@ def test_k_grows_until_all_above_the_fraction_of_the_threshold_are_there(path, d
     if path == "warm":
         monkeypatch.setattr(trajectory, "PASS_SIZE", 0)
     run, exact = dense
-    threshold = float(np.max(exact[:, 3]) * 0.9)
+    threshold = float(np.max(exact[:, 1]) * 0.9)
     thresholds = np.full(len(exact), 2 * threshold)
     config = SpectrumConfig(k=1, above=0.5, tol=1e-5, max_matvecs=40)
     found = hessian_spectrum(run, config=config, thresholds=thresholds).iterate
     wanted = np.sum(exact > threshold, axis=1)
-    assert wanted.max() >= 4
+    assert wanted.max() >= 2
     for row, count in enumerate(wanted):
         values = found.eigenvalues[row]
         assert np.sum(values > threshold) == count
@@ -202,27 +212,24 @@ def test_k_grows_until_all_above_the_fraction_of_the_threshold_are_there(path, d
 )
 def test_other_operators_have_the_eigenvalues_of_their_dense_matrices(changes, dense):
     run, _ = dense
-    chosen = [0, 7, 30]
+    chosen = [0, 7]
     found = hessian_spectrum(run, chosen, config=SpectrumConfig(k=2, max_matvecs=160, **changes))
     problem = run.problem.static() if changes.get("static") else run.problem
+    share = 1.0
+    if "class_label" in changes:
+        members = np.flatnonzero(np.asarray(problem.targets) == changes["class_label"])
+        share = len(members) / len(problem.targets)
+        problem = problem.take(jnp.asarray(members))
+    sizes = [leaf.size for leaf in jax.tree.leaves(run.unravel(run.parameters([0])[0]))]
+    spans = {"0": (0, sizes[0] + sizes[1]), "1/0": (sum(sizes[:2]), sum(sizes[:3]))}
+    span = slice(*spans.get(changes.get("block", ""), (None, None)))
     for row, index in enumerate(chosen):
-        params, step = jnp.asarray(run.parameters([index])[0]), int(run.checkpoint_steps[index])
-        outputs, losses = problem.outputs(params), lambda o, s=step: problem.loss(o, s)
-        whole = np.asarray(jax.hessian(problem.objective)(params, step))
-        jac = np.asarray(jax.jacrev(problem.outputs)(params)).reshape(outputs.size, -1)
-        inner = np.asarray(jax.hessian(losses)(outputs)).reshape(outputs.size, -1)
-        matrix = {"ggn": jac.T @ inner @ jac, "remainder": whole - jac.T @ inner @ jac}.get(
-            changes.get("operator", "hessian"), whole
-        )
-        if "class_label" in changes:
-            members = np.flatnonzero(np.asarray(problem.targets) == changes["class_label"])
-            part = problem.take(jnp.asarray(members))
-            share = len(members) / len(problem.targets)
-            matrix = share * np.asarray(jax.hessian(part.objective)(params, step))
-        sizes = [leaf.size for leaf in jax.tree.leaves(run.unravel(run.parameters([0])[0]))]
-        spans = {"0": (0, sizes[0] + sizes[1]), "1/0": (sum(sizes[:2]), sum(sizes[:3]))}
-        span = slice(*spans.get(changes.get("block", ""), (None, None)))
-        exact = np.linalg.eigvalsh(matrix[span, span])[::-1]
+        params, step = run.parameters([index])[0], int(run.checkpoint_steps[index])
+        whole, ggn = (np.asarray(matrix) for matrix in dense_matrices(problem, params, step))
+        matrix = {"hessian": whole, "ggn": ggn, "remainder": whole - ggn}[
+            changes.get("operator", "hessian")
+        ]
+        exact = np.linalg.eigvalsh(share * matrix[span, span])[::-1]
         ends = exact[[0, 1, -2, -1]] if changes.get("which") == "both" else exact[:2]
         assert found.iterate.converged[row].all()
         np.testing.assert_allclose(found.iterate.eigenvalues[row], ends, atol=1e-8)
