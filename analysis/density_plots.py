@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from dlf_dynamics.analysis.density import Density, default_grid, evaluate
 from dlf_dynamics.analysis.plots import COLOURS, STYLE
@@ -63,11 +63,13 @@ def _curves(density: Density) -> tuple[np.ndarray, np.ndarray, np.ndarray, float
 
 
 def _decades(axis: Axis, grid: np.ndarray, linear: float) -> None:
-    """Ticks at 0 and at the powers of ten beyond the linear part, where labels have room."""
-    first = int(np.ceil(np.log10(2 * linear)))
-    powers = 10.0 ** np.arange(first, first + 8)
-    ticks = np.concatenate([-powers[::-1], [0.0], powers])
+    """Ticks at 0 and at 1 and 3 times the powers of ten beyond the linear part."""
+    powers = 10.0 ** np.arange(np.floor(np.log10(linear)), np.log10(linear) + 8)
+    beyond = np.sort(np.concatenate([powers, 3 * powers]))
+    beyond = beyond[beyond > linear]
+    ticks = np.concatenate([-beyond[::-1], [0.0], beyond])
     axis.set_major_locator(FixedLocator(ticks[(ticks >= grid[0]) & (ticks <= grid[-1])].tolist()))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
 

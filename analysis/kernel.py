@@ -212,7 +212,7 @@ def sums_by_blocks(
     blocks = _Blocks.of(problem, params, block_numbers)
     ones = jnp.ones(blocks.num_examples, params.dtype)
     means = KernelProduct(True, batch_size)(problem, params, ones) / blocks.num_examples
-    members = jax.nn.one_hot(problem.targets, num_classes, dtype=params.dtype)
+    members = jax.nn.one_hot(problem.targets.astype(jnp.int32), num_classes, dtype=params.dtype)
 
     def add(sums: KernelSums, block: Array, i: Array, j: Array) -> KernelSums:
         once = _sums_of_block(block, blocks, means, members, i, j)

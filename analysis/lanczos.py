@@ -251,7 +251,7 @@ def _look(krylov: _Krylov, *, padded: int, ends: Ends, tol: float) -> _Look:
     rest = jnp.where(low <= high, ascending[jnp.array([low, high])], jnp.nan)
     noise = rounding(krylov.basis.shape[1], krylov.basis.dtype) * krylov.norm
     # The fresh residuals are to come out below the tolerance, too.
-    allowed = 0.5 * tol * krylov.norm
+    allowed = 0.9 * tol * krylov.norm
     return _Look(
         values=values,
         coefficients=jnp.pad(vectors[:, wanted], ((0, len(krylov.outside) - padded), (0, 0))),

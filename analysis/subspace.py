@@ -99,7 +99,7 @@ class _Guard:
         return moved <= self.known.norms[wanted] + ritz.rounding
 
     def passed(
-        self, ritz: _Ritz, extent: Float[np.ndarray, "2"], num_params: int, ends: Ends
+        self, ritz: _Ritz, extent: tuple[float, float], num_params: int, ends: Ends
     ) -> Bool[np.ndarray, " wanted"]:
         """Which wanted values it left as they were, having been followed far enough.
 
@@ -160,34 +160,87 @@ def solve(
     initial = None if cold else initial_vectors[: max_matvecs - 2]
     capacity = min(num_params, max(20, 4 * ends.total + 4))
     basis = start_basis(operator, num_params, capacity, initial, key, dtype)
-    made, guard, stalled = int(basis.size), _Guard(), False
-    extent = np.array([np.inf, -np.inf])
+    state = _State(basis, int(basis.size))
     while True:
-        progress(made)
-        ritz = _ritz(basis, ends)
+        progress(state.made)
+        ritz = _ritz(state.basis, ends)
+        state = state.seen(ritz)
+        guarded = state.guarded(ritz, ends, tol, cold=cold)
         met = ritz.count == ends.total and bool(np.all(ritz.met(tol)))
-        extent[:] = min(extent[0], ritz.ascending[0]), max(extent[1], ritz.ascending[-1])
-        guarded = guard.passed(ritz, extent, num_params, ends) if cold else _settled(ritz, tol)
-        guarded = np.broadcast_to(guarded | (len(ritz.ascending) == num_params), ends.total)
-        finite, left = np.all(np.isfinite(ritz.norms)), max_matvecs - made - checks
-        if not finite or left <= 0 or (met and np.all(guarded)):
+        finite, left = np.all(np.isfinite(ritz.norms)), max_matvecs - state.made - checks
+        if not finite or left <= 0 or state.full or (met and np.all(guarded)):
             break
-        if cold and met and not np.all(guard.left_alone(ritz)):
-            guard = _Guard(ritz, longest=max(guard.longest, made))
-        basis, ritz = _restarted(basis, ritz, ends)
-        rows = _directions(ritz, guard, tol, follow=cold and met, stalled=stalled)
-        basis, added = grow(operator, basis, rows, left, jax.random.fold_in(key, made))
-        if added == 0 and rows.random:
-            break  # the basis fills the space
-        made, stalled = made + added, added == 0
-        if cold and met:
-            guard = replace(guard, length=guard.length + added, ended=guard.ended or stalled)
+        state = _extended(operator, state, ritz, ends, tol, left, key, follow=cold and met)
+    basis = state.basis
     pairs = _certified(operator, basis, ritz, ends, key, fresh=cold)
-    worst = jnp.maximum(pairs.asymmetry, asymmetry(basis))
-    seen = {"guarded": guarded, "asymmetry": worst, "norm": basis.norm}
-    seen |= {"num_matvecs": made + checks}
-    return Solution(
-        pairs._replace(**seen), combine(basis.vectors, _padded(ritz, len(basis.vectors)))
+    seen = {"guarded": guarded, "norm": basis.norm, "num_matvecs": state.made + checks}
+    seen |= {"asymmetry": jnp.maximum(pairs.asymmetry, asymmetry(basis))}
+    return Solution(pairs._replace(**seen), combine(basis.vectors, _padded(ritz, capacity)))
+
+
+class _State(NamedTuple):
+    """Where the loop stands.
+
+    Attributes:
+        basis: the space.
+        made: products made.
+        guard: the random chain of a cold start.
+        extent: least and largest Ritz value that was ever seen.
+        stalled: whether nothing new came of the last directions.
+        full: whether the basis fills the space.
+    """
+
+    basis: Basis
+    made: int
+    guard: _Guard = _Guard()
+    extent: tuple[float, float] = (np.inf, -np.inf)
+    stalled: bool = False
+    full: bool = False
+
+    def seen(self, ritz: _Ritz) -> _State:
+        """With the ends of the spectrum that the Ritz values show."""
+        low, high = min(self.extent[0], ritz.ascending[0]), max(self.extent[1], ritz.ascending[-1])
+        return self._replace(extent=(low, high))
+
+    def guarded(
+        self, ritz: _Ritz, ends: Ends, tol: float, *, cold: bool
+    ) -> Bool[np.ndarray, " wanted"]:
+        """Which wanted values no missed one is thought to be beyond."""
+        num_params = self.basis.vectors.shape[1]
+        if self.full or len(ritz.ascending) == num_params:
+            return np.ones(ends.total, bool)
+        if cold:
+            return self.guard.passed(ritz, self.extent, num_params, ends)
+        return np.full(ends.total, _settled(ritz, tol))
+
+
+def _extended(
+    operator: Operator,
+    state: _State,
+    ritz: _Ritz,
+    ends: Ends,
+    tol: float,
+    most: int,
+    key: PRNGKeyArray,
+    *,
+    follow: bool,
+) -> _State:
+    """The space with more directions: residuals or, to follow the guard, the next of its chain."""
+    guard = state.guard
+    if follow and not np.all(guard.left_alone(ritz)):
+        guard = _Guard(ritz, longest=max(guard.longest, state.made))
+    basis, ritz = _restarted(state.basis, ritz, ends)
+    rows = _directions(ritz, guard, tol, follow=follow, stalled=state.stalled)
+    basis, added = grow(operator, basis, rows, most, jax.random.fold_in(key, state.made))
+    if follow:
+        ended = guard.ended or added == 0
+        guard = replace(guard, length=guard.length + added, ended=ended)
+    return state._replace(
+        basis=basis,
+        made=state.made + added,
+        guard=guard,
+        stalled=added == 0,
+        full=added == 0 and rows.random,
     )
 
 

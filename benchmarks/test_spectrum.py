@@ -21,7 +21,7 @@ from dlf_dynamics.dynamics import random_stream
 
 ROUNDS = 5
 PRODUCTS = 500
-LARGEST_RATIO = 1.5
+LARGEST_RATIO = 1.2
 MOST_PRODUCTS = 24
 
 
@@ -49,7 +49,7 @@ def run(tmp_path_factory):
     return train(replace(PRESETS["published"], steps=10_000), path)
 
 
-def test_a_spectrum_costs_at_most_half_more_than_its_products(benchmark, run, capsys):
+def test_a_spectrum_costs_at_most_a_fifth_more_than_its_products(benchmark, run, capsys):
     checkpoints = np.arange(1, 401, 4)
     found = hessian_spectrum(run, checkpoints)
     products = int(found.iterate.num_matvecs.sum() + found.centre.num_matvecs.sum())

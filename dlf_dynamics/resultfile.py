@@ -181,7 +181,11 @@ class Parts:
             self._folder.mkdir(exist_ok=True)
         except OSError as error:
             raise write_error(self._folder, error) from error
-        write(path, Result(self._analysis, self._run_id, self._config, "{}", arrays))
+        try:
+            write(path, Result(self._analysis, self._run_id, self._config, "{}", arrays))
+        finally:
+            with suppress(OSError):
+                self._folder.rmdir()  # it stays unless it is empty, no part having been written
         return arrays
 
     def clear(self) -> None:

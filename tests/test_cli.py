@@ -174,6 +174,14 @@ def test_commands_refuse_missing_foreign_truncated_and_newer_files(
         (["--k", "0"], "k is 0; expected at least 1"),
         (["--k", "30"], "max_matvecs is 48; expected at least 62 for k = 30"),
         (["--tol", "2"], "tol is 2.0; expected a number between 0 and 1"),
+        (["--above", "-1"], "above is -1.0; expected a fraction above 0, or none"),
+        (["--above", "1", "--which", "both"], "which is 'both'; expected 'largest' where above"),
+        (["--class-label", "3"], "class_label is 3; expected 0 to 2, or none"),
+        (["--block", "weights"], "no parameters at path 'weights'; expected one of ''"),
+        (["--batch-size", "0"], "batch_size is 0; expected at least 1"),
+        (["--audit-every", "0"], "audit_every is 0; expected at least 1"),
+        (["--density-checkpoints", "0"], "density_checkpoints is 0; expected at least 1"),
+        (["--operator", "jacobian"], "invalid choice"),
         (["--zoom", "5:2"], "zoom is '5:2'; expected a:b with a < b"),
         (["--ntk-example", "3"], "did you mean --ntk-examples?"),
         (["-o", "no/where.h5"], "directory no does not exist"),
@@ -195,6 +203,51 @@ def test_spectrum_writes_results_figures_and_a_table(capsys, run_path):
     for suffix in (".spectrum.h5", ".png", ".svg", ".bifurcation.png", ".bifurcation.svg"):
         assert run_path.with_suffix(suffix).stat().st_size > 1000
         assert run_path.with_suffix(suffix).name in captured.err
+
+
+def test_densities_are_told_and_drawn(capsys, run_path):
+    options = ["--every", "5", "--density", "--density-checkpoints", "2", "--verify-dense"]
+    assert main(["spectrum", str(run_path), *options, "--quiet"]) == 0
+    captured = capsys.readouterr()
+    told = " ".join(captured.out.split())
+    for name in ("hessian", "ggn", "ntk"):
+        assert f"{name} density at 2 checkpoints; at step 200 trace" in told
+        assert f"dense check of the {name} density" in captured.err
+    assert run_path.with_suffix(".density.png").stat().st_size > 1000
+    run_path.with_suffix(".density.png").unlink()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_spectrum_that_was_stopped_is_resumed_with_the_same_content(tmp_path, capsys, number):
+    train = ["train", *SMALL, "--checkpoint-every", "1", "--steps", "3000", "-o", "run.h5"]
+    subprocess.run([*PROGRAM, *train, "--quiet"], cwd=tmp_path, check=True)
+    command = ["spectrum", "run.h5", "--no-figures", "--quiet"]
+    process = subprocess.Popen([*PROGRAM, *command], cwd=tmp_path, stderr=subprocess.PIPE)
+    parts = tmp_path / "run.spectrum.parts"
+    deadline = time.monotonic() + 120
+    while len(list(parts.glob("hessian-*.h5"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, complaint = process.communicate(timeout=60)
+    finished = {path.name: path.stat().st_mtime_ns for path in parts.glob("hessian-*.h5")}
+    assert 2 <= len(finished) < 31
+    assert not (tmp_path / "run.spectrum.h5").exists()
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert b"continue with `dlf-dynamics spectrum run.h5 --resume`" in complaint
+    path = str(tmp_path / "run.h5")
+    line = refused(capsys, "spectrum", path, "--resume", "--k", "2", "--quiet")
+    assert "holds parts of another run or of other settings; leave --resume out" in line
+    assert finished.items() <= {f.name: f.stat().st_mtime_ns for f in parts.iterdir()}.items()
+    assert main(["spectrum", path, "--no-figures", "--quiet", "--resume"]) == 0
+    assert not parts.exists()
+    whole = str(tmp_path / "whole.h5")
+    assert main(["spectrum", path, "--no-figures", "--quiet", "-o", whole]) == 0
+    with h5py.File(tmp_path / "run.spectrum.h5") as resumed, h5py.File(whole) as expected:
+        names = []
+        expected.visititems(lambda n, d: names.append(n) if isinstance(d, h5py.Dataset) else None)
+        for name in set(names) - {"provenance"}:
+            np.testing.assert_array_equal(resumed[name][()], expected[name][()], err_msg=name)
 
 
 def test_json_alone_is_on_stdout(capsys, run_path):
