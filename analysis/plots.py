@@ -39,6 +39,9 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "dlf-dynamics",
 }
 
+WIDE = 1.01
+"""Ratio of the ends of an interval from which it is seen on the panel."""
+
 Panel = Callable[[Axes, Run, Spectrum], None]
 
 
@@ -97,9 +100,12 @@ def draw_sharpness(ax: Axes, run: Run, spectrum: Spectrum) -> None:
 
 
 def _bands(ax: Axes, steps: np.ndarray, intervals: np.ndarray, colour: str) -> None:
-    """The intervals as vertical bars, which are seen where they are wider than a point."""
-    bars = ax.vlines(steps, intervals[:, 0], intervals[:, 1], color=colour, lw=0.8, alpha=0.4)
-    bars.set_rasterized(True)
+    """The intervals as vertical bars, where they are wider than a point."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        wide = ~(intervals[:, 1] / intervals[:, 0] < WIDE) | (intervals[:, 0] <= 0)
+    if np.any(wide):
+        steps, (lower, upper) = steps[wide], intervals[wide].T
+        ax.vlines(steps, lower, upper, color=colour, lw=0.8, alpha=0.4, rasterized=True)
 
 
 def draw_ntk(ax: Axes, run: Run, spectrum: Spectrum) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -126,8 +127,8 @@ class Spectrum:
     Eigenvalues are of the loss as it was weighted at each checkpoint's step, at the iterate and at
     the 1:2:1 centre of three consecutive iterates. RUN.h5 is not changed; the results go to
     RUN.spectrum.h5, the figures to RUN.png, RUN.bifurcation.png and the same as .svg, and with
-    --density to RUN.density.png and .svg. What was finished when it is interrupted or killed is in
-    RUN.spectrum.parts, from which --resume goes on.
+    --density to RUN.density.png and .svg. Ctrl-C ends it after the part at hand, a second one at
+    once; what was finished then, or before a kill, is in RUN.spectrum.parts, and --resume goes on.
 
       dlf-dynamics spectrum run.h5 --steps 8000:10500 --verify-dense
       dlf-dynamics spectrum run.h5 --operator ggn --which both --k 5 --density
@@ -163,11 +164,16 @@ class Spectrum:
         output = self.output or spectrum.default_path(self.path)
         check_writable(output)
         parts = self._parts(run, output)
+        from dlf_dynamics.progress import Stop
+
+        stop = Stop()
         try:
-            found = self._compute(run, parts)
+            with stop.listening():
+                found = self._compute(run, parts, stop)
         except KeyboardInterrupt:
             again = f"dlf-dynamics spectrum {self.path} --resume"
-            return fail(f"interrupted; continue with `{again}` and the same options", 130)
+            code = 128 + (stop.signal or signal.SIGINT)
+            return fail(f"interrupted; continue with `{again}` and the same options", code)
         spectrum.save_spectrum(found, output)
         parts.clear()
         say(f"wrote {output}")
@@ -194,7 +200,7 @@ class Spectrum:
             parts.clear()
         return parts
 
-    def _compute(self, run: Run, parts: Parts) -> Any:
+    def _compute(self, run: Run, parts: Parts, stop: Callable[[], bool]) -> Any:
         from dlf_dynamics.analysis import spectrum
         from dlf_dynamics.progress import bar
 
@@ -204,12 +210,13 @@ class Spectrum:
         densities = len(spectrum.DENSITIES) * len(some) * self.settings.density
         total = 2 * len(chosen) + densities
         with bar("spectrum", total, quiet=self.quiet) as advance:
-            return spectrum.compute_spectrum(
-                run,
-                self.settings,
-                parts=parts,
-                progress=lambda what, done: advance(before[what] + done),
-            )
+
+            def told(what: str, done: int) -> None:
+                advance(before[what] + done)
+                if stop():
+                    raise KeyboardInterrupt
+
+            return spectrum.compute_spectrum(run, self.settings, parts=parts, progress=told)
 
 
 @dataclass(frozen=True)

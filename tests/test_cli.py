@@ -219,18 +219,18 @@ def test_densities_are_told_and_drawn(capsys, run_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_spectrum_that_was_stopped_is_resumed_with_the_same_content(tmp_path, capsys, number):
-    train = ["train", *SMALL, "--checkpoint-every", "1", "--steps", "3000", "-o", "run.h5"]
+    train = ["train", *SMALL, "--checkpoint-every", "1", "--steps", "1000", "-o", "run.h5"]
     subprocess.run([*PROGRAM, *train, "--quiet"], cwd=tmp_path, check=True)
     command = ["spectrum", "run.h5", "--no-figures", "--quiet"]
     process = subprocess.Popen([*PROGRAM, *command], cwd=tmp_path, stderr=subprocess.PIPE)
     parts = tmp_path / "run.spectrum.parts"
     deadline = time.monotonic() + 120
-    while len(list(parts.glob("hessian-*.h5"))) < 2 and time.monotonic() < deadline:
+    while len(list(parts.glob("hessian-*.h5"))) < 1 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(number)
     _, complaint = process.communicate(timeout=60)
     finished = {path.name: path.stat().st_mtime_ns for path in parts.glob("hessian-*.h5")}
-    assert 2 <= len(finished) < 31
+    assert 1 <= len(finished) < 11
     assert not (tmp_path / "run.spectrum.h5").exists()
     if number == signal.SIGINT:
         assert process.returncode == 130
