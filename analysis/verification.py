@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,8 @@ class Verification:
         hessian: over all converged values at iterates and centres.
         hessian_step: at which checkpoint that was.
         outside: converged values that lie outside their intervals.
-        ntk: over all converged NTK eigenvalues, NaN when they were not computed.
+        ntk: over all converged NTK eigenvalues and the kernels' statistics, NaN when they were not
+            computed.
         num_values: Hessian eigenvalues that were compared.
         not_converged: Hessian eigenvalues left out, as they are reported as not converged.
         densities: by operator, the largest distance of trace or Frobenius norm from the exact one,
@@ -200,14 +202,36 @@ def _dense_kernel(run: Run, state: State, num_examples: int, *, trace_outputs: b
 
 
 def _ntk_difference(run: Run, state: State, ntk: NTKSpectrum, row: int) -> float:
+    """Worst relative difference of the eigenvalues and of the kernel's statistics."""
     dense = _dense_kernel(run, state, ntk.num_examples, trace_outputs=ntk.trace_outputs)
     if not np.all(np.isfinite(dense)):
         return np.nan
     exact = np.linalg.eigvalsh(dense)[::-1]
     fine = ntk.converged[row]
     found = ntk.eigenvalues[row]
-    differences = np.abs(found - exact[: len(found)])[fine]
-    return float(np.max(differences, initial=0.0) / np.max(np.abs(exact)))
+    differences = np.abs(found - exact[: len(found)])[fine] / np.max(np.abs(exact))
+    traced = _dense_kernel(run, state, ntk.num_examples, trace_outputs=True)
+    labels = np.asarray(run.problem.targets)[: ntk.num_examples]
+    members = np.eye(ntk.class_blocks.shape[1])[labels]
+    centring = np.eye(len(labels)) - 1 / len(labels)
+    kernel, target = centring @ traced @ centring, centring @ members @ members.T @ centring
+    counts = np.sum(members, axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        alignment = np.sum(kernel * target) / (np.linalg.norm(kernel) * np.linalg.norm(target))
+        blocks = (members.T @ traced @ members) / np.outer(counts, counts)
+        pairs = [
+            (ntk.trace[row], np.trace(dense)),
+            (ntk.effective_rank[row], np.sum(exact) ** 2 / np.sum(exact**2)),
+            (ntk.captured[row], np.sum(exact[: len(found)][fine]) / np.sum(exact)),
+            (ntk.alignment[row], alignment if np.count_nonzero(counts) > 1 else np.nan),
+            (ntk.class_blocks[row], blocks),
+        ]
+        statistics = [np.nanmax(np.abs(a - b) / np.nanmax(np.abs(b))) for a, b in pairs if _any(b)]
+    return float(max([*differences, *statistics]))
+
+
+def _any(values: Any) -> bool:
+    return bool(np.any(np.isfinite(values)))
 
 
 def _density_distance(run: Run, spectrum: Spectrum, state: State, density: Density) -> float:

@@ -55,6 +55,18 @@ def test_a_kernel_value_that_is_off_is_found(small, trained, analysed):
     assert found.hessian < 1e-9
 
 
+@pytest.mark.parametrize(
+    "name", ["trace", "captured", "effective_rank", "alignment", "class_blocks"]
+)
+def test_a_statistic_of_the_kernel_that_is_off_is_found(name, small, trained, analysed):
+    spectrum = analysed(small)
+    assert spectrum.ntk is not None
+    values = np.array(getattr(spectrum.ntk, name))
+    values[3] *= 1.01
+    spectrum = replace(spectrum, ntk=replace(spectrum.ntk, **{name: values}))
+    np.testing.assert_allclose(verify_dense(trained(small), spectrum).ntk, 0.01, rtol=1e-6)
+
+
 def test_the_static_spectrum_taken_for_the_weighted_one_is_found(small, trained, analysed):
     static = analysed(small, SpectrumConfig(static=True))
     hessian = replace(static.hessian, curvature=analysed(small).hessian.curvature)
