@@ -122,9 +122,9 @@ def lanczos(
     exhausted, a random direction begins another. When the bounds of the wanted values are met, a
     random direction always begins another, the guard: it finds the other copies of a repeated
     eigenvalue, of which a chain sees one. It is followed until an eigenvector of a wanted
-    eigenvalue, with a typical share of 1/√n in it, would stand out by the growth of the Chebyshev
-    polynomial (Saad, *Numerical Methods for Large Eigenvalue Problems*, §6.6), but no longer than
-    the first chain. If it changed a wanted value, a new guard follows.
+    eigenvalue, with a tenth of the typical share 1/√n, would stand out by the growth of the
+    Chebyshev polynomial (Saad, *Numerical Methods for Large Eigenvalue Problems*, §6.6), but no
+    longer than the first chain. If it changed a wanted value, a new guard follows.
 
     Args:
         matvec: product with the operator.

@@ -237,7 +237,7 @@ class SpectrumConfig:
     density_checkpoints: int = 40
     """Checkpoints at which densities are computed, evenly spaced."""
     tol: float | None = None
-    """Residual that counts as converged, relative to the largest eigenvalue; none means 1e-6, or
+    """Residual that counts as converged, relative to the norm of the operator; none means 1e-6, or
     1e-3 in float32."""
     max_matvecs: int = 48
     """Products per checkpoint and point at most."""

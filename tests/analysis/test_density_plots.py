@@ -22,7 +22,6 @@ def test_each_operator_has_a_heat_map_and_curves_at_its_steps(spectrum, tmp_path
     legends = [ax.get_legend() for ax in figure.axes]
     labels = [[t.get_text() for t in legend.get_texts()] for legend in legends if legend]
     assert labels == [["step 0", "step 28", "step 60"]] * 3
-    # The marks of a large negative and a large positive eigenvalue are on the axes.
     for path in plots.save(figure, tmp_path / "density"):
         assert path.stat().st_size > 5000
 
