@@ -90,7 +90,6 @@ def _tightened(solver: Solver, run: Run) -> Solver:
     return solver._replace(
         tol=max(TIGHTER * solver.tol, precision),
         max_matvecs=4 * solver.max_matvecs,
-        audit_every=1,
     )
 
 

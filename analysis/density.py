@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from dlf_dynamics.analysis.devices import filled, map_over_devices
 from dlf_dynamics.operators import Matvec, ggn, hessian, ntk
 from dlf_dynamics.problem import Problem, Step
 from dlf_dynamics.run import Checkpoints, Run
@@ -224,11 +225,14 @@ def density(
     if operator == "ntk":
         size = jax.eval_shape(problem.outputs, jax.ShapeDtypeStruct((size,), float)).size
     settings = _Settings(operator, size, min(num_steps, size), num_probes)
-    found = []
-    # One checkpoint takes hundreds of products; to treat several in a call would save nothing.
-    for (point,) in run.points(indices, 1):
-        parts = _analyse(problem, point.params, point.step, seed, settings=settings)
-        found.append(jax.device_get(parts))
+    found, chunk = [], jax.device_count()
+    # One checkpoint takes hundreds of products: a device has enough to do with one in a call.
+    for points in run.points(indices, chunk):
+        some = filled(points, chunk)
+        params = np.stack([point.params for point in some])
+        steps = np.array([point.step for point in some], np.int32)
+        parts = jax.device_get(_analyse(problem, params, steps, seed, settings=settings))
+        found += [jax.tree.map(lambda leaf, i=i: leaf[i], parts) for i in range(len(points))]
         progress(len(found))
     rules = jax.tree.map(lambda *parts: np.stack(parts), *found)
     steps = run.checkpoint_steps[np.asarray(indices)]
@@ -247,25 +251,31 @@ class _Settings(NamedTuple):
 @partial(jax.jit, static_argnames="settings")
 def _analyse(
     problem: Problem,
-    params: Float[Array, " params"],
-    step: Step,
+    params: Float[Array, "checkpoints params"],
+    steps: Int[Array, " checkpoints"],
     seed: Int[Array, ""] | int,
     *,
     settings: _Settings,
 ) -> Quadrature:
-    matvec = {
-        "hessian": lambda: hessian(problem, params, step),
-        "ggn": lambda: ggn(problem, params, step),
-        "ntk": lambda: ntk(problem, params),
-    }[settings.operator]()
-    return slq(
-        matvec,
-        settings.size,
-        num_steps=settings.num_steps,
-        num_probes=settings.num_probes,
-        key=jax.random.fold_in(jax.random.key(seed), step),
-        dtype=params.dtype,
-    )
+    """Rules of several checkpoints, each leaf with these in its leading axis."""
+
+    def at_checkpoint(checkpoint: tuple[Array, Array]) -> Quadrature:
+        params, step = checkpoint
+        matvec = {
+            "hessian": lambda: hessian(problem, params, step),
+            "ggn": lambda: ggn(problem, params, step),
+            "ntk": lambda: ntk(problem, params),
+        }[settings.operator]()
+        return slq(
+            matvec,
+            settings.size,
+            num_steps=settings.num_steps,
+            num_probes=settings.num_probes,
+            key=jax.random.fold_in(jax.random.key(seed), step),
+            dtype=params.dtype,
+        )
+
+    return map_over_devices(at_checkpoint, (params, steps))
 
 
 def _summarise(

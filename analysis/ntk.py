@@ -13,6 +13,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from dlf_dynamics.analysis.devices import filled, map_over_devices, one_ahead, rounded_up
 from dlf_dynamics.analysis.eigensolver import top_eigenpairs
 from dlf_dynamics.analysis.kernel import (
     KernelProduct,
@@ -172,14 +173,17 @@ class _Solver(NamedTuple):
 
 def _dense(task: _Task, k: int) -> Iterator[_Part]:
     """Forms the kernels of many checkpoints at a time, such that they stay small."""
-    chunk = int(np.clip(_CHUNK_NUMBERS // (task.run.num_params + task.rows**2), 1, 100))
+    numbers = task.run.num_params + task.rows**2
+    chunk = rounded_up(int(np.clip(_CHUNK_NUMBERS // numbers, 1, 100)))
     labels = np.asarray(task.problem.targets)
-    for points in task.run.points(task.indices, chunk):
-        # The last chunk is filled up, so that one compilation serves all.
-        filled = [*points, *[points[-1]] * (chunk - len(points))]
-        params = np.stack([point.params for point in filled])
-        kernels = np.asarray(_grams(task.problem, params, trace_outputs=task.trace_outputs))
-        kernels = kernels[: len(points)]
+
+    def begun() -> Iterator[tuple[int, Array]]:
+        for points in task.run.points(task.indices, chunk):
+            params = np.stack([point.params for point in filled(points, chunk)])
+            yield len(points), _grams(task.problem, params, trace_outputs=task.trace_outputs)
+
+    for count, grams in one_ahead(begun()):
+        kernels = np.asarray(grams)[:count]
         yield _Part(_dense_pairs(kernels, k), dense_sums(kernels, labels, task.num_classes))
 
 
@@ -187,7 +191,7 @@ def _dense(task: _Task, k: int) -> Iterator[_Part]:
 def _grams(
     problem: Problem, params: Float[Array, "checkpoints params"], *, trace_outputs: bool
 ) -> Float[Array, "checkpoints size size"]:
-    return jax.lax.map(
+    return map_over_devices(
         lambda vector: gram_matrix(problem, vector, trace_outputs=trace_outputs), params
     )
 

@@ -342,9 +342,11 @@ def save(figure: Figure, stem: Path, formats: Sequence[str] = ("png", "svg")) ->
         FileError: when one cannot be written.
     """
     paths = []
-    with mpl.rc_context(STYLE):
-        figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once, for all formats
+    engine = figure.get_layout_engine()
+    if engine is not None:  # laid out once, for all formats
+        with mpl.rc_context(STYLE):
+            engine.execute(figure)
+        figure.set_layout_engine("none")
     for suffix in formats:
         content = io.BytesIO()
         with mpl.rc_context(STYLE):

@@ -40,7 +40,7 @@ Event = TypeVar("Event", Crossing, Oscillation, Audit)
 DENSITIES = ("hessian", "ggn", "ntk")
 
 _TABLES: dict[str, type] = {"crossings": Crossing, "oscillations": Oscillation, "audits": Audit}
-_NTK_PART, _DENSITY_PART = 500, 5
+_NTK_PART, _DENSITY_PART = 500, 10
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Large ones are solved one after another, each from the eigenvectors of the one b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from dlf_dynamics.analysis import subspace
 from dlf_dynamics.analysis.basis import Operator
 from dlf_dynamics.analysis.curvature import Curvature
+from dlf_dynamics.analysis.devices import filled, map_over_devices, one_ahead, rounded_up
 from dlf_dynamics.analysis.eigensolver import PASS_SIZE, Certificate, certify, make_ends
 from dlf_dynamics.analysis.lanczos import lanczos
 from dlf_dynamics.analysis.modes import overlaps
@@ -36,8 +37,14 @@ POINTS = ("iterate", "centre")
 MOST = 64
 """Eigenvalues that are taken at most, to have all above a fraction of the threshold."""
 
-_CHUNK_NUMBERS = 2**20
-"""Parameters of the checkpoints that one call of the compiled pass treats, at most."""
+_SEGMENT_WORK = 10**8
+"""Checkpoints times examples times parameters in a segment, roughly: some seconds of work."""
+
+_SEGMENTS = 10, 400
+"""Checkpoints in a segment, at least and at most."""
+
+_CHUNK = 25
+"""Checkpoints that go through a device in one call of the compiled pass."""
 
 
 class Solver(NamedTuple):
@@ -50,7 +57,7 @@ class Solver(NamedTuple):
         tol: relative residual that counts as converged.
         max_matvecs: products per checkpoint and point at most.
         seed: of the random directions.
-        audit_every: checkpoints from one audit to the next, where they are needed.
+        segment_length: checkpoints in a segment, from one audit to the next where they are needed.
     """
 
     curvature: Curvature
@@ -59,7 +66,7 @@ class Solver(NamedTuple):
     tol: float
     max_matvecs: int
     seed: int
-    audit_every: int
+    segment_length: int
 
     @classmethod
     def from_config(cls, run: Run, config: SpectrumConfig) -> Solver:
@@ -68,7 +75,10 @@ class Solver(NamedTuple):
         size = curvature.size(run.num_params)
         ends = make_ends(min(config.k, size), size, config.which)
         tol = config.tol or (1e-6 if run.config.dtype == "float64" else 1e-3)
-        return cls(curvature, size, ends, tol, config.max_matvecs, config.seed, config.audit_every)
+        work = len(run.dataset.labels) * run.num_params
+        length = int(np.clip(_SEGMENT_WORK // work, *_SEGMENTS))
+        length = length if size <= PASS_SIZE else config.audit_every
+        return cls(curvature, size, ends, tol, config.max_matvecs, config.seed, length)
 
     @property
     def one_pass(self) -> bool:
@@ -76,14 +86,9 @@ class Solver(NamedTuple):
         return self.size <= PASS_SIZE
 
     @property
-    def segment_length(self) -> int:
-        """Checkpoints in a segment."""
-        return 4 * self.chunk if self.one_pass else self.audit_every
-
-    @property
     def chunk(self) -> int:
         """Checkpoints that go through the compiled pass in one call."""
-        return int(np.clip(_CHUNK_NUMBERS // self.size, 1, 25))
+        return rounded_up(min(_CHUNK * jax.device_count(), self.segment_length))
 
     def doubled(self) -> Solver:
         """For twice as many eigenvalues, with products in proportion."""
@@ -170,12 +175,13 @@ def _overlaps(solved: list[_Solved], last: np.ndarray | None, count: int) -> np.
 
 
 def _by_passes(run: Run, solver: Solver, source: Source) -> list[_Solved]:
+    def begun() -> Iterator[tuple[int, RitzPairs]]:
+        for points in source(solver.chunk):
+            states = stack_points(run, filled(points, solver.chunk))
+            yield len(points), _analyse(run.dynamics, states, solver=solver)
+
     solved = []
-    for points in source(solver.chunk):
-        # The last chunk is filled up, so that one compilation serves all.
-        filled = [*points, *[points[-1]] * (solver.chunk - len(points))]
-        pairs = _analyse(run.dynamics, stack_points(run, filled), solver=solver)
-        count = len(points)
+    for count, pairs in one_ahead(begun()):
         pairs = jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], pairs)
         solved.append(_certified(pairs, pairs.vectors, solver))
     return solved
@@ -183,7 +189,7 @@ def _by_passes(run: Run, solver: Solver, source: Source) -> list[_Solved]:
 
 @partial(jax.jit, static_argnames="solver")
 def _analyse(dynamics: Dynamics, states: State, *, solver: Solver) -> RitzPairs:
-    """Ritz pairs at the iterates and at the centres of a chunk of states, one after another."""
+    """Ritz pairs at the iterates and at the centres of a chunk of states."""
 
     def at_state(state: State) -> RitzPairs:
         def at_point(params: Float[Array, " params"]) -> RitzPairs:
@@ -199,7 +205,7 @@ def _analyse(dynamics: Dynamics, states: State, *, solver: Solver) -> RitzPairs:
 
         return jax.lax.map(at_point, both_points(dynamics, state))
 
-    return jax.lax.map(at_state, states)
+    return map_over_devices(at_state, states)
 
 
 @jax.jit

@@ -153,7 +153,7 @@ class Spectrum:
     quiet: bool = False
     """No progress bar."""
     threads: int = 0
-    """Threads of XLA on a CPU; 0 chooses one for small problems and all cores for others."""
+    """Cores of a CPU to use; 0 takes all. On small problems each treats checkpoints of its own."""
 
     def execute(self) -> int:
         """Computes, writes, draws and prints."""

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.extend.random import threefry_2x32
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.datasets import Dataset
@@ -167,10 +168,30 @@ def advance(
     return state, snapshots, rows
 
 
-def build(
-    config: RunConfig, dataset: Dataset, schedule: Schedule | None = None
-) -> tuple[Dynamics, Float[Array, " params"], Any]:
-    """Dynamics, flat initial parameters and the same as a pytree.
+def initial_parameters(config: RunConfig, dataset: Dataset) -> PyTree:
+    """The parameters at step 0.
+
+    Raises:
+        ConfigError: when float64 is asked for and not enabled in JAX.
+        DataError: when the labels do not fit the network's outputs.
+    """
+    require_precision(config)
+    model = FullyConnected.from_config(config.model)
+    with random_stream(config):
+        key = jax.random.PRNGKey(config.model.seed)
+        return model.init(
+            key, dataset.inputs[0].size, _num_outputs(config, dataset), jnp.dtype(config.dtype)
+        )
+
+
+def blank_parameters(config: RunConfig, dataset: Dataset) -> PyTree:
+    """Zeros in the form of the parameters; to draw those takes seconds, most of them compiling."""
+    shapes = jax.eval_shape(lambda: initial_parameters(config, dataset))
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def build(config: RunConfig, dataset: Dataset, schedule: Schedule | None = None) -> Dynamics:
+    """The dynamics of a run.
 
     Args:
         config: of the run.
@@ -182,21 +203,15 @@ def build(
         DataError: when the labels do not fit the network's outputs.
     """
     require_precision(config)
-    num_outputs = _num_outputs(config, dataset)
-    model = FullyConnected.from_config(config.model)
-    inputs = jnp.asarray(dataset.inputs, config.dtype)
-    with random_stream(config):
-        key = jax.random.PRNGKey(config.model.seed)
-        params = model.init(key, inputs[0].size, num_outputs, inputs.dtype)
-    schedule = schedule or make_schedule(config.schedule, num_outputs)
+    schedule = schedule or make_schedule(config.schedule, _num_outputs(config, dataset))
     problem = Problem(
-        model.apply,
+        FullyConnected.from_config(config.model).apply,
         make_criterion(config.loss),
-        inputs,
+        jnp.asarray(dataset.inputs, config.dtype),
         jnp.asarray(dataset.labels),
         make_weights(config.loss, schedule),
     )
-    flat, vector = problem.ravel(params)
+    flat, _ = problem.ravel(blank_parameters(config, dataset))
     rate = learning_rate_schedule(config.optimizer, config.steps)
     # A number instead of a constant schedule spares the optimizer a counter in its state.
     scheduled = config.optimizer.learning_rate_schedule != "constant"
@@ -204,8 +219,7 @@ def build(
     optimizer = make_optimizer(
         config.optimizer, rate if scheduled else config.optimizer.learning_rate
     )
-    dynamics = Dynamics(flat, optimizer, rate, schedule, config.batch_size, config.batch_seed)
-    return dynamics, vector, params
+    return Dynamics(flat, optimizer, rate, schedule, config.batch_size, config.batch_seed)
 
 
 def _num_outputs(config: RunConfig, dataset: Dataset) -> int:

@@ -19,7 +19,7 @@ from dlf_dynamics import schema
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import from_json
 from dlf_dynamics.datasets import Dataset, load_dataset
-from dlf_dynamics.dynamics import Dynamics, State, build
+from dlf_dynamics.dynamics import Dynamics, State, blank_parameters, build
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.hdf5 import dataset_at, text
 from dlf_dynamics.optimizers import flatten_state, unflatten_state
@@ -107,11 +107,13 @@ class Run:
         """Streams checkpoints, given by index, in lists of at most `chunk`."""
         with open_file(self.path) as file:
             for start in range(0, len(checkpoints), chunk):
-                yield [self._point(file, int(i)) for i in checkpoints[start : start + chunk]]
+                yield self._points(file, np.asarray(checkpoints[start : start + chunk]))
 
-    def _point(self, file: h5py.File, index: int) -> Point:
+    def _points(self, file: h5py.File, chosen: Int[np.ndarray, " chosen"]) -> list[Point]:
         names = ("parameters/value", "previous_update/value", "optimizer/value")
-        return Point(int(self.checkpoint_steps[index]), *(_row(file, n, index) for n in names))
+        columns = [_rows(file, name, chosen) for name in names]
+        steps = self.checkpoint_steps[chosen].tolist()
+        return [Point(*row) for row in zip(steps, *columns, strict=True)]
 
     def resume_point(self) -> Point:
         """Where the run continues: the interrupted step if it was recorded, else a checkpoint.
@@ -123,7 +125,7 @@ class Run:
             raise FileError(f"{self.path} has no checkpoint to continue from; train anew")
         last = len(self.checkpoint_steps) - 1
         with open_file(self.path) as file:
-            point = self._point(file, last)
+            (point,) = self._points(file, np.array([last]))
             step = int(_row(file, "resume/step", ())) if "resume/step" in file else -1
             if step <= point.step:
                 return point
@@ -150,7 +152,7 @@ class Run:
         """Problem, optimizer and schedule, as they were trained."""
         # Kept, so it must not hold tracers when it is first asked for in a traced function.
         with jax.ensure_compile_time_eval():
-            return build(self.config, self.dataset, self._recorded_schedule())[0]
+            return build(self.config, self.dataset, self._recorded_schedule())
 
     @property
     def problem(self) -> Problem:
@@ -159,8 +161,8 @@ class Run:
 
     def unravel(self, vector: Float[np.ndarray, " params"]) -> Any:
         """A parameter vector as the pytree of the model."""
-        params = build(self.config, self.dataset, self._recorded_schedule())[2]
-        return ravel_pytree(params)[1](jnp.asarray(vector))
+        blank = blank_parameters(self.config, self.dataset)
+        return ravel_pytree(blank)[1](jnp.asarray(vector))
 
     def state(self, point: Point) -> State:
         """A recorded point as the state that the dynamics continue from."""
@@ -178,6 +180,16 @@ class Run:
         if not self.own_schedule:
             return None
         return Tabulated(jnp.asarray(self.scalars["class_weights"]))
+
+
+def _rows(file: h5py.File, path: str, chosen: Int[np.ndarray, " chosen"]) -> np.ndarray:
+    """Some rows of a dataset, in any order."""
+    if path not in file:
+        return np.zeros((len(chosen), 0))
+    dataset, first, last = dataset_at(file, path), np.min(chosen), np.max(chosen)
+    if last - first < 2 * len(chosen):  # neighbours are read in one go
+        return dataset[first : last + 1][chosen - first]
+    return np.stack([dataset[index] for index in chosen])
 
 
 def _row(file: h5py.File, path: str, index: Any) -> np.ndarray:

@@ -32,18 +32,42 @@ def problem_size(config: RunConfig) -> float:
     return min(examples, config.batch_size or examples) * weights
 
 
-def start_jax(dtype: str, threads: int, size: float) -> None:
-    """Sets what must be set before JAX starts: threads and precision."""
+MOST_DEVICES = 16
+"""Cores that are used at most as devices of their own."""
+
+
+def start_jax(dtype: str, threads: int, size: float, *, many: bool = False) -> None:
+    """Sets what must be set before JAX starts: threads, devices and precision.
+
+    Args:
+        dtype: of the computation.
+        threads: of the CPU; 0 chooses one for small problems and all for others.
+        size: of the problem.
+        many: whether there is independent work at many checkpoints. Small problems then have each
+            core as a device of its own.
+    """
     if threads < 0:
         raise ConfigError(f"threads is {threads}; expected at least 0")
+    import jax
+
+    chosen = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+    if many and size <= ONE_THREAD_SIZE and chosen < 1:
+        cores = threads or _num_cores()
+        jax.config.update("jax_num_cpu_devices", min(cores, MOST_DEVICES))
+        threads = 1
     # XLA's CPU client reads it; a value in the user's environment gives way to --threads only.
     if threads:
         os.environ["NPROC"] = str(threads)
     elif size <= ONE_THREAD_SIZE:
         os.environ.setdefault("NPROC", "1")
-    import jax
-
     jax.config.update("jax_enable_x64", dtype == "float64")
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux alone tells
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def open_recorded(path: Path, threads: int) -> Run:
@@ -53,7 +77,7 @@ def open_recorded(path: Path, threads: int) -> Run:
         num_params = dataset_at(file, "parameters/value").shape[1]
         targets = file.get("data/targets")
         examples = float("inf") if targets is None else len(targets)  # type: ignore[arg-type]
-    start_jax(config.dtype, threads, num_params * examples)
+    start_jax(config.dtype, threads, num_params * examples, many=True)
     from dlf_dynamics.run import open_run
 
     return open_run(path)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from dlf_dynamics import runfile
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.datasets import Dataset, load_dataset
-from dlf_dynamics.dynamics import Dynamics, State, advance, build
+from dlf_dynamics.dynamics import Dynamics, State, advance, build, initial_parameters
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.optimizers import flatten_state
 from dlf_dynamics.provenance import provenance
@@ -65,7 +66,9 @@ def train(
             "or write elsewhere with -o"
         )
     dataset = load_dataset(config.data) if dataset is None else dataset
-    dynamics, params, tree = build(config, dataset, schedule)
+    dynamics = build(config, dataset, schedule)
+    tree = initial_parameters(config, dataset)
+    params, _ = ravel_pytree(tree)
     state = dynamics.initial_state(params)
     sizes = Sizes(
         params=params.size,
@@ -111,7 +114,7 @@ def resume(
         raise ConfigError(f"{path} was trained with a schedule of one's own; pass it again")
     if run.status == "complete" and point.step == config.steps:
         return run
-    dynamics = build(config, run.dataset, schedule)[0]
+    dynamics = build(config, run.dataset, schedule)
     state = run.state(point)
     writer = runfile.reopen(path, config, upto=point.step)
     return _run(path, config, dynamics, state, writer, progress, stop)

@@ -12,7 +12,13 @@ from packaging.requirements import Requirement
 
 from dlf_dynamics.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from dlf_dynamics.datasets import Dataset, load_dataset
-from dlf_dynamics.dynamics import SCALARS, advance, build, require_precision
+from dlf_dynamics.dynamics import (
+    SCALARS,
+    advance,
+    build,
+    initial_parameters,
+    require_precision,
+)
 from dlf_dynamics.errors import ConfigError, DataError
 from dlf_dynamics.models import FullyConnected
 
@@ -26,10 +32,15 @@ CONFIG = RunConfig(
 DATASET = load_dataset(CONFIG.data)
 
 
+def start(config, dataset=DATASET):
+    dynamics = build(config, dataset)
+    return dynamics, dynamics.initial_state(ravel_pytree(initial_parameters(config, dataset))[0])
+
+
 def rows(config, count):
     """States and rows of the first steps, one call per step."""
-    dynamics, params, _ = build(config, DATASET)
-    state, states, found = dynamics.initial_state(params), [], []
+    dynamics, state = start(config)
+    states, found = [], []
     step = jax.jit(lambda dynamics, state: dynamics.step(state))
     for _ in range(count):
         states.append(state)
@@ -86,7 +97,7 @@ def test_a_scheduled_learning_rate_is_the_one_that_moves_the_parameters():
 
 
 def batches(config, steps):
-    dynamics, _, _ = build(config, DATASET)
+    dynamics = build(config, DATASET)
     inputs = jax.jit(lambda dynamics, step: dynamics.problem_at(step).inputs)
     known = {tuple(x): n for n, x in enumerate(DATASET.inputs.tolist())}
     return [[known[tuple(x)] for x in inputs(dynamics, t).tolist()] for t in range(steps)]
@@ -119,9 +130,9 @@ def test_a_mini_batch_step_uses_its_batch_alone():
     config = replace(CONFIG, batch_size=7)
     order = batches(config, 1)[0]
     taken = Dataset(DATASET.inputs[order], DATASET.labels[order])
-    dynamics, params, _ = build(CONFIG, taken)
+    dynamics, state = start(CONFIG, taken)
     found = rows(config, 1)[2][0]["loss"]
-    assert found == pytest.approx(float(dynamics.problem.objective(params, 0)), rel=1e-13)
+    assert found == pytest.approx(float(dynamics.problem.objective(state.params, 0)), rel=1e-13)
 
 
 def test_a_stretch_is_the_same_as_its_steps_one_by_one():
@@ -142,12 +153,11 @@ def test_a_stretch_is_the_same_as_its_steps_one_by_one():
 
 
 def test_stretches_of_any_length_give_the_same_bits_from_one_compilation():
-    dynamics, params, _ = build(replace(CONFIG, batch_size=7), DATASET)
-    start = dynamics.initial_state(params)
+    dynamics, first = start(replace(CONFIG, batch_size=7))
     before = advance._cache_size()  # type: ignore[attr-defined]
-    whole, _, table = advance(dynamics, start, np.array([8, 0], np.int32), capacity=8)
+    whole, _, table = advance(dynamics, first, np.array([8, 0], np.int32), capacity=8)
     for cuts in (((3, 5),), ((1, 0), (6, 1)), ((7, 0), (0, 1))):
-        state, parts = start, []
+        state, parts = first, []
         for counts in cuts:
             state, _, part = advance(dynamics, state, np.array(counts, np.int32), capacity=8)
             parts += [np.asarray(part)[j, :count] for j, count in enumerate(counts)]
@@ -161,7 +171,8 @@ def test_the_network_needs_an_output_for_every_label():
     config = replace(CONFIG, model=ModelConfig(outputs=2))
     with pytest.raises(DataError, match=r"labels go up to 2 but the network has 2 outputs; set"):
         build(config, DATASET)
-    _, _, params = build(replace(CONFIG, model=ModelConfig(widths=(), outputs=5)), DATASET)
+    config = replace(CONFIG, model=ModelConfig(widths=(), outputs=5))
+    params = initial_parameters(config, DATASET)
     assert params[0][0].shape == (2, 5)
 
 
@@ -182,16 +193,17 @@ def test_float64_must_be_switched_on():
 
 
 def test_a_float32_run_computes_in_float32():
-    dynamics, params, _ = build(replace(CONFIG, dtype="float32"), DATASET)
-    state, row = dynamics.step(dynamics.initial_state(params))
-    assert {params.dtype.name, row.dtype.name, state.params.dtype.name} == {"float32"}
+    dynamics, first = start(replace(CONFIG, dtype="float32"))
+    state, row = dynamics.step(first)
+    assert {first.params.dtype.name, row.dtype.name, state.params.dtype.name} == {"float32"}
 
 
 def test_the_random_stream_is_the_one_that_is_asked_for():
     # Whatever the caller's own setting is.
     for outside in (False, True):
         with jax.threefry_partitionable(outside):
-            drawn = [build(replace(CONFIG, prng=p), DATASET)[1] for p in ("legacy", "modern")]
+            configs = [replace(CONFIG, prng=stream) for stream in ("legacy", "modern")]
+            drawn = [ravel_pytree(initial_parameters(c, DATASET))[0] for c in configs]
         for partitionable, params in zip((False, True), drawn, strict=True):
             with jax.threefry_partitionable(partitionable):
                 model = FullyConnected.from_config(CONFIG.model)

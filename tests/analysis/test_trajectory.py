@@ -111,7 +111,7 @@ def test_interrupted_and_resumed_it_has_the_same_content(path, dense, tmp_path, 
     if path == "warm":
         monkeypatch.setattr(trajectory, "PASS_SIZE", 0)
     else:
-        monkeypatch.setattr(trajectory, "_CHUNK_NUMBERS", 150)
+        monkeypatch.setattr(trajectory, "_SEGMENTS", (4, 4))
     run, _ = dense
     config = SpectrumConfig(audit_every=4, tol=1e-3)
     whole = hessian_spectrum(run, config=config)
