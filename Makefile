@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-torch check bench format clean
+.PHONY: help setup demo test test-all test-torch check bench bench-torch format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -53,6 +53,10 @@ check: setup ## formatting, lint and types
 
 bench: setup ## time training and analysis, ratios first
 	$(PYTEST) benchmarks --benchmark-only -s
+
+bench-torch: ## the eigensolver beside hessian-eigenthings', in .venv-torch
+	@$(MAKE) --no-print-directory VENV='$(TORCH_VENV)' EXTRAS=test,compare PINS='$(TORCH_PINS)' setup
+	$(TORCH_VENV)/bin/python -m pytest benchmarks/test_eigensolver.py --benchmark-only -s
 
 format: setup ## put the code into the one format, mend what lint can mend
 	$(BIN)/ruff format .

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from dlf_dynamics import PRESETS, train
 from dlf_dynamics.datasets import load_dataset
