@@ -155,7 +155,7 @@ def plain_lanczos(matvec, num_params: int):
 def eigenthings_lanczos(matvec, num_params: int, judge):
     """hessian-eigenthings' Lanczos method with the fewest steps that give small residuals."""
     operator = eigenthings.LambdaOperator(
-        lambda vector: torch.from_numpy(matvec(vector.numpy())), num_params
+        lambda vector: torch.tensor(matvec(vector.numpy())), num_params
     )
     for steps in range(COUNT, 100):
         found = eigenthings.lanczos(operator, k=COUNT, max_iter=steps, which="LA", seed=0)

@@ -1,0 +1,1 @@
+"""Bifurcations of the training map: cycles, their branches, diagrams, exponents, normal forms."""
