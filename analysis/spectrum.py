@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -32,10 +32,17 @@ from dlf_dynamics.config import OptimizerConfig, SpectrumConfig
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.hdf5 import damaged
 from dlf_dynamics.provenance import provenance
-from dlf_dynamics.resultfile import Parts, Record, concatenate, pack, unpack
+from dlf_dynamics.resultfile import (
+    Parts,
+    Record,
+    concatenate,
+    inside,
+    pack,
+    pack_table,
+    unpack,
+    unpack_table,
+)
 from dlf_dynamics.run import Checkpoints, Run
-
-Event = TypeVar("Event", Crossing, Oscillation, Audit)
 
 DENSITIES = ("hessian", "ggn", "ntk")
 
@@ -209,11 +216,11 @@ def select_checkpoints(run: Run, config: SpectrumConfig) -> Checkpoints:
         raise ConfigError(f"steps is {config.steps!r}; expected a:b, for example 8000:10500")
     start, stop = int(span[1] or 0), int(span[2] or run.config.steps + 1)
     steps = run.checkpoint_steps
-    inside = np.flatnonzero((steps >= start) & (steps < stop))
-    if len(inside) == 0:
+    within = np.flatnonzero((steps >= start) & (steps < stop))
+    if len(within) == 0:
         there = f"{steps[0]} to {steps[-1]}" if len(steps) else "none"
         raise ConfigError(f"steps {config.steps} holds no checkpoint; the run's are {there}")
-    return inside[:: config.every]
+    return within[:: config.every]
 
 
 def _thresholds(run: Run, chosen: Checkpoints) -> Float[np.ndarray, " checkpoints"]:
@@ -283,11 +290,8 @@ def save_spectrum(spectrum: Spectrum, path: Path) -> None:
         arrays |= {f"{name}/{key}": value for key, value in pack(record).items()}
     tables = vars(spectrum) | {"audits": hessian.audits}
     for name, kind in _TABLES.items():
-        for field in dataclasses.fields(kind):
-            column = [getattr(event, field.name) for event in tables[name]]
-            arrays[f"{name}/{field.name}"] = np.array(
-                column, dtype="S10" if field.type == "str" else None
-            )
+        table = pack_table(kind, tables[name])
+        arrays |= {f"{name}/{key}": column for key, column in table.items()}
     settings = {
         "spectrum": dataclasses.asdict(spectrum.config),
         "label": spectrum.label,
@@ -339,7 +343,7 @@ def _from_result(result: resultfile.Result) -> Spectrum:
         curvature=Curvature(**curvature),
         ends=Ends(*settings["ends"]),
         tol=settings["spectrum"]["tol"],
-        audits=_events(arrays, "audits", Audit),
+        audits=unpack_table(Audit, inside(arrays, "audits")),
     )
     densities = [name for name in DENSITIES if f"density/{name}/settings" in arrays]
     return Spectrum(
@@ -351,19 +355,10 @@ def _from_result(result: resultfile.Result) -> Spectrum:
         thresholds=arrays["threshold"],
         label=settings["label"],
         sides=arrays["side"],
-        crossings=_events(arrays, "crossings", Crossing),
-        oscillations=_events(arrays, "oscillations", Oscillation),
+        crossings=unpack_table(Crossing, inside(arrays, "crossings")),
+        oscillations=unpack_table(Oscillation, inside(arrays, "oscillations")),
     )
 
 
 def _unpacked(kind: type[Record], arrays: resultfile.Arrays, group: str) -> Record:
-    start = f"{group}/"
-    inside = {name.removeprefix(start): a for name, a in arrays.items() if name.startswith(start)}
-    return unpack(kind, inside)
-
-
-def _events(arrays: Any, name: str, kind: type[Event]) -> list[Event]:
-    columns = [arrays[f"{name}/{field.name}"].tolist() for field in dataclasses.fields(kind)]
-    decode = lambda value: value.decode() if isinstance(value, bytes) else value  # noqa: E731
-    rows: Any = zip(*(map(decode, column) for column in columns), strict=True)
-    return [kind(*row) for row in rows]
+    return unpack(kind, inside(arrays, group))

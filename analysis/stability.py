@@ -63,6 +63,30 @@ def instability_threshold(
     return thresholds[place]
 
 
+def growth_factors(
+    config: OptimizerConfig,
+    learning_rates: Float[np.ndarray, " steps"],
+    eigenvalues: Float[np.ndarray, " steps"],
+) -> Float[np.ndarray, " steps"]:
+    """Factor per step by which a deviation along an eigenvector grows or shrinks.
+
+    The spectral radius of the optimizer's linearised update at that curvature, |1 - ηλ| for
+    gradient descent; of an adaptive one with P frozen. NaN where the eigenvalue is.
+
+    >>> growth_factors(OptimizerConfig(), np.array([1.0]), np.array([2.5])).tolist()
+    [1.5]
+    """
+    distinct, place = np.unique(learning_rates, return_inverse=True)
+    with jax.enable_x64(True):
+        constant, slope = _linear_map(
+            lambda rate: _frozen(config, rate), jnp.asarray(distinct, jnp.float64)
+        )
+    known = np.isfinite(eigenvalues)
+    curvatures = np.where(known, eigenvalues, 0.0)[:, None, None]
+    matrices = constant[place] + curvatures * slope[place]
+    return np.where(known, np.max(np.abs(np.linalg.eigvals(matrices)), axis=1), np.nan)
+
+
 def refusal(run: Run) -> str | None:
     """Why no threshold may be drawn into this run's spectrum; none when it may."""
     if run.config.batch_size is not None:

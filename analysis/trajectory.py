@@ -121,6 +121,8 @@ def solve_segment(
     source: Source,
     thresholds: Float[np.ndarray, " checkpoints"],
     before: Arrays | None = None,
+    *,
+    keep_vectors: bool = False,
 ) -> Arrays:
     """Eigenvalues at neighbouring checkpoints, at the iterates and at their centres.
 
@@ -130,24 +132,31 @@ def solve_segment(
         source: of the checkpoints.
         thresholds: at each; NaN where there is none. Where one is crossed, a warm start is audited.
         before: of the segment before, whose last eigenvectors are followed and started from.
+        keep_vectors: whether to return the eigenvectors at all checkpoints.
 
     Returns:
         `eigenvalues`, `residuals`, `intervals`, `converged`, `num_matvecs`: axes (checkpoints,
         points, ...), see `hessian.Eigenvalues`; `overlaps` with the eigenvectors of the checkpoint
-        before; `vectors`, those of the last one, to go on from; and `audits`: index, point, whether
-        it agreed, and relative difference.
+        before; `vectors`, those of the last one, to go on from; `audits`: index, point, whether
+        it agreed, and relative difference; and `eigenvectors` (checkpoints, points, k, n) if kept.
     """
     last = None if before is None else before["vectors"]
     if solver.one_pass:
-        return _segment(_by_passes(run, solver, source), [], last, solver)
+        solved = _by_passes(run, solver, source)
+        return _segment(solved, [], last, solver, keep_vectors=keep_vectors)
     solved, audits = _by_warm_starts(run, solver, source, thresholds, last)
     if not all(audit[2] for audit in audits):
         solved, _ = _by_warm_starts(run, solver, source, thresholds, None, always_cold=True)
-    return _segment(solved, audits, last, solver)
+    return _segment(solved, audits, last, solver, keep_vectors=keep_vectors)
 
 
 def _segment(
-    solved: list[_Solved], audits: list[tuple], last: np.ndarray | None, solver: Solver
+    solved: list[_Solved],
+    audits: list[tuple],
+    last: np.ndarray | None,
+    solver: Solver,
+    *,
+    keep_vectors: bool,
 ) -> Arrays:
     parts = [
         {"eigenvalues": s.values, "num_matvecs": s.num_matvecs, **_stored(s.certificate)}
@@ -157,6 +166,9 @@ def _segment(
     arrays["overlaps"] = _overlaps(solved, last, solver.ends.total)
     arrays["vectors"] = solved[-1].vectors[-1]
     arrays["audits"] = np.array(audits, float).reshape(-1, 4)
+    if keep_vectors:
+        wanted = slice(solver.ends.total)
+        arrays["eigenvectors"] = np.concatenate([s.vectors[:, :, wanted] for s in solved])
     return arrays
 
 

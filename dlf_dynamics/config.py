@@ -269,6 +269,34 @@ class SpectrumConfig:
             )
 
 
+@dataclass(frozen=True)
+class BifurcationConfig:
+    """How the instabilities of a run are looked for."""
+
+    every: int = 25
+    """The curvature is looked at every so many steps, whatever checkpoints there are; crossings are
+    then located to the step."""
+    steps: str = ":"
+    """Steps a:b to look at, a included and b not; either may be left out."""
+    tol: float | None = None
+    """Residual that counts as converged, relative to the norm of the operator; none means 1e-6, or
+    1e-3 in float32."""
+    max_matvecs: int = 48
+    """Products per eigenvalue at most."""
+    horizon: int = 100
+    """Steps after which the answer of the other parameters to an oscillation is taken, for the flip
+    coefficient."""
+    seed: int = 0
+    """Seed of the random start vectors."""
+
+    def __post_init__(self) -> None:
+        for key, least in (("every", 1), ("max_matvecs", 4), ("horizon", 20)):
+            if getattr(self, key) < least:
+                raise ConfigError(f"{key} is {getattr(self, key)}; expected at least {least}")
+        if self.tol is not None and not 0 < self.tol < 1:
+            raise ConfigError(f"tol is {self.tol}; expected a number between 0 and 1")
+
+
 PULSE_STEPS_PUBLISHED = 5001
 """The authors' counter runs through 0, 1, ..., 5000 before it is reset."""
 

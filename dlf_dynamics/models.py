@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from dlf_dynamics.config import ModelConfig
 
@@ -97,9 +97,21 @@ class FullyConnected:
         self, params: Params, inputs: Float[Array, "examples *features"]
     ) -> Float[Array, "examples outputs"]:
         """Outputs (logits) of the network; image inputs are flattened."""
+        return self._layers(params, inputs)[-1]
+
+    def gates(
+        self, params: Params, inputs: Float[Array, "examples *features"]
+    ) -> Bool[Array, "examples units"]:
+        """Which hidden units, of all layers, have a positive input at each example."""
+        none = jnp.zeros((len(inputs), 0), bool)
+        hidden = self._layers(params, inputs)[:-1]
+        return jnp.concatenate([none, *[layer > 0 for layer in hidden]], axis=1)
+
+    def _layers(self, params: Params, inputs: Array) -> list[Array]:
+        """What each layer gives before its activation."""
         activation = ACTIVATIONS[self.activation]
-        hidden = inputs.reshape(len(inputs), -1)
-        for weight, bias in params[:-1]:
-            hidden = activation(hidden @ weight + bias)
-        weight, bias = params[-1]
-        return hidden @ weight + bias
+        weight, bias = params[0]
+        layers = [inputs.reshape(len(inputs), -1) @ weight + bias]
+        for weight, bias in params[1:]:
+            layers.append(activation(layers[-1]) @ weight + bias)
+        return layers

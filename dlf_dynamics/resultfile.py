@@ -136,12 +136,37 @@ def unpack(kind: type[Record], arrays: Mapping[str, Any]) -> Record:
     return kind(**columns, **json.loads(bytes(arrays["settings"])))
 
 
+def inside(arrays: Mapping[str, Any], group: str) -> Arrays:
+    """The arrays of a group, by their path within it."""
+    start = f"{group}/"
+    return {name.removeprefix(start): a for name, a in arrays.items() if name.startswith(start)}
+
+
 def concatenate(records: Sequence[Record]) -> Record:
     """Dataclasses of equal settings as one, their arrays joined along the first axis."""
     first: Any = records[0]
     names = [name for name, value in vars(first).items() if isinstance(value, np.ndarray)]
     joined = {name: np.concatenate([getattr(r, name) for r in records]) for name in names}
     return dataclasses.replace(first, **joined)
+
+
+def pack_table(kind: type, rows: Sequence[Any]) -> Arrays:
+    """A list of dataclasses as one array for each field."""
+    table = {}
+    for field in dataclasses.fields(kind):
+        column = [getattr(row, field.name) for row in rows]
+        text = field.type in ("str", str)
+        table[field.name] = np.array([v.encode() for v in column], "S") if text else column
+        if not rows:
+            table[field.name] = np.zeros(0, "S1" if text else float)
+    return {name: np.asarray(column) for name, column in table.items()}
+
+
+def unpack_table(kind: type[Record], arrays: Mapping[str, Any]) -> list[Record]:
+    """The inverse of `pack_table`."""
+    columns = [np.asarray(arrays[field.name]).tolist() for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    decoded = [[v.decode() if isinstance(v, bytes) else v for v in c] for c in columns]
+    return [kind(*row) for row in zip(*decoded, strict=True)]
 
 
 class Parts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,8 @@ def start_jax(dtype: str, threads: int, size: float, *, many: bool = False) -> N
     chosen = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
     if many and size <= ONE_THREAD_SIZE and chosen < 1:
         cores = threads or _num_cores()
-        jax.config.update("jax_num_cpu_devices", min(cores, MOST_DEVICES))
+        with suppress(RuntimeError):  # JAX has started: it is not the command line that calls
+            jax.config.update("jax_num_cpu_devices", min(cores, MOST_DEVICES))
         threads = 1
     # XLA's CPU client reads it; a value in the user's environment gives way to --threads only.
     if threads:

@@ -1,0 +1,79 @@
+"""The lag between a crossing of the threshold and the oscillation that follows.
+
+Above the threshold a deviation along the top eigenvector grows by a factor a step, but from the
+noise: the oscillation is seen long after the crossing, the later the less noise there is. In a run
+without noise of its own that is the rounding of floating-point numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+VISIBLE_RATIO = np.sqrt(3) / 2
+"""Amplitude, in units of the drift, at which the update cosine passes -0.5.
+
+Successive updates are d ± 2a, a being orthogonal to the drift d; their cosine is
+(d² - 4a²) / (d² + 4a²)."""
+
+
+def deviations(
+    factors: Float[np.ndarray, " steps"], noise: float, start: float | None = None
+) -> Float[np.ndarray, " steps"]:
+    """Standard deviation of the deviation from the centre at each step.
+
+    Its variance obeys var ← m² var + σ² with the factor m of each step (Baesens 1991 for the ramp).
+
+    Args:
+        factors: m at each step.
+        noise: σ, standard deviation of what each step adds along the eigenvector.
+        start: standard deviation before the first step; none is the stationary one of the first
+            factor, or the noise where that factor is not below 1.
+
+    >>> deviations(np.array([2.0, 2.0]), noise=1.0, start=0.0).round(6).tolist()
+    [1.0, 2.236068]
+    """
+    if start is None:
+        first = factors[0]
+        start = noise / np.sqrt(1 - first**2) if first < 1 else noise
+    found, variance = np.empty(len(factors)), float(start) ** 2
+    for index, factor in enumerate(factors):
+        variance = factor**2 * variance + noise**2
+        found[index] = variance
+    return np.sqrt(found)
+
+
+def predicted_onset(
+    factors: Float[np.ndarray, " steps"], noise: float, visible: Float[np.ndarray, " steps"]
+) -> int | None:
+    """The first step, as an index, at which the deviation is expected to be seen; none if never.
+
+    Args:
+        factors: growth factor of each step; begin where it is still below 1.
+        noise: see `deviations`.
+        visible: amplitude that is seen at each step.
+
+    >>> predicted_onset(np.full(100, 2.0), 1e-6, np.full(100, 1.0))
+    18
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        seen = np.flatnonzero(deviations(factors, noise) >= visible)
+    return int(seen[0]) if len(seen) else None
+
+
+def rounding_noise(
+    params: Float[np.ndarray, " params"], direction: Float[np.ndarray, " params"], dtype: Any
+) -> float:
+    """Standard deviation along a unit direction of what rounding adds to the parameters at a step.
+
+    The sum θ + Δθ is rounded to the spacing of floating-point numbers at each θ_i, an error uniform
+    over one spacing; that of the gradient itself is not counted.
+
+    >>> noise = rounding_noise(np.array([1.0, 0.25]), np.array([1.0, 0.0]), "float64")
+    >>> bool(np.isclose(noise, 2.0**-52 / 12**0.5))
+    True
+    """
+    spacing = np.spacing(np.abs(np.asarray(params, dtype)))
+    return float(np.linalg.norm(direction * spacing.astype(float)) / np.sqrt(12))

@@ -1,0 +1,55 @@
+"""Crossings of the threshold, located to the step by replaying the steps around them."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from dlf_dynamics.analysis.bifurcation.motion import Motion, curvatures
+from dlf_dynamics.analysis.bifurcation.replay import Replay
+from dlf_dynamics.analysis.events import Crossing, find_crossings, sides
+from dlf_dynamics.analysis.stability import instability_threshold
+from dlf_dynamics.analysis.trajectory import Solver
+from dlf_dynamics.run import Run
+
+
+def thresholds_at(run: Run, steps: np.ndarray) -> Float[np.ndarray, " steps"]:
+    """The threshold of the run's optimizer at some steps."""
+    rates = run.scalars["learning_rate"][np.minimum(steps, len(run.steps) - 1)]
+    return instability_threshold(run.config.optimizer, rates)
+
+
+def locate_crossings(replay: Replay, solver: Solver, motion: Motion) -> list[Crossing]:
+    """Every crossing at the centres, between two successive steps where the intervals allow.
+
+    Between two steps that were looked at on different sides all steps are made again and looked at.
+    What changes side and back between two steps that were looked at is not seen.
+
+    Args:
+        replay: of the run.
+        solver: for the largest eigenvalue.
+        motion: the curvature at some steps.
+    """
+    limits = thresholds_at(replay.run, motion.looked_at)
+    side = sides(motion.intervals, motion.converged, limits)
+    rough = find_crossings(motion.looked_at, motion.values, side, limits, "centre")
+    found = []
+    for crossing in rough:
+        finer = _located(replay, solver, crossing)
+        found += finer or [crossing]
+    return found
+
+
+def _located(replay: Replay, solver: Solver, crossing: Crossing) -> list[Crossing]:
+    """All changes of side from the one step to the other, looked at step by step."""
+    steps, parts = np.arange(crossing.step_before, crossing.step_after + 1), []
+    for stretch in replay.stretches(crossing.step_before, crossing.step_after + 1):
+        inside = list(range(stretch.first, stretch.first + len(stretch)))
+        parts.append(curvatures(replay.run, solver, stretch, inside))
+    values, intervals, converged = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("values", "intervals", "converged")
+    )
+    limits = thresholds_at(replay.run, steps)
+    side = sides(intervals, converged, limits)
+    return find_crossings(steps, values, side, limits, "centre")

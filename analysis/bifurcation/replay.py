@@ -1,0 +1,138 @@
+"""`Replay`: the steps of a run made again from its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from dlf_dynamics.dynamics import State, advance
+from dlf_dynamics.run import Run, point_of
+from dlf_dynamics.runfile import Point
+
+_NUMBERS = 2**20
+"""Parameters of the states that one call makes, at most."""
+
+_MOST = 1000
+"""Steps that one call makes, at most."""
+
+
+class Stretch(NamedTuple):
+    """States of consecutive steps.
+
+    Attributes:
+        first: step of the first row.
+        params: θ_t.
+        previous_update: θ_t - θ_(t-1).
+        optimizer: the optimizer's state as a vector.
+    """
+
+    first: int
+    params: Float[np.ndarray, "steps params"]
+    previous_update: Float[np.ndarray, "steps params"]
+    optimizer: Float[np.ndarray, "steps state"]
+
+    def point(self, step: int) -> Point:
+        """The state at a step, as a run file holds it."""
+        row = step - self.first
+        return Point(step, self.params[row], self.previous_update[row], self.optimizer[row])
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+
+class Replay:
+    """Makes recorded steps again, and looks whether they land on the recorded checkpoints.
+
+    On the machine that trained they do bit by bit. Elsewhere rounding may differ and grow; then the
+    replay starts anew from each checkpoint, and tells by how much it was off.
+
+    Attributes:
+        run: whose steps are made.
+        deviation: largest relative difference from a checkpoint, of all that were passed.
+        exact: whether all of them were met bit by bit.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.deviation = 0.0
+        self.length = int(np.clip(_NUMBERS // run.num_params, 4, _MOST))
+
+    @property
+    def exact(self) -> bool:
+        """Whether all checkpoints that were passed were met bit by bit."""
+        return self.deviation == 0.0
+
+    @property
+    def note(self) -> str:
+        """What is to be known of it, for a report."""
+        if self.exact:
+            return "replayed steps meet the checkpoints bit by bit"
+        return (
+            "replayed steps miss the checkpoints by up to "
+            f"{self.deviation:.1e} (another machine or version); each starts anew from the last"
+        )
+
+    def stretches(self, start: int, stop: int) -> Iterator[Stretch]:
+        """States of the steps `start` to `stop` - 1, one stretch after the other.
+
+        Args:
+            start: first step.
+            stop: the step after the last; at most one after the last recorded checkpoint or step.
+        """
+        state = self._before(start)
+        while int(state.step) < stop:
+            step = int(state.step)
+            end = min(step + self.length, stop)
+            passed = self._passed(step, end)
+            if passed and not self.exact:
+                end, passed = passed[0], passed[:1]
+            following, stretch = self._made(state, end - step)
+            if not self._meets(stretch, following, passed):
+                # Once more, only as far as the next checkpoint, and on from what was recorded.
+                _, stretch = self._made(state, passed[0] - step)
+                following = self.run.state(self._recorded(passed[0]))
+            if following.step > start:
+                kept = max(start - step, 0)
+                yield Stretch(step + kept, *(part[kept:] for part in stretch[1:]))
+            state = following
+
+    def _made(self, state: State, count: int) -> tuple[State, Stretch]:
+        counts = (np.arange(self.length) < count).astype(np.int32)
+        following, snapshots, _ = advance(self.run.dynamics, state, counts, capacity=1)
+        parts = (np.asarray(part)[:count] for part in snapshots)
+        return following, Stretch(int(state.step), *parts)
+
+    def _before(self, step: int) -> State:
+        """The last recorded state at or before a step."""
+        index = int(np.searchsorted(self.run.checkpoint_steps, step, side="right")) - 1
+        return self.run.state(self._recorded(int(self.run.checkpoint_steps[index])))
+
+    def _recorded(self, step: int) -> Point:
+        index = int(np.searchsorted(self.run.checkpoint_steps, step))
+        ((point,),) = self.run.points([index], 1)
+        return point
+
+    def _passed(self, step: int, end: int) -> list[int]:
+        """Recorded steps after `step`, up to `end`."""
+        recorded = self.run.checkpoint_steps
+        return recorded[(recorded > step) & (recorded <= end)].tolist()
+
+    def _meets(self, stretch: Stretch, following: State, passed: list[int]) -> bool:
+        """Whether the recorded parameters were met, as far as they should be."""
+        missed = 0.0
+        for step in passed:
+            recorded = self._recorded(step).params
+            made = (
+                point_of(following).params
+                if step == stretch.first + len(stretch)
+                else stretch.point(step).params
+            )
+            if made.tobytes() != recorded.tobytes():
+                norm = float(np.linalg.norm(recorded)) or 1.0
+                missed = float(np.linalg.norm(made - recorded)) / norm
+                self.deviation = max(self.deviation, missed)
+                break
+        return missed == 0.0
