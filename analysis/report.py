@@ -44,7 +44,7 @@ def summary(spectrum: Spectrum) -> dict[str, Any]:
         "oscillations": [dataclasses.asdict(window) for window in spectrum.oscillations],
         "crossings": [dataclasses.asdict(crossing) for crossing in spectrum.crossings],
     }
-    return _finite(content)
+    return finite(content)
 
 
 def _kernel(ntk: NTKSpectrum) -> dict[str, list[float]]:
@@ -65,11 +65,12 @@ def _mean_products(spectrum: Spectrum) -> float:
     return float(np.mean(counts))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same with None for every number that is not finite, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import tyro
 
 from dlf_dynamics import __version__
-from dlf_dynamics.commands import COMMANDS, Train, fail
+from dlf_dynamics.commands import COMMANDS, Train
+from dlf_dynamics.commands.terminal import fail
 from dlf_dynamics.config import PRESETS, RunConfig
 from dlf_dynamics.configfile import load_toml, preset
 from dlf_dynamics.errors import UserError

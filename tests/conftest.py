@@ -1,13 +1,26 @@
 """All tests compute in float64, on one thread; both are chosen before JAX computes anything."""
 
 import os
+from collections.abc import Iterator
+
+import jax
+import pytest
 
 # XLA reads it when it first computes; small problems run fastest on one thread.
 os.environ.setdefault("NPROC", "1")
-# Programs of small networks take far longer to be compiled than to run. The environment passes it
-# on to the programs that tests start.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-
-import jax
-
 jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """For tests that do not depend on how XLA optimises, here and in the programs they start.
+
+    Programs of small networks take far longer to be compiled than to run.
+    """
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, True)
+    os.environ[name.upper()] = "1"
+    yield
+    del os.environ[name.upper()]
+    jax.config.update(name, before)

@@ -15,6 +15,8 @@ from dlf_dynamics.cli import main
 from dlf_dynamics.commands import COMMANDS
 from dlf_dynamics.config import PRESETS
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SMALL = ["--model.widths", "5", "--checkpoint-every", "20", "--schedule.period", "50"]
 PROGRAM = [sys.executable, "-m", "dlf_dynamics.cli"]
 

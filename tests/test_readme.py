@@ -9,6 +9,8 @@ import pytest
 from dlf_dynamics import cli
 from dlf_dynamics.configfile import load_toml
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

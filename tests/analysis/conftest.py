@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import jax
+import numpy as np
 import pytest
 
 from dlf_dynamics import (
@@ -21,13 +22,8 @@ from dlf_dynamics.config import SpectrumConfig
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Programs of small networks take far longer to be compiled than to run."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
+def quick(quick_compilation) -> None:
+    """All analyses are tested so."""
 
 
 @pytest.fixture(scope="session")
@@ -94,3 +90,19 @@ def analysed(trained) -> Callable[..., Spectrum]:
         return compute_spectrum(trained(config), settings)
 
     return spectrum
+
+
+@pytest.fixture(scope="session")
+def by_hand() -> Callable[[Run, int], np.ndarray]:
+    """Parameters of the first steps of a run, one update after the other."""
+
+    def made(run: Run, stop: int) -> np.ndarray:
+        ((point,),) = run.points([0], 1)
+        state, found = run.state(point), []
+        step = jax.jit(lambda dynamics, state: dynamics.step(state)[0])
+        for _ in range(stop):
+            found.append(np.asarray(state.params))
+            state = step(run.dynamics, state)
+        return np.array(found)
+
+    return made

@@ -48,8 +48,7 @@ def test_on_one_device_it_is_a_map():
     assert rounded_up(7) == 7
 
 
-def test_the_number_of_cores_does_not_change_a_bit(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # to compile quickly
+def test_the_number_of_cores_does_not_change_a_bit(tmp_path):
     run = tmp_path / "run.h5"
     small = ["--model.widths", "5", "--checkpoint-every", "9", "--schedule.period", "50"]
     main(["train", "--steps", "80", *small, "-o", str(run), "--quiet"])

@@ -1,0 +1,253 @@
+"""Orbit diagrams: where a map ends up at each parameter, swept up, down or from one start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float
+from scipy.spatial import KDTree
+
+from dlf_dynamics.analysis.bifurcation.maps import Map, Parameter, State
+
+Observable = Callable[[State], Array]
+
+ESCAPED = 1e8
+"""Growth of the largest entry of a state, over the start's or 1, that counts as divergence."""
+
+ONE_BY_ONE_SIZE = 50
+"""States from which size on a CPU takes independent parameters faster one after the other."""
+
+
+@dataclass(frozen=True)
+class OrbitDiagram:
+    """What an observable of the orbit was at each parameter, once transients had passed.
+
+    `down` has the order of `parameters`, like `up`: the same row belongs to the same parameter.
+    Values from a divergence on are NaN.
+
+    Attributes:
+        parameters: in the order in which the first sweep took them.
+        up: recorded values of the first sweep, or of independent orbits.
+        down: those of the sweep back; none when there was none.
+        diverged_up: whether the orbit diverged, before or while it was recorded.
+        diverged_down: likewise.
+    """
+
+    parameters: Float[np.ndarray, " values"]
+    up: Float[np.ndarray, "values recorded *observables"]
+    down: Float[np.ndarray, "values recorded *observables"] | None
+    diverged_up: Bool[np.ndarray, " values"]
+    diverged_down: Bool[np.ndarray, " values"] | None
+
+    def hysteresis(self, tol: float = 1e-2) -> Bool[np.ndarray, " values"]:
+        """Where the two sweeps ended on different attractors.
+
+        Two sets of recorded values differ when their Hausdorff distance exceeds `tol` times the
+        extent of the whole diagram, and also twice that of the halves of either record, as much as
+        finite samples of one chaotic attractor differ. They also differ where one of the two orbits
+        diverged. Transients that had not yet passed, as is usual at a bifurcation, look like
+        hysteresis: make them longer, and see what remains.
+
+        Args:
+            tol: relative to the extent of the diagram.
+
+        Raises:
+            ValueError: when there was no sweep back.
+        """
+        if self.down is None or self.diverged_down is None:
+            raise ValueError("there was no sweep back; expected a diagram with both_ways=True")
+        both = np.stack([self.up, self.down]).reshape(2, *self.up.shape[:2], -1)
+        finite = both[:, ~(self.diverged_up | self.diverged_down)]
+        extent = np.max(np.ptp(finite.reshape(-1, both.shape[-1]), axis=0)) if finite.size else 0
+        pairs = zip(both[0], both[1], self.diverged_up, self.diverged_down, strict=True)
+        return np.array([_differ(*pair, tol * extent) for pair in pairs], bool)
+
+
+def orbit_diagram(
+    map_: Map,
+    state: State,
+    parameters: Float[np.ndarray, " values"],
+    observable: Observable,
+    *,
+    transient: int,
+    recorded: int,
+    both_ways: bool = True,
+    follow: bool = True,
+    kick: float = 0.0,
+    bound: float | None = None,
+    batch_size: int | None = None,
+) -> OrbitDiagram:
+    """An observable of the orbit at each parameter (Strogatz, Nonlinear Dynamics, Section 10.2).
+
+    Each parameter starts where the one before it ended, up to the last parameter and then back, so
+    that coexisting attractors show as hysteresis. After a divergence the sweep goes on from where
+    the last orbit that did not diverge had ended. An orbit that settled on a fixed point or a cycle
+    stays there when it has become unstable, but for rounding; a `kick` moves it off.
+
+    Args:
+        map_: x ↦ step(x, p).
+        state: where the first orbit starts.
+        parameters: in the order of the sweep.
+        observable: function of the state, which JAX can trace, a scalar or an array. One that holds
+            large arrays should be a `jax.tree_util.Partial` of them.
+        transient: steps at each parameter before values are recorded.
+        recorded: steps that are recorded.
+        both_ways: whether to sweep back as well.
+        follow: whether orbits start where the last one ended. If not, each starts from `state`,
+            and there is nothing to sweep back.
+        kick: added to all entries of the state at each new parameter.
+        bound: an orbit diverges where an entry of the state exceeds this; none means 1e8 times
+            the largest entry of the start, or 1e8 where that is less than 1.
+        batch_size: of independent orbits, how many are computed at once; none chooses.
+
+    Raises:
+        ValueError: when there is no parameter, nothing to record, a negative transient, or a start
+            that is not finite.
+
+    >>> logistic = Map(lambda x, r: r * x * (1 - x))
+    >>> found = orbit_diagram(
+    ...     logistic,
+    ...     jnp.array([0.3]),
+    ...     np.array([2.5, 3.2]),
+    ...     lambda x: x[0],
+    ...     transient=500,
+    ...     recorded=4,
+    ... )
+    >>> np.unique(found.up[0].round(6)).tolist(), np.unique(found.up[1].round(6)).tolist()
+    ([0.6], [0.513045, 0.799455])
+    >>> found.hysteresis().tolist()
+    [False, False]
+    """
+    values = np.asarray(parameters, float)
+    state = jnp.asarray(state)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"parameters have shape {values.shape}; expected a list of at least one")
+    if transient < 0 or recorded < 1:
+        raise ValueError(
+            f"transient is {transient} and recorded {recorded}; expected at least 0 and 1"
+        )
+    bound = escape_bound(state) if bound is None else bound
+    if not isinstance(observable, Partial):
+        observable = Partial(observable)
+    orbit = Partial(_orbit, map_, observable, jnp.int32(transient), jnp.asarray(bound), kick)
+    sweep = jnp.asarray(values, state.dtype)
+    if not follow:
+        if batch_size is None:
+            one_by_one = jax.default_backend() == "cpu" and state.size >= ONE_BY_ONE_SIZE
+            batch_size = 1 if one_by_one else len(values)
+        batch_size = min(batch_size, len(values))
+        found = _independent(orbit, state, sweep, recorded=recorded, batch_size=batch_size)
+        return OrbitDiagram(values, *_columns(found, None))
+    last, up = _follow(orbit, state, sweep, recorded=recorded)
+    down = None
+    if both_ways:
+        _, down = _follow(orbit, last, sweep[::-1], recorded=recorded)
+        down = jax.tree.map(lambda leaf: leaf[::-1], down)
+    return OrbitDiagram(values, *_columns(up, down))
+
+
+def escape_bound(state: State) -> float:
+    """Size of an entry of the state from which on an orbit that starts here counts as diverging.
+
+    Raises:
+        ValueError: when the start is not finite.
+    """
+    largest = float(jnp.max(jnp.abs(state)))
+    if not np.isfinite(largest):
+        raise ValueError("the start is not finite")
+    return ESCAPED * max(1.0, largest)
+
+
+class _Record(NamedTuple):
+    """Of one orbit; leading axes are those of the parameters."""
+
+    values: Float[Array, "*values recorded *observables"]
+    diverged: Bool[Array, "*values"]
+
+
+def _orbit(
+    map_: Map,
+    observable: Observable,
+    transient: Array,
+    bound: Array,
+    kick: float,
+    state: State,
+    parameter: Parameter,
+    recorded: int,
+) -> tuple[State, _Record]:
+    """The last state of an orbit, and its record."""
+
+    def advance(_: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
+        state = map_(carry[0], parameter)
+        # NaN compares as false.
+        return state, carry[1] & jnp.all(jnp.abs(state) <= bound)
+
+    def record(carry: tuple[State, Array], step: Array) -> tuple[tuple[State, Array], Array]:
+        state, alive = advance(step, carry)
+        return (state, alive), jnp.where(alive, observable(state), jnp.nan)
+
+    carry = jax.lax.fori_loop(0, transient, advance, (state + kick, jnp.array(True)))
+    (state, alive), values = jax.lax.scan(record, carry, jnp.arange(recorded))
+    return state, _Record(values, ~alive)
+
+
+@partial(jax.jit, static_argnames="recorded")
+def _follow(
+    orbit: Partial, state: State, parameters: Float[Array, " values"], *, recorded: int
+) -> tuple[State, _Record]:
+    """Orbits that each start where the last one that did not diverge ended."""
+
+    def at_parameter(state: State, parameter: Array) -> tuple[State, _Record]:
+        last, record = orbit(state, parameter, recorded)
+        return jnp.where(record.diverged, state, last), record
+
+    return jax.lax.scan(at_parameter, state, parameters)
+
+
+@partial(jax.jit, static_argnames=("recorded", "batch_size"))
+def _independent(
+    orbit: Partial,
+    state: State,
+    parameters: Float[Array, " values"],
+    *,
+    recorded: int,
+    batch_size: int,
+) -> _Record:
+    """Orbits that all start from one state."""
+
+    def at_parameter(parameter: Array) -> _Record:
+        return orbit(state, parameter, recorded)[1]
+
+    if batch_size == 1:  # `jax.lax.map` would vectorise over one
+        return jax.lax.map(at_parameter, parameters)
+    return jax.lax.map(at_parameter, parameters, batch_size=batch_size)
+
+
+def _columns(up: _Record, down: _Record | None) -> tuple:
+    """Values and divergence of both sweeps, as `OrbitDiagram` has them."""
+    up, down = jax.device_get((up, down))
+    return up.values, down and down.values, up.diverged, down and down.diverged
+
+
+def _differ(
+    up: np.ndarray, down: np.ndarray, diverged_up: bool, diverged_down: bool, least: float
+) -> bool:
+    """Whether two records, of shape (recorded, observables), are of different attractors."""
+    if diverged_up or diverged_down:
+        return bool(diverged_up != diverged_down)
+    half = len(up) // 2
+    spread = max(_hausdorff(part[:half], part[half:]) for part in (up, down)) if half else 0.0
+    return _hausdorff(up, down) > max(least, 2 * spread)
+
+
+def _hausdorff(first: np.ndarray, second: np.ndarray) -> float:
+    """Largest distance of a point of either set to the nearest one of the other."""
+    there, back = KDTree(second).query(first)[0], KDTree(first).query(second)[0]
+    return float(max(np.max(there), np.max(back)))

@@ -1,0 +1,336 @@
+"""The flip of gradient descent at ηλ = 2: is the period-2 orbit that begins there stable?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from dlf_dynamics.analysis.eigensolver import top_eigenpairs
+from dlf_dynamics.analysis.ritz import rounding
+from dlf_dynamics.problem import Problem, Step
+
+Vector = Float[Array, " params"]
+Objective = Problem | Callable[[Vector], Float[Array, ""]]
+Criticality = Literal["supercritical", "subcritical", ""]
+
+HORIZON = 100
+"""Steps of the response where none are given."""
+
+MOST_MATVECS = 200
+"""Hessian products for the eigenvector at most, where none is given."""
+
+
+@dataclass(frozen=True)
+class FlipCoefficient:
+    """c of s ↦ -(1+ε) s + c s³, the motion along the top eigenvector v, with ε = ηλ - 2.
+
+    Where c > 0, a stable orbit of period 2 begins at ε = 0, of half-distance √(ε/c). Where c < 0,
+    the orbit is unstable and lies at ε < 0: at the flip the motion jumps away.
+
+    The rest of the parameters answers to the oscillation along v, as it would in N steps of
+    gradient descent from where it is. `finite_time[N]` is the coefficient with that answer; where
+    all curvatures but that of v are between 0 and 2/η it grows with N, and where all are above 0
+    it has a limit, the coefficient of Kuznetsov's theorem.
+
+    Attributes:
+        coefficient: c with the answer of `horizon` steps.
+        error: estimate of its numerical error, from the residual of the eigenvector (as if the
+            nearest eigenvalue were 0; close ones make it larger) and from rounding.
+        horizon: N.
+        finite_time: c_0, ..., c_N; c_0 = -η L₄ / 6 has no answer at all.
+        fourth: L₄ = D⁴F[v, v, v, v].
+        drift: ‖(I - ηH)^⌊N/2⌋ P g₃‖ with g₃ = D³F[v, v, ·] and P the projection off v: the part of
+            the force that N/2 steps do not damp. Its square times η²/2 is the growth of c_N per
+            step. It tends to the force within the null space of H.
+        eigenvalue: λ = vᵀHv.
+        eigenvector: v, of unit length.
+        residual: ‖Hv - λv‖ of a fresh product.
+        converged: the residual is at most `tol` λ, λ > 0, and all is finite.
+        learning_rate: η.
+        gradient_norm: ‖∇F‖; it is 0 at the fixed points that the theorem is about.
+        multiplier: Rayleigh quotient of I - ηH at what M = P (I - ηH) P leaves of P g₃, of
+            M^⌊(N-1)/2⌋ P g₃; 0 where nothing is left. Below -1, another direction oscillates as
+            well, and the coefficient means nothing; above 1, another one has negative curvature,
+            and the answer has no limit.
+        message: in words.
+    """
+
+    coefficient: float
+    error: float
+    horizon: int
+    finite_time: Float[np.ndarray, " horizon+1"]
+    fourth: float
+    drift: float
+    eigenvalue: float
+    eigenvector: Float[np.ndarray, " params"]
+    residual: float
+    converged: bool
+    learning_rate: float
+    gradient_norm: float
+    multiplier: float
+    message: str
+
+    @property
+    def excess(self) -> float:
+        """ε = ηλ - 2."""
+        return self.learning_rate * self.eigenvalue - 2
+
+    @property
+    def criticality(self) -> Criticality:
+        """`supercritical`, `subcritical`, or empty where it is not decided.
+
+        It holds for the answer of N steps. It is not decided where the eigenvector has not
+        converged, c is within its error, or another direction oscillates, nor where c < 0 and the
+        answer is unbounded or would make it positive if it went on for N more steps at the pace of
+        `drift`.
+        """
+        margin = float(np.finfo(self.eigenvector.dtype).eps) ** 0.5
+        undecided = abs(self.coefficient) <= self.error or self.multiplier <= -1 + margin
+        if not self.converged or undecided:
+            return ""
+        if self.coefficient > 0:
+            return "supercritical"
+        ahead = self.horizon * (self.learning_rate * self.drift) ** 2 / 2
+        bounded = self.multiplier <= 1 + margin and self.coefficient + ahead < 0
+        return "subcritical" if bounded else ""
+
+    def amplitude(self, excess: float | None = None) -> float:
+        """Half-distance √(ε/c) of the period-2 orbit, to leading order in ε; NaN if none is stable.
+
+        Args:
+            excess: ε; none means that of the learning rate.
+        """
+        excess = self.excess if excess is None else excess
+        exists = self.converged and self.coefficient > 0 and excess >= 0
+        return float(np.sqrt(excess / self.coefficient)) if exists else float("nan")
+
+
+def flip_coefficient(
+    objective: Objective,
+    params: Vector,
+    learning_rate: float,
+    *,
+    eigenvector: Vector | None = None,
+    horizon: int | None = None,
+    step: Step = 0,
+    key: PRNGKeyArray | None = None,
+    tol: float | None = None,
+) -> FlipCoefficient:
+    """First Lyapunov coefficient of gradient descent at a flip, without matrices.
+
+    c = (η/6) (3 g₃ᵀ R g₃ - L₄) with g₃ = D³F[v, v, ·], L₄ = D⁴F[v, v, v, v] and R = H⁻¹ (Kuznetsov,
+    Elements of Applied Bifurcation Theory, Section 5.4, Eq. 5.50, for a symmetric Jacobian I - ηH).
+    In training H is singular. R is therefore the answer in finite time, [I - (I - ηH)^N] H⁻¹ off v
+    and 1/λ on it, which never inverts a null direction.
+
+    It takes ⌈N/2⌉ Hessian products, and derivatives of the gradient along v up to the third, which
+    must exist: piecewise linear activations have kinks that they do not see. For momentum, use the
+    learning rate of gradient descent that has the same period-2 orbits, η/(1+β) of heavy ball and
+    η(1+2β)/(1+β) of Nesterov; the orbits of their full response are the same, but not c_N.
+
+    Args:
+        objective: a problem of flat parameters, or a function of them.
+        params: θ, at or near a minimum.
+        learning_rate: η.
+        eigenvector: v, of any length; none computes the top one.
+        horizon: N; none means 100.
+        step: of the problem's weights.
+        key: for the eigenvector where none is given; none means `jax.random.key(0)`.
+        tol: largest residual of a converged eigenvector, relative to λ; none means eps^0.4, 5e-7
+            in float64.
+
+    Raises:
+        ValueError: when the horizon or the learning rate are not positive, or the eigenvector is 0
+            or of another shape.
+
+    >>> found = flip_coefficient(lambda x: (x[0] ** 2 - 1) ** 2 / 4, jnp.ones(1), 1.01)
+    >>> round(found.coefficient, 6), found.criticality
+    (8.08, 'supercritical')
+    >>> round(found.amplitude(), 5)  # of the orbit itself: √(1 - 1/η) / 2
+    0.04975
+    """
+    horizon = HORIZON if horizon is None else horizon
+    if horizon < 1 or not learning_rate > 0:
+        raise ValueError(
+            f"horizon is {horizon} and learning_rate {learning_rate}; expected at least 1 and "
+            "more than 0"
+        )
+    params = jnp.asarray(params)
+    accuracy = float(jnp.finfo(params.dtype).eps) ** 0.4 if tol is None else tol
+    loss = as_function(objective, step)
+    top = _top_eigenvector(loss, params, accuracy, key) if eigenvector is None else eigenvector
+    direction = _unit(top, params)
+    expansion = _expand(loss, params, direction)
+    force = expansion.second - jnp.vdot(direction, expansion.second) * direction
+    rate = jnp.asarray(learning_rate, params.dtype)
+    moments = _moments(loss, params, direction, force, rate, products=-(-horizon // 2))
+    return _summarise(
+        jax.device_get(expansion),
+        np.asarray(moments, float)[: horizon + 1],
+        np.asarray(direction),
+        float(learning_rate),
+        accuracy,
+    )
+
+
+def as_function(objective: Objective, step: Step) -> Partial:
+    """The loss as a function of the parameters alone, and as an argument of compiled functions."""
+    if isinstance(objective, Problem):
+        return Partial(_loss_at, objective, jnp.asarray(step))
+    return objective if isinstance(objective, Partial) else Partial(objective)
+
+
+def _loss_at(problem: Problem, step: Step, params: Vector) -> Float[Array, ""]:
+    return problem.objective(params, step)
+
+
+def _product(loss: Partial, params: Vector, vector: Vector) -> Vector:
+    """With the Hessian."""
+    return jax.jvp(jax.grad(loss), (params,), (vector,))[1]
+
+
+def _top_eigenvector(
+    loss: Partial, params: Vector, tol: float, key: PRNGKeyArray | None
+) -> Float[np.ndarray, " params"]:
+    pairs = top_eigenpairs(
+        Partial(_product, loss, params),
+        params.size,
+        1,
+        tol=tol / 2,  # so that a product made otherwise confirms it
+        max_matvecs=MOST_MATVECS,
+        key=jax.random.key(0) if key is None else key,
+        dtype=params.dtype,
+    )
+    return pairs.eigenvectors[0]
+
+
+def _unit(eigenvector: Vector | Float[np.ndarray, " params"], params: Vector) -> Vector:
+    vector = jnp.asarray(eigenvector, params.dtype)
+    length = jnp.linalg.norm(vector)
+    if vector.shape != params.shape or length == 0:
+        raise ValueError(
+            f"the eigenvector has shape {vector.shape} and length {float(length)}; "
+            f"expected {params.shape} and more than 0"
+        )
+    return vector / length
+
+
+class _Expansion(NamedTuple):
+    """Derivatives of ∇F(θ + s v) in s, at s = 0, and their part along v."""
+
+    gradient: Vector
+    first: Vector
+    second: Vector
+    third: Vector
+    along: Float[Array, " 4"]
+
+
+@jax.jit
+def _expand(loss: Partial, params: Vector, direction: Vector) -> _Expansion:
+    def derivative(function: Callable[[Array], tuple]) -> Callable[[Array], tuple]:
+        def of_all(s: Array) -> tuple:
+            values, slopes = jax.jvp(function, (s,), (jnp.ones_like(s),))
+            return (*values, slopes[-1])
+
+        return of_all
+
+    def gradient(s: Array) -> tuple:
+        return (jax.grad(loss)(params + s * direction),)
+
+    found = derivative(derivative(derivative(gradient)))(jnp.zeros((), params.dtype))
+    return _Expansion(*found, along=jnp.stack([jnp.vdot(direction, row) for row in found]))
+
+
+@partial(jax.jit, static_argnames="products")
+def _moments(
+    loss: Partial,
+    params: Vector,
+    direction: Vector,
+    force: Vector,
+    rate: Float[Array, ""],
+    *,
+    products: int,
+) -> Float[Array, " moments"]:
+    """g·Mᵏg for k = 0, ..., 2 `products`, of the symmetric M = P (I - ηH) P and g = P g₃.
+
+    They are inner products of d_j = Mʲg and d_j or d_(j+1): a product makes two of them.
+    """
+
+    # Linearising once and for all made no product cheaper at 1e6 parameters, and holds more.
+    def multiply(vector: Vector, _: None) -> tuple[Vector, tuple[Array, Array]]:
+        following = vector - rate * _product(loss, params, vector)
+        # Rounding leaves a part along v, which would grow where ηλ > 2.
+        following = following - jnp.vdot(direction, following) * direction
+        return following, (jnp.vdot(vector, vector), jnp.vdot(vector, following))
+
+    last, pairs = jax.lax.scan(multiply, force, length=products)
+    return jnp.append(jnp.stack(pairs, axis=1).reshape(-1), jnp.vdot(last, last))
+
+
+def _summarise(
+    expansion: _Expansion,
+    moments: Float[np.ndarray, " horizon+1"],
+    direction: Float[np.ndarray, " params"],
+    rate: float,
+    tol: float,
+) -> FlipCoefficient:
+    """The coefficient, its error and a verdict."""
+    horizon = len(moments) - 1
+    eigenvalue, fourth = float(expansion.along[1]), float(expansion.along[3])
+    with np.errstate(all="ignore"):
+        residual = float(np.linalg.norm(expansion.first - eigenvalue * direction))
+        finite_time, size = _coefficients(expansion, moments, rate)
+        # v occurs four times in either term.
+        error = 4 * residual / abs(eigenvalue) + rounding(len(direction), direction.dtype)
+        error *= size
+    finite = bool(np.all(np.isfinite(finite_time)) and np.isfinite(error))
+    converged = finite and eigenvalue > 0 and residual <= tol * eigenvalue
+    last = 2 * ((horizon - 1) // 2)
+    multiplier = float(moments[last + 1] / moments[last]) if finite and moments[last] > 0 else 0.0
+    message = f"answer of {horizon} steps{_growth(multiplier)}"
+    if not finite:
+        message = "not finite: derivatives overflow, or another direction is unstable"
+    elif not converged:
+        message = f"no eigenvector of positive curvature: residual {residual:.1e}"
+    return FlipCoefficient(
+        coefficient=float(finite_time[-1]),
+        error=float(error),
+        horizon=horizon,
+        finite_time=finite_time,
+        fourth=fourth,
+        drift=float(np.sqrt(moments[2 * (horizon // 2)])),
+        eigenvalue=eigenvalue,
+        eigenvector=direction,
+        residual=residual,
+        converged=converged,
+        learning_rate=rate,
+        gradient_norm=float(np.linalg.norm(expansion.gradient)),
+        multiplier=multiplier,
+        message=message,
+    )
+
+
+def _growth(multiplier: float) -> str:
+    if abs(multiplier) <= 1 + 1e-6:
+        return ""
+    does = "oscillates" if multiplier < 0 else "has negative curvature"
+    return f", which grows: another direction {does}"
+
+
+def _coefficients(
+    expansion: _Expansion, moments: Float[np.ndarray, " horizon+1"], rate: float
+) -> tuple[Float[np.ndarray, " horizon+1"], float]:
+    """c_0, ..., c_N, and a size that relative errors of their terms apply to."""
+    _, eigenvalue, own, fourth = expansion.along.astype(float)
+    answers = own**2 / eigenvalue + rate * np.cumsum(moments[:-1])
+    size = 3 * (own**2 / abs(eigenvalue) + rate * np.sum(np.abs(moments[:-1])))
+    size += np.linalg.norm(expansion.third)
+    return rate / 6 * (3 * np.append(0.0, answers) - fourth), float(rate / 6 * size)

@@ -1,0 +1,310 @@
+"""`Instability`: an oscillation of a run: when it became possible, began and ended, and its kind.
+
+The facts are kept apart: the crossing of the threshold, the onset of the oscillation, its period,
+its size as measured and as predicted, and its end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from dlf_dynamics.analysis.bifurcation.flip import FlipCoefficient, flip_coefficient
+from dlf_dynamics.analysis.bifurcation.lag import VISIBLE_RATIO, predicted_onset, rounding_noise
+from dlf_dynamics.analysis.bifurcation.location import thresholds_at
+from dlf_dynamics.analysis.bifurcation.motion import Motion, curvatures
+from dlf_dynamics.analysis.bifurcation.periods import (
+    IRREGULAR,
+    periods_of_iterates,
+    periods_of_loss,
+)
+from dlf_dynamics.analysis.bifurcation.replay import Replay
+from dlf_dynamics.analysis.bifurcation.rod import rod_amplitude
+from dlf_dynamics.analysis.events import Crossing, Oscillation
+from dlf_dynamics.analysis.stability import growth_factors
+from dlf_dynamics.analysis.trajectory import Solver, both_points
+from dlf_dynamics.config import BifurcationConfig
+from dlf_dynamics.models import PIECEWISE_LINEAR
+from dlf_dynamics.optimizers import ADAPTIVE
+from dlf_dynamics.run import Run
+
+GROWTH_STEPS = 30
+"""Steps before the onset over which the growth is measured."""
+
+SETTLING_STEPS = 200
+"""Steps after the onset within which the size of the oscillation is measured."""
+
+SYMMETRIC = 1e-6
+"""Change of the loss from step to step, relative to its size, below which an orbit of period 2
+counts as one in a symmetric valley."""
+
+NON_SMOOTH = "non-smooth"
+
+
+@dataclass(frozen=True)
+class Instability:
+    """A window of oscillation; -1 and NaN stand for what there is not, or could not be told.
+
+    Attributes:
+        onset: first oscillating step.
+        end: last oscillating step.
+        crossed: first step after the crossing at which the centre is surely above the threshold.
+        returned: first step after the last crossing down in the window, or else after it.
+        predicted_lag: from `crossed` to the onset, from the growth of rounding errors.
+        log_growth: Σ ln |m_t| from the crossing to the onset; its exponential is by how much a
+            deviation has grown.
+        growth: factor per step of the oscillation before the onset, as measured.
+        predicted_growth: |m_t|, |1 - ηλ| for gradient descent, over the same steps.
+        period_2: part of the oscillating steps at which the period is 2.
+        period_4: likewise.
+        period_8: likewise.
+        irregular: likewise, none of these.
+        seen_in_loss: part of the oscillating steps at which the loss alone shows period 2 or 4.
+        symmetric: whether an orbit of period 2 leaves the loss constant.
+        gate_flips: part of the hidden units times examples that change side from one step to the
+            next, mean over the oscillating steps; NaN for smooth activations.
+        sharpness: largest eigenvalue at the centre of the onset.
+        settled: step at which the size is measured.
+        amplitude: projection of θ_t - c_t on the top eigenvector there, without its sign.
+        alignment: that as a part of ‖θ_t - c_t‖.
+        flip_amplitude: √(ε/c) predicted from the flip coefficient c at the onset.
+        coefficient: c at the configured horizon.
+        c_0: without the answer of the other parameters.
+        c_5: with their answer after 5 steps.
+        c_20: after 20 steps.
+        drift: of the flip coefficient.
+        criticality: `supercritical`, `subcritical`, `non-smooth` for a piecewise-linear activation,
+            or empty where it could not be told.
+        rod_amplitude: of the rod equation at the centre of the settled step, if the period is 2.
+        rod_residual: of that, relative.
+    """
+
+    onset: int
+    end: int
+    crossed: int
+    returned: int
+    predicted_lag: int
+    log_growth: float
+    growth: float
+    predicted_growth: float
+    period_2: float
+    period_4: float
+    period_8: float
+    irregular: float
+    seen_in_loss: float
+    symmetric: bool
+    gate_flips: float
+    sharpness: float
+    settled: int
+    amplitude: float
+    alignment: float
+    flip_amplitude: float
+    coefficient: float
+    c_0: float
+    c_5: float
+    c_20: float
+    drift: float
+    criticality: str
+    rod_amplitude: float
+    rod_residual: float
+
+    @property
+    def lag(self) -> int | None:
+        """Onset minus crossing, in steps; none without a crossing."""
+        return None if self.crossed < 0 else self.onset - self.crossed
+
+
+def describe(
+    replay: Replay,
+    solver: Solver,
+    config: BifurcationConfig,
+    motion: Motion,
+    window: Oscillation,
+    crossings: list[Crossing],
+) -> Instability:
+    """All that is known of one window.
+
+    Args:
+        replay: of the run.
+        solver: for the largest eigenvalue.
+        config: of the analysis.
+        motion: over the whole run.
+        window: of oscillation, with the crossing that belongs to it.
+        crossings: at the centres, located.
+    """
+    facts: dict[str, object] = {"onset": window.onset, "end": window.end}
+    facts |= _crossed(window, crossings)
+    facts |= _periods(replay.run, motion, window)
+    facts |= _growth(replay, solver, motion, int(facts["crossed"]), window.onset)  # type: ignore[call-overload]
+    facts |= _size(replay, solver, config, motion, window)
+    missing = {f.name: _MISSING[str(f.type)] for f in fields(Instability) if f.name not in facts}
+    return Instability(**(missing | facts))  # type: ignore[arg-type]
+
+
+_MISSING = {"int": -1, "float": float("nan"), "bool": False, "str": ""}
+
+
+def _crossed(window: Oscillation, crossings: list[Crossing]) -> dict[str, object]:
+    ups = [c.step_after for c in crossings if c.step_before == window.crossed]
+    downs = [c.step_after for c in crossings if c.direction == "down"]
+    within = [step for step in downs if window.onset < step <= window.end]
+    if ups and not within:
+        within = [step for step in downs if step > window.end][:1]
+    return {"crossed": ups[0] if ups else -1, "returned": within[-1] if within else -1}
+
+
+def _periods(run: Run, motion: Motion, window: Oscillation) -> dict[str, object]:
+    first = int(motion.steps[0])
+    rows = slice(window.onset - first, window.end + 1 - first)
+    recorded = slice(int(motion.steps[0]), int(motion.steps[-1]) + 1)
+    loss = run.scalars["loss"][recorded]
+    period = periods_of_iterates(run.scalars["update_cosine"][recorded], motion.recurrence)[rows]
+    shown = periods_of_loss(loss)[rows]
+    oscillating = period != 0
+    share = lambda mask: float(np.mean(mask[oscillating]))  # noqa: E731
+    change = np.abs(np.diff(loss[rows], prepend=np.nan)) / np.abs(loss[rows])
+    two = period == 2
+    return {
+        "period_2": share(two),
+        "period_4": share(period == 4),
+        "period_8": share(period == 8),
+        "irregular": share(period == IRREGULAR),
+        "seen_in_loss": share(shown > 0),
+        "symmetric": bool(np.any(two) and np.nanmedian(change[two]) < SYMMETRIC),
+        "gate_flips": float(np.mean(motion.gate_flips[rows][oscillating])),
+    }
+
+
+def _factors(run: Run, motion: Motion, steps: Int[np.ndarray, " steps"]) -> Float[np.ndarray, " s"]:
+    """Growth factors at steps, by the curvature of the centres looked at, linear in between."""
+    good = motion.converged
+    if not np.any(good):
+        return np.full(len(steps), np.nan)
+    values = np.interp(steps, motion.looked_at[good], motion.values[good])
+    rates = run.scalars["learning_rate"][np.minimum(steps, len(run.steps) - 1)]
+    return growth_factors(run.config.optimizer, rates, values)
+
+
+def _growth(
+    replay: Replay, solver: Solver, motion: Motion, crossed: int, onset: int
+) -> dict[str, object]:
+    """Growth from the crossing to the onset, measured and predicted."""
+    if not 0 <= crossed < onset:
+        return {}
+    run, first = replay.run, int(motion.steps[0])
+    found: dict[str, object] = {}
+    logs = np.log(_factors(run, motion, np.arange(crossed, onset)))
+    found["log_growth"] = float(np.sum(logs))
+    if onset - crossed > GROWTH_STEPS:
+        last = slice(onset - GROWTH_STEPS - first, onset - first)
+        signed = motion.projection[last] * (-1.0) ** np.arange(GROWTH_STEPS)
+        if np.all(signed > 0) or np.all(signed < 0):
+            slope = np.polyfit(np.arange(GROWTH_STEPS), np.log(np.abs(signed)), 1)[0]
+            found["growth"] = float(np.exp(slope))
+            found["predicted_growth"] = float(np.exp(np.mean(logs[-GROWTH_STEPS:])))
+    begin = max(crossed - 10 * GROWTH_STEPS, first)
+    steps = np.arange(begin, motion.steps[-1] + 1)
+    visible = VISIBLE_RATIO * motion.drift[steps - first]
+    factors = _factors(run, motion, steps)
+    centre = _centre(replay, solver, crossed)
+    if centre.converged and np.all(np.isfinite(factors)):
+        noise = rounding_noise(centre.params, centre.vector, centre.params.dtype)
+        expected = predicted_onset(factors, noise, visible)
+        if expected is not None and begin + expected >= crossed:
+            found["predicted_lag"] = begin + expected - crossed
+    return found
+
+
+class _Centre(NamedTuple):
+    """The centre of a step, and the curvature there."""
+
+    params: Float[np.ndarray, " params"]
+    vector: Float[np.ndarray, " params"]
+    value: float
+    converged: bool
+
+
+def _centre(replay: Replay, solver: Solver, step: int) -> _Centre:
+    (stretch,) = replay.stretches(step, step + 1)
+    found = curvatures(replay.run, solver, stretch, [step])
+    params = both_points(replay.run.dynamics, replay.run.state(stretch.point(step)))[1]
+    return _Centre(
+        np.asarray(params), found.vectors[0], float(found.values[0]), bool(found.converged[0])
+    )
+
+
+def _size(
+    replay: Replay, solver: Solver, config: BifurcationConfig, motion: Motion, window: Oscillation
+) -> dict[str, object]:
+    """The size of the oscillation, measured and predicted."""
+    run, first = replay.run, int(motion.steps[0])
+    stop = min(window.onset + SETTLING_STEPS, window.end) + 1 - first
+    sizes = np.abs(motion.projection[window.onset - first : stop])
+    settled = window.onset + int(np.nanargmax(sizes))
+    found: dict[str, object] = {
+        "settled": settled,
+        "amplitude": float(sizes[settled - window.onset]),
+        "alignment": float(sizes[settled - window.onset] / motion.amplitude[settled - first]),
+    }
+    if run.config.optimizer.name in ADAPTIVE or run.config.batch_size is not None:
+        return found
+    centre, rate = _centre(replay, solver, window.onset), _rate(run, window.onset)
+    if not centre.converged:
+        return found
+    flip = flip_coefficient(
+        run.problem,
+        jnp.asarray(centre.params),
+        rate,
+        eigenvector=jnp.asarray(centre.vector),
+        step=window.onset,
+        horizon=config.horizon,
+    )
+    found |= {"sharpness": centre.value, **_normal_form(run, flip)}
+    if _period_at(run, motion, settled) == 2:  # the equation is about orbits of that period
+        found |= _rod(replay, solver, settled, float(sizes[settled - window.onset]))
+    return found
+
+
+def _period_at(run: Run, motion: Motion, step: int) -> int:
+    row = step - int(motion.steps[0])
+    cosine = run.scalars["update_cosine"][step : step + 1]
+    return int(periods_of_iterates(cosine, motion.recurrence[row : row + 1])[0])
+
+
+def _rate(run: Run, step: int) -> float:
+    """Learning rate of gradient descent that has the same orbits of period 2."""
+    return 2 / float(thresholds_at(run, np.array([step]))[0])
+
+
+def _normal_form(run: Run, flip: FlipCoefficient) -> dict[str, object]:
+    if not flip.converged:
+        return {}
+    found: dict[str, object] = {
+        "coefficient": flip.coefficient,
+        **{f"c_{n}": float(flip.finite_time[n]) for n in (0, 5, 20)},
+        "drift": flip.drift,
+        "criticality": flip.criticality,
+        "flip_amplitude": flip.amplitude(),
+    }
+    if run.config.model.activation in PIECEWISE_LINEAR:
+        # The derivatives do not see the kinks that the oscillation crosses.
+        found |= {"criticality": NON_SMOOTH, "flip_amplitude": float("nan")}
+    return found
+
+
+def _rod(replay: Replay, solver: Solver, step: int, size: float) -> dict[str, object]:
+    centre = _centre(replay, solver, step)
+    if not (centre.converged and size > 0):
+        return {}
+    rod = rod_amplitude(
+        replay.run.problem,
+        jnp.asarray(centre.params),
+        _rate(replay.run, step),
+        jnp.asarray(size * centre.vector),
+        step=step,
+    )
+    return {"rod_amplitude": rod.amplitude, "rod_residual": rod.residual} if rod.converged else {}

@@ -1,0 +1,223 @@
+"""Lyapunov exponents of an orbit, with errors and the place of the tangent vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from dlf_dynamics.analysis.bifurcation.diagrams import escape_bound
+from dlf_dynamics.analysis.bifurcation.maps import Map, Parameter, State
+
+BLOCKS = 20
+"""Parts of an orbit whose averages give the standard errors."""
+
+
+@dataclass(frozen=True)
+class LyapunovSpectrum:
+    """The largest Lyapunov exponents of an orbit, in units of 1 per step.
+
+    They have the order of the tangent vectors, which in the end is largest first; after few steps
+    near ones may be out of order. All is NaN where the orbit diverged. A derivative that vanishes
+    makes an exponent of -inf.
+
+    A positive exponent alone is no chaos of the oscillation: slow directions of negative curvature
+    also grow. `overlap` tells which directions grow.
+
+    Attributes:
+        exponents: averages over `steps` steps.
+        errors: standard errors from the averages over blocks, which are right where the blocks are
+            longer than the memory of the orbit.
+        converged: the error is at most `tol`, and the averages over the two halves differ by at
+            most six times it, three standard errors of their difference, or `tol`.
+        running: averages up to the end of each block; the last row is `exponents`.
+        overlap: mean of ‖B q‖² of the orthonormal tangent vectors q, with B the given basis; NaN
+            without. The first q is the one that grows fastest; the others depend on those before.
+        diverged: whether the orbit did.
+        steps: that were averaged over.
+        state: where the orbit ended.
+        message: in words.
+    """
+
+    exponents: Float[np.ndarray, " k"]
+    errors: Float[np.ndarray, " k"]
+    converged: Bool[np.ndarray, " k"]
+    running: Float[np.ndarray, "blocks k"]
+    overlap: Float[np.ndarray, " k"]
+    diverged: bool
+    steps: int
+    state: Float[np.ndarray, " n"]
+    message: str
+
+
+def lyapunov_exponents(
+    map_: Map,
+    state: State,
+    parameter: Parameter,
+    k: int,
+    steps: int,
+    *,
+    transient: int,
+    key: PRNGKeyArray,
+    basis: Float[Array, "m n"] | None = None,
+    every: int = 1,
+    tol: float = 1e-3,
+    bound: float | None = None,
+) -> LyapunovSpectrum:
+    """The k largest Lyapunov exponents, by tangent vectors and QR (Benettin et al., 1980).
+
+    Derivatives are those of JAX, not differences. Tangent vectors start at random and are turned
+    for as long as a block before averages begin.
+
+    Args:
+        map_: x ↦ step(x, p).
+        state: where the orbit starts.
+        parameter: p.
+        k: number of exponents.
+        steps: to average over, rounded up to 20 blocks of equal length.
+        transient: steps before tangent vectors are followed.
+        key: of the tangent vectors.
+        basis: orthonormal rows that span a subspace, such as the top eigenvectors of the Hessian.
+        every: steps between two orthonormalisations; the stretching within must not leave the
+            digits of the numbers.
+        tol: largest standard error of a converged exponent.
+        bound: see `orbit_diagram`.
+
+    Raises:
+        ValueError: when k is not between 1 and n, steps or `every` are less than 1, the transient
+            is negative, the start is not finite, or the basis is not one of orthonormal rows.
+
+    >>> henon = Map(lambda x, a: jnp.array([1 - a * x[0] ** 2 + x[1], 0.3 * x[0]]))
+    >>> found = lyapunov_exponents(
+    ...     henon, jnp.zeros(2), 1.4, 2, 20_000, transient=100, key=jax.random.key(0), tol=1e-2
+    ... )
+    >>> found.exponents.round(1).tolist(), found.converged.tolist()
+    ([0.4, -1.6], [True, True])
+    >>> bool(np.isclose(found.exponents.sum(), np.log(0.3)))
+    True
+    """
+    state = jnp.asarray(state)
+    _check(len(state), k, steps, transient, every, basis)
+    bound = escape_bound(state) if bound is None else bound
+    length = -(-steps // (BLOCKS * every))
+    rows = jnp.zeros((0, len(state)), state.dtype) if basis is None else jnp.asarray(basis)
+    directions = jnp.linalg.qr(jax.random.normal(key, (len(state), k), state.dtype))[0].T
+    start = _Orbit(state, directions, jnp.array(True))
+    parameter = jnp.asarray(parameter, state.dtype)
+    orbit, blocks = jax.device_get(
+        _follow(map_, start, parameter, rows, transient, length, bound, every=every)
+    )
+    blocks = _Block(
+        growth=blocks.growth / (length * every),
+        overlap=blocks.overlap / length
+        if basis is not None
+        else np.full_like(blocks.overlap, np.nan),
+    )
+    return _summarise(orbit, blocks, BLOCKS * length * every, tol)
+
+
+def _check(
+    n: int, k: int, steps: int, transient: int, every: int, basis: Float[Array, "m n"] | None
+) -> None:
+    if not 1 <= k <= n:
+        raise ValueError(f"k is {k}; expected 1 to {n}, the size of the state")
+    if steps < 1 or every < 1 or transient < 0:
+        raise ValueError(
+            f"steps is {steps}, every {every} and transient {transient}; "
+            "expected at least 1, 1 and 0"
+        )
+    if basis is None:
+        return
+    rows = np.asarray(basis, float)
+    if rows.ndim != 2 or rows.shape[1] != n:
+        raise ValueError(f"the basis has shape {rows.shape}; expected rows of length {n}")
+    if not np.max(np.abs(rows @ rows.T - np.eye(len(rows))), initial=0) <= 1e-3:
+        raise ValueError("the rows of the basis are not orthonormal")
+
+
+class _Orbit(NamedTuple):
+    state: State
+    directions: Float[Array, "k n"]
+    alive: Bool[Array, ""]
+
+
+class _Block(NamedTuple):
+    """Sums over a block."""
+
+    growth: Float[Array, "*blocks k"]
+    overlap: Float[Array, "*blocks k"]
+
+
+@partial(jax.jit, static_argnames="every")
+def _follow(
+    map_: Map,
+    start: _Orbit,
+    parameter: Array,
+    rows: Float[Array, "m n"],
+    transient: Array | int,
+    length: Array | int,
+    bound: Array | float,
+    *,
+    every: int,
+) -> tuple[_Orbit, _Block]:
+    """The orbit and its tangent vectors; the first block, in which they turn, is left out."""
+
+    def advance(orbit: _Orbit) -> _Orbit:
+        def push(direction: Array) -> tuple[Array, Array]:
+            return jax.jvp(lambda x: map_(x, parameter), (orbit.state,), (direction,))
+
+        state, directions = jax.vmap(push, out_axes=(None, 0))(orbit.directions)
+        return _Orbit(state, directions, orbit.alive & jnp.all(jnp.abs(state) <= bound))
+
+    def stretch(_: Array, carry: tuple[_Orbit, _Block]) -> tuple[_Orbit, _Block]:
+        orbit, block = carry
+        orbit = jax.lax.fori_loop(0, every, lambda _, orbit: advance(orbit), orbit)
+        turned, triangle = jnp.linalg.qr(orbit.directions.T)
+        growth = block.growth + jnp.log(jnp.abs(jnp.diagonal(triangle)))
+        overlap = block.overlap + jnp.sum((rows @ turned) ** 2, axis=0)
+        return orbit._replace(directions=turned.T), _Block(growth, overlap)
+
+    def follow_block(orbit: _Orbit, _: None) -> tuple[_Orbit, _Block]:
+        zeros = jnp.zeros(len(orbit.directions), jnp.result_type(float))
+        return jax.lax.fori_loop(0, length, stretch, (orbit, _Block(zeros, zeros)))
+
+    def settle(_: Array, orbit: _Orbit) -> _Orbit:
+        state = map_(orbit.state, parameter)
+        return orbit._replace(state=state, alive=orbit.alive & jnp.all(jnp.abs(state) <= bound))
+
+    orbit = jax.lax.fori_loop(0, transient, settle, start)
+    orbit, blocks = jax.lax.scan(follow_block, orbit, length=BLOCKS + 1)
+    return orbit, jax.tree.map(lambda leaf: leaf[1:], blocks)
+
+
+def _summarise(orbit: _Orbit, blocks: _Block, steps: int, tol: float) -> LyapunovSpectrum:
+    """Averages, their errors and a verdict."""
+    growth, overlap = (np.where(orbit.alive, leaf, np.nan) for leaf in blocks)
+    with np.errstate(invalid="ignore"):
+        running = np.cumsum(growth, axis=0) / np.arange(1, BLOCKS + 1)[:, None]
+        errors = np.std(growth, axis=0, ddof=1) / BLOCKS**0.5
+        halves = np.mean(growth[: BLOCKS // 2], axis=0) - np.mean(growth[BLOCKS // 2 :], axis=0)
+        converged = (errors <= tol) & (np.abs(halves) <= np.maximum(6 * errors, tol))
+    message = f"{np.sum(converged)} of {len(converged)} converged after {steps} steps"
+    if not orbit.alive:
+        message = "the orbit diverged"
+    elif np.any(~np.isfinite(growth)):
+        message += "; a derivative vanishes or is not finite"
+    elif not np.all(converged):
+        message += "; allow more steps, a longer transient or a larger tol"
+    return LyapunovSpectrum(
+        exponents=running[-1],
+        errors=errors,
+        converged=converged,
+        running=running,
+        overlap=np.mean(overlap, axis=0),
+        diverged=not orbit.alive,
+        steps=steps,
+        state=np.asarray(orbit.state),
+        message=message,
+    )

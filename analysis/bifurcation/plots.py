@@ -1,0 +1,112 @@
+"""Figures of the instabilities of a run, from its result file alone."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dlf_dynamics.analysis.bifurcation.bifurcations import Bifurcations
+from dlf_dynamics.analysis.bifurcation.instabilities import Instability
+from dlf_dynamics.analysis.bifurcation.periods import periods_of_iterates
+from dlf_dynamics.analysis.plots import COLOURS, STYLE
+from dlf_dynamics.run import Run
+
+MOST = 6
+"""Instabilities that are drawn, those with the largest amplitude."""
+
+_PERIOD_COLOURS = {2: COLOURS[0], 4: COLOURS[1], 8: COLOURS[2], -1: COLOURS[3], 0: "#999999"}
+_NAMES = {0: "not oscillating", 2: "period 2", 4: "period 4", 8: "period 8", -1: "irregular"}
+
+
+def instability_figure(run: Run, found: Bifurcations) -> Figure:
+    """A column for each of the largest instabilities: loss, projection, sharpness at the centres.
+
+    The crossing of the threshold, the onset and the end are marked, and the amplitudes that the
+    flip coefficient and the rod equation predict.
+    """
+    largest = sorted(found.instabilities, key=lambda event: -np.nan_to_num(event.amplitude))[:MOST]
+    shown = sorted(largest, key=lambda event: event.onset)
+    columns = len(shown)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(1.2 + 2.3 * columns, 6.0), layout="constrained")
+        axes = figure.subplots(3, columns, sharex="col", squeeze=False)
+        for column, event in zip(axes.T, shown, strict=True):
+            _draw_loss(column[0], run, found, event)
+            _draw_projection(column[1], run, found, event)
+            _draw_sharpness(column[2], found, event)
+            kind = event.criticality or "kind not told"
+            column[0].set_title(f"onset {event.onset}\n{kind}")
+            column[-1].set_xlabel("step")
+            column[-1].locator_params(axis="x", nbins=4)
+            for ax in column:
+                _mark(ax, event)
+        axes[0, 0].set_ylabel("F")
+        axes[1, 0].set_ylabel("projection on the\ntop eigenvector")
+        axes[2, 0].set_ylabel("sharpness at centres")
+        handles, labels = axes[1, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _rows(found: Bifurcations, event: Instability) -> slice:
+    """Rows of the window, with a fifth of its length around it and the crossing before it."""
+    steps = found.motion.steps
+    around = max((event.end - event.onset) // 5, 50)
+    begin = min(event.onset - around, event.crossed if event.crossed >= 0 else event.onset)
+    first, last = np.searchsorted(steps, [begin - 20, event.end + around])
+    return slice(int(first), int(last))
+
+
+def _periods(run: Run, found: Bifurcations, rows: slice) -> np.ndarray:
+    motion = found.motion
+    cosine = run.scalars["update_cosine"][motion.steps[rows]]
+    return periods_of_iterates(cosine, motion.recurrence[rows])
+
+
+def _draw_loss(ax: Axes, run: Run, found: Bifurcations, event: Instability) -> None:
+    """The loss at each step, coloured by the period."""
+    rows = _rows(found, event)
+    steps = found.motion.steps[rows]
+    _coloured(ax, steps, run.scalars["loss"][steps], _periods(run, found, rows))
+    ax.set_yscale("log")
+
+
+def _draw_projection(ax: Axes, run: Run, found: Bifurcations, event: Instability) -> None:
+    """Both branches of the oscillation, with the amplitudes that were predicted."""
+    rows = _rows(found, event)
+    motion = found.motion
+    projection = motion.projection[rows]
+    _coloured(ax, motion.steps[rows], projection, _periods(run, found, rows))
+    predictions = {
+        "flip coefficient": (event.flip_amplitude, event.onset, "v", COLOURS[5]),
+        "rod equation": (event.rod_amplitude, event.settled, "D", COLOURS[7]),
+    }
+    for name, (size, step, marker, colour) in predictions.items():
+        places, sizes = ([step, step], [size, -size]) if np.isfinite(size) else ([], [])
+        ax.plot(places, sizes, marker, color=colour, ms=4, mfc="none", label=name)
+    limit = 1.15 * np.nanmax(np.abs(projection), initial=1e-12)
+    ax.set_ylim(-limit, limit)
+
+
+def _draw_sharpness(ax: Axes, found: Bifurcations, event: Instability) -> None:
+    """The sharpness at the centres that were looked at, with the threshold."""
+    motion, steps = found.motion, found.motion.steps[_rows(found, event)]
+    inside = (motion.looked_at >= steps[0]) & (motion.looked_at <= steps[-1]) & motion.converged
+    ax.plot(motion.looked_at[inside], motion.values[inside], ".-", color=COLOURS[0], ms=2, lw=0.6)
+    ax.plot(motion.looked_at[inside], found.thresholds[inside], color=COLOURS[5], lw=1)
+
+
+def _coloured(ax: Axes, steps: np.ndarray, values: np.ndarray, periods: np.ndarray) -> None:
+    for period, name in _NAMES.items():
+        mask = periods == period
+        colour = _PERIOD_COLOURS[period]
+        # Rasterised, or a vector file would hold every point.
+        ax.plot(steps[mask], values[mask], ".", ms=1, color=colour, label=name, rasterized=True)
+
+
+def _mark(ax: Axes, event: Instability) -> None:
+    ax.axvspan(event.onset, event.end, color=COLOURS[4], alpha=0.15, lw=0)
+    if event.crossed >= 0:
+        ax.axvline(event.crossed, color=COLOURS[5], lw=0.8, ls="--")

@@ -1,0 +1,41 @@
+"""What all commands share: kinds of options, exit codes, lines for the person at the terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    from dlf_dynamics.resultfile import Parts
+
+DIVERGED, INVALID, CROSSED, UNDECIDED = 3, 1, 1, 4
+
+Flattened = tyro.conf.arg(name="")
+RunPath = tyro.conf.Positional[Path]
+
+
+def say(line: str) -> None:
+    """Tells the person at the terminal, on stderr, so that stdout holds results only."""
+    print(line, file=sys.stderr)
+
+
+def fail(line: str, code: int) -> int:
+    """Says what went wrong; returns the exit code."""
+    say(f"dlf-dynamics: {line}")
+    return code
+
+
+def kept_parts(output: Path, analysis: str, run_id: str, settings: Any, *, resume: bool) -> Parts:
+    """The finished parts of an analysis, in a folder beside its output; none without `resume`."""
+    from dlf_dynamics.resultfile import Parts
+
+    folder = output.with_suffix(".parts")
+    parts = Parts(folder, analysis, run_id, settings)
+    if resume and not folder.is_dir():
+        say(f"nothing to resume in {folder}; starting anew")
+    if not resume:
+        parts.clear()
+    return parts

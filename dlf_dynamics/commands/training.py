@@ -1,0 +1,113 @@
+"""`dlf-dynamics train`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from dlf_dynamics.commands.terminal import DIVERGED, Flattened, fail, say
+from dlf_dynamics.config import PRESETS, RunConfig
+from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.startup import check_writable, problem_size, recorded_config, start_jax
+
+if TYPE_CHECKING:
+    from dlf_dynamics.run import Run
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network and record the run.
+
+    Without arguments it is the published headline run: a spiral of three classes, one hidden
+    layer, gradient descent with learning rate 1, A = 70, T = 5000, 70,000 steps. A CONFIG.toml
+    overrides the defaults, and options override both:
+
+      dlf-dynamics train --schedule.amplitude 20 --steps 20000 -o a20.h5
+      dlf-dynamics train --resume -o a20.h5
+    """
+
+    config: tyro.conf.Positional[Path | None] = None
+    """CONFIG.toml with keys as in the options, such as `period = 300` under [schedule]."""
+    preset: str | None = None
+    """Configuration to start from; without it and without CONFIG.toml it is `published`. Choices:
+    published, published-updated, published-static, digits."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("run.h5")
+    """Run file to write."""
+    resume: bool = False
+    """Continue the run in the output file, bit by bit as if it had not been interrupted. With a
+    larger --steps it is carried on."""
+    overwrite: bool = False
+    """Replace the output file if it exists."""
+    quiet: bool = False
+    """No progress bar."""
+    threads: int = 0
+    """Threads of XLA on a CPU; 0 chooses one for small problems and all cores for others."""
+    run: Annotated[RunConfig, Flattened] = field(default_factory=lambda: PRESETS["published"])
+
+    def execute(self) -> int:
+        """Trains, or continues."""
+        check_writable(self.output)
+        start_jax(self.run.dtype, self.threads, problem_size(self.run))
+        from dlf_dynamics import progress
+
+        with (
+            progress.Stop().listening() as stop,
+            progress.bar("training", self.run.steps, quiet=self.quiet) as advance,
+        ):
+            run = self._train(advance, stop)
+        report = {"diverged": self._diverged, "interrupted": self._interrupted}
+        return report.get(run.status, self._complete)(run, stop.signal)
+
+    def _train(self, advance: Callable[[int], None], stop: Callable[[], bool]) -> Run:
+        from dlf_dynamics import training
+
+        if not self.resume:
+            return training.train(
+                self.run, self.output, overwrite=self.overwrite, progress=advance, stop=stop
+            )
+        recorded = recorded_config(self.output)
+        _refuse_changes(dataclasses.asdict(recorded), dataclasses.asdict(self.run))
+        return training.resume(self.output, steps=self.run.steps, progress=advance, stop=stop)
+
+    def _complete(self, run: Run, signal: int) -> int:
+        loss, accuracy = (run.scalars[name][-1] for name in ("loss", "accuracy"))
+        say(
+            f"wrote {self.output}: {run.steps[-1]} steps, {len(run.checkpoint_steps)} checkpoints "
+            f"of {run.num_params} parameters; loss {loss:.6g}, accuracy {accuracy:.4g}"
+        )
+        say(f"next: dlf-dynamics spectrum {self.output}")
+        return 0
+
+    def _interrupted(self, run: Run, signal: int) -> int:
+        say(
+            f"interrupted at step {run.resume_point().step}; continue with "
+            f"`dlf-dynamics train --resume -o {self.output}`"
+        )
+        return 128 + signal
+
+    def _diverged(self, run: Run, signal: int) -> int:
+        kept = f"step {run.checkpoint_steps[-1]}" if len(run.checkpoint_steps) else "none"
+        return fail(
+            f"diverged at step {run.steps[-1]}: the loss is {run.scalars['loss'][-1]}; "
+            f"{self.output} keeps the run up to there, last checkpoint: {kept}; try "
+            f"--optimizer.learning-rate below {self.run.optimizer.learning_rate:g}, "
+            "or a smaller --schedule.amplitude",
+            DIVERGED,
+        )
+
+
+def _refuse_changes(recorded: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> None:
+    """A resumed run keeps its configuration, but for the number of steps."""
+    for key, value in recorded.items():
+        if isinstance(value, dict):
+            _refuse_changes(value, asked[key], f"{prefix}{key}.")
+        elif value != asked[key] and prefix + key != "steps":
+            raise ConfigError(
+                f"--resume continues the run as it was configured: {prefix}{key} is {value!r} "
+                f"there, not {asked[key]!r}; only steps may change"
+            )

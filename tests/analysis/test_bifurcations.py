@@ -1,0 +1,193 @@
+"""The instabilities of whole runs: the same whatever was recorded, against dense eigenvalues."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from dlf_dynamics import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from dlf_dynamics.analysis.bifurcation import instabilities
+from dlf_dynamics.analysis.bifurcation.bifurcations import (
+    compute_bifurcations,
+    load_bifurcations,
+    save_bifurcations,
+)
+from dlf_dynamics.analysis.bifurcation.plots import instability_figure
+from dlf_dynamics.analysis.bifurcation.report import csv_text, instabilities_table, summary, verdict
+from dlf_dynamics.config import BifurcationConfig
+from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.resultfile import Parts
+
+CONFIG = BifurcationConfig(every=20)
+
+
+@pytest.fixture(scope="module")
+def found(eventful, trained):
+    return compute_bifurcations(trained(eventful), CONFIG)
+
+
+def same(one, other):
+    """Whether two lists of dataclasses are equal, NaN being equal to NaN."""
+    return [str(event) for event in one] == [str(event) for event in other]
+
+
+@pytest.mark.parametrize("checkpoint_every", [25, 50, 250, 7])
+def test_the_events_do_not_depend_on_which_checkpoints_were_recorded(
+    checkpoint_every, eventful, trained, found
+):
+    run = trained(replace(eventful, checkpoint_every=checkpoint_every))
+    other = compute_bifurcations(run, CONFIG)
+    assert other.note == "replayed steps meet the checkpoints bit by bit"
+    assert same(other.crossings, found.crossings)
+    assert same(other.instabilities, found.instabilities)
+    assert len(found.crossings) >= 3
+    assert len(found.instabilities) >= 1
+
+
+def test_crossings_are_at_the_steps_at_which_the_dense_sharpness_crosses(
+    eventful, trained, found, by_hand
+):
+    run = trained(eventful)
+    theta = by_hand(run, 1002)
+    hessian = jax.jit(jax.hessian(run.problem.objective))
+    threshold = 2 / eventful.optimizer.learning_rate
+
+    def sharpness(t):
+        centre = theta[t - 1] / 4 + theta[t] / 2 + theta[t + 1] / 4
+        return float(np.linalg.eigvalsh(np.asarray(hessian(centre, t)))[-1])
+
+    for crossing in found.crossings:
+        assert crossing.state == "certain"
+        assert crossing.step_after == crossing.step_before + 1
+        above = crossing.direction == "up"
+        assert (sharpness(crossing.step_before) > threshold) is not above
+        assert (sharpness(crossing.step_after) > threshold) is above
+
+
+def test_an_oscillation_behind_its_crossing_is_described(eventful, trained, found, by_hand):
+    event = next(event for event in found.instabilities if event.crossed >= 0)
+    run = trained(eventful)
+    assert event.lag == event.onset - event.crossed
+    cosine = run.scalars["update_cosine"]
+    assert cosine[event.onset] < -0.5
+    assert cosine[event.onset - 1] >= -0.5
+    assert event.period_2 + event.period_4 + event.period_8 + event.irregular == pytest.approx(1)
+    assert event.amplitude > 0
+    assert 0 < event.alignment <= 1 + 1e-12
+    assert np.isnan(event.gate_flips)
+    assert not event.symmetric
+    theta = by_hand(run, event.settled + 2)
+    half = (theta[-1] - 2 * theta[-2] + theta[-3]) / 4
+    assert event.amplitude <= np.linalg.norm(half) * (1 + 1e-9)
+
+
+def test_an_interrupted_analysis_goes_on_with_the_same_content(eventful, trained, found, tmp_path):
+    run = trained(eventful)
+    make = partial(Parts, tmp_path / "parts", "bifurcations", run.run_id, {"every": 20})
+
+    def stop(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compute_bifurcations(run, CONFIG, parts=make(), progress=stop)
+    assert len(list((tmp_path / "parts").iterdir())) == 1
+    again = compute_bifurcations(run, CONFIG, parts=make())
+    assert same(again.crossings, found.crossings)
+    assert same(again.instabilities, found.instabilities)
+    for one, other in zip(again.motion, found.motion, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_result_file_gives_back_what_was_written(eventful, trained, found, tmp_path, small):
+    path = tmp_path / "run.bifurcations.h5"
+    save_bifurcations(found, path)
+    again = load_bifurcations(path, trained(eventful))
+    assert same(again.crossings, found.crossings)
+    assert same(again.instabilities, found.instabilities)
+    assert again.config == CONFIG
+    with pytest.raises(FileError, match="belongs to another run than"):
+        load_bifurcations(path, trained(small))
+
+
+def test_table_json_csv_and_figure_tell_of_every_instability(eventful, trained, found):
+    content = summary(found)
+    assert [event["onset"] for event in content["instabilities"]] == [
+        event.onset for event in found.instabilities
+    ]
+    lines = csv_text(found.instabilities).splitlines()
+    assert len(lines) == 1 + len(found.instabilities)
+    assert lines[0].startswith("onset,end,crossed")
+    assert "nan" not in lines[1]
+    assert instabilities_table(found).row_count == len(found.instabilities)
+    figure = instability_figure(trained(eventful), found)
+    assert len(figure.axes) == 3 * len(found.instabilities)
+
+
+def test_a_run_that_stays_below_has_no_instability(eventful, trained):
+    calm = replace(
+        eventful, optimizer=OptimizerConfig(learning_rate=0.05), steps=200, checkpoint_every=50
+    )
+    run = trained(calm)
+    found = compute_bifurcations(run, CONFIG)
+    assert found.instabilities == []
+    assert found.crossings == []
+    answer, (line,) = verdict(found)
+    assert answer == "below"
+    assert line.startswith("below the threshold at all 9 steps")
+    assert verdict(compute_bifurcations(run, replace(CONFIG, steps="100:")))[0] == "below"
+
+
+def test_what_did_not_converge_is_never_labelled(eventful, trained):
+    found = compute_bifurcations(trained(eventful), replace(CONFIG, max_matvecs=4, tol=1e-14))
+    assert found.not_converged > 0
+    assert verdict(found)[0] == "undecided"
+    assert all(event.criticality == "" and event.crossed == -1 for event in found.instabilities)
+    assert all(np.isnan(event.flip_amplitude) for event in found.instabilities)
+
+
+def test_a_mini_batch_run_gets_no_threshold_and_an_adaptive_one_the_words(small, trained):
+    batches = compute_bifurcations(trained(replace(small, batch_size=6)), CONFIG)
+    assert "mini-batches" in batches.label
+    assert np.all(np.isnan(batches.thresholds))
+    assert batches.crossings == []
+    assert verdict(batches)[0] == "undecided"
+    adam = OptimizerConfig("adam", learning_rate=0.01)
+    found = compute_bifurcations(trained(replace(small, optimizer=adam)), CONFIG)
+    assert "frozen preconditioner" in found.label
+    assert "frozen preconditioner" in summary(found)["threshold"]
+
+
+def test_piecewise_linear_networks_are_called_non_smooth(eventful, trained):
+    model = ModelConfig(widths=(10,), activation="relu", init="glorot-normal")
+    run = trained(replace(eventful, model=model, steps=500))
+    found = compute_bifurcations(run, CONFIG)
+    assert len(found.instabilities) > 0
+    for event in found.instabilities:
+        assert event.criticality in ("", instabilities.NON_SMOOTH)
+        assert np.isnan(event.flip_amplitude)
+        assert np.isfinite(event.gate_flips)
+
+
+def test_heavy_ball_runs_are_described_too(eventful, trained):
+    run = trained(
+        replace(
+            eventful,
+            data=DataConfig(name="blobs", points_per_class=10),
+            optimizer=OptimizerConfig("heavy-ball", learning_rate=3.0, momentum=0.5),
+            schedule=ScheduleConfig(amplitude=40.0, period=200),
+            steps=300,
+        )
+    )
+    found = compute_bifurcations(run, CONFIG)
+    np.testing.assert_allclose(found.thresholds, (2 + 2 * 0.5) / 3.0, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [("12", "steps is '12'; expected a:b"), ("900:", "steps 900: holds no recorded step")],
+)
+def test_steps_that_are_not_there_are_refused(steps, message, small, trained):
+    with pytest.raises(ConfigError, match=message):
+        compute_bifurcations(trained(small), replace(CONFIG, steps=steps))

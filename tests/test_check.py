@@ -1,0 +1,100 @@
+"""`bifurcations` and `check` on the command line: files, exit codes, one-line errors."""
+
+import csv
+import json
+
+import pytest
+
+from dlf_dynamics.cli import main
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+NET = ["--data.points-per-class", "20", "--model.widths", "10", "--model.activation", "tanh"]
+RUN = [*NET, "--model.init", "glorot-normal", "--schedule.amplitude", "40", "--quiet"]
+
+
+def train(path, *options):
+    assert main(["train", *RUN, *options, "-o", str(path)]) == 0
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def unstable(tmp_path_factory):
+    """A run that crosses the threshold and oscillates."""
+    path = tmp_path_factory.mktemp("unstable") / "run.h5"
+    rate = ["--optimizer.learning-rate", "3", "--schedule.period", "400"]
+    return train(path, *rate, "--steps", "600")
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    path = tmp_path_factory.mktemp("calm") / "run.h5"
+    return train(path, "--optimizer.learning-rate", "0.05", "--steps", "60")
+
+
+def test_bifurcations_writes_results_table_and_figure(unstable, capsys, tmp_path):
+    output = tmp_path / "out.h5"
+    assert main(["bifurcations", unstable, "-o", str(output), "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert "Instabilities" in captured.out
+    assert "threshold 0.666667: critical eigenvalue of gd" in captured.out
+    assert output.is_file()
+    rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
+    assert len(rows) >= 1
+    for suffix in ("png", "svg"):
+        assert (tmp_path / unstable).with_suffix(f".instabilities.{suffix}").stat().st_size > 5000
+    assert not (tmp_path / "out.parts").exists()
+    options = ["--json", "--no-figures", "--quiet", "-o", str(output)]
+    assert main(["bifurcations", unstable, *options]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [event["onset"] for event in content["instabilities"]] == [
+        int(row["onset"]) for row in rows
+    ]
+    assert content["verdict"] == "above"
+
+
+def test_check_tells_where_a_run_was_above_and_by_its_exit_code(unstable, capsys):
+    assert main(["check", unstable, "--quiet"]) == 0
+    assert capsys.readouterr().out.startswith("above the threshold at ")
+    # The second time it reads what the first one wrote.
+    assert main(["check", unstable, "--quiet", "--fail-on-crossing"]) == 1
+    captured = capsys.readouterr()
+    assert "crossed up between steps" in captured.out
+    assert "wrote" not in captured.err
+
+
+def test_check_is_content_with_a_run_that_stayed_below(calm, capsys):
+    assert main(["check", calm, "--quiet", "--fail-on-crossing"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("below the threshold at all ")
+    assert "wrote" in captured.err
+
+
+def test_check_says_when_it_cannot_tell(tmp_path, capsys):
+    run = train(tmp_path / "run.h5", "--batch-size", "20", "--steps", "60")
+    assert main(["check", run, "--quiet", "--fail-on-crossing"]) == 4
+    assert "cannot be told: no threshold, mini-batches" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--every", "0"], "every is 0; expected at least 1"),
+        (["--horizon", "5"], "horizon is 5; expected at least 20"),
+        (["--tol", "2"], "tol is 2.0; expected a number between 0 and 1"),
+        (["--steps", "70:"], "steps 70: holds no recorded step; the run's are 0 to 60"),
+        (["-o", "no/where.h5"], "directory no does not exist"),
+    ],
+)
+def test_bad_options_are_one_line(options, message, calm, capsys):
+    assert main(["bifurcations", calm, "--quiet", *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_resume_without_parts_starts_anew(calm, capsys, tmp_path):
+    output = tmp_path / "out.h5"
+    options = ["--resume", "--no-figures", "--quiet", "-o", str(output)]
+    assert main(["bifurcations", calm, *options]) == 0
+    assert "nothing to resume" in capsys.readouterr().err
