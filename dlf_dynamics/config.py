@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -286,6 +287,9 @@ class BifurcationConfig:
     horizon: int = 100
     """Steps after which the answer of the other parameters to an oscillation is taken, for the flip
     coefficient."""
+    diagrams: str = "auto"
+    """Steps, separated by commas, at which the loss is frozen for orbit diagrams; auto takes one
+    inside the largest oscillation, none leaves them out."""
     seed: int = 0
     """Seed of the random start vectors."""
 
@@ -295,6 +299,10 @@ class BifurcationConfig:
                 raise ConfigError(f"{key} is {getattr(self, key)}; expected at least {least}")
         if self.tol is not None and not 0 < self.tol < 1:
             raise ConfigError(f"tol is {self.tol}; expected a number between 0 and 1")
+        if self.diagrams not in ("auto", "none") and not re.fullmatch(r"\d+(,\d+)*", self.diagrams):
+            raise ConfigError(
+                f"diagrams is {self.diagrams!r}; expected auto, none, or steps such as 9700,14000"
+            )
 
 
 PULSE_STEPS_PUBLISHED = 5001

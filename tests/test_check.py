@@ -42,9 +42,11 @@ def test_bifurcations_writes_results_table_and_figure(unstable, capsys, tmp_path
     rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
     assert len(rows) >= 1
     for suffix in ("png", "svg"):
-        assert (tmp_path / unstable).with_suffix(f".instabilities.{suffix}").stat().st_size > 5000
+        for name in ("instabilities", "diagrams"):
+            figure = (tmp_path / unstable).with_suffix(f".{name}.{suffix}")
+            assert figure.stat().st_size > 5000
     assert not (tmp_path / "out.parts").exists()
-    options = ["--json", "--no-figures", "--quiet", "-o", str(output)]
+    options = ["--json", "--no-figures", "--quiet", "--diagrams", "none", "-o", str(output)]
     assert main(["bifurcations", unstable, *options]) == 0
     content = json.loads(capsys.readouterr().out)
     assert [event["onset"] for event in content["instabilities"]] == [
@@ -81,6 +83,7 @@ def test_check_says_when_it_cannot_tell(tmp_path, capsys):
     [
         (["--every", "0"], "every is 0; expected at least 1"),
         (["--horizon", "5"], "horizon is 5; expected at least 20"),
+        (["--diagrams", "100"], "diagrams has step 100; the run's are 0 to 60"),
         (["--tol", "2"], "tol is 2.0; expected a number between 0 and 1"),
         (["--steps", "70:"], "steps 70: holds no recorded step; the run's are 0 to 60"),
         (["-o", "no/where.h5"], "directory no does not exist"),

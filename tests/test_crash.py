@@ -24,7 +24,6 @@ CONFIG = RunConfig(
     steps=6000,
     checkpoint_every=7,
 )
-NUM_KILLS = 20
 
 # Its children find JAX imported but not yet started, which saves seconds for each.
 SERVER = multiprocessing.get_context("forkserver")
@@ -86,10 +85,11 @@ def promised(log):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")
-def test_a_killed_run_is_a_prefix_of_the_whole_one_and_resumes(tmp_path, reference):
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("kills", [8, pytest.param(24, marks=pytest.mark.slow)])
+def test_a_killed_run_is_a_prefix_of_the_whole_one_and_resumes(kills, tmp_path, reference):
+    rng = np.random.default_rng(kills)
     on_file = []
-    for k in range(NUM_KILLS):
+    for k in range(kills):
         folder = tmp_path / str(k)
         process = start(folder)
         try:
@@ -121,7 +121,7 @@ def test_a_killed_run_is_a_prefix_of_the_whole_one_and_resumes(tmp_path, referen
             assert len(again.steps) == CONFIG.steps + 1
             assert len(again.checkpoint_steps) == len(reference.checkpoint_steps)
     # The kills came at different moments.
-    assert len(set(on_file)) > NUM_KILLS // 2
+    assert len(set(on_file)) > kills // 2
 
 
 def test_a_run_is_read_while_it_is_written(tmp_path, reference):

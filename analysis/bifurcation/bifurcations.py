@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dlf_dynamics import resultfile
+from dlf_dynamics.analysis.bifurcation.frozen import FrozenDiagram, frozen_diagrams
 from dlf_dynamics.analysis.bifurcation.instabilities import Instability, describe
 from dlf_dynamics.analysis.bifurcation.location import locate_crossings, thresholds_at
 from dlf_dynamics.analysis.bifurcation.motion import Motion, follow, joined
@@ -21,8 +22,17 @@ from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.config import BifurcationConfig, SpectrumConfig
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.hdf5 import damaged
+from dlf_dynamics.optimizers import ADAPTIVE
 from dlf_dynamics.provenance import provenance
-from dlf_dynamics.resultfile import Arrays, Parts, inside, pack_table, unpack_table
+from dlf_dynamics.resultfile import (
+    Arrays,
+    Parts,
+    inside,
+    pack,
+    pack_table,
+    unpack,
+    unpack_table,
+)
 from dlf_dynamics.run import Run
 
 
@@ -39,6 +49,7 @@ class Bifurcations:
         thresholds: at the steps that were looked at; NaN where none may be used.
         crossings: of the threshold at the centres, located.
         instabilities: in the order of steps.
+        diagrams: with the loss frozen at some steps.
     """
 
     run_id: str
@@ -49,6 +60,7 @@ class Bifurcations:
     thresholds: np.ndarray
     crossings: list[Crossing]
     instabilities: list[Instability]
+    diagrams: list[FrozenDiagram]
 
     @property
     def not_converged(self) -> int:
@@ -160,7 +172,48 @@ def _with_events(
         thresholds=thresholds,
         crossings=crossings,
         instabilities=found,
+        diagrams=_diagrams(replay, solver, config, found, parts),
     )
+
+
+def _diagrams(
+    replay: Replay,
+    solver: Solver,
+    config: BifurcationConfig,
+    events: list[Instability],
+    parts: Parts,
+) -> list[FrozenDiagram]:
+    """At the steps that were asked for; none for a run that has no map that stays the same."""
+    run = replay.run
+    if config.diagrams == "none" or refusal(run) or run.config.optimizer.name in ADAPTIVE:
+        return []
+    if config.diagrams == "auto":
+        # The longest oscillation: in its middle the orbit has had time to settle.
+        longest = max(events, key=lambda event: event.end - event.onset, default=None)
+        steps = [] if longest is None else [(longest.onset + longest.end) // 2]
+    else:
+        steps = [int(step) for step in config.diagrams.split(",")]
+        last = int(run.checkpoint_steps[-1])
+        if max(steps) > last:
+            raise ConfigError(f"diagrams has step {max(steps)}; the run's are 0 to {last}")
+    found: list[FrozenDiagram] = []
+    for step in steps:
+        make = lambda step=step: _grouped(frozen_diagrams(replay, solver, step))  # noqa: E731
+        found += _ungrouped(parts.get_or_make(f"diagrams-{step}", make))
+    return found
+
+
+def _grouped(diagrams: list[FrozenDiagram]) -> Arrays:
+    return {
+        f"{number}/{name}": array
+        for number, diagram in enumerate(diagrams)
+        for name, array in pack(diagram).items()
+    }
+
+
+def _ungrouped(arrays: Arrays) -> list[FrozenDiagram]:
+    count = len({name.split("/")[0] for name in arrays})
+    return [unpack(FrozenDiagram, inside(arrays, str(number))) for number in range(count)]
 
 
 def save_bifurcations(found: Bifurcations, path: Path) -> None:
@@ -174,6 +227,7 @@ def save_bifurcations(found: Bifurcations, path: Path) -> None:
         ("motion", found.motion._asdict()),
         ("crossings", pack_table(Crossing, found.crossings)),
         ("instabilities", pack_table(Instability, found.instabilities)),
+        ("diagrams", _grouped(found.diagrams)),
     ):
         arrays |= {f"{name}/{key}": array for key, array in group.items()}
     settings = {
@@ -212,6 +266,7 @@ def load_bifurcations(path: str | Path, run: Run | None = None) -> Bifurcations:
             thresholds=result.arrays["threshold"],
             crossings=unpack_table(Crossing, inside(result.arrays, "crossings")),
             instabilities=unpack_table(Instability, inside(result.arrays, "instabilities")),
+            diagrams=_ungrouped(inside(result.arrays, "diagrams")),
         )
     except (KeyError, TypeError) as error:
         raise damaged(path, resultfile.FORMAT, error) from error

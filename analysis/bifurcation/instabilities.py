@@ -7,7 +7,6 @@ its size as measured and as predicted, and its end.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +14,8 @@ from jaxtyping import Float, Int
 
 from dlf_dynamics.analysis.bifurcation.flip import FlipCoefficient, flip_coefficient
 from dlf_dynamics.analysis.bifurcation.lag import VISIBLE_RATIO, predicted_onset, rounding_noise
-from dlf_dynamics.analysis.bifurcation.location import thresholds_at
-from dlf_dynamics.analysis.bifurcation.motion import Motion, curvatures
+from dlf_dynamics.analysis.bifurcation.location import centre_of, thresholds_at
+from dlf_dynamics.analysis.bifurcation.motion import Motion
 from dlf_dynamics.analysis.bifurcation.periods import (
     IRREGULAR,
     periods_of_iterates,
@@ -26,7 +25,7 @@ from dlf_dynamics.analysis.bifurcation.replay import Replay
 from dlf_dynamics.analysis.bifurcation.rod import rod_amplitude
 from dlf_dynamics.analysis.events import Crossing, Oscillation
 from dlf_dynamics.analysis.stability import growth_factors
-from dlf_dynamics.analysis.trajectory import Solver, both_points
+from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.models import PIECEWISE_LINEAR
 from dlf_dynamics.optimizers import ADAPTIVE
@@ -210,31 +209,13 @@ def _growth(
     steps = np.arange(begin, motion.steps[-1] + 1)
     visible = VISIBLE_RATIO * motion.drift[steps - first]
     factors = _factors(run, motion, steps)
-    centre = _centre(replay, solver, crossed)
+    centre = centre_of(replay, solver, crossed)
     if centre.converged and np.all(np.isfinite(factors)):
         noise = rounding_noise(centre.params, centre.vector, centre.params.dtype)
         expected = predicted_onset(factors, noise, visible)
         if expected is not None and begin + expected >= crossed:
             found["predicted_lag"] = begin + expected - crossed
     return found
-
-
-class _Centre(NamedTuple):
-    """The centre of a step, and the curvature there."""
-
-    params: Float[np.ndarray, " params"]
-    vector: Float[np.ndarray, " params"]
-    value: float
-    converged: bool
-
-
-def _centre(replay: Replay, solver: Solver, step: int) -> _Centre:
-    (stretch,) = replay.stretches(step, step + 1)
-    found = curvatures(replay.run, solver, stretch, [step])
-    params = both_points(replay.run.dynamics, replay.run.state(stretch.point(step)))[1]
-    return _Centre(
-        np.asarray(params), found.vectors[0], float(found.values[0]), bool(found.converged[0])
-    )
 
 
 def _size(
@@ -252,7 +233,7 @@ def _size(
     }
     if run.config.optimizer.name in ADAPTIVE or run.config.batch_size is not None:
         return found
-    centre, rate = _centre(replay, solver, window.onset), _rate(run, window.onset)
+    centre, rate = centre_of(replay, solver, window.onset), _rate(run, window.onset)
     if not centre.converged:
         return found
     flip = flip_coefficient(
@@ -297,7 +278,7 @@ def _normal_form(run: Run, flip: FlipCoefficient) -> dict[str, object]:
 
 
 def _rod(replay: Replay, solver: Solver, step: int, size: float) -> dict[str, object]:
-    centre = _centre(replay, solver, step)
+    centre = centre_of(replay, solver, step)
     if not (centre.converged and size > 0):
         return {}
     rod = rod_amplitude(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float
 
@@ -9,7 +11,7 @@ from dlf_dynamics.analysis.bifurcation.motion import Motion, curvatures
 from dlf_dynamics.analysis.bifurcation.replay import Replay
 from dlf_dynamics.analysis.events import Crossing, find_crossings, sides
 from dlf_dynamics.analysis.stability import instability_threshold
-from dlf_dynamics.analysis.trajectory import Solver
+from dlf_dynamics.analysis.trajectory import Solver, both_points
 from dlf_dynamics.run import Run
 
 
@@ -17,6 +19,32 @@ def thresholds_at(run: Run, steps: np.ndarray) -> Float[np.ndarray, " steps"]:
     """The threshold of the run's optimizer at some steps."""
     rates = run.scalars["learning_rate"][np.minimum(steps, len(run.steps) - 1)]
     return instability_threshold(run.config.optimizer, rates)
+
+
+class Centre(NamedTuple):
+    """The centre of three consecutive iterates, and the largest eigenvalue there.
+
+    Attributes:
+        params: ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1).
+        vector: top eigenvector, unit.
+        value: its eigenvalue.
+        converged: whether that is to be relied on.
+    """
+
+    params: Float[np.ndarray, " params"]
+    vector: Float[np.ndarray, " params"]
+    value: float
+    converged: bool
+
+
+def centre_of(replay: Replay, solver: Solver, step: int) -> Centre:
+    """The centre of a step, which is replayed."""
+    (stretch,) = replay.stretches(step, step + 1)
+    found = curvatures(replay.run, solver, stretch, [step])
+    params = both_points(replay.run.dynamics, replay.run.state(stretch.point(step)))[1]
+    return Centre(
+        np.asarray(params), found.vectors[0], float(found.values[0]), bool(found.converged[0])
+    )
 
 
 def locate_crossings(replay: Replay, solver: Solver, motion: Motion) -> list[Crossing]:

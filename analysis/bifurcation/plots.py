@@ -8,10 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dlf_dynamics.analysis.bifurcation.bifurcations import Bifurcations
+from dlf_dynamics.analysis.bifurcation.frozen import FrozenDiagram
 from dlf_dynamics.analysis.bifurcation.instabilities import Instability
 from dlf_dynamics.analysis.bifurcation.periods import periods_of_iterates
 from dlf_dynamics.analysis.plots import COLOURS, STYLE
 from dlf_dynamics.run import Run
+
+OVERLAP = 0.5
+"""Mean squared overlap from which an exponent is drawn as that of the oscillating direction."""
 
 MOST = 6
 """Instabilities that are drawn, those with the largest amplitude."""
@@ -48,6 +52,50 @@ def instability_figure(run: Run, found: Bifurcations) -> Figure:
         handles, labels = axes[1, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def diagram_figure(found: Bifurcations) -> Figure:
+    """Orbit diagrams with the loss frozen, the largest Lyapunov exponent underneath."""
+    columns = len(found.diagrams)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(1 + 3.2 * columns, 4.6), layout="constrained")
+        axes = figure.subplots(
+            2, columns, sharex="col", squeeze=False, gridspec_kw={"height_ratios": [2, 1]}
+        )
+        for (above, below), diagram in zip(axes.T, found.diagrams, strict=True):
+            _draw_orbits(above, diagram)
+            _draw_exponents(below, diagram)
+            above.set_title(f"loss of step {diagram.step}")
+            name = diagram.parameter.replace("_", " ")
+            below.set_xlabel(f"{name} (dashed: of the run)")
+            for ax in (above, below):
+                ax.axvline(diagram.actual, color=COLOURS[5], lw=0.8, ls="--")
+        axes[0, 0].set_ylabel("projection on the\ntop eigenvector")
+        axes[1, 0].set_ylabel("largest Lyapunov\nexponent per step")
+        handles = axes[1, 0].get_legend_handles_labels()[0]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _draw_orbits(ax: Axes, diagram: FrozenDiagram) -> None:
+    """The oscillation of each orbit about its moving centre."""
+    values = np.repeat(diagram.values, diagram.orbits.shape[1])
+    ax.plot(values, diagram.orbits.ravel(), ".", ms=1, color=COLOURS[0], rasterized=True)
+
+
+def _draw_exponents(ax: Axes, diagram: FrozenDiagram) -> None:
+    """Open where not converged; red where the tangent vector is the oscillating one."""
+    ax.axhline(0, color="#999999", lw=0.6)
+    oscillating = diagram.overlap > OVERLAP
+    for mask, colour, name in (
+        (oscillating, COLOURS[5], "exponent along the top eigenvector"),
+        (~oscillating, COLOURS[7], "exponent of another direction"),
+    ):
+        for fine, fill in ((diagram.converged, colour), (~diagram.converged, "none")):
+            places = mask & fine
+            label = name if fill != "none" else None
+            values, exponents = diagram.exponent_values[places], diagram.exponents[places]
+            ax.plot(values, exponents, "o", ms=3, mec=colour, mfc=fill, label=label)
 
 
 def _rows(found: Bifurcations, event: Instability) -> slice:

@@ -38,8 +38,9 @@ class Bifurcations:
     centres are located to the step; oscillations get onset, end, period, the lag and growth that
     the linear theory predicts beside those measured, the flip coefficient and the size that it and
     the rod equation predict. RUN.h5 is not changed; the results go to RUN.bifurcations.h5 and
-    RUN.bifurcations.csv, the figure to RUN.instabilities.png and .svg. Ctrl-C ends it after the
-    part at hand; --resume goes on.
+    RUN.bifurcations.csv, the figures to RUN.instabilities.png, RUN.diagrams.png and the same as
+    .svg: the oscillations of the run, and orbit diagrams with the loss frozen at one step. Ctrl-C
+    ends it after the part at hand; --resume goes on.
 
       dlf-dynamics bifurcations run.h5 --steps 8000:10500
     """
@@ -118,9 +119,11 @@ class Check:
         found: Any = None
         if output.exists():
             found = bifurcations.load_bifurcations(output, run)
-        if found is None or found.config != self.settings:
+        # Diagrams have nothing to say here.
+        settings = dataclasses.replace(self.settings, diagrams="none")
+        if found is None or dataclasses.replace(found.config, diagrams="none") != settings:
             check_writable(output)
-            found = _computed(run, self.settings, output, resume=self.resume, quiet=self.quiet)
+            found = _computed(run, settings, output, resume=self.resume, quiet=self.quiet)
             if isinstance(found, int):
                 return found
             say(f"wrote {output}")
@@ -172,10 +175,15 @@ def _with_progress(
 
 def _draw(run: Run, found: Any, stem: Path) -> None:
     from dlf_dynamics.analysis import plots
-    from dlf_dynamics.analysis.bifurcation.plots import instability_figure
+    from dlf_dynamics.analysis.bifurcation.plots import diagram_figure, instability_figure
 
+    figures = {}
     if found.instabilities:
-        stem = stem.with_name(f"{stem.name}.instabilities")
-        say("wrote " + ", ".join(map(str, plots.save(instability_figure(run, found), stem))))
-    else:
+        figures["instabilities"] = instability_figure(run, found)
+    if found.diagrams:
+        figures["diagrams"] = diagram_figure(found)
+    for name, figure in figures.items():
+        written = plots.save(figure, stem.with_name(f"{stem.name}.{name}"))
+        say("wrote " + ", ".join(map(str, written)))
+    if not figures:
         say("no figure: the run does not oscillate in these steps")

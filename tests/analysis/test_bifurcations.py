@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from dlf_dynamics import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
-from dlf_dynamics.analysis.bifurcation import instabilities
+from dlf_dynamics.analysis.bifurcation import frozen, instabilities
 from dlf_dynamics.analysis.bifurcation.bifurcations import (
     compute_bifurcations,
     load_bifurcations,
     save_bifurcations,
 )
-from dlf_dynamics.analysis.bifurcation.plots import instability_figure
+from dlf_dynamics.analysis.bifurcation.plots import diagram_figure, instability_figure
 from dlf_dynamics.analysis.bifurcation.report import csv_text, instabilities_table, summary, verdict
 from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.resultfile import Parts
 
-CONFIG = BifurcationConfig(every=20)
+CONFIG = BifurcationConfig(every=20, diagrams="none")
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +191,58 @@ def test_heavy_ball_runs_are_described_too(eventful, trained):
 def test_steps_that_are_not_there_are_refused(steps, message, small, trained):
     with pytest.raises(ConfigError, match=message):
         compute_bifurcations(trained(small), replace(CONFIG, steps=steps))
+
+
+def test_frozen_diagrams_show_where_the_flip_is(eventful, trained, monkeypatch, by_hand):
+    monkeypatch.setattr(frozen, "VALUES", 40)
+    monkeypatch.setattr(frozen, "EXPONENTS", 4)
+    calm = replace(
+        eventful,
+        optimizer=OptimizerConfig(learning_rate=0.5),
+        schedule=ScheduleConfig("static"),
+        steps=400,
+        checkpoint_every=100,
+    )
+    run = trained(calm)
+    found = compute_bifurcations(run, replace(CONFIG, diagrams="390"))
+    (diagram,) = found.diagrams  # a static schedule has no pulse
+    assert (diagram.parameter, diagram.step, diagram.actual) == ("learning_rate", 390, 0.5)
+    assert diagram.values[[0, -1]].tolist() == [0.125, 0.75]
+    hessian = jax.hessian(run.problem.objective)(by_hand(run, 391)[-1], 390)
+    sharpness = float(np.linalg.eigvalsh(np.asarray(hessian))[-1])
+    assert 2 / sharpness > 0.75
+    assert not np.any(diagram.diverged)
+    assert np.max(np.abs(diagram.orbits)) < 1e-3 * np.linalg.norm(by_hand(run, 391)[-1])
+    figure = diagram_figure(found)
+    assert len(figure.axes) == 2
+
+
+def test_frozen_diagrams_have_a_branch_on_each_side_above_the_flip(
+    eventful, trained, monkeypatch, found
+):
+    monkeypatch.setattr(frozen, "VALUES", 30)
+    monkeypatch.setattr(frozen, "EXPONENTS", 3)
+    run = trained(eventful)
+    event = max(found.instabilities, key=lambda event: event.period_2)
+    step = (event.onset + event.end) // 2
+    both = compute_bifurcations(run, replace(CONFIG, diagrams=str(step), steps="0:20")).diagrams
+    assert [diagram.parameter for diagram in both] == ["learning_rate", "time"]
+    rate, time = both
+    assert time.values[[0, -1]].tolist() == [step - step % 400, step - step % 400 + 399]
+    sizes = np.max(np.abs(rate.orbits), axis=1)
+    assert sizes[-1] > 20 * sizes[0]
+    above, below = np.max(rate.orbits[-1]), np.min(rate.orbits[-1])
+    assert above > 0 > below
+    assert np.all(rate.overlap <= 1 + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("diagrams", "message"),
+    [
+        ("soon", "diagrams is 'soon'; expected auto, none, or steps such as"),
+        ("99", "diagrams has step 99; the run's are 0 to 60"),
+    ],
+)
+def test_diagrams_at_steps_that_are_not_there_are_refused(diagrams, message, small, trained):
+    with pytest.raises(ConfigError, match=message):
+        compute_bifurcations(trained(small), replace(CONFIG, diagrams=diagrams))
