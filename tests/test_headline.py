@@ -11,8 +11,12 @@ import pytest
 
 from dlf_dynamics import PRESETS, train
 from dlf_dynamics.analysis import compute_spectrum, find_oscillations
+from dlf_dynamics.analysis.bifurcation.motion import follow, joined
+from dlf_dynamics.analysis.bifurcation.periods import periods_of_iterates, periods_of_loss
+from dlf_dynamics.analysis.bifurcation.replay import Replay
 from dlf_dynamics.analysis.hessian import hessian_spectrum
 from dlf_dynamics.analysis.ntk import ntk_spectrum
+from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.config import SpectrumConfig
 
 PULSE = 5001
@@ -141,6 +145,25 @@ def test_the_kernel_grows_from_120_to_thousands_and_dips_in_each_of_the_first_bu
         before = largest[steps < burst.burst_start][-1]
         inside = (steps >= burst.burst_start) & (steps <= burst.burst_end)
         assert np.min(largest[inside]) < 0.8 * before
+
+
+@pytest.mark.slow
+def test_the_first_15000_steps_have_periods_2_and_4_as_published_and_a_little_8(whole):
+    run, _ = whole
+    replay, solver = Replay(run), Solver.from_config(run, SpectrumConfig(k=1))
+    pieces = [follow(replay, solver, first, first + 1000, 500) for first in range(0, 15_000, 1000)]
+    cosine = run.scalars["update_cosine"][:15_000]
+    period = periods_of_iterates(cosine, joined(pieces).recurrence)
+    assert replay.exact
+    assert np.mean(period == 2) == pytest.approx(0.15, abs=0.03)
+    assert np.mean(period == 4) == pytest.approx(0.06, abs=0.015)
+    assert 0 < np.mean(period == 8) < 0.02
+    # Period 4 comes in windows, not as single steps, and most of it shows in the loss.
+    runs = np.diff(np.flatnonzero(np.diff(np.concatenate([[0], period == 4, [0]]))))[::2]
+    assert np.max(runs) > 20
+    shown = periods_of_loss(run.scalars["loss"][:15_000])
+    assert np.mean(shown[period == 4] > 0) > 0.8
+    assert np.mean(shown[period == 2] > 0) > 0.8
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
+from dlf_dynamics.analysis.bifurcation.branches import Branches, Frozen, follow_branches
 from dlf_dynamics.analysis.bifurcation.diagrams import orbit_diagram
 from dlf_dynamics.analysis.bifurcation.location import Centre, centre_of
 from dlf_dynamics.analysis.bifurcation.lyapunov import LyapunovSpectrum, lyapunov_exponents
@@ -57,6 +58,10 @@ class FrozenDiagram:
         overlap: mean squared overlap of its tangent vector with the top eigenvector. A positive
             exponent of small overlap is a slow direction of negative curvature, not chaos.
         converged: of the exponents.
+        branch_centre: see `Branches.centre`, at the values of the exponents; of gradient descent
+            without momentum only, NaN else.
+        branch_amplitude: see `Branches.amplitude`.
+        branch_multiplier: see `Branches.multiplier`.
     """
 
     step: int
@@ -69,6 +74,9 @@ class FrozenDiagram:
     exponents: Float[np.ndarray, " exponents"]
     overlap: Float[np.ndarray, " exponents"]
     converged: Bool[np.ndarray, " exponents"]
+    branch_centre: Float[np.ndarray, " exponents"]
+    branch_amplitude: Float[np.ndarray, " exponents"]
+    branch_multiplier: Float[np.ndarray, " exponents"]
 
 
 def frozen_diagrams(replay: Replay, solver: Solver, step: int) -> list[FrozenDiagram]:
@@ -121,6 +129,7 @@ def _diagram(
     )
     some = values[:: VALUES // EXPONENTS]
     spectra = [_exponent(map_, state, value, direction, step) for value in some]
+    branches = _branches(replay, map_, state, direction, step, parameter, some)
     return FrozenDiagram(
         step=step,
         parameter=parameter,
@@ -132,7 +141,34 @@ def _diagram(
         exponents=np.array([spectrum.exponents[0] for spectrum in spectra]),
         overlap=np.array([spectrum.overlap[0] for spectrum in spectra]),
         converged=np.array([spectrum.converged[0] for spectrum in spectra]),
+        branch_centre=branches.centre,
+        branch_amplitude=branches.amplitude,
+        branch_multiplier=branches.multiplier,
     )
+
+
+def _branches(
+    replay: Replay,
+    map_: Map,
+    state: Array,
+    direction: Array,
+    step: int,
+    parameter: TrainingParameter,
+    values: Float[np.ndarray, " values"],
+) -> Branches:
+    run = replay.run
+    if run.config.optimizer.name != "gd":
+        nothing = np.full(len(values), np.nan)
+        return Branches(values, nothing, nothing, nothing)
+    rate = float(run.dynamics.learning_rate(step))
+    places = [
+        Frozen(float(value), float(value), step)
+        if parameter == "learning_rate"
+        # The weights of whole steps are those of the map.
+        else Frozen(float(np.round(value)), rate, round(float(value)))
+        for value in values
+    ]
+    return follow_branches(map_, run.problem, state, direction, places, TRANSIENT + RECORDED)
 
 
 def _exponent(

@@ -72,15 +72,32 @@ def diagram_figure(found: Bifurcations) -> Figure:
                 ax.axvline(diagram.actual, color=COLOURS[5], lw=0.8, ls="--")
         axes[0, 0].set_ylabel("projection on the\ntop eigenvector")
         axes[1, 0].set_ylabel("largest Lyapunov\nexponent per step")
-        handles = axes[1, 0].get_legend_handles_labels()[0]
-        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+        handles = [h for ax in axes[:, 0] for h in ax.get_legend_handles_labels()[0]]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
 def _draw_orbits(ax: Axes, diagram: FrozenDiagram) -> None:
-    """The oscillation of each orbit about its moving centre."""
+    """The oscillation of each orbit about its moving centre, and its branches; dotted: unstable."""
     values = np.repeat(diagram.values, diagram.orbits.shape[1])
     ax.plot(values, diagram.orbits.ravel(), ".", ms=1, color=COLOURS[0], rasterized=True)
+    places = diagram.exponent_values
+    branches = (
+        (np.zeros(len(places)), diagram.branch_centre, COLOURS[7], "centre"),
+        (diagram.branch_amplitude, diagram.branch_multiplier, COLOURS[1], "orbit of period 2"),
+        (-diagram.branch_amplitude, diagram.branch_multiplier, COLOURS[1], None),
+    )
+    for height, multiplier, colour, name in branches:
+        for stable, style in ((True, "-"), (False, ":")):
+            shown = _neighbours(np.abs(multiplier) < 1 if stable else np.abs(multiplier) >= 1)
+            label = None if name is None else f"{name}, {'' if stable else 'un'}stable"
+            line = np.where(shown & np.isfinite(multiplier), height, np.nan)
+            ax.plot(places, line, style, color=colour, lw=1, label=label)
+
+
+def _neighbours(mask: np.ndarray) -> np.ndarray:
+    """The mask with the place after each of its runs, so that lines of both styles meet."""
+    return mask | np.append(False, mask[:-1])
 
 
 def _draw_exponents(ax: Axes, diagram: FrozenDiagram) -> None:

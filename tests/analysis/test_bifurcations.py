@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from dlf_dynamics.analysis.bifurcation.bifurcations import (
 )
 from dlf_dynamics.analysis.bifurcation.plots import diagram_figure, instability_figure
 from dlf_dynamics.analysis.bifurcation.report import csv_text, instabilities_table, summary, verdict
+from dlf_dynamics.analysis.events import find_oscillations
 from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.resultfile import Parts
@@ -246,3 +248,19 @@ def test_frozen_diagrams_have_a_branch_on_each_side_above_the_flip(
 def test_diagrams_at_steps_that_are_not_there_are_refused(diagrams, message, small, trained):
     with pytest.raises(ConfigError, match=message):
         compute_bifurcations(trained(small), replace(CONFIG, diagrams=diagrams))
+
+
+def test_an_orbit_in_a_symmetric_valley_is_told_although_the_loss_shows_nothing():
+    # Gradient descent on log cosh x at η = 2.1 alternates between ±0.3892410192: F is constant.
+    count = 200
+    steps = np.arange(count)
+    loss = np.full(count, np.log(np.cosh(0.3892410192)))
+    run = SimpleNamespace(scalars={"loss": loss, "update_cosine": np.full(count, -1.0)})
+    nothing = np.full(count, np.nan)
+    motion = SimpleNamespace(steps=steps, recurrence=np.zeros((count, 3)), gate_flips=nothing)
+    (window,) = find_oscillations(steps, loss, run.scalars["update_cosine"])
+    found = instabilities._periods(run, motion, window)  # type: ignore[arg-type]
+    assert found["symmetric"] is True
+    assert (found["period_2"], found["seen_in_loss"]) == (1.0, 0.0)
+    run.scalars["loss"] = loss * (1 + 0.01 * (-1.0) ** steps)
+    assert instabilities._periods(run, motion, window)["symmetric"] is False  # type: ignore[arg-type]
