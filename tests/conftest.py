@@ -24,3 +24,13 @@ def quick_compilation() -> Iterator[None]:
     yield
     del os.environ[name.upper()]
     jax.config.update(name, before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Frees the compiled programs of each file of tests.
+
+    Thousands of them reach the number of memory mappings that Linux allows a process, and it dies.
+    """
+    yield
+    jax.clear_caches()
