@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,10 @@ from dlf_dynamics.config import OptimizerConfig
 from dlf_dynamics.optimizers import ADAPTIVE, make_optimizer
 from dlf_dynamics.run import Run
 
+_MEAN_SQUARES = (optax.ScaleByAdamState, optax.ScaleByRmsState)
+
+_LARGE = 1e10
+
 
 def critical_eigenvalue(optimizer: optax.GradientTransformation) -> float:
     """Smallest Hessian eigenvalue at which the optimizer stops contracting on a quadratic.
@@ -23,20 +28,25 @@ def critical_eigenvalue(optimizer: optax.GradientTransformation) -> float:
     and λ is increased until the spectral radius of that map exceeds 1. For gradient descent it is
     2/η, for heavy ball (2 + 2β)/η; there a multiplier leaves the unit circle at -1 (a flip).
 
+    Of an optimizer that divides by a root mean square of the gradients (RMSProp, Adam, NAdam,
+    AdamW) it is that of the preconditioned Hessian P^-1 H, with the preconditioner P frozen.
+
     Args:
-        optimizer: at a constant learning rate, with an update that is linear in the gradients.
+        optimizer: at a constant learning rate.
 
     Raises:
-        ValueError: when the update is not linear in the gradients, as in the adaptive methods,
-            which `instability_threshold` treats with their preconditioner frozen, or when it
-            changes with the step, as under a schedule.
+        ValueError: when the update is not linear in the gradients, even with P frozen, or changes
+            with the step, as under a schedule.
 
     >>> round(critical_eigenvalue(optax.sgd(0.1, momentum=0.9)), 9)
     38.0
+    >>> round(critical_eigenvalue(optax.adam(0.1)), 6)
+    380.0
     """
     with jax.enable_x64(True):
-        _require_linear(optimizer)
-        maps = _linear_map(lambda _: optimizer, jnp.ones(1))
+        frozen, preconditioner = _with_frozen_preconditioner(optimizer)
+        _require_linear(frozen)
+        maps = _linear_map(lambda _: frozen, jnp.ones(1), unit=preconditioner)
     return float(_critical(*maps)[0])
 
 
@@ -117,6 +127,34 @@ def _frozen(config: OptimizerConfig, rate: Array) -> optax.GradientTransformatio
     return optax.chain(*parts, optax.scale_by_learning_rate(rate))
 
 
+def _with_frozen_preconditioner(
+    optimizer: optax.GradientTransformation,
+) -> tuple[optax.GradientTransformation, float]:
+    """The optimizer with its mean squares held at one value, long after its start, and its P.
+
+    The value is so large that neither the gradients nor the terms that guard the division count.
+    """
+
+    def held(node: Any) -> Any:
+        if not isinstance(node, _MEAN_SQUARES):
+            return node
+        large = jax.tree.map(lambda leaf: jnp.full_like(leaf, _LARGE**2), node.nu)
+        if isinstance(node, optax.ScaleByAdamState):
+            return node._replace(nu=large, count=jnp.full_like(node.count, 10**6))
+        return node._replace(nu=large)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        state = jax.tree.map(held, state, is_leaf=lambda node: isinstance(node, _MEAN_SQUARES))
+        return optimizer.update(updates, state, params)
+
+    frozen = optax.GradientTransformation(optimizer.init, update)
+    zero = jnp.zeros(1)
+    _, state = frozen.update(zero, optimizer.init(zero), zero)
+    nodes: list[Any] = jax.tree.leaves(state, is_leaf=lambda n: isinstance(n, _MEAN_SQUARES))
+    squares = [float(n.nu[0]) for n in nodes if isinstance(n, _MEAN_SQUARES)]  # type: ignore[index]
+    return frozen, float(np.prod(np.sqrt(squares)))
+
+
 def _require_linear(optimizer: optax.GradientTransformation) -> None:
     """Raises ValueError unless updates scale with the gradients and do not depend on the step."""
 
@@ -132,14 +170,16 @@ def _require_linear(optimizer: optax.GradientTransformation) -> None:
     if not (np.allclose(2 * once, twice, atol=0) and np.allclose(once, later, atol=0)):
         raise ValueError(
             "the optimizer's update is not linear in the gradients, or changes with the step; "
-            "use instability_threshold, which freezes preconditioners and takes learning rates"
+            "expected one that is linear but for the preconditioner of RMSProp or Adam"
         )
 
 
 def _linear_map(
-    make: Callable[[Array], optax.GradientTransformation], rates: Float[Array, " rates"]
+    make: Callable[[Array], optax.GradientTransformation],
+    rates: Float[Array, " rates"],
+    unit: float = 1.0,
 ) -> tuple[Float[np.ndarray, "rates n n"], Float[np.ndarray, "rates n n"]]:
-    """A and B such that the update on the curvature λ is z ↦ (A + λB) z."""
+    """A and B such that the update on the curvature λ, in this unit, is z ↦ (A + λB) z."""
 
     def jacobian(rate: Array, curvature: float) -> Array:
         optimizer = make(rate)
@@ -154,7 +194,7 @@ def _linear_map(
 
         return jax.jacfwd(update)(vector)
 
-    at_zero, at_one = (jax.vmap(lambda r, c=c: jacobian(r, c))(rates) for c in (0.0, 1.0))
+    at_zero, at_one = (jax.vmap(lambda r, c=c: jacobian(r, c))(rates) for c in (0.0, unit))
     return np.asarray(at_zero), np.asarray(at_one) - np.asarray(at_zero)
 
 

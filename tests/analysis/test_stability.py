@@ -61,6 +61,27 @@ def test_critical_eigenvalues_of_optax_transformations_are_the_closed_forms(rate
     np.testing.assert_allclose(nesterov, (2 + 2 * beta) / (1 + 2 * beta) / rate, rtol=1e-9)
 
 
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("beta", [0.3, 0.9])
+def test_adaptive_transformations_are_taken_with_their_preconditioner_frozen(rate, beta):
+    adam = (2 + 2 * beta) / (1 - beta) / rate
+    decay = 0.5 / rate
+    for optimizer, expected in (
+        (optax.rmsprop(rate), 2 / rate),
+        (optax.rmsprop(rate, decay=0.5, eps_in_sqrt=False), 2 / rate),
+        (optax.rmsprop(rate, momentum=beta), (2 + 2 * beta) / rate),
+        (optax.adam(rate, beta), adam),
+        (optax.adam(rate, beta, b2=0.9, eps_root=1e-8), adam),
+        (optax.nadam(rate, beta), adam / (1 + 2 * beta)),
+        (optax.adamw(rate, beta, weight_decay=decay), adam - (1 + beta) / (1 - beta) * decay),
+    ):
+        np.testing.assert_allclose(critical_eigenvalue(optimizer), expected, rtol=1e-9)
+
+
+def test_nadam_at_the_default_beta_is_13_571_over_the_rate():
+    np.testing.assert_allclose(critical_eigenvalue(optax.nadam(1.0)), 38 / 2.8, rtol=1e-9)
+
+
 def test_l2_inside_the_loss_lowers_the_threshold_on_the_data_hessian_by_its_weight():
     optimizer = optax.chain(optax.add_decayed_weights(0.7), optax.sgd(0.1))
     np.testing.assert_allclose(critical_eigenvalue(optimizer), 2 / 0.1 - 0.7, rtol=1e-9)
@@ -98,28 +119,22 @@ def test_a_learning_rate_of_0_never_becomes_unstable():
 @pytest.mark.parametrize(
     "optimizer",
     [
-        optax.adam(0.1),
-        optax.adam(0.1, eps_root=1e-8),
-        optax.rmsprop(0.1),
-        optax.rmsprop(0.1, eps_in_sqrt=False),
         optax.adabelief(0.1),
         optax.adagrad(0.1),
         optax.lion(0.1),
         optax.sign_sgd(0.1),
         optax.chain(optax.ema(0.9), optax.scale(-0.1)),
         optax.sgd(optax.linear_schedule(0.1, 0.01, 10)),
+        optax.adam(optax.linear_schedule(0.1, 0.01, 10)),
     ],
     ids=[
-        "adam",
-        "adam with eps_root",
-        "rmsprop",
-        "rmsprop with eps outside",
         "adabelief",
         "adagrad",
         "lion",
         "sign",
         "bias correction",
         "schedule",
+        "adam under a schedule",
     ],
 )
 def test_no_critical_eigenvalue_is_told_of_an_update_that_is_not_linear_or_changes(optimizer):
