@@ -118,6 +118,31 @@ def _diagram(
     velocity = np.zeros(len(state) - run.num_params)
     direction = jnp.asarray(np.concatenate([centre.vector, velocity]))
     values = np.linspace(low, high, VALUES)
+    orbits, diverged = _orbits(map_, state, values, direction)
+    some = values[:: VALUES // EXPONENTS]
+    spectra = [_exponent(map_, state, value, direction, step) for value in some]
+    branches = _branches(replay, map_, state, direction, step, parameter, some)
+    return FrozenDiagram(
+        step=step,
+        parameter=parameter,
+        actual=float(actual),
+        values=values,
+        orbits=orbits,
+        diverged=diverged,
+        exponent_values=some,
+        exponents=np.array([spectrum.exponents[0] for spectrum in spectra]),
+        overlap=np.array([spectrum.overlap[0] for spectrum in spectra]),
+        converged=np.array([spectrum.converged[0] for spectrum in spectra]),
+        branch_centre=branches.centre,
+        branch_amplitude=branches.amplitude,
+        branch_multiplier=branches.multiplier,
+    )
+
+
+def _orbits(
+    map_: Map, state: Array, values: Float[np.ndarray, " values"], direction: Array
+) -> tuple[Float[np.ndarray, "values recorded"], Bool[np.ndarray, " values"]]:
+    """Projections of θ_t - c_t on the direction, and which orbits diverged."""
     found = orbit_diagram(
         map_,
         state,
@@ -127,24 +152,8 @@ def _diagram(
         recorded=RECORDED + 2,
         follow=False,
     )
-    some = values[:: VALUES // EXPONENTS]
-    spectra = [_exponent(map_, state, value, direction, step) for value in some]
-    branches = _branches(replay, map_, state, direction, step, parameter, some)
-    return FrozenDiagram(
-        step=step,
-        parameter=parameter,
-        actual=float(actual),
-        values=values,
-        orbits=(2 * found.up[:, 1:-1] - found.up[:, :-2] - found.up[:, 2:]) / 4,
-        diverged=found.diverged_up,
-        exponent_values=some,
-        exponents=np.array([spectrum.exponents[0] for spectrum in spectra]),
-        overlap=np.array([spectrum.overlap[0] for spectrum in spectra]),
-        converged=np.array([spectrum.converged[0] for spectrum in spectra]),
-        branch_centre=branches.centre,
-        branch_amplitude=branches.amplitude,
-        branch_multiplier=branches.multiplier,
-    )
+    before, now, after = found.up[:, :-2], found.up[:, 1:-1], found.up[:, 2:]
+    return (2 * now - before - after) / 4, found.diverged_up
 
 
 def _branches(
