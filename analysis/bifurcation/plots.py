@@ -17,21 +17,21 @@ from dlf_dynamics.run import Run
 OVERLAP = 0.5
 """Mean squared overlap from which an exponent is drawn as that of the oscillating direction."""
 
-MOST = 6
-"""Instabilities that are drawn, those with the largest amplitude."""
+MOST = 4
+"""Instabilities that are drawn, the longest ones."""
 
 _PERIOD_COLOURS = {2: COLOURS[0], 4: COLOURS[1], 8: COLOURS[2], -1: COLOURS[3], 0: "#999999"}
 _NAMES = {0: "not oscillating", 2: "period 2", 4: "period 4", 8: "period 8", -1: "irregular"}
 
 
 def instability_figure(run: Run, found: Bifurcations) -> Figure:
-    """A column for each of the largest instabilities: loss, projection, sharpness at the centres.
+    """A column for each of the longest instabilities: loss, projection, sharpness at the centres.
 
     The crossing of the threshold, the onset and the end are marked, and the amplitudes that the
     flip coefficient and the rod equation predict.
     """
-    largest = sorted(found.instabilities, key=lambda event: -np.nan_to_num(event.amplitude))[:MOST]
-    shown = sorted(largest, key=lambda event: event.onset)
+    longest = sorted(found.instabilities, key=lambda event: event.onset - event.end)[:MOST]
+    shown = sorted(longest, key=lambda event: event.onset)
     columns = len(shown)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(1.2 + 2.3 * columns, 6.0), layout="constrained")
@@ -168,7 +168,8 @@ def _coloured(ax: Axes, steps: np.ndarray, values: np.ndarray, periods: np.ndarr
         mask = periods == period
         colour = _PERIOD_COLOURS[period]
         # Rasterised, or a vector file would hold every point.
-        ax.plot(steps[mask], values[mask], ".", ms=1, color=colour, label=name, rasterized=True)
+        ax.plot(steps[mask], values[mask], ".", ms=1, color=colour, rasterized=True)
+        ax.plot([], [], ".", ms=5, color=colour, label=name)  # to be seen in the legend
 
 
 def _mark(ax: Axes, event: Instability) -> None:
