@@ -6,17 +6,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from dlf_dynamics.analysis.events import Crossing, find_crossings, sides
 from dlf_dynamics.analysis.hessian import Eigenvalues, HessianSpectrum
+from dlf_dynamics.analysis.replay import Replay
 from dlf_dynamics.analysis.stability import instability_threshold
 from dlf_dynamics.analysis.trajectory import POINTS, Solver, Source, solve_segment
-from dlf_dynamics.dynamics import advance
 from dlf_dynamics.resultfile import Arrays
-from dlf_dynamics.run import Run, point_of
+from dlf_dynamics.run import Run
 from dlf_dynamics.runfile import Point
 
 TIGHTER = 1e-3
@@ -136,7 +135,7 @@ def _settled(run: Run, solver: Solver, crossing: Crossing, needed: set[int]) -> 
     if crossing.state == "certain":
         refined = needed & {crossing.step_before, crossing.step_after}
         return replace(crossing, state="refined" if refined else "certain")
-    points = replay(run, crossing.step_before, crossing.step_after)
+    points = states_between(run, crossing.step_before, crossing.step_after)
     steps = np.array([point.step for point in points])
     arrays = _solved(run, solver, lambda n: _lists(points, n), len(points))
     place = POINTS.index(crossing.at)
@@ -152,18 +151,15 @@ def _settled(run: Run, solver: Solver, crossing: Crossing, needed: set[int]) -> 
     return replace(best, state="refined" if best.state == "certain" else "unresolved")
 
 
-def replay(run: Run, start: int, stop: int) -> list[Point]:
+def states_between(run: Run, start: int, stop: int) -> list[Point]:
     """States between two checkpoints, both included, made again from the first one."""
-    index = int(np.searchsorted(run.checkpoint_steps, start))
-    ((point,),) = run.points([index], 1)
-    state, points = run.state(point), [point]
-    marks = np.unique(np.linspace(start, stop, FINER + 2).astype(int))
-    capacity = int(np.max(np.diff(marks)))
-    for step in marks[1:]:
-        count = np.array([step - points[-1].step])
-        state = advance(run.dynamics, state, jax.numpy.asarray(count), capacity=capacity)[0]
-        points.append(point_of(state))
-    return points
+    marks = np.unique(np.linspace(start, stop, FINER + 2).astype(int)).tolist()
+    return [
+        stretch.point(step)
+        for stretch in Replay(run).stretches(start, stop + 1)
+        for step in marks
+        if stretch.first <= step < stretch.first + len(stretch)
+    ]
 
 
 def _lists(points: list[Point], most: int) -> list[list[Point]]:

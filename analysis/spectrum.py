@@ -29,7 +29,7 @@ from dlf_dynamics.analysis.ritz import Ends
 from dlf_dynamics.analysis.stability import instability_threshold, refusal, threshold_label
 from dlf_dynamics.analysis.trajectory import POINTS, Solver
 from dlf_dynamics.config import OptimizerConfig, SpectrumConfig
-from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import damaged
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.resultfile import (
@@ -316,11 +316,8 @@ def load_spectrum(path: str | Path, run: Run | None = None) -> Spectrum:
     """
     path = Path(path)
     result = resultfile.read(path, "spectrum")
-    if run is not None and result.run_id != run.run_id:
-        raise FileError(
-            f"{path} belongs to another run than {run.path}; "
-            f"`dlf-dynamics spectrum {run.path}` computes it anew"
-        )
+    if run is not None:
+        resultfile.require_run(path, result, run.path, run.run_id)
     try:
         return _from_result(result)
     except (KeyError, TypeError) as error:

@@ -115,6 +115,15 @@ def read(path: Path, analysis: str) -> Result:
         raise damaged(path, FORMAT, error) from error
 
 
+def require_run(path: Path, result: Result, run_path: Path, run_id: str) -> None:
+    """Raises FileError unless the result belongs to the run."""
+    if result.run_id != run_id:
+        raise FileError(
+            f"{path} belongs to another run than {run_path}; "
+            f"`dlf-dynamics {result.analysis} {run_path}` computes it anew"
+        )
+
+
 def _check(file: h5py.File, path: Path, analysis: str) -> None:
     check_format(file, path, FORMAT)
     found = file.attrs.get("analysis")

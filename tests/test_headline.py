@@ -13,9 +13,9 @@ from dlf_dynamics import PRESETS, train
 from dlf_dynamics.analysis import compute_spectrum, find_oscillations
 from dlf_dynamics.analysis.bifurcation.motion import follow, joined
 from dlf_dynamics.analysis.bifurcation.periods import periods_of_iterates, periods_of_loss
-from dlf_dynamics.analysis.bifurcation.replay import Replay
 from dlf_dynamics.analysis.hessian import hessian_spectrum
 from dlf_dynamics.analysis.ntk import ntk_spectrum
+from dlf_dynamics.analysis.replay import Replay
 from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.config import SpectrumConfig
 

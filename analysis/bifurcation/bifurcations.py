@@ -15,12 +15,12 @@ from dlf_dynamics.analysis.bifurcation.frozen import FrozenDiagram, frozen_diagr
 from dlf_dynamics.analysis.bifurcation.instabilities import Instability, describe
 from dlf_dynamics.analysis.bifurcation.location import locate_crossings, thresholds_at
 from dlf_dynamics.analysis.bifurcation.motion import Motion, follow, joined
-from dlf_dynamics.analysis.bifurcation.replay import Replay
 from dlf_dynamics.analysis.events import Crossing, find_oscillations, join_crossings
+from dlf_dynamics.analysis.replay import Replay
 from dlf_dynamics.analysis.stability import refusal, threshold_label
 from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.config import BifurcationConfig, SpectrumConfig
-from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import damaged
 from dlf_dynamics.optimizers import ADAPTIVE
 from dlf_dynamics.provenance import provenance
@@ -251,11 +251,8 @@ def load_bifurcations(path: str | Path, run: Run | None = None) -> Bifurcations:
     """
     path = Path(path)
     result = resultfile.read(path, "bifurcations")
-    if run is not None and result.run_id != run.run_id:
-        raise FileError(
-            f"{path} belongs to another run than {run.path}; "
-            f"`dlf-dynamics bifurcations {run.path}` computes it anew"
-        )
+    if run is not None:
+        resultfile.require_run(path, result, run.path, run.run_id)
     try:
         return Bifurcations(
             run_id=result.run_id,

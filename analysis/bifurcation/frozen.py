@@ -20,7 +20,7 @@ from dlf_dynamics.analysis.bifurcation.maps import (
     training_map,
     training_state,
 )
-from dlf_dynamics.analysis.bifurcation.replay import Replay
+from dlf_dynamics.analysis.replay import Replay
 from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.dynamics import State
 from dlf_dynamics.schedules import Triangle

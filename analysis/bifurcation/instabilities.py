@@ -21,9 +21,9 @@ from dlf_dynamics.analysis.bifurcation.periods import (
     periods_of_iterates,
     periods_of_loss,
 )
-from dlf_dynamics.analysis.bifurcation.replay import Replay
 from dlf_dynamics.analysis.bifurcation.rod import rod_amplitude
 from dlf_dynamics.analysis.events import Crossing, Oscillation
+from dlf_dynamics.analysis.replay import Replay
 from dlf_dynamics.analysis.stability import growth_factors
 from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.config import BifurcationConfig

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from dlf_dynamics.analysis.bifurcation.motion import Motion, curvatures
-from dlf_dynamics.analysis.bifurcation.replay import Replay
 from dlf_dynamics.analysis.events import Crossing, find_crossings, sides
+from dlf_dynamics.analysis.replay import Replay
 from dlf_dynamics.analysis.stability import instability_threshold
 from dlf_dynamics.analysis.trajectory import Solver, both_points
 from dlf_dynamics.run import Run

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
-from dlf_dynamics.analysis.bifurcation.replay import Replay, Stretch
+from dlf_dynamics.analysis.replay import Replay, Stretch
 from dlf_dynamics.analysis.trajectory import POINTS, Solver, solve_segment
 from dlf_dynamics.dynamics import blank_parameters
 from dlf_dynamics.models import PIECEWISE_LINEAR, FullyConnected

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlf_dynamics.analysis import crossings
-from dlf_dynamics.analysis.crossings import replay, resolve_crossings
+from dlf_dynamics.analysis.crossings import resolve_crossings, states_between
 from dlf_dynamics.analysis.hessian import hessian_spectrum
 from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.config import SpectrumConfig
@@ -98,7 +98,7 @@ def test_what_stays_undecided_is_unresolved(found, monkeypatch):
 
 def test_replayed_steps_are_the_recorded_ones(eventful, trained):
     run = trained(eventful)
-    points = replay(run, 500, 527)
+    points = states_between(run, 500, 527)
     steps = [point.step for point in points]
     assert (steps[0], steps[-1]) == (500, 527)
     assert steps == sorted(set(steps))

@@ -14,7 +14,7 @@ from dlf_dynamics.analysis.bifurcation.periods import (
     periods_of_iterates,
     periods_of_loss,
 )
-from dlf_dynamics.analysis.bifurcation.replay import Replay
+from dlf_dynamics.analysis.replay import Replay
 from dlf_dynamics.analysis.trajectory import Solver
 
 EVERY = 5
