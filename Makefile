@@ -1,7 +1,7 @@
 # `make` lists the targets. PYTHON is the interpreter to build on, VENV where to install.
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS := test,dev
+EXTRAS := test,dev,docs,models
 # PyTorch and the libraries to compare with have an environment of their own; tested with these.
 TORCH_VENV ?= .venv-torch
 TORCH_PINS ?= torch==2.13.0 curvlinops-for-pytorch==3.0.1 hessian-eigenthings==1.0.0a5
@@ -11,9 +11,11 @@ STAMP := $(VENV)/installed
 PYTEST := $(BIN)/python -m pytest
 # Two processes; a file stays in one of them, so that what its tests share is made once.
 PARALLEL := -n 2 --dist loadfile
+# Examples in the pages are executed. The variable silences a notice about successors of Material.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-torch check bench bench-torch format clean
+.PHONY: help setup demo test test-all test-torch check docs bench bench-torch format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -30,6 +32,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo '*' > $(VENV)/.gitignore
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		-e '.[$(EXTRAS)]' $(PINS)
+	@# Its metadata ask for TensorFlow, which nothing here needs.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--no-deps neural-tangents frozendict
 	@touch $@
 
 demo: setup ## train the headline run, compute its spectra, draw the figures (run.h5 and beside it)
@@ -46,10 +51,14 @@ test-torch: ## compare with PyTorch libraries (a large download), in .venv-torch
 	@$(MAKE) --no-print-directory VENV='$(TORCH_VENV)' EXTRAS=test,compare PINS='$(TORCH_PINS)' setup
 	$(TORCH_VENV)/bin/python -m pytest tests -m torch
 
-check: setup ## formatting, lint and types
+check: setup ## formatting, lint, types, and that the documentation can be built
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(MKDOCS) --quiet
+
+docs: setup ## build the documentation into site/ (start at site/index.html)
+	$(MKDOCS)
 
 bench: setup ## time training and analysis, ratios first
 	$(PYTEST) benchmarks --benchmark-only -s
@@ -65,5 +74,5 @@ format: setup ## put the code into the one format, mend what lint can mend
 clean: ## remove the environment and everything that was built
 	test ! -e $(STAMP) || rm -rf $(VENV)
 	test ! -e $(TORCH_VENV)/installed || rm -rf $(TORCH_VENV)
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,7 +16,7 @@ from dlf_dynamics.analysis.stability import instability_threshold
 from dlf_dynamics.analysis.trajectory import POINTS, Solver, Source, solve_segment
 from dlf_dynamics.resultfile import Arrays
 from dlf_dynamics.run import Run
-from dlf_dynamics.runfile import Point
+from dlf_dynamics.runwriter import Point
 
 TIGHTER = 1e-3
 """Factor on the tolerance where an interval does not clear the threshold."""
@@ -85,7 +85,7 @@ def _known(hessian: HessianSpectrum) -> Bool[np.ndarray, "checkpoints points"]:
 
 def _tightened(solver: Solver, run: Run) -> Solver:
     """For the largest eigenvalue as precisely as the run's numbers allow."""
-    precision = float(100 * np.finfo(run.config.dtype).eps)
+    precision = float(100 * np.finfo(run.dtype).eps)
     return solver._replace(
         tol=max(TIGHTER * solver.tol, precision),
         max_matvecs=4 * solver.max_matvecs,
@@ -139,8 +139,7 @@ def _settled(run: Run, solver: Solver, crossing: Crossing, needed: set[int]) -> 
     steps = np.array([point.step for point in points])
     arrays = _solved(run, solver, lambda n: _lists(points, n), len(points))
     place = POINTS.index(crossing.at)
-    rates = run.scalars["learning_rate"][np.searchsorted(run.steps, steps)]
-    thresholds = instability_threshold(run.config.optimizer, rates)
+    thresholds = instability_threshold(run.dynamics.optimizer, steps)
     side = sides(arrays["intervals"][:, place, 0], arrays["converged"][:, place, 0], thresholds)
     values = arrays["eigenvalues"][:, place, 0]
     closer = find_crossings(steps, values, side, thresholds, crossing.at)

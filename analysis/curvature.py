@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dlf_dynamics.config import OptimizerConfig, SpectrumConfig
+from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.dynamics import Dynamics, State
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.operators import (
@@ -21,7 +21,7 @@ from dlf_dynamics.operators import (
     preconditioned,
     remainder,
 )
-from dlf_dynamics.optimizers import ADAPTIVE, preconditioner
+from dlf_dynamics.optimizers import is_adaptive, preconditioner
 from dlf_dynamics.run import Run
 
 _OPERATORS = {"hessian": hessian, "ggn": ggn, "remainder": remainder}
@@ -35,7 +35,7 @@ class Curvature:
     because the optimizer's threshold applies to that.
 
     Attributes:
-        optimizer: of the run.
+        preconditioned: whether the optimizer's preconditioner is in it.
         operator: `hessian`, `ggn` or `remainder` (the Hessian less the GGN).
         static: of the static loss instead of that of the step.
         class_label: of one class's part of the loss; none takes the whole.
@@ -43,7 +43,7 @@ class Curvature:
         batch_size: examples that go through the network at a time; none takes all at once.
     """
 
-    optimizer: OptimizerConfig
+    preconditioned: bool = False
     operator: str = "hessian"
     static: bool = False
     class_label: int | None = None
@@ -57,7 +57,7 @@ class Curvature:
         Raises:
             ConfigError: for a class or a block of parameters that the run does not have.
         """
-        classes = run.dataset.num_classes
+        classes = run.num_classes
         if config.class_label is not None and not 0 <= config.class_label < classes:
             raise ConfigError(
                 f"class_label is {config.class_label}; expected 0 to {classes - 1}, or none"
@@ -68,18 +68,13 @@ class Curvature:
             # The leaves of a branch of a pytree are neighbours in the flat vector.
             span = (int(indices[0]), int(indices[-1]) + 1)
         return cls(
-            run.config.optimizer,
+            is_adaptive(run.dynamics.optimizer),
             config.operator,
             config.static,
             config.class_label,
             span,
             config.batch_size,
         )
-
-    @property
-    def preconditioned(self) -> bool:
-        """Whether the optimizer's preconditioner is in it."""
-        return self.optimizer.name in ADAPTIVE
 
     @property
     def has_threshold(self) -> bool:
@@ -110,7 +105,7 @@ class Curvature:
         matvec = make(problem, params, state.step, batch_size=self.batch_size)
         if self.preconditioned:
             slope = gradient(dynamics.problem_at(state.step), state.params, state.step)
-            scale = preconditioner(self.optimizer, state.optimizer_state, slope)
+            scale = preconditioner(dynamics.update, state.optimizer_state, slope)
             matvec = preconditioned(matvec, scale)
         if self.span is None:
             return matvec

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -248,7 +249,7 @@ def _sums_of_block(
 def output_shape(problem: Problem, params: Array | jax.ShapeDtypeStruct) -> tuple[int, int]:
     """Numbers of examples and of outputs."""
     shape = jax.eval_shape(problem.outputs, params).shape
-    return shape[0], shape[1]
+    return shape[0], prod(shape[1:])
 
 
 class _Blocks(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from dlf_dynamics import tangents
 from dlf_dynamics.analysis.devices import filled, map_over_devices, one_ahead, rounded_up
 from dlf_dynamics.analysis.eigensolver import top_eigenpairs
 from dlf_dynamics.analysis.kernel import (
@@ -24,6 +25,8 @@ from dlf_dynamics.analysis.kernel import (
     output_shape,
     sums_by_blocks,
 )
+from dlf_dynamics.config import EngineName
+from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.run import Checkpoints, Run
 
@@ -34,6 +37,11 @@ DEFAULT_K = 10
 """Eigenvalues of a larger one."""
 
 _CHUNK_NUMBERS = 2**24
+
+_ENGINES: dict[EngineName, Callable[..., Array]] = {
+    "own": gram_matrix,
+    "neural-tangents": tangents.gram_matrix,
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class NTKSpectrum:
         effective_rank: participation ratio of all eigenvalues, as in `KernelStatistics`.
         alignment: of the kernel with the labels, centred; always of the traced kernel.
         class_blocks: mean of the traced kernel between classes, shape (checkpoints, classes,
-            classes).
+            classes); where targets are not labels, all examples are of one class.
     """
 
     steps: Int[np.ndarray, " checkpoints"]
@@ -86,6 +94,7 @@ def ntk_spectrum(
     max_matvecs: int = 200,
     batch_size: int | None = None,
     seed: int = 0,
+    engine: EngineName = "own",
     progress: Callable[[int], None] = lambda done: None,
 ) -> NTKSpectrum:
     """Eigenvalues of the NTK of the first examples, and its trace, rank, alignment and blocks.
@@ -106,24 +115,30 @@ def ntk_spectrum(
         max_matvecs: products per checkpoint at most.
         batch_size: examples that a pass of a product takes at most; none means all.
         seed: of the random start vectors; each checkpoint's own start depends on its step.
+        engine: what forms the kernels.
         progress: told how many checkpoints are done.
 
     Raises:
+        ConfigError: when neural-tangents is to form a kernel and is not there, or when the kernel
+            is too large to be formed.
         ValueError: when `k` or `batch_size` is less than 1.
     """
     for name, value in (("k", k), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; expected at least 1")
     indices = np.arange(len(run.checkpoint_steps)) if checkpoints is None else checkpoints
-    problem = run.problem.take(jnp.arange(min(num_examples, len(run.problem.targets))))
-    rows, outputs = output_shape(problem, jax.ShapeDtypeStruct((run.num_params,), float))
-    rows = rows if trace_outputs else rows * outputs
-    task = _Task(run, np.asarray(indices), problem, run.dataset.num_classes, trace_outputs, rows)
+    check_engine(
+        run, engine, num_examples=num_examples, trace_outputs=trace_outputs, max_dense=max_dense
+    )
+    problem = first_examples(run, num_examples)
+    rows = _num_rows(run, problem, trace_outputs)
+    classes = max(run.num_classes, 1)
+    task = _Task(run, np.asarray(indices), problem, classes, trace_outputs, rows, engine)
     if rows <= max_dense:
         parts = _dense(task, min(k or rows, rows))
     else:
         if tol is None:
-            tol = 1e-6 if run.config.dtype == "float64" else 1e-3
+            tol = 1e-6 if run.dtype == "float64" else 1e-3
         count = min(k or DEFAULT_K, rows)
         solver = _Solver(count, tol, max(max_matvecs, 2 * count + 2), batch_size, seed)
         parts = _by_products(task, solver)
@@ -132,6 +147,87 @@ def ntk_spectrum(
         found.append(part)
         progress(sum(len(part.pairs.eigenvalues) for part in found))
     return _spectrum(task, jax.tree.map(lambda *arrays: np.concatenate(arrays), *found))
+
+
+def first_examples(run: Run, num_examples: int) -> Problem:
+    """The run's problem on its first examples, or on all where there are fewer.
+
+    Where targets are not the labels of classes, all examples count as of one class.
+    """
+    problem = run.problem.take(jnp.arange(min(num_examples, run.problem.num_examples)))
+    if run.num_classes:
+        return problem
+    return replace(problem, targets=jnp.zeros(problem.num_examples, int))
+
+
+def check_engine(
+    run: Run,
+    engine: EngineName,
+    *,
+    num_examples: int,
+    trace_outputs: bool = True,
+    max_dense: int = MAX_DENSE,
+) -> None:
+    """Refuses, before any work, kernels that the engine cannot form; arguments: `ntk_spectrum`.
+
+    Raises:
+        ConfigError: when neural-tangents is to form kernels and is not there, or they have more
+            than `max_dense` rows.
+    """
+    if engine == "own":
+        return
+    rows = _num_rows(run, first_examples(run, num_examples), trace_outputs)
+    if rows > max_dense:
+        raise ConfigError(
+            f"ntk_engine is {engine!r} for a kernel of {rows:,} rows; expected at most "
+            f"{max_dense:,}, as it forms them: take fewer ntk_examples, or ntk_engine own"
+        )
+    tangents.neural_tangents()
+
+
+def _num_rows(run: Run, problem: Problem, trace_outputs: bool) -> int:
+    examples, outputs = output_shape(problem, jax.ShapeDtypeStruct((run.num_params,), float))
+    return examples if trace_outputs else examples * outputs
+
+
+def kernels_along(
+    run: Run,
+    checkpoints: Checkpoints,
+    problem: Problem,
+    *,
+    trace_outputs: bool = True,
+    engine: EngineName = "own",
+) -> Iterator[Float[np.ndarray, "kernels size size"]]:
+    """The kernels of checkpoints in their order, formed so many at a time that they stay small.
+
+    Args:
+        run: a recorded run.
+        checkpoints: increasing indices into `run.checkpoint_steps`.
+        problem: the run's, on the examples of the kernel.
+        trace_outputs: whether to average the kernel over the outputs.
+        engine: what forms the kernels.
+    """
+    rows = _num_rows(run, problem, trace_outputs)
+    chunk = rounded_up(int(np.clip(_CHUNK_NUMBERS // (run.num_params + rows**2), 1, 100)))
+
+    def begun() -> Iterator[tuple[int, Array]]:
+        for points in run.points(checkpoints, chunk):
+            params = np.stack([point.params for point in filled(points, chunk)])
+            yield len(points), _grams(problem, params, trace_outputs=trace_outputs, engine=engine)
+
+    for count, grams in one_ahead(begun()):
+        yield np.asarray(grams)[:count]
+
+
+def dense_eigenvalues(
+    kernels: Float[np.ndarray, "kernels size size"],
+) -> Float[np.ndarray, "kernels size"]:
+    """All eigenvalues, descending; NaN where a kernel is not finite."""
+    finite = np.all(np.isfinite(kernels), axis=(1, 2))
+    values = np.full(kernels.shape[:2], np.nan)
+    # XLA's dense eigensolver is several times slower than LAPACK through NumPy.
+    values[finite] = np.linalg.eigvalsh(kernels[finite])[:, ::-1]
+    return values
 
 
 class _Pairs(NamedTuple):
@@ -159,6 +255,7 @@ class _Task(NamedTuple):
     num_classes: int
     trace_outputs: bool
     rows: int
+    engine: EngineName
 
 
 class _Solver(NamedTuple):
@@ -172,36 +269,34 @@ class _Solver(NamedTuple):
 
 
 def _dense(task: _Task, k: int) -> Iterator[_Part]:
-    """Forms the kernels of many checkpoints at a time, such that they stay small."""
-    numbers = task.run.num_params + task.rows**2
-    chunk = rounded_up(int(np.clip(_CHUNK_NUMBERS // numbers, 1, 100)))
     labels = np.asarray(task.problem.targets)
-
-    def begun() -> Iterator[tuple[int, Array]]:
-        for points in task.run.points(task.indices, chunk):
-            params = np.stack([point.params for point in filled(points, chunk)])
-            yield len(points), _grams(task.problem, params, trace_outputs=task.trace_outputs)
-
-    for count, grams in one_ahead(begun()):
-        kernels = np.asarray(grams)[:count]
+    for kernels in kernels_along(
+        task.run,
+        task.indices,
+        task.problem,
+        trace_outputs=task.trace_outputs,
+        engine=task.engine,
+    ):
         yield _Part(_dense_pairs(kernels, k), dense_sums(kernels, labels, task.num_classes))
 
 
-@partial(jax.jit, static_argnames="trace_outputs")
+@partial(jax.jit, static_argnames=("trace_outputs", "engine"))
 def _grams(
-    problem: Problem, params: Float[Array, "checkpoints params"], *, trace_outputs: bool
+    problem: Problem,
+    params: Float[Array, "checkpoints params"],
+    *,
+    trace_outputs: bool,
+    engine: EngineName,
 ) -> Float[Array, "checkpoints size size"]:
+    formed = _ENGINES[engine]
     return map_over_devices(
-        lambda vector: gram_matrix(problem, vector, trace_outputs=trace_outputs), params
+        lambda vector: formed(problem, vector, trace_outputs=trace_outputs), params
     )
 
 
 def _dense_pairs(kernels: Float[np.ndarray, "kernels size size"], k: int) -> _Pairs:
     """The top eigenvalues; NaN where a kernel is not finite."""
-    finite = np.all(np.isfinite(kernels), axis=(1, 2))
-    values = np.full(kernels.shape[:2], np.nan)
-    # XLA's dense eigensolver is several times slower than LAPACK through NumPy.
-    values[finite] = np.linalg.eigvalsh(kernels[finite])[:, ::-1]
+    values = dense_eigenvalues(kernels)
     # Backward errors of LAPACK's solvers: a modest multiple of eps times the norm.
     norms = np.max(np.abs(values), axis=1, keepdims=True)
     rounding = kernels.shape[1] * np.finfo(kernels.dtype).eps * norms

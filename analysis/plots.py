@@ -21,7 +21,7 @@ from dlf_dynamics.analysis.report import threshold_line
 from dlf_dynamics.analysis.spectrum import Spectrum
 from dlf_dynamics.resultfile import write_whole
 from dlf_dynamics.run import Run
-from dlf_dynamics.schedules import make_schedule
+from dlf_dynamics.schedules import Triangle
 
 # Okabe and Ito's palette, distinct for all common kinds of colour blindness.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -62,9 +62,11 @@ def draw_loss(ax: Axes, run: Run, spectrum: Spectrum) -> None:
 
 
 def draw_loss_change(ax: Axes, run: Run, spectrum: Spectrum) -> None:
-    """F(t) - F(t-1) within the published limits."""
-    _points(ax, run.steps[1:], np.diff(run.scalars["loss"]))
-    ax.set_ylim(-0.25, 0.25)
+    """F(t) - F(t-1), at most within the published limits."""
+    change = np.diff(run.scalars["loss"])
+    _points(ax, run.steps[1:], change)
+    limit = min(1.2 * np.nanmax(np.abs(change[1:]), initial=1e-12), 0.25)
+    ax.set_ylim(-limit, limit)
     ax.set_ylabel(r"$\mathcal{F}(t)-\mathcal{F}(t{-}1)$")
 
 
@@ -84,7 +86,7 @@ def draw_sharpness(ax: Axes, run: Run, spectrum: Spectrum) -> None:
         fine = found.converged[:, 0]
         _points(ax, hessian.steps[fine], found.eigenvalues[fine, 0], colour, label, size=size)
         _bands(ax, hessian.steps[fine], found.intervals[fine, 0], colour)
-    bad = ~hessian.centre.converged[:, 0] & (hessian.steps > 0)
+    bad = ~hessian.centre.converged[:, 0] & np.isfinite(hessian.centre.eigenvalues[:, 0])
     if np.any(bad):
         values = hessian.centre.eigenvalues[bad, 0]
         ax.plot(hessian.steps[bad], values, "x", color="#000000", ms=3, label="not converged")
@@ -154,7 +156,7 @@ def mark_crossings(ax: Axes, spectrum: Spectrum) -> None:
                 )
 
 
-def run_figure(run: Run, spectrum: Spectrum, zoom: tuple[int, int] | None = None) -> Figure:
+def run_figure(run: Run, spectrum: Spectrum, zoom: tuple[float, float] | None = None) -> Figure:
     """The published six panels (arXiv 2102.03793, Fig. 4), and a column that zooms in.
 
     Args:
@@ -163,23 +165,42 @@ def run_figure(run: Run, spectrum: Spectrum, zoom: tuple[int, int] | None = None
         zoom: first and last step of the second column; none means around the second burst.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 8.6), layout="constrained")
+        panels = _panels(run, spectrum)
+        figure = Figure(figsize=(7.2, 0.8 + 1.3 * len(panels)), layout="constrained")
         zoom = default_zoom(run, spectrum) if zoom is None else zoom
+        zoom = zoom and (zoom[0], min(zoom[1], run.steps[-1]))
         columns = 1 if zoom is None else 2
         axes = figure.subplots(
-            len(PANELS), columns, sharex="col", squeeze=False, width_ratios=[3, 1.5][:columns]
+            len(panels), columns, sharex="col", squeeze=False, width_ratios=[3, 1.5][:columns]
         )
-        for row, draw in zip(axes, PANELS, strict=True):
+        for row, draw in zip(axes, panels, strict=True):
             for ax in row:
                 draw(ax, run, spectrum)
                 shade_oscillations(ax, spectrum)
-        for ax in axes[4]:
-            mark_crossings(ax, spectrum)
-        _label_columns(axes, run, zoom)
-        _legend(axes[0, 0], "class ")
-        _legend(axes[4, 0])
+                if draw is draw_sharpness:
+                    mark_crossings(ax, spectrum)
+            if zoom is not None:
+                _zoom_in(row[1], zoom)
+                if draw is draw_loss_change:
+                    row[1].set_ylim(row[0].get_ylim())
+            if draw in (draw_class_weights, draw_sharpness):
+                _legend(row[0], "class " if draw is draw_class_weights else "")
+        _label_steps(axes, run, zoom)
         figure.suptitle(_title(run, spectrum), fontsize=7)
         return figure
+
+
+def _panels(run: Run, spectrum: Spectrum) -> list[Panel]:
+    """Those with something in them; a recording has what its author's loop gave."""
+    known = {name: bool(np.any(np.isfinite(v))) for name, v in run.scalars.items()}
+    shown = {
+        draw_class_weights: known["class_weights"],
+        draw_loss: known["loss"],
+        draw_loss_change: known["loss"],
+        draw_accuracy: known["accuracy"],
+        draw_ntk: spectrum.ntk is not None,
+    }
+    return [panel for panel in PANELS if shown.get(panel, True)]
 
 
 def _legend(ax: Axes, prefix: str = "") -> None:
@@ -200,7 +221,7 @@ def _legend(ax: Axes, prefix: str = "") -> None:
     )
 
 
-def default_zoom(run: Run, spectrum: Spectrum) -> tuple[int, int] | None:
+def default_zoom(run: Run, spectrum: Spectrum) -> tuple[float, float] | None:
     """Half a window's length around the second burst, or the only one; none without bursts."""
     bursts = spectrum.bursts[:2]
     if not bursts:
@@ -210,22 +231,22 @@ def default_zoom(run: Run, spectrum: Spectrum) -> tuple[int, int] | None:
     return max(first, int(run.steps[0])), min(last, int(run.steps[-1]))
 
 
-def _label_columns(axes: np.ndarray, run: Run, zoom: tuple[int, int] | None) -> None:
+def _label_steps(axes: np.ndarray, run: Run, zoom: tuple[float, float] | None) -> None:
     for ax in axes[-1]:
         ax.set_xlabel("step")
         ax.xaxis.set_major_formatter(EngFormatter(sep="", places=None))
     axes[0, 0].set_xlim(run.steps[0], max(run.steps[-1], run.steps[0] + 1))
-    if zoom is None:
-        return
-    axes[0, 1].set_xlim(*zoom)
-    for ax in axes[:, 1]:
-        ax.set_ylabel("")
-        ax.set_yscale("linear")
-        fit_height(ax, zoom)
-    axes[2, 1].set_ylim(-0.25, 0.25)
+    if zoom is not None:
+        axes[0, 1].set_xlim(*zoom)
 
 
-def fit_height(ax: Axes, span: tuple[int, int]) -> None:
+def _zoom_in(ax: Axes, zoom: tuple[float, float]) -> None:
+    ax.set_ylabel("")
+    ax.set_yscale("linear")
+    fit_height(ax, zoom)
+
+
+def fit_height(ax: Axes, span: tuple[float, float]) -> None:
     """Sets the y-limits to what lies in the span of steps."""
     seen = []
     for line in ax.get_lines():
@@ -297,16 +318,27 @@ def draw_burst(ax: Axes, run: Run, spectrum: Spectrum, burst: Oscillation) -> No
 
 def _pulses(run: Run) -> tuple[int, int]:
     """Steps of a pulse and the number of pulses; a run without pulses counts as one."""
-    schedule = make_schedule(run.config.schedule, run.scalars["class_weights"].shape[1])
-    total = int(run.steps[-1]) + 1
-    length = getattr(schedule, "pulse_steps", total)
-    if run.own_schedule or length >= total:
+    schedule, total = run.dynamics.schedule, int(run.steps[-1]) + 1
+    if not isinstance(schedule, Triangle) or schedule.pulse_steps >= total:
         return total, 1
-    end = total if run.config.schedule.static_from is None else run.config.schedule.static_from
+    length, static_from = schedule.pulse_steps, schedule.static_from
+    end = total if static_from is None else static_from
     return length, int(np.ceil(min(end, total) / length))
 
 
 def _title(run: Run, spectrum: Spectrum) -> str:
+    lines = [_subject(run)]
+    lines.append(f"eigenvalues of the {spectrum.hessian.curvature}; {threshold_line(spectrum)}")
+    if spectrum.not_converged:
+        lines.append(f"{spectrum.not_converged} checkpoints not converged")
+    return "\n".join(lines)
+
+
+def _subject(run: Run) -> str:
+    """What was trained, and how."""
+    if run.recording is not None:
+        batches = "full batch" if run.recording.full_batch else "mini-batches"
+        return f"{run.num_params} parameters; {run.optimizer_name}, {batches}; {run.dtype}"
     c = run.config
     model = "-".join(map(str, c.model.widths)) or "linear"
     optimizer = f"{c.optimizer.name}, learning rate {c.optimizer.learning_rate:g}"
@@ -314,13 +346,8 @@ def _title(run: Run, spectrum: Spectrum) -> str:
     schedule = "own schedule" if run.own_schedule else "static"
     if not run.own_schedule and c.schedule.name == "triangle":
         schedule = f"A = {c.schedule.amplitude:g}, T = {c.schedule.period}"
-    lines = [
-        f"{c.data.name}, {model} {c.model.activation}, {loss}, {schedule}; {optimizer}; {c.dtype}",
-        f"eigenvalues of the {spectrum.hessian.curvature}; {threshold_line(spectrum)}",
-    ]
-    if spectrum.not_converged:
-        lines.append(f"{spectrum.not_converged} checkpoints not converged")
-    return "\n".join(lines)
+    network = f"{model} {c.model.activation}"
+    return f"{c.data.name}, {network}, {loss}, {schedule}; {optimizer}; {c.dtype}"
 
 
 def _points(

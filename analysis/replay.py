@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from dlf_dynamics.dynamics import State, advance
+from dlf_dynamics.dynamics import State, advance, scalar_columns
 from dlf_dynamics.run import Run, point_of
-from dlf_dynamics.runfile import Point
+from dlf_dynamics.runwriter import Point
 
 _NUMBERS = 2**20
 """Parameters of the states that one call makes, at most."""
@@ -27,12 +27,16 @@ class Stretch(NamedTuple):
         params: θ_t.
         previous_update: θ_t - θ_(t-1).
         optimizer: the optimizer's state as a vector.
+        loss: F(θ_t, t), on the examples of the step.
+        update_cosine: of the updates θ_(t+1) - θ_t and θ_t - θ_(t-1).
     """
 
     first: int
     params: Float[np.ndarray, "steps params"]
     previous_update: Float[np.ndarray, "steps params"]
     optimizer: Float[np.ndarray, "steps state"]
+    loss: Float[np.ndarray, " steps"]
+    update_cosine: Float[np.ndarray, " steps"]
 
     def point(self, step: int) -> Point:
         """The state at a step, as a run file holds it."""
@@ -101,9 +105,10 @@ class Replay:
 
     def _made(self, state: State, count: int) -> tuple[State, Stretch]:
         counts = (np.arange(self.length) < count).astype(np.int32)
-        following, snapshots, _ = advance(self.run.dynamics, state, counts, capacity=1)
-        parts = (np.asarray(part)[:count] for part in snapshots)
-        return following, Stretch(int(state.step), *parts)
+        following, snapshots, rows = advance(self.run.dynamics, state, counts, capacity=1)
+        scalars = scalar_columns(np.asarray(rows)[:, 0])
+        parts = (*snapshots, scalars["loss"], scalars["update_cosine"])
+        return following, Stretch(int(state.step), *(np.asarray(part)[:count] for part in parts))
 
     def _before(self, step: int) -> State:
         """The last recorded state at or before a step."""

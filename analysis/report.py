@@ -11,6 +11,7 @@ from rich.table import Table
 
 from dlf_dynamics.analysis.density import Density
 from dlf_dynamics.analysis.events import Crossing
+from dlf_dynamics.analysis.infinite_width import InfiniteWidth
 from dlf_dynamics.analysis.ntk import NTKSpectrum
 from dlf_dynamics.analysis.spectrum import Spectrum
 
@@ -39,7 +40,9 @@ def summary(spectrum: Spectrum) -> dict[str, Any]:
             None if spectrum.ntk is None else float(np.nanmax(spectrum.ntk.eigenvalues[:, 0]))
         ),
         "ntk": None if spectrum.ntk is None else _kernel(spectrum.ntk),
+        "infinite_width": _limits(spectrum.infinite_width),
         "densities": {name: _moments(found) for name, found in spectrum.densities.items()},
+        "oscillations_known": spectrum.watched,
         "bursts": len(spectrum.bursts),
         "oscillations": [dataclasses.asdict(window) for window in spectrum.oscillations],
         "crossings": [dataclasses.asdict(crossing) for crossing in spectrum.crossings],
@@ -51,6 +54,12 @@ def _kernel(ntk: NTKSpectrum) -> dict[str, list[float]]:
     """What the kernel is like at each step."""
     names = ("steps", "trace", "captured", "effective_rank", "alignment")
     return {name: getattr(ntk, name).tolist() for name in names}
+
+
+def _limits(found: InfiniteWidth | None) -> dict[str, list[float]] | None:
+    """How far the kernel is from that of infinite width at each step, and their eigenvalues."""
+    names = ("steps", "distance", "alignment", "movement", "ntk", "nngp")
+    return None if found is None else {name: getattr(found, name).tolist() for name in names}
 
 
 def _moments(density: Density) -> dict[str, list[float]]:
@@ -126,7 +135,7 @@ def closing_lines(spectrum: Spectrum) -> list[str]:
         f"{_mean_products(spectrum):.1f} products each at iterate and centre; "
         f"{spectrum.not_converged} not converged",
         threshold_line(spectrum),
-        f"{len(spectrum.bursts)} bursts, {len(spectrum.oscillations)} oscillations; "
+        _count_oscillations(spectrum)
         + "; ".join(_count_crossings(spectrum, at) for at in ("centre", "iterate"))
         + f"; {spectrum.unresolved} checkpoints on neither side of the threshold",
     ]
@@ -142,7 +151,18 @@ def closing_lines(spectrum: Spectrum) -> list[str]:
         ]
     if spectrum.ntk is not None:
         lines.append(_ntk_line(spectrum.ntk))
+    if spectrum.infinite_width is not None:
+        lines.append(_limit_line(spectrum.infinite_width))
     return lines + [_density_line(name, found) for name, found in spectrum.densities.items()]
+
+
+def _count_oscillations(spectrum: Spectrum) -> str:
+    if not spectrum.watched:
+        return (
+            "oscillations are not known, as no update cosines were recorded (`dlf-dynamics "
+            "bifurcations` makes the steps again and tells them); "
+        )
+    return f"{len(spectrum.bursts)} bursts, {len(spectrum.oscillations)} oscillations; "
 
 
 def _count_crossings(spectrum: Spectrum, at: str) -> str:
@@ -161,6 +181,20 @@ def _ntk_line(ntk: NTKSpectrum) -> str:
         f"converged; at step {ntk.steps[-1]} they are {100 * ntk.captured[-1]:.4g}% of the trace "
         f"{ntk.trace[-1]:.4g}, effective rank {ntk.effective_rank[-1]:.3g}, alignment with the "
         f"labels {alignment}"
+    )
+
+
+def _limit_line(found: InfiniteWidth) -> str:
+    """Of the first and the last checkpoint."""
+    distance, alignment = (
+        " -> ".join(f"{values[place]:.3g}" for place in (0, -1))
+        for values in (found.distance, found.alignment)
+    )
+    weights = "" if found.normal_weights else ", of normal weights"
+    return (
+        f"infinite width{weights}: from step {found.steps[0]} to {found.steps[-1]} the NTK's "
+        f"distance from the kernel Θ goes {distance} of ‖Θ‖, their alignment {alignment}; it is "
+        f"{found.movement[-1]:.3g} of its own norm away from where the run began"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from dlf_dynamics import resultfile
 from dlf_dynamics.analysis.crossings import resolve_crossings
@@ -24,11 +23,12 @@ from dlf_dynamics.analysis.events import (
     join_crossings,
 )
 from dlf_dynamics.analysis.hessian import Audit, Eigenvalues, HessianSpectrum, hessian_spectrum
+from dlf_dynamics.analysis.infinite_width import InfiniteWidth, check_kernels, infinite_width
 from dlf_dynamics.analysis.ntk import NTKSpectrum, ntk_spectrum
 from dlf_dynamics.analysis.ritz import Ends
 from dlf_dynamics.analysis.stability import instability_threshold, refusal, threshold_label
 from dlf_dynamics.analysis.trajectory import POINTS, Solver
-from dlf_dynamics.config import OptimizerConfig, SpectrumConfig
+from dlf_dynamics.config import SpectrumConfig, span_of
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import damaged
 from dlf_dynamics.provenance import provenance
@@ -66,6 +66,8 @@ class Spectrum:
             the threshold, -1 surely below, 0 not known.
         crossings: at iterates and centres, in the order of steps; empty without a threshold.
         oscillations: windows in the order of steps.
+        watched: whether the update cosines were recorded, from which oscillations are told.
+        infinite_width: kernels at infinite width, or none when they were not asked for.
     """
 
     run_id: str
@@ -78,6 +80,8 @@ class Spectrum:
     sides: Int[np.ndarray, "checkpoints points"]
     crossings: list[Crossing]
     oscillations: list[Oscillation]
+    watched: bool = True
+    infinite_width: InfiniteWidth | None = None
 
     @property
     def bursts(self) -> list[Oscillation]:
@@ -87,8 +91,8 @@ class Spectrum:
     @property
     def not_converged(self) -> int:
         """Checkpoints at which the largest eigenvalue of iterate or centre did not converge."""
-        fine = self.hessian.iterate.converged[:, 0] & self.hessian.centre.converged[:, 0]
-        return int(np.sum(~fine & (self.hessian.steps > 0)))
+        known, fine = self._known, self._stacked("converged")
+        return int(np.sum(np.any(known & ~fine, axis=1)))
 
     @property
     def failed(self) -> list[int]:
@@ -100,7 +104,16 @@ class Spectrum:
         """Checkpoints of which it is not known on which side of the threshold they are."""
         if not np.any(np.isfinite(self.thresholds)) or not self.hessian.curvature.has_threshold:
             return 0
-        return int(np.sum(np.any(self.sides == 0, axis=1) & (self.hessian.steps > 0)))
+        return int(np.sum(np.any(self._known & (self.sides == 0), axis=1)))
+
+    @property
+    def _known(self) -> Bool[np.ndarray, "checkpoints points"]:
+        """Where there is a value: not at the centre of step 0, nor where the loss failed."""
+        return np.isfinite(self._stacked("eigenvalues"))
+
+    def _stacked(self, name: str) -> Shaped[np.ndarray, "checkpoints points"]:
+        """Of the largest eigenvalue at each point."""
+        return np.stack([getattr(getattr(self.hessian, at), name)[:, 0] for at in POINTS], axis=1)
 
 
 def default_path(run_path: Path) -> Path:
@@ -121,14 +134,19 @@ def compute_spectrum(
         run: a recorded run.
         config: what to compute.
         parts: where finished parts are kept, so that an interrupted analysis goes on.
-        progress: told `hessian`, `ntk` or `density` and how many checkpoints are done.
+        progress: told `hessian`, `ntk`, `density` or `infinite-width` and how many checkpoints
+            are done.
 
     Raises:
-        ConfigError: when no checkpoint is selected, or the run has no such class or block.
+        ConfigError: when no checkpoint is selected, the run has no such class or block, or the
+            kernels that are asked for cannot be had.
     """
     config = SpectrumConfig() if config is None else config
+    if not run.problem.has_outputs:
+        config = replace(config, ntk_examples=0)
     parts = Parts(None) if parts is None else parts
     chosen = select_checkpoints(run, config)
+    check_kernels(run, config)
     thresholds = _thresholds(run, chosen)
     hessian = hessian_spectrum(
         run,
@@ -138,20 +156,35 @@ def compute_spectrum(
         parts=parts,
         progress=lambda done: progress("hessian", done),
     )
-    ntk = None
-    if config.ntk_examples:
-        part = partial(
-            ntk_spectrum,
-            run,
-            num_examples=config.ntk_examples,
-            trace_outputs=not config.ntk_full,
-            batch_size=config.batch_size,
-            seed=config.seed,
-        )
-        told = lambda done: progress("ntk", done)  # noqa: E731
-        ntk = _in_parts(NTKSpectrum, part, chosen, _NTK_PART, "ntk", parts, told)
+    ntk = _ntk(run, config, chosen, parts, progress) if config.ntk_examples else None
     densities = _densities(run, config, chosen, parts, progress) if config.density else {}
-    return _with_events(run, config, hessian, ntk, densities, thresholds)
+    found = _with_events(run, config, hessian, ntk, densities, thresholds)
+    if not config.infinite_width:
+        return found
+    compare = partial(infinite_width, run, chosen, num_examples=config.ntk_examples)
+    limits = unpack(InfiniteWidth, parts.get_or_make("infinite-width", lambda: pack(compare())))
+    progress("infinite-width", len(chosen))
+    return replace(found, infinite_width=limits)
+
+
+def _ntk(
+    run: Run,
+    config: SpectrumConfig,
+    chosen: Checkpoints,
+    parts: Parts,
+    progress: Callable[[str, int], None],
+) -> NTKSpectrum:
+    part = partial(
+        ntk_spectrum,
+        run,
+        num_examples=config.ntk_examples,
+        trace_outputs=not config.ntk_full,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        engine=config.ntk_engine,
+    )
+    told = lambda done: progress("ntk", done)  # noqa: E731
+    return _in_parts(NTKSpectrum, part, chosen, _NTK_PART, "ntk", parts, told)
 
 
 def density_checkpoints(config: SpectrumConfig, chosen: Checkpoints) -> Checkpoints:
@@ -211,10 +244,7 @@ def select_checkpoints(run: Run, config: SpectrumConfig) -> Checkpoints:
     Raises:
         ConfigError: when `steps` is not a:b, or nothing is left.
     """
-    span = re.fullmatch(r"(\d*):(\d*)", config.steps)
-    if span is None:
-        raise ConfigError(f"steps is {config.steps!r}; expected a:b, for example 8000:10500")
-    start, stop = int(span[1] or 0), int(span[2] or run.config.steps + 1)
+    start, stop = span_of(config.steps, "steps")
     steps = run.checkpoint_steps
     within = np.flatnonzero((steps >= start) & (steps < stop))
     if len(within) == 0:
@@ -228,8 +258,7 @@ def _thresholds(run: Run, chosen: Checkpoints) -> Float[np.ndarray, " checkpoint
     steps = run.checkpoint_steps[np.asarray(chosen)]
     if refusal(run) is not None:
         return np.full(len(steps), np.nan)
-    rates = run.scalars["learning_rate"][np.searchsorted(run.steps, steps)]
-    return instability_threshold(run.config.optimizer, rates)
+    return instability_threshold(run.dynamics.optimizer, steps)
 
 
 def _with_events(
@@ -260,11 +289,11 @@ def _with_events(
         ntk=ntk,
         densities=densities,
         thresholds=thresholds,
-        label=refusal(run)
-        or threshold_label(run.config.optimizer, applies=hessian.curvature.has_threshold),
+        label=refusal(run) or threshold_label(run, applies=hessian.curvature.has_threshold),
         sides=sides,
         crossings=crossings,
         oscillations=join_crossings(windows, crossings),
+        watched=bool(np.any(np.isfinite(run.scalars["update_cosine"]))),
     )
 
 
@@ -286,6 +315,8 @@ def save_spectrum(spectrum: Spectrum, path: Path) -> None:
     packed: dict[str, Any] = {f"density/{name}": d for name, d in spectrum.densities.items()}
     if spectrum.ntk is not None:
         packed["ntk"] = spectrum.ntk
+    if spectrum.infinite_width is not None:
+        packed["infinite_width"] = spectrum.infinite_width
     for name, record in packed.items():
         arrays |= {f"{name}/{key}": value for key, value in pack(record).items()}
     tables = vars(spectrum) | {"audits": hessian.audits}
@@ -295,6 +326,7 @@ def save_spectrum(spectrum: Spectrum, path: Path) -> None:
     settings = {
         "spectrum": dataclasses.asdict(spectrum.config),
         "label": spectrum.label,
+        "watched": spectrum.watched,
         "curvature": dataclasses.asdict(hessian.curvature),
         "ends": list(hessian.ends),
     }
@@ -332,7 +364,6 @@ def _from_result(result: resultfile.Result) -> Spectrum:
         for name in POINTS
     }
     curvature = dict(settings["curvature"])
-    curvature["optimizer"] = OptimizerConfig(**curvature["optimizer"])
     curvature["span"] = curvature["span"] and tuple(curvature["span"])
     hessian = HessianSpectrum(
         arrays["step"],
@@ -342,20 +373,23 @@ def _from_result(result: resultfile.Result) -> Spectrum:
         tol=settings["spectrum"]["tol"],
         audits=unpack_table(Audit, inside(arrays, "audits")),
     )
-    densities = [name for name in DENSITIES if f"density/{name}/settings" in arrays]
+    densities = {name: _unpacked(Density, arrays, f"density/{name}") for name in DENSITIES}
     return Spectrum(
         run_id=result.run_id,
         config=config,
         hessian=hessian,
-        ntk=_unpacked(NTKSpectrum, arrays, "ntk") if "ntk/settings" in arrays else None,
-        densities={name: _unpacked(Density, arrays, f"density/{name}") for name in densities},
+        ntk=_unpacked(NTKSpectrum, arrays, "ntk"),
+        densities={name: found for name, found in densities.items() if found is not None},
         thresholds=arrays["threshold"],
         label=settings["label"],
         sides=arrays["side"],
         crossings=unpack_table(Crossing, inside(arrays, "crossings")),
         oscillations=unpack_table(Oscillation, inside(arrays, "oscillations")),
+        watched=settings.get("watched", True),
+        infinite_width=_unpacked(InfiniteWidth, arrays, "infinite_width"),
     )
 
 
-def _unpacked(kind: type[Record], arrays: resultfile.Arrays, group: str) -> Record:
-    return unpack(kind, inside(arrays, group))
+def _unpacked(kind: type[Record], arrays: resultfile.Arrays, group: str) -> Record | None:
+    found = inside(arrays, group)
+    return unpack(kind, found) if found else None

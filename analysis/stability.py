@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -10,15 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from dlf_dynamics.config import OptimizerConfig
-from dlf_dynamics.optimizers import ADAPTIVE, make_optimizer
+from dlf_dynamics.optimizers import held_preconditioner, hold_mean_squares, is_adaptive
 from dlf_dynamics.run import Run
-
-_MEAN_SQUARES = (optax.ScaleByAdamState, optax.ScaleByRmsState)
-
-_LARGE = 1e10
 
 
 def critical_eigenvalue(optimizer: optax.GradientTransformation) -> float:
@@ -32,7 +28,7 @@ def critical_eigenvalue(optimizer: optax.GradientTransformation) -> float:
     AdamW) it is that of the preconditioned Hessian P^-1 H, with the preconditioner P frozen.
 
     Args:
-        optimizer: at a constant learning rate.
+        optimizer: at a constant learning rate; see `instability_threshold` for schedules.
 
     Raises:
         ValueError: when the update is not linear in the gradients, even with P frozen, or changes
@@ -43,39 +39,48 @@ def critical_eigenvalue(optimizer: optax.GradientTransformation) -> float:
     >>> round(critical_eigenvalue(optax.adam(0.1)), 6)
     380.0
     """
+    first, later = instability_threshold(optimizer, np.array([0, 10]))
     with jax.enable_x64(True):
-        frozen, preconditioner = _with_frozen_preconditioner(optimizer)
-        _require_linear(frozen)
-        maps = _linear_map(lambda _: frozen, jnp.ones(1), unit=preconditioner)
-    return float(_critical(*maps)[0])
+        responses = [_responses(optimizer, step, 1.0) for step in (0, 10)]
+    if first != later or not np.allclose(*responses, atol=0):
+        raise ValueError(
+            "the optimizer's update changes with the step; expected a constant learning rate "
+            "(instability_threshold tells the critical eigenvalue of each step)"
+        )
+    return float(first)
 
 
 def instability_threshold(
-    config: OptimizerConfig, learning_rates: Float[np.ndarray, " steps"]
+    optimizer: optax.GradientTransformation, steps: Int[np.ndarray, " steps"]
 ) -> Float[np.ndarray, " steps"]:
-    """Critical eigenvalue of the configured optimizer at each learning rate.
+    """Critical eigenvalue at each step, by what the optimizer does once so many updates were made.
 
     For an adaptive optimizer it applies to the eigenvalues of P^-1 H, with the preconditioner P of
     the next update frozen (Cohen et al. 2022, arXiv 2207.14484, §3). Infinite where the learning
     rate is 0.
 
-    >>> instability_threshold(OptimizerConfig(name="adam"), np.array([0.01])).round(6).tolist()
-    [3800.0]
+    Args:
+        optimizer: an optax transformation; its counts are set to the step.
+        steps: numbers of updates made before.
+
+    Raises:
+        ValueError: when the update is not linear in the gradients, even with P frozen.
+
+    >>> halved = optax.sgd(lambda step: 0.1 / (1 + step))
+    >>> instability_threshold(halved, np.array([0, 1, 4])).round(6).tolist()
+    [20.0, 40.0, 100.0]
     """
-    distinct, place = np.unique(learning_rates, return_inverse=True)
-    thresholds = np.full(distinct.shape, np.inf)
-    positive = distinct > 0
-    if np.any(positive):
-        with jax.enable_x64(True):
-            rates = jnp.asarray(distinct[positive], jnp.float64)
-            maps = _linear_map(lambda rate: _frozen(config, rate), rates)
-        thresholds[positive] = _critical(*maps)
-    return thresholds[place]
+    _require_linear(optimizer)
+    constant, slope = _linear_maps(optimizer, steps)
+    maps = np.concatenate([constant, slope], axis=1)
+    distinct, place = np.unique(maps, axis=0, return_inverse=True)
+    size = constant.shape[1]
+    return _critical(distinct[:, :size], distinct[:, size:])[place.reshape(-1)]
 
 
 def growth_factors(
-    config: OptimizerConfig,
-    learning_rates: Float[np.ndarray, " steps"],
+    optimizer: optax.GradientTransformation,
+    steps: Int[np.ndarray, " steps"],
     eigenvalues: Float[np.ndarray, " steps"],
 ) -> Float[np.ndarray, " steps"]:
     """Factor per step by which a deviation along an eigenvector grows or shrinks.
@@ -83,119 +88,162 @@ def growth_factors(
     The spectral radius of the optimizer's linearised update at that curvature, |1 - ηλ| for
     gradient descent; of an adaptive one with P frozen. NaN where the eigenvalue is.
 
-    >>> growth_factors(OptimizerConfig(), np.array([1.0]), np.array([2.5])).tolist()
+    >>> growth_factors(optax.sgd(1.0), np.array([7]), np.array([2.5])).tolist()
     [1.5]
     """
-    distinct, place = np.unique(learning_rates, return_inverse=True)
-    with jax.enable_x64(True):
-        constant, slope = _linear_map(
-            lambda rate: _frozen(config, rate), jnp.asarray(distinct, jnp.float64)
-        )
+    constant, slope = _linear_maps(optimizer, steps)
     known = np.isfinite(eigenvalues)
-    curvatures = np.where(known, eigenvalues, 0.0)[:, None, None]
-    matrices = constant[place] + curvatures * slope[place]
+    matrices = constant + np.where(known, eigenvalues, 0.0)[:, None, None] * slope
     return np.where(known, np.max(np.abs(np.linalg.eigvals(matrices)), axis=1), np.nan)
 
 
 def refusal(run: Run) -> str | None:
     """Why no threshold may be drawn into this run's spectrum; none when it may."""
-    if run.config.batch_size is not None:
+    dynamics = run.dynamics
+    if dynamics.batch_size is not None:
         return (
             "mini-batches: the threshold holds for the full-batch update only, and full-batch "
             "eigenvalues of a mini-batch run stay below it"
         )
+    try:
+        state = dynamics.initial_state(jnp.zeros(run.num_params, run.dtype)).optimizer_state
+        require_alike(dynamics.optimizer, dynamics.update, state, run.num_params, run.dtype)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"no threshold: {' '.join(str(error).split())}"
     return None
 
 
-def threshold_label(config: OptimizerConfig, *, applies: bool = True) -> str:
+def threshold_label(run: Run, *, applies: bool = True) -> str:
     """What the threshold is, in words that go with every output."""
-    label = f"critical eigenvalue of {config.name}"
-    if config.name in ADAPTIVE:
+    label = f"critical eigenvalue of {run.optimizer_name}"
+    if is_adaptive(run.dynamics.optimizer):
         label += ", frozen preconditioner"
     if not applies:
         label += "; it applies to the Hessian of the weighted loss, not to what is shown"
     return label
 
 
-def _frozen(config: OptimizerConfig, rate: Array) -> optax.GradientTransformation:
-    """The optimizer as it acts while its preconditioner stays 1."""
-    if config.name not in ADAPTIVE:
-        return make_optimizer(config, rate)
-    parts = [] if config.name == "rmsprop" else [optax.ema(config.beta1, debias=False)]
-    if config.name == "adamw":
-        parts.append(optax.add_decayed_weights(config.weight_decay))
-    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
-
-
-def _with_frozen_preconditioner(
-    optimizer: optax.GradientTransformation,
-) -> tuple[optax.GradientTransformation, float]:
-    """The optimizer with its mean squares held at one value, long after its start, and its P.
-
-    The value is so large that neither the gradients nor the terms that guard the division count.
-    """
-
-    def held(node: Any) -> Any:
-        if not isinstance(node, _MEAN_SQUARES):
-            return node
-        large = jax.tree.map(lambda leaf: jnp.full_like(leaf, _LARGE**2), node.nu)
-        if isinstance(node, optax.ScaleByAdamState):
-            return node._replace(nu=large, count=jnp.full_like(node.count, 10**6))
-        return node._replace(nu=large)
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        state = jax.tree.map(held, state, is_leaf=lambda node: isinstance(node, _MEAN_SQUARES))
-        return optimizer.update(updates, state, params)
-
-    frozen = optax.GradientTransformation(optimizer.init, update)
-    zero = jnp.zeros(1)
-    _, state = frozen.update(zero, optimizer.init(zero), zero)
-    nodes: list[Any] = jax.tree.leaves(state, is_leaf=lambda n: isinstance(n, _MEAN_SQUARES))
-    squares = [float(n.nu[0]) for n in nodes if isinstance(n, _MEAN_SQUARES)]  # type: ignore[index]
-    return frozen, float(np.prod(np.sqrt(squares)))
-
-
+@lru_cache
 def _require_linear(optimizer: optax.GradientTransformation) -> None:
-    """Raises ValueError unless updates scale with the gradients and do not depend on the step."""
+    """Raises ValueError unless updates scale with the gradients, P being frozen."""
+    with jax.enable_x64(True):
+        for step in (0, 10):
+            answers = [_responses(optimizer, step, scale) / scale for scale in (1.0, 1e3, 1e-3)]
+            if not all(np.allclose(answers[0], other, atol=0) for other in answers[1:]):
+                raise ValueError(
+                    "the optimizer's update is not linear in the gradients; expected one that is "
+                    "linear but for the preconditioner of RMSProp or Adam"
+                )
 
-    def response(scale: float, wait: int) -> np.ndarray:
-        state, changes = optimizer.init(jnp.zeros(1)), []
-        for slope in (*[0.0] * wait, 1.0, -0.5, 0.25):
-            position = jnp.full(1, scale * slope)
-            change, state = optimizer.update(position, state, position)
-            changes.append(np.asarray(change))
-        return np.concatenate(changes[wait:])
 
-    once, twice, later = response(1.0, 0), response(2.0, 0), response(1.0, 10)
-    if not (np.allclose(2 * once, twice, atol=0) and np.allclose(once, later, atol=0)):
+def _responses(
+    optimizer: optax.GradientTransformation, step: int, scale: float
+) -> Float[np.ndarray, " updates"]:
+    """Updates on a few gradients from a step on, with the mean squares held."""
+    state, answers = _state_at(optimizer, jnp.int32(step)), []
+    for slope in (1.0, -0.5, 0.25):
+        position = jnp.full(1, scale * slope)
+        change, state = optimizer.update(position, hold_mean_squares(state), position)
+        answers.append(np.asarray(change))
+    return np.concatenate(answers)
+
+
+def require_alike(
+    optimizer: optax.GradientTransformation,
+    update: Callable[[Array, Any, Array], tuple[Array, Any]],
+    initial_state: Any,
+    num_params: int,
+    dtype: Any,
+) -> None:
+    """Raises ValueError unless an update is one linear function of gradient and parameter for all.
+
+    So it is not where groups of parameters have learning rates of their own, or where the update of
+    one depends on the others.
+
+    Args:
+        optimizer: an optax transformation.
+        update: the same on flat vectors.
+        initial_state: of the optimizer of all parameters.
+        num_params: length of the vectors.
+        dtype: of the vectors.
+    """
+    _require_linear(optimizer)
+    keys = jax.random.split(jax.random.key(0))
+    slope, params = (jax.random.normal(key, (num_params,), dtype) for key in keys)
+    params /= _unit(optimizer)  # so that gradients and parameters count alike
+    # Where a schedule starts from 0 nothing would be seen at step 0.
+    found, _ = update(slope, hold_mean_squares(_with_counts(initial_state, 1)), params)
+    one, zero = jnp.ones(1), jnp.zeros(1)
+    scalar = hold_mean_squares(_state_at(optimizer, jnp.int32(1)))
+    of_slope, _ = optimizer.update(one, scalar, zero)
+    of_position, _ = optimizer.update(zero, scalar, one)
+    expected = of_slope[0] * slope + of_position[0] * params  # type: ignore[index]
+    if not np.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(jnp.max(jnp.abs(expected)))):
         raise ValueError(
-            "the optimizer's update is not linear in the gradients, or changes with the step; "
-            "expected one that is linear but for the preconditioner of RMSProp or Adam"
+            "the optimizer's update is not the same for all parameters; expected one learning rate "
+            "and one rule for all of them"
         )
 
 
-def _linear_map(
-    make: Callable[[Array], optax.GradientTransformation],
-    rates: Float[Array, " rates"],
-    unit: float = 1.0,
-) -> tuple[Float[np.ndarray, "rates n n"], Float[np.ndarray, "rates n n"]]:
-    """A and B such that the update on the curvature λ, in this unit, is z ↦ (A + λB) z."""
+def _unit(optimizer: optax.GradientTransformation) -> float:
+    """P of a parameter while the mean squares are held."""
+    nothing = jnp.zeros(1)
+    state = hold_mean_squares(optimizer.init(nothing))
+    return float(jnp.squeeze(held_preconditioner(optimizer.update(nothing, state, nothing)[1])))
 
-    def jacobian(rate: Array, curvature: float) -> Array:
-        optimizer = make(rate)
-        start = (jnp.zeros(1), optimizer.init(jnp.zeros(1)))
+
+def _with_counts(state: Any, step: Any) -> Any:
+    """The state with every whole number in it set to the step."""
+    return jax.tree.map(
+        lambda leaf: jnp.full_like(leaf, step) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf,
+        state,
+    )
+
+
+def _state_at(optimizer: optax.GradientTransformation, step: Int[Array, ""]) -> Any:
+    """The state of one parameter after so many updates in which nothing happened."""
+    return _with_counts(optimizer.init(jnp.zeros(1)), step)
+
+
+def _linear_maps(
+    optimizer: optax.GradientTransformation, steps: Int[np.ndarray, " steps"]
+) -> tuple[Float[np.ndarray, "steps n n"], Float[np.ndarray, "steps n n"]]:
+    """A and B such that the update of each step on the curvature λ is z ↦ (A + λB) z."""
+    distinct, place = np.unique(steps, return_inverse=True)
+    if not _counts(optimizer):
+        distinct, place = distinct[:1], np.zeros(len(steps), int)
+    with jax.enable_x64(True):
+        found = _jacobians(optimizer, jnp.asarray(distinct, jnp.int32))
+    at_zero, at_one = map(np.asarray, found)
+    return at_zero[place], (at_one - at_zero)[place]
+
+
+def _counts(optimizer: optax.GradientTransformation) -> bool:
+    """Whether anything in its state counts the steps."""
+    leaves = jax.tree.leaves(jax.eval_shape(optimizer.init, jnp.zeros(1)))
+    return any(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in leaves)
+
+
+def _jacobians(
+    optimizer: optax.GradientTransformation, steps: Int[Array, " steps"]
+) -> tuple[Array, Array]:
+    """Of the update at each step, at curvatures 0 and 1 in units of the held preconditioner."""
+    unit = _unit(optimizer)
+
+    def jacobian(step: Array, curvature: float) -> Array:
+        start = (jnp.zeros(1), hold_mean_squares(_state_at(optimizer, step)))
         floats, constants = _split(start)
         vector, unravel = ravel_pytree(floats)
 
         def update(vector: Array) -> Array:
             position, state = _join(unravel(vector), constants)
+            state = hold_mean_squares(state)
             change, state = optimizer.update(curvature * position, state, position)
             return ravel_pytree(_split((position + change, state))[0])[0]
 
         return jax.jacfwd(update)(vector)
 
-    at_zero, at_one = (jax.vmap(lambda r, c=c: jacobian(r, c))(rates) for c in (0.0, unit))
-    return np.asarray(at_zero), np.asarray(at_one) - np.asarray(at_zero)
+    return jax.vmap(lambda s: jacobian(s, 0.0))(steps), jax.vmap(lambda s: jacobian(s, unit))(steps)
 
 
 def _split(tree):
@@ -225,12 +273,12 @@ def _critical(
         return np.max(np.abs(np.linalg.eigvals(matrices)), axis=1) > 1 + 1e-13
 
     low, high = np.zeros(len(slope)), np.full(len(slope), 1e-12)
-    while not np.all(beyond := unstable(high)):
-        if np.max(high) > 1e30:
-            return np.full(len(slope), np.inf)
-        low, high = np.where(beyond, low, high), np.where(beyond, high, 2 * high)
+    while not np.all(ever := unstable(high)) and np.max(high) < 1e30:
+        low, high = np.where(ever, low, high), np.where(ever, high, 2 * high)
     for _ in range(100):
         middle = (low + high) / 2
         beyond = unstable(middle)
         low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
-    return (low + high) / 2
+    # To the digits that are right, so that 2 is 2.
+    found = [float(f"{value:.12g}") for value in (low + high) / 2]
+    return np.where(ever, found, np.inf)

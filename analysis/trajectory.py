@@ -29,7 +29,7 @@ from dlf_dynamics.dynamics import Dynamics, State
 from dlf_dynamics.operators import check_operator
 from dlf_dynamics.resultfile import Arrays
 from dlf_dynamics.run import Run, stack_points
-from dlf_dynamics.runfile import Point
+from dlf_dynamics.runwriter import Point
 
 POINTS = ("iterate", "centre")
 """Where the curvature is taken at each checkpoint, in the order of the arrays' second axis."""
@@ -74,8 +74,8 @@ class Solver(NamedTuple):
         curvature = Curvature.from_config(run, config)
         size = curvature.size(run.num_params)
         ends = make_ends(min(config.k, size), size, config.which)
-        tol = config.tol or (1e-6 if run.config.dtype == "float64" else 1e-3)
-        work = len(run.dataset.labels) * run.num_params
+        tol = config.tol or (1e-6 if run.dtype == "float64" else 1e-3)
+        work = max(run.problem.num_examples, 1) * run.num_params
         length = int(np.clip(_SEGMENT_WORK // work, *_SEGMENTS))
         length = length if size <= PASS_SIZE else config.audit_every
         return cls(curvature, size, ends, tol, config.max_matvecs, config.seed, length)

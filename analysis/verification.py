@@ -128,7 +128,7 @@ def _exact(
     if curvature.preconditioned:
         batch = run.dynamics.problem_at(state.step)
         slope = jax.grad(batch.objective)(state.params, state.step)
-        scale = preconditioner(run.config.optimizer, state.optimizer_state, slope)
+        scale = preconditioner(run.dynamics.update, state.optimizer_state, slope)
         root = 1 / np.sqrt(np.asarray(scale))
         dense = root[:, None] * dense * root[None, :]
     if curvature.span is not None:

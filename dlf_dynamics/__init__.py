@@ -9,6 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dlf_dynamics.analysis.measures import ntk_spectrum as ntk_spectrum
+    from dlf_dynamics.analysis.measures import sharpness as sharpness
+    from dlf_dynamics.analysis.measures import stability as stability
+    from dlf_dynamics.analysis.measures import top_hessian as top_hessian
     from dlf_dynamics.config import PRESETS as PRESETS
     from dlf_dynamics.config import DataConfig as DataConfig
     from dlf_dynamics.config import LossConfig as LossConfig
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from dlf_dynamics.config import ScheduleConfig as ScheduleConfig
     from dlf_dynamics.config import SpectrumConfig as SpectrumConfig
     from dlf_dynamics.problem import Problem as Problem
+    from dlf_dynamics.recorder import Recorder as Recorder
     from dlf_dynamics.run import Run as Run
     from dlf_dynamics.run import open_run as open_run
     from dlf_dynamics.training import train as train
@@ -34,8 +39,13 @@ _MODULES = {
     "ScheduleConfig": "config",
     "SpectrumConfig": "config",
     "Problem": "problem",
+    "Recorder": "recorder",
     "Run": "run",
+    "ntk_spectrum": "analysis.measures",
     "open_run": "run",
+    "sharpness": "analysis.measures",
+    "stability": "analysis.measures",
+    "top_hessian": "analysis.measures",
     "train": "training",
 }
 
@@ -46,12 +56,17 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "Problem",
+    "Recorder",
     "Run",
     "RunConfig",
     "ScheduleConfig",
     "SpectrumConfig",
     "__version__",
+    "ntk_spectrum",
     "open_run",
+    "sharpness",
+    "stability",
+    "top_hessian",
     "train",
 ]
 

@@ -21,6 +21,7 @@ InitName = Literal[
     "lecun-normal",
 ]
 LossName = Literal["cross-entropy", "squared-error", "squared-error-per-output"]
+EngineName = Literal["own", "neural-tangents"]
 OptimizerName = Literal["gd", "heavy-ball", "nesterov", "rmsprop", "adam", "adamw"]
 
 
@@ -129,6 +130,9 @@ class RunConfig:
     """Number of updates."""
     checkpoint_every: int = 25
     """Steps between recorded parameters."""
+    linearize: Literal[0, 1, 2] = 0
+    """Train the network's Taylor expansion about its initial parameters, of order 1 (linearised) or
+    2 (quadratic), instead of the network; 0 trains the network."""
     batch_size: int | None = None
     """Examples per update, drawn anew each epoch; none means the full batch."""
     batch_seed: int = 0
@@ -206,6 +210,23 @@ def _fractions(optimizer: OptimizerConfig):
         yield optimizer.final_learning_rate, "optimizer.final_learning_rate", "a number above 0"
 
 
+def span_of(text: str, key: str) -> tuple[float, float]:
+    """First step and the one after the last of `a:b`; where one is left out, there is no bound.
+
+    Raises:
+        ConfigError: when it is not of that form, or empty.
+
+    >>> span_of("8000:", "steps")
+    (8000, inf)
+    """
+    found = re.fullmatch(r"(\d*):(\d*)", text)
+    if found:
+        start, stop = int(found[1] or 0), int(found[2]) if found[2] else math.inf
+        if start < stop:
+            return start, stop
+    raise ConfigError(f"{key} is {text!r}; expected a:b with a < b, for example 8000:10500")
+
+
 @dataclass(frozen=True)
 class SpectrumConfig:
     """What to compute, and where along the run."""
@@ -233,6 +254,11 @@ class SpectrumConfig:
     """Examples of the NTK, the first ones of the data; 0 leaves the NTK out."""
     ntk_full: bool = False
     """Keep the outputs apart in the NTK instead of averaging over them."""
+    ntk_engine: EngineName = "own"
+    """What forms the NTK: this program, or the package neural-tangents, which is installed apart.
+    The kernels are equal to rounding."""
+    infinite_width: bool = False
+    """Compare the NTK with the kernels of infinitely wide networks (needs neural-tangents)."""
     density: bool = False
     """Compute spectral densities too, of Hessian, GGN and NTK, by stochastic Lanczos quadrature."""
     density_checkpoints: int = 40
@@ -260,6 +286,8 @@ class SpectrumConfig:
             raise ConfigError(f"above is {self.above}; expected a fraction above 0, or none")
         if self.above is not None and self.which != "largest":
             raise ConfigError(f"which is {self.which!r}; expected 'largest' where above is given")
+        if self.infinite_width and not self.ntk_examples:
+            raise ConfigError("ntk_examples is 0; expected at least 1 where infinite_width is true")
         if self.tol is not None and not 0 < self.tol < 1:
             raise ConfigError(f"tol is {self.tol}; expected a number between 0 and 1")
         ends = 2 if self.which == "both" else 1
@@ -289,7 +317,7 @@ class BifurcationConfig:
     coefficient."""
     diagrams: str = "auto"
     """Steps, separated by commas, at which the loss is frozen for orbit diagrams; auto takes one
-    inside the largest oscillation, none leaves them out."""
+    inside the longest oscillation, none leaves them out."""
     seed: int = 0
     """Seed of the random start vectors."""
 

@@ -29,10 +29,19 @@ class Dataset:
 
     def sha256(self) -> str:
         """Digest of shape, inputs (as float64) and labels (as int64)."""
-        digest = hashlib.sha256(repr(self.inputs.shape).encode())
-        digest.update(np.ascontiguousarray(self.inputs, dtype="<f8").tobytes())
-        digest.update(np.ascontiguousarray(self.labels, dtype="<i8").tobytes())
-        return digest.hexdigest()
+        return digest(self.inputs, self.labels)
+
+
+def digest(inputs: np.ndarray, targets: np.ndarray) -> str:
+    """SHA-256 of the shape of the inputs, their values (as float64) and the targets.
+
+    Whole-number targets are taken as int64, others as float64.
+    """
+    whole = np.issubdtype(np.asarray(targets).dtype, np.integer)
+    found = hashlib.sha256(repr(np.shape(inputs)).encode())
+    found.update(np.ascontiguousarray(inputs, dtype="<f8").tobytes())
+    found.update(np.ascontiguousarray(targets, dtype="<i8" if whole else "<f8").tobytes())
+    return found.hexdigest()
 
 
 def load_dataset(config: DataConfig) -> Dataset:

@@ -17,9 +17,10 @@ from jaxtyping import Array, Float, Int, PyTree
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.datasets import Dataset
 from dlf_dynamics.errors import ConfigError, DataError
+from dlf_dynamics.layout import Layout
 from dlf_dynamics.losses import make_criterion, make_weights
 from dlf_dynamics.models import FullyConnected
-from dlf_dynamics.optimizers import flatten_state, learning_rate_schedule, make_optimizer
+from dlf_dynamics.optimizers import learning_rate_schedule, make_optimizer
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.schedules import Schedule, make_schedule
 
@@ -34,6 +35,12 @@ SCALARS = (
 """What each step records, in the order of the columns of `step`; class weights follow."""
 
 Row = Float[Array, " scalars"]
+
+
+def scalar_columns(rows: Float[np.ndarray, "steps scalars"]) -> dict[str, np.ndarray]:
+    """What steps recorded, by name."""
+    columns = {name: rows[:, place] for place, name in enumerate(SCALARS)}
+    return columns | {"class_weights": rows[:, len(SCALARS) :]}
 
 
 class State(NamedTuple):
@@ -55,7 +62,7 @@ class State(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["problem"],
-    meta_fields=["optimizer", "learning_rate", "schedule", "batch_size", "batch_seed"],
+    meta_fields=["optimizer", "learning_rate", "schedule", "batch_size", "batch_seed", "layout"],
 )
 @dataclass(frozen=True)
 class Dynamics:
@@ -68,6 +75,8 @@ class Dynamics:
         schedule: class weights of each step.
         batch_size: examples per update, or none for the full batch.
         batch_seed: of the mini-batches.
+        layout: of the parameters, for an optimizer that sees them as a pytree; none hands it the
+            flat vector.
     """
 
     problem: Problem
@@ -76,10 +85,27 @@ class Dynamics:
     schedule: Schedule
     batch_size: int | None = None
     batch_seed: int = 0
+    layout: Layout | None = None
 
     def initial_state(self, params: Float[Array, " params"]) -> State:
         """The state before the first update."""
-        return State(params, jnp.zeros_like(params), self.optimizer.init(params), jnp.int32(0))
+        tree = params if self.layout is None else self.layout.unflatten(params)
+        return State(params, jnp.zeros_like(params), self.optimizer.init(tree), jnp.int32(0))
+
+    def state_layout(self, params: Float[Array, " params"]) -> Layout:
+        """The form of the optimizer's state."""
+        return Layout.of(jax.eval_shape(self.initial_state, params).optimizer_state)
+
+    def update(
+        self, gradient: Float[Array, " params"], state: Any, params: Float[Array, " params"]
+    ) -> tuple[Float[Array, " params"], Any]:
+        """θ_(t+1) - θ_t, and the optimizer's next state."""
+        if self.layout is None:
+            change, state = self.optimizer.update(gradient, state, params)
+            return cast(Array, change), state
+        slope, tree = self.layout.unflatten(gradient), self.layout.unflatten(params)
+        change, state = self.optimizer.update(slope, state, tree)
+        return self.layout.flatten(change), state
 
     def step(self, state: State) -> tuple[State, Row]:
         """θ_t to θ_(t+1), with the scalars of step t.
@@ -91,10 +117,7 @@ class Dynamics:
         (loss, evaluation), gradient = jax.value_and_grad(problem.evaluate, has_aux=True)(
             state.params, state.step
         )
-        change, optimizer_state = self.optimizer.update(
-            gradient, state.optimizer_state, state.params
-        )
-        update = cast(Array, change)
+        update, optimizer_state = self.update(gradient, state.optimizer_state, state.params)
         next_state = State(state.params + update, update, optimizer_state, state.step + 1)
         scalars = [
             loss,
@@ -151,10 +174,11 @@ def advance(
         update, 0 beyond each interval's count.
     """
     row = jax.eval_shape(dynamics.step, state)[1]
+    layout = Layout.of(state.optimizer_state)
 
     def interval(state: State, count: Int[Array, ""]) -> tuple[State, tuple[Snapshots, Row]]:
         before = Snapshots(
-            state.params, state.previous_update, flatten_state(state.optimizer_state)
+            state.params, state.previous_update, layout.flatten(state.optimizer_state)
         )
 
         def one(state: State, index: Int[Array, ""]) -> tuple[State, Row]:
@@ -184,19 +208,24 @@ def initial_parameters(config: RunConfig, dataset: Dataset) -> PyTree:
         )
 
 
-def blank_parameters(config: RunConfig, dataset: Dataset) -> PyTree:
-    """Zeros in the form of the parameters; to draw those takes seconds, most of them compiling."""
-    shapes = jax.eval_shape(lambda: initial_parameters(config, dataset))
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+def parameter_layout(config: RunConfig, dataset: Dataset) -> Layout:
+    """The form of the parameters; to draw them would take seconds, most of them compiling."""
+    return Layout.of(jax.eval_shape(lambda: initial_parameters(config, dataset)))
 
 
-def build(config: RunConfig, dataset: Dataset, schedule: Schedule | None = None) -> Dynamics:
+def build(
+    config: RunConfig,
+    dataset: Dataset,
+    schedule: Schedule | None = None,
+    origin: Float[Array | np.ndarray, " params"] | None = None,
+) -> Dynamics:
     """The dynamics of a run.
 
     Args:
         config: of the run.
         dataset: inputs and labels.
         schedule: class weights to use instead of those of the configuration.
+        origin: the run's initial parameters, flat, where the network is expanded about them.
 
     Raises:
         ConfigError: when float64 is asked for and not enabled in JAX.
@@ -211,7 +240,6 @@ def build(config: RunConfig, dataset: Dataset, schedule: Schedule | None = None)
         jnp.asarray(dataset.labels),
         make_weights(config.loss, schedule),
     )
-    flat, _ = problem.ravel(blank_parameters(config, dataset))
     rate = learning_rate_schedule(config.optimizer, config.steps)
     # A number instead of a constant schedule spares the optimizer a counter in its state.
     scheduled = config.optimizer.learning_rate_schedule != "constant"
@@ -219,6 +247,10 @@ def build(config: RunConfig, dataset: Dataset, schedule: Schedule | None = None)
     optimizer = make_optimizer(
         config.optimizer, rate if scheduled else config.optimizer.learning_rate
     )
+    flat = problem.flat(parameter_layout(config, dataset))
+    if config.linearize:
+        assert origin is not None
+        flat = flat.expanded(jnp.asarray(origin), config.linearize)
     return Dynamics(flat, optimizer, rate, schedule, config.batch_size, config.batch_seed)
 
 

@@ -54,7 +54,8 @@ def ggn(problem: Problem, params: Vector, step: Step, *, batch_size: int | None 
     """Products with the generalized Gauss-Newton matrix Jᵀ H_ℓ J (Schraudolph 2002).
 
     J is the Jacobian of all outputs at θ, H_ℓ the Hessian of the weighted loss F(·, t) with
-    respect to the outputs. It is the Hessian of the loss of the linearised network.
+    respect to the outputs. It is the Hessian of the loss of the linearised network; that of
+    `parameter_loss` is added in full.
 
     Args and errors are those of `hessian`.
 
@@ -72,7 +73,12 @@ def ggn(problem: Problem, params: Vector, step: Step, *, batch_size: int | None 
     def of_batch(batch: Problem) -> Matvec:
         outputs, push, pull = _derivative(batch, params)
         _, curve = jax.linearize(lambda outputs: jax.grad(batch.loss)(outputs, step), outputs)
-        return lambda vector: pull(curve(push(vector)))
+        matvec = lambda vector: pull(curve(push(vector)))  # noqa: E731
+        if batch.parameter_loss is None:
+            return matvec
+        slope = lambda params: jax.grad(batch.penalty)(params, step)  # noqa: E731
+        _, penalty = jax.linearize(slope, params)
+        return lambda vector: matvec(vector) + penalty(vector)
 
     return _mean_over_batches(of_batch, problem, batch_size)
 
@@ -113,7 +119,7 @@ def ntk(problem: Problem, params: Vector, *, batch_size: int | None = None) -> M
     >>> ntk(problem, jnp.zeros(2))(jnp.array([1.0, 0.0])).tolist()
     [1.0, 2.0]
     """
-    num_examples = len(problem.targets)
+    num_examples = problem.num_examples
     size = _piece(problem, batch_size)
     if size == num_examples:
         outputs, push, pull = _derivative(problem, params)
@@ -192,10 +198,13 @@ def block_indices(params: PyTree, path: str) -> Int[np.ndarray, " block"]:
 
 
 def jacobian(problem: Problem, params: Vector) -> Float[Array, "examples outputs params"]:
-    """df_i(x_n)/dθ, example by example: outputs must not depend on the other examples."""
+    """df_i(x_n)/dθ, example by example: outputs must not depend on the other examples.
+
+    All outputs of an example are in one axis, whatever axes they have.
+    """
 
     def of_example(example: Array) -> Float[Array, "outputs params"]:
-        return jax.jacrev(lambda params: problem.apply(params, example[None])[0])(params)
+        return jax.jacrev(lambda params: jnp.ravel(problem.predict(params, example[None])))(params)
 
     return jax.vmap(of_example)(problem.inputs)
 
@@ -265,14 +274,14 @@ def _mean_over_batches(
     of_batch: Callable[[Problem], Matvec], problem: Problem, batch_size: int | None
 ) -> Matvec:
     """Σ_b (N_b / N) A_b: the operator of all data from those of batches, each a mean itself."""
-    num_examples = len(problem.targets)
+    num_examples = problem.num_examples
     size = _piece(problem, batch_size)
     if size == num_examples:
         return of_batch(problem)
 
     def matvec(vector: Vector) -> Vector:
         def share(batch: Problem) -> Vector:
-            return len(batch.targets) / num_examples * of_batch(batch)(vector)
+            return batch.num_examples / num_examples * of_batch(batch)(vector)
 
         return _sum_over_batches(share, problem, size, jnp.zeros_like(vector))
 
@@ -302,7 +311,7 @@ def _split(data: PyTree, size: int) -> tuple[PyTree, list[PyTree]]:
 
 def _piece(problem: Problem, batch_size: int | None) -> int:
     """Examples that a pass takes."""
-    num_examples = len(problem.targets)
+    num_examples = problem.num_examples
     if batch_size is None:
         return num_examples
     if batch_size < 1:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from dlf_dynamics.config import OptimizerConfig
-
-ADAPTIVE = ("rmsprop", "adam", "adamw")
-"""Optimizers that divide each update by a running root mean square of the gradient."""
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -50,8 +50,47 @@ def make_optimizer(
     }[config.name]()
 
 
+_MEAN_SQUARES = (optax.ScaleByAdamState, optax.ScaleByRmsState)
+
+_LARGE = 1e10
+"""Root mean square at which neither gradients nor the terms that guard a division count."""
+
+
+def is_adaptive(optimizer: optax.GradientTransformation) -> bool:
+    """Whether it divides by a root mean square of the gradients, as RMSProp and Adam do.
+
+    >>> is_adaptive(optax.adamw(0.1)), is_adaptive(optax.sgd(0.1, momentum=0.9))
+    (True, False)
+    """
+    return bool(_mean_squares(jax.eval_shape(optimizer.init, jnp.zeros(1))))
+
+
+def hold_mean_squares(state: Any) -> Any:
+    """The state long after the start, with mean squares so large that they stay what they are."""
+
+    def held(node: Any) -> Any:
+        if not isinstance(node, _MEAN_SQUARES):
+            return node
+        large = jax.tree.map(lambda leaf: jnp.full_like(leaf, _LARGE**2), node.nu)
+        if isinstance(node, optax.ScaleByAdamState):
+            return node._replace(nu=large, count=jnp.full_like(node.count, 10**6))
+        return node._replace(nu=large)
+
+    return jax.tree.map(held, state, is_leaf=lambda node: isinstance(node, _MEAN_SQUARES))
+
+
+def held_preconditioner(after: Any) -> Any:
+    """P of an update that was made with the mean squares held, from the state after it.
+
+    It is 1 for an optimizer without them.
+    """
+    return math.prod(jnp.sqrt(ravel_pytree(node.nu)[0]) for node in _mean_squares(after))
+
+
 def preconditioner(
-    config: OptimizerConfig, state: Any, gradient: Float[Array, " params"]
+    update: Callable[[Any, Any, Any], tuple[Any, Any]],
+    state: Any,
+    gradient: Float[Array, " params"],
 ) -> Float[Array, " params"]:
     """The diagonal P that divides the *next* update of an adaptive optimizer.
 
@@ -59,45 +98,42 @@ def preconditioner(
     n the running means of the gradient and of its square and b₁, b₂ their corrections, so
     P = b₁ (√(n / b₂) + ε). RMSProp divides by √(n + ε) or √n + ε as optax does.
 
+    It is read off the optimizer itself: its answer to the gradient, from rest, is compared with the
+    answer while the mean squares are held at a known value.
+
     Args:
-        config: of an optimizer in ADAPTIVE.
-        state: its state before the next update, of flat parameters.
+        update: of an optax transformation, elementwise, with the mean squares of Adam or RMSProp:
+            `update(gradient, state, params) -> (change, state)` of flat vectors.
+        state: before the next update.
         gradient: that the next update uses.
 
     Raises:
         ValueError: for an optimizer that has no preconditioner.
     """
-    if config.name == "rmsprop":
-        found = _find(state, optax.ScaleByRmsState)
-        mean_square = config.decay * found.nu + (1 - config.decay) * gradient**2
-        return jnp.sqrt(mean_square + config.epsilon)
-    if config.name in ("adam", "adamw"):
-        found = _find(state, optax.ScaleByAdamState)
-        count = found.count + 1
-        mean_square = config.beta2 * found.nu + (1 - config.beta2) * gradient**2
-        root = jnp.sqrt(mean_square / (1 - config.beta2**count)) + config.epsilon
-        return (1 - config.beta1**count) * root
-    raise ValueError(f"{config.name} has no preconditioner; only {', '.join(ADAPTIVE)} have one")
+    if not _mean_squares(state):
+        raise ValueError("the optimizer has no preconditioner; only such as RMSProp and Adam do")
+    # The mean square takes in the gradient, and the answer is a part of it: it must not be 0.
+    tiny = jnp.finfo(gradient.dtype).tiny ** 0.25
+    slope = jnp.where(jnp.abs(gradient) < tiny, tiny, gradient)
+    at_rest = jnp.zeros_like(gradient)
+    answer, _ = update(slope, _at_rest(state), at_rest)
+    held, after = update(slope, hold_mean_squares(_at_rest(state)), at_rest)
+    return held_preconditioner(after) * held / answer
 
 
-def _find(state: Any, kind: type) -> Any:
-    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
-    return next(leaf for leaf in leaves if isinstance(leaf, kind))
+def _at_rest(state: Any) -> Any:
+    """The state with nothing in it but mean squares and counts."""
+
+    def stopped(node: Any) -> Any:
+        if isinstance(node, optax.ScaleByAdamState):
+            return node._replace(mu=jax.tree.map(jnp.zeros_like, node.mu))
+        if isinstance(node, optax.ScaleByRmsState):
+            return node
+        return jnp.zeros_like(node) if jnp.issubdtype(node.dtype, jnp.floating) else node
+
+    return jax.tree.map(stopped, state, is_leaf=lambda node: isinstance(node, _MEAN_SQUARES))
 
 
-def flatten_state(state: Any) -> Float[Array, " state"]:
-    """All numbers of an optimizer's state in one vector; counts are exact below 2^24."""
-    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(state)]
-    dtype = jnp.result_type(float) if not leaves else jnp.result_type(*leaves)
-    return jnp.concatenate([jnp.zeros(0, dtype), *[leaf.astype(dtype) for leaf in leaves]])
-
-
-def unflatten_state(vector: Float[Array, " state"], like: Any) -> Any:
-    """The inverse of `flatten_state`, in the structure and types of `like`."""
-    leaves, structure = jax.tree.flatten(like)
-    parts, start = [], 0
-    for leaf in leaves:
-        part = vector[start : start + leaf.size]
-        parts.append(part.reshape(leaf.shape).astype(leaf.dtype))
-        start += leaf.size
-    return jax.tree.unflatten(structure, parts)
+def _mean_squares(state: Any) -> list[Any]:
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, _MEAN_SQUARES))
+    return [node for node in nodes if isinstance(node, _MEAN_SQUARES)]

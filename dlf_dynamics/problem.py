@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
+
+from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.layout import Layout
 
 Step = Int[Array, ""] | int
 
@@ -38,14 +40,25 @@ class _OfClass:
         return jnp.where(chosen, losses, jnp.zeros_like(losses))
 
 
+@dataclass(frozen=True)
+class _OfVector:
+    """A function of a pytree of parameters as one of their flat vector; it compares by value."""
+
+    function: Callable[..., Array]
+    layout: Layout
+
+    def __call__(self, vector: Array, *rest: Any) -> Array:
+        return self.function(self.layout.unflatten(vector), *rest)
+
+
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["inputs", "targets"],
-    meta_fields=["apply", "criterion", "example_weights"],
+    data_fields=["inputs", "targets", "origin"],
+    meta_fields=["apply", "criterion", "example_weights", "parameter_loss", "order"],
 )
 @dataclass(frozen=True)
 class Problem:
-    """The loss F(θ, t) = (1/N) Σ_n w_n(t) ℓ(f(x_n; θ), y_n) of a model on a data set.
+    """The loss F(θ, t) = (1/N) Σ_n w_n(t) ℓ(f(x_n; θ), y_n) + R(θ, t) of a model on a data set.
 
     It is a pytree whose leaves are the data, so that it goes through `jax.jit` as an argument:
     data are never compiled in, and one compilation serves all parameters and steps.
@@ -57,6 +70,11 @@ class Problem:
         targets: shape (examples, ...); class labels where accuracy is wanted.
         example_weights: `example_weights(step, targets)`, to broadcast against the losses; none
             gives the static loss at every step.
+        parameter_loss: `parameter_loss(params, step) -> R`, the part of the loss that is of the
+            parameters alone, such as weight decay inside the loss; none for 0.
+        origin: parameters about which the model is expanded (see `expanded`); none for the model
+            itself.
+        order: of the expansion.
 
     >>> problem = Problem(
     ...     apply=lambda w, x: x @ w,
@@ -73,10 +91,73 @@ class Problem:
     inputs: Array
     targets: Array
     example_weights: Callable[[Step, Array], Array] | None = None
+    parameter_loss: Callable[[Any, Step], Array] | None = None
+    origin: PyTree | None = None
+    order: int = 0
+
+    @classmethod
+    def from_loss(cls, loss: Callable[[Any, Step], Array]) -> Problem:
+        """The problem of which only the loss is known, as a function of parameters and step.
+
+        It has a Hessian and all that follows from it. GGN, NTK and parts of classes need outputs,
+        which it has not; data inside the function are compiled in.
+
+        Args:
+            loss: `loss(params, step)`, a scalar.
+
+        >>> problem = Problem.from_loss(lambda params, step: jnp.sum(params**4))
+        >>> float(problem.objective(jnp.array([1.0, 2.0]), step=0))
+        17.0
+        """
+        return cls(_no_outputs, _no_outputs, jnp.zeros((0, 1)), jnp.zeros(0), None, loss)
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether there is a model with data, and not a loss alone."""
+        return self.apply is not _no_outputs
+
+    @property
+    def num_examples(self) -> int:
+        """N; 0 where only a loss is known."""
+        return len(self.targets)
 
     def outputs(self, params: PyTree) -> Float[Array, "examples outputs"]:
-        """f(x_n; θ) for every example."""
-        return self.apply(params, self.inputs)
+        """f(x_n; θ) for every example.
+
+        Raises:
+            ConfigError: for a problem made by `from_loss`.
+        """
+        return self.predict(params, self.inputs)
+
+    def predict(self, params: PyTree, inputs: Array) -> Array:
+        """The outputs for some inputs, of the model or of its expansion."""
+        if self.origin is None:
+            return self.apply(params, inputs)
+        model = lambda params: self.apply(params, inputs)  # noqa: E731
+        return _taylor(model, self.origin, params, self.order)
+
+    def expanded(self, params: PyTree, order: int) -> Problem:
+        """The same problem with the model's Taylor expansion in the parameters for the model.
+
+        Order 1 is the linearised network (Lee and others, 2019, arXiv 1902.06720, §2.3), whose loss
+        is convex where the criterion is; order 2 is quadratic in the parameters.
+
+        Args:
+            params: the parameters about which it is expanded.
+            order: 1 or 2.
+
+        Raises:
+            ValueError: for another order.
+
+        >>> problem = Problem(
+        ...     lambda w, x: jnp.exp(w * x), jnp.subtract, jnp.ones(1), jnp.zeros(1)
+        ... )
+        >>> [float(problem.expanded(jnp.zeros(()), order).objective(2.0, 0)) for order in (1, 2)]
+        [3.0, 5.0]
+        """
+        if order not in (1, 2):
+            raise ValueError(f"order is {order}; expected 1 or 2")
+        return replace(self, origin=params, order=order)
 
     def weigh(self, losses: Array, step: Step) -> Float[Array, ""]:
         """(1/N) Σ_n w_n(t) ℓ_n of the losses that `criterion` gave."""
@@ -90,23 +171,39 @@ class Problem:
 
     def objective(self, params: PyTree, step: Step) -> Float[Array, ""]:
         """The loss that is minimised at this step, F(θ, t)."""
-        return self.loss(self.outputs(params), step)
+        if not self.has_outputs:
+            return self.penalty(params, step)
+        return self._with_penalty(self.loss(self.outputs(params), step), params, step)
+
+    def penalty(self, params: PyTree, step: Step) -> Float[Array, ""]:
+        """R(θ, t), the part of the loss that is of the parameters alone."""
+        return jnp.zeros(()) if self.parameter_loss is None else self.parameter_loss(params, step)
+
+    def _with_penalty(self, loss: Array, params: PyTree, step: Step) -> Float[Array, ""]:
+        return loss if self.parameter_loss is None else loss + self.penalty(params, step)
 
     def static_objective(self, params: PyTree, step: Step = 0) -> Float[Array, ""]:
-        """The loss with all weights 1; `step` is accepted and ignored."""
-        losses = self.criterion(self.outputs(params), self.targets)
-        return jnp.sum(losses) / len(losses)
+        """The loss with all weights 1; the step is that of `parameter_loss`."""
+        return self.static().objective(params, step)
 
     def evaluate(self, params: PyTree, step: Step) -> tuple[Float[Array, ""], Evaluation]:
-        """The loss at this step with static loss and accuracy, all of one forward pass."""
+        """The loss at this step with static loss and accuracy, all of one forward pass.
+
+        Accuracy is NaN where targets are not the labels of classes.
+        """
+        if not self.has_outputs:
+            loss = self.penalty(params, step)
+            return loss, Evaluation(loss, jnp.full_like(loss, jnp.nan))
         outputs = self.outputs(params)
         losses = self.criterion(outputs, self.targets)
-        hits = jnp.argmax(outputs, axis=-1) == self.targets
-        evaluation = Evaluation(
-            static_loss=jnp.sum(losses) / len(losses),
-            accuracy=jnp.mean(hits, dtype=losses.dtype),
-        )
-        return self.weigh(losses, step), evaluation
+        accuracy = jnp.full((), jnp.nan, losses.dtype)
+        labelled = jnp.issubdtype(self.targets.dtype, jnp.integer)
+        if labelled and self.targets.shape == outputs.shape[:-1]:
+            hits = jnp.argmax(outputs, axis=-1) == self.targets
+            accuracy = jnp.mean(hits, dtype=losses.dtype)
+        static = self._with_penalty(jnp.sum(losses) / len(losses), params, step)
+        loss = self._with_penalty(self.weigh(losses, step), params, step)
+        return loss, Evaluation(static, accuracy)
 
     def take(self, indices: Int[Array, " batch"]) -> Problem:
         """The same problem on some of the examples."""
@@ -119,7 +216,8 @@ class Problem:
     def of_class(self, label: int) -> Problem:
         """The same problem whose loss is the part due to the examples of one class.
 
-        It stays divided by the number of all examples: the parts of all classes sum to the whole.
+        It stays divided by the number of all examples: the parts of all classes sum to the whole,
+        but for `parameter_loss`, which is of no class.
 
         >>> problem = Problem(
         ...     apply=lambda w, x: x * w,
@@ -132,11 +230,46 @@ class Problem:
         >>> float(problem.objective(3.0, step=0))
         42.0
         """
-        return replace(self, criterion=_OfClass(self.criterion, label))
+        return replace(self, criterion=_OfClass(self.criterion, label), parameter_loss=None)
+
+    def flat(self, layout: Layout) -> Problem:
+        """The same problem as a function of one flat vector.
+
+        Problems that are equal stay equal, so that compilations are shared.
+        """
+        loss = self.parameter_loss
+        return replace(
+            self,
+            apply=_OfVector(self.apply, layout) if self.has_outputs else self.apply,
+            origin=None if self.origin is None else layout.flatten(self.origin),
+            parameter_loss=None if loss is None else _OfVector(loss, layout),
+        )
 
     def ravel(self, params: PyTree) -> tuple[Problem, Float[Array, " params"]]:
         """The same problem as a function of one flat vector, and `params` as that vector."""
-        vector, unravel = ravel_pytree(params)
-        apply = self.apply
-        flat = replace(self, apply=lambda vector, inputs: apply(unravel(vector), inputs))
-        return flat, vector
+        layout = Layout.of(params)
+        return self.flat(layout), layout.flatten(params)
+
+
+def _taylor(
+    function: Callable[[Any], Array], origin: PyTree, params: PyTree, order: int
+) -> Array:
+    """f(θ₀) + f'[d] + ½ f''[d, d], d = θ - θ₀, up to the order."""
+    distance = jax.tree.map(jnp.subtract, params, origin)
+
+    def slope(at: PyTree) -> tuple[Array, Array]:
+        return jax.jvp(function, (at,), (distance,))
+
+    if order == 1:
+        value, first = slope(origin)
+        return value + first
+    (value, first), (_, second) = jax.jvp(slope, (origin,), (distance,))
+    return value + first + second / 2
+
+
+def _no_outputs(*_: Any) -> Array:
+    """Stands for the model of a problem that has none."""
+    raise ConfigError(
+        "the problem was made by Problem.from_loss and has no outputs; GGN, NTK and parts of "
+        "classes need Problem(apply, criterion, inputs, targets)"
+    )

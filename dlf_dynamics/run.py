@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -12,32 +13,46 @@ import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Float, Int
 
 from dlf_dynamics import schema
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import from_json
 from dlf_dynamics.datasets import Dataset, load_dataset
-from dlf_dynamics.dynamics import Dynamics, State, blank_parameters, build
+from dlf_dynamics.dynamics import SCALARS, Dynamics, State, build, parameter_layout
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.hdf5 import dataset_at, text
-from dlf_dynamics.optimizers import flatten_state, unflatten_state
+from dlf_dynamics.layout import Layout
+from dlf_dynamics.matching import require_match
 from dlf_dynamics.problem import Problem
-from dlf_dynamics.runfile import Point, complete_steps, open_file
+from dlf_dynamics.recording import Recording, Setup
+from dlf_dynamics.runfile import complete_steps, open_file
+from dlf_dynamics.runwriter import Point
 from dlf_dynamics.schedules import Schedule, Tabulated
+from dlf_dynamics.smoothness import kinks
 
 Checkpoints = Sequence[int] | Int[np.ndarray, " chosen"]
 """Indices of checkpoints."""
 
 
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | Path, setup: Setup | tuple[Any, Any, Any] | None = None) -> Run:
     """Opens a run file for reading; it may still be written to.
 
+    Args:
+        path: of the file.
+        setup: problem, optimizer and parameters of a loop of one's own that `Recorder` recorded;
+            none for a run of `train`, whose file has all of them.
+
     Raises:
+        ConfigError: when the problem is not that of the file.
         FileError: when it is missing, foreign, damaged or of a newer format.
     """
-    return Run(Path(path))
+    if setup is None:
+        return Run(Path(path))
+    chosen = Setup(*setup)
+    run = Run(Path(path), chosen)
+    require_match(run, chosen)
+    return run
 
 
 class Run:
@@ -49,7 +64,8 @@ class Run:
         path: of the file.
         run_id: unique to the run; result files name it.
         status: `running`, `complete`, `interrupted` or `diverged`.
-        config: as trained.
+        recording: what `Recorder` was told; none for a run of `train`.
+        dtype: of parameters and scalars, by name.
         provenance: versions, machine and command.
         steps: of the recorded scalars, shape (steps,).
         checkpoint_steps: of the recorded parameters, shape (checkpoints,).
@@ -58,15 +74,16 @@ class Run:
         own_schedule: whether class weights came from the user and not from the configuration.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, setup: Setup | None = None) -> None:
         self.path = path
         with open_file(path) as file:
             self.run_id = str(file.attrs["run_id"])
             self.status = text(file, "status")
-            try:
-                self.config: RunConfig = from_json(text(file, "config"))
-            except (ConfigError, json.JSONDecodeError) as error:
-                raise FileError(f"{path} is damaged: its configuration: {error}") from error
+            self.recording = None
+            if "recording" in file:
+                self.recording = Recording.from_json(text(file, "recording"))
+            self._config = read_config(file, path)
+            self.dtype = dataset_at(file, "parameters/value").dtype.name
             self.provenance: Mapping[str, Any] = json.loads(text(file, "provenance"))
             # Rows are written first, so they are read last: no checkpoint is without its row.
             self.checkpoint_steps: Int[np.ndarray, " checkpoints"] = complete_steps(
@@ -75,8 +92,15 @@ class Run:
             self.steps: Int[np.ndarray, " steps"] = complete_steps(file, "steps")
             self.num_params = int(dataset_at(file, "parameters/value").shape[1])
             self.data_sha256 = str(file["data"].attrs["sha256"])
-            weights = file["scalars/class_weights"]
-            self.own_schedule = bool(weights.attrs["own_schedule"])
+            self._rebuilt = self.own_updates and _is_sparse(file, self.checkpoint_steps)
+            # What an analysis needs of the step before is known one step later, once that is made.
+            self.checkpoint_steps = self.checkpoint_steps + self._rebuilt
+            self.own_schedule = False
+            if "scalars/class_weights" in file:
+                self.own_schedule = bool(file["scalars/class_weights"].attrs["own_schedule"])
+        if setup is not None and self.recording is None:
+            raise ConfigError(f"{path} is a run of `dlf-dynamics train`; it needs no problem")
+        self._setup = setup
 
     def __repr__(self) -> str:
         return (
@@ -87,16 +111,67 @@ class Run:
     @cached_property
     def scalars(self) -> Mapping[str, np.ndarray]:
         """What each step recorded, by name (`loss`, `update_cosine`, `class_weights`, ...)."""
-        names = {entry.path.split("/")[1]: entry.path for entry in schema.growing("steps")}
+        count = len(self.steps)
         with open_file(self.path) as file:
-            count = len(self.steps)
-            return {name: dataset_at(file, path)[:count] for name, path in names.items()}
+            found = {
+                entry.path.split("/")[1]: dataset_at(file, entry.path)[:count]
+                for entry in schema.growing("steps", schema.entries(file))
+            }
+        missing = {name: np.full(count, np.nan) for name in SCALARS if name not in found}
+        return {"class_weights": np.zeros((count, 0))} | found | missing
+
+    @property
+    def config(self) -> RunConfig:
+        """As trained.
+
+        Raises:
+            ConfigError: for a run of `Recorder`, which has none.
+        """
+        if isinstance(self._config, RunConfig):
+            return self._config
+        raise ConfigError(
+            f"{self.path} was recorded in a loop of one's own; only a run of `dlf-dynamics train` "
+            "can do this"
+        )
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The configuration as a dictionary; of a recorded run, what its author wanted kept."""
+        if isinstance(self._config, RunConfig):
+            return dataclasses.asdict(self._config)
+        return self._config
+
+    @property
+    def optimizer_name(self) -> str:
+        """For labels."""
+        return self.recording.optimizer if self.recording else self.config.optimizer.name
+
+    @property
+    def own_updates(self) -> bool:
+        """Whether any update can be made again."""
+        return self.recording is None or self.recording.full_batch
+
+    @cached_property
+    def kinks(self) -> list[str]:
+        """Operations in the loss whose derivative jumps, such as relu; empty when it is smooth."""
+        params = jax.ShapeDtypeStruct((self.num_params,), self.dtype)
+        step = jax.ShapeDtypeStruct((), "int32")
+        return kinks(self.problem.objective, params, step)
+
+    @cached_property
+    def num_classes(self) -> int:
+        """One more than the largest label; 0 where targets are not the labels of examples."""
+        targets = np.asarray(self.problem.targets)
+        labels = np.issubdtype(targets.dtype, np.integer) and targets.ndim == 1 and targets.size
+        return int(targets.max()) + 1 if labels else 0
 
     def parameters(
         self, checkpoints: slice | Checkpoints = slice(None)
     ) -> Float[np.ndarray, "checkpoints params"]:
         """Recorded parameters of some checkpoints, given by a slice or by increasing index."""
         chosen = np.arange(len(self.checkpoint_steps))[checkpoints]
+        if self._rebuilt:
+            return np.stack([point.params for (point,) in self.points(chosen, 1)])
         with open_file(self.path) as file:
             recorded = dataset_at(file, "parameters/value")
             if isinstance(checkpoints, slice) and len(chosen):
@@ -109,11 +184,22 @@ class Run:
             for start in range(0, len(checkpoints), chunk):
                 yield self._points(file, np.asarray(checkpoints[start : start + chunk]))
 
-    def _points(self, file: h5py.File, chosen: Int[np.ndarray, " chosen"]) -> list[Point]:
+    def recorded(self, chosen: Int[np.ndarray, " chosen"]) -> list[Point]:
+        """Checkpoints as they are in the file, also where the update before them is not known."""
+        with open_file(self.path) as file:
+            return self._recorded(file, chosen)
+
+    def _recorded(self, file: h5py.File, chosen: Int[np.ndarray, " chosen"]) -> list[Point]:
         names = ("parameters/value", "previous_update/value", "optimizer/value")
         columns = [_rows(file, name, chosen) for name in names]
-        steps = self.checkpoint_steps[chosen].tolist()
+        steps = (self.checkpoint_steps[chosen] - self._rebuilt).tolist()
         return [Point(*row) for row in zip(steps, *columns, strict=True)]
+
+    def _points(self, file: h5py.File, chosen: Int[np.ndarray, " chosen"]) -> list[Point]:
+        points = self._recorded(file, chosen)
+        if not self._rebuilt:
+            return points
+        return [point_of(_following(self.dynamics, self.state(point))) for point in points]
 
     def resume_point(self) -> Point:
         """Where the run continues: the interrupted step if it was recorded, else a checkpoint.
@@ -152,7 +238,30 @@ class Run:
         """Problem, optimizer and schedule, as they were trained."""
         # Kept, so it must not hold tracers when it is first asked for in a traced function.
         with jax.ensure_compile_time_eval():
-            return build(self.config, self.dataset, self._recorded_schedule())
+            if self.recording is None:
+                schedule = self._recorded_schedule()
+                return build(self.config, self.dataset, schedule, self.origin)
+            if self._setup is not None:
+                return self._setup.dynamics(self.recording)
+        raise ConfigError(
+            f"{self.path} was recorded in a loop of one's own, and does not hold its model; give "
+            "it with --problem module:function (open_run(path, (problem, optimizer, params)))"
+        )
+
+    @property
+    def origin(self) -> Float[np.ndarray, " params"] | None:
+        """The initial parameters, where the network was expanded about them; none elsewhere."""
+        if self.recording is not None or not self.config.linearize:
+            return None
+        (point,) = self.recorded(np.array([0]))
+        return point.params
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The form of the parameters."""
+        if self._setup is not None:
+            return self._setup.layout
+        return parameter_layout(self.config, self.dataset)
 
     @property
     def problem(self) -> Problem:
@@ -161,17 +270,16 @@ class Run:
 
     def unravel(self, vector: Float[np.ndarray, " params"]) -> Any:
         """A parameter vector as the pytree of the model."""
-        blank = blank_parameters(self.config, self.dataset)
-        return ravel_pytree(blank)[1](jnp.asarray(vector))
+        return self.layout.unflatten(jnp.asarray(vector))
 
     def state(self, point: Point) -> State:
         """A recorded point as the state that the dynamics continue from."""
         params = jnp.asarray(point.params)
-        like = jax.eval_shape(self.dynamics.optimizer.init, params)
+        layout = self.dynamics.state_layout(params)
         return State(
             params,
             jnp.asarray(point.previous_update),
-            unflatten_state(jnp.asarray(point.optimizer), like),
+            layout.unflatten(jnp.asarray(point.optimizer)),
             jnp.int32(point.step),
         )
 
@@ -180,6 +288,19 @@ class Run:
         if not self.own_schedule:
             return None
         return Tabulated(jnp.asarray(self.scalars["class_weights"]))
+
+
+def read_config(file: h5py.File, path: Path) -> RunConfig | dict[str, Any]:
+    """The configuration of an open run file; of a recorded run what its author gave.
+
+    Raises:
+        FileError: when it cannot be read.
+    """
+    try:
+        content = text(file, "config")
+        return json.loads(content) if "recording" in file else from_json(content)
+    except (ConfigError, json.JSONDecodeError) as error:
+        raise FileError(f"{path} is damaged: its configuration: {error}") from error
 
 
 def _rows(file: h5py.File, path: str, chosen: Int[np.ndarray, " chosen"]) -> np.ndarray:
@@ -197,13 +318,26 @@ def _row(file: h5py.File, path: str, index: Any) -> np.ndarray:
     return dataset_at(file, path)[index] if path in file else np.zeros(0)
 
 
+def _is_sparse(file: h5py.File, steps: Int[np.ndarray, " checkpoints"]) -> bool:
+    """Whether the update before some checkpoint was not recorded."""
+    if "previous_update/known" not in file:
+        return False
+    known = dataset_at(file, "previous_update/known")[: len(steps)] > 0
+    return not bool(np.all(known | (steps == 0)))
+
+
+@jax.jit
+def _following(dynamics: Dynamics, state: State) -> State:
+    return dynamics.step(state)[0]
+
+
 def point_of(state: State) -> Point:
     """A state as the vectors that the run file stores."""
     return Point(
         int(state.step),
         np.asarray(state.params),
         np.asarray(state.previous_update),
-        np.asarray(flatten_state(state.optimizer_state)),
+        np.asarray(Layout.of(state.optimizer_state).flatten(state.optimizer_state)),
     )
 
 
@@ -211,10 +345,10 @@ def stack_points(run: Run, points: Sequence[Point]) -> State:
     """Recorded points as one batched state, for `jax.lax.map` over checkpoints."""
     params = np.stack([p.params for p in points])
     optimizer = np.stack([p.optimizer for p in points])
-    like = jax.eval_shape(run.dynamics.optimizer.init, jnp.asarray(params[0]))
+    layout = run.dynamics.state_layout(jnp.asarray(params[0]))
     return State(
         jnp.asarray(params),
         jnp.stack([p.previous_update for p in points]),
-        jax.vmap(lambda vector: unflatten_state(vector, like))(jnp.asarray(optimizer)),
+        jax.vmap(layout.unflatten)(jnp.asarray(optimizer)),
         jnp.array([p.step for p in points], jnp.int32),
     )

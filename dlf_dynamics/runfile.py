@@ -8,39 +8,38 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import h5py
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from dlf_dynamics import schema
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import to_json
-from dlf_dynamics.datasets import Dataset
 from dlf_dynamics.errors import FileError
 from dlf_dynamics.hdf5 import (
     check_format,
     damaged,
     dataset_at,
-    errno,
     open_for_reading,
     text,
     write_error,
 )
-from dlf_dynamics.schema import FORMAT, SCHEMA, STEP_OF, Entry
+from dlf_dynamics.runwriter import RESUME, RunWriter, writing
+from dlf_dynamics.schema import FORMAT, STEP_OF, Entry
 
 INLINE_DATA_BYTES = 64 * 2**20
 """Data sets up to this size are stored in the run file; larger ones by recipe and hash."""
 
 _CHUNK_BYTES = 2**20
 _STATUS_TYPE = h5py.string_dtype("ascii", 16)
-_RESUME = ("resume/parameters", "resume/previous_update", "resume/optimizer")
+_WEIGHTS = "scalars/class_weights"
 
 
 @dataclass(frozen=True)
@@ -53,124 +52,64 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Point:
-    """A state of the run as vectors: parameters, previous update, optimizer state; and its step."""
+class Header:
+    """What a run file holds before the first row.
 
-    step: int
-    params: Float[np.ndarray, " params"]
-    previous_update: Float[np.ndarray, " params"]
-    optimizer: Float[np.ndarray, " state"]
-
-
-class RunWriter:
-    """Appends rows to a run file. Use it as a context manager."""
-
-    def __init__(self, file: h5py.File, path: Path) -> None:
-        file.swmr_mode = True
-        self._file = file
-        self._path = path
-
-    def __enter__(self) -> RunWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with _writing(self._file, self._path):
-            self._file.close()
-
-    def append_scalars(self, steps: Int[np.ndarray, " rows"], rows: np.ndarray) -> None:
-        """Appends rows whose columns are in the order of the schema, class weights last."""
-        values = {}
-        column = 0
-        for entry in schema.growing("steps"):
-            dataset = dataset_at(self._file, entry.path)
-            width = dataset.shape[1] if dataset.ndim == 2 else 1
-            part = rows[:, column : column + width]
-            values[entry.path] = part if dataset.ndim == 2 else part[:, 0]
-            column += width
-        self._append("steps", steps, values)
-
-    def append_checkpoints(self, points: list[Point]) -> None:
-        """Appends checkpoints in the order of their steps."""
-        if not points:
-            return
-        values = {
-            "parameters/value": np.stack([p.params for p in points]),
-            "previous_update/value": np.stack([p.previous_update for p in points]),
-        }
-        if "optimizer/value" in self._file:
-            values["optimizer/value"] = np.stack([p.optimizer for p in points])
-        self._append("checkpoints", np.array([p.step for p in points]), values)
-
-    def set_resume(self, point: Point) -> None:
-        """Records where an interrupted run stopped, so that it continues from that very step."""
-        vectors = (point.params, point.previous_update, point.optimizer)
-        with _writing(self._file, self._path):
-            for path, vector in zip(_RESUME, vectors, strict=True):
-                if path in self._file:
-                    dataset_at(self._file, path)[...] = vector
-            self._file.flush()
-            dataset_at(self._file, "resume/step")[()] = point.step
-            self._file.flush()
-
-    def set_status(self, status: str) -> None:
-        """Records how the run stands."""
-        with _writing(self._file, self._path):
-            dataset_at(self._file, "status")[()] = status.encode()
-            self._file.flush()
-
-    def _append(
-        self, axis: str, steps: Int[np.ndarray, " rows"], values: Mapping[str, np.ndarray]
-    ) -> None:
-        """Values first, steps last: a row exists when its step does."""
-        with _writing(self._file, self._path):
-            for path, rows in [*values.items(), (STEP_OF[axis], steps)]:
-                dataset = dataset_at(self._file, path)
-                length = dataset.shape[0]
-                dataset.resize(length + len(rows), axis=0)
-                dataset[length:] = rows
-                dataset.flush()
-
-
-def create(
-    path: Path,
-    config: RunConfig,
-    dataset: Dataset,
-    sizes: Sizes,
-    layout: str,
-    provenance: str,
-    own_schedule: bool = False,
-) -> RunWriter:
-    """Creates a run file for appending; it takes its name when all but the rows is there.
-
-    Args:
-        path: of the file.
-        config: of the run.
-        dataset: that it is trained on.
-        sizes: of the axes that do not grow.
+    Attributes:
+        config: as JSON; of a loop of one's own, what its author wants to be kept.
+        recording: as JSON, what `Recorder` was told; none for runs of `train`.
+        data_kind: name of the data set.
+        data_sha256: its digest.
+        inputs: of the data, stored unless they are large; none stores no data.
+        targets: of the data.
+        dtype: of parameters and scalars.
         layout: of the parameter vector, as text.
         provenance: as JSON.
         own_schedule: whether class weights come from the user and not from the configuration.
+        scalars: names of what each step of a recording has.
+    """
+
+    config: str
+    data_kind: str
+    data_sha256: str
+    inputs: np.ndarray | None
+    targets: np.ndarray | None
+    dtype: str
+    layout: str
+    provenance: str
+    recording: str | None = None
+    own_schedule: bool = False
+    scalars: tuple[str, ...] = ()
+
+
+def create(path: Path, header: Header, sizes: Sizes) -> RunWriter:
+    """Creates a run file for appending; it takes its name when all but the rows is there.
 
     Raises:
         FileError: when the file cannot be written.
     """
     with _new_file(path) as file:
-        _declare(file, config.dtype, sizes)
+        own = header.recording is not None
+        entries = schema.recorded(header.scalars) if own else schema.trained()
+        _declare(file, header.dtype, sizes, entries)
         file.attrs.update(
             format=FORMAT.name,
             format_version=FORMAT.version,
             run_id=uuid.uuid4().hex,
-            created=json.loads(provenance)["created"],
+            created=json.loads(header.provenance)["created"],
         )
-        file["config"] = to_json(config)
-        file["provenance"] = provenance
-        file["parameters"].attrs["layout"] = layout
+        file["config"] = header.config
+        file["provenance"] = header.provenance
+        if header.recording is not None:
+            file["recording"] = header.recording
+        file["parameters"].attrs["layout"] = header.layout
+        if _WEIGHTS in file:
+            file[_WEIGHTS].attrs["own_schedule"] = header.own_schedule
         group = file.create_group("data")
-        group.attrs.update(kind=config.data.name, sha256=dataset.sha256())
-        file["scalars/class_weights"].attrs["own_schedule"] = own_schedule
-        if dataset.inputs.nbytes <= INLINE_DATA_BYTES:
-            group["inputs"] = dataset.inputs
-            group["targets"] = dataset.labels.astype(np.int64)
+        group.attrs.update(kind=header.data_kind, sha256=header.data_sha256)
+        if header.inputs is not None and header.inputs.nbytes <= INLINE_DATA_BYTES:
+            group["inputs"] = header.inputs
+            group["targets"] = header.targets
         file.flush()
         return RunWriter(file, path)
 
@@ -194,12 +133,15 @@ def copy(
         FileError: when the source cannot be read or the target not written.
     """
     with open_file(source) as old, _new_file(target) as new:
-        _declare(new, dataset_at(old, "parameters/value").dtype.name, _sizes(old))
+        dtype = dataset_at(old, "parameters/value").dtype.name
+        _declare(new, dtype, _sizes(old), schema.entries(old))
         new.attrs.update(dict(old.attrs))
-        new["parameters"].attrs["layout"] = old["parameters"].attrs["layout"]
-        old.copy("data", new)
-        weights = "scalars/class_weights"
-        new[weights].attrs["own_schedule"] = old[weights].attrs["own_schedule"]
+        for group in ("parameters", _WEIGHTS):
+            if group in old:
+                new[group].attrs.update(dict(old[group].attrs))
+        for name in ("data", "recording"):
+            if name in old:
+                old.copy(name, new)
         new["config"] = text(old, "config") if config is None else to_json(config)
         new["provenance"] = text(old, "provenance")
         for axis in STEP_OF:
@@ -208,7 +150,7 @@ def copy(
             status = text(old, "status").replace("running", "interrupted")
             dataset_at(new, "status")[()] = status.encode()
         if upto is None and "resume/step" in old:
-            for path in (*_RESUME, "resume/step"):
+            for path in (*RESUME, "resume/step"):
                 if path in old:
                     dataset_at(new, path)[...] = dataset_at(old, path)[...]
         new.close()
@@ -254,7 +196,7 @@ def open_file(path: Path) -> Iterator[h5py.File]:
 
 def _check(file: h5py.File, path: Path) -> None:
     check_format(file, path, FORMAT)
-    missing = [e.path for e in SCHEMA if not e.optional and e.path not in file]
+    missing = [e.path for e in schema.entries(file) if not e.optional and e.path not in file]
     if missing:
         raise FileError(f"{path} is damaged: /{missing[0]} is missing")
     if file.swmr_mode and _is_cut_off(file, path):
@@ -289,7 +231,7 @@ def _is_cut_off(file: h5py.File, path: Path) -> bool:
 
 def _grown(file: h5py.File, axis: str) -> list[str]:
     """Paths of the datasets that grow along an axis, their steps last."""
-    entries = (entry.path for entry in schema.growing(axis))
+    entries = (entry.path for entry in schema.growing(axis, schema.entries(file)))
     return [path for path in (*entries, STEP_OF[axis]) if path in file]
 
 
@@ -304,7 +246,7 @@ def _new_file(path: Path) -> Iterator[h5py.File]:
             file = h5py.File(partial, "w", libver="latest")
         except OSError as error:
             raise write_error(path, error) from error
-        with _writing(file, path):
+        with writing(file, path):
             yield file
             os.replace(partial, path)
     finally:
@@ -312,31 +254,10 @@ def _new_file(path: Path) -> Iterator[h5py.File]:
             partial.unlink(missing_ok=True)
 
 
-@contextmanager
-def _writing(file: h5py.File, path: Path) -> Iterator[None]:
-    """Turns an error of writing into one line and leaves the file as a kill would.
-
-    HDF5 keeps what it could not write, tries again when the file is closed and crashes at exit.
-    Its file descriptor is turned to the null device, where the rest is lost in peace.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if file:
-            sink = os.open(os.devnull, os.O_RDWR)
-            os.dup2(sink, cast(int, file.id.get_vfd_handle()))
-            os.close(sink)
-            with suppress(OSError, RuntimeError):
-                file.close()
-        if isinstance(error, OSError | RuntimeError) and errno(error):
-            raise write_error(path, error) from error
-        raise
-
-
-def _declare(file: h5py.File, dtype: str, sizes: Sizes) -> None:
-    """Creates every dataset of the schema that the writer fills, without rows."""
+def _declare(file: h5py.File, dtype: str, sizes: Sizes, entries: tuple[Entry, ...]) -> None:
+    """Creates every dataset that the writer fills, without rows."""
     file.create_dataset("status", data=b"running", dtype=_STATUS_TYPE)
-    for entry in SCHEMA:
+    for entry in entries:
         if entry.kind == "text" or entry.path.startswith("data/"):
             continue
         shape = _shape(entry, sizes)
@@ -352,7 +273,7 @@ def _declare(file: h5py.File, dtype: str, sizes: Sizes) -> None:
             units=entry.units, dims=list(entry.dims), description=entry.description
         )
     for axis, steps in STEP_OF.items():
-        for entry in schema.growing(axis):
+        for entry in schema.growing(axis, entries):
             link = entry.path.replace("/value", "/step")
             if entry.path in file and link not in file:
                 file[link] = file[steps]
@@ -371,8 +292,5 @@ def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _sizes(file: h5py.File) -> Sizes:
     state = dataset_at(file, "optimizer/value").shape[1] if "optimizer/value" in file else 0
-    return Sizes(
-        params=dataset_at(file, "parameters/value").shape[1],
-        state=state,
-        classes=dataset_at(file, "scalars/class_weights/value").shape[1],
-    )
+    classes = dataset_at(file, f"{_WEIGHTS}/value").shape[1] if _WEIGHTS in file else 0
+    return Sizes(dataset_at(file, "parameters/value").shape[1], state, classes)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import h5py
 
 from dlf_dynamics.hdf5 import Format
 
-FORMAT = Format("run file", "dlf-dynamics-run", "1.0", "it cannot be repaired")
+FORMAT = Format("run file", "dlf-dynamics-run", "1.1", "it cannot be repaired")
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Entry:
     Attributes:
         path: within the file.
         dims: names of its axes; `checkpoints` and `steps` grow while the run goes on.
-        kind: `float` (of the run's precision), `int` (int64) or `text`.
+        kind: `float` (of the run's precision), `int` (int64), `number` (either) or `text`.
         units: of the values.
         description: one line.
         optional: whether a valid file may lack it.
@@ -43,9 +45,17 @@ def _scalar(name: str, units: str, description: str, *more: str) -> Entry:
 SCHEMA: tuple[Entry, ...] = (
     Entry("status", (), "text", "", "running, complete, interrupted or diverged"),
     Entry("config", (), "text", "JSON", "configuration, enough to train again"),
+    Entry("recording", (), "text", "JSON", "of a run of `Recorder`: optimizer and batches", True),
     Entry("provenance", (), "text", "JSON", "versions, machine, source revision and command"),
-    Entry("data/inputs", ("examples", "..."), "float", "", "inputs; absent when over 64 MiB", True),
-    Entry("data/targets", ("examples",), "int", "", "class labels", True),
+    Entry(
+        "data/inputs",
+        ("examples", "..."),
+        "number",
+        "",
+        "inputs; absent when over 64 MiB, and where the data are the user's own",
+        True,
+    ),
+    Entry("data/targets", ("examples",), "number", "", "class labels", True),
     Entry("parameters/value", ("checkpoints", "params"), "float", "", "parameters θ_t, flat"),
     Entry("parameters/step", ("checkpoints",), "int", "updates", "t of each checkpoint"),
     Entry(
@@ -56,11 +66,27 @@ SCHEMA: tuple[Entry, ...] = (
         "θ_t - θ_(t-1); 0 at step 0",
     ),
     Entry(
+        "previous_update/known",
+        ("checkpoints",),
+        "int",
+        "",
+        "of a run of `Recorder`: 1 where the step before was seen, 0 where the update is NaN",
+        True,
+    ),
+    Entry(
         "optimizer/value",
         ("checkpoints", "state"),
         "float",
         "",
         "optimizer state before the update of step t, flat",
+        True,
+    ),
+    Entry(
+        "objective/value",
+        ("checkpoints",),
+        "float",
+        "",
+        "of a run of `Recorder`: F(θ_t, t) of its problem; NaN where it was not evaluated",
         True,
     ),
     _scalar("loss", "nats or squared outputs", "F(θ_t, t), weighted, on the examples of step t"),
@@ -82,9 +108,43 @@ STEP_OF = {"checkpoints": "parameters/step", "steps": "scalars/step"}
 """Where the steps of a growing axis are kept; `<group>/step` beside each value links to it."""
 
 
-def growing(axis: str) -> Iterator[Entry]:
+def own_scalar(name: str) -> Entry:
+    """A scalar that the author of a loop recorded beside those that have a meaning here."""
+    return Entry(f"scalars/{name}/value", ("steps",), "float", "", "the author's own", True)
+
+
+_OF_RECORDER = ("recording", "objective/", "previous_update/known")
+
+
+def trained() -> tuple[Entry, ...]:
+    """The entries of a run of `train`."""
+    return tuple(e for e in SCHEMA if not e.path.startswith(_OF_RECORDER))
+
+
+def recorded(scalars: Sequence[str]) -> tuple[Entry, ...]:
+    """The entries of a run of `Recorder` whose steps have these scalars."""
+    known = {entry.path: entry for entry in SCHEMA}
+    paths = [own_scalar(name) for name in scalars]
+    columns = [known.get(entry.path, entry) for entry in paths]
+    rest = [e for e in SCHEMA if not e.path.startswith("resume/") and not _is_scalar(e)]
+    return (*rest, *columns)
+
+
+def entries(file: h5py.File) -> tuple[Entry, ...]:
+    """The entries of an open run file."""
+    if "recording" not in file:
+        return trained()
+    scalars = file["scalars"]
+    return recorded([name for name in scalars if name != "step"])  # type: ignore[union-attr]
+
+
+def _is_scalar(entry: Entry) -> bool:
+    return entry.path.startswith("scalars/") and entry.path.endswith("/value")
+
+
+def growing(axis: str, of: Sequence[Entry] = SCHEMA) -> Iterator[Entry]:
     """The entries that grow along this axis, the axis's own steps left out."""
-    for entry in SCHEMA:
+    for entry in of:
         if entry.dims[:1] == (axis,) and entry.path != STEP_OF[axis]:
             yield entry
 

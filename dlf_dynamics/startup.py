@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlf_dynamics.config import RunConfig
-from dlf_dynamics.configfile import from_json
 from dlf_dynamics.errors import ConfigError, FileError
-from dlf_dynamics.hdf5 import dataset_at, text
+from dlf_dynamics.hdf5 import dataset_at
 from dlf_dynamics.runfile import open_file
 
 if TYPE_CHECKING:
@@ -72,30 +71,35 @@ def _num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def open_recorded(path: Path, threads: int) -> Run:
-    """The run, with JAX started as it needs it."""
-    config = recorded_config(path)
+def open_recorded(path: Path, threads: int, problem: str | None = None) -> Run:
+    """The run, with JAX started as it needs it.
+
+    Args:
+        path: of the run file.
+        threads: as in `start_jax`.
+        problem: `module:function` of a run that a loop of one's own recorded.
+    """
     with open_file(path) as file:
-        num_params = dataset_at(file, "parameters/value").shape[1]
+        parameters = dataset_at(file, "parameters/value")
+        dtype, num_params = parameters.dtype.name, parameters.shape[1]
         targets = file.get("data/targets")
         examples = float("inf") if targets is None else len(targets)  # type: ignore[arg-type]
-    start_jax(config.dtype, threads, num_params * examples, many=True)
+    start_jax(dtype, threads, num_params * examples, many=True)
+    from dlf_dynamics.recording import load_setup
     from dlf_dynamics.run import open_run
 
-    return open_run(path)
+    return open_run(path, None if problem is None else load_setup(problem))
 
 
 def recorded_config(path: Path) -> RunConfig:
     """The configuration in a run file.
 
     Raises:
-        FileError: when the file or its configuration cannot be read.
+        FileError: when the file or its configuration cannot be read, or it has none.
     """
-    with open_file(path) as file:
-        try:
-            return from_json(text(file, "config"))
-        except ConfigError as error:
-            raise FileError(f"{path} is damaged: its configuration: {error}") from error
+    from dlf_dynamics.run import open_run
+
+    return open_run(path).config
 
 
 def check_writable(path: Path) -> None:

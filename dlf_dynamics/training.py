@@ -9,17 +9,25 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from dlf_dynamics import runfile
 from dlf_dynamics.config import RunConfig
+from dlf_dynamics.configfile import to_json
 from dlf_dynamics.datasets import Dataset, load_dataset
-from dlf_dynamics.dynamics import Dynamics, State, advance, build, initial_parameters
+from dlf_dynamics.dynamics import (
+    Dynamics,
+    State,
+    advance,
+    build,
+    initial_parameters,
+    scalar_columns,
+)
 from dlf_dynamics.errors import ConfigError, FileError
-from dlf_dynamics.optimizers import flatten_state
+from dlf_dynamics.layout import Layout
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.run import Run, open_run, point_of
-from dlf_dynamics.runfile import Point, RunWriter, Sizes
+from dlf_dynamics.runfile import Header, Sizes
+from dlf_dynamics.runwriter import Point, RunWriter
 from dlf_dynamics.schedules import Schedule
 
 MAX_STRETCH = 1000
@@ -66,18 +74,28 @@ def train(
             "or write elsewhere with -o"
         )
     dataset = load_dataset(config.data) if dataset is None else dataset
-    dynamics = build(config, dataset, schedule)
     tree = initial_parameters(config, dataset)
-    params, _ = ravel_pytree(tree)
+    layout = Layout.of(tree)
+    params = layout.flatten(tree)
+    dynamics = build(config, dataset, schedule, params)
     state = dynamics.initial_state(params)
     sizes = Sizes(
         params=params.size,
-        state=flatten_state(state.optimizer_state).size,
+        state=Layout.of(state.optimizer_state).size,
         classes=len(dynamics.schedule(state.step)),
     )
-    writer = runfile.create(
-        path, config, dataset, sizes, _layout(tree), provenance(), schedule is not None
+    header = Header(
+        config=to_json(config),
+        data_kind=config.data.name,
+        data_sha256=dataset.sha256(),
+        inputs=dataset.inputs,
+        targets=dataset.labels.astype(np.int64),
+        dtype=config.dtype,
+        layout=layout.describe(),
+        provenance=provenance(),
+        own_schedule=schedule is not None,
     )
+    writer = runfile.create(path, header, sizes)
     return _run(path, config, dynamics, state, writer, progress, stop)
 
 
@@ -114,7 +132,7 @@ def resume(
         raise ConfigError(f"{path} was trained with a schedule of one's own; pass it again")
     if run.status == "complete" and point.step == config.steps:
         return run
-    dynamics = build(config, run.dataset, schedule)
+    dynamics = build(config, run.dataset, schedule, origin=run.origin)
     state = run.state(point)
     writer = runfile.reopen(path, config, upto=point.step)
     return _run(path, config, dynamics, state, writer, progress, stop)
@@ -127,15 +145,6 @@ def _extended(config: RunConfig, steps: int) -> RunConfig:
             "ends there"
         )
     return replace(config, steps=steps)
-
-
-def _layout(params: object) -> str:
-    """Where each leaf lies in the flat vector, as text: path, shape, start."""
-    lines, start = [], 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        lines.append(f"{jax.tree_util.keystr(path)} {tuple(leaf.shape)} {start}")
-        start += leaf.size
-    return "\n".join(lines)
 
 
 @dataclass
@@ -171,7 +180,8 @@ class _Record:
     def write(self) -> None:
         """Writes all that waits; scalars first, so that no checkpoint lacks its row's past."""
         if self.rows:
-            self.writer.append_scalars(np.concatenate(self.steps), np.concatenate(self.rows))
+            columns = scalar_columns(np.concatenate(self.rows))
+            self.writer.append_scalars(np.concatenate(self.steps), columns)
         self.writer.append_checkpoints(self.points)
         self.steps, self.rows, self.points = [], [], []
         self.written = time.monotonic()

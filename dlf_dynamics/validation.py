@@ -11,11 +11,11 @@ import numpy as np
 
 from dlf_dynamics import schema
 from dlf_dynamics.configfile import from_json
-from dlf_dynamics.datasets import Dataset
+from dlf_dynamics.datasets import digest
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import text
 from dlf_dynamics.runfile import open_file
-from dlf_dynamics.schema import SCHEMA, STEP_OF
+from dlf_dynamics.schema import STEP_OF
 
 STATUSES = ("running", "complete", "interrupted", "diverged")
 
@@ -37,7 +37,7 @@ def problems(path: Path) -> list[str]:
 
 
 def _entries(file: h5py.File) -> Iterator[str]:
-    for entry in SCHEMA:
+    for entry in schema.entries(file):
         if entry.path not in file:
             continue
         dataset = cast(h5py.Dataset, file[entry.path])
@@ -54,6 +54,8 @@ def _texts(file: h5py.File) -> Iterator[str]:
         yield f"/status is {status!r}; expected one of {', '.join(STATUSES)}"
     if status == "running":
         yield "/status is 'running': still being written, or its writer was killed (repair it)"
+    if "recording" in file:
+        return
     try:
         from_json(text(file, "config"))
     except (ConfigError, ValueError) as error:
@@ -65,7 +67,7 @@ def _axes(file: h5py.File) -> Iterator[str]:
         steps = cast(h5py.Dataset, file[path])[:]
         if len(steps) and (steps[0] < 0 or np.any(np.diff(steps) <= 0)):
             yield f"/{path} does not increase"
-        for entry in schema.growing(axis):
+        for entry in schema.growing(axis, schema.entries(file)):
             if entry.path in file:
                 length = len(cast(h5py.Dataset, file[entry.path]))
                 if length != len(steps):
@@ -88,5 +90,5 @@ def _data(file: h5py.File) -> Iterator[str]:
     )
     if len(inputs) != len(targets):
         yield f"/data/targets has {len(targets)} rows; expected {len(inputs)}, as /data/inputs"
-    elif Dataset(inputs, targets).sha256() != file["data"].attrs["sha256"]:
+    elif digest(inputs, targets) != file["data"].attrs["sha256"]:
         yield "/data does not have the hash that was recorded when training began"

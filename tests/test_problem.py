@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.losses import CRITERIA, ClassWeights, cross_entropy
+from dlf_dynamics.operators import ggn, hessian, remainder
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.schedules import Triangle
 
@@ -163,3 +165,141 @@ def test_float32_parameters_give_a_float32_loss_under_float64_weights():
     problem = replace(make(), inputs=jnp.asarray(INPUTS, jnp.float32))
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), PARAMS)
     assert problem.objective(params, 3).dtype == jnp.float32
+
+
+DECAY = 0.3
+
+
+def decayed():
+    """Softmax regression with weight decay inside the loss."""
+    return replace(
+        make(), parameter_loss=lambda params, step: DECAY / 2 * jnp.sum(params["weight"] ** 2)
+    )
+
+
+def test_a_loss_of_the_parameters_is_added_once_to_the_weighted_and_to_the_static_loss():
+    penalty = DECAY / 2 * float(np.sum(np.asarray(PARAMS["weight"]) ** 2))
+    problem, plain = decayed(), make()
+    for found, expected in (
+        (problem.objective(PARAMS, 3), plain.objective(PARAMS, 3)),
+        (problem.static_objective(PARAMS, 3), plain.static_objective(PARAMS, 3)),
+        (
+            problem.take(jnp.arange(4)).objective(PARAMS, 3),
+            plain.take(jnp.arange(4)).objective(PARAMS, 3),
+        ),
+        (problem.evaluate(PARAMS, 3)[0], plain.evaluate(PARAMS, 3)[0]),
+        (problem.evaluate(PARAMS, 3)[1].static_loss, plain.evaluate(PARAMS, 3)[1].static_loss),
+    ):
+        assert float(found) == pytest.approx(float(expected) + penalty, rel=1e-13)
+    assert float(problem.of_class(1).objective(PARAMS, 3)) == float(
+        plain.of_class(1).objective(PARAMS, 3)
+    )
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_hessian_and_ggn_have_the_curvature_of_a_loss_of_the_parameters_in_full(batch_size):
+    flat, vector = decayed().ravel(PARAMS)
+    dense = jax.hessian(lambda v: make().ravel(PARAMS)[0].objective(v, 3))(vector)
+    is_weight = np.arange(len(vector)) >= 3  # the bias comes first
+    expected = np.asarray(dense) + DECAY * np.diag(is_weight)
+    # Softmax regression is linear in its parameters: Hessian and GGN are the same.
+    for operator in (hessian, ggn):
+        matvec = operator(flat, vector, 3, batch_size=batch_size)
+        found = np.stack([matvec(row) for row in jnp.eye(len(vector))])
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_a_problem_of_a_loss_alone_has_no_outputs():
+    problem = Problem.from_loss(lambda params, step: jnp.sum(params["weight"] ** 2) * step)
+    assert not problem.has_outputs
+    assert problem.num_examples == 0
+    expected = 2 * float(np.sum(np.asarray(PARAMS["weight"]) ** 2))
+    flat, vector = problem.ravel(PARAMS)
+    assert float(flat.objective(vector, 2)) == pytest.approx(expected)
+    loss, evaluation = flat.evaluate(vector, 2)
+    assert float(loss) == float(evaluation.static_loss) == pytest.approx(expected)
+    assert np.isnan(evaluation.accuracy)
+    with pytest.raises(
+        ConfigError, match=r"made by Problem\.from_loss and has no outputs; GGN, NTK"
+    ):
+        flat.outputs(vector)
+    for operator in (ggn, remainder):
+        with pytest.raises(ConfigError, match="has no outputs"):
+            operator(flat, vector, 2)(vector)
+
+
+def test_accuracy_is_told_of_labels_only():
+    regression = replace(
+        make().static(), criterion=lambda f, y: f[:, 0] - y, targets=jnp.asarray(LABELS, float)
+    )
+    assert np.isnan(regression.evaluate(PARAMS, 0)[1].accuracy)
+    tokens = replace(
+        make().static(),
+        criterion=lambda f, y: f.sum((1, 2)),
+        targets=jnp.zeros((9, 2), int),
+        apply=lambda params, inputs: jnp.stack([linear(params, inputs)] * 2, axis=1),
+    )
+    hits = np.argmax(np.asarray(linear(PARAMS, INPUTS)), axis=1) == 0
+    assert float(tokens.evaluate(PARAMS, 0)[1].accuracy) == pytest.approx(np.mean(hits))
+
+
+def test_flat_problems_of_one_layout_are_equal_and_compile_once():
+    traces = []
+
+    @jax.jit
+    def loss(problem, vector):
+        traces.append(1)
+        return problem.objective(vector, 0)
+
+    problem = make()
+    for scale in (1.0, 2.0, 3.0):
+        flat, vector = problem.ravel(jax.tree.map(lambda leaf, s=scale: s * leaf, PARAMS))
+        loss(flat, vector)
+    assert len(traces) == 1
+
+
+def network(params, inputs):
+    return jnp.tanh(inputs @ params["weight"] + params["bias"]) @ jnp.array([1.0, -2.0, 0.5])
+
+
+def nonlinear():
+    targets = jnp.asarray(RNG.normal(size=9))
+    return Problem(network, lambda f, y: (f - y) ** 2, jnp.asarray(INPUTS), targets)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_an_expansion_errs_by_the_next_power_of_the_distance(order):
+    problem = nonlinear()
+    expanded = problem.expanded(PARAMS, order)
+    errors = []
+    for size in (1e-2, 1e-3):
+        moved = jax.tree.map(lambda leaf, s=size: leaf + s * jnp.sin(7 * leaf), PARAMS)
+        difference = expanded.outputs(moved) - problem.outputs(moved)
+        errors.append(float(jnp.max(jnp.abs(difference))))
+    assert errors[0] / errors[1] == pytest.approx(10 ** (order + 1), rel=0.1)
+    np.testing.assert_allclose(expanded.outputs(PARAMS), problem.outputs(PARAMS), rtol=1e-14)
+
+
+def test_the_hessian_of_the_linearised_network_is_the_ggn_at_its_origin_everywhere():
+    problem = nonlinear()
+    flat, origin = problem.ravel(PARAMS)
+    jac = jax.jacobian(flat.outputs)(origin)
+    expected = 2 / 9 * np.asarray(jac).T @ np.asarray(jac)
+    linear_flat, vector = problem.expanded(PARAMS, 1).ravel(PARAMS)
+    for place in (vector, vector + 3.0):
+        matvec = hessian(linear_flat, place, 0)
+        found = np.stack([matvec(row) for row in jnp.eye(len(vector))])
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_the_quadratic_network_keeps_the_second_derivative_of_its_origin():
+    problem = nonlinear()
+    flat, origin = problem.expanded(PARAMS, 2).ravel(PARAMS)
+    expected = jax.hessian(problem.ravel(PARAMS)[0].outputs)(origin)
+    found = jax.hessian(flat.outputs)(origin + 0.7)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_an_expansion_of_another_order_is_refused():
+    with pytest.raises(ValueError, match="order is 3; expected 1 or 2"):
+        nonlinear().expanded(PARAMS, 3)

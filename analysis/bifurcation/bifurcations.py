@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,20 @@ import numpy as np
 from dlf_dynamics import resultfile
 from dlf_dynamics.analysis.bifurcation.frozen import FrozenDiagram, frozen_diagrams
 from dlf_dynamics.analysis.bifurcation.instabilities import Instability, describe
-from dlf_dynamics.analysis.bifurcation.location import locate_crossings, thresholds_at
+from dlf_dynamics.analysis.bifurcation.location import locate_crossings
 from dlf_dynamics.analysis.bifurcation.motion import Motion, follow, joined
 from dlf_dynamics.analysis.events import Crossing, find_oscillations, join_crossings
 from dlf_dynamics.analysis.replay import Replay
-from dlf_dynamics.analysis.stability import refusal, threshold_label
+from dlf_dynamics.analysis.stability import (
+    instability_threshold,
+    refusal,
+    threshold_label,
+)
 from dlf_dynamics.analysis.trajectory import Solver
-from dlf_dynamics.config import BifurcationConfig, SpectrumConfig
+from dlf_dynamics.config import BifurcationConfig, SpectrumConfig, span_of
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import damaged
-from dlf_dynamics.optimizers import ADAPTIVE
+from dlf_dynamics.optimizers import is_adaptive
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.resultfile import (
     Arrays,
@@ -79,14 +82,17 @@ def span_of_steps(run: Run, config: BifurcationConfig) -> tuple[int, int]:
     Raises:
         ConfigError: when `steps` is not a:b, or holds no recorded step.
     """
-    span = re.fullmatch(r"(\d*):(\d*)", config.steps)
-    if span is None:
-        raise ConfigError(f"steps is {config.steps!r}; expected a:b, for example 8000:10500")
-    last = int(run.checkpoint_steps[-1]) if len(run.checkpoint_steps) else 0
-    start, stop = int(span[1] or 0), min(int(span[2] or last), last)
+    recorded = run.checkpoint_steps
+    first, last = (int(recorded[0]), int(recorded[-1])) if len(recorded) else (0, 0)
+    start, stop = span_of(config.steps, "steps")
+    start, stop = max(int(start), first), min(stop, last)
+    # A multiple of `every`, so that the same steps are looked at whatever the span.
+    start = max(start - start % config.every, -(-first // config.every) * config.every)
     if stop <= start:
-        raise ConfigError(f"steps {config.steps} holds no recorded step; the run's are 0 to {last}")
-    return start - start % config.every, stop
+        raise ConfigError(
+            f"steps {config.steps} holds no recorded step; the run's are {first} to {last}"
+        )
+    return start, int(stop)
 
 
 def compute_bifurcations(
@@ -108,6 +114,11 @@ def compute_bifurcations(
         ConfigError: when no recorded step is asked for.
     """
     config = BifurcationConfig() if config is None else config
+    if not run.own_updates:
+        raise ConfigError(
+            f"{run.path} was recorded of mini-batches that are not known; its steps cannot be made "
+            "again, and nothing is known between its checkpoints"
+        )
     parts = Parts(None) if parts is None else parts
     start, stop = span_of_steps(run, config)
     replay, solver = Replay(run), _solver(run, config)
@@ -147,13 +158,10 @@ def _with_events(
     thresholds = np.full(len(motion.looked_at), np.nan)
     crossings: list[Crossing] = []
     if refusal(run) is None:
-        thresholds = thresholds_at(run, motion.looked_at)
+        thresholds = instability_threshold(run.dynamics.optimizer, motion.looked_at)
         make = lambda: pack_table(Crossing, locate_crossings(replay, solver, motion))  # noqa: E731
         crossings = unpack_table(Crossing, parts.get_or_make("crossings", make))
-    rows = slice(int(motion.steps[0]), int(motion.steps[-1]) + 1)
-    windows = find_oscillations(
-        run.steps[rows], run.scalars["loss"][rows], run.scalars["update_cosine"][rows]
-    )
+    windows = find_oscillations(motion.steps, motion.loss, motion.update_cosine)
     found: list[Instability] = []
     for window in join_crossings(windows, crossings):
         made = parts.get_or_make(
@@ -166,7 +174,7 @@ def _with_events(
     return Bifurcations(
         run_id=run.run_id,
         config=config,
-        label=refusal(run) or threshold_label(run.config.optimizer),
+        label=refusal(run) or threshold_label(run),
         note=replay.note,
         motion=motion,
         thresholds=thresholds,
@@ -185,7 +193,7 @@ def _diagrams(
 ) -> list[FrozenDiagram]:
     """At the steps that were asked for; none for a run that has no map that stays the same."""
     run = replay.run
-    if config.diagrams == "none" or refusal(run) or run.config.optimizer.name in ADAPTIVE:
+    if config.diagrams == "none" or refusal(run) or is_adaptive(run.dynamics.optimizer):
         return []
     if config.diagrams == "auto":
         # The longest oscillation: in its middle the orbit has had time to settle.

@@ -41,7 +41,7 @@ class Branch:
     """Cycles along a curve, in the order in which it passes through them.
 
     Attributes:
-        parameters: (k,)
+        parameters: (k,) at which the cycles are.
         points: (k, period, n) of the cycles.
         multipliers: (k, n), largest modulus first.
         stable: (k,) whether all multipliers are inside the unit circle.

@@ -17,6 +17,7 @@ from dlf_dynamics.analysis.bifurcation.lyapunov import LyapunovSpectrum, lyapuno
 from dlf_dynamics.analysis.bifurcation.maps import (
     Map,
     TrainingParameter,
+    rate_at,
     training_map,
     training_state,
 )
@@ -91,7 +92,7 @@ def frozen_diagrams(replay: Replay, solver: Solver, step: int) -> list[FrozenDia
         ValueError: for other runs, as `training_map`.
     """
     run = replay.run
-    rate = float(run.dynamics.learning_rate(step))
+    rate = rate_at(run, step)
     ranges: dict[TrainingParameter, tuple[float, float, float]] = {
         "learning_rate": (rate / 4, 3 * rate / 2, rate)
     }
@@ -166,10 +167,10 @@ def _branches(
     values: Float[np.ndarray, " values"],
 ) -> Branches:
     run = replay.run
-    if run.config.optimizer.name != "gd":
+    if len(state) > run.num_params:
         nothing = np.full(len(values), np.nan)
         return Branches(values, nothing, nothing, nothing)
-    rate = float(run.dynamics.learning_rate(step))
+    rate = rate_at(run, step)
     places = [
         Frozen(float(value), float(value), step)
         if parameter == "learning_rate"

@@ -14,21 +14,17 @@ from jaxtyping import Float, Int
 
 from dlf_dynamics.analysis.bifurcation.flip import FlipCoefficient, flip_coefficient
 from dlf_dynamics.analysis.bifurcation.lag import VISIBLE_RATIO, predicted_onset, rounding_noise
-from dlf_dynamics.analysis.bifurcation.location import centre_of, thresholds_at
+from dlf_dynamics.analysis.bifurcation.location import centre_of
+from dlf_dynamics.analysis.bifurcation.maps import equivalent_rate
 from dlf_dynamics.analysis.bifurcation.motion import Motion
-from dlf_dynamics.analysis.bifurcation.periods import (
-    IRREGULAR,
-    periods_of_iterates,
-    periods_of_loss,
-)
+from dlf_dynamics.analysis.bifurcation.periods import IRREGULAR, periods_of_loss
 from dlf_dynamics.analysis.bifurcation.rod import rod_amplitude
 from dlf_dynamics.analysis.events import Crossing, Oscillation
 from dlf_dynamics.analysis.replay import Replay
-from dlf_dynamics.analysis.stability import growth_factors
+from dlf_dynamics.analysis.stability import growth_factors, refusal
 from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.config import BifurcationConfig
-from dlf_dynamics.models import PIECEWISE_LINEAR
-from dlf_dynamics.optimizers import ADAPTIVE
+from dlf_dynamics.optimizers import is_adaptive
 from dlf_dynamics.run import Run
 
 GROWTH_STEPS = 30
@@ -137,7 +133,7 @@ def describe(
     """
     facts: dict[str, object] = {"onset": window.onset, "end": window.end}
     facts |= _crossed(window, crossings)
-    facts |= _periods(replay.run, motion, window)
+    facts |= _periods(motion, window)
     facts |= _growth(replay, solver, motion, int(facts["crossed"]), window.onset)  # type: ignore[call-overload]
     facts |= _size(replay, solver, config, motion, window)
     missing = {f.name: _MISSING[str(f.type)] for f in fields(Instability) if f.name not in facts}
@@ -156,12 +152,10 @@ def _crossed(window: Oscillation, crossings: list[Crossing]) -> dict[str, object
     return {"crossed": ups[0] if ups else -1, "returned": within[-1] if within else -1}
 
 
-def _periods(run: Run, motion: Motion, window: Oscillation) -> dict[str, object]:
+def _periods(motion: Motion, window: Oscillation) -> dict[str, object]:
     first = int(motion.steps[0])
     rows = slice(window.onset - first, window.end + 1 - first)
-    recorded = slice(int(motion.steps[0]), int(motion.steps[-1]) + 1)
-    loss = run.scalars["loss"][recorded]
-    period = periods_of_iterates(run.scalars["update_cosine"][recorded], motion.recurrence)[rows]
+    loss, period = motion.loss, motion.periods[rows]
     shown = periods_of_loss(loss)[rows]
     oscillating = period != 0
     share = lambda mask: float(np.mean(mask[oscillating]))  # noqa: E731
@@ -184,8 +178,7 @@ def _factors(run: Run, motion: Motion, steps: Int[np.ndarray, " steps"]) -> Floa
     if not np.any(good):
         return np.full(len(steps), np.nan)
     values = np.interp(steps, motion.looked_at[good], motion.values[good])
-    rates = run.scalars["learning_rate"][np.minimum(steps, len(run.steps) - 1)]
-    return growth_factors(run.config.optimizer, rates, values)
+    return growth_factors(run.dynamics.optimizer, steps, values)
 
 
 def _growth(
@@ -231,9 +224,9 @@ def _size(
         "amplitude": float(sizes[settled - window.onset]),
         "alignment": float(sizes[settled - window.onset] / motion.amplitude[settled - first]),
     }
-    if run.config.optimizer.name in ADAPTIVE or run.config.batch_size is not None:
+    if refusal(run) or is_adaptive(run.dynamics.optimizer):
         return found
-    centre, rate = centre_of(replay, solver, window.onset), _rate(run, window.onset)
+    centre, rate = centre_of(replay, solver, window.onset), equivalent_rate(run, window.onset)
     if not centre.converged:
         return found
     flip = flip_coefficient(
@@ -245,20 +238,9 @@ def _size(
         horizon=config.horizon,
     )
     found |= {"sharpness": centre.value, **_normal_form(run, flip)}
-    if _period_at(run, motion, settled) == 2:  # the equation is about orbits of that period
+    if motion.periods[settled - first] == 2:  # the equation is about orbits of that period
         found |= _rod(replay, solver, settled, float(sizes[settled - window.onset]))
     return found
-
-
-def _period_at(run: Run, motion: Motion, step: int) -> int:
-    row = step - int(motion.steps[0])
-    cosine = run.scalars["update_cosine"][step : step + 1]
-    return int(periods_of_iterates(cosine, motion.recurrence[row : row + 1])[0])
-
-
-def _rate(run: Run, step: int) -> float:
-    """Learning rate of gradient descent that has the same orbits of period 2."""
-    return 2 / float(thresholds_at(run, np.array([step]))[0])
 
 
 def _normal_form(run: Run, flip: FlipCoefficient) -> dict[str, object]:
@@ -271,7 +253,7 @@ def _normal_form(run: Run, flip: FlipCoefficient) -> dict[str, object]:
         "criticality": flip.criticality,
         "flip_amplitude": flip.amplitude(),
     }
-    if run.config.model.activation in PIECEWISE_LINEAR:
+    if run.kinks:
         # The derivatives do not see the kinks that the oscillation crosses.
         found |= {"criticality": NON_SMOOTH, "flip_amplitude": float("nan")}
     return found
@@ -284,7 +266,7 @@ def _rod(replay: Replay, solver: Solver, step: int, size: float) -> dict[str, ob
     rod = rod_amplitude(
         replay.run.problem,
         jnp.asarray(centre.params),
-        _rate(replay.run, step),
+        equivalent_rate(replay.run, step),
         jnp.asarray(size * centre.vector),
         step=step,
     )

@@ -12,13 +12,6 @@ from dlf_dynamics.analysis.events import Crossing, find_crossings, sides
 from dlf_dynamics.analysis.replay import Replay
 from dlf_dynamics.analysis.stability import instability_threshold
 from dlf_dynamics.analysis.trajectory import Solver, both_points
-from dlf_dynamics.run import Run
-
-
-def thresholds_at(run: Run, steps: np.ndarray) -> Float[np.ndarray, " steps"]:
-    """The threshold of the run's optimizer at some steps."""
-    rates = run.scalars["learning_rate"][np.minimum(steps, len(run.steps) - 1)]
-    return instability_threshold(run.config.optimizer, rates)
 
 
 class Centre(NamedTuple):
@@ -58,7 +51,7 @@ def locate_crossings(replay: Replay, solver: Solver, motion: Motion) -> list[Cro
         solver: for the largest eigenvalue.
         motion: the curvature at some steps.
     """
-    limits = thresholds_at(replay.run, motion.looked_at)
+    limits = instability_threshold(replay.run.dynamics.optimizer, motion.looked_at)
     side = sides(motion.intervals, motion.converged, limits)
     rough = find_crossings(motion.looked_at, motion.values, side, limits, "centre")
     found = []
@@ -78,6 +71,6 @@ def _located(replay: Replay, solver: Solver, crossing: Crossing) -> list[Crossin
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("values", "intervals", "converged")
     )
-    limits = thresholds_at(replay.run, steps)
+    limits = instability_threshold(replay.run.dynamics.optimizer, steps)
     side = sides(intervals, converged, limits)
     return find_crossings(steps, values, side, limits, "centre")

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, cast, get_args
+from math import prod
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from dlf_dynamics.config import OptimizerConfig
+from dlf_dynamics.analysis.stability import instability_threshold
+from dlf_dynamics.dynamics import Dynamics
 from dlf_dynamics.dynamics import State as TrainingState
+from dlf_dynamics.layout import Layout
 from dlf_dynamics.losses import ClassWeights
-from dlf_dynamics.optimizers import ADAPTIVE, flatten_state, make_optimizer, unflatten_state
+from dlf_dynamics.optimizers import is_adaptive
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.run import Run
 from dlf_dynamics.schedules import Schedule, Triangle
@@ -79,66 +83,110 @@ def training_map(
         ValueError: for an adaptive optimizer, whose map changes with its step count and
             preconditioner; for a mini-batch run; or for an amplitude of a schedule that has none.
     """
-    optimizer = run.config.optimizer
+    dynamics = run.dynamics
     if parameter not in get_args(TrainingParameter):
         choices = ", ".join(get_args(TrainingParameter))
         raise ValueError(f"parameter is {parameter!r}; expected one of {choices}")
-    if optimizer.name in ADAPTIVE:
+    if is_adaptive(dynamics.optimizer):
         raise ValueError(
-            f"{optimizer.name} has no map that stays the same: it changes with the step count and "
-            "the preconditioner; expected gd, heavy-ball or nesterov"
+            f"{run.optimizer_name} has no map that stays the same: it changes with the step count "
+            "and the preconditioner; expected gradient descent, with momentum or without"
         )
-    if run.config.batch_size is not None:
+    if dynamics.batch_size is not None:
         raise ValueError("mini-batches: each update is another map; expected a full-batch run")
-    schedule = run.dynamics.schedule
-    if parameter == "amplitude" and not isinstance(schedule, Triangle):
+    if parameter == "amplitude" and not isinstance(dynamics.schedule, Triangle):
         raise ValueError("the run's schedule has no amplitude; expected one of triangular pulses")
-    update = _Update(optimizer, schedule, parameter, class_label)
-    rate = jnp.asarray(run.dynamics.learning_rate(step), run.config.dtype)
-    return Map(Partial(update, run.problem, jnp.int32(step), rate))
+    if parameter == "class_weight" and not isinstance(run.problem.example_weights, ClassWeights):
+        raise ValueError("the run's loss has no class weights that could be the parameter")
+    layout = dynamics.state_layout(jnp.zeros(run.num_params, run.dtype))
+    update = _Update(layout, parameter, class_label)
+    return Map(Partial(update, dynamics, jnp.int32(step), jnp.asarray(rate_at(run, step))))
+
+
+def rate_at(run: Run, step: int) -> float:
+    """Learning rate at a step.
+
+    Where the optimizer keeps it to itself, it is that of gradient descent with the same orbits of
+    period 2.
+    """
+    known = float(run.dynamics.learning_rate(step))
+    return equivalent_rate(run, step) if np.isnan(known) else known
+
+
+def equivalent_rate(run: Run, step: int) -> float:
+    """Learning rate of gradient descent that has the same orbits of period 2."""
+    return 2 / float(instability_threshold(run.dynamics.optimizer, np.array([step]))[0])
 
 
 def training_state(state: TrainingState) -> State:
     """A state of a run as a state of its training map: parameters, then the velocity if any."""
-    leaves = jax.tree.leaves(state.optimizer_state)
-    moving = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.concatenate([state.params, *moving])
+    return jnp.concatenate([state.params, *_moving_leaves(state.optimizer_state)])
+
+
+def _moving_leaves(state: Any) -> list[Array]:
+    """What an optimizer's state has beside counts."""
+    leaves = jax.tree.leaves(state)
+    return [leaf.ravel() for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
 
 @dataclass(frozen=True)
 class _Update:
     """One update with the loss frozen; what is static of it, so that compilations are shared."""
 
-    optimizer: OptimizerConfig
-    schedule: Schedule
+    layout: Layout
     parameter: TrainingParameter
     class_label: int
 
     def __call__(
-        self, problem: Problem, step: Array, rate: Array, state: State, value: Parameter
+        self, dynamics: Dynamics, step: Array, rate: Array, state: State, value: Parameter
     ) -> State:
-        weights = partial(self._weights, step, jnp.asarray(value))
-        assert isinstance(problem.example_weights, ClassWeights)
-        frozen = replace(problem.example_weights, schedule=lambda _: weights())
-        problem = replace(problem, example_weights=frozen)
-        rate = jnp.asarray(value) if self.parameter == "learning_rate" else rate
-        optimizer = make_optimizer(self.optimizer, rate)
-        num_params = len(state) // (1 if self.optimizer.name == "gd" else 2)
+        value = jnp.asarray(value, state.dtype)
+        problem, num_params = self._frozen(dynamics, step, value), len(state) - self._moving
         params = state[:num_params]
-        inner = unflatten_state(state[num_params:], optimizer.init(params))
-        gradient = jax.grad(problem.objective)(params, step)
-        change, inner = optimizer.update(gradient, inner, params)
-        after = params + cast(Array, change)
-        return jnp.concatenate([after, flatten_state(inner).astype(state.dtype)])
+        gradient = jax.grad(problem.objective)(params, self._time(step, value))
+        change, inner = dynamics.update(gradient, self._inner(state[num_params:], step), params)
+        # A velocity does not depend on the learning rate, which scales the update as a whole.
+        scale = value / rate if self.parameter == "learning_rate" else 1.0
+        return jnp.concatenate([params + scale * change, *_moving_leaves(inner)])
 
-    def _weights(self, step: Array, value: Array) -> Float[Array, " classes"]:
+    @property
+    def _moving(self) -> int:
+        """Numbers of the optimizer's state that are part of the map's state."""
+        kinds = zip(self.layout.shapes, self.layout.dtypes, strict=True)
+        return sum(prod(shape) for shape, dtype in kinds if dtype.startswith("float"))
+
+    def _inner(self, velocity: Array, step: Array) -> Any:
+        """The optimizer's state, with its counts at the frozen step."""
+        leaves, start = [], 0
+        for shape, dtype in zip(self.layout.shapes, self.layout.dtypes, strict=True):
+            if not dtype.startswith("float"):
+                leaves.append(jnp.full(shape, step, dtype))
+                continue
+            leaves.append(velocity[start : start + prod(shape)].reshape(shape))
+            start += prod(shape)
+        return jax.tree.unflatten(self.layout.structure, leaves)
+
+    def _time(self, step: Array, value: Array) -> Array:
+        return jnp.floor(value).astype(jnp.int32) if self.parameter == "time" else step
+
+    def _frozen(self, dynamics: Dynamics, step: Array, value: Array) -> Problem:
+        """The problem with the class weights of the frozen step, or as the parameter has them."""
+        problem, weights = dynamics.problem, dynamics.problem.example_weights
+        if not isinstance(weights, ClassWeights):
+            return problem
+        gamma = self._weights(dynamics.schedule, step, value)
+        return replace(problem, example_weights=replace(weights, schedule=lambda _: gamma))
+
+    def _weights(
+        self, schedule: Schedule, step: Array, value: Array
+    ) -> Float[Array, " classes"]:
         if self.parameter == "amplitude":
-            assert isinstance(self.schedule, Triangle)
-            return replace(self.schedule, amplitude=value)(step)
+            assert isinstance(schedule, Triangle)
+            return replace(schedule, amplitude=value)(step)
         if self.parameter == "class_weight":
-            return self.schedule(step).at[self.class_label].set(value)
+            return schedule(step).at[self.class_label].set(value)
         if self.parameter == "time":
             before = jnp.floor(value).astype(jnp.int32)
             part = value - before
-            return (1 - part) * self.schedule(before) + part * self.schedule(before + 1)
-        return self.schedule(step)
+            return (1 - part) * schedule(before) + part * schedule(before + 1)
+        return schedule(step)

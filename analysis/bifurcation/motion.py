@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
+from dlf_dynamics.analysis.bifurcation.periods import LAGS, periods_of_iterates
 from dlf_dynamics.analysis.replay import Replay, Stretch
 from dlf_dynamics.analysis.trajectory import POINTS, Solver, solve_segment
-from dlf_dynamics.dynamics import blank_parameters
-from dlf_dynamics.models import PIECEWISE_LINEAR, FullyConnected
+from dlf_dynamics.layout import Layout
+from dlf_dynamics.models import FullyConnected
 from dlf_dynamics.run import Run
-
-LAGS = (2, 4, 8)
-"""Periods that are looked for."""
 
 _AHEAD = LAGS[-1]
 
@@ -38,7 +35,9 @@ class Motion(NamedTuple):
         projection: of θ_t - c_t on the top eigenvector at the last centre looked at; signed, the
             sign of the eigenvector being followed.
         gate_flips: hidden units times examples that change side from t to t+1, as a part of all;
-            NaN for smooth activations.
+            NaN for smooth activations, and for the networks of recorded runs.
+        loss: F(θ_t, t), on the examples of the step.
+        update_cosine: of the updates θ_(t+1) - θ_t and θ_t - θ_(t-1).
         looked_at: steps at which the curvature was computed.
         values: largest eigenvalue of the run's operator at the centres of these.
         intervals: of the values.
@@ -52,11 +51,18 @@ class Motion(NamedTuple):
     drift: Float[np.ndarray, " steps"]
     projection: Float[np.ndarray, " steps"]
     gate_flips: Float[np.ndarray, " steps"]
+    loss: Float[np.ndarray, " steps"]
+    update_cosine: Float[np.ndarray, " steps"]
     looked_at: Int[np.ndarray, " looked"]
     values: Float[np.ndarray, " looked"]
     intervals: Float[np.ndarray, "looked 2"]
     converged: Bool[np.ndarray, " looked"]
     vectors: Float[np.ndarray, "looked params"]
+
+    @property
+    def periods(self) -> Int[np.ndarray, " steps"]:
+        """Of the oscillation at each step, as `periods_of_iterates` tells them."""
+        return periods_of_iterates(self.update_cosine, self.recurrence)
 
 
 class Curvatures(NamedTuple):
@@ -102,7 +108,7 @@ def follow(replay: Replay, solver: Solver, start: int, stop: int, every: int) ->
     if start == 0:
         amplitude[0] = drift[0] = projection[0] = np.nan  # there is no step before it
     flips = np.full(rows, np.nan)
-    if run.config.model.activation in PIECEWISE_LINEAR:
+    if run.recording is None and run.kinks:
         flips = _gate_flips(run, params[: rows + 1])
     return Motion(
         steps=np.arange(start, stop),
@@ -111,6 +117,8 @@ def follow(replay: Replay, solver: Solver, start: int, stop: int, every: int) ->
         drift=drift,
         projection=projection,
         gate_flips=flips,
+        loss=states.loss[:rows],
+        update_cosine=states.update_cosine[:rows],
         looked_at=np.array(looked_at),
         **found._replace(vectors=vectors)._asdict(),
     )
@@ -171,13 +179,12 @@ def _observe(
 def _gate_flips(run: Run, params: Float[np.ndarray, "more params"]) -> Float[np.ndarray, " rows"]:
     """Part of the gates that change from each row to the next."""
     model = FullyConnected.from_config(run.config.model)
-    unravel = ravel_pytree(blank_parameters(run.config, run.dataset))[1]
-    gates = partial(_gates, model, unravel)
+    gates = partial(_gates, model, run.layout)
     return np.array(_changes(Partial(gates), run.problem.inputs, params))
 
 
-def _gates(model: FullyConnected, unravel: Callable, inputs: Array, vector: Array) -> Array:
-    return model.gates(unravel(vector), inputs)
+def _gates(model: FullyConnected, layout: Layout, inputs: Array, vector: Array) -> Array:
+    return model.gates(layout.unflatten(vector), inputs)
 
 
 @jax.jit

@@ -97,14 +97,14 @@ def normal_form(
     """Normal-form coefficient of a cycle at a bifurcation (Kuznetsov 2004, §§5.4 and 9.5).
 
     Derivatives J, B, C of the p-fold map g are exact. With J q = μ q, Jᵀ w = μ w, q of unit length
-    and its largest component positive, and <w, q> = 1, the coefficient is
+    and its largest component positive, and ⟨w, q⟩ = 1, the coefficient is
 
-    * flip, μ = -1: b = <w, C(q,q,q) + 3 B(q, (1-J)^-1 B(q,q))> / 6, on the centre manifold
+    * flip, μ = -1: b = ⟨w, C(q,q,q) + 3 B(q, (1-J)^-1 B(q,q))⟩ / 6, on the centre manifold
       s ↦ -(1+ε) s + b s³; positive is supercritical: a stable cycle of twice the period. For
       gradient descent it is (η/6)(3 g₃ᵀ H^-1 g₃ - L₄);
-    * fold and branch point, μ = 1: a = <w, B(q,q)> / 2, in s ↦ s + a s²; there is no criticality;
-    * Neimark-Sacker, μ = exp(iθ), 0 < θ < π, complex q: d = ½ Re exp(-iθ) <p, C(q,q,q̄) +
-      2 B(q, (1-J)^-1 B(q,q̄)) + B(q̄, (μ²-J)^-1 B(q,q))>, with p = w̄; negative is supercritical: a
+    * fold and branch point, μ = 1: a = ⟨w, B(q,q)⟩ / 2, in s ↦ s + a s²; there is no criticality;
+    * Neimark-Sacker, μ = exp(iθ), 0 < θ < π, complex q: d = ½ Re exp(-iθ) ⟨p, C(q,q,q̄) +
+      2 B(q, (1-J)^-1 B(q,q̄)) + B(q̄, (μ²-J)^-1 B(q,q))⟩, with p = w̄; negative is supercritical: a
       stable invariant circle. None at strong resonances, μ^k = 1 for k up to 4.
 
     What is born is stable only if no other multiplier is outside the unit circle.
@@ -297,7 +297,7 @@ class _System:
         self.jacobian = self.condensed.matrix
 
     def eigenvectors(self, multiplier: complex) -> tuple[Vector, Vector] | None:
-        """Right and left one, <w, q> = 1 without conjugation; none when it is not simple."""
+        """Right and left one, ⟨w, q⟩ = 1 without conjugation; none when it is not simple."""
         if not np.all(np.isfinite(self.jacobian)):
             return None
         values, lefts, rights = scipy.linalg.eig(self.jacobian, left=True)  # type: ignore[misc]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from dlf_dynamics.analysis.bifurcation.motion import LAGS
 from dlf_dynamics.analysis.events import OSCILLATING_COSINE
+
+LAGS = (2, 4, 8)
+"""Periods that are looked for."""
 
 IRREGULAR = -1
 """Oscillating, but of none of the periods."""

@@ -10,9 +10,7 @@ from matplotlib.figure import Figure
 from dlf_dynamics.analysis.bifurcation.bifurcations import Bifurcations
 from dlf_dynamics.analysis.bifurcation.frozen import FrozenDiagram
 from dlf_dynamics.analysis.bifurcation.instabilities import Instability
-from dlf_dynamics.analysis.bifurcation.periods import periods_of_iterates
 from dlf_dynamics.analysis.plots import COLOURS, STYLE
-from dlf_dynamics.run import Run
 
 OVERLAP = 0.5
 """Mean squared overlap from which an exponent is drawn as that of the oscillating direction."""
@@ -24,7 +22,7 @@ _PERIOD_COLOURS = {2: COLOURS[0], 4: COLOURS[1], 8: COLOURS[2], -1: COLOURS[3], 
 _NAMES = {0: "not oscillating", 2: "period 2", 4: "period 4", 8: "period 8", -1: "irregular"}
 
 
-def instability_figure(run: Run, found: Bifurcations) -> Figure:
+def instability_figure(found: Bifurcations) -> Figure:
     """A column for each of the longest instabilities: loss, projection, sharpness at the centres.
 
     The crossing of the threshold, the onset and the end are marked, and the amplitudes that the
@@ -37,8 +35,8 @@ def instability_figure(run: Run, found: Bifurcations) -> Figure:
         figure = Figure(figsize=(1.2 + 2.3 * columns, 6.0), layout="constrained")
         axes = figure.subplots(3, columns, sharex="col", squeeze=False)
         for column, event in zip(axes.T, shown, strict=True):
-            _draw_loss(column[0], run, found, event)
-            _draw_projection(column[1], run, found, event)
+            _draw_loss(column[0], found, event)
+            _draw_projection(column[1], found, event)
             _draw_sharpness(column[2], found, event)
             kind = event.criticality or "kind not told"
             column[0].set_title(f"onset {event.onset}\n{kind}")
@@ -124,26 +122,20 @@ def _rows(found: Bifurcations, event: Instability) -> slice:
     return slice(int(first), int(last))
 
 
-def _periods(run: Run, found: Bifurcations, rows: slice) -> np.ndarray:
-    motion = found.motion
-    cosine = run.scalars["update_cosine"][motion.steps[rows]]
-    return periods_of_iterates(cosine, motion.recurrence[rows])
-
-
-def _draw_loss(ax: Axes, run: Run, found: Bifurcations, event: Instability) -> None:
+def _draw_loss(ax: Axes, found: Bifurcations, event: Instability) -> None:
     """The loss at each step, coloured by the period."""
     rows = _rows(found, event)
     steps = found.motion.steps[rows]
-    _coloured(ax, steps, run.scalars["loss"][steps], _periods(run, found, rows))
+    _coloured(ax, steps, found.motion.loss[rows], found.motion.periods[rows])
     ax.set_yscale("log")
 
 
-def _draw_projection(ax: Axes, run: Run, found: Bifurcations, event: Instability) -> None:
+def _draw_projection(ax: Axes, found: Bifurcations, event: Instability) -> None:
     """Both branches of the oscillation, with the amplitudes that were predicted."""
     rows = _rows(found, event)
     motion = found.motion
     projection = motion.projection[rows]
-    _coloured(ax, motion.steps[rows], projection, _periods(run, found, rows))
+    _coloured(ax, motion.steps[rows], projection, motion.periods[rows])
     predictions = {
         "flip coefficient": (event.flip_amplitude, event.onset, "v", COLOURS[5]),
         "rod equation": (event.rod_amplitude, event.settled, "D", COLOURS[7]),

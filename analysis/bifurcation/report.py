@@ -137,7 +137,7 @@ def verdict(found: Bifurcations) -> tuple[str, list[str]]:
     if len(above):
         lines = [
             f"above the threshold at {len(above)} of the {int(np.sum(known))} steps looked at "
-            f"({where}), first at step {above[0]}; {len(ups)} crossings up"
+            f"({where}), first seen at step {above[0]}; {len(ups)} crossings up"
         ]
         first = [f"{c.step_before}-{c.step_after}" for c in ups[:5]]
         if first:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +16,9 @@ from dlf_dynamics.commands.terminal import (
     CROSSED,
     UNDECIDED,
     Flattened,
+    ProblemName,
     RunPath,
-    fail,
+    interruptible,
     kept_parts,
     say,
 )
@@ -38,15 +38,16 @@ class Bifurcations:
     centres are located to the step; oscillations get onset, end, period, the lag and growth that
     the linear theory predicts beside those measured, the flip coefficient and the size that it and
     the rod equation predict. RUN.h5 is not changed; the results go to RUN.bifurcations.h5 and
-    RUN.bifurcations.csv, the figures to RUN.instabilities.png, RUN.diagrams.png and the same as
-    .svg: the oscillations of the run, and orbit diagrams with the loss frozen at one step. Ctrl-C
-    ends it after the part at hand; --resume goes on.
+    RUN.bifurcations.csv, the figures to RUN.instabilities.png and RUN.diagrams.png: the
+    oscillations of the run, and orbit diagrams with the loss frozen at one step; and the same as
+    SVG. Ctrl-C ends it after the part at hand; --resume goes on.
 
       dlf-dynamics bifurcations run.h5 --steps 8000:10500
     """
 
     path: RunPath
     """Run file."""
+    problem: ProblemName = None
     settings: Annotated[BifurcationConfig, Flattened] = field(default_factory=BifurcationConfig)
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Result file; none means RUN.bifurcations.h5."""
@@ -55,7 +56,7 @@ class Bifurcations:
     json: bool = False
     """Print the events as JSON instead of a table."""
     figures: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True
-    """Draw the figure."""
+    """Draw the figures; --no-figures leaves them out."""
     quiet: bool = False
     """No progress bar."""
     threads: int = 0
@@ -63,7 +64,7 @@ class Bifurcations:
 
     def execute(self) -> int:
         """Computes, writes, draws and prints."""
-        run = open_recorded(self.path, self.threads)
+        run = open_recorded(self.path, self.threads, self.problem)
         from dlf_dynamics.analysis.bifurcation import bifurcations, report
         from dlf_dynamics.resultfile import write_whole
 
@@ -76,7 +77,7 @@ class Bifurcations:
         write_whole(table, report.csv_text(found.instabilities).encode())
         say(f"wrote {output}, {table}")
         if self.figures:
-            _draw(run, found, self.path.with_suffix(""))
+            _draw(found, self.path.with_suffix(""))
         if self.json:
             print(json.dumps(report.summary(found), indent=1))
         else:
@@ -102,6 +103,7 @@ class Check:
     """Run file."""
     fail_on_crossing: bool = False
     """Tell the answer by the exit code."""
+    problem: ProblemName = None
     settings: Annotated[BifurcationConfig, Flattened] = field(default_factory=BifurcationConfig)
     resume: bool = False
     """Go on with an analysis that was interrupted or killed."""
@@ -112,7 +114,7 @@ class Check:
 
     def execute(self) -> int:
         """Answers."""
-        run = open_recorded(self.path, self.threads)
+        run = open_recorded(self.path, self.threads, self.problem)
         from dlf_dynamics.analysis.bifurcation import bifurcations, report
 
         output = bifurcations.default_path(self.path)
@@ -139,18 +141,15 @@ def _computed(
 ) -> Any:
     """The bifurcations, written; or the exit code of an interruption."""
     from dlf_dynamics.analysis.bifurcation import bifurcations
-    from dlf_dynamics.progress import Stop
 
     chosen = dataclasses.asdict(settings)
     parts = kept_parts(output, "bifurcations", run.run_id, chosen, resume=resume)
-    stop = Stop()
-    try:
-        with stop.listening():
-            found = _with_progress(run, settings, parts, stop, quiet=quiet)
-    except KeyboardInterrupt:
-        again = f"dlf-dynamics bifurcations {run.path} --resume"
-        code = 128 + (stop.signal or signal.SIGINT)
-        return fail(f"interrupted; continue with `{again}` and the same options", code)
+    again = f"dlf-dynamics bifurcations {run.path} --resume"
+    found = interruptible(
+        lambda stop: _with_progress(run, settings, parts, stop, quiet=quiet), again
+    )
+    if isinstance(found, int):
+        return found
     bifurcations.save_bifurcations(found, output)
     parts.clear()
     return found
@@ -173,13 +172,13 @@ def _with_progress(
         return bifurcations.compute_bifurcations(run, settings, parts=parts, progress=told)
 
 
-def _draw(run: Run, found: Any, stem: Path) -> None:
+def _draw(found: Any, stem: Path) -> None:
     from dlf_dynamics.analysis import plots
     from dlf_dynamics.analysis.bifurcation.plots import diagram_figure, instability_figure
 
     figures = {}
     if found.instabilities:
-        figures["instabilities"] = instability_figure(run, found)
+        figures["instabilities"] = instability_figure(found)
     if found.diagrams:
         figures["diagrams"] = diagram_figure(found)
     for name, figure in figures.items():

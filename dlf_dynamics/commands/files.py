@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dlf_dynamics.commands.terminal import INVALID, RunPath
@@ -34,7 +33,8 @@ class Info:
                 name: values[-1].tolist() for name, values in run.scalars.items() if len(values)
             },
             "data_sha256": run.data_sha256,
-            "config": dataclasses.asdict(run.config),
+            "recording": None if run.recording is None else asdict(run.recording),
+            "config": dict(run.settings),
             "provenance": dict(run.provenance),
         }
         if self.json:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
-from dlf_dynamics.commands.terminal import Flattened, RunPath, fail, kept_parts, say
-from dlf_dynamics.config import SpectrumConfig
-from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.commands.terminal import (
+    Flattened,
+    ProblemName,
+    RunPath,
+    interruptible,
+    kept_parts,
+    say,
+)
+from dlf_dynamics.config import SpectrumConfig, span_of
 from dlf_dynamics.startup import check_writable, open_recorded
 
 if TYPE_CHECKING:
@@ -30,9 +34,10 @@ class Spectrum:
 
     Eigenvalues are of the loss as it was weighted at each checkpoint's step, at the iterate and at
     the 1:2:1 centre of three consecutive iterates. RUN.h5 is not changed; the results go to
-    RUN.spectrum.h5, the figures to RUN.png, RUN.bifurcation.png and the same as .svg, and with
-    --density to RUN.density.png and .svg. Ctrl-C ends it after the part at hand, a second one at
-    once; what was finished then, or before a kill, is in RUN.spectrum.parts, and --resume goes on.
+    RUN.spectrum.h5, the figures to RUN.png, RUN.bifurcation.png, with --density RUN.density.png,
+    with --infinite-width RUN.kernels.png, and the same as .svg. Ctrl-C ends it after the part at
+    hand, a second one at once; what was finished then, or before a kill, is in RUN.spectrum.parts,
+    and --resume goes on.
 
       dlf-dynamics spectrum run.h5 --steps 8000:10500 --verify-dense
       dlf-dynamics spectrum run.h5 --operator ggn --which both --k 5 --density
@@ -40,6 +45,7 @@ class Spectrum:
 
     path: RunPath
     """Run file."""
+    problem: ProblemName = None
     settings: Annotated[SpectrumConfig, Flattened] = field(default_factory=SpectrumConfig)
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Result file; none means RUN.spectrum.h5."""
@@ -51,7 +57,7 @@ class Spectrum:
     """Compare every value with a dense eigensolve and print the worst difference (at most 2,000
     parameters; takes about a second for each checkpoint)."""
     figures: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True
-    """Draw the figures."""
+    """Draw the figures; --no-figures leaves them out."""
     zoom: str | None = None
     """Steps a:b of the figure's second column; none means around the second burst."""
     quiet: bool = False
@@ -61,24 +67,18 @@ class Spectrum:
 
     def execute(self) -> int:
         """Computes, writes, draws and prints."""
-        zoom = _span(self.zoom)
-        run = open_recorded(self.path, self.threads)
+        zoom = None if self.zoom is None else span_of(self.zoom, "zoom")
+        run = open_recorded(self.path, self.threads, self.problem)
         from dlf_dynamics.analysis import report, spectrum
 
         output = self.output or spectrum.default_path(self.path)
         check_writable(output)
         settings = dataclasses.asdict(self.settings)
         parts = kept_parts(output, "spectrum", run.run_id, settings, resume=self.resume)
-        from dlf_dynamics.progress import Stop
-
-        stop = Stop()
-        try:
-            with stop.listening():
-                found = self._compute(run, parts, stop)
-        except KeyboardInterrupt:
-            again = f"dlf-dynamics spectrum {self.path} --resume"
-            code = 128 + (stop.signal or signal.SIGINT)
-            return fail(f"interrupted; continue with `{again}` and the same options", code)
+        again = f"dlf-dynamics spectrum {self.path} --resume"
+        found = interruptible(lambda stop: self._compute(run, parts, stop), again)
+        if isinstance(found, int):
+            return found
         spectrum.save_spectrum(found, output)
         parts.clear()
         say(f"wrote {output}")
@@ -88,7 +88,8 @@ class Spectrum:
             print(json.dumps(report.summary(found), indent=1))
         else:
             console = Console()
-            console.print(report.events_table(found))
+            if found.watched:
+                console.print(report.events_table(found))
             for line in report.closing_lines(found):
                 console.print(line, highlight=False)
         return _verify(run, found, quiet=self.quiet) if self.verify_dense else 0
@@ -101,7 +102,8 @@ class Spectrum:
         some = spectrum.density_checkpoints(self.settings, chosen)
         before = {"hessian": 0, "ntk": len(chosen), "density": 2 * len(chosen)}
         densities = len(spectrum.DENSITIES) * len(some) * self.settings.density
-        total = 2 * len(chosen) + densities
+        before["infinite-width"] = 2 * len(chosen) + densities
+        total = before["infinite-width"] + len(chosen) * self.settings.infinite_width
         with bar("spectrum", total, quiet=self.quiet) as advance:
 
             def told(what: str, done: int) -> None:
@@ -120,6 +122,7 @@ class Plot:
     """Run file."""
     spectrum: Path | None = None
     """Result file of `spectrum`; none means RUN.spectrum.h5."""
+    problem: ProblemName = None
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Name of the figures without suffix; none means that of the run file."""
     zoom: str | None = None
@@ -127,8 +130,8 @@ class Plot:
 
     def execute(self) -> int:
         """Draws."""
-        zoom = _span(self.zoom)
-        run = open_recorded(self.path, 0)
+        zoom = None if self.zoom is None else span_of(self.zoom, "zoom")
+        run = open_recorded(self.path, 0, self.problem)
         from dlf_dynamics.analysis.spectrum import default_path, load_spectrum
 
         found = load_spectrum(self.spectrum or default_path(self.path), run)
@@ -136,26 +139,23 @@ class Plot:
         return 0
 
 
-def _span(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    if not found or int(found[1]) >= int(found[2]):
-        raise ConfigError(f"zoom is {text!r}; expected a:b with a < b, for example 8000:10500")
-    return int(found[1]), int(found[2])
-
-
-def _draw(run: Any, spectrum: Any, stem: Path, zoom: tuple[int, int] | None) -> None:
+def _draw(run: Any, spectrum: Any, stem: Path, zoom: tuple[float, float] | None) -> None:
     from dlf_dynamics.analysis import plots
 
     written = plots.save(plots.run_figure(run, spectrum, zoom), stem)
-    second = stem.with_name(f"{stem.name}.bifurcation")
-    written += plots.save(plots.bifurcation_figure(run, spectrum), second)
+    if spectrum.watched:
+        second = stem.with_name(f"{stem.name}.bifurcation")
+        written += plots.save(plots.bifurcation_figure(run, spectrum), second)
     if spectrum.densities:
         from dlf_dynamics.analysis.density_plots import density_figure
 
         third = stem.with_name(f"{stem.name}.density")
         written += plots.save(density_figure(spectrum), third)
+    if spectrum.infinite_width is not None:
+        from dlf_dynamics.analysis.kernel_plots import kernel_figure
+
+        fourth = stem.with_name(f"{stem.name}.kernels")
+        written += plots.save(kernel_figure(spectrum), fourth)
     say("wrote " + ", ".join(map(str, written)))
 
 

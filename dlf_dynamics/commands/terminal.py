@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 if TYPE_CHECKING:
+    from dlf_dynamics.progress import Stop
     from dlf_dynamics.resultfile import Parts
 
 DIVERGED, INVALID, CROSSED, UNDECIDED = 3, 1, 1, 4
 
 Flattened = tyro.conf.arg(name="")
 RunPath = tyro.conf.Positional[Path]
+ProblemName = Annotated[
+    str | None,
+    tyro.conf.arg(
+        help="Of a run that Recorder made: the function that returns its problem, optimizer and "
+        "parameters, as module:function or file.py:function.",
+        metavar="MODULE:FUNCTION",
+    ),
+]
 
 
 def say(line: str) -> None:
@@ -26,6 +37,24 @@ def fail(line: str, code: int) -> int:
     """Says what went wrong; returns the exit code."""
     say(f"dlf-dynamics: {line}")
     return code
+
+
+def interruptible(work: Callable[[Stop], Any], again: str) -> Any:
+    """What the work returns; when it was interrupted, the exit code, once that was said.
+
+    Args:
+        work: given what tells whether to stop; it raises KeyboardInterrupt then.
+        again: the command that goes on.
+    """
+    from dlf_dynamics.progress import Stop
+
+    stop = Stop()
+    try:
+        with stop.listening():
+            return work(stop)
+    except KeyboardInterrupt:
+        code = 128 + (stop.signal or signal.SIGINT)
+        return fail(f"interrupted; continue with `{again}` and the same options", code)
 
 
 def kept_parts(output: Path, analysis: str, run_id: str, settings: Any, *, resume: bool) -> Parts:

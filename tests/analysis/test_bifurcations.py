@@ -15,6 +15,7 @@ from dlf_dynamics.analysis.bifurcation.bifurcations import (
     load_bifurcations,
     save_bifurcations,
 )
+from dlf_dynamics.analysis.bifurcation.periods import periods_of_iterates
 from dlf_dynamics.analysis.bifurcation.plots import diagram_figure, instability_figure
 from dlf_dynamics.analysis.bifurcation.report import csv_text, instabilities_table, summary, verdict
 from dlf_dynamics.analysis.events import find_oscillations
@@ -123,7 +124,7 @@ def test_table_json_csv_and_figure_tell_of_every_instability(eventful, trained, 
     assert lines[0].startswith("onset,end,crossed")
     assert "nan" not in lines[1]
     assert instabilities_table(found).row_count == len(found.instabilities)
-    figure = instability_figure(trained(eventful), found)
+    figure = instability_figure(found)
     assert len(figure.axes) == 3 * len(found.instabilities)
 
 
@@ -255,12 +256,13 @@ def test_an_orbit_in_a_symmetric_valley_is_told_although_the_loss_shows_nothing(
     count = 200
     steps = np.arange(count)
     loss = np.full(count, np.log(np.cosh(0.3892410192)))
-    run = SimpleNamespace(scalars={"loss": loss, "update_cosine": np.full(count, -1.0)})
+    cosine, returned = np.full(count, -1.0), np.zeros((count, 3))
+    periods = periods_of_iterates(cosine, returned)
     nothing = np.full(count, np.nan)
-    motion = SimpleNamespace(steps=steps, recurrence=np.zeros((count, 3)), gate_flips=nothing)
-    (window,) = find_oscillations(steps, loss, run.scalars["update_cosine"])
-    found = instabilities._periods(run, motion, window)  # type: ignore[arg-type]
+    motion = SimpleNamespace(steps=steps, periods=periods, gate_flips=nothing, loss=loss)
+    (window,) = find_oscillations(steps, loss, cosine)
+    found = instabilities._periods(motion, window)  # type: ignore[arg-type]
     assert found["symmetric"] is True
     assert (found["period_2"], found["seen_in_loss"]) == (1.0, 0.0)
-    run.scalars["loss"] = loss * (1 + 0.01 * (-1.0) ** steps)
-    assert instabilities._periods(run, motion, window)["symmetric"] is False  # type: ignore[arg-type]
+    motion.loss = loss * (1 + 0.01 * (-1.0) ** steps)
+    assert instabilities._periods(motion, window)["symmetric"] is False  # type: ignore[arg-type]

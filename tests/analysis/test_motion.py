@@ -8,9 +8,10 @@ import pytest
 from scipy.linalg import eigh
 
 from dlf_dynamics import ModelConfig, SpectrumConfig
-from dlf_dynamics.analysis.bifurcation.motion import LAGS, follow, joined
+from dlf_dynamics.analysis.bifurcation.motion import follow, joined
 from dlf_dynamics.analysis.bifurcation.periods import (
     IRREGULAR,
+    LAGS,
     periods_of_iterates,
     periods_of_loss,
 )

@@ -125,13 +125,13 @@ def test_checkpoints_are_chosen_by_stride_and_span(every, steps, expected, small
     assert run.checkpoint_steps[np.asarray(chosen)].tolist() == expected
 
 
-@pytest.mark.parametrize("steps", ["", "30", "a:b", "1:2:3", "1.5:9"])
+@pytest.mark.parametrize("steps", ["", "30", "a:b", "1:2:3", "1.5:9", "40:20"])
 def test_a_span_that_is_not_a_colon_b_is_refused(steps, small, trained):
     with pytest.raises(ConfigError, match=f"steps is {steps!r}; expected a:b"):
         select_checkpoints(trained(small), SpectrumConfig(steps=steps))
 
 
-@pytest.mark.parametrize("steps", ["8:14", "100:", "40:20"])
+@pytest.mark.parametrize("steps", ["8:14", "100:"])
 def test_a_span_without_checkpoints_is_refused_and_told_where_they_are(steps, small, trained):
     with pytest.raises(ConfigError, match=f"steps {steps} holds no checkpoint.*are 0 to 60"):
         compute_spectrum(trained(small), SpectrumConfig(steps=steps))

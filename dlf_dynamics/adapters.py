@@ -1,0 +1,169 @@
+"""Models of Equinox, Flax and Haiku as the `apply` and the parameters of a `Problem`.
+
+Each function freezes what is not trained and takes the model as it is when it is evaluated, without
+dropout and with the running statistics of batch norm: eigenvalues need a loss that is the same
+every time it is computed. Adapt a model once, before the loop; every `apply` compiles anew.
+
+The frameworks are imported when a function is called, so none of them is required.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import Array, PyTree
+
+from dlf_dynamics.errors import ConfigError
+
+Apply = Callable[[Any, Array], Array]
+
+
+def from_equinox(model: Any, state: Any = None, *, batched: bool = False) -> tuple[Apply, PyTree]:
+    """An Equinox model in inference mode; its floating-point arrays are the parameters.
+
+    Later parameters are `equinox.filter(model, equinox.is_inexact_array)` of the trained model, and
+    `equinox.combine(params, model)` is the model with these parameters.
+
+    Args:
+        model: called with one example, or, `batched`, with all of them.
+        state: of a model with state, such as batch norm, as `equinox.nn.make_with_state` gives it;
+            such a model is called with example and state, and returns output and state.
+        batched: whether the model takes a leading axis of examples itself.
+
+    >>> import equinox as eqx
+    >>> model = eqx.nn.MLP(2, 3, width_size=8, depth=1, key=jax.random.key(0))
+    >>> apply, params = from_equinox(model)
+    >>> apply(params, jax.numpy.ones((5, 2))).shape
+    (5, 3)
+    """
+    import equinox as eqx
+
+    evaluated = eqx.nn.inference_mode(model)
+    params, static = eqx.partition(evaluated, eqx.is_inexact_array)
+
+    def of_one(params: PyTree, inputs: Array) -> Array:
+        combined = eqx.combine(params, static)
+        return combined(inputs) if state is None else combined(inputs, state)[0]
+
+    if batched:
+        return of_one, params
+    return jax.vmap(of_one, in_axes=(None, 0), axis_name="batch"), params
+
+
+def from_linen(module: Any, variables: PyTree, **options: Any) -> tuple[Apply, PyTree]:
+    """A Flax linen module; its collection `params` is trained, the others stay as they are.
+
+    Args:
+        module: called with all examples.
+        variables: as `module.init` or training gave them.
+        options: of each call, such as `train=False` or `deterministic=True`, and of
+            `module.apply`, such as `method`.
+
+    Raises:
+        ConfigError: when the variables have no collection `params`, or `mutable` is given.
+
+    >>> from flax import linen as nn
+    >>> module = nn.Dense(3)
+    >>> variables = module.init(jax.random.key(0), jax.numpy.ones((1, 2)))
+    >>> apply, params = from_linen(module, variables)
+    >>> apply(params, jax.numpy.ones((5, 2))).shape, sorted(params)
+    ((5, 3), ['bias', 'kernel'])
+    """
+    if "params" not in variables:
+        raise ConfigError(
+            f"the variables have the collections {_names(variables)}; expected 'params' among "
+            "them: pass all that module.init returned"
+        )
+    if "mutable" in options:
+        raise ConfigError(
+            "mutable is given; expected a module that changes nothing: leave it out and evaluate, "
+            "for example with train=False"
+        )
+    frozen = {name: value for name, value in variables.items() if name != "params"}
+
+    def apply(params: PyTree, inputs: Array) -> Array:
+        return module.apply({**frozen, "params": params}, inputs, **options)
+
+    return apply, variables["params"]
+
+
+def from_nnx(model: Any) -> tuple[Apply, PyTree]:
+    """A Flax NNX model as after `model.eval()`; its `nnx.Param`s are trained, the rest is frozen.
+
+    The model itself is left as it is. Parameters are a dictionary of arrays: later ones are
+    `nnx.to_pure_dict(nnx.state(model, nnx.Param))` of the trained model, and
+    `nnx.update(model, params)` puts them into a model.
+
+    Args:
+        model: called with all examples.
+
+    >>> from flax import nnx
+    >>> apply, params = from_nnx(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    >>> apply(params, jax.numpy.ones((5, 2))).shape, sorted(params)
+    ((5, 3), ['bias', 'kernel'])
+    """
+    from flax import nnx
+
+    evaluated = nnx.clone(model)
+    evaluated.eval()
+    graph, variables, rest = nnx.split(evaluated, nnx.Param, ...)
+
+    def apply(params: PyTree, inputs: Array) -> Array:
+        return nnx.merge(graph, params, rest)(inputs)
+
+    return apply, nnx.to_pure_dict(variables)
+
+
+def from_haiku(
+    transformed: Any, params: PyTree, state: PyTree = None, **options: Any
+) -> tuple[Apply, PyTree]:
+    """A function that `haiku.transform` or `haiku.transform_with_state` transformed.
+
+    Args:
+        transformed: of a function that takes all examples; it gets no random key.
+        params: as `transformed.init` or training gave them.
+        state: frozen; needed after `transform_with_state`.
+        options: of each call, such as `is_training=False`.
+
+    Raises:
+        ConfigError: when a state is missing or not expected; `apply` raises it when the function
+            needs random numbers.
+
+    >>> import haiku as hk
+    >>> transformed = hk.transform(lambda x: hk.Linear(3)(x))
+    >>> inputs = jax.numpy.ones((5, 2))
+    >>> apply, params = from_haiku(transformed, transformed.init(jax.random.key(0), inputs))
+    >>> apply(params, inputs).shape
+    (5, 3)
+    """
+    import haiku as hk
+
+    stateful = isinstance(transformed, hk.TransformedWithState)
+    if stateful and state is None:
+        raise ConfigError(
+            "state is missing; expected the one that init returned beside params, as the function "
+            "was made by transform_with_state"
+        )
+    if not stateful and state is not None:
+        raise ConfigError("state is given; expected none, as the function was made by transform")
+
+    def apply(params: PyTree, inputs: Array) -> Array:
+        try:
+            if stateful:
+                return transformed.apply(params, state, None, inputs, **options)[0]
+            return transformed.apply(params, None, inputs, **options)
+        except ValueError as error:
+            if "PRNGKey" not in str(error):
+                raise
+            raise ConfigError(
+                "the Haiku function draws random numbers; expected a deterministic one: switch "
+                "dropout off, for example with from_haiku(..., is_training=False)"
+            ) from error
+
+    return apply, params
+
+
+def _names(variables: PyTree) -> str:
+    return ", ".join(map(repr, variables)) or "none"

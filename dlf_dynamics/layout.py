@@ -1,0 +1,71 @@
+"""`Layout`: the form of a pytree of arrays, by which a flat vector becomes one again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Structure, shapes and types of the leaves of a pytree.
+
+    It compares by value, so that functions compiled for a layout serve every tree of it.
+
+    Attributes:
+        structure: of the tree.
+        shapes: of the leaves.
+        dtypes: of the leaves, by name.
+
+    >>> layout = Layout.of({"bias": jnp.zeros(2), "count": jnp.int32(3)})
+    >>> vector = layout.flatten({"bias": jnp.ones(2), "count": jnp.int32(7)})
+    >>> vector.tolist(), int(layout.unflatten(vector)["count"])
+    ([1.0, 1.0, 7.0], 7)
+    """
+
+    structure: Any
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, tree: PyTree) -> Layout:
+        """The layout of a pytree of arrays, or of their `jax.ShapeDtypeStruct`s."""
+        leaves, structure = jax.tree.flatten(tree)
+        kinds = [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+        return cls(structure, tuple(k.shape for k in kinds), tuple(k.dtype.name for k in kinds))
+
+    @property
+    def size(self) -> int:
+        """Length of the vector."""
+        return sum(map(prod, self.shapes))
+
+    def flatten(self, tree: PyTree) -> Float[Array, " size"]:
+        """All numbers of the tree in one vector; whole numbers are exact below 2^24."""
+        leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)]
+        dtype = jnp.result_type(float) if not leaves else jnp.result_type(*leaves)
+        return jnp.concatenate([jnp.zeros(0, dtype), *[leaf.astype(dtype) for leaf in leaves]])
+
+    def unflatten(self, vector: Float[Array, " size"]) -> Any:
+        """The tree whose numbers these are, in the types of the layout."""
+        parts, start = [], 0
+        for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
+            part = vector[start : start + prod(shape)]
+            parts.append(part.reshape(shape).astype(dtype))
+            start += prod(shape)
+        return jax.tree.unflatten(self.structure, parts)
+
+    def describe(self) -> str:
+        """Where each leaf lies in the vector, as text: path, shape, start."""
+        blank = jax.tree.unflatten(
+            self.structure, [jax.ShapeDtypeStruct(shape, float) for shape in self.shapes]
+        )
+        lines, start = [], 0
+        for path, leaf in jax.tree_util.tree_leaves_with_path(blank):
+            lines.append(f"{jax.tree_util.keystr(path)} {tuple(leaf.shape)} {start}")
+            start += prod(leaf.shape)
+        return "\n".join(lines)

@@ -1,0 +1,346 @@
+"""`Recorder`: a run file from anybody's training loop."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+from jaxtyping import Array, PyTree
+
+from dlf_dynamics import runfile
+from dlf_dynamics.checks import check_problem
+from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.layout import Layout
+from dlf_dynamics.problem import Problem
+from dlf_dynamics.provenance import provenance
+from dlf_dynamics.recording import Recording, Setup
+from dlf_dynamics.runfile import Header, Sizes
+from dlf_dynamics.runwriter import Point, RunWriter
+
+WAITING = 4
+"""Checkpoints that may wait to be written before the loop waits for them."""
+
+
+class Recorder:
+    """Records the states of a loop of one's own into a run file, which all analyses read.
+
+    Call `record` before each update, with the number of updates made so far. Parameters are copied
+    on the device; they go to the host and into the file while the loop goes on. Nothing of the
+    loop is compiled again.
+
+        with Recorder("run.h5", problem, optimizer=optimizer, every=10) as run:
+            for step in range(1000):
+                run.record(step, params, opt_state)
+                params, opt_state = update(params, opt_state, step)
+
+    Left by an exception, the run is `interrupted`, and what was recorded stays. From the first
+    parameters on that are not finite no checkpoints are recorded, and the run is `diverged`.
+
+    Attributes:
+        path: of the file, which appears at the first record.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        problem: Problem,
+        *,
+        optimizer: optax.GradientTransformation,
+        config: Mapping[str, Any] | None = None,
+        every: int = 1,
+        full_batch: bool = True,
+        name: str = "the loop's optimizer",
+        overwrite: bool = False,
+    ) -> None:
+        """Prepares to record.
+
+        Args:
+            path: of the run file to write.
+            problem: that the loop minimises, of its pytree of parameters.
+            optimizer: the optax transformation that makes the updates.
+            config: what is to be kept with the run; anything that JSON can hold.
+            every: steps between checkpoints, where `record` is called at each step. The step before
+                each is looked at, too: the analyses need three consecutive iterates.
+            full_batch: whether each update is that of the problem's whole loss, so that it can be
+                made again. Otherwise no threshold is drawn, and nothing is replayed.
+            name: of the optimizer, for labels.
+            overwrite: whether to replace an existing file.
+
+        Raises:
+            ConfigError: when `every` is less than 1, or `config` is not for JSON.
+            FileError: when the file exists.
+        """
+        self.path = Path(path)
+        if every < 1:
+            raise ConfigError(f"every is {every}; expected at least 1")
+        if self.path.exists() and not overwrite:
+            raise FileError(f"{path} exists; pass overwrite=True, or record elsewhere")
+        try:
+            self._config = json.dumps(dict(config or {}), indent=1)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"config cannot be kept as JSON: {error}") from error
+        self._problem, self._optimizer, self._every = problem, optimizer, every
+        self._recording = Recording(name, full_batch)
+        self._before: tuple[int, Array] | None = None
+        self._form: _Form | None = None
+        self._file: _Writing | None = None
+        self._last = -1
+        self._stored = 0
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._file is not None:
+            self._file.close("complete" if kind is None else "interrupted")
+
+    def record(self, step: int, params: PyTree, opt_state: Any = (), **scalars: Any) -> None:
+        """Records the state before the update of a step.
+
+        Args:
+            step: number of updates made.
+            params: a pytree of floating-point arrays, always of the same form.
+            opt_state: of the optimizer.
+            scalars: `loss`, `accuracy`, `learning_rate`, `gradient_norm`, `update_cosine`, or names
+                of one's own; always the same ones. Numbers, or arrays of one.
+
+        Raises:
+            ConfigError: when the step does not increase, the form of parameters or optimizer state
+                has changed, or they are not what can be recorded.
+            FileError: when the file cannot be written.
+        """
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((step, params, opt_state))):
+            raise ConfigError(
+                "record was called inside a compiled function; expected it between calls: let "
+                "lax.scan return the states to be recorded"
+            )
+        step = int(step)
+        if step <= self._last:
+            raise ConfigError(f"step is {step}; expected more than {self._last}, the last recorded")
+        if self._form is None:
+            self._begin(step, params, opt_state, scalars)
+        form, file = self._form, self._file
+        assert form is not None
+        assert file is not None
+        form.require_scalars(scalars)
+        state = None
+        if step % self._every == 0:
+            form.require(params, opt_state)
+            state = self._state(step, params, opt_state)
+        elif (step + 1) % self._every == 0:
+            self._before = step, _flattened(params)
+        self._last = step
+        if scalars or state is not None:
+            file.put(_Row(step, scalars, state))
+
+    def _state(self, step: int, params: PyTree, opt_state: Any) -> _State:
+        vector, optimizer, update = _snapshot(params, opt_state, self._seen_before(step))
+        objective = jnp.nan
+        if self._stored & (self._stored - 1) == 0:  # at the first ones, and ever more rarely
+            objective = _objective(self._problem, params, step)
+        self._stored += 1
+        self._before = step, vector
+        return _State(vector, update, optimizer, objective)
+
+    def _seen_before(self, step: int) -> Array | None:
+        """The parameters of the step before, where it was seen and belongs to this one."""
+        seen = self._before is not None and self._before[0] == step - 1
+        return self._before[1] if seen and self._recording.full_batch else None  # type: ignore[index]
+
+    def _begin(self, step: int, params: PyTree, opt_state: Any, scalars: Mapping[str, Any]) -> None:
+        check_problem(self._problem, params, step)
+        setup = Setup(self._problem, self._optimizer, params)
+        form = _Form(setup.layout, Layout.of(opt_state), frozenset(scalars))
+        _require_state(self._optimizer, params, opt_state, step)
+        header = Header(
+            config=self._config,
+            data_kind="own",
+            data_sha256=setup.data_sha256(),
+            inputs=None,
+            targets=None,
+            dtype=form.params.dtypes[0],
+            layout=form.params.describe(),
+            provenance=provenance(),
+            recording=self._recording.to_json(),
+            scalars=tuple(sorted(scalars)),
+        )
+        sizes = Sizes(form.params.size, form.state.size, 0)
+        self._file, self._form = _Writing(runfile.create(self.path, header, sizes), form), form
+
+
+class _Form(NamedTuple):
+    """What does not change from record to record."""
+
+    params: Layout
+    state: Layout
+    scalars: frozenset[str]
+
+    def require(self, params: PyTree, opt_state: Any) -> None:
+        """Raises ConfigError unless the state is of the form that it had at the first record."""
+        for found, expected, what in (
+            (Layout.of(params), self.params, "parameters"),
+            (Layout.of(opt_state), self.state, "optimizer state"),
+        ):
+            if found != expected:
+                raise ConfigError(
+                    f"the {what} have changed their form: {found.size} numbers in "
+                    f"{len(found.shapes)} leaves; the first record had {expected.size} in "
+                    f"{len(expected.shapes)}"
+                )
+
+    def require_scalars(self, scalars: Mapping[str, Any]) -> None:
+        """Raises ConfigError unless they are those of the first record."""
+        if scalars.keys() != self.scalars:
+            raise ConfigError(
+                f"the scalars are {_listed(scalars)}; expected {_listed(self.scalars)}, as in the "
+                "first record"
+            )
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+class _State(NamedTuple):
+    """Of a checkpoint, on the device."""
+
+    params: Array
+    previous_update: Array | None
+    optimizer: Array
+    objective: Any
+
+
+class _Row(NamedTuple):
+    """What one call of `record` gives to be written."""
+
+    step: int
+    scalars: Mapping[str, Any]
+    state: _State | None = None
+
+
+class _Writing:
+    """A thread that takes rows from the device and appends them to the file."""
+
+    def __init__(self, writer: RunWriter, form: _Form) -> None:
+        self._writer, self._form = writer, form
+        self._rows: queue.Queue[_Row | None] = queue.Queue()
+        self._places = threading.Semaphore(WAITING)
+        self._error: BaseException | None = None
+        self._diverged = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def put(self, row: _Row) -> None:
+        """Hands a row over; waits where too many checkpoints are not yet written."""
+        self._raise()
+        if row.state is not None:
+            for leaf in jax.tree.leaves(row.state):
+                getattr(leaf, "copy_to_host_async", lambda: None)()
+            self._places.acquire()
+        self._rows.put(row)
+
+    def close(self, status: str) -> None:
+        """Writes what waits, and the status."""
+        self._rows.put(None)
+        self._thread.join()
+        with self._writer as writer:
+            if self._error is None:
+                writer.set_status("diverged" if self._diverged else status)
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while True:
+            rows = [self._rows.get()]
+            while not self._rows.empty():
+                rows.append(self._rows.get())
+            try:
+                if self._error is None:
+                    self._write([row for row in rows if row is not None])
+            except BaseException as error:  # told to the loop at its next record
+                self._error = error
+            for row in rows:
+                if row is not None and row.state is not None:
+                    self._places.release()
+            if None in rows:
+                return
+
+    def _write(self, rows: list[_Row]) -> None:
+        if rows:
+            columns = {
+                name: np.array([float(row.scalars[name]) for row in rows])
+                for name in self._form.scalars
+            }
+            self._writer.append_scalars(np.array([row.step for row in rows]), columns)
+        points, objectives = [], []
+        for step, _, state in rows:
+            if state is None or self._diverged:
+                continue
+            point = _point(step, state)
+            self._diverged = not np.all(np.isfinite(point.params))
+            if not self._diverged:
+                points.append(point)
+                objectives.append(float(state.objective))
+        self._writer.append_checkpoints(points, np.array(objectives))
+
+
+def _point(step: int, state: _State) -> Point:
+    params = np.asarray(state.params)
+    update = state.previous_update
+    if update is None:  # nothing came before step 0
+        update = np.full_like(params, np.nan if step else 0.0)
+    return Point(step, params, np.asarray(update), np.asarray(state.optimizer))
+
+
+@jax.jit
+def _flattened(tree: PyTree) -> Array:
+    return Layout.of(tree).flatten(tree)
+
+
+@jax.jit
+def _snapshot(
+    params: PyTree, opt_state: Any, before: Array | None
+) -> tuple[Array, Array, Array | None]:
+    """Parameters, optimizer state and the update between, copied in one call."""
+    vector, optimizer = (Layout.of(tree).flatten(tree) for tree in (params, opt_state))
+    return vector, optimizer, None if before is None else vector - before
+
+
+@jax.jit
+def _objective(problem: Problem, params: PyTree, step: Any) -> Array:
+    return problem.objective(params, step)
+
+
+def _require_state(
+    optimizer: optax.GradientTransformation, params: PyTree, opt_state: Any, step: int
+) -> None:
+    """Raises ConfigError unless the state is one of the optimizer's, after so many updates."""
+    expected = jax.eval_shape(optimizer.init, params)
+    found, wanted = Layout.of(opt_state), Layout.of(expected)
+    if found.shapes != wanted.shapes:
+        raise ConfigError(
+            f"opt_state has {found.size} numbers in {len(found.shapes)} leaves; the optimizer's "
+            f"own state has {wanted.size} in {len(wanted.shapes)}"
+        )
+    counts = [
+        int(leaf)
+        for leaf in jax.tree.leaves(opt_state)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.integer) and jnp.ndim(leaf) == 0
+    ]
+    if counts and set(counts) != {step}:
+        raise ConfigError(
+            f"step is {step} but the optimizer has counted {counts[0]} updates; record before each "
+            "update, with the number of updates made"
+        )

@@ -1,0 +1,137 @@
+"""`RunWriter`: appends rows to a run file so that a kill leaves each row complete or absent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import h5py
+import numpy as np
+from jaxtyping import Float, Int
+
+from dlf_dynamics.hdf5 import dataset_at, errno, write_error
+from dlf_dynamics.schema import STEP_OF
+
+RESUME = ("resume/parameters", "resume/previous_update", "resume/optimizer")
+"""The vectors of the state at which an interrupted run stopped."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A state of the run as vectors: parameters, previous update, optimizer state; and its step."""
+
+    step: int
+    params: Float[np.ndarray, " params"]
+    previous_update: Float[np.ndarray, " params"]
+    optimizer: Float[np.ndarray, " state"]
+
+
+class RunWriter:
+    """Appends rows to a run file. Use it as a context manager."""
+
+    def __init__(self, file: h5py.File, path: Path) -> None:
+        file.swmr_mode = True
+        self._file = file
+        self._path = path
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with writing(self._file, self._path):
+            self._file.close()
+
+    def append_scalars(
+        self, steps: Int[np.ndarray, " rows"], values: Mapping[str, np.ndarray]
+    ) -> None:
+        """Appends what these steps recorded, by name: all scalars that the file has."""
+        columns = {f"scalars/{name}/value": rows for name, rows in values.items()}
+        self._append("steps", steps, columns)
+
+    def append_checkpoints(
+        self, points: list[Point], objectives: Float[np.ndarray, " points"] | None = None
+    ) -> None:
+        """Appends checkpoints in the order of their steps; those of `Recorder` with the loss."""
+        if not points:
+            return
+        values = {
+            "parameters/value": _rows([p.params for p in points]),
+            "previous_update/value": _rows([p.previous_update for p in points]),
+        }
+        if "optimizer/value" in self._file:
+            values["optimizer/value"] = _rows([p.optimizer for p in points])
+        if objectives is not None:
+            values["objective/value"] = objectives
+            updates = values["previous_update/value"]
+            values["previous_update/known"] = np.array([np.isfinite(u[0]) for u in updates])
+        self._append("checkpoints", np.array([p.step for p in points]), values)
+
+    def set_resume(self, point: Point) -> None:
+        """Records where an interrupted run stopped, so that it continues from that very step."""
+        vectors = (point.params, point.previous_update, point.optimizer)
+        with writing(self._file, self._path):
+            for path, vector in zip(RESUME, vectors, strict=True):
+                if path in self._file:
+                    dataset_at(self._file, path)[...] = vector
+            self._file.flush()
+            dataset_at(self._file, "resume/step")[()] = point.step
+            self._file.flush()
+
+    def set_status(self, status: str) -> None:
+        """Records how the run stands."""
+        with writing(self._file, self._path):
+            dataset_at(self._file, "status")[()] = status.encode()
+            self._file.flush()
+
+    def _append(
+        self, axis: str, steps: Int[np.ndarray, " rows"], values: Mapping[str, np.ndarray]
+    ) -> None:
+        """Values first, steps last: a row exists when its step does."""
+        with writing(self._file, self._path):
+            for path, rows in [*values.items(), (STEP_OF[axis], steps)]:
+                dataset = dataset_at(self._file, path)
+                length = dataset.shape[0]
+                dataset.resize(length + len(rows), axis=0)
+                _fill(dataset, length, rows)
+                dataset.flush()
+
+
+def _rows(vectors: list[np.ndarray]) -> np.ndarray:
+    """As rows of a matrix, without a copy where there is one."""
+    return vectors[0][None] if len(vectors) == 1 else np.stack(vectors)
+
+
+def _fill(dataset: h5py.Dataset, start: int, rows: np.ndarray) -> None:
+    """Writes the last rows; those that are chunks of their own go to the file as they are."""
+    whole = dataset.chunks is not None and dataset.chunks == (1, *dataset.shape[1:])
+    if not (whole and rows.dtype == dataset.dtype):
+        dataset[start:] = rows
+        return
+    for number, row in enumerate(rows):
+        place = (start + number, *[0] * row.ndim)
+        dataset.id.write_direct_chunk(place, np.ascontiguousarray(row))
+
+
+@contextmanager
+def writing(file: h5py.File, path: Path) -> Iterator[None]:
+    """Turns an error of writing into one line and leaves the file as a kill would.
+
+    HDF5 keeps what it could not write, tries again when the file is closed and crashes at exit.
+    Its file descriptor is turned to the null device, where the rest is lost in peace.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if file:
+            sink = os.open(os.devnull, os.O_RDWR)
+            os.dup2(sink, cast(int, file.id.get_vfd_handle()))
+            os.close(sink)
+            with suppress(OSError, RuntimeError):
+                file.close()
+        if isinstance(error, OSError | RuntimeError) and errno(error):
+            raise write_error(path, error) from error
+        raise

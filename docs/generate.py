@@ -1,0 +1,241 @@
+"""What MkDocs does for this site beside rendering: reference pages, and a place to run examples.
+
+Comments in a page are replaced by what the program says of itself, so that it cannot drift:
+`<!-- help: train -->` by the help of a command, `<!-- configuration: RunConfig -->` by the keys of
+a configuration, `<!-- presets -->` by the presets, and `<!-- choices: eigensolver.Which ... -->` by
+the values of types of the analysis. Examples are executed in an empty folder, which the pages of
+one build share.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import io
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from dlf_dynamics import cli, config
+
+WIDTH = 100
+"""Columns in which the help is printed; in many more it is set in two columns."""
+
+_MARKER = re.compile(
+    r"^<!-- (help|configuration|presets|choices)(?::\s?([\w. -]*?))? -->$", re.MULTILINE
+)
+
+_folder, _inside = contextlib.ExitStack(), contextlib.ExitStack()
+_path = ""
+
+
+def on_startup(**_: Any) -> None:
+    """Lets executed commands find the program, and small problems be computed on one thread."""
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.environ.setdefault("NPROC", "1")
+
+
+def on_pre_build(**_: Any) -> None:
+    """Makes the folder for the files that examples write."""
+    global _path
+    _path = _folder.enter_context(tempfile.TemporaryDirectory())
+
+
+def on_post_build(**_: Any) -> None:
+    """Deletes it."""
+    _folder.close()
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Fills the page in, and goes to the folder if it has code that is to be executed."""
+    if 'exec="on"' in markdown:
+        _inside.enter_context(contextlib.chdir(_path))
+    return _MARKER.sub(lambda found: GENERATORS[found[1]](found[2]), markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Leaves the folder."""
+    _inside.close()
+    return html
+
+
+def command_help(command: str) -> str:
+    """The help of a command as Markdown: usage, description, and a list for each group of options.
+
+    Args:
+        command: its name, or empty for the program's own.
+    """
+    text = help_text(command)
+    usage, _, description = re.split(r"^ \S", text, maxsplit=1, flags=re.M)[0].partition("\n")
+    parts = ["```text", usage.removeprefix("usage: "), "```", "", *_paragraphs(description), ""]
+    for title, entries in parse_groups(text).items():
+        if title == "subcommands":
+            continue
+        parts += [f"**{title}**", ""]
+        for name, meaning in entries:
+            parts += [f"`{name}`", f":   {_escaped(meaning)}", ""]
+    return "\n".join(parts)
+
+
+def help_text(command: str) -> str:
+    """What `dlf-dynamics COMMAND --help` prints."""
+    printed, columns = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(WIDTH)
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            cli.main([*([command] if command else []), "--help"])
+    finally:
+        del os.environ["COLUMNS"]
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+    return printed.getvalue()
+
+
+def parse_groups(text: str) -> dict[str, list[tuple[str, str]]]:
+    """Options with their meaning by the title of their group; line breaks are taken out.
+
+    Raises:
+        ValueError: when there is no option.
+    """
+    _, *parts = re.split(r"^ (\S[^\n]*?) *\n -+ *$", text, flags=re.MULTILINE)
+    groups = {title: _entries(rows) for title, rows in zip(parts[::2], parts[1::2], strict=True)}
+    if not any(groups.values()):
+        raise ValueError(f"no options in the help:\n{text}")
+    return groups
+
+
+def _entries(rows: str) -> list[tuple[str, str]]:
+    """Names stand at the margin, and what they mean beside or below them."""
+    # What stands above a line describes the group.
+    lines = re.split(r"^  -+ *$", rows, flags=re.MULTILINE)[-1].splitlines()
+    entries: list[tuple[str, str]] = []
+    for line in (line[2:].rstrip() for line in lines if line.strip()):
+        name, meaning = entries[-1] if entries else ("", "")
+        if name.count("{") > name.count("}"):
+            entries[-1] = name + line, meaning
+        elif line.startswith(" "):
+            entries[-1] = name, f"{meaning} {line.strip()}".strip()
+        else:
+            name, _, meaning = line.partition("  ")
+            entries.append((name, meaning.strip()))
+    return entries
+
+
+def configuration(name: str) -> str:
+    """Keys, types, defaults and meanings of a configuration, a table for each of its parts."""
+    cls = getattr(config, name)
+    parts = [_table(cls, "")]
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        part = hints[field.name]
+        if dataclasses.is_dataclass(part):
+            parts += ["", f"### {field.name}", "", inspect.getdoc(part) or "", ""]
+            parts.append(_table(part, f"{field.name}."))
+    return "\n".join(parts)
+
+
+def presets(_: str | None = None) -> str:
+    """What each preset changes of the defaults."""
+    rows = ["| preset | keys that differ from the defaults |", "| --- | --- |"]
+    plain = dict(flat(config.RunConfig()))
+    for name, preset in config.PRESETS.items():
+        changed = [f"`{key} = {v!r}`" for key, v in flat(preset) if v != plain[key]]
+        rows.append(f"| `{name}` | {', '.join(changed) or 'none'} |")
+    return "\n".join(rows)
+
+
+def choices(names: str) -> str:
+    """What values of some types of the analysis may be, a row each."""
+    rows = ["| type | values |", "| --- | --- |"]
+    for name in names.split():
+        module, _, kind = name.rpartition(".")
+        values = get_args(getattr(importlib.import_module(f"dlf_dynamics.analysis.{module}"), kind))
+        rows.append(f"| `{kind}` | {', '.join(f'`{value!r}`' for value in values)} |")
+    return "\n".join(rows)
+
+
+GENERATORS = {
+    "help": command_help,
+    "configuration": configuration,
+    "presets": presets,
+    "choices": choices,
+}
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """The description of a command; its examples become blocks of code."""
+    for paragraph in re.split(r"\n{2,}", text.strip("\n")):
+        if paragraph.startswith("  "):
+            yield "```sh\n" + inspect.cleandoc(paragraph) + "\n```\n"
+        else:
+            yield _escaped(" ".join(paragraph.split())) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """Options as code, and nothing outside of code that Markdown would take for markup."""
+    parts = re.split(r"(`[^`]*`)", text)
+    parts[::2] = [re.sub(r"([<>*_\[\]|])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"(?<![\w-])--\w[\w.-]*\w", r"`\g<0>`", part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def _table(cls: type, prefix: str) -> str:
+    hints, default, meanings = get_type_hints(cls), cls(), dict(_field_docstrings(cls))
+    rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            continue
+        value = getattr(default, field.name)
+        shown = "none" if value is None else f"`{_toml(value)}`"
+        kind = _kind(hints[field.name])
+        meaning = _escaped(meanings[field.name])
+        rows.append(f"| `{prefix}{field.name}` | {kind} | {shown} | {meaning} |")
+    return "\n".join(rows)
+
+
+def _field_docstrings(cls: type) -> Iterator[tuple[str, str]]:
+    """The strings below the fields of a dataclass."""
+    (tree,) = ast.parse(inspect.getsource(cls)).body
+    assert isinstance(tree, ast.ClassDef)
+    for field, text in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            assert isinstance(field.target, ast.Name)
+            assert isinstance(text.value, ast.Constant)
+            yield field.target.id, " ".join(str(text.value.value).split())
+
+
+def _kind(hint: Any) -> str:
+    """A type in words, or the choices."""
+    if get_origin(hint) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(hint))
+    if get_origin(hint) is tuple:
+        return f"list of {_kind(get_args(hint)[0])}s"
+    known = [a for a in get_args(hint) if a is not type(None)]
+    if known:
+        return f"{_kind(known[0])} or none"
+    return {int: "whole number", float: "number", str: "text", bool: "true or false"}[hint]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, tuple):
+        return str(list(value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys of a configuration and of its parts, with their values."""
+    for field in dataclasses.fields(value):
+        inner = getattr(value, field.name)
+        if dataclasses.is_dataclass(inner):
+            yield from flat(inner, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, inner

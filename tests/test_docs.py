@@ -1,0 +1,152 @@
+"""The documentation: its navigation, its links, and that nothing public is missing in it."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+import dlf_dynamics
+from dlf_dynamics import analysis, cli, config
+from dlf_dynamics.analysis import bifurcation
+from dlf_dynamics.commands import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+WITH_LINKS = [*PAGES, ROOT / "README.md"]
+
+
+class _Site(yaml.SafeLoader):
+    """Reads mkdocs.yml whatever tags of Python it has."""
+
+
+_Site.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
+SITE = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), _Site)
+
+
+def load(name):
+    """A module of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def generate():
+    return load("generate")
+
+
+def listed(nav):
+    for entry in nav:
+        for inner in entry.values():
+            yield from [inner] if isinstance(inner, str) else listed(inner)
+
+
+def without_code(text):
+    """The text with its blocks of code left out, in which nothing is a heading or a link."""
+    text = re.sub(r"^(```+).*?^\1$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`\n]*`", lambda found: found[0].strip("`").replace("[", "("), text)
+
+
+def anchors(page):
+    """As MkDocs makes them of the headings."""
+    for heading in re.findall(r"^#+ (.*)$", without_code(page.read_text("utf-8")), re.MULTILINE):
+        plain = re.sub(r"[^\w\s-]", "", heading, flags=re.ASCII).strip().lower()
+        yield re.sub(r"[-\s]+", "-", plain)
+
+
+def links(page):
+    found = re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text("utf-8")))
+    return [link for link in found if "://" not in link]
+
+
+def test_the_navigation_lists_every_page_once():
+    assert sorted(listed(SITE["nav"])) == [str(page.relative_to(DOCS)) for page in PAGES]
+
+
+@pytest.mark.parametrize("page", WITH_LINKS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page):
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_rule_above_can_fail(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A heading: of `code`\n\n[a](no.md) [b](#a-heading-of-code)\n")
+    assert links(page) == ["no.md", "#a-heading-of-code"]
+    assert list(anchors(page)) == ["a-heading-of-code"]
+
+
+def test_every_command_is_in_the_reference():
+    page = (DOCS / "reference" / "command-line.md").read_text("utf-8")
+    assert re.findall(r"^## dlf-dynamics (\S+)$", page, re.MULTILINE) == list(COMMANDS)
+    assert re.findall(r"^<!-- help: (\S+) -->$", page, re.MULTILINE) == list(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_is_read_whole(generate, command):
+    text = generate.help_text(command)
+    entries = [entry for group in generate.parse_groups(text).values() for entry in group]
+    options = {name for entry, _ in entries for name in re.findall(r"--[\w.-]+", entry)}
+    assert options == set(re.findall(r"^  (?:-\w .*)?(--\w[\w.-]*)", text, re.MULTILINE)) | {
+        "--help"
+    }
+    assert all(name and meaning for name, meaning in entries)
+
+
+def commands():
+    """What the pages tell the reader to type, but for what has variables of the shell in it."""
+    text = "\n".join(page.read_text("utf-8") for page in PAGES)
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    typed = (re.split(r" [#>] ?", line)[0].strip() for line in lines)
+    return sorted({line for line in typed if re.match(r"dlf-dynamics [^$]+$", line)})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_have_valid_options(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rings.toml").write_text("steps = 1200\n")
+    words = shlex.split(command)[1:]
+    if "--resume" not in words or words[0] != "train":  # that would look for the run
+        assert cli._parse(words).execute
+
+
+def test_every_key_of_the_configuration_is_shown_with_its_meaning(generate):
+    page = (DOCS / "reference" / "configuration.md").read_text("utf-8")
+    names = re.findall(r"^<!-- configuration: (\S+) -->$", page, re.MULTILINE)
+    assert names == ["RunConfig", "SpectrumConfig", "BifurcationConfig"]
+    for name in names:
+        keys = [key for key, _ in generate.flat(getattr(config, name)())]
+        rows = re.findall(
+            r"^\| `([\w.]+)` \| .+ \| .+ \| .+ \|$", generate.configuration(name), re.M
+        )
+        assert sorted(rows) == sorted(keys)
+    for name in config.PRESETS:
+        assert f"`{name}`" in generate.presets()
+
+
+@pytest.mark.parametrize("module", [dlf_dynamics, analysis, bifurcation], ids=lambda m: m.__name__)
+def test_every_public_name_is_in_the_reference(module):
+    text = "\n".join(page.read_text("utf-8") for page in (DOCS / "reference").glob("*.md"))
+    patterns = (r"^::: [\w.]*\.(\w+)$", r"`(\w+)`", r"^<!-- configuration: (\w+) -->$")
+    shown = {name for pattern in patterns for name in re.findall(pattern, text, re.MULTILINE)}
+    public = {name for name in module.__all__ if not name.startswith("__")}
+    assert public - shown == set()
+
+
+def test_doctests_become_blocks_of_code():
+    pytest.importorskip("griffe")
+    ready = load("docstrings").ready
+    assert ready("Of <w, q>, `a < b`.\n\n>>> 1 + 1  # doctest: +SKIP\n2\n\nMore.") == (
+        "Of &lt;w, q>, `a < b`.\n\n```pycon\n>>> 1 + 1\n2\n```\n\nMore."
+    )

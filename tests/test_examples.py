@@ -1,0 +1,136 @@
+"""The examples run, in short versions, and say what they should."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dlf_dynamics import open_run
+from dlf_dynamics.analysis import eigensolver
+from dlf_dynamics.problem import Problem
+
+pytest.importorskip("equinox")
+pytest.importorskip("haiku")
+pytest.importorskip("flax")
+
+pytestmark = pytest.mark.usefixtures("quick_compilation", "host_loop")
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = {path.stem: path for path in sorted((ROOT / "docs" / "examples").glob("*.py"))}
+CIFAR = ROOT.parent / "shared" / "data" / "cifar10_10k.npz"
+
+
+@pytest.fixture
+def host_loop(monkeypatch):
+    """The eigensolver that is compiled sooner."""
+    monkeypatch.setattr(eigensolver, "PASS_SIZE", 0)
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES[name])
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def unjudged(example):
+    """The example without its last call, which takes long to be compiled."""
+    example.stability = lambda *args, **options: None
+    return example
+
+
+@pytest.mark.skipif(not CIFAR.exists(), reason="the images are not here")
+def test_a_convolution_trains_on_local_images(tmp_path, monkeypatch):
+    example, path = unjudged(load("cifar_conv")), tmp_path / "run.h5"
+    example.main(path, steps=2, data=CIFAR, examples=2)
+    assert open_run(path).checkpoint_steps.tolist() == [0]
+    monkeypatch.setenv("CIFAR10", str(CIFAR))
+    problem, _, params = example.setup(examples=2)
+    assert problem.inputs.shape == (2, 32, 32, 3)
+    assert problem.inputs.dtype == np.float32
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CIFAR.exists(), reason="the images are not here")
+def test_a_convolution_is_judged(tmp_path):
+    found = load("cifar_conv").main(tmp_path / "run.h5", steps=2, data=CIFAR, examples=2)
+    assert found.converged
+    assert found.threshold == pytest.approx(20)
+
+
+def judge(run, found, last):
+    """The run was recorded to its end, and what was found there is certain."""
+    assert run.status == "complete"
+    assert run.checkpoint_steps[-1] == last
+    assert found.converged
+    assert found.verdict in ("stable", "unstable")
+    assert found.interval[0] <= found.value <= found.interval[1]
+
+
+@pytest.mark.parametrize("name", ["flax_mlp", "equinox_mlp", "haiku_mlp", "transformer"])
+def test_models_of_frameworks_train_in_loops_of_their_own(name, tmp_path, capsys):
+    example, path = load(name), tmp_path / "run.h5"
+    found = (example if name == "haiku_mlp" else unjudged(example)).main(path, steps=21)
+    problem, optimizer, params = example.setup()
+    assert isinstance(problem, Problem)
+    run = open_run(path, (problem, optimizer, params))
+    assert run.checkpoint_steps[-1] == 20
+    assert run.num_params == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert run.scalars["loss"][-1] < run.scalars["loss"][0]
+    if name == "haiku_mlp":
+        judge(run, found, last=20)
+        assert "0 eigenvalue" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flax_mlp", "equinox_mlp", "transformer"])
+def test_the_others_are_judged(name, tmp_path):
+    example, path = load(name), tmp_path / "run.h5"
+    found = example.main(path, steps=21)
+    judge(open_run(path, example.setup()), found, last=20)
+    if name == "transformer":
+        assert found.label.endswith("frozen preconditioner")
+        # (2 + 2β₁) / ((1 - β₁) η) of Adam.
+        assert found.threshold == pytest.approx(38 / 3e-3, rel=1e-6)
+
+
+def test_a_chain_has_the_threshold_of_its_schedule(tmp_path, capsys):
+    example = load("optax_chain")
+    found = example.main(tmp_path / "run.h5", steps=51)
+    rates = 0.1 * (0.9 * (1 + np.cos(np.pi * np.array([0, 50]) / 500)) / 2 + 0.1)
+    # Decay adds 0.001 to every eigenvalue of the Hessian.
+    expected = 2 * 1.9 / rates - 1e-3
+    assert [f.threshold for f in found] == pytest.approx(expected, rel=1e-6)
+    assert capsys.readouterr().out.count("threshold") == 2
+
+
+def test_a_scan_records_every_step(tmp_path):
+    example, path = load("scan_loop"), tmp_path / "run.h5"
+    found = example.main(path, steps=40)
+    run = open_run(path, example.setup())
+    judge(run, found, last=30)
+    assert run.steps.tolist() == list(range(40))
+    assert np.all(np.diff(run.scalars["loss"]) < 0)
+
+
+def test_relu_and_smooth_networks_are_compared(tmp_path, capsys):
+    example = load("relu_or_smooth")
+    example.ACTIVATIONS = ("relu", "tanh")
+    table = example.main(tmp_path / "run.h5", steps=12)
+    assert {name: len(found) for name, found in table.items()} == {"relu": 6, "tanh": 6}
+    assert all(found.converged for row in table.values() for found in row)
+    assert capsys.readouterr().out.count("sharpness / threshold") == 2
+    assert {path.name for path in tmp_path.glob("*.h5")} == {"run.relu.h5", "run.tanh.h5"}
+
+
+def test_every_example_is_short_and_says_how_it_is_started():
+    assert len(EXAMPLES) == 8
+    for name, path in EXAMPLES.items():
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) < 60
+        assert f"python docs/examples/{name}.py" in text

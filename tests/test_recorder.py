@@ -1,0 +1,383 @@
+"""Runs that a loop of one's own recorded, against the same runs made by `train`."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dlf_dynamics import DataConfig, ModelConfig, OptimizerConfig, Problem, RunConfig, train
+from dlf_dynamics.analysis import compute_spectrum
+from dlf_dynamics.analysis.bifurcation import compute_bifurcations
+from dlf_dynamics.config import BifurcationConfig, ScheduleConfig, SpectrumConfig
+from dlf_dynamics.datasets import load_dataset
+from dlf_dynamics.dynamics import initial_parameters
+from dlf_dynamics.errors import ConfigError, DataError, FileError
+from dlf_dynamics.losses import ClassWeights, cross_entropy
+from dlf_dynamics.recorder import Recorder
+from dlf_dynamics.run import open_run
+from dlf_dynamics.schedules import make_schedule
+from dlf_dynamics.validation import problems
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+CONFIG = RunConfig(
+    data=DataConfig(points_per_class=20),
+    model=ModelConfig(widths=(10,), activation="tanh", init="glorot-normal"),
+    schedule=ScheduleConfig(amplitude=40.0, period=400),
+    optimizer=OptimizerConfig(learning_rate=3.0),
+    steps=1000,
+    checkpoint_every=10,
+)
+
+
+def apply(params, inputs):
+    (weight, bias), (last_weight, last_bias) = params
+    return jnp.tanh(inputs @ weight + bias) @ last_weight + last_bias
+
+
+def own_setup(config, optimizer):
+    """The run of a configuration, put together by hand."""
+    dataset = load_dataset(config.data)
+    weights = ClassWeights(make_schedule(config.schedule, dataset.num_classes))
+    inputs, labels = jnp.asarray(dataset.inputs), jnp.asarray(dataset.labels)
+    problem = Problem(apply, cross_entropy, inputs, labels, weights)
+    return problem, optimizer, initial_parameters(config, dataset)
+
+
+def loop(path, setup, steps, *, called_every=1, stop=None, **options):
+    """A training loop as anybody would write it."""
+    problem, optimizer, params = setup
+    state = optimizer.init(params)
+    visited = []
+
+    @jax.jit
+    def update(params, state, step):
+        loss, slope = jax.value_and_grad(problem.objective)(params, step)
+        change, state = optimizer.update(slope, state, params)
+        return optax.apply_updates(params, change), state, loss
+
+    with Recorder(path, problem, optimizer=optimizer, **options) as run:
+        for step in range(steps + 1):
+            after = update(params, state, step)
+            visited.append(params)
+            if step % called_every == 0:
+                run.record(step, params, state, loss=after[2])
+            if step == stop:
+                raise InterruptedError
+            params, state, _ = after
+    assert update._cache_size() == 1
+    return visited
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A run of `train` and the same one recorded in a loop, with its setup."""
+    folder = tmp_path_factory.mktemp("recorded")
+    setup = own_setup(CONFIG, optax.sgd(3.0))
+    visited = loop(folder / "own.h5", setup, CONFIG.steps, every=10, config={"note": "by hand"})
+    return train(CONFIG, folder / "run.h5"), open_run(folder / "own.h5", setup), setup, visited
+
+
+def test_a_recording_holds_the_states_of_the_loop(recorded):
+    _, own, _, visited = recorded
+    assert problems(own.path) == []
+    assert own.status == "complete"
+    assert own.checkpoint_steps.tolist() == list(range(0, 1001, 10))
+    assert own.settings == {"note": "by hand"}
+    ((point,),) = own.points([7], 1)
+    flat = [np.asarray(jnp.concatenate([x.ravel() for x in jax.tree.leaves(p)])) for p in visited]
+    assert np.array_equal(point.params, flat[70])
+    assert np.array_equal(point.previous_update, flat[70] - flat[69])
+    assert np.array_equal(own.parameters([3, 5]), np.stack([flat[30], flat[50]]))
+    assert own.unravel(point.params)[1][1].shape == (3,)
+
+
+def test_a_recording_has_the_scalars_that_were_given_and_nan_for_the_others(recorded):
+    run, own, _, _ = recorded
+    assert own.steps.tolist() == list(range(1001))
+    np.testing.assert_allclose(own.scalars["loss"], run.scalars["loss"], rtol=1e-9)
+    assert np.all(np.isnan(own.scalars["accuracy"]))
+    assert own.scalars["class_weights"].shape == (1001, 0)
+
+
+def test_the_spectrum_of_a_recording_is_that_of_the_run_it_repeats(recorded):
+    run, own, _, _ = recorded
+    settings = SpectrumConfig(every=5)
+    found, expected = compute_spectrum(own, settings), compute_spectrum(run, settings)
+    assert found.ntk is not None
+    assert expected.ntk is not None
+    for at in ("iterate", "centre"):
+        np.testing.assert_allclose(
+            getattr(found.hessian, at).eigenvalues,
+            getattr(expected.hessian, at).eigenvalues,
+            rtol=1e-6,
+        )
+    np.testing.assert_allclose(found.thresholds, 2 / 3, rtol=1e-9)
+    assert found.label == "critical eigenvalue of the loop's optimizer"
+    np.testing.assert_allclose(found.ntk.trace, expected.ntk.trace, rtol=1e-8)
+    np.testing.assert_allclose(found.ntk.alignment, expected.ntk.alignment, rtol=1e-8)
+    sides = [(c.direction, c.step_before, c.at) for c in found.crossings]
+    assert sides == [(c.direction, c.step_before, c.at) for c in expected.crossings]
+    assert len(sides) > 0
+    assert not found.watched
+    assert expected.watched
+
+
+def test_the_instabilities_of_a_recording_are_those_of_the_run_it_repeats(recorded):
+    run, own, _, _ = recorded
+    settings = BifurcationConfig(diagrams="none")
+    found, expected = compute_bifurcations(own, settings), compute_bifurcations(run, settings)
+    assert len(found.instabilities) == len(expected.instabilities) == 1
+    (event,), (same,) = found.instabilities, expected.instabilities
+    assert (event.onset, event.crossed) == (same.onset, same.crossed)
+    assert event.rod_amplitude == pytest.approx(same.rod_amplitude, rel=1e-4, nan_ok=True)
+    assert event.coefficient == pytest.approx(same.coefficient, rel=1e-4)
+    assert found.motion.loss[0] == pytest.approx(run.scalars["loss"][0])
+
+
+@pytest.mark.parametrize("called_every", [1, 5])
+def test_iterates_that_were_not_seen_are_made_again(recorded, tmp_path, called_every):
+    _, _, setup, visited = recorded
+    loop(tmp_path / "sparse.h5", setup, 30, called_every=called_every)
+    run = open_run(tmp_path / "sparse.h5", setup)
+    later = called_every != 1  # the update is known one step after the recorded one
+    assert run.checkpoint_steps.tolist() == list(range(later, 31 + later, called_every))
+    flat = [np.asarray(jnp.concatenate([x.ravel() for x in jax.tree.leaves(p)])) for p in visited]
+    for (point,) in run.points(range(1, len(run.checkpoint_steps) - 1), 1):
+        np.testing.assert_allclose(point.params, flat[point.step], rtol=1e-12)
+        expected = flat[point.step] - flat[point.step - 1]
+        np.testing.assert_allclose(point.previous_update, expected, rtol=1e-6, atol=1e-14)
+    np.testing.assert_allclose(run.parameters([2])[0], flat[run.checkpoint_steps[2]], rtol=1e-12)
+
+
+OPTIMIZERS = {
+    "heavy ball": (optax.sgd(0.3, momentum=0.8), {"momentum": 0.8}, "heavy-ball", 0.3),
+    "adam": (optax.adam(0.02), {}, "adam", 0.02),
+    "adamw in a chain": (
+        optax.chain(
+            optax.scale_by_adam(),
+            optax.add_decayed_weights(1e-4),
+            optax.scale_by_learning_rate(0.02),
+        ),
+        {"weight_decay": 1e-4},
+        "adamw",
+        0.02,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optax_chain_of_ones_own_has_spectrum_and_threshold_of_the_optimizer_it_is(
+    name, tmp_path
+):
+    optimizer, options, named, rate = OPTIMIZERS[name]
+    config = replace(
+        CONFIG, optimizer=OptimizerConfig(named, learning_rate=rate, **options), steps=60
+    )
+    setup = own_setup(config, optimizer)
+    loop(tmp_path / "own.h5", setup, 60, every=20)
+    settings = SpectrumConfig(every=1, ntk_examples=0)
+    found = compute_spectrum(open_run(tmp_path / "own.h5", setup), settings)
+    run = train(replace(config, checkpoint_every=20), tmp_path / "run.h5")
+    expected = compute_spectrum(run, settings)
+    np.testing.assert_allclose(
+        found.hessian.centre.eigenvalues, expected.hessian.centre.eigenvalues, rtol=1e-5
+    )
+    np.testing.assert_allclose(found.thresholds, expected.thresholds, rtol=1e-9)
+    assert found.hessian.curvature.preconditioned == ("adam" in name)
+    assert ("frozen preconditioner" in found.label) == ("adam" in name)
+
+
+def test_a_loss_alone_can_be_recorded_and_has_a_hessian(tmp_path):
+    curvatures = jnp.array([1.0, 3.0, 5.0])
+    loss = lambda params, step: jnp.sum(curvatures * params["x"] ** 2) / 2 + step * 0.0  # noqa: E731
+    setup = (Problem.from_loss(loss), optax.sgd(0.1), {"x": jnp.ones(3)})
+    loop(tmp_path / "own.h5", setup, 20, every=5)
+    found = compute_spectrum(open_run(tmp_path / "own.h5", setup))
+    np.testing.assert_allclose(found.hessian.iterate.eigenvalues, [[5, 3, 1]] * 5, rtol=1e-12)
+    assert found.ntk is None
+    with pytest.raises(ConfigError, match=r"made by Problem\.from_loss and has no outputs"):
+        compute_spectrum(open_run(tmp_path / "own.h5", setup), SpectrumConfig(operator="ggn"))
+
+
+def test_mini_batches_get_eigenvalues_but_no_threshold_and_nothing_is_replayed(tmp_path):
+    setup = own_setup(CONFIG, optax.sgd(0.1))
+    loop(tmp_path / "own.h5", setup, 20, every=5, full_batch=False)
+    run = open_run(tmp_path / "own.h5", setup)
+    found = compute_spectrum(run, SpectrumConfig(ntk_examples=0))
+    assert "mini-batches" in found.label
+    assert np.all(np.isfinite(found.hessian.iterate.eigenvalues))
+    assert np.all(np.isnan(found.hessian.centre.eigenvalues))
+    assert (found.not_converged, found.failed) == (0, [])
+    with pytest.raises(ConfigError, match="mini-batches that are not known; its steps cannot"):
+        compute_bifurcations(run)
+
+
+def test_the_recorder_compiles_nothing_twice(tmp_path):
+    setup = own_setup(CONFIG, optax.adam(0.01))
+    loop(tmp_path / "first.h5", setup, 10)
+    from dlf_dynamics import recorder
+
+    jitted = (recorder._flattened, recorder._snapshot, recorder._objective)
+    before = [function._cache_size() for function in jitted]
+    loop(tmp_path / "second.h5", setup, 25)
+    assert [function._cache_size() for function in jitted] == before
+
+
+def test_an_exception_leaves_an_interrupted_run(tmp_path):
+    setup = own_setup(CONFIG, optax.sgd(3.0))
+    with pytest.raises(InterruptedError):
+        loop(tmp_path / "own.h5", setup, 30, every=5, stop=13)
+    run = open_run(tmp_path / "own.h5", setup)
+    assert run.status == "interrupted"
+    assert run.checkpoint_steps.tolist() == [0, 5, 10]
+
+
+def test_a_diverging_loop_keeps_its_finite_checkpoints(tmp_path):
+    loss = lambda params, step: jnp.sum(params**4) + 0.0 * step  # noqa: E731
+    setup = (Problem.from_loss(loss), optax.sgd(1.0), jnp.array([3.0, 3.0]))
+    loop(tmp_path / "own.h5", setup, 20)
+    run = open_run(tmp_path / "own.h5", setup)
+    assert run.status == "diverged"
+    assert 1 < len(run.checkpoint_steps) < 20
+    assert np.all(np.isfinite(run.parameters()))
+
+
+def recorder(path, **options):
+    problem = Problem.from_loss(lambda params, step: jnp.sum(params["x"] ** 2))
+    return Recorder(path, problem, **({"optimizer": optax.sgd(0.1)} | options))
+
+
+X = {"x": jnp.ones(3)}
+
+
+@pytest.mark.parametrize(
+    ("calls", "error", "match"),
+    [
+        ([(0, X), (0, X)], ConfigError, "step is 0; expected more than 0, the last recorded"),
+        ([(0, X), (1, {"x": jnp.ones(4)})], ConfigError, "parameters have changed their form: 4"),
+        ([(0, X), (1, X, {"m": jnp.ones(3)})], ConfigError, "optimizer state have changed"),
+        ([(0, {"x": jnp.arange(3)})], DataError, "array of int64; keep only floating-point"),
+        ([(0, {"x": jnp.ones(3), "f": jax.nn.relu})], DataError, "'f'.*is of type"),
+        ([(0, X, {"m": jnp.ones(3)})], ConfigError, "opt_state has 3 numbers in 1 leaves; the"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused_in_one_line_and_the_file_stays(
+    calls, error, match, tmp_path
+):
+    *fine, wrong = calls
+    path = tmp_path / "own.h5"
+    with recorder(path) as run:
+        for call in fine:
+            run.record(*call)
+        with pytest.raises(error, match=match) as caught:
+            run.record(*wrong)
+    assert "\n" not in str(caught.value)
+    assert path.exists() == bool(fine)
+    if fine:
+        assert problems(path) == []
+        assert open_run(path).checkpoint_steps.tolist() == [fine[0][0]]
+
+
+def test_scalars_keep_their_names(tmp_path):
+    with recorder(tmp_path / "own.h5") as run:
+        run.record(0, X, loss=1.0, temperature=300.0)
+        with pytest.raises(ConfigError, match="scalars are loss; expected loss, temperature, as"):
+            run.record(1, X, loss=1.0)
+    assert open_run(tmp_path / "own.h5").scalars["temperature"].tolist() == [300.0]
+
+
+def test_a_step_that_the_optimizer_has_not_counted_is_refused(tmp_path):
+    optimizer = optax.adam(0.1)
+    state = optimizer.init(X)
+    _, state = optimizer.update(X, state, X)
+    with (
+        recorder(tmp_path / "own.h5", optimizer=optimizer) as run,
+        pytest.raises(ConfigError, match="step is 0 but the optimizer has counted 1 updates"),
+    ):
+        run.record(0, X, state)
+
+
+def test_a_record_inside_a_compiled_function_is_refused(tmp_path):
+    with recorder(tmp_path / "own.h5") as run:
+        with pytest.raises(ConfigError, match="called inside a compiled function; expected it"):
+            jax.jit(lambda params: run.record(0, params))(X)
+        run.record(0, X)
+
+
+def test_a_loss_that_is_not_scalar_is_refused(tmp_path):
+    problem = Problem.from_loss(lambda params, step: params["x"] ** 2)
+    with (
+        Recorder(tmp_path / "own.h5", problem, optimizer=optax.sgd(0.1)) as run,
+        pytest.raises(DataError, match=r"loss has shape \(3,\); expected a scalar"),
+    ):
+        run.record(0, X)
+
+
+def test_options_that_cannot_be_are_refused_before_anything_is_written(tmp_path):
+    path = tmp_path / "own.h5"
+    with pytest.raises(ConfigError, match="every is 0; expected at least 1"):
+        recorder(path, every=0)
+    with pytest.raises(ConfigError, match="config cannot be kept as JSON"):
+        recorder(path, config={"model": object()})
+    path.write_text("something else")
+    with pytest.raises(FileError, match="exists; pass overwrite=True"):
+        recorder(path)
+    with recorder(path, overwrite=True) as run:
+        run.record(0, X)
+    assert problems(path) == []
+
+
+def test_an_error_of_writing_reaches_the_loop(tmp_path, monkeypatch):
+    def full(self, *_):
+        raise FileError("own.h5: no space left on the device")
+
+    def loop():
+        with recorder(tmp_path / "own.h5") as run:
+            run.record(0, X)
+            monkeypatch.setattr("dlf_dynamics.runwriter.RunWriter.append_scalars", full)
+            for step in range(1, 100):
+                run.record(step, X)
+
+    with pytest.raises(FileError, match="no space left"):
+        loop()
+
+
+def changed(setup, **parts):
+    problem, optimizer, params = setup
+    problem = replace(problem, **{k: v for k, v in parts.items() if hasattr(problem, k)})
+    return problem, parts.get("optimizer", optimizer), parts.get("params", params)
+
+
+def test_a_problem_that_is_not_that_of_the_file_is_refused(recorded):
+    _, own, setup, _ = recorded
+    wide = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf], axis=-1), setup[2])
+    single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), setup[2])
+    for other, match in (
+        (changed(setup, params=wide), r"\(2, 20\) where \[0\]\[0\] \(2, 10\) was recorded"),
+        (changed(setup, params=single), "parameters are float32; recorded were float64"),
+        (changed(setup, inputs=setup[0].inputs + 1e-12), "data are not those that were recorded"),
+        (changed(setup, optimizer=optax.adam(0.1)), "state has 127 numbers; recorded were 0"),
+        (changed(setup, example_weights=None), "at step 640 its loss is .* recorded was"),
+        (changed(setup, optimizer=optax.sgd(1.0)), "10 updates of its optimizer from step 0 do"),
+    ):
+        with pytest.raises(ConfigError, match=match) as caught:
+            open_run(own.path, other)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_recording_says_what_it_lacks(recorded):
+    run, own, setup, _ = recorded
+    bare = open_run(own.path)
+    assert bare.num_params == own.num_params
+    with pytest.raises(ConfigError, match="recorded in a loop of one's own, and does not hold"):
+        _ = bare.dynamics
+    with pytest.raises(ConfigError, match="only a run of `dlf-dynamics train` can do this"):
+        _ = bare.config
+    with pytest.raises(ConfigError, match="is a run of `dlf-dynamics train`; it needs no problem"):
+        open_run(run.path, setup)
+    assert json.loads(json.dumps(dict(bare.settings))) == {"note": "by hand"}
