@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from dlf_dynamics.analysis.stability import has_preconditioner
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.dynamics import Dynamics, State
 from dlf_dynamics.errors import ConfigError
@@ -21,7 +22,7 @@ from dlf_dynamics.operators import (
     preconditioned,
     remainder,
 )
-from dlf_dynamics.optimizers import is_adaptive, preconditioner
+from dlf_dynamics.optimizers import preconditioner
 from dlf_dynamics.run import Run
 
 _OPERATORS = {"hessian": hessian, "ggn": ggn, "remainder": remainder}
@@ -68,7 +69,7 @@ class Curvature:
             # The leaves of a branch of a pytree are neighbours in the flat vector.
             span = (int(indices[0]), int(indices[-1]) + 1)
         return cls(
-            is_adaptive(run.dynamics.optimizer),
+            has_preconditioner(run),
             config.operator,
             config.static,
             config.class_label,

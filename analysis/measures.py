@@ -26,12 +26,12 @@ from dlf_dynamics.analysis.measurements import (
     ParameterEigenpairs,
     Stability,
 )
-from dlf_dynamics.analysis.updates import FlatUpdate, next_preconditioner, threshold_at
+from dlf_dynamics.analysis.updates import next_preconditioner, threshold_at
 from dlf_dynamics.checks import check_parameters
 from dlf_dynamics.errors import ConfigError, DataError
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.operators import ggn, hessian, preconditioned, remainder
-from dlf_dynamics.optimizers import is_adaptive
+from dlf_dynamics.optimizers import FlatUpdate, is_adaptive
 from dlf_dynamics.problem import Problem, Step
 
 Operator = Literal["hessian", "ggn", "remainder"]

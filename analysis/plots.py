@@ -193,7 +193,7 @@ def run_figure(run: Run, spectrum: Spectrum, zoom: tuple[float, float] | None = 
 def _panels(run: Run, spectrum: Spectrum) -> list[Panel]:
     """Those with something in them; a recording has what its author's loop gave."""
     known = {name: bool(np.any(np.isfinite(v))) for name, v in run.scalars.items()}
-    shown = {
+    shown: dict[Panel, bool] = {
         draw_class_weights: known["class_weights"],
         draw_loss: known["loss"],
         draw_loss_change: known["loss"],

@@ -20,7 +20,13 @@ from dlf_dynamics.errors import ConfigError, DataError
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.losses import make_criterion, make_weights
 from dlf_dynamics.models import FullyConnected
-from dlf_dynamics.optimizers import learning_rate_schedule, make_optimizer
+from dlf_dynamics.optimizers import (
+    FlatUpdate,
+    has_mean_squares,
+    is_adaptive,
+    learning_rate_schedule,
+    make_optimizer,
+)
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.schedules import Schedule, make_schedule
 
@@ -92,6 +98,14 @@ class Dynamics:
         tree = params if self.layout is None else self.layout.unflatten(params)
         return State(params, jnp.zeros_like(params), self.optimizer.init(tree), jnp.int32(0))
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether the optimizer divides by a root mean square of the gradients."""
+        if self.layout is None:
+            return is_adaptive(self.optimizer)
+        blank = self.layout.unflatten(jnp.zeros(self.layout.size))
+        return has_mean_squares(jax.eval_shape(self.optimizer.init, blank))
+
     def state_layout(self, params: Float[Array, " params"]) -> Layout:
         """The form of the optimizer's state."""
         return Layout.of(jax.eval_shape(self.initial_state, params).optimizer_state)
@@ -103,9 +117,7 @@ class Dynamics:
         if self.layout is None:
             change, state = self.optimizer.update(gradient, state, params)
             return cast(Array, change), state
-        slope, tree = self.layout.unflatten(gradient), self.layout.unflatten(params)
-        change, state = self.optimizer.update(slope, state, tree)
-        return self.layout.flatten(change), state
+        return FlatUpdate(self.optimizer, self.layout)(gradient, state, params)
 
     def step(self, state: State) -> tuple[State, Row]:
         """θ_t to θ_(t+1), with the scalars of step t.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from dlf_dynamics.config import OptimizerConfig
+from dlf_dynamics.layout import Layout
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -62,7 +64,12 @@ def is_adaptive(optimizer: optax.GradientTransformation) -> bool:
     >>> is_adaptive(optax.adamw(0.1)), is_adaptive(optax.sgd(0.1, momentum=0.9))
     (True, False)
     """
-    return bool(_mean_squares(jax.eval_shape(optimizer.init, jnp.zeros(1))))
+    return has_mean_squares(jax.eval_shape(optimizer.init, jnp.zeros(1)))
+
+
+def has_mean_squares(state: Any) -> bool:
+    """Whether a state of an optimizer has the mean squares of Adam or RMSProp."""
+    return bool(_mean_squares(state))
 
 
 def hold_mean_squares(state: Any) -> Any:
@@ -110,7 +117,7 @@ def preconditioner(
     Raises:
         ValueError: for an optimizer that has no preconditioner.
     """
-    if not _mean_squares(state):
+    if not has_mean_squares(state):
         raise ValueError("the optimizer has no preconditioner; only such as RMSProp and Adam do")
     # The mean square takes in the gradient, and the answer is a part of it: it must not be 0.
     tiny = jnp.finfo(gradient.dtype).tiny ** 0.25
@@ -137,3 +144,22 @@ def _at_rest(state: Any) -> Any:
 def _mean_squares(state: Any) -> list[Any]:
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, _MEAN_SQUARES))
     return [node for node in nodes if isinstance(node, _MEAN_SQUARES)]
+
+
+@dataclass(frozen=True)
+class FlatUpdate:
+    """The update of an optimizer as a function of flat vectors; it compares by value.
+
+    Attributes:
+        optimizer: an optax transformation.
+        layout: of the parameters that it sees.
+    """
+
+    optimizer: optax.GradientTransformation
+    layout: Layout
+
+    def __call__(self, gradient: Array, state: Any, params: Array) -> tuple[Array, Any]:
+        """θ_(t+1) - θ_t, and the optimizer's next state."""
+        slope, tree = self.layout.unflatten(gradient), self.layout.unflatten(params)
+        change, state = self.optimizer.update(slope, state, tree)
+        return self.layout.flatten(change), state

@@ -251,9 +251,7 @@ class Problem:
         return self.flat(layout), layout.flatten(params)
 
 
-def _taylor(
-    function: Callable[[Any], Array], origin: PyTree, params: PyTree, order: int
-) -> Array:
+def _taylor(function: Callable[[Any], Array], origin: PyTree, params: PyTree, order: int) -> Array:
     """f(θ₀) + f'[d] + ½ f''[d, d], d = θ - θ₀, up to the order."""
     distance = jax.tree.map(jnp.subtract, params, origin)
 

@@ -194,10 +194,6 @@ def test_curvature_and_kernel_are_those_of_dense_matrices(adapted, dense):
     close(np.linalg.eigvalsh(kernel), np.linalg.eigvalsh(dense.ntk))
 
 
-def test_the_check_passes(adapted):
-    check_problem(problem_of(adapted.apply), adapted.params, STEP)
-
-
 IMAGES = jnp.asarray(RNG.normal(size=(4, 5, 5, 2)))
 KEYS = (jax.random.key(n) for n in itertools.count())
 

@@ -1,6 +1,7 @@
 """Runs that a loop of one's own recorded, against the same runs made by `train`."""
 
 import json
+import re
 from dataclasses import replace
 
 import jax
@@ -215,6 +216,26 @@ def test_mini_batches_get_eigenvalues_but_no_threshold_and_nothing_is_replayed(t
     assert (found.not_converged, found.failed) == (0, [])
     with pytest.raises(ConfigError, match="mini-batches that are not known; its steps cannot"):
         compute_bifurcations(run)
+
+
+@pytest.mark.parametrize("rule", ["two learning rates", "clipped"])
+def test_a_run_of_an_optimizer_without_a_threshold_has_its_spectrum_and_the_reason(rule, tmp_path):
+    slow, fast = optax.sgd(0.05), optax.adam(0.01)
+    labels = ((0, 0), (1, 1))
+    optimizer, reason = {
+        "two learning rates": (optax.multi_transform({0: slow, 1: fast}, labels), "not the same"),
+        "clipped": (optax.chain(optax.clip(0.1), slow), "not (linear|the same)"),
+    }[rule]
+    setup = own_setup(CONFIG, optimizer)
+    loop(tmp_path / "own.h5", setup, 20, every=10)
+    run = open_run(tmp_path / "own.h5", setup)
+    found = compute_spectrum(run, SpectrumConfig(ntk_examples=0))
+    assert re.search(f"no threshold: the optimizer's update is {reason}", found.label)
+    assert np.all(np.isnan(found.thresholds))
+    assert np.all(found.hessian.iterate.converged)
+    assert not found.hessian.curvature.preconditioned
+    if rule == "clipped":
+        assert compute_bifurcations(run, BifurcationConfig(every=10)).crossings == []
 
 
 def test_the_recorder_compiles_nothing_twice(tmp_path):

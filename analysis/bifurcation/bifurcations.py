@@ -25,7 +25,6 @@ from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.config import BifurcationConfig, SpectrumConfig, span_of
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import damaged
-from dlf_dynamics.optimizers import is_adaptive
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.resultfile import (
     Arrays,
@@ -193,7 +192,7 @@ def _diagrams(
 ) -> list[FrozenDiagram]:
     """At the steps that were asked for; none for a run that has no map that stays the same."""
     run = replay.run
-    if config.diagrams == "none" or refusal(run) or is_adaptive(run.dynamics.optimizer):
+    if config.diagrams == "none" or refusal(run) or run.dynamics.adaptive:
         return []
     if config.diagrams == "auto":
         # The longest oscillation: in its middle the orbit has had time to settle.

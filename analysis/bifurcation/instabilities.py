@@ -24,7 +24,6 @@ from dlf_dynamics.analysis.replay import Replay
 from dlf_dynamics.analysis.stability import growth_factors, refusal
 from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.config import BifurcationConfig
-from dlf_dynamics.optimizers import is_adaptive
 from dlf_dynamics.run import Run
 
 GROWTH_STEPS = 30
@@ -224,7 +223,7 @@ def _size(
         "amplitude": float(sizes[settled - window.onset]),
         "alignment": float(sizes[settled - window.onset] / motion.amplitude[settled - first]),
     }
-    if refusal(run) or is_adaptive(run.dynamics.optimizer):
+    if refusal(run) or run.dynamics.adaptive:
         return found
     centre, rate = centre_of(replay, solver, window.onset), equivalent_rate(run, window.onset)
     if not centre.converged:

@@ -19,7 +19,6 @@ from dlf_dynamics.dynamics import Dynamics
 from dlf_dynamics.dynamics import State as TrainingState
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.losses import ClassWeights
-from dlf_dynamics.optimizers import is_adaptive
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.run import Run
 from dlf_dynamics.schedules import Schedule, Triangle
@@ -87,7 +86,7 @@ def training_map(
     if parameter not in get_args(TrainingParameter):
         choices = ", ".join(get_args(TrainingParameter))
         raise ValueError(f"parameter is {parameter!r}; expected one of {choices}")
-    if is_adaptive(dynamics.optimizer):
+    if dynamics.adaptive:
         raise ValueError(
             f"{run.optimizer_name} has no map that stays the same: it changes with the step count "
             "and the preconditioner; expected gradient descent, with momentum or without"
@@ -177,9 +176,7 @@ class _Update:
         gamma = self._weights(dynamics.schedule, step, value)
         return replace(problem, example_weights=replace(weights, schedule=lambda _: gamma))
 
-    def _weights(
-        self, schedule: Schedule, step: Array, value: Array
-    ) -> Float[Array, " classes"]:
+    def _weights(self, schedule: Schedule, step: Array, value: Array) -> Float[Array, " classes"]:
         if self.parameter == "amplitude":
             assert isinstance(schedule, Triangle)
             return replace(schedule, amplitude=value)(step)

@@ -38,7 +38,7 @@ PARAMS = make_params(0)
 STEP = 5
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def host_loop(monkeypatch):
     """The eigensolver that is compiled sooner."""
     monkeypatch.setattr(eigensolver, "PASS_SIZE", 0)
@@ -55,7 +55,9 @@ def exact(params=PARAMS, step=STEP):
     return np.linalg.eigvalsh(dense_hessian(PROBLEM, params, step))[::-1]
 
 
-def test_the_sharpness_is_the_largest_eigenvalue_of_the_weighted_loss_at_that_step():
+@pytest.mark.parametrize("pass_size", [0, 10_000])
+def test_the_sharpness_is_the_largest_eigenvalue_at_that_step(pass_size, monkeypatch):
+    monkeypatch.setattr(eigensolver, "PASS_SIZE", pass_size)
     for step in (0, STEP, jnp.int32(13)):
         found = sharpness(PROBLEM, PARAMS, step=step)
         largest = exact(step=step)[0]
@@ -78,7 +80,6 @@ def test_what_has_not_converged_is_not_called_an_eigenvalue():
     assert judged.interval[1] < judged.threshold
 
 
-@pytest.mark.usefixtures("host_loop")
 def test_a_loss_that_overflows_has_no_sharpness():
     params = jax.tree.map(lambda leaf: leaf * jnp.nan, PARAMS)
     found = sharpness(PROBLEM, params)
@@ -115,7 +116,6 @@ def test_a_direction_can_be_walked_along():
     assert second == pytest.approx(found.eigenvalues[0], rel=1e-5)
 
 
-@pytest.mark.usefixtures("host_loop")
 def test_gauss_newton_and_remainder_are_the_parts_of_the_hessian_in_batches_too():
     flat, vector = PROBLEM.ravel(PARAMS)
 
@@ -133,7 +133,6 @@ def test_gauss_newton_and_remainder_are_the_parts_of_the_hessian_in_batches_too(
     np.testing.assert_allclose(found.eigenvalues, rest[[-1, 0]], rtol=1e-9)
 
 
-@pytest.mark.usefixtures("host_loop")
 def test_a_loss_alone_has_a_hessian_and_nothing_more():
     scales = jnp.array([1.0, -3.0, 2.0])
     problem = Problem.from_loss(lambda p, step: (1 + step) * jnp.sum(scales * p["x"] ** 2) / 2)
@@ -150,7 +149,6 @@ def test_a_loss_alone_has_a_hessian_and_nothing_more():
             measure()
 
 
-@pytest.mark.usefixtures("host_loop")
 def test_float32_has_a_tolerance_of_its_own():
     problem = replace(PROBLEM, inputs=INPUTS.astype(jnp.float32))
     found = sharpness(problem, make_params(0, jnp.float32), step=STEP)
@@ -211,7 +209,6 @@ def kernel(params, num_examples, trace_outputs, problem=PROBLEM):
     return rows @ rows.T
 
 
-@pytest.mark.usefixtures("host_loop")
 @pytest.mark.parametrize(("trace_outputs", "large"), [(True, False), (False, False), (True, True)])
 def test_the_kernel_is_that_of_the_dense_jacobian(trace_outputs, large, monkeypatch):
     if large:
@@ -317,7 +314,6 @@ ADAPTIVE = {
 }
 
 
-@pytest.mark.usefixtures("host_loop")
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_of_an_adaptive_optimizer_it_is_the_preconditioned_hessian(name):
     optimizer = ADAPTIVE[name]
