@@ -186,9 +186,14 @@ def _as_it_is(matvec: Matvec) -> Matvec:
     return matvec
 
 
+def _multiply(matvec: Matvec, vector: Array) -> Array:
+    """Of a function, not of a `Partial`, JAX remembers the trace."""
+    return matvec(vector)
+
+
 def _check_shape(matvec: Matvec, num_params: int, dtype: Any) -> None:
     vector = jax.ShapeDtypeStruct((num_params,), dtype)
-    product = jax.eval_shape(matvec, vector)
+    product = jax.eval_shape(_multiply, matvec, vector)
     found = (getattr(product, "shape", None), getattr(product, "dtype", None))
     if found != (vector.shape, vector.dtype):
         raise ValueError(

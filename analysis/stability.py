@@ -155,6 +155,12 @@ def threshold_label(run: Run, *, applies: bool = True) -> str:
 @lru_cache
 def _require_linear(optimizer: optax.GradientTransformation) -> None:
     """Raises ValueError unless updates scale with the gradients, P being frozen."""
+    start = jax.eval_shape(optimizer.init, jnp.zeros(1))
+    nodes = jax.tree.leaves(start, is_leaf=lambda node: isinstance(node, optax.MultiStepsState))
+    if any(isinstance(node, optax.MultiStepsState) for node in nodes):
+        raise ValueError(
+            "the optimizer gathers the gradients of several steps; expected an update at each step"
+        )
     with jax.enable_x64(True):
         for step in (0, 10):
             answers = [_responses(optimizer, step, scale) / scale for scale in (1.0, 1e3, 1e-3)]

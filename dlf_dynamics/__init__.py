@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dlf_dynamics.analysis.measures import sharpness as sharpness
     from dlf_dynamics.analysis.measures import stability as stability
     from dlf_dynamics.analysis.measures import top_hessian as top_hessian
+    from dlf_dynamics.checks import check_problem as check_problem
     from dlf_dynamics.config import PRESETS as PRESETS
     from dlf_dynamics.config import DataConfig as DataConfig
     from dlf_dynamics.config import LossConfig as LossConfig
@@ -41,6 +42,7 @@ _MODULES = {
     "Problem": "problem",
     "Recorder": "recorder",
     "Run": "run",
+    "check_problem": "checks",
     "ntk_spectrum": "analysis.measures",
     "open_run": "run",
     "sharpness": "analysis.measures",
@@ -62,6 +64,7 @@ __all__ = [
     "ScheduleConfig",
     "SpectrumConfig",
     "__version__",
+    "check_problem",
     "ntk_spectrum",
     "open_run",
     "sharpness",

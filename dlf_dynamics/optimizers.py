@@ -129,14 +129,18 @@ def preconditioner(
 
 
 def _at_rest(state: Any) -> Any:
-    """The state with nothing in it but mean squares and counts."""
+    """The state with nothing in it but mean squares with their counts.
+
+    The counts of schedules are 1: the learning rate does not matter here, but must not be 0.
+    """
 
     def stopped(node: Any) -> Any:
         if isinstance(node, optax.ScaleByAdamState):
             return node._replace(mu=jax.tree.map(jnp.zeros_like, node.mu))
         if isinstance(node, optax.ScaleByRmsState):
             return node
-        return jnp.zeros_like(node) if jnp.issubdtype(node.dtype, jnp.floating) else node
+        whole = jnp.issubdtype(node.dtype, jnp.integer)
+        return jnp.ones_like(node) if whole else jnp.zeros_like(node)
 
     return jax.tree.map(stopped, state, is_leaf=lambda node: isinstance(node, _MEAN_SQUARES))
 

@@ -141,6 +141,15 @@ def test_the_preconditioner_of_a_chain_under_a_schedule_is_that_of_the_adam_insi
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def test_the_preconditioner_does_not_depend_on_the_learning_rate_even_where_it_is_0():
+    warm = optax.adam(optax.linear_schedule(0.0, 0.1, 5), 0.8, 0.95, 1e-3)
+    state = warm.init(jnp.asarray(START))
+    gradient = np.array([0.3, 0.0, -2.0])
+    found = preconditioner(warm.update, state, jnp.asarray(gradient))
+    expected = adam_by_hand(state[0], gradient, 0.8, 0.95, 1e-3)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["gd", "heavy-ball", "nesterov"])
 def test_optimizers_without_a_preconditioner_say_so(name):
     optimizer = make_optimizer(config(name), 0.1)

@@ -143,6 +143,13 @@ def test_no_threshold_is_told_of_an_update_that_is_not_linear(optimizer):
         instability_threshold(optimizer, np.array([3]))
 
 
+def test_no_threshold_is_told_of_gradients_that_are_gathered_over_steps():
+    gathered = optax.MultiSteps(optax.sgd(0.1), every_k_schedule=4).gradient_transformation()
+    with pytest.raises(ValueError, match="gathers the gradients of several steps; expected an"):
+        instability_threshold(gathered, np.array([0]))
+    assert "gathers the gradients" in str(refused(gathered, TREE))
+
+
 CHANGING = {
     "bias correction": optax.chain(optax.ema(0.9), optax.scale(-0.1)),
     "schedule": optax.sgd(optax.linear_schedule(0.1, 0.01, 10)),
