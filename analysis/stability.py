@@ -326,5 +326,5 @@ def _critical(
         beyond = unstable(middle)
         low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
     # To the digits that are right, so that 2 is 2.
-    found = [float(f"{value:.12g}") for value in (low + high) / 2]
+    found = [float(f"{value:.13g}") for value in (low + high) / 2]
     return np.where(ever, found, np.inf)

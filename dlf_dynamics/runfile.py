@@ -216,8 +216,9 @@ def _is_cut_off(file: h5py.File, path: Path) -> bool:
     ]
     size, ends = path.stat().st_size, [0]
     for dataset, rows in grown:
-        rows_per_chunk, *row = dataset.chunks or (1,)
-        ends[0] += -(-rows // rows_per_chunk) * rows_per_chunk * prod(row) * dataset.dtype.itemsize
+        chunk = dataset.chunks or (1,)
+        pieces = prod(-(-n // c) for n, c in zip((rows, *dataset.shape[1:]), chunk, strict=True))
+        ends[0] += pieces * prod(chunk) * dataset.dtype.itemsize
     if ends[0] > size:
         return True
     for dataset, rows in grown:
@@ -287,6 +288,8 @@ def _shape(entry: Entry, sizes: Sizes) -> tuple[int, ...]:
 def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
     row = 8 * int(np.prod(shape[1:], dtype=int))
     rows = int(np.clip(_CHUNK_BYTES // 4 // row, 1, 4096))
+    if rows == 1 and len(shape) == 2:  # wide rows are written piece by piece
+        return (1, min(shape[1], _CHUNK_BYTES // 32))
     return (rows, *shape[1:])
 
 

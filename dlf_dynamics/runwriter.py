@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from jaxtyping import Float, Int
 
 from dlf_dynamics.hdf5 import dataset_at, errno, write_error
 from dlf_dynamics.schema import STEP_OF
+
+_PAUSE = 2e-5
+"""Seconds between the pieces of a row: enough for another thread to take Python's lock."""
 
 RESUME = ("resume/parameters", "resume/previous_update", "resume/optimizer")
 """The vectors of the state at which an interrupted run stopped."""
@@ -106,14 +110,23 @@ def _rows(vectors: list[np.ndarray]) -> np.ndarray:
 
 
 def _fill(dataset: h5py.Dataset, start: int, rows: np.ndarray) -> None:
-    """Writes the last rows; those that are chunks of their own go to the file as they are."""
-    whole = dataset.chunks is not None and dataset.chunks == (1, *dataset.shape[1:])
-    if not (whole and rows.dtype == dataset.dtype):
+    """Writes the last rows; those that are wide go to the file in pieces, as they are.
+
+    h5py holds Python's lock while it writes. Between the pieces a loop that is being recorded can
+    go on.
+    """
+    height, *width = dataset.chunks or (0,)
+    if height != 1 or len(width) != 1 or rows.dtype != dataset.dtype:
         dataset[start:] = rows
         return
+    (width,) = width
     for number, row in enumerate(rows):
-        place = (start + number, *[0] * row.ndim)
-        dataset.id.write_direct_chunk(place, np.ascontiguousarray(row))
+        for column in range(0, len(row), width):
+            piece = np.ascontiguousarray(row[column : column + width])
+            if len(piece) < width:
+                piece = np.pad(piece, (0, width - len(piece)))
+            dataset.id.write_direct_chunk((start + number, column), piece)
+            time.sleep(_PAUSE)
 
 
 @contextmanager

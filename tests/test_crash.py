@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import runpy
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,15 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["dlf_dynamics.training"])
 
 
+def child(function, *args):
+    """A process that calls a function of this file.
+
+    It is found by the file, as a package `tests` may be installed, which hides this folder.
+    """
+    call = {"CALL": (function.__name__, args)}
+    return SERVER.Process(target=runpy.run_path, args=(__file__, call, "child"))
+
+
 def write_runs(folder):
     """Trains the run into one file after another, and says what should be on file."""
     jax.config.update("jax_enable_x64", True)
@@ -46,7 +56,7 @@ def write_runs(folder):
 
 def start(folder):
     folder.mkdir()
-    process = SERVER.Process(target=write_runs, args=(folder,))
+    process = child(write_runs, folder)
     process.start()
     return process
 
@@ -172,7 +182,7 @@ def test_a_killed_run_that_is_then_cut_off_is_refused_at_any_length(tmp_path):
     # Just short of the last row, and anywhere down to the first bytes.
     sizes = [max(ends) - 1, *rng.integers(100, max(ends), 20), *rng.integers(100, 20_000, 20)]
     # In a process of its own: HDF5 would wait for ever for what is missing.
-    reader = SERVER.Process(target=read_cut_off, args=(path, sizes))
+    reader = child(read_cut_off, path, sizes)
     reader.start()
     reader.join(60)
     assert reader.exitcode == 0
@@ -189,3 +199,8 @@ def test_an_unfinished_file_is_not_there_under_its_name(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     with pytest.raises(FileError, match="does not exist"):
         open_run(tmp_path / "run.h5")
+
+
+if __name__ == "child":
+    name, args = globals()["CALL"]
+    globals()[name](*args)

@@ -86,12 +86,12 @@ def span_of_steps(run: Run, config: BifurcationConfig) -> tuple[int, int]:
     start, stop = span_of(config.steps, "steps")
     start, stop = max(int(start), first), min(stop, last)
     # A multiple of `every`, so that the same steps are looked at whatever the span.
-    start = max(start - start % config.every, -(-first // config.every) * config.every)
-    if stop <= start:
+    aligned = max(start - start % config.every, -(-first // config.every) * config.every)
+    if stop <= max(start, aligned):
         raise ConfigError(
             f"steps {config.steps} holds no recorded step; the run's are {first} to {last}"
         )
-    return start, int(stop)
+    return aligned, int(stop)
 
 
 def compute_bifurcations(
