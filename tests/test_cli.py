@@ -219,7 +219,9 @@ def test_densities_are_told_and_drawn(capsys, run_path):
     run_path.with_suffix(".density.png").unlink()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_a_spectrum_that_was_stopped_is_resumed_with_the_same_content(tmp_path, capsys, number):
     train = ["train", *SMALL, "--checkpoint-every", "1", "--steps", "1000", "-o", "run.h5"]
     subprocess.run([*PROGRAM, *train, "--quiet"], cwd=tmp_path, check=True)

@@ -171,7 +171,9 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", ["heavy ball", pytest.param("adam", marks=pytest.mark.slow), "adamw in a chain"]
+)
 def test_an_optax_chain_of_ones_own_has_spectrum_and_threshold_of_the_optimizer_it_is(
     name, tmp_path
 ):
