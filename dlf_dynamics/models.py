@@ -29,9 +29,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "identity": lambda x: x,
 }
 
-PIECEWISE_LINEAR = ("relu", "identity")
-"""Activations whose second derivative vanishes wherever it exists."""
-
 
 def _standard_normal(key: PRNGKeyArray, shape: tuple[int, int], dtype) -> Array:
     """N(0, 1/fan_in), drawn as neural-tangents' "standard" parameterisation draws it."""
