@@ -17,10 +17,10 @@ import optax
 from dlf_dynamics import Problem
 from dlf_dynamics.recorder import Recorder
 
-STEPS, EVERY, ROUNDS = 200, 10, 7
+STEPS, EVERY, ROUNDS = 400, 10, 7
 LARGEST_RATIO = 1.03
 WIDTHS = (784, 900, 330, 10)
-EXAMPLES = 170
+EXAMPLES = 250
 
 
 def apply(params, inputs):

@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import h5py
 
@@ -98,6 +98,24 @@ def write_error(path: Path, error: Exception) -> FileError:
 def dataset_at(file: h5py.File, path: str) -> h5py.Dataset:
     """The dataset at a path, which must not be a group."""
     return cast(h5py.Dataset, file[path])
+
+
+def own_chunks(columns: int) -> dict[str, Any]:
+    """Options of a dataset whose rows have a chunk each, with its place in the file from the start.
+
+    So a row can be written to the file without HDF5, where the system has a call for it.
+    """
+    options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    if hasattr(os, "pwrite"):
+        options.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        options.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    return {"chunks": (1, columns), "dcpl": options}
+
+
+def has_own_chunks(dataset: h5py.Dataset) -> bool:
+    """Whether it was made with `own_chunks`, on a system where that has an effect."""
+    options = dataset.id.get_create_plist()
+    return bool(options.get_alloc_time() == h5py.h5d.ALLOC_TIME_EARLY)
 
 
 def text(file: h5py.File, path: str) -> str:

@@ -33,9 +33,9 @@ WAITING = 4
 class Recorder:
     """Records the states of a loop of one's own into a run file, which all analyses read.
 
-    Call `record` before each update, with the number of updates made so far. Parameters are copied
-    on the device; they go to the host and into the file while the loop goes on. Nothing of the
-    loop is compiled again.
+    Call `record` before each update, with the number of updates made so far. Parameters go to the
+    host and into the file while the loop goes on; where the loop gives their memory to its update
+    (`donate_argnums`), they are copied on the device before. Nothing of the loop is compiled again.
 
         with Recorder("run.h5", problem, optimizer=optimizer, every=10) as run:
             for step in range(1000):
@@ -90,7 +90,9 @@ class Recorder:
             raise ConfigError(f"config cannot be kept as JSON: {error}") from error
         self._problem, self._optimizer, self._every = problem, optimizer, every
         self._recording = Recording(name, full_batch)
-        self._before: tuple[int, Array] | None = None
+        self._before: tuple[int, PyTree] | None = None
+        self._watched: list[Any] = []
+        self._donates = True
         self._form: _Form | None = None
         self._file: _Writing | None = None
         self._last = -1
@@ -133,25 +135,40 @@ class Recorder:
         assert file is not None
         form.require_scalars(scalars)
         state = None
-        if step % self._every == 0:
+        due, next_due = step % self._every == 0, (step + 1) % self._every == 0
+        if due or next_due:
+            self._watch(params, opt_state)
+        if due:
             form.require(params, opt_state)
-            state = self._state(step, params, opt_state)
-        elif (step + 1) % self._every == 0:
-            self._before = step, _flattened(params)
+            state = self._state(step, *self._kept((params, opt_state)))
+        elif next_due:
+            self._before = step, self._kept(params)
         self._last = step
         if scalars or state is not None:
             file.put(_Row(step, scalars, state))
 
+    def _watch(self, params: PyTree, opt_state: Any) -> None:
+        """Sees from the arrays looked at last whether the loop gives its arrays away."""
+        if self._watched:
+            self._donates = _deleted(self._watched)
+        self._watched = jax.tree.leaves((params, opt_state))
+
+    def _kept(self, tree: PyTree) -> Any:
+        """The tree as it is where nobody will change it; else copied."""
+        leaves, structure = jax.tree.flatten(tree)
+        leaves = [leaf if isinstance(leaf, Array) else np.array(leaf) for leaf in leaves]
+        return jax.tree.unflatten(structure, _copied(leaves) if self._donates else leaves)
+
     def _state(self, step: int, params: PyTree, opt_state: Any) -> _State:
-        vector, optimizer, update = _snapshot(params, opt_state, self._seen_before(step))
         objective = jnp.nan
         if self._stored & (self._stored - 1) == 0:  # at the first ones, and ever more rarely
             objective = _objective(self._problem, params, step)
         self._stored += 1
-        self._before = step, vector
-        return _State(vector, update, optimizer, objective)
+        before = self._seen_before(step)
+        self._before = step, params
+        return _State(params, before, opt_state, objective)
 
-    def _seen_before(self, step: int) -> Array | None:
+    def _seen_before(self, step: int) -> PyTree | None:
         """The parameters of the step before, where it was seen and belongs to this one."""
         seen = self._before is not None and self._before[0] == step - 1
         return self._before[1] if seen and self._recording.full_batch else None  # type: ignore[index]
@@ -211,11 +228,11 @@ def _listed(names: Any) -> str:
 
 
 class _State(NamedTuple):
-    """Of a checkpoint, on the device."""
+    """Of a checkpoint, on the device: pytrees, as they came from the loop."""
 
-    params: Array
-    previous_update: Array | None
-    optimizer: Array
+    params: PyTree
+    before: PyTree | None
+    optimizer: Any
     objective: Any
 
 
@@ -232,6 +249,8 @@ class _Writing:
 
     def __init__(self, writer: RunWriter, form: _Form) -> None:
         self._writer, self._form = writer, form
+        sizes = form.params.size, form.params.size, form.state.size
+        self._vectors = [np.empty(size, form.params.dtypes[0]) for size in sizes]
         self._rows: queue.Queue[_Row | None] = queue.Queue()
         self._places = threading.Semaphore(WAITING)
         self._error: BaseException | None = None
@@ -284,38 +303,50 @@ class _Writing:
                 for name in self._form.scalars
             }
             self._writer.append_scalars(np.array([row.step for row in rows]), columns)
-        points, objectives = [], []
         for step, _, state in rows:
             if state is None or self._diverged:
                 continue
-            point = _point(step, state)
+            point = self._point(step, state)
             self._diverged = not np.all(np.isfinite(point.params))
             if not self._diverged:
-                points.append(point)
-                objectives.append(float(state.objective))
-        self._writer.append_checkpoints(points, np.array(objectives))
+                self._writer.append_checkpoints([point], np.array([float(state.objective)]))
+
+    def _point(self, step: int, state: _State) -> Point:
+        """The vectors of a checkpoint, in memory that the next one uses again."""
+        params, update, optimizer = self._vectors
+        if _deleted(jax.tree.leaves((state.params, state.before, state.optimizer))):
+            raise ConfigError(
+                f"the arrays of step {step} were deleted before they were written, those of the "
+                "step before were not; expected a loop that donates its arrays at each step, or "
+                "at none"
+            )
+        _flatten(state.params, params)
+        _flatten(state.optimizer, optimizer)
+        if state.before is None:  # nothing came before step 0
+            update[:] = np.nan if step else 0.0
+        else:
+            _flatten(state.before, update)
+            np.subtract(params, update, out=update)
+        return Point(step, params, update, optimizer)
 
 
-def _point(step: int, state: _State) -> Point:
-    params = np.asarray(state.params)
-    update = state.previous_update
-    if update is None:  # nothing came before step 0
-        update = np.full_like(params, np.nan if step else 0.0)
-    return Point(step, params, np.asarray(update), np.asarray(state.optimizer))
+def _flatten(tree: PyTree, vector: np.ndarray) -> None:
+    """Puts all numbers of a tree into a vector, in the order of its leaves."""
+    start = 0
+    for leaf in map(np.asarray, jax.tree.leaves(tree)):
+        vector[start : start + leaf.size] = leaf.ravel()
+        start += leaf.size
+
+
+def _deleted(leaves: list[Any]) -> bool:
+    """Whether the memory of some of them was given away."""
+    return any(isinstance(leaf, Array) and leaf.is_deleted() for leaf in leaves)
 
 
 @jax.jit
-def _flattened(tree: PyTree) -> Array:
-    return Layout.of(tree).flatten(tree)
-
-
-@jax.jit
-def _snapshot(
-    params: PyTree, opt_state: Any, before: Array | None
-) -> tuple[Array, Array, Array | None]:
-    """Parameters, optimizer state and the update between, copied in one call."""
-    vector, optimizer = (Layout.of(tree).flatten(tree) for tree in (params, opt_state))
-    return vector, optimizer, None if before is None else vector - before
+def _copied(leaves: list[Array]) -> list[Array]:
+    """The same numbers in memory that no update can take."""
+    return [jnp.copy(leaf) for leaf in leaves]
 
 
 @jax.jit

@@ -28,6 +28,7 @@ from dlf_dynamics.hdf5 import (
     damaged,
     dataset_at,
     open_for_reading,
+    own_chunks,
     text,
     write_error,
 )
@@ -266,7 +267,7 @@ def _declare(file: h5py.File, dtype: str, sizes: Sizes, entries: tuple[Entry, ..
             continue
         options: dict[str, Any] = {}
         if entry.growing:
-            options = {"maxshape": (None, *shape[1:]), "chunks": _chunks(shape)}
+            options = {"maxshape": (None, *shape[1:]), **_chunks(shape)}
         kind = np.int64 if entry.kind == "int" else np.dtype(dtype)
         fill = -1 if entry.path == "resume/step" else 0
         dataset = file.create_dataset(entry.path, shape, kind, fillvalue=fill, **options)
@@ -285,12 +286,12 @@ def _shape(entry: Entry, sizes: Sizes) -> tuple[int, ...]:
     return tuple(lengths[name] for name in entry.dims)
 
 
-def _chunks(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _chunks(shape: tuple[int, ...]) -> dict[str, Any]:
     row = 8 * int(np.prod(shape[1:], dtype=int))
     rows = int(np.clip(_CHUNK_BYTES // 4 // row, 1, 4096))
-    if rows == 1 and len(shape) == 2:  # wide rows are written piece by piece
-        return (1, min(shape[1], _CHUNK_BYTES // 32))
-    return (rows, *shape[1:])
+    if rows == 1 and len(shape) == 2 and row < 2**32:  # HDF5's limit of a chunk
+        return own_chunks(shape[1])
+    return {"chunks": (rows, *shape[1:])}
 
 
 def _sizes(file: h5py.File) -> Sizes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,11 +13,8 @@ import h5py
 import numpy as np
 from jaxtyping import Float, Int
 
-from dlf_dynamics.hdf5 import dataset_at, errno, write_error
+from dlf_dynamics.hdf5 import dataset_at, errno, has_own_chunks, write_error
 from dlf_dynamics.schema import STEP_OF
-
-_PAUSE = 2e-5
-"""Seconds between the pieces of a row: enough for another thread to take Python's lock."""
 
 RESUME = ("resume/parameters", "resume/previous_update", "resume/optimizer")
 """The vectors of the state at which an interrupted run stopped."""
@@ -110,23 +106,21 @@ def _rows(vectors: list[np.ndarray]) -> np.ndarray:
 
 
 def _fill(dataset: h5py.Dataset, start: int, rows: np.ndarray) -> None:
-    """Writes the last rows; those that are wide go to the file in pieces, as they are.
+    """Writes the last rows; those that have chunks of their own go straight to their place.
 
-    h5py holds Python's lock while it writes. Between the pieces a loop that is being recorded can
-    go on.
+    HDF5 holds Python's lock while it writes, and a loop that is being recorded would wait for it.
+    Writing to the file descriptor does not.
     """
-    height, *width = dataset.chunks or (0,)
-    if height != 1 or len(width) != 1 or rows.dtype != dataset.dtype:
+    if not has_own_chunks(dataset):
         dataset[start:] = rows
         return
-    (width,) = width
+    file = cast(int, dataset.file.id.get_vfd_handle())
     for number, row in enumerate(rows):
-        for column in range(0, len(row), width):
-            piece = np.ascontiguousarray(row[column : column + width])
-            if len(piece) < width:
-                piece = np.pad(piece, (0, width - len(piece)))
-            dataset.id.write_direct_chunk((start + number, column), piece)
-            time.sleep(_PAUSE)
+        place = dataset.id.get_chunk_info_by_coord((start + number, 0)).byte_offset
+        left = np.ascontiguousarray(row, dataset.dtype).data.cast("B")
+        while left:
+            written = os.pwrite(file, left, place)
+            left, place = left[written:], place + written
 
 
 @contextmanager

@@ -245,7 +245,7 @@ def test_the_recorder_compiles_nothing_twice(tmp_path):
     loop(tmp_path / "first.h5", setup, 10)
     from dlf_dynamics import recorder
 
-    jitted = (recorder._flattened, recorder._snapshot, recorder._objective)
+    jitted = (recorder._copied, recorder._objective)
     before = [function._cache_size() for function in jitted]
     loop(tmp_path / "second.h5", setup, 25)
     assert [function._cache_size() for function in jitted] == before
