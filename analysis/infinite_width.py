@@ -29,7 +29,7 @@ from dlf_dynamics.analysis.ntk import (
 )
 from dlf_dynamics.config import InitName, SpectrumConfig
 from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.models import ACTIVATIONS, FullyConnected
+from dlf_dynamics.models import ACTIVATIONS, FullyConnected, make_model
 from dlf_dynamics.run import Checkpoints, Run
 from dlf_dynamics.tangents import neural_tangents
 
@@ -152,6 +152,12 @@ def check_network(run: Run, num_examples: int) -> FullyConnected:
             f"infinite_width: {run.path} was recorded in a loop of one's own; expected a network "
             "that dlf-dynamics built, as the kernels follow from its layers: leave it out"
         )
+    model = make_model(run.config.model)
+    if not isinstance(model, FullyConnected):
+        raise ConfigError(
+            f"infinite_width: the run's model.name is {run.config.model.name!r}; expected "
+            "'fully-connected', of which alone the kernels are known here: leave it out"
+        )
     examples = min(num_examples, len(run.problem.targets))
     if examples > MAX_DENSE:
         raise ConfigError(
@@ -159,7 +165,7 @@ def check_network(run: Run, num_examples: int) -> FullyConnected:
             "as the kernels are formed"
         )
     neural_tangents()
-    return FullyConnected.from_config(run.config.model)
+    return model
 
 
 def limit_kernels(

@@ -107,7 +107,8 @@ class Replay:
         counts = (np.arange(self.length) < count).astype(np.int32)
         following, snapshots, rows = advance(self.run.dynamics, state, counts, capacity=1)
         scalars = scalar_columns(np.asarray(rows)[:, 0])
-        parts = (*snapshots, scalars["loss"], scalars["update_cosine"])
+        vectors = snapshots.params, snapshots.previous_update, snapshots.optimizer
+        parts = (*vectors, scalars["loss"], scalars["update_cosine"])
         return following, Stretch(int(state.step), *(np.asarray(part)[:count] for part in parts))
 
     def _before(self, step: int) -> State:

@@ -9,7 +9,8 @@ from typing import Literal
 
 from dlf_dynamics.errors import ConfigError
 
-DatasetName = Literal["spiral", "swiss-roll", "blobs", "digits", "npz"]
+DatasetName = Literal["spiral", "swiss-roll", "blobs", "digits", "mnist", "cifar10", "npz"]
+ModelName = Literal["fully-connected", "convolutional", "myrtle5"]
 ActivationName = Literal["relu", "tanh", "gelu", "softplus", "silu", "sigmoid", "elu", "identity"]
 InitName = Literal[
     "published",
@@ -31,7 +32,8 @@ class DataConfig:
 
     name: DatasetName = "spiral"
     """Two-dimensional spiral arms, three-dimensional swiss roll cut into classes, Gaussian blobs on
-    a circle, the bundled 8x8 digits, or a local .npz file with `inputs` and `labels`."""
+    a circle, the bundled 8x8 digits, or files of your own at data.path: those of MNIST or CIFAR-10
+    as they are published, or an .npz file."""
     points_per_class: int = 100
     """Points per class of the generated data sets."""
     num_classes: int = 3
@@ -40,24 +42,45 @@ class DataConfig:
     """Standard deviation of the angle (spiral, in radians), of each coordinate (blobs), or ten
     times that of each coordinate (swiss-roll)."""
     seed: int = 0
-    """Seed of the generated data sets (NumPy's legacy generator, as published)."""
+    """Seed of the generated data sets (NumPy's legacy generator, as published), and of the choice
+    of examples to hold out."""
     path: str | None = None
-    """The .npz file, for data.name npz."""
+    """For npz, the file: with `inputs` (examples, ...) and `labels`, whole numbers from 0, and if
+    you like `validation_inputs` and `validation_labels`; or with the names `x_train`, `y_train`,
+    `x_test` and `y_test`. Images (examples, height, width, channels) of type uint8 are divided by
+    255; other inputs are taken as they are. For mnist, the folder with train-images-idx3-ubyte,
+    train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, each as it is or as
+    .gz. For cifar10, the folder with data_batch_1.bin to data_batch_5.bin and test_batch.bin, the
+    binary version. Their images are divided by 255."""
     limit: int | None = None
-    """Keep only the first examples, this many."""
+    """Train on the first examples only, this many; what is held out is not counted."""
+    validation: int | None = None
+    """Examples held out for validation; 0 holds out none. Generated data sets: this many fresh
+    points of the same law, none meaning as many as are generated to train on. mnist, cifar10, and
+    an .npz with validation arrays: the first of the published test images or of these arrays, none
+    meaning all. digits, and an .npz without: this many, chosen at random and taken out of the
+    training data, none meaning 0."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A fully connected network."""
+    """The network."""
 
+    name: ModelName = "fully-connected"
+    """`fully-connected`: dense layers; images are flattened. `convolutional`: for each width a 3x3
+    convolution, the activation and 2x2 average pooling (left out where a side is 1), then a dense
+    layer. `myrtle5`: four such convolutions, of one width, and a dense layer, with pooling after
+    the second, the third and three times after the fourth; with width 64, the network of the
+    published CIFAR-10 runs. Both take images (height, width, channels)."""
     widths: tuple[int, ...] = (100,)
-    """Widths of the hidden layers; none of them gives a linear model."""
+    """Units of each hidden layer, or channels of each convolution; none of them gives a linear
+    model. myrtle5 takes one number for all its convolutions."""
     activation: ActivationName = "relu"
     """Non-linearity after each hidden layer."""
     init: InitName = "published"
     """Initial parameters. `published`: weights N(0, 1/fan_in), biases 0. `published-updated`:
-    Glorot-normal weights, biases N(0, 1e-4). The others: the usual weights, biases 0."""
+    Glorot-normal weights, biases N(0, 1e-4). The others: the usual weights, biases 0. The fan_in of
+    a 3x3 convolution is nine times the channels that it is given."""
     outputs: int | None = None
     """Outputs of the network; none means one per class."""
     seed: int = 0
@@ -147,6 +170,13 @@ class RunConfig:
             raise ConfigError(f"{key} is {found!r}; expected {expected}")
 
 
+_PATHS = {
+    "npz": "the .npz file to train on",
+    "mnist": "the folder with MNIST's files",
+    "cifar10": "the folder with the binary version of CIFAR-10",
+}
+
+
 def _violations(config: RunConfig):
     """Yields (found, key, expected) for each value out of its range."""
     data, schedule, optimizer = config.data, config.schedule, config.optimizer
@@ -157,6 +187,10 @@ def _violations(config: RunConfig):
         yield data.num_classes, "data.num_classes", "at least 2"
     if any(width < 1 for width in config.model.widths):
         yield config.model.widths, "model.widths", "whole numbers of at least 1"
+    if config.model.name == "myrtle5" and len(config.model.widths) != 1:
+        yield config.model.widths, "model.widths", "one number, as model.name is 'myrtle5'"
+    if data.validation is not None and data.validation < 0:
+        yield data.validation, "data.validation", "a whole number of at least 0, or none"
     if not (math.isfinite(schedule.amplitude) and schedule.amplitude >= 1):
         yield schedule.amplitude, "schedule.amplitude", "a number of at least 1 (1 is static)"
     if schedule.static_from is not None and schedule.static_from < 0:
@@ -164,10 +198,11 @@ def _violations(config: RunConfig):
     if not (math.isfinite(optimizer.learning_rate) and optimizer.learning_rate > 0):
         yield optimizer.learning_rate, "optimizer.learning_rate", "a number above 0"
     yield from _fractions(optimizer)
-    if data.name == "npz" and data.path is None:
-        yield data.path, "data.path", "the .npz file to train on, as data.name is 'npz'"
-    if data.name != "npz" and data.path is not None:
-        yield data.path, "data.path", f"none, as data.name is {data.name!r} (use data.name npz)"
+    if data.name in _PATHS and data.path is None:
+        yield data.path, "data.path", f"{_PATHS[data.name]}, as data.name is {data.name!r}"
+    if data.name not in _PATHS and data.path is not None:
+        names = ", ".join(_PATHS)
+        yield data.path, "data.path", f"none, as data.name is {data.name!r} (not one of {names})"
 
 
 def _whole_numbers(config: RunConfig):
@@ -346,7 +381,7 @@ PRESETS: dict[str, RunConfig] = {
     "published-updated": replace(_PUBLISHED, model=ModelConfig(init="published-updated")),
     "published-static": replace(_PUBLISHED, schedule=ScheduleConfig(name="static")),
     "digits": RunConfig(
-        data=DataConfig(name="digits"),
+        data=DataConfig(name="digits", validation=297),
         model=ModelConfig(widths=(32,), activation="tanh", init="glorot-normal"),
         schedule=ScheduleConfig(amplitude=10.0, period=200),
         optimizer=OptimizerConfig(learning_rate=0.5),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -11,16 +13,24 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
+from dlf_dynamics.binaryfiles import Images, read_cifar10, read_mnist
 from dlf_dynamics.config import DataConfig
 from dlf_dynamics.errors import DataError
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Inputs and integer class labels."""
+    """Inputs and integer class labels.
+
+    Attributes:
+        inputs: to train on.
+        labels: from 0.
+        validation: the examples held out, themselves without validation; or none.
+    """
 
     inputs: Float[np.ndarray, "examples *features"]
     labels: Int[np.ndarray, " examples"]
+    validation: Dataset | None = None
 
     @property
     def num_classes(self) -> int:
@@ -28,7 +38,7 @@ class Dataset:
         return int(self.labels.max()) + 1
 
     def sha256(self) -> str:
-        """Digest of shape, inputs (as float64) and labels (as int64)."""
+        """Digest of shape, inputs (as float64) and labels (as int64) of what is trained on."""
         return digest(self.inputs, self.labels)
 
 
@@ -48,27 +58,30 @@ def load_dataset(config: DataConfig) -> Dataset:
     """Generates or reads the data set that the configuration names.
 
     Raises:
-        DataError: when a file is missing or malformed, or holds values that are not finite.
+        DataError: when a file is missing or malformed, or holds values that are not finite, or when
+            there are not as many examples as `validation` asks for.
     """
-    if config.name == "npz":
-        dataset = _read_npz(Path(str(config.path)))
-    else:
-        generators = {
-            "spiral": spiral,
-            "swiss-roll": swiss_roll,
-            "blobs": blobs,
-            "digits": lambda config: digits(),
-        }
+    generators = {"spiral": spiral, "swiss-roll": swiss_roll, "blobs": blobs}
+    if config.name in generators:
         dataset = generators[config.name](config)
-    if config.limit is not None:
-        dataset = replace(
-            dataset, inputs=dataset.inputs[: config.limit], labels=dataset.labels[: config.limit]
-        )
-    return dataset
+    else:
+        readers = {"digits": lambda _: digits(), "mnist": _mnist, "cifar10": _cifar10, "npz": _npz}
+        dataset = _hold_out(readers[config.name](config), config)
+    training = _prepared(_take(dataset, slice(config.limit)))
+    held_out = dataset.validation
+    if held_out is None:
+        return training
+    if config.name in generators and config.validation is None:
+        # `limit` may have left classes out, which nobody asked to be tested on.
+        held_out = _take(held_out, held_out.labels < training.num_classes)
+    return replace(training, validation=_prepared(held_out))
 
 
 def spiral(config: DataConfig) -> Dataset:
     """Spiral arms of two turns in the plane, one per class (arXiv 2102.03793, Fig. 4).
+
+    The points to train on are evenly spaced along each arm, but for the noise of their angles;
+    there is one at random in each piece of an arm among those for validation.
 
     >>> print(round(float(spiral(DataConfig()).inputs.sum()), 12))
     -2.144918265398
@@ -81,30 +94,72 @@ def spiral(config: DataConfig) -> Dataset:
         angle = np.linspace(start, start + 4 * np.pi, config.points_per_class)
         angle = angle + config.noise * generator.randn(config.points_per_class)
         arms.append(np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1))
-    return Dataset(np.concatenate(arms), _labels(config))
+
+    def fresh(labels: np.ndarray, place: np.ndarray, generator: np.random.RandomState):
+        angle = 2 * np.pi * (labels / config.num_classes + 2 * place)
+        angle += config.noise * generator.randn(len(labels))
+        return np.stack([place * np.cos(angle), place * np.sin(angle)], axis=1)
+
+    return Dataset(np.concatenate(arms), _labels(config), _fresh(config, fresh))
 
 
 def swiss_roll(config: DataConfig) -> Dataset:
     """A sheet rolled up in three dimensions, cut along its length into the classes."""
+
+    def roll(length: np.ndarray, generator: np.random.RandomState):
+        angle = 1.5 * np.pi * (1 + 2 * length)
+        height = generator.rand(len(length))
+        radius = angle / (4.5 * np.pi)
+        points = np.stack([radius * np.cos(angle), 2 * height - 1, radius * np.sin(angle)], axis=1)
+        # The sheets are 0.44 apart; the same number as for the spiral's angle would mix them.
+        return points + 0.1 * config.noise * generator.randn(len(length), 3)
+
+    def fresh(labels: np.ndarray, place: np.ndarray, generator: np.random.RandomState):
+        return roll((labels + place) / config.num_classes, generator)
+
     generator = np.random.RandomState(config.seed)
     num_points = config.points_per_class * config.num_classes
     length = (np.arange(num_points) + generator.rand(num_points)) / num_points
-    angle = 1.5 * np.pi * (1 + 2 * length)
-    height = generator.rand(num_points)
-    radius = angle / (4.5 * np.pi)
-    points = np.stack([radius * np.cos(angle), 2 * height - 1, radius * np.sin(angle)], axis=1)
-    # The sheets are 0.44 apart; the same number as for the spiral's angle would mix them.
-    points = points + 0.1 * config.noise * generator.randn(num_points, 3)
-    return Dataset(points, _labels(config))
+    return Dataset(roll(length, generator), _labels(config), _fresh(config, fresh))
 
 
 def blobs(config: DataConfig) -> Dataset:
     """Isotropic Gaussian blobs in the plane, centres evenly on the unit circle."""
-    generator = np.random.RandomState(config.seed)
+
+    def points(labels: np.ndarray, _: np.ndarray | None, generator: np.random.RandomState):
+        angle = 2 * np.pi * labels / config.num_classes
+        centres = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        return centres + config.noise * generator.randn(*centres.shape)
+
     labels = _labels(config)
-    angle = 2 * np.pi * labels / config.num_classes
-    centres = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return Dataset(centres + config.noise * generator.randn(*centres.shape), labels)
+    training = points(labels, None, np.random.RandomState(config.seed))
+    return Dataset(training, labels, _fresh(config, points))
+
+
+def _labels(config: DataConfig) -> Int[np.ndarray, " examples"]:
+    return np.repeat(np.arange(config.num_classes), config.points_per_class)
+
+
+def _fresh(config: DataConfig, points: Callable[..., np.ndarray]) -> Dataset | None:
+    """Points for validation, of the law of those to train on and by other random numbers.
+
+    Args:
+        config: of the data set.
+        points: makes them from labels, from the place of each within its class, in [0, 1), and from
+            a generator. The places are one at random in each of as many equal pieces.
+    """
+    classes, count = config.num_classes, config.validation
+    count = classes * config.points_per_class if count is None else count
+    if count == 0:
+        return None
+    sizes = count // classes + (np.arange(classes) < count % classes)
+    labels = np.repeat(np.arange(classes), sizes)
+    # `RandomState(seed)` never starts like this one: it fills its state by another rule.
+    seeds = np.random.SeedSequence([config.seed, 1])
+    generator = np.random.RandomState(np.random.MT19937(seeds))
+    piece = np.concatenate([np.arange(size) for size in sizes])
+    place = (piece + generator.rand(count)) / sizes[labels]
+    return Dataset(points(labels, place, generator), labels)
 
 
 def digits() -> Dataset:
@@ -116,21 +171,92 @@ def digits() -> Dataset:
         return Dataset(arrays["inputs"] / 16.0, arrays["labels"].astype(np.int64))
 
 
-def _labels(config: DataConfig) -> Int[np.ndarray, " examples"]:
-    return np.repeat(np.arange(config.num_classes), config.points_per_class)
+def _mnist(config: DataConfig) -> Dataset:
+    return _published(read_mnist, config)
 
 
-def _read_npz(path: Path) -> Dataset:
+def _cifar10(config: DataConfig) -> Dataset:
+    return _published(read_cifar10, config)
+
+
+def _published(read: Callable[..., Images], config: DataConfig) -> Dataset:
+    """Images as they are stored; the test images only where they are needed."""
+    folder = Path(str(config.path))
+    training = read(folder)
+    held_out = None
+    if config.validation != 0:
+        test = read(folder, test=True)
+        held_out = Dataset(test.pixels, test.labels)
+    return Dataset(training.pixels, training.labels, held_out)
+
+
+_NPZ_NAMES: tuple[tuple[str, ...], ...] = (
+    ("inputs", "labels", "validation_inputs", "validation_labels"),
+    ("x_train", "y_train", "x_test", "y_test"),
+)
+_UNREADABLE = (OSError, ValueError, EOFError, TypeError, RuntimeError, MemoryError, zlib.error)
+
+
+def _npz(config: DataConfig) -> Dataset:
+    """The arrays of an .npz file, checked, in the types that they are stored in."""
+    path = Path(str(config.path))
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            inputs, labels = arrays["inputs"], arrays["labels"]
+            own, common = _NPZ_NAMES
+            names = common if "x_train" in arrays and "inputs" not in arrays else own
+            if not any(name in arrays for name in names[2:]):
+                names = names[:2]
+            missing = ", ".join(name for name in names if name not in arrays)
+            if missing:
+                raise DataError(f"{path} has no array {missing}; expected {', '.join(names)}")
+            inputs, labels, *held_out = (arrays[name] for name in names)
     except FileNotFoundError as error:
         raise DataError(f"data file {path} does not exist") from error
-    except KeyError as error:
-        raise DataError(f"{path} has no array {error.args[0]}; expected inputs, labels") from error
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, TypeError) as error:
+    except (*_UNREADABLE, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable .npz of numbers ({error})") from error
-    return check_dataset(inputs, labels, str(path))
+    training = _checked(inputs, labels, str(path))
+    if not held_out:
+        return training
+    validation = _checked(held_out[0], held_out[1], f"{path}, {' and '.join(names[2:])}")
+    if validation.inputs.shape[1:] != training.inputs.shape[1:]:
+        raise DataError(
+            f"{path}: inputs for validation have shape {validation.inputs.shape}, those to train "
+            f"on {training.inputs.shape}; expected examples of one shape"
+        )
+    return replace(training, validation=validation)
+
+
+def _hold_out(dataset: Dataset, config: DataConfig) -> Dataset:
+    """The data set with as many examples for validation as the configuration asks for."""
+    count, own = config.validation, dataset.validation
+    if count is None or (count == 0 and own is None):
+        return dataset
+    source = "examples" if own is None else "examples for validation"
+    number = len((own or dataset).labels)
+    most = number - 1 if own is None else number
+    if count > most:
+        raise DataError(
+            f"data.validation is {count:,}; expected at most {most:,}, as the data set "
+            f"{config.name} has {number:,} {source}"
+        )
+    if own is not None:
+        return replace(dataset, validation=_take(own, slice(count)) if count else None)
+    order = np.random.RandomState(config.seed).permutation(len(dataset.labels))
+    kept, held_out = np.sort(order[count:]), np.sort(order[:count])
+    return replace(_take(dataset, kept), validation=_take(dataset, held_out))
+
+
+def _take(dataset: Dataset, chosen: slice | Int[np.ndarray, " chosen"]) -> Dataset:
+    """Some of the examples, without validation."""
+    return Dataset(dataset.inputs[chosen], dataset.labels[chosen])
+
+
+def _prepared(dataset: Dataset) -> Dataset:
+    """Inputs as float64, images of bytes scaled to [0, 1], and labels as int64."""
+    inputs = dataset.inputs
+    images = inputs.dtype == np.uint8 and inputs.ndim == 4
+    inputs = inputs / 255.0 if images else inputs.astype(np.float64)
+    return Dataset(inputs, dataset.labels.astype(np.int64))
 
 
 def check_dataset(inputs: np.ndarray, labels: np.ndarray, origin: str) -> Dataset:
@@ -139,6 +265,12 @@ def check_dataset(inputs: np.ndarray, labels: np.ndarray, origin: str) -> Datase
     Raises:
         DataError: naming `origin`, when the arrays do not fit together or are not finite.
     """
+    found = _checked(inputs, labels, origin)
+    return Dataset(found.inputs.astype(np.float64), found.labels.astype(np.int64))
+
+
+def _checked(inputs: np.ndarray, labels: np.ndarray, origin: str) -> Dataset:
+    """As `check_dataset`, in the types that the arrays have."""
     inputs, labels = np.asarray(inputs), np.asarray(labels)
     if inputs.ndim < 2 or labels.ndim != 1 or len(inputs) != len(labels) or len(labels) == 0:
         raise DataError(
@@ -159,4 +291,4 @@ def check_dataset(inputs: np.ndarray, labels: np.ndarray, origin: str) -> Datase
             f"{origin}: inputs{list(place)} is {inputs[place]} ({len(bad)} values not finite); "
             "remove or replace those examples"
         )
-    return Dataset(inputs.astype(np.float64), labels.astype(np.int64))
+    return Dataset(inputs, labels)

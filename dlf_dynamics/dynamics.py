@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -14,12 +14,12 @@ import optax
 from jax.extend.random import threefry_2x32
 from jaxtyping import Array, Float, Int, PyTree
 
-from dlf_dynamics.config import RunConfig
+from dlf_dynamics.config import OptimizerConfig, RunConfig
 from dlf_dynamics.datasets import Dataset
 from dlf_dynamics.errors import ConfigError, DataError
 from dlf_dynamics.layout import Layout
-from dlf_dynamics.losses import make_criterion, make_weights
-from dlf_dynamics.models import FullyConnected
+from dlf_dynamics.losses import ClassWeights, make_criterion, make_weights
+from dlf_dynamics.models import make_model
 from dlf_dynamics.optimizers import (
     FlatUpdate,
     has_mean_squares,
@@ -67,7 +67,7 @@ class State(NamedTuple):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["problem"],
+    data_fields=["problem", "validation"],
     meta_fields=["optimizer", "learning_rate", "schedule", "batch_size", "batch_seed", "layout"],
 )
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class Dynamics:
         batch_seed: of the mini-batches.
         layout: of the parameters, for an optimizer that sees them as a pytree; none hands it the
             flat vector.
+        validation: the problem on examples held out, of flat parameters; or none.
     """
 
     problem: Problem
@@ -92,6 +93,7 @@ class Dynamics:
     batch_size: int | None = None
     batch_seed: int = 0
     layout: Layout | None = None
+    validation: Problem | None = None
 
     def initial_state(self, params: Float[Array, " params"]) -> State:
         """The state before the first update."""
@@ -142,6 +144,13 @@ class Dynamics:
         ]
         return next_state, jnp.stack([jnp.asarray(s, loss.dtype) for s in scalars])
 
+    def validate(self, params: Float[Array, " params"]) -> Float[Array, " measures"]:
+        """Static loss and accuracy on the examples held out; empty where there are none."""
+        if self.validation is None:
+            return jnp.zeros(0, params.dtype)
+        _, found = self.validation.evaluate(params, 0)
+        return jnp.stack([found.static_loss, found.accuracy])
+
     def problem_at(self, step: Int[Array, ""]) -> Problem:
         """The problem on the examples that the update at this step uses.
 
@@ -165,32 +174,42 @@ def _cosine(a: Array, b: Array) -> Array:
 
 
 class Snapshots(NamedTuple):
-    """States before each interval as vectors, one row per interval; see `State`."""
+    """States before each interval as vectors, one row per interval; see `State`.
+
+    With them goes what `Dynamics.validate` gives.
+    """
 
     params: Float[Array, "intervals params"]
     previous_update: Float[Array, "intervals params"]
     optimizer: Float[Array, "intervals state"]
+    validation: Float[Array, "intervals measures"]
 
 
-@partial(jax.jit, static_argnames="capacity")
-def advance(
+def stretch(
     dynamics: Dynamics, state: State, counts: Int[Array, " intervals"], *, capacity: int
 ) -> tuple[State, Snapshots, Float[Array, "intervals capacity scalars"]]:
     """Makes `counts[j]` <= `capacity` updates in each interval, one interval after the other.
 
     The counts are traced: every stretch of a run, long or short, goes through the same compiled
-    program, so that where a run is cut does not change its bits.
+    program (`advance`), so that where a run is cut does not change its bits.
 
     Returns:
         The state after all updates; the states before each interval; and the scalars of each
         update, 0 beyond each interval's count.
     """
     row = jax.eval_shape(dynamics.step, state)[1]
+    measures = jax.eval_shape(dynamics.validate, state.params)
     layout = Layout.of(state.optimizer_state)
+
+    def not_validated(_: Array) -> Array:
+        return jnp.zeros(measures.shape, measures.dtype)
 
     def interval(state: State, count: Int[Array, ""]) -> tuple[State, tuple[Snapshots, Row]]:
         before = Snapshots(
-            state.params, state.previous_update, layout.flatten(state.optimizer_state)
+            state.params,
+            state.previous_update,
+            layout.flatten(state.optimizer_state),
+            jax.lax.cond(count > 0, dynamics.validate, not_validated, state.params),
         )
 
         def one(state: State, index: Int[Array, ""]) -> tuple[State, Row]:
@@ -204,6 +223,10 @@ def advance(
     return state, snapshots, rows
 
 
+advance = partial(jax.jit, static_argnames="capacity")(stretch)
+"""`stretch`, compiled."""
+
+
 def initial_parameters(config: RunConfig, dataset: Dataset) -> PyTree:
     """The parameters at step 0.
 
@@ -212,11 +235,11 @@ def initial_parameters(config: RunConfig, dataset: Dataset) -> PyTree:
         DataError: when the labels do not fit the network's outputs.
     """
     require_precision(config)
-    model = FullyConnected.from_config(config.model)
+    model = make_model(config.model)
     with random_stream(config):
         key = jax.random.PRNGKey(config.model.seed)
         return model.init(
-            key, dataset.inputs[0].size, _num_outputs(config, dataset), jnp.dtype(config.dtype)
+            key, dataset.inputs.shape[1:], num_outputs(config, dataset), jnp.dtype(config.dtype)
         )
 
 
@@ -244,36 +267,84 @@ def build(
         DataError: when the labels do not fit the network's outputs.
     """
     require_precision(config)
-    schedule = schedule or make_schedule(config.schedule, _num_outputs(config, dataset))
+    schedule = schedule or make_schedule(config.schedule, num_outputs(config, dataset))
+    layout = parameter_layout(config, dataset)
+    return assemble(config, layout, dataset, schedule, config.optimizer, origin)
+
+
+def assemble(
+    config: RunConfig,
+    layout: Layout,
+    dataset: Dataset,
+    schedule: Schedule,
+    update: OptimizerConfig,
+    origin: Float[Array | np.ndarray, " params"] | None = None,
+) -> Dynamics:
+    """The dynamics, once it is known what has what form.
+
+    Data, and the numbers in the schedule and in the update rule, may be traced.
+    """
+    weights = make_weights(config.loss, schedule)
+    problem = _problem(config, layout, dataset, weights)
+    if config.linearize:
+        assert origin is not None
+        problem = problem.expanded(jnp.asarray(origin), config.linearize)
+    validation = None
+    if dataset.validation is not None:
+        held_out = _problem(config, layout, dataset.validation, None)
+        validation = replace(held_out, origin=problem.origin, order=problem.order)
+    rate = learning_rate_schedule(update, config.steps)
+    # A number instead of a constant schedule spares the optimizer a counter in its state.
+    scheduled = update.learning_rate_schedule != "constant" or update.warmup_steps > 0
+    optimizer = make_optimizer(update, rate if scheduled else update.learning_rate)
+    return Dynamics(
+        problem,
+        optimizer,
+        rate,
+        schedule,
+        config.batch_size,
+        config.batch_seed,
+        validation=validation,
+    )
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """The outputs of a network; unlike its bound method it compares by value.
+
+    So programs that were compiled for one run serve all runs of the same network.
+    """
+
+    model: Any
+
+    def __call__(self, params: PyTree, inputs: Array) -> Array:
+        return self.model.apply(params, inputs)
+
+
+def _problem(
+    config: RunConfig, layout: Layout, dataset: Dataset, weights: ClassWeights | None
+) -> Problem:
+    """The problem on a data set, of flat parameters."""
     problem = Problem(
-        FullyConnected.from_config(config.model).apply,
+        _Outputs(make_model(config.model)),
         make_criterion(config.loss),
         jnp.asarray(dataset.inputs, config.dtype),
         jnp.asarray(dataset.labels),
-        make_weights(config.loss, schedule),
+        weights,
     )
-    rate = learning_rate_schedule(config.optimizer, config.steps)
-    # A number instead of a constant schedule spares the optimizer a counter in its state.
-    scheduled = config.optimizer.learning_rate_schedule != "constant"
-    scheduled = scheduled or config.optimizer.warmup_steps > 0
-    optimizer = make_optimizer(
-        config.optimizer, rate if scheduled else config.optimizer.learning_rate
-    )
-    flat = problem.flat(parameter_layout(config, dataset))
-    if config.linearize:
-        assert origin is not None
-        flat = flat.expanded(jnp.asarray(origin), config.linearize)
-    return Dynamics(flat, optimizer, rate, schedule, config.batch_size, config.batch_seed)
+    return problem.flat(layout)
 
 
-def _num_outputs(config: RunConfig, dataset: Dataset) -> int:
+def num_outputs(config: RunConfig, dataset: Dataset) -> int:
     """Outputs of the network, once labels and batches are known to fit."""
     num_outputs = config.model.outputs or dataset.num_classes
-    if dataset.num_classes > num_outputs:
-        raise DataError(
-            f"labels go up to {dataset.num_classes - 1} but the network has {num_outputs} outputs; "
-            f"set model.outputs to at least {dataset.num_classes}"
-        )
+    held_out = 0 if dataset.validation is None else dataset.validation.num_classes
+    for name, classes in (("labels", dataset.num_classes), ("validation labels", held_out)):
+        if classes > num_outputs:
+            raise DataError(
+                f"{name} go up to {classes - 1} but the network has {num_outputs} outputs; "
+                f"set model.outputs to at least {classes}"
+            )
     if config.batch_size is not None and config.batch_size > len(dataset.labels):
         raise ConfigError(
             f"batch_size is {config.batch_size}; expected at most the number of examples, "

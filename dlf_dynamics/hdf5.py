@@ -57,6 +57,14 @@ def open_for_reading(path: Path, expected: Format) -> h5py.File:
         raise damaged(path, expected, error) from error
 
 
+def format_name(path: Path) -> str | None:
+    """What the file says it is; none where it cannot be read or does not say."""
+    with suppress(OSError), h5py.File(path, "r") as file:
+        found = file.attrs.get("format")
+        return None if found is None else str(found)
+    return None
+
+
 def check_format(file: h5py.File, path: Path, expected: Format) -> None:
     """Raises FileError unless the file names this format, in the same major version."""
     found = file.attrs.get("format")

@@ -1,4 +1,4 @@
-"""Fully connected networks as pure functions of a pytree of parameters."""
+"""Networks as pure functions of a pytree of parameters: fully connected and convolutional."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import initializers
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from dlf_dynamics.config import ModelConfig
+from dlf_dynamics.errors import DataError
 
-Layer = tuple[Float[Array, "inputs outputs"], Float[Array, " outputs"]]
+Layer = tuple[Float[Array, "*window inputs outputs"], Float[Array, " outputs"]]
 Params = tuple[Layer, ...]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -30,9 +32,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def _standard_normal(key: PRNGKeyArray, shape: tuple[int, int], dtype) -> Array:
+def _standard_normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype) -> Array:
     """N(0, 1/fan_in), drawn as neural-tangents' "standard" parameterisation draws it."""
-    return jax.random.normal(key, shape, dtype) / math.sqrt(shape[0])
+    return jax.random.normal(key, shape, dtype) / math.sqrt(math.prod(shape[:-1]))
 
 
 _WEIGHTS: dict[str, Callable[..., Array]] = {
@@ -47,6 +49,21 @@ _WEIGHTS: dict[str, Callable[..., Array]] = {
 _BIAS_SCALE = {"published-updated": 1e-2}
 
 
+def make_model(config: ModelConfig) -> FullyConnected | Convolutional:
+    """The network that the configuration describes.
+
+    >>> make_model(ModelConfig(name="convolutional", widths=(8, 16))).pools
+    (1, 1)
+    """
+    if config.name == "fully-connected":
+        return FullyConnected(config.widths, config.activation, config.init)
+    if config.name == "convolutional":
+        pools = (1,) * len(config.widths)
+        return Convolutional(config.widths, pools, config.activation, config.init)
+    (width,) = config.widths
+    return Convolutional((width,) * 4, (0, 1, 1, 3), config.activation, config.init, multiple_of=32)
+
+
 @dataclass(frozen=True)
 class FullyConnected:
     """Layers x W + b with an activation between them; the last layer is linear.
@@ -57,7 +74,7 @@ class FullyConnected:
         weights: a name of the initial weights (`ModelConfig.init`).
 
     >>> model = FullyConnected((100,), "relu", "published")
-    >>> sum(leaf.size for leaf in jax.tree.leaves(model.init(jax.random.key(0), 2, 3)))
+    >>> sum(leaf.size for leaf in jax.tree.leaves(model.init(jax.random.key(0), (2,), 3)))
     603
     """
 
@@ -65,28 +82,29 @@ class FullyConnected:
     activation: str
     weights: str
 
-    @classmethod
-    def from_config(cls, config: ModelConfig) -> FullyConnected:
-        """The network that the configuration describes."""
-        return cls(config.widths, config.activation, config.init)
-
     def init(
-        self, key: PRNGKeyArray, num_inputs: int, num_outputs: int, dtype: Any = float
+        self,
+        key: PRNGKeyArray,
+        input_shape: tuple[int, ...],
+        num_outputs: int,
+        dtype: Any = float,
     ) -> Params:
         """Random parameters.
 
         The key is split as stax's `serial` does, one part for each layer and each activation, so
         that the published initial parameters come out bit by bit.
+
+        Args:
+            key: of the draw.
+            input_shape: of one example, which is flattened.
+            num_outputs: of the network.
+            dtype: of the parameters.
         """
-        sizes = (num_inputs, *self.widths, num_outputs)
+        sizes = (math.prod(input_shape), *self.widths, num_outputs)
         layers = []
-        for fan_in, fan_out in itertools.pairwise(sizes):
-            key, layer_key = jax.random.split(key)
-            weight_key, bias_key = jax.random.split(layer_key)
-            weight = _WEIGHTS[self.weights](weight_key, (fan_in, fan_out), dtype)
-            scale = _BIAS_SCALE.get(self.weights, 0.0)
-            bias = scale * jax.random.normal(bias_key, (fan_out,), dtype)
-            layers.append((weight, bias))
+        for shape in itertools.pairwise(sizes):
+            layer, key = _draw(self.weights, key, shape, dtype)
+            layers.append(layer)
             key, _ = jax.random.split(key)
         return tuple(layers)
 
@@ -100,9 +118,7 @@ class FullyConnected:
         self, params: Params, inputs: Float[Array, "examples *features"]
     ) -> Bool[Array, "examples units"]:
         """Which hidden units, of all layers, have a positive input at each example."""
-        none = jnp.zeros((len(inputs), 0), bool)
-        hidden = self._layers(params, inputs)[:-1]
-        return jnp.concatenate([none, *[layer > 0 for layer in hidden]], axis=1)
+        return _positive(self._layers(params, inputs)[:-1], len(inputs))
 
     def _layers(self, params: Params, inputs: Array) -> list[Array]:
         """What each layer gives before its activation."""
@@ -112,3 +128,136 @@ class FullyConnected:
         for weight, bias in params[1:]:
             layers.append(activation(layers[-1]) @ weight + bias)
         return layers
+
+
+@dataclass(frozen=True)
+class Convolutional:
+    """3x3 convolutions with an activation and average pooling after each, then a dense layer.
+
+    A convolution keeps the sides of its image (zeros around it); a pooling takes the means of 2x2
+    squares, without the last row or column where a side is odd, and is left out where a side is 1.
+
+    Attributes:
+        channels: of each convolution.
+        pools: how many poolings follow each convolution and its activation.
+        activation: a key of ACTIVATIONS.
+        weights: a name of the initial weights (`ModelConfig.init`).
+        multiple_of: which the sides of the images must be a multiple of.
+
+    >>> model = make_model(ModelConfig(name="myrtle5", widths=(64,)))
+    >>> params = jax.eval_shape(lambda key: model.init(key, (32, 32, 3), 10), jax.random.key(0))
+    >>> sum(leaf.size for leaf in jax.tree.leaves(params))
+    113226
+    """
+
+    channels: tuple[int, ...]
+    pools: tuple[int, ...]
+    activation: str
+    weights: str
+    multiple_of: int = 1
+
+    def init(
+        self,
+        key: PRNGKeyArray,
+        input_shape: tuple[int, ...],
+        num_outputs: int,
+        dtype: Any = float,
+    ) -> Params:
+        """Random parameters: of each convolution a kernel (3, 3, inputs, outputs) and biases.
+
+        The key is split as stax's `serial` does, one part for each convolution, activation and
+        pooling, and for the flattening.
+
+        Args:
+            key: of the draw.
+            input_shape: (height, width, channels) of one example.
+            num_outputs: of the network.
+            dtype: of the parameters.
+
+        Raises:
+            DataError: when the inputs are no images, or not of sides that the network can take.
+        """
+        height, width, inputs = self._checked(input_shape)
+        layers = []
+        for outputs, pools in zip(self.channels, self.pools, strict=True):
+            layer, key = _draw(self.weights, key, (3, 3, inputs, outputs), dtype)
+            layers.append(layer)
+            done = _num_pools(height, width, pools)
+            for _ in range(1 + done):
+                key, _ = jax.random.split(key)
+            height, width, inputs = height >> done, width >> done, outputs
+        key, _ = jax.random.split(key)
+        layer, _ = _draw(self.weights, key, (height * width * inputs, num_outputs), dtype)
+        return (*layers, layer)
+
+    def apply(
+        self, params: Params, inputs: Float[Array, "examples height width channels"]
+    ) -> Float[Array, "examples outputs"]:
+        """Outputs (logits) of the network."""
+        return self._layers(params, inputs)[-1]
+
+    def gates(
+        self, params: Params, inputs: Float[Array, "examples height width channels"]
+    ) -> Bool[Array, "examples units"]:
+        """Which hidden units, of all pixels and convolutions, have a positive input."""
+        return _positive(self._layers(params, inputs)[:-1], len(inputs))
+
+    def _layers(self, params: Params, inputs: Array) -> list[Array]:
+        """What each layer gives before its activation."""
+        layers, image = [], inputs
+        for (kernel, bias), pools in zip(params[:-1], self.pools, strict=True):
+            layers.append(_convolved(image, kernel) + bias)
+            image = ACTIVATIONS[self.activation](layers[-1])
+            for _ in range(_num_pools(image.shape[1], image.shape[2], pools)):
+                image = _pooled(image)
+        weight, bias = params[-1]
+        return [*layers, image.reshape(len(image), -1) @ weight + bias]
+
+    def _checked(self, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """The shape of an image that the network can take."""
+        if len(input_shape) != 3 or 0 in input_shape:
+            raise DataError(
+                f"each input has shape {input_shape}; expected (height, width, channels) for a "
+                "convolutional network: take other data, or model.name fully-connected"
+            )
+        height, width, channels = input_shape
+        if height % self.multiple_of or width % self.multiple_of:
+            raise DataError(
+                f"images have {height} x {width} pixels; expected multiples of {self.multiple_of}, "
+                "which the poolings of this network halve: take model.name convolutional instead"
+            )
+        return height, width, channels
+
+
+def _draw(
+    weights: str, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any
+) -> tuple[Layer, PRNGKeyArray]:
+    """Parameters of a layer with weights of this shape, its outputs last, and what to draw from."""
+    key, layer_key = jax.random.split(key)
+    weight_key, bias_key = jax.random.split(layer_key)
+    weight = _WEIGHTS[weights](weight_key, shape, dtype)
+    bias = _BIAS_SCALE.get(weights, 0.0) * jax.random.normal(bias_key, shape[-1:], dtype)
+    return (weight, bias), key
+
+
+def _positive(hidden: list[Array], num_examples: int) -> Bool[Array, "examples units"]:
+    none = jnp.zeros((num_examples, 0), bool)
+    units = [(layer > 0).reshape(num_examples, -1) for layer in hidden]
+    return jnp.concatenate([none, *units], axis=1)
+
+
+def _convolved(image: Array, kernel: Array) -> Array:
+    form = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(image, kernel, (1, 1), "SAME", dimension_numbers=form)
+
+
+def _num_pools(height: int, width: int, most: int) -> int:
+    """Poolings until a side is 1, or `most`."""
+    return min(most, min(height, width).bit_length() - 1)
+
+
+def _pooled(image: Array) -> Array:
+    """Means of squares of 2x2 pixels."""
+    window = (1, 2, 2, 1)
+    start = np.zeros((), image.dtype)
+    return jax.lax.reduce_window(image, start, jax.lax.add, window, window, "VALID") / 4

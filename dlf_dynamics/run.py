@@ -29,6 +29,7 @@ from dlf_dynamics.recording import Recording, Setup
 from dlf_dynamics.runfile import complete_steps, open_file
 from dlf_dynamics.runwriter import Point
 from dlf_dynamics.schedules import Schedule, Tabulated
+from dlf_dynamics.schema import VALIDATION
 from dlf_dynamics.smoothness import kinks
 
 Checkpoints = Sequence[int] | Int[np.ndarray, " chosen"]
@@ -228,10 +229,29 @@ class Run:
         with open_file(self.path) as file:
             if "data/inputs" in file:
                 return Dataset(_row(file, "data/inputs", ...), _row(file, "data/targets", ...))
-        dataset = load_dataset(self.config.data)
+        dataset = dataclasses.replace(load_dataset(self.config.data), validation=None)
         if dataset.sha256() != self.data_sha256:
             raise FileError(f"{self.path}: the data are not those that the run was trained on")
         return dataset
+
+    @cached_property
+    def held_out(self) -> Dataset | None:
+        """The examples held out for validation, which analyses do not need; none without them."""
+        with open_file(self.path) as file:
+            if "data/validation_inputs" in file:
+                inputs = _row(file, "data/validation_inputs", ...)
+                return Dataset(inputs, _row(file, "data/validation_targets", ...))
+            if VALIDATION[0] not in file or "data/inputs" in file:
+                return None
+        return load_dataset(self.config.data).validation
+
+    @cached_property
+    def validation(self) -> Mapping[str, Float[np.ndarray, " checkpoints"]]:
+        """`loss` (static) and `accuracy` on the examples held out; empty without them."""
+        with open_file(self.path) as file:
+            count = len(self.checkpoint_steps)
+            found = [dataset_at(file, path)[:count] for path in VALIDATION if path in file]
+        return dict(zip(("loss", "accuracy"), found, strict=False))
 
     @cached_property
     def dynamics(self) -> Dynamics:

@@ -6,10 +6,9 @@ A writer that is killed leaves a file that opens, in which each row is complete 
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -30,9 +29,8 @@ from dlf_dynamics.hdf5 import (
     open_for_reading,
     own_chunks,
     text,
-    write_error,
 )
-from dlf_dynamics.runwriter import RESUME, RunWriter, writing
+from dlf_dynamics.runwriter import RESUME, RunWriter, new_file
 from dlf_dynamics.schema import FORMAT, STEP_OF, Entry
 
 INLINE_DATA_BYTES = 64 * 2**20
@@ -66,6 +64,7 @@ class Header:
         dtype: of parameters and scalars.
         layout: of the parameter vector, as text.
         provenance: as JSON.
+        validation: inputs and targets of the examples held out.
         own_schedule: whether class weights come from the user and not from the configuration.
         scalars: names of what each step of a recording has.
     """
@@ -79,6 +78,7 @@ class Header:
     layout: str
     provenance: str
     recording: str | None = None
+    validation: tuple[np.ndarray, np.ndarray] | None = None
     own_schedule: bool = False
     scalars: tuple[str, ...] = ()
 
@@ -89,9 +89,9 @@ def create(path: Path, header: Header, sizes: Sizes) -> RunWriter:
     Raises:
         FileError: when the file cannot be written.
     """
-    with _new_file(path) as file:
+    with new_file(path) as file:
         own = header.recording is not None
-        entries = schema.recorded(header.scalars) if own else schema.trained()
+        entries = schema.recorded(header.scalars) if own else _of_train(header)
         _declare(file, header.dtype, sizes, entries)
         file.attrs.update(
             format=FORMAT.name,
@@ -111,8 +111,14 @@ def create(path: Path, header: Header, sizes: Sizes) -> RunWriter:
         if header.inputs is not None and header.inputs.nbytes <= INLINE_DATA_BYTES:
             group["inputs"] = header.inputs
             group["targets"] = header.targets
+            if header.validation is not None:
+                group["validation_inputs"], group["validation_targets"] = header.validation
         file.flush()
         return RunWriter(file, path)
+
+
+def _of_train(header: Header) -> tuple[Entry, ...]:
+    return schema.trained(validation=header.validation is not None)
 
 
 def reopen(path: Path, config: RunConfig, upto: int) -> RunWriter:
@@ -133,7 +139,7 @@ def copy(
     Raises:
         FileError: when the source cannot be read or the target not written.
     """
-    with open_file(source) as old, _new_file(target) as new:
+    with open_file(source) as old, new_file(target) as new:
         dtype = dataset_at(old, "parameters/value").dtype.name
         _declare(new, dtype, _sizes(old), schema.entries(old))
         new.attrs.update(dict(old.attrs))
@@ -235,25 +241,6 @@ def _grown(file: h5py.File, axis: str) -> list[str]:
     """Paths of the datasets that grow along an axis, their steps last."""
     entries = (entry.path for entry in schema.growing(axis, schema.entries(file)))
     return [path for path in (*entries, STEP_OF[axis]) if path in file]
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[h5py.File]:
-    """A file that takes its name when the block ends well and leaves no trace when it does not."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        try:
-            # HDF5 crashes when the disk fills while a file is laid out: find out before.
-            partial.write_bytes(bytes(_CHUNK_BYTES))
-            file = h5py.File(partial, "w", libver="latest")
-        except OSError as error:
-            raise write_error(path, error) from error
-        with writing(file, path):
-            yield file
-            os.replace(partial, path)
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _declare(file: h5py.File, dtype: str, sizes: Sizes, entries: tuple[Entry, ...]) -> None:

@@ -1,11 +1,14 @@
-"""`RunWriter`: appends rows to a run file so that a kill leaves each row complete or absent."""
+"""`RunWriter`: appends rows to a run file so that a kill leaves each row complete or absent.
+
+New files and errors of writing are here, too, as study files share them.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -14,20 +17,26 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dlf_dynamics.hdf5 import dataset_at, errno, has_own_chunks, write_error
-from dlf_dynamics.schema import STEP_OF
+from dlf_dynamics.schema import STEP_OF, VALIDATION
 
 RESUME = ("resume/parameters", "resume/previous_update", "resume/optimizer")
 """The vectors of the state at which an interrupted run stopped."""
 
+_LAID_OUT_BYTES = 2**20
+
 
 @dataclass(frozen=True)
 class Point:
-    """A state of the run as vectors: parameters, previous update, optimizer state; and its step."""
+    """A state of the run as vectors: parameters, previous update, optimizer state; and its step.
+
+    With them may go static loss and accuracy on the examples held out.
+    """
 
     step: int
     params: Float[np.ndarray, " params"]
     previous_update: Float[np.ndarray, " params"]
     optimizer: Float[np.ndarray, " state"]
+    validation: Float[np.ndarray, " measures"] = field(default_factory=lambda: np.zeros(0))
 
 
 class RunWriter:
@@ -64,6 +73,9 @@ class RunWriter:
         }
         if "optimizer/value" in self._file:
             values["optimizer/value"] = _rows([p.optimizer for p in points])
+        if VALIDATION[0] in self._file:
+            measures = np.array([p.validation for p in points])
+            values |= dict(zip(VALIDATION, measures.T, strict=True))
         if objectives is not None:
             values["objective/value"] = objectives
             updates = values["previous_update/value"]
@@ -121,6 +133,40 @@ def _fill(dataset: h5py.Dataset, start: int, rows: np.ndarray) -> None:
         while left:
             written = os.pwrite(file, left, place)
             left, place = left[written:], place + written
+
+
+@contextmanager
+def new_file(path: Path, size: int = _LAID_OUT_BYTES) -> Iterator[h5py.File]:
+    """A file that takes its name when the block ends well and leaves no trace when it does not.
+
+    Args:
+        path: of the file; one that exists is replaced.
+        size: in bytes, that it has at most when it is laid out.
+
+    Raises:
+        FileError: when it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        try:
+            # HDF5 crashes when the disk fills while a file is laid out: find out before.
+            _occupy(partial, size)
+            file = h5py.File(partial, "w", libver="latest")
+        except OSError as error:
+            raise write_error(path, error) from error
+        with writing(file, path):
+            yield file
+            os.replace(partial, path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _occupy(path: Path, size: int) -> None:
+    """Writes a file of zeros of at least this size."""
+    with path.open("wb") as file:
+        for _ in range(0, size, _LAID_OUT_BYTES):
+            file.write(bytes(_LAID_OUT_BYTES))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import h5py
 
 from dlf_dynamics.hdf5 import Format
 
-FORMAT = Format("run file", "dlf-dynamics-run", "1.1", "it cannot be repaired")
+FORMAT = Format("run file", "dlf-dynamics-run", "1.2", "it cannot be repaired")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,15 @@ SCHEMA: tuple[Entry, ...] = (
         True,
     ),
     Entry("data/targets", ("examples",), "number", "", "class labels", True),
+    Entry(
+        "data/validation_inputs",
+        ("held out", "..."),
+        "number",
+        "",
+        "inputs of the examples held out; absent as those above",
+        True,
+    ),
+    Entry("data/validation_targets", ("held out",), "number", "", "their class labels", True),
     Entry("parameters/value", ("checkpoints", "params"), "float", "", "parameters θ_t, flat"),
     Entry("parameters/step", ("checkpoints",), "int", "updates", "t of each checkpoint"),
     Entry(
@@ -89,6 +98,22 @@ SCHEMA: tuple[Entry, ...] = (
         "of a run of `Recorder`: F(θ_t, t) of its problem; NaN where it was not evaluated",
         True,
     ),
+    Entry(
+        "validation_loss/value",
+        ("checkpoints",),
+        "float",
+        "nats or squared outputs",
+        "static loss of θ_t on the examples held out; absent where there are none",
+        True,
+    ),
+    Entry(
+        "validation_accuracy/value",
+        ("checkpoints",),
+        "float",
+        "fraction",
+        "of the examples held out, those whose largest output is their label's",
+        True,
+    ),
     _scalar("loss", "nats or squared outputs", "F(θ_t, t), weighted, on the examples of step t"),
     _scalar("static_loss", "nats or squared outputs", "the same with all weights 1"),
     _scalar("accuracy", "fraction", "examples whose largest output is their label's"),
@@ -108,6 +133,10 @@ STEP_OF = {"checkpoints": "parameters/step", "steps": "scalars/step"}
 """Where the steps of a growing axis are kept; `<group>/step` beside each value links to it."""
 
 
+VALIDATION = ("validation_loss/value", "validation_accuracy/value")
+"""What is evaluated on the examples held out, in the order of `Dynamics.validate`."""
+
+
 def own_scalar(name: str) -> Entry:
     """A scalar that the author of a loop recorded beside those that have a meaning here."""
     return Entry(f"scalars/{name}/value", ("steps",), "float", "", "the author's own", True)
@@ -116,9 +145,10 @@ def own_scalar(name: str) -> Entry:
 _OF_RECORDER = ("recording", "objective/", "previous_update/known")
 
 
-def trained() -> tuple[Entry, ...]:
-    """The entries of a run of `train`."""
-    return tuple(e for e in SCHEMA if not e.path.startswith(_OF_RECORDER))
+def trained(*, validation: bool = False) -> tuple[Entry, ...]:
+    """The entries of a run of `train`, with examples held out or without."""
+    absent = _OF_RECORDER if validation else (*_OF_RECORDER, *VALIDATION)
+    return tuple(e for e in SCHEMA if not e.path.startswith(absent))
 
 
 def recorded(scalars: Sequence[str]) -> tuple[Entry, ...]:
@@ -126,14 +156,15 @@ def recorded(scalars: Sequence[str]) -> tuple[Entry, ...]:
     known = {entry.path: entry for entry in SCHEMA}
     paths = [own_scalar(name) for name in scalars]
     columns = [known.get(entry.path, entry) for entry in paths]
-    rest = [e for e in SCHEMA if not e.path.startswith("resume/") and not _is_scalar(e)]
+    absent = ("resume/", *VALIDATION)
+    rest = [e for e in SCHEMA if not e.path.startswith(absent) and not _is_scalar(e)]
     return (*rest, *columns)
 
 
 def entries(file: h5py.File) -> tuple[Entry, ...]:
     """The entries of an open run file."""
     if "recording" not in file:
-        return trained()
+        return trained(validation=VALIDATION[0] in file)
     scalars = file["scalars"]
     return recorded([name for name in scalars if name != "step"])  # type: ignore[union-attr]
 

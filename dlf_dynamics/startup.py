@@ -22,9 +22,10 @@ ONE_THREAD_SIZE = 5_000_000
 
 def problem_size(config: RunConfig) -> float:
     """Examples times parameters, roughly; infinite when it cannot be told yet."""
-    examples = {"digits": 1797, "npz": float("inf")}.get(
-        config.data.name, config.data.points_per_class * config.data.num_classes
-    )
+    if config.data.name in ("npz", "mnist", "cifar10") or config.model.name != "fully-connected":
+        return float("inf")
+    examples = config.data.points_per_class * config.data.num_classes
+    examples = 1797 if config.data.name == "digits" else examples
     inputs = 64 if config.data.name == "digits" else 3
     outputs = 10 if config.data.name == "digits" else config.data.num_classes
     sizes = (inputs, *config.model.widths, config.model.outputs or outputs)

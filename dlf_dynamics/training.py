@@ -24,18 +24,14 @@ from dlf_dynamics.dynamics import (
 )
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.layout import Layout
+from dlf_dynamics.pace import MAX_BYTES, Pace
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.run import Run, open_run, point_of
 from dlf_dynamics.runfile import Header, Sizes
 from dlf_dynamics.runwriter import Point, RunWriter
 from dlf_dynamics.schedules import Schedule
 
-MAX_STRETCH = 1000
-"""Updates per call of the compiled program at most."""
-
-_STRETCH_SECONDS = 0.25
 _RECORD_SECONDS = 0.5
-_RECORD_BYTES = 64 * 2**20
 
 
 def train(
@@ -84,7 +80,14 @@ def train(
         state=Layout.of(state.optimizer_state).size,
         classes=len(dynamics.schedule(state.step)),
     )
-    header = Header(
+    header = _header(config, dataset, layout, own_schedule=schedule is not None)
+    writer = runfile.create(path, header, sizes)
+    return _run(path, config, dynamics, state, writer, progress, stop)
+
+
+def _header(config: RunConfig, dataset: Dataset, layout: Layout, *, own_schedule: bool) -> Header:
+    held_out = dataset.validation
+    return Header(
         config=to_json(config),
         data_kind=config.data.name,
         data_sha256=dataset.sha256(),
@@ -93,10 +96,9 @@ def train(
         dtype=config.dtype,
         layout=layout.describe(),
         provenance=provenance(),
-        own_schedule=schedule is not None,
+        validation=None if held_out is None else (held_out.inputs, held_out.labels),
+        own_schedule=own_schedule,
     )
-    writer = runfile.create(path, header, sizes)
-    return _run(path, config, dynamics, state, writer, progress, stop)
 
 
 def resume(
@@ -132,7 +134,8 @@ def resume(
         raise ConfigError(f"{path} was trained with a schedule of one's own; pass it again")
     if run.status == "complete" and point.step == config.steps:
         return run
-    dynamics = build(config, run.dataset, schedule, origin=run.origin)
+    dataset = replace(run.dataset, validation=run.held_out)
+    dynamics = build(config, dataset, schedule, origin=run.origin)
     state = run.state(point)
     writer = runfile.reopen(path, config, upto=point.step)
     return _run(path, config, dynamics, state, writer, progress, stop)
@@ -175,7 +178,7 @@ class _Record:
     def due(self) -> bool:
         """Whether it is time to write."""
         waiting = sum(p.params.nbytes * 2 + p.optimizer.nbytes for p in self.points)
-        return waiting > _RECORD_BYTES or time.monotonic() - self.written > _RECORD_SECONDS
+        return waiting > MAX_BYTES or time.monotonic() - self.written > _RECORD_SECONDS
 
     def write(self) -> None:
         """Writes all that waits; scalars first, so that no checkpoint lacks its row's past."""
@@ -213,7 +216,7 @@ def _loop(
 ) -> str:
     """The status at the end."""
     step = int(state.step)
-    pace = _Pace(config, state)
+    pace = Pace(config, state)
     while step < config.steps and not stop():
         counts = pace.counts(step)
         state, snapshots, rows = advance(dynamics, state, counts, capacity=pace.capacity)
@@ -237,14 +240,14 @@ def _finish(
     dynamics: Dynamics,
     state: State,
     record: _Record,
-    pace: _Pace,
+    pace: Pace,
     progress: Callable[[int], None],
 ) -> str:
     """Records the last state with its row, so that each checkpoint has loss and class weights."""
-    point = point_of(state)
+    _, snapshots, rows = advance(dynamics, state, pace.single(), capacity=pace.capacity)
+    point = replace(point_of(state), validation=np.asarray(snapshots.validation)[0])
     if point.step % config.checkpoint_every == 0 or point.step == config.steps:
         record.points.append(point)
-    rows = advance(dynamics, state, pace.single(), capacity=pace.capacity)[2]
     finite = record.add(point.step, np.asarray(rows)[0, :1])
     record.write()
     progress(point.step)
@@ -254,45 +257,3 @@ def _finish(
         return "complete"
     record.writer.set_resume(point)
     return "interrupted"
-
-
-class _Pace:
-    """How many updates to make in one call: few when they are slow, so that Ctrl-C is heard.
-
-    Attributes:
-        capacity: updates of an interval at most, which ends at a checkpoint.
-    """
-
-    def __init__(self, config: RunConfig, state: State) -> None:
-        self.capacity = min(config.checkpoint_every, MAX_STRETCH)
-        self._every, self._steps = config.checkpoint_every, config.steps
-        state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        fitting = min(MAX_STRETCH // self.capacity, _RECORD_BYTES // state_bytes)
-        self._intervals = max(fitting, 1)
-        self._count = 1
-        self._last: tuple[int, float] | None = None
-
-    def single(self) -> np.ndarray:
-        """Counts of one update."""
-        return self._padded([1])
-
-    def counts(self, step: int) -> np.ndarray:
-        """Updates of each interval from this step on; none goes past a checkpoint or the end."""
-        counts: list[int] = []
-        left = min(self._count, self._steps - step)
-        while left > 0 and len(counts) < self._intervals:
-            counts.append(min(left, self._every - step % self._every, self.capacity))
-            step, left = step + counts[-1], left - counts[-1]
-        return self._padded(counts)
-
-    def _padded(self, counts: list[int]) -> np.ndarray:
-        return np.array(counts + [0] * (self._intervals - len(counts)), np.int32)
-
-    def update(self, step: int) -> None:
-        """Learns from the time since the last call, compilation left out."""
-        now = time.monotonic()
-        if self._last is not None:
-            before, then = self._last
-            fitting = int((step - before) * _STRETCH_SECONDS / max(now - then, 1e-6))
-            self._count = min(max(fitting, 1), 2 * self._count)
-        self._last = step, now

@@ -2,6 +2,7 @@ import dataclasses
 import math
 import re
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
@@ -9,6 +10,7 @@ from dlf_dynamics.config import (
     PRESETS,
     PULSE_STEPS_PUBLISHED,
     DataConfig,
+    DatasetName,
     ModelConfig,
     OptimizerConfig,
     RunConfig,
@@ -25,6 +27,7 @@ BASE = RunConfig()
         ("data", "points_per_class", 0, "at least 1"),
         ("data", "num_classes", 1, "at least 2"),
         ("data", "limit", 0, "at least 1, or none"),
+        ("data", "validation", -1, "a whole number of at least 0, or none"),
         ("model", "outputs", 0, "at least 1, or none"),
         ("model", "widths", (3, 0), "whole numbers of at least 1"),
         ("schedule", "period", 0, "at least 1"),
@@ -58,11 +61,28 @@ def test_a_run_needs_at_least_one_of(key):
         RunConfig(**{key: 0})
 
 
-def test_a_data_file_goes_with_npz_and_with_nothing_else():
-    with pytest.raises(ConfigError, match=r"data\.path is None; expected the \.npz file"):
-        RunConfig(data=DataConfig(name="npz"))
-    with pytest.raises(ConfigError, match=r"data\.path is 'a\.npz'; expected none"):
-        RunConfig(data=DataConfig(path="a.npz"))
+def test_a_path_goes_with_data_from_files_and_with_nothing_else():
+    kinds = {
+        "npz": r"the \.npz file",
+        "mnist": "the folder with MNIST's files",
+        "cifar10": "the folder with the binary version",
+    }
+    for name, kind in kinds.items():
+        with pytest.raises(ConfigError, match=rf"data\.path is None; expected {kind}.* '{name}'"):
+            RunConfig(data=DataConfig(name=name))
+        RunConfig(data=DataConfig(name=name, path="there"))
+    for name in set(get_args(DatasetName)) - set(kinds):
+        with pytest.raises(ConfigError, match=r"data\.path is 'a\.npz'; expected none.*of npz, mn"):
+            RunConfig(data=DataConfig(name=name, path="a.npz"))
+
+
+@pytest.mark.parametrize("widths", [(), (8, 8)])
+def test_myrtle5_has_one_width(widths):
+    message = rf"model\.widths is {re.escape(repr(widths))}; expected one number, as .*'myrtle5'"
+    with pytest.raises(ConfigError, match=message):
+        RunConfig(model=ModelConfig(name="myrtle5", widths=widths))
+    RunConfig(model=ModelConfig(name="convolutional", widths=widths))
+    RunConfig(model=ModelConfig(name="myrtle5", widths=(64,)))
 
 
 def test_an_exponential_decay_cannot_end_at_zero():
@@ -74,7 +94,7 @@ def test_an_exponential_decay_cannot_end_at_zero():
 def test_the_published_preset_is_the_headline_run_of_the_paper():
     run = PRESETS["published"]
     assert run.schedule == ScheduleConfig("triangle", 70.0, 5000, "published", 65_013)
-    assert run.model == ModelConfig((100,), "relu", "published", None, 0)
+    assert run.model == ModelConfig("fully-connected", (100,), "relu", "published", None, 0)
     assert run.data == DataConfig("spiral", 100, 3, 0.2, 0)
     assert (run.optimizer.name, run.optimizer.learning_rate) == ("gd", 1.0)
     assert (run.loss.name, run.steps, run.batch_size) == ("cross-entropy", 70_000, None)

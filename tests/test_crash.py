@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from dlf_dynamics import runfile, training
+from dlf_dynamics import pace, runfile, training
 from dlf_dynamics.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from dlf_dynamics.errors import FileError
 from dlf_dynamics.run import open_run
@@ -47,7 +47,7 @@ def write_runs(folder):
     jax.config.update("jax_compilation_cache_dir", str(folder.parent / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     # Short calls and a record after each, so that there is much to interrupt.
-    training._STRETCH_SECONDS = training._RECORD_SECONDS = 0.005
+    pace._STRETCH_SECONDS = training._RECORD_SECONDS = 0.005
     with (folder / "log").open("w", buffering=1) as log:
         for k in range(100):
             print("file", folder / f"{k}.h5", file=log)

@@ -2,9 +2,11 @@ import hashlib
 import math
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from dlf_dynamics.config import DataConfig
 from dlf_dynamics.datasets import Dataset, check_dataset, load_dataset
@@ -144,7 +146,10 @@ def test_a_missing_or_malformed_npz_file_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"data file .* does not exist"):
         load_dataset(config)
     np.savez(path, inputs=INPUTS)
-    with pytest.raises(DataError, match=r"has no array labels.*; expected inputs, labels"):
+    with pytest.raises(DataError, match=r"has no array labels; expected inputs, labels$"):
+        load_dataset(config)
+    np.savez(path, labels=LABELS)
+    with pytest.raises(DataError, match=r"has no array inputs; expected inputs, labels$"):
         load_dataset(config)
     np.savez(path, inputs=np.array([[object()]]), labels=np.array([0]))
     with pytest.raises(DataError, match=r"is not a readable \.npz of numbers"):
@@ -152,7 +157,217 @@ def test_a_missing_or_malformed_npz_file_is_refused(tmp_path):
     path.write_text("no archive")
     with pytest.raises(DataError, match=r"is not a readable \.npz of numbers"):
         load_dataset(config)
+    np.savez_compressed(path, inputs=np.ones((400, 3)), labels=np.zeros(400, int))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:60] + b"\xff" * 20 + whole[80:])
+    with pytest.raises(DataError, match=r"is not a readable \.npz of numbers"):
+        load_dataset(config)
     np.save(tmp_path / "data.npy", INPUTS)
     single = DataConfig(name="npz", path=str(tmp_path / "data.npy"))
     with pytest.raises(DataError, match=r"is not a readable \.npz of numbers"):
         load_dataset(single)
+
+
+GENERATED = ["spiral", "swiss-roll", "blobs"]
+
+
+def held_out(config):
+    """The examples for validation, which must be there."""
+    found = load_dataset(config).validation
+    assert found is not None
+    assert found.validation is None
+    return found
+
+
+@pytest.mark.parametrize("name", GENERATED)
+@pytest.mark.parametrize(
+    ("validation", "sizes"), [(None, [7, 7, 7]), (11, [4, 4, 3]), (2, [1, 1]), (600, [200] * 3)]
+)
+def test_as_many_fresh_points_are_held_out_as_are_asked_for(name, validation, sizes):
+    config = DataConfig(name=name, points_per_class=7, validation=validation)
+    points = held_out(config)
+    assert np.bincount(points.labels).tolist() == sizes
+    assert points.inputs.shape == (sum(sizes), 3 if name == "swiss-roll" else 2)
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_the_training_points_do_not_depend_on_those_held_out(name):
+    config = DataConfig(name=name, points_per_class=7)
+    none = load_dataset(replace(config, validation=0))
+    assert none.validation is None
+    for validation in (None, 1, 50):
+        dataset = load_dataset(replace(config, validation=validation))
+        assert np.array_equal(dataset.inputs, none.inputs)
+        assert dataset.sha256() == none.sha256()
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_points_held_out_are_fresh_and_follow_the_seed(name):
+    config = DataConfig(name=name, points_per_class=50)
+    dataset, again = load_dataset(config), held_out(config)
+    first = held_out(config).inputs
+    assert np.array_equal(first, again.inputs)
+    assert not np.array_equal(first, held_out(replace(config, seed=1)).inputs)
+    distances = np.linalg.norm(dataset.inputs[:, None] - first, axis=2)
+    assert distances.min() > 0
+    # Seed 1 trains on other points than those that seed 0 holds out.
+    other = load_dataset(replace(config, seed=1)).inputs
+    assert np.linalg.norm(other[:, None] - first, axis=2).min() > 0
+
+
+def test_fresh_points_of_the_spiral_follow_its_law():
+    config = DataConfig(validation=30_000, noise=0.1)
+    points = held_out(config)
+    for arm in range(3):
+        x, y = points.inputs[points.labels == arm].T
+        radius = np.hypot(x, y)
+        # Evenly spread over the whole arm: one point in each ten-thousandth of it.
+        assert np.array_equal(np.floor(np.sort(radius) * 10_000 + 1e-9), np.arange(10_000))
+        expected = 2 * math.pi * arm / 3 + 4 * math.pi * radius
+        noise = np.angle(np.exp(1j * (np.arctan2(y, x) - expected)))
+        assert stats.kstest(noise / 0.1, "norm").pvalue > 1e-3
+
+
+def test_fresh_points_of_a_swiss_roll_lie_on_its_sheet():
+    config = DataConfig(name="swiss-roll", noise=0.0, validation=900)
+    roll = held_out(config)
+    x, height, z = roll.inputs.T
+    radius = np.hypot(x, z)
+    angle = 4.5 * math.pi * radius
+    np.testing.assert_allclose(x, radius * np.cos(angle), atol=1e-12)
+    np.testing.assert_allclose(z, radius * np.sin(angle), atol=1e-12)
+    # The radius grows from 1/3 to 1 along the sheet, which is cut into three equal parts.
+    length = (3 * radius - 1) / 2
+    assert np.array_equal(np.floor(3 * length), roll.labels)
+    assert np.array_equal(np.floor(900 * length + 1e-9), np.arange(900))
+    assert stats.kstest(height, stats.uniform(-1, 2).cdf).pvalue > 1e-3
+    noisy = held_out(replace(config, noise=0.5)).inputs - roll.inputs
+    assert stats.kstest(noisy.ravel() / 0.05, "norm").pvalue > 1e-3
+
+
+def test_fresh_blobs_are_normal_about_the_same_centres():
+    points = held_out(DataConfig(name="blobs", num_classes=4, noise=0.3, validation=8000))
+    centres = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
+    noise = (points.inputs - centres[points.labels]) / 0.3
+    assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
+
+
+def test_a_limit_leaves_those_held_out_alone():
+    config = DataConfig(points_per_class=10, limit=4, validation=12)
+    dataset = load_dataset(config)
+    assert len(dataset.labels) == 4
+    assert np.array_equal(held_out(config).inputs, held_out(replace(config, limit=None)).inputs)
+    assert len(held_out(config).labels) == 12
+
+
+def test_digits_are_held_out_by_a_permutation_and_the_others_keep_their_order():
+    whole = load_dataset(DataConfig(name="digits"))
+    assert whole.validation is None
+    assert load_dataset(DataConfig(name="digits", validation=0)).validation is None
+    config = DataConfig(name="digits", validation=297, seed=3)
+    dataset, points = load_dataset(config), held_out(config)
+    chosen = np.random.RandomState(3).permutation(1797)[:297].tolist()
+    left = [n for n in range(1797) if n not in chosen]
+    assert np.array_equal(dataset.inputs, whole.inputs[left])
+    assert np.array_equal(dataset.labels, whole.labels[left])
+    assert np.array_equal(points.inputs, whole.inputs[sorted(chosen)])
+    assert np.array_equal(points.labels, whole.labels[sorted(chosen)])
+
+
+def test_at_least_one_example_is_left_to_train_on():
+    config = DataConfig(name="digits", validation=1797)
+    message = (
+        r"data\.validation is 1,797; expected at most 1,796, as the data set digits has 1,797 exa"
+    )
+    with pytest.raises(DataError, match=message):
+        load_dataset(config)
+    assert len(load_dataset(replace(config, validation=1796)).labels) == 1
+
+
+OWN = ("inputs", "labels", "validation_inputs", "validation_labels")
+
+
+@pytest.mark.parametrize("names", [OWN, ("x_train", "y_train", "x_test", "y_test")])
+def test_an_npz_file_may_bring_its_own_examples_for_validation(tmp_path, names):
+    path = tmp_path / "data.npz"
+    arrays = (np.eye(4), np.arange(4), 2 * np.eye(4), np.array([3, 2, 1, 0]))
+    np.savez(path, **dict(zip(names, arrays, strict=True)))
+    config = DataConfig(name="npz", path=str(path), limit=3)
+    dataset, points = load_dataset(config), held_out(config)
+    assert np.array_equal(dataset.inputs, np.eye(4)[:3])
+    assert np.array_equal(points.inputs, 2 * np.eye(4))
+    assert points.labels.tolist() == [3, 2, 1, 0]
+    assert held_out(replace(config, validation=2)).labels.tolist() == [3, 2]
+    assert load_dataset(replace(config, validation=0)).validation is None
+    with pytest.raises(
+        DataError, match=r"data\.validation is 5; expected at most 4, as .* npz has"
+    ):
+        load_dataset(replace(config, validation=5))
+
+
+def test_an_npz_file_without_its_own_holds_out_what_is_asked_for(tmp_path):
+    path = tmp_path / "data.npz"
+    np.savez(path, inputs=np.arange(12.0).reshape(6, 2), labels=np.arange(6))
+    config = DataConfig(name="npz", path=str(path))
+    assert load_dataset(config).validation is None
+    points = held_out(replace(config, validation=2))
+    left = load_dataset(replace(config, validation=2))
+    assert sorted([*points.labels, *left.labels]) == list(range(6))
+    for part in (points, left):
+        assert np.array_equal(part.inputs[:, 0], 2 * part.labels)
+
+
+def test_examples_for_validation_are_checked_like_the_others(tmp_path):
+    path = tmp_path / "data.npz"
+    config = DataConfig(name="npz", path=str(path))
+    np.savez(path, inputs=INPUTS, labels=LABELS, validation_inputs=INPUTS)
+    with pytest.raises(
+        DataError, match=r"no array validation_labels; expected inputs, labels, val"
+    ):
+        load_dataset(config)
+    np.savez(path, x_train=INPUTS, y_train=LABELS, x_test=INPUTS * np.nan, y_test=LABELS)
+    with pytest.raises(DataError, match=r"data\.npz, x_test and y_test: inputs\[0, 0\] is nan"):
+        load_dataset(config)
+    np.savez(path, **dict(zip(OWN, (INPUTS, LABELS, np.ones((2, 4)), LABELS), strict=True)))
+    message = r"inputs for validation have shape \(2, 4\), those to train on \(2, 3\); expected"
+    with pytest.raises(DataError, match=message):
+        load_dataset(config)
+    np.savez(path, inputs=np.ones((5, 3)), labels=np.zeros(4, int))
+    with pytest.raises(DataError, match=r"shape \(5, 3\) and labels \(4,\)"):
+        load_dataset(replace(config, limit=2))
+
+
+def test_images_of_bytes_are_divided_by_255_and_other_numbers_are_not(tmp_path):
+    path = tmp_path / "data.npz"
+    config = DataConfig(name="npz", path=str(path))
+    images = np.arange(2 * 3 * 2 * 3, dtype=np.uint8).reshape(2, 3, 2, 3)
+    for scale, inputs in (
+        (255, images),
+        (1, images.astype(np.int16)),
+        (1, images.astype(np.float32)),
+        (1, images.reshape(2, 18)),
+    ):
+        arrays = (inputs, LABELS, inputs + 1, LABELS)
+        np.savez(path, **dict(zip(OWN, arrays, strict=True)))
+        assert np.array_equal(load_dataset(config).inputs, inputs.astype(float) / scale)
+        assert np.array_equal(held_out(config).inputs, (inputs + 1).astype(float) / scale)
+
+
+CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "cifar10_10k.npz"
+
+
+@pytest.mark.skipif(not CIFAR10.is_file(), reason="the images of CIFAR-10 are not at hand")
+def test_images_of_cifar10_in_an_npz_file_are_read():
+    config = DataConfig(name="npz", path=str(CIFAR10), limit=300, validation=200)
+    dataset, points = load_dataset(config), held_out(config)
+    assert dataset.inputs.shape == (300, 32, 32, 3)
+    assert points.inputs.shape == (200, 32, 32, 3)
+    assert (dataset.num_classes, points.num_classes) == (10, 10)
+    # The first training images are a frog, two lorries, a deer and a car; of the test images, a
+    # cat, two ships, an aeroplane and a frog.
+    assert dataset.labels[:5].tolist() == [6, 9, 9, 4, 1]
+    assert points.labels[:5].tolist() == [3, 8, 8, 0, 6]
+    # Its first pixel, as it is printed everywhere.
+    assert (dataset.inputs[0, 0, 0] * 255).round(9).tolist() == [59, 62, 63]
+    # The channel means of CIFAR-10 are 0.4914, 0.4822 and 0.4465.
+    np.testing.assert_allclose(dataset.inputs.mean(axis=(0, 1, 2)), [0.49, 0.48, 0.45], atol=0.03)

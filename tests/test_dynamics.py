@@ -20,7 +20,7 @@ from dlf_dynamics.dynamics import (
     require_precision,
 )
 from dlf_dynamics.errors import ConfigError, DataError
-from dlf_dynamics.models import FullyConnected
+from dlf_dynamics.models import make_model
 
 CONFIG = RunConfig(
     data=DataConfig(name="blobs", points_per_class=10),
@@ -206,8 +206,8 @@ def test_the_random_stream_is_the_one_that_is_asked_for():
             drawn = [ravel_pytree(initial_parameters(c, DATASET))[0] for c in configs]
         for partitionable, params in zip((False, True), drawn, strict=True):
             with jax.threefry_partitionable(partitionable):
-                model = FullyConnected.from_config(CONFIG.model)
-                expected = model.init(jax.random.PRNGKey(0), 2, 3)
+                model = make_model(CONFIG.model)
+                expected = model.init(jax.random.PRNGKey(0), (2,), 3)
             assert np.array_equal(params, ravel_pytree(expected)[0])
         assert not np.array_equal(*drawn)
 

@@ -358,7 +358,7 @@ def test_a_block_is_found_by_its_path(path, expected):
 
 def network_shapes():
     model = FullyConnected((4,), "tanh", "published")
-    return jax.eval_shape(lambda key: model.init(key, 2, 3), jax.random.key(0))
+    return jax.eval_shape(lambda key: model.init(key, (2,), 3), jax.random.key(0))
 
 
 def test_the_layers_of_a_network_are_numbered():

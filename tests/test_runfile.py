@@ -69,7 +69,7 @@ def test_the_file_holds_every_dataset_of_the_schema_and_no_other(original):
     with h5py.File(original) as file:
         names = []
         file.visititems(lambda n, item: names.append(n) if isinstance(item, h5py.Dataset) else None)
-        for entry in schema.trained():
+        for entry in schema.trained(validation=True):
             dataset = file[entry.path]
             assert isinstance(dataset, h5py.Dataset)
             assert dataset.ndim == len(entry.dims)
@@ -78,14 +78,14 @@ def test_the_file_holds_every_dataset_of_the_schema_and_no_other(original):
                 assert dataset.attrs["units"] == entry.units
                 assert list(dataset.attrs["dims"]) == list(entry.dims)
     # Steps are one dataset under several names, of which a visit reports one.
-    known = {entry.path for entry in schema.trained()}
+    known = {entry.path for entry in schema.trained(validation=True)}
     steps = {name for name in names if name.endswith("/step")}
     assert set(names) - steps == {name for name in known if not name.endswith("/step")}
 
 
 def test_each_value_has_its_steps_beside_it(original):
     with h5py.File(original) as file:
-        for entry in schema.trained():
+        for entry in schema.trained(validation=True):
             if entry.growing and entry.path.endswith("/value"):
                 step = file[entry.path.replace("/value", "/step")]
                 assert step == file[schema.STEP_OF[entry.dims[0]]]
@@ -315,9 +315,9 @@ def test_a_copy_keeps_only_complete_rows(path, tmp_path):
     assert (len(run.steps), len(run.checkpoint_steps)) == (30, 8)
     runfile.copy(path, path)
     with h5py.File(path) as file:
-        lengths = {e.path: len(file[e.path]) for e in schema.trained() if e.growing}  # type: ignore[arg-type]
-    assert {lengths[e.path] for e in schema.growing("steps", schema.trained())} == {30}
-    assert {lengths[e.path] for e in schema.growing("checkpoints", schema.trained())} == {8}
+        lengths = {e.path: len(file[e.path]) for e in schema.trained(validation=True) if e.growing}  # type: ignore[arg-type]
+    assert {lengths[e.path] for e in schema.growing("steps", schema.trained(validation=True))} == {30}
+    assert {lengths[e.path] for e in schema.growing("checkpoints", schema.trained(validation=True))} == {8}
 
 
 @pytest.mark.parametrize("cause", [OSError(28, "No space"), RuntimeError("errno = 28, error")])

@@ -49,7 +49,7 @@ def problem_of(apply, params, inputs):
 
 def perceptron(inputs):
     model = FullyConnected((5, 3), "gelu", "published-updated")
-    params = jax.jit(lambda key: model.init(key, inputs.shape[1], 2))(jax.random.key(1))
+    params = jax.jit(lambda key: model.init(key, inputs.shape[1:], 2))(jax.random.key(1))
     return problem_of(model.apply, params, inputs)
 
 

@@ -120,7 +120,7 @@ def test_the_headline_run_follows_an_implementation_in_plain_numpy(published):
 # Where a run is cut leaves no trace.
 
 
-class FixedPace(training._Pace):
+class FixedPace(training.Pace):
     """Stretches of 13 updates, so that a run can be stopped at a known step."""
 
     def __init__(self, config, state):
@@ -183,7 +183,7 @@ CASES["checkpoints"] = replace(CASES["heavy-ball"], checkpoint_every=7)
 def test_a_resumed_run_is_bit_by_bit_the_uninterrupted_one(tmp_path, monkeypatch, case):
     config = CASES[case]
     train(config, tmp_path / "whole.h5")
-    monkeypatch.setattr(training, "_Pace", FixedPace)
+    monkeypatch.setattr(training, "Pace", FixedPace)
     path = tmp_path / "parts.h5"
     run = train(config, path, stop=stop_after(3))
     stopped = int(run.steps[-1])
@@ -262,7 +262,7 @@ def test_progress_counts_the_updates_to_the_end(tmp_path, monkeypatch):
 
 def test_large_records_are_written_before_their_time(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_RECORD_SECONDS", 1e9)
-    monkeypatch.setattr(training, "_RECORD_BYTES", 1000)
+    monkeypatch.setattr(training, "MAX_BYTES", 1000)
     told = []
     train(replace(CONFIG, checkpoint_every=1), tmp_path / "run.h5", progress=told.append)
     assert len(told) > 5
@@ -354,7 +354,7 @@ def test_a_schedule_of_ones_own_is_rebuilt_from_the_file(tmp_path):
 
 
 def test_an_interrupted_run_knows_the_class_weights_of_its_last_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_Pace", FixedPace)
+    monkeypatch.setattr(training, "Pace", FixedPace)
     config = replace(CONFIG, checkpoint_every=13)
     run = train(config, tmp_path / "run.h5", schedule=Wave(0.3), stop=stop_after(2))
     assert run.checkpoint_steps[-1] == run.resume_point().step == 26

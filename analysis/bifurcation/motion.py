@@ -16,7 +16,7 @@ from dlf_dynamics.analysis.bifurcation.periods import LAGS, periods_of_iterates
 from dlf_dynamics.analysis.replay import Replay, Stretch
 from dlf_dynamics.analysis.trajectory import POINTS, Solver, solve_segment
 from dlf_dynamics.layout import Layout
-from dlf_dynamics.models import FullyConnected
+from dlf_dynamics.models import Convolutional, FullyConnected, make_model
 from dlf_dynamics.run import Run
 
 _AHEAD = LAGS[-1]
@@ -178,12 +178,14 @@ def _observe(
 
 def _gate_flips(run: Run, params: Float[np.ndarray, "more params"]) -> Float[np.ndarray, " rows"]:
     """Part of the gates that change from each row to the next."""
-    model = FullyConnected.from_config(run.config.model)
+    model = make_model(run.config.model)
     gates = partial(_gates, model, run.layout)
     return np.array(_changes(Partial(gates), run.problem.inputs, params))
 
 
-def _gates(model: FullyConnected, layout: Layout, inputs: Array, vector: Array) -> Array:
+def _gates(
+    model: FullyConnected | Convolutional, layout: Layout, inputs: Array, vector: Array
+) -> Array:
     return model.gates(layout.unflatten(vector), inputs)
 
 

@@ -6,6 +6,7 @@ JAX is imported when a command is executed, so that help answers at once.
 from dlf_dynamics.commands.bifurcations import Bifurcations, Check
 from dlf_dynamics.commands.files import Info, Repair, Validate
 from dlf_dynamics.commands.spectra import Plot, Spectrum
+from dlf_dynamics.commands.studies import Sweep
 from dlf_dynamics.commands.training import Train
 
 COMMANDS: dict[str, type] = {
@@ -13,6 +14,7 @@ COMMANDS: dict[str, type] = {
     "spectrum": Spectrum,
     "bifurcations": Bifurcations,
     "check": Check,
+    "sweep": Sweep,
     "plot": Plot,
     "info": Info,
     "validate": Validate,

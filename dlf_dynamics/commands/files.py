@@ -31,6 +31,11 @@ class Info:
             "num_params": run.num_params,
             "last": {
                 name: values[-1].tolist() for name, values in run.scalars.items() if len(values)
+            }
+            | {
+                f"validation_{name}": values[-1].tolist()
+                for name, values in run.validation.items()
+                if len(values)
             },
             "data_sha256": run.data_sha256,
             "recording": None if run.recording is None else asdict(run.recording),

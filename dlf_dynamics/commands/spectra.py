@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
+from dlf_dynamics.commands.studies import DiagramOptions, is_study
 from dlf_dynamics.commands.terminal import (
     Flattened,
     ProblemName,
@@ -116,10 +117,17 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Plot:
-    """Draw the figures of a run again, from RUN.h5 and RUN.spectrum.h5, without computing."""
+    """Draw the figures of a run again, from RUN.h5 and RUN.spectrum.h5, or those of a study.
+
+    Of a study file they are phase diagrams, averaged over the seeds, with the static loss (A = 1)
+    as a row of its own, the difference to it and the standard errors; and curves if there are any.
+
+      dlf-dynamics plot run.h5
+      dlf-dynamics plot study.h5 --quantity validation_accuracy --x schedule.period
+    """
 
     path: RunPath
-    """Run file."""
+    """Run file or study file."""
     spectrum: Path | None = None
     """Result file of `spectrum`; none means RUN.spectrum.h5."""
     problem: ProblemName = None
@@ -127,9 +135,12 @@ class Plot:
     """Name of the figures without suffix; none means that of the run file."""
     zoom: str | None = None
     """Steps a:b of the figure's second column; none means around the second burst."""
+    diagram: Annotated[DiagramOptions, Flattened] = field(default_factory=DiagramOptions)
 
     def execute(self) -> int:
         """Draws."""
+        if is_study(self.path):
+            return self.diagram.draw(self.path, self.output or self.path.with_suffix(""))
         zoom = None if self.zoom is None else span_of(self.zoom, "zoom")
         run = open_recorded(self.path, 0, self.problem)
         from dlf_dynamics.analysis.spectrum import default_path, load_spectrum

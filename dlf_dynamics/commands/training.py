@@ -76,9 +76,12 @@ class Train:
 
     def _complete(self, run: Run, signal: int) -> int:
         loss, accuracy = (run.scalars[name][-1] for name in ("loss", "accuracy"))
+        held_out = ""
+        if run.validation:
+            held_out = f", validation accuracy {run.validation['accuracy'][-1]:.4g}"
         say(
             f"wrote {self.output}: {run.steps[-1]} steps, {len(run.checkpoint_steps)} checkpoints "
-            f"of {run.num_params} parameters; loss {loss:.6g}, accuracy {accuracy:.4g}"
+            f"of {run.num_params} parameters; loss {loss:.6g}, accuracy {accuracy:.4g}{held_out}"
         )
         say(f"next: dlf-dynamics spectrum {self.output}")
         return 0

@@ -27,7 +27,7 @@ def setup(activation="relu"):
     images, labels = jnp.asarray(digits().inputs[:200]), jnp.asarray(digits().labels[:200])
     network = FullyConnected((32, 32), activation, "glorot-normal")
     problem = Problem(network.apply, squared_error, images, labels)
-    return problem, optax.sgd(0.05), network.init(jax.random.key(0), 64, 10)
+    return problem, optax.sgd(0.05), network.init(jax.random.key(0), (64,), 10)
 
 
 def main(path="relu_or_smooth.h5", steps=1200):

@@ -35,7 +35,7 @@ def test_the_sharpness_at_the_centres_settles_at_two_over_the_learning_rate():
         criterion=lambda outputs, targets: (outputs[:, 0] - targets) ** 2 / 2,
         inputs=jnp.asarray(points[:, None]),
         targets=jnp.asarray(targets),
-    ).ravel(model.init(jax.random.key(0), 1, 1))
+    ).ravel(model.init(jax.random.key(0), (1,), 1))
     assert theta.size == 10_401
     theta = descend(problem, theta, 14_000)
     for _ in range(4):

@@ -56,7 +56,7 @@ def arc_cosine(inputs, width):
 
 def networks(model, seeds, inputs=INPUTS, num_outputs=3):
     """Our own networks with random parameters: the problem in flat parameters, and these."""
-    sizes = inputs.shape[1], num_outputs
+    sizes = inputs.shape[1:], num_outputs
     blank = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape), jax.eval_shape(lambda: model.init(KEY, *sizes))
     )
@@ -224,7 +224,7 @@ def test_deep_networks_have_the_limits_as_their_means(weights, activation):
 def test_weights_and_biases_have_the_variances_of_the_limit():
     assert set(WEIGHT_VARIANCES) == set(get_args(InitName))
     for name, variance in WEIGHT_VARIANCES.items():
-        weight, bias = FullyConnected((), "relu", name).init(jax.random.key(0), 300, 200)[0]
+        weight, bias = FullyConnected((), "relu", name).init(jax.random.key(0), (300,), 200)[0]
         np.testing.assert_allclose(np.mean(weight**2), variance(300, 200), rtol=0.02)
         np.testing.assert_allclose(np.mean(bias**2) ** 0.5, BIAS_STD.get(name, 0), rtol=0.1)
 

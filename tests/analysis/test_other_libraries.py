@@ -74,7 +74,7 @@ def network():
     rng = np.random.default_rng(0)
     params = [
         (weight, jnp.asarray(0.5 * rng.standard_normal(bias.shape)))
-        for weight, bias in model.init(jax.random.key(0), 64, 10)
+        for weight, bias in model.init(jax.random.key(0), (64,), 10)
     ]
     weights = ClassWeights(SCHEDULE)
     problem = Problem(model.apply, cross_entropy, jnp.asarray(inputs), jnp.asarray(labels), weights)

@@ -1,0 +1,297 @@
+"""`Ensemble`: runs that differ in numbers only, trained together without a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dlf_dynamics.config import RunConfig
+from dlf_dynamics.datasets import Dataset, load_dataset
+from dlf_dynamics.dynamics import (
+    Dynamics,
+    Snapshots,
+    State,
+    assemble,
+    build,
+    initial_parameters,
+    num_outputs,
+    scalar_columns,
+    stretch,
+)
+from dlf_dynamics.layout import Layout
+from dlf_dynamics.pace import Pace
+from dlf_dynamics.schedules import make_schedule
+
+_BLANK = RunConfig()
+
+
+class Stopped(Exception):
+    """Training ended before its last step because that was wished."""
+
+
+class Numbers(NamedTuple):
+    """What may differ within an ensemble beside the initial parameters, an entry per run."""
+
+    amplitude: Float[Array, " runs"]
+    period: Int[Array, " runs"]
+    learning_rate: Float[Array, " runs"]
+    momentum: Float[Array, " runs"]
+    batch_seed: Int[Array, " runs"]
+
+    @classmethod
+    def of(cls, configs: Sequence[RunConfig]) -> Numbers:
+        """Of some configurations, in the types in which a single run computes with them."""
+        schedules, optimizers = [c.schedule for c in configs], [c.optimizer for c in configs]
+        dtype = configs[0].dtype
+        return cls(
+            jnp.array([s.amplitude for s in schedules], float),
+            jnp.array([s.period for s in schedules], int),
+            jnp.array([o.learning_rate for o in optimizers], dtype),
+            jnp.array([o.momentum for o in optimizers], dtype),
+            jnp.array([c.batch_seed for c in configs], jnp.uint32),
+        )
+
+
+def common_form(config: RunConfig) -> RunConfig:
+    """The configuration with all that may differ within an ensemble set to the default.
+
+    Runs of equal forms can be trained together, by one compiled program. An exponentially falling
+    learning rate stays, as optax looks at it while it is traced.
+    """
+    optimizer = replace(config.optimizer, momentum=_BLANK.optimizer.momentum)
+    if optimizer.learning_rate_schedule != "exponential":
+        optimizer = replace(optimizer, learning_rate=_BLANK.optimizer.learning_rate)
+    return replace(
+        config,
+        model=replace(config.model, seed=0),
+        schedule=replace(config.schedule, amplitude=1.0, period=1),
+        optimizer=optimizer,
+        batch_seed=0,
+    )
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What is compiled in."""
+
+    config: RunConfig
+    layout: Layout
+    num_classes: int
+
+    def dynamics(self, numbers: Numbers, data: _Data, origin: Array | None) -> Dynamics:
+        """Of one run whose numbers may be traced."""
+        schedule = replace(self.config.schedule, amplitude=numbers.amplitude, period=numbers.period)
+        optimizer = replace(self.config.optimizer, momentum=numbers.momentum)
+        if optimizer.learning_rate_schedule != "exponential":
+            optimizer = replace(optimizer, learning_rate=numbers.learning_rate)
+        made = assemble(
+            self.config,
+            self.layout,
+            data.dataset(),
+            make_schedule(schedule, self.num_classes),
+            optimizer,
+            origin,
+        )
+        return replace(made, batch_seed=numbers.batch_seed)
+
+
+class _Data(NamedTuple):
+    """A data set as arrays."""
+
+    inputs: Array
+    labels: Array
+    held_out: tuple[Array, Array] | None
+
+    @classmethod
+    def of(cls, dataset: Dataset, dtype: str) -> _Data:
+        held_out = dataset.validation
+        return cls(
+            jnp.asarray(dataset.inputs, dtype),
+            jnp.asarray(dataset.labels),
+            None
+            if held_out is None
+            else (jnp.asarray(held_out.inputs, dtype), jnp.asarray(held_out.labels)),
+        )
+
+    def dataset(self) -> Dataset:
+        """As a data set, of arrays that may be traced."""
+        held_out = None if self.held_out is None else Dataset(*self.held_out)  # type: ignore[arg-type]
+        return Dataset(self.inputs, self.labels, held_out)  # type: ignore[arg-type]
+
+
+@partial(jax.jit, static_argnames=("form", "capacity"))
+def _advance(
+    form: _Form,
+    numbers: Numbers,
+    data: _Data,
+    origins: Array | None,
+    states: State,
+    counts: Array,
+    *,
+    capacity: int,
+) -> tuple[State, Snapshots, Array]:
+    """`stretch` for all runs; a single one is not batched, which is faster on a CPU."""
+
+    def one(numbers: Numbers, origin: Array | None, state: State):
+        return stretch(form.dynamics(numbers, data, origin), state, counts, capacity=capacity)
+
+    if len(states.params) > 1:
+        return jax.vmap(one)(numbers, origins, states)
+    single = jax.tree.map(lambda leaf: leaf[0], (numbers, origins, states))
+    return jax.tree.map(lambda leaf: leaf[None], one(*single))
+
+
+@dataclass(frozen=True)
+class History:
+    """What came of a run.
+
+    Attributes:
+        columns: what each step recorded, by name; the last row is that of the last parameters.
+        validation_steps: at which the examples held out were evaluated: checkpoints and the last.
+        validation: static loss and accuracy there, shape (evaluations, 2), or (evaluations, 0).
+        kept_steps: of the parameters that were to be kept.
+        kept: shape (kept, params).
+        params: after the last update.
+    """
+
+    columns: dict[str, np.ndarray]
+    validation_steps: Int[np.ndarray, " evaluations"]
+    validation: Float[np.ndarray, "evaluations measures"]
+    kept_steps: Int[np.ndarray, " kept"]
+    kept: Float[np.ndarray, "kept params"]
+    params: Float[np.ndarray, " params"]
+
+
+class Ensemble:
+    """Runs of equal forms (`common_form`) that share their data and number of steps.
+
+    Attributes:
+        configs: of the runs.
+        dataset: of all of them.
+    """
+
+    def __init__(self, configs: Sequence[RunConfig]) -> None:
+        """Loads the data and draws the initial parameters.
+
+        Raises:
+            ConfigError: when a configuration does not fit its data.
+            DataError: when the data cannot be read.
+            ValueError: when the runs are not of one form.
+        """
+        self.configs = tuple(configs)
+        if len({common_form(config) for config in configs}) != 1:
+            raise ValueError("the runs of an ensemble differ in more than numbers")
+        self.config = configs[0]
+        self.dataset = load_dataset(self.config.data)
+        trees = [initial_parameters(config, self.dataset) for config in configs]
+        layout = Layout.of(trees[0])
+        self._params = jnp.stack([layout.flatten(tree) for tree in trees])
+        classes = num_outputs(self.config, self.dataset)
+        self._form = _Form(common_form(self.config), layout, classes)
+        self._numbers = Numbers.of(configs)
+        self._data = _Data.of(self.dataset, self.config.dtype)
+
+    @cached_property
+    def dynamics(self) -> list[Dynamics]:
+        """Of each run, with its numbers."""
+        return [
+            build(config, self.dataset, origin=origin)
+            for config, origin in zip(self.configs, self._params, strict=True)
+        ]
+
+    def run(
+        self, keep: Sequence[int] = (), stop: Callable[[], bool] = lambda: False
+    ) -> list[History]:
+        """Trains.
+
+        Args:
+            keep: steps, multiples of `checkpoint_every`, whose parameters are kept.
+            stop: asked between calls of the compiled program.
+
+        Raises:
+            Stopped: when `stop` said so.
+        """
+        states = self._initial_states()
+        single = jax.tree.map(lambda leaf: leaf[0], states)
+        pace = Pace(self.config, single, len(self.configs))
+        log, step = _Log(self.config.checkpoint_every, set(keep)), 0
+        while step < self.config.steps:
+            if stop():
+                raise Stopped
+            counts = pace.counts(step)
+            states, snapshots, rows = self._advance(states, counts, pace.capacity)
+            log.add(step, counts, snapshots, rows)
+            step += int(counts.sum())
+            pace.update(step)
+            if not np.any(np.isfinite(log.rows[-1][:, -1, 0])):
+                break  # no run is left
+        _, snapshots, rows = self._advance(states, pace.single(), pace.capacity)
+        log.add(step, pace.single(), snapshots, rows, last=True)
+        return log.histories(np.asarray(states.params))
+
+    def _initial_states(self) -> State:
+        blank = self.dynamics[0].initial_state(self._params[0])
+        count = len(self.configs)
+        states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), blank)
+        return states._replace(params=self._params)
+
+    def _advance(
+        self, states: State, counts: np.ndarray, capacity: int
+    ) -> tuple[State, Snapshots, Array]:
+        origins = self._params if self.config.linearize else None
+        args = (self._numbers, self._data, origins, states, counts)
+        return _advance(self._form, *args, capacity=capacity)
+
+
+class _Log:
+    """What the calls of the compiled program gave."""
+
+    def __init__(self, every: int, keep: set[int]) -> None:
+        self._every, self._keep = every, keep
+        self.rows: list[np.ndarray] = []
+        self._steps: list[int] = []
+        self._validation: list[np.ndarray] = []
+        self._kept: list[tuple[int, np.ndarray]] = []
+
+    def add(
+        self,
+        step: int,
+        counts: np.ndarray,
+        snapshots: Snapshots,
+        rows: Array,
+        *,
+        last: bool = False,
+    ) -> None:
+        """Takes rows of all runs, and what was evaluated at checkpoints and after the last step."""
+        table, validation = np.asarray(rows), np.asarray(snapshots.validation)
+        for index in np.flatnonzero(counts):
+            self.rows.append(table[:, index, : counts[index]])
+            if step % self._every == 0 or last:
+                self._steps.append(step)
+                self._validation.append(validation[:, index])
+            if step in self._keep:
+                self._kept.append((step, np.asarray(snapshots.params[:, index])))
+            step += int(counts[index])
+
+    def histories(self, params: np.ndarray) -> list[History]:
+        """Run by run."""
+        rows, validation = np.concatenate(self.rows, axis=1), np.stack(self._validation, axis=1)
+        kept_steps = np.array([step for step, _ in self._kept], int)
+        return [
+            History(
+                scalar_columns(rows[run]),
+                np.array(self._steps),
+                validation[run],
+                kept_steps,
+                np.array([vectors[run] for _, vectors in self._kept]),
+                params[run],
+            )
+            for run in range(len(params))
+        ]

@@ -1,0 +1,204 @@
+"""What a study keeps of its runs: from their histories to outcomes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dlf_dynamics.analysis.bifurcation.periods import periods_of_loss
+from dlf_dynamics.analysis.events import find_oscillations
+from dlf_dynamics.analysis.measurements import Measurement
+from dlf_dynamics.analysis.measures import ntk_spectrum, sharpness
+from dlf_dynamics.analysis.stability import instability_threshold
+from dlf_dynamics.analysis.study.ensemble import Ensemble, History
+from dlf_dynamics.analysis.study.outcome import CURVES, Outcome
+from dlf_dynamics.analysis.study.study import Measures
+from dlf_dynamics.config import OptimizerConfig, RunConfig
+from dlf_dynamics.dynamics import Dynamics
+from dlf_dynamics.optimizers import learning_rate_schedule, make_optimizer
+from dlf_dynamics.problem import Problem
+
+
+def measure(
+    configs: Sequence[RunConfig],
+    measures: Measures,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Outcome]:
+    """Trains runs of one form together and measures each.
+
+    Args:
+        configs: of the runs, equal but for what an `Ensemble` lets differ.
+        measures: to be taken.
+        stop: asked from time to time.
+
+    Raises:
+        ConfigError: when a configuration does not fit its data.
+        DataError: when the data cannot be read.
+        Stopped: when `stop` said so.
+    """
+    start = time.monotonic()
+    ensemble = Ensemble(configs)
+    steps = curve_steps(ensemble.config, measures.curve_points)
+    histories = ensemble.run(steps.tolist(), stop)
+    outcomes = [
+        _outcome(config, dynamics, history, measures, steps)
+        for config, dynamics, history in zip(configs, ensemble.dynamics, histories, strict=True)
+    ]
+    share = (time.monotonic() - start) / len(configs)
+    return [replace(outcome, seconds=share) for outcome in outcomes]
+
+
+def curve_steps(config: RunConfig, points: int) -> Int[np.ndarray, " points"]:
+    """Steps of the points of a run's curves, the checkpoints next to an even spacing.
+
+    >>> curve_steps(RunConfig(steps=1000, checkpoint_every=30), 3).tolist()
+    [0, 480, 990]
+    """
+    every = config.checkpoint_every
+    even = np.linspace(0, config.steps - 1, points)
+    return (every * np.minimum(np.round(even / every), (config.steps - 1) // every)).astype(int)
+
+
+def _outcome(
+    config: RunConfig,
+    dynamics: Dynamics,
+    history: History,
+    measures: Measures,
+    steps: Int[np.ndarray, " points"],
+) -> Outcome:
+    """Everything about one run but its time."""
+    loss = history.columns["loss"]
+    finite = np.isfinite(loss)
+    end = len(loss) if np.all(finite) else int(np.argmin(finite))
+    made = min(end, config.steps)  # the last row is that of the parameters after the last update
+    accuracy, validation = history.columns["accuracy"][:end], history.validation
+    seen = history.validation_steps < end
+    found: dict[str, Any] = _events(loss[:made], history)
+    found |= {"steps": made, "best_accuracy": _largest(accuracy)}
+    if validation.shape[1]:
+        found["best_validation_accuracy"] = _largest(validation[seen, 1])
+    curves = _curves(dynamics, history, measures, steps, end)
+    if end <= config.steps:
+        return Outcome("diverged", curves=curves, **found)
+    for name in ("loss", "static_loss", "accuracy"):
+        found[name] = float(history.columns[name][-1])
+    if validation.shape[1]:
+        found["validation_loss"], found["validation_accuracy"] = validation[-1].tolist()
+    params = jnp.asarray(history.params)
+    found |= _last(config, dynamics.problem, params, measures)
+    return Outcome("complete", curves=curves, **found)
+
+
+def _largest(values: Float[np.ndarray, " values"]) -> float:
+    return float(np.max(values)) if len(values) else np.nan
+
+
+def _events(loss: np.ndarray, history: History) -> dict[str, float]:
+    """Numbers of the windows of oscillation, of all kinds."""
+    cosine = history.columns["update_cosine"][: len(loss)]
+    windows = find_oscillations(np.arange(len(loss)), loss, cosine)
+    periods = periods_of_loss(loss)
+    kinds = [_commonest(periods[w.onset : w.end + 1]) for w in windows]
+    return {
+        "instabilities": len(windows),
+        "bursts": sum(window.burst for window in windows),
+        "period_2": kinds.count(2),
+        "period_4": kinds.count(4),
+        "irregular": kinds.count(0),
+        "oscillating_steps": sum(window.end - window.onset + 1 for window in windows),
+    }
+
+
+def _commonest(periods: Int[np.ndarray, " steps"]) -> int:
+    values, counts = np.unique(periods, return_counts=True)
+    return int(values[np.argmax(counts)])
+
+
+def _curves(
+    dynamics: Dynamics,
+    history: History,
+    measures: Measures,
+    steps: Int[np.ndarray, " points"],
+    end: int,
+) -> Float[np.ndarray, "points curves"]:
+    """The curves; NaN from where the loss is not finite."""
+    curves = np.full((len(steps), len(CURVES)), np.nan)
+    kept = dict(zip(history.kept_steps.tolist(), history.kept, strict=True))
+    validated = dict(zip(history.validation_steps.tolist(), history.validation, strict=True))
+    for row, step in zip(curves, steps.tolist(), strict=True):
+        if step >= end:
+            break
+        for name in ("loss", "static_loss", "accuracy"):
+            row[CURVES.index(name)] = history.columns[name][step]
+        place = CURVES.index("validation_loss")
+        row[place : place + len(validated[step])] = validated[step]
+        if measures.sharpness:
+            frozen = at_step(dynamics.problem, step)
+            row[CURVES.index("sharpness")] = _value(sharpness(frozen, jnp.asarray(kept[step])))
+    return curves
+
+
+def _last(
+    config: RunConfig, problem: Problem, params: Array, measures: Measures
+) -> dict[str, float]:
+    """What is measured of the last parameters."""
+    found: dict[str, float] = {}
+    static = problem.static()
+    if measures.sharpness:
+        largest = sharpness(static, params)
+        found["sharpness"] = _value(largest)
+        found["sharpness_error"] = largest.residual if largest.converged else np.nan
+        found["threshold"] = _threshold(config.optimizer, config.steps, config.batch_size is None)
+    if measures.ntk_examples:
+        kernel = ntk_spectrum(static, params, num_examples=measures.ntk_examples, k=1)
+        found["ntk"] = float(kernel.eigenvalues[0])
+    return found
+
+
+def _value(found: Measurement) -> float:
+    """The value, where it is certified."""
+    return found.value if found.converged else np.nan
+
+
+@lru_cache(maxsize=1024)
+def _threshold(config: OptimizerConfig, steps: int, full_batch: bool) -> float:
+    """At the last step; of optimizers for whose plain Hessian there is one."""
+    if not full_batch or config.name in ("rmsprop", "adam", "adamw"):
+        return np.nan
+    optimizer = make_optimizer(config, learning_rate_schedule(config, steps))
+    return float(instability_threshold(optimizer, np.array([steps - 1]))[0])
+
+
+@dataclass(frozen=True)
+class _Weighted:
+    """A criterion whose targets hold the label and the weights; it compares by value."""
+
+    criterion: Callable[[Array, Array], Array]
+
+    def __call__(self, outputs: Array, targets: Array) -> Array:
+        losses = self.criterion(outputs, targets[:, 0].astype(int))
+        return losses * targets[:, 1:].reshape(len(targets), *losses.shape[1:]).astype(losses.dtype)
+
+
+def at_step(problem: Problem, step: int) -> Problem:
+    """The problem with the weights of one step for good.
+
+    They are data then, so that one compilation serves all schedules.
+    """
+    if problem.example_weights is None:
+        return problem
+    weights = problem.example_weights(step, problem.targets)
+    columns = weights.shape[1] if weights.ndim == 2 else 1
+    rows = jnp.broadcast_to(weights.reshape(-1, columns), (len(problem.targets), columns))
+    labels = problem.targets[:, None].astype(rows.dtype)
+    targets = jnp.concatenate([labels, rows], axis=1)
+    return replace(
+        problem, criterion=_Weighted(problem.criterion), targets=targets, example_weights=None
+    )

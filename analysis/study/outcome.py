@@ -1,0 +1,88 @@
+"""`Outcome`: what a study keeps of one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+CURVES = (
+    "loss",
+    "static_loss",
+    "accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "sharpness",
+)
+"""What is kept along a run, in the order of the arrays."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one run of a study.
+
+    Numbers that were not measured, or that a run which diverged or failed does not have, are NaN.
+
+    Attributes:
+        status: `complete`, `diverged` (the loss is not finite) or `failed` (with a message).
+        message: why it failed.
+        steps: updates made.
+        loss: F(θ, t) after the last update, weighted.
+        static_loss: the same with all weights 1.
+        accuracy: on the training data after the last update.
+        best_accuracy: the largest at any step.
+        validation_loss: the static loss of the examples held out, after the last update.
+        validation_accuracy: on the examples held out, after the last update.
+        best_validation_accuracy: the largest at any of the checkpoints, `checkpoint_every` apart.
+        instabilities: windows in which successive updates point against each other
+            (`dlf_dynamics.analysis.events`).
+        bursts: those of them that are seen in the loss.
+        period_2: those of them that are mostly of period 2, as the loss tells.
+        period_4: those that are mostly of period 4.
+        irregular: those in which the loss mostly shows neither (in a symmetric valley, it cannot).
+        oscillating_steps: steps within them.
+        sharpness: largest eigenvalue of the Hessian of the static loss after the last update.
+        sharpness_error: its residual; NaN where it did not converge, then `sharpness` is NaN, too.
+        threshold: eigenvalue at which the optimizer becomes unstable, at the last step.
+        ntk: largest eigenvalue of the NTK after the last update.
+        seconds: that the run took, compilation included; of runs trained together, its share.
+        curves: of CURVES, at evenly spaced steps; there, `sharpness` is of the loss as weighted at
+            the step. Shape (points, 6).
+    """
+
+    status: str
+    message: str = ""
+    steps: int = 0
+    loss: float = np.nan
+    static_loss: float = np.nan
+    accuracy: float = np.nan
+    best_accuracy: float = np.nan
+    validation_loss: float = np.nan
+    validation_accuracy: float = np.nan
+    best_validation_accuracy: float = np.nan
+    instabilities: float = np.nan
+    bursts: float = np.nan
+    period_2: float = np.nan
+    period_4: float = np.nan
+    irregular: float = np.nan
+    oscillating_steps: float = np.nan
+    sharpness: float = np.nan
+    sharpness_error: float = np.nan
+    threshold: float = np.nan
+    ntk: float = np.nan
+    seconds: float = np.nan
+    curves: Float[np.ndarray, "points curves"] = field(
+        default_factory=lambda: np.zeros((0, len(CURVES)))
+    )
+
+    def numbers(self) -> dict[str, Any]:
+        """The columns of a study's table, by name: all but status, message and curves."""
+        return {name: getattr(self, name) for name in NUMBERS}
+
+
+NUMBERS = tuple(
+    field.name for field in fields(Outcome) if field.name not in ("status", "message", "curves")
+)
+"""Names of the columns of a study's table."""

@@ -1,0 +1,197 @@
+"""Runs trained together without a file, against `train`, dense matrices and plain NumPy."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlf_dynamics import train
+from dlf_dynamics.analysis.study import ensemble, measuring
+from dlf_dynamics.analysis.study.ensemble import Ensemble, History, Stopped
+from dlf_dynamics.analysis.study.measuring import measure
+from dlf_dynamics.analysis.study.outcome import CURVES
+from dlf_dynamics.analysis.study.study import Measures
+from dlf_dynamics.config import (
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+CONFIG = RunConfig(
+    data=DataConfig(points_per_class=10, validation=40),
+    model=ModelConfig(widths=(5,), activation="tanh", init="glorot-normal"),
+    schedule=ScheduleConfig(amplitude=8.0, period=12),
+    optimizer=OptimizerConfig(name="nesterov", learning_rate=0.2, momentum=0.6),
+    steps=93,
+    checkpoint_every=10,
+)
+MEASURES = Measures(curve_points=4, sharpness=True, ntk_examples=6)
+
+
+def varied(**changes):
+    """Runs that differ in each of the numbers that an ensemble lets differ."""
+    schedule = ScheduleConfig(amplitude=3.0, period=7)
+    optimizer = replace(CONFIG.optimizer, learning_rate=0.1, momentum=0.3)
+    other = replace(
+        CONFIG, schedule=schedule, optimizer=optimizer, model=replace(CONFIG.model, seed=4)
+    )
+    return [replace(config, **changes) for config in (CONFIG, other)]
+
+
+def forward(vector, inputs):
+    """The network of CONFIG in plain NumPy."""
+    first, bias, last, last_bias = np.split(vector, np.cumsum([10, 5, 15]))
+    hidden = np.tanh(inputs @ first.reshape(2, 5) + bias)
+    return hidden @ last.reshape(5, 3) + last_bias
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"batch_size": 7, "batch_seed": 3},
+        {"linearize": 1},
+        {"loss": LossConfig("squared-error-per-output")},
+        {"optimizer": OptimizerConfig("adam", 0.05, "cosine", warmup_steps=5)},
+        {"optimizer": OptimizerConfig("gd", 0.5, "exponential", 0.1)},
+        {"dtype": "float32"},
+    ],
+    ids=["full batch", "mini-batches", "linearised", "per output", "cosine", "exponential", "f32"],
+)
+def test_a_run_alone_is_that_of_train_to_rounding(changes, tmp_path):
+    config = replace(CONFIG, **changes)
+    run = train(config, tmp_path / "run.h5")
+    (history,) = Ensemble([config]).run([0, 50, 90])
+    close = {"rtol": 1e-3, "atol": 1e-3} if config.dtype == "float32" else {"rtol": 1e-9}
+    for name, values in run.scalars.items():
+        np.testing.assert_allclose(history.columns[name], values, err_msg=name, **close)
+    np.testing.assert_allclose(history.params, run.parameters()[-1], **close)
+    np.testing.assert_allclose(history.kept, run.parameters([0, 5, 9]), **close)
+    assert history.validation_steps.tolist() == run.checkpoint_steps.tolist()
+    np.testing.assert_allclose(history.validation[:, 0], run.validation["loss"], **close)
+
+
+def test_runs_together_are_what_each_is_alone_and_nothing_is_compiled_for_them_anew():
+    configs = varied(batch_size=9)
+    together = Ensemble(configs).run()
+    alone = [Ensemble([config]).run()[0] for config in configs]
+    for one, other in zip(together, alone, strict=True):
+        for name, values in other.columns.items():
+            np.testing.assert_allclose(one.columns[name], values, rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(one.params, other.params, rtol=1e-9, atol=1e-9)
+    before = ensemble._advance._cache_size()
+    Ensemble([replace(configs[1], batch_seed=5)]).run()
+    assert ensemble._advance._cache_size() == before
+
+
+def test_runs_that_differ_in_more_than_numbers_are_no_ensemble():
+    with pytest.raises(ValueError, match="differ in more than numbers"):
+        Ensemble([CONFIG, replace(CONFIG, steps=50)])
+
+
+def test_a_wish_to_stop_ends_it():
+    with pytest.raises(Stopped):
+        Ensemble([CONFIG]).run(stop=lambda: True)
+    with pytest.raises(Stopped):
+        measure([CONFIG], Measures(), lambda: True)
+
+
+def test_everything_about_a_run_agrees_with_an_independent_calculation(tmp_path):
+    run = train(CONFIG, tmp_path / "run.h5")
+    (found,) = measure([CONFIG], MEASURES)
+    assert (found.status, found.steps) == ("complete", 93)
+    assert run.held_out is not None
+    params, problem = run.parameters()[-1], run.problem
+    outputs = forward(params, run.held_out.inputs)
+    labels = run.held_out.labels
+    losses = -np.log(np.exp(outputs) / np.exp(outputs).sum(1, keepdims=True))
+    assert found.validation_loss == pytest.approx(losses[np.arange(40), labels].mean(), rel=1e-12)
+    assert found.validation_accuracy == np.mean(outputs.argmax(1) == labels)
+    accuracies = [
+        np.mean(forward(p, run.held_out.inputs).argmax(1) == labels) for p in run.parameters()
+    ]
+    assert found.best_validation_accuracy == pytest.approx(max(accuracies))
+    assert found.best_accuracy == run.scalars["accuracy"].max()
+    dense = jax.hessian(problem.static_objective)(jnp.asarray(params))
+    assert found.sharpness == pytest.approx(np.linalg.eigvalsh(dense)[-1], rel=1e-5)
+    jacobian = jax.jacobian(problem.outputs)(jnp.asarray(params))[:6]
+    kernel = np.einsum("ncp,mcp->nm", jacobian, jacobian) / 3
+    assert found.ntk == pytest.approx(np.linalg.eigvalsh(kernel)[-1], rel=1e-10)
+    # Nesterov's method on a quadratic: (2 + 2β) / ((1 + 2β) η).
+    assert found.threshold == pytest.approx((2 + 2 * 0.6) / ((1 + 2 * 0.6) * 0.2), rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "squared-error", "squared-error-per-output"])
+def test_curves_hold_the_run_at_checkpoints_and_the_sharpness_of_the_weighted_loss(loss, tmp_path):
+    config = replace(CONFIG, loss=LossConfig(loss))
+    run = train(config, tmp_path / "run.h5")
+    (found,) = measure([config], MEASURES)
+    steps = measuring.curve_steps(config, 4)
+    assert steps.tolist() == [0, 30, 60, 90]
+    for name in ("loss", "static_loss", "accuracy"):
+        curve = found.curves[:, CURVES.index(name)]
+        np.testing.assert_allclose(curve, run.scalars[name][steps], rtol=1e-10)
+    checkpoints = steps // 10
+    for name in ("loss", "accuracy"):
+        curve = found.curves[:, CURVES.index(f"validation_{name}")]
+        np.testing.assert_allclose(curve, run.validation[name][checkpoints], rtol=1e-10)
+    for step, row in zip(steps, found.curves, strict=True):
+        objective = lambda params, step=step: run.problem.objective(params, int(step))
+        dense = jax.hessian(objective)(jnp.asarray(run.parameters()[step // 10]))
+        assert row[CURVES.index("sharpness")] == pytest.approx(
+            np.linalg.eigvalsh(dense)[-1], rel=1e-5
+        )
+
+
+def test_a_run_that_diverges_ends_there_and_the_others_go_on(tmp_path):
+    configs = varied(loss=LossConfig("squared-error"))
+    wild = replace(configs[0], optimizer=replace(CONFIG.optimizer, learning_rate=50.0))
+    run = train(wild, tmp_path / "run.h5")
+    assert run.status == "diverged"
+    diverged, fine = measure([wild, configs[1]], Measures(curve_points=4))
+    (alone,) = measure([wild], Measures(curve_points=4))
+    assert (diverged.status, diverged.steps) == ("diverged", run.steps[-1])
+    assert np.isnan([diverged.loss, diverged.accuracy, diverged.validation_accuracy]).all()
+    assert diverged.best_accuracy == np.max(run.scalars["accuracy"][:-1])
+    beyond = measuring.curve_steps(wild, 4) >= run.steps[-1]
+    assert beyond.any()
+    np.testing.assert_array_equal(np.isnan(diverged.curves[:, 0]), beyond)
+    assert (alone.status, alone.steps) == (diverged.status, diverged.steps)
+    assert fine.status == "complete"
+    assert np.isfinite(fine.loss)
+
+
+def test_the_kinds_of_instabilities_are_told_by_the_loss():
+    steps = np.arange(1000)
+    cosine = np.ones(1000)
+    loss = 1.0 + 1e-4 * steps
+    cosine[100:200] = cosine[400:500] = cosine[700:760] = -0.9
+    loss[100:200] += 0.05 * (-1.0) ** steps[100:200]
+    loss[400:500] += 0.002 * np.array([0, 1, 0.5, 1.8])[steps[400:500] % 4]
+    columns = {"loss": loss, "update_cosine": cosine}
+    none = np.zeros(0)
+    history = History(columns, none, none, none, none, none)
+    assert measuring._events(loss, history) == {
+        "instabilities": 3,
+        "bursts": 1,
+        "period_2": 1,
+        "period_4": 1,
+        "irregular": 1,
+        "oscillating_steps": 260,
+    }
+
+
+def test_mini_batches_and_adaptive_methods_have_no_threshold():
+    adaptive = replace(CONFIG, optimizer=OptimizerConfig("adam", 0.01), steps=20)
+    batches = replace(CONFIG, batch_size=5, steps=20)
+    for config in (adaptive, batches):
+        (found,) = measure([config], Measures(sharpness=True))
+        assert np.isnan(found.threshold)
+        assert np.isfinite(found.sharpness)
