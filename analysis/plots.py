@@ -71,8 +71,11 @@ def draw_loss_change(ax: Axes, run: Run, spectrum: Spectrum) -> None:
 
 
 def draw_accuracy(ax: Axes, run: Run, spectrum: Spectrum) -> None:
-    """Training accuracy."""
+    """Accuracy on the training data, and on the examples held out."""
     _points(ax, run.steps, run.scalars["accuracy"])
+    if run.validation:
+        steps, values = run.checkpoint_steps, run.validation["accuracy"]
+        _points(ax, steps, values, colour=COLOURS[1], label="held out")
     ax.set_ylabel("accuracy")
 
 
@@ -183,7 +186,7 @@ def run_figure(run: Run, spectrum: Spectrum, zoom: tuple[float, float] | None = 
                 _zoom_in(row[1], zoom)
                 if draw is draw_loss_change:
                     row[1].set_ylim(row[0].get_ylim())
-            if draw in (draw_class_weights, draw_sharpness):
+            if row[0].get_legend_handles_labels()[0] and draw is not draw_ntk:
                 _legend(row[0], "class " if draw is draw_class_weights else "")
         _label_steps(axes, run, zoom)
         figure.suptitle(_title(run, spectrum), fontsize=7)

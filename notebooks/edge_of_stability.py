@@ -76,7 +76,7 @@ config = RunConfig(
     model=ModelConfig(widths=(40, 40), activation="tanh", init="glorot-normal"),
     loss=LossConfig(name="squared-error"),
     schedule=ScheduleConfig(name="static"),
-    optimizer=OptimizerConfig(learning_rate=0.1),
+    optimizer=OptimizerConfig(learning_rate=0.2),
     steps=STEPS,
     checkpoint_every=20,
 )

@@ -1,5 +1,6 @@
 """The notebooks run, are what their paired scripts say, and show pictures."""
 
+import re
 from pathlib import Path
 
 import jupytext
@@ -30,13 +31,23 @@ def test_the_notebook_holds_pictures_and_no_errors(path):
     assert [output for output in outputs if "image/png" in output.get("data", {})]
 
 
+# What a short version prints. The first burst of the published run starts at step 4,202; gradient
+# descent on the squared error comes to its threshold and stays there.
+SHORT = {
+    "fig4": ({"FIG4_STEPS": "6000"}, r"seen in the loss from  4202"),
+    "phase_diagram": ({"PHASE_STEPS": "300", "PHASE_PROCESSES": "1"}, r"36 runs, 36 complete"),
+    "edge_of_stability": ({"EDGE_STEPS": "1500"}, r"(0\.9[5-9]|1\.0[0-5])\d* of the threshold"),
+}
+
+
 # Jupyter's client and its transport leave sockets and event loops to the garbage collector.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_fig4_runs_in_a_short_version(monkeypatch):
-    monkeypatch.setenv("FIG4_STEPS", "6000")
-    monkeypatch.setenv("NPROC", "1")
-    path = Path(__file__).parents[1] / "notebooks" / "fig4.ipynb"
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_each_notebook_runs_in_a_short_version(path, monkeypatch):
+    settings, expected = SHORT[path.stem]
+    for name, value in ({"NPROC": "1"} | settings).items():
+        monkeypatch.setenv(name, value)
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     printed = "".join(
@@ -45,5 +56,4 @@ def test_fig4_runs_in_a_short_version(monkeypatch):
         for output in cell.get("outputs", [])
         if output.output_type == "stream"
     )
-    # The first burst of the published run starts at step 4,202.
-    assert "seen in the loss from  4202" in printed
+    assert re.search(expected, printed)

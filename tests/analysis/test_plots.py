@@ -115,9 +115,13 @@ def test_the_sharpness_of_an_adaptive_optimizer_is_named_after_its_operator(
 def test_scalars_are_drawn_at_every_step(draw, name, small, trained, analysed):
     run, ax = trained(small), new_axes()
     draw(ax, run, analysed(small))
-    (line,) = ax.get_lines()
+    line, *held_out = ax.get_lines()
     np.testing.assert_array_equal(line.get_xdata(), np.arange(61))
     np.testing.assert_array_equal(line.get_ydata(), run.scalars[name])
+    assert [extra.get_label() for extra in held_out] == ["held out"] * (name == "accuracy")
+    for extra in held_out:
+        np.testing.assert_array_equal(extra.get_xdata(), run.checkpoint_steps)
+        np.testing.assert_array_equal(extra.get_ydata(), run.validation["accuracy"])
 
 
 def test_the_change_of_the_loss_stands_at_the_later_step(small, trained, analysed):
