@@ -77,7 +77,7 @@ print(f"{len(study)} runs, {results.statuses.count('complete')} complete")
 
 # %%
 diagram = phase_diagram(results, "validation_accuracy")
-figure = draw_phase_diagram(diagram)
+draw_phase_diagram(diagram)
 
 # %%
 best = np.unravel_index(np.nanargmax(diagram.mean), diagram.mean.shape)
@@ -94,14 +94,14 @@ print(
 # in which successive updates point against each other are counted:
 
 # %%
-figure = draw_phase_diagram(phase_diagram(results, "instabilities"))
+draw_phase_diagram(phase_diagram(results, "instabilities"))
 
 # %% [markdown]
 # Static loss and sharpness along the runs of one period; the sharpness is that of the loss as it is
 # weighted at each step.
 
 # %%
-figure = draw_curves(
+draw_curves(
     results,
     ["static_loss", "sharpness"],
     by=["schedule.amplitude"],

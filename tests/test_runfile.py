@@ -315,9 +315,10 @@ def test_a_copy_keeps_only_complete_rows(path, tmp_path):
     assert (len(run.steps), len(run.checkpoint_steps)) == (30, 8)
     runfile.copy(path, path)
     with h5py.File(path) as file:
-        lengths = {e.path: len(file[e.path]) for e in schema.trained(validation=True) if e.growing}  # type: ignore[arg-type]
-    assert {lengths[e.path] for e in schema.growing("steps", schema.trained(validation=True))} == {30}
-    assert {lengths[e.path] for e in schema.growing("checkpoints", schema.trained(validation=True))} == {8}
+        entries = schema.trained(validation=True)
+        lengths = {e.path: len(file[e.path]) for e in entries if e.growing}
+    assert {lengths[e.path] for e in schema.growing("steps", entries)} == {30}
+    assert {lengths[e.path] for e in schema.growing("checkpoints", entries)} == {8}
 
 
 @pytest.mark.parametrize("cause", [OSError(28, "No space"), RuntimeError("errno = 28, error")])

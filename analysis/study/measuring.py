@@ -56,14 +56,14 @@ def measure(
 
 
 def curve_steps(config: RunConfig, points: int) -> Int[np.ndarray, " points"]:
-    """Steps of the points of a run's curves, the checkpoints next to an even spacing.
+    """Steps of the points of a run's curves, as evenly spaced as checkpoints are.
 
     >>> curve_steps(RunConfig(steps=1000, checkpoint_every=30), 3).tolist()
     [0, 480, 990]
     """
     every = config.checkpoint_every
-    even = np.linspace(0, config.steps - 1, points)
-    return (every * np.minimum(np.round(even / every), (config.steps - 1) // every)).astype(int)
+    last = (config.steps - 1) // every
+    return every * np.round(np.linspace(0, last, points)).astype(int)
 
 
 def _outcome(

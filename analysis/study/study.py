@@ -36,8 +36,8 @@ class Measures:
     curve_points: int = 0
     """Evenly spaced steps at which the curves are kept; 0 keeps none."""
     sharpness: bool = False
-    """Compute the largest Hessian eigenvalue of the static loss, after the last update and along
-    the curves."""
+    """Compute the largest Hessian eigenvalue: of the static loss after the last update, and of the
+    loss as it is weighted at the step along the curves."""
     ntk_examples: int = 0
     """Compute the largest NTK eigenvalue on the first examples, this many, after the last update; 0
     leaves it out."""

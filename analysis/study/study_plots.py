@@ -54,7 +54,7 @@ _WORDS = {
     "accuracy": "training accuracy",
     "validation_loss": "validation loss",
     "validation_accuracy": "validation accuracy",
-    "sharpness": "sharpness of the static loss",
+    "sharpness": "sharpness of the weighted loss",
 }
 _LOGARITHMIC = ("loss", "static_loss", "validation_loss", "sharpness")
 

@@ -143,8 +143,8 @@ def test_curves_hold_the_run_at_checkpoints_and_the_sharpness_of_the_weighted_lo
         curve = found.curves[:, CURVES.index(f"validation_{name}")]
         np.testing.assert_allclose(curve, run.validation[name][checkpoints], rtol=1e-10)
     for step, row in zip(steps, found.curves, strict=True):
-        objective = lambda params, step=step: run.problem.objective(params, int(step))
-        dense = jax.hessian(objective)(jnp.asarray(run.parameters()[step // 10]))
+        params = jnp.asarray(run.parameters()[step // 10])
+        dense = jax.hessian(run.problem.objective)(params, int(step))
         assert row[CURVES.index("sharpness")] == pytest.approx(
             np.linalg.eigvalsh(dense)[-1], rel=1e-5
         )

@@ -93,6 +93,7 @@ def test_an_error_that_is_no_users_is_told_in_one_line():
     assert (found.status, found.message) == ("failed", "MemoryError: out of memory")
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_loses_no_run(reference, tmp_path):
     killed = []
 
@@ -199,7 +200,7 @@ def test_a_scheduler_that_does_not_answer_is_refused_in_one_line(tmp_path):
 
 def test_without_dask_it_is_said_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(ConfigError, match="--scheduler needs dask.distributed"):
+    with pytest.raises(ConfigError, match=r"--scheduler needs dask\.distributed"):
         sweep(STUDY, tmp_path / "dask.h5", scheduler="tcp://host:8786")
 
 

@@ -1,0 +1,115 @@
+"""Sweeps over amplitude and period beside the static loss, as both phase diagrams need them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from dlf_dynamics.analysis.reproduction.page import Comparison, with_error
+from dlf_dynamics.analysis.study.phase_diagram import PhaseDiagram
+from dlf_dynamics.analysis.study.study import Overrides
+
+SIGNIFICANT = 2.0
+"""Combined standard errors from which a cell is said to differ from the static loss."""
+
+
+NOT_RECOVERED = "not recovered"
+"""What stands for a published number that is not known."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Amplitudes, periods and seeds.
+
+    Attributes:
+        amplitudes: above 1; the static loss is added.
+        periods: steps of a pulse.
+        seeds: of the initial parameters.
+    """
+
+    amplitudes: tuple[float, ...]
+    periods: tuple[int, ...]
+    seeds: int
+
+    def cells(self) -> tuple[Overrides, ...]:
+        """The keys of each cell. The static loss is one of them, as it does not know a period."""
+        places = [(1.0, self.periods[0])]
+        places += [(amplitude, period) for amplitude in self.amplitudes for period in self.periods]
+        return tuple(
+            (("schedule.amplitude", amplitude), ("schedule.period", period))
+            for amplitude, period in places
+        )
+
+    @property
+    def told(self) -> str:
+        """In words."""
+        amplitudes = ", ".join(f"{a:g}" for a in (1, *self.amplitudes))
+        periods = ", ".join(map(str, self.periods))
+        return f"A in {{{amplitudes}}}, T in {{{periods}}}, seeds: {self.seeds}"
+
+
+def above_static(diagram: PhaseDiagram) -> Bool[np.ndarray, "ny nx"]:
+    """Whether a cell's mean is above that of the static runs by more than SIGNIFICANT errors."""
+    with np.errstate(invalid="ignore"):
+        return diagram.difference > SIGNIFICANT * diagram.difference_error
+
+
+def compare(
+    diagrams: Sequence[tuple[str, PhaseDiagram]], claim: str | None = None
+) -> Iterator[Comparison]:
+    """Rows on the static loss, on the best cell, and on how many cells are better.
+
+    Args:
+        diagrams: by what they are of.
+        claim: what the paper says of the best cell; none where that is not known.
+    """
+    for what, diagram in diagrams:
+        first = np.flatnonzero(diagram.static_count > 0)[0]
+        static, error = float(diagram.static[first]), float(diagram.static_error[first])
+        yield Comparison(
+            f"{what}: static loss (A = 1)",
+            NOT_RECOVERED,
+            _told(static, error),
+            f"runs: {diagram.static_count[first]}",
+        )
+        yield _best(what, diagram, claim)
+        known = int(np.sum(np.isfinite(diagram.difference_error)))
+        count = int(np.sum(above_static(diagram)))
+        yield Comparison(
+            f"{what}: cells with A > 1 above the static loss",
+            NOT_RECOVERED,
+            f"{count} of {known} ({count / known:.0%})" if known else "no errors, one run a cell",
+            f"by more than {SIGNIFICANT:g} combined standard errors",
+        )
+
+
+def _best(what: str, diagram: PhaseDiagram, claim: str | None) -> Comparison:
+    mean: Float[np.ndarray, "ny nx"] = np.where(np.isfinite(diagram.mean), diagram.mean, -np.inf)
+    row, column = np.unravel_index(int(np.argmax(mean)), mean.shape)
+    value, error, more, combined = (
+        float(values[row, column])
+        for values in (
+            diagram.mean,
+            diagram.standard_error,
+            diagram.difference,
+            diagram.difference_error,
+        )
+    )
+    remark = f"{more:+.3f}"
+    if np.isfinite(combined):
+        remark += f", combined standard error {combined:.3f}"
+        if claim is not None:
+            remark = ("agrees: " if more > combined else "does not show it: ") + remark
+    return Comparison(
+        f"{what}: best cell, A = {diagram.y[row]:g}, T = {diagram.x[column]:g}",
+        NOT_RECOVERED if claim is None else claim,
+        _told(value, error),
+        remark,
+    )
+
+
+def _told(value: float, error: float) -> str:
+    return with_error(value, error) if np.isfinite(error) else f"{value:.3f}"
