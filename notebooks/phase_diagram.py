@@ -40,6 +40,7 @@ from dlf_dynamics.analysis.study.sweep import sweep
 
 # 10,000 steps for each of 36 runs take about a minute on two cores.
 STEPS = int(os.environ.get("PHASE_STEPS", "10000"))
+SEEDS = int(os.environ.get("PHASE_SEEDS", "3"))
 PROCESSES = int(os.environ.get("PHASE_PROCESSES", "0"))
 folder = Path(tempfile.mkdtemp())
 
@@ -63,7 +64,7 @@ study = Study(
     axes=(
         ("schedule.amplitude", (1.0, 10.0, 70.0)),
         ("schedule.period", (50, 200, 800, 3200)),
-        ("model.seed", (0, 1, 2)),
+        ("model.seed", tuple(range(SEEDS))),
     ),
     measures=Measures(curve_points=60, sharpness=True),
 )
