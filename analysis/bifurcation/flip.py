@@ -136,6 +136,9 @@ def flip_coefficient(
     learning rate of gradient descent that has the same period-2 orbits, η/(1+β) of heavy ball and
     η(1+2β)/(1+β) of Nesterov; the orbits of their full response are the same, but not c_N.
 
+    With N = 20 and a million parameters this takes the time of 30 gradients (benchmarks/README.md);
+    finding the eigenvector, where none is given, takes some 200 more.
+
     Args:
         objective: a problem of flat parameters, or a function of them.
         params: θ, at or near a minimum.
