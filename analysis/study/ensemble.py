@@ -19,7 +19,6 @@ from dlf_dynamics.dynamics import (
     Snapshots,
     State,
     assemble,
-    build,
     initial_parameters,
     num_outputs,
     scalar_columns,
@@ -200,9 +199,17 @@ class Ensemble:
 
     @cached_property
     def dynamics(self) -> list[Dynamics]:
-        """Of each run, with its numbers."""
+        """Of each run, with its numbers; all of them hold the same arrays of data."""
+        layout, data = self._form.layout, self._data.dataset()
         return [
-            build(config, self.dataset, origin=origin)
+            assemble(
+                config,
+                layout,
+                data,
+                make_schedule(config.schedule, self._form.num_classes),
+                config.optimizer,
+                origin,
+            )
             for config, origin in zip(self.configs, self._params, strict=True)
         ]
 

@@ -96,6 +96,12 @@ def test_runs_that_differ_in_more_than_numbers_are_no_ensemble():
         Ensemble([CONFIG, replace(CONFIG, steps=50)])
 
 
+def test_runs_together_hold_their_data_once():
+    first, second = Ensemble(varied()).dynamics
+    assert second.problem.inputs is first.problem.inputs
+    assert second.validation.inputs is first.validation.inputs  # type: ignore[union-attr]
+
+
 def test_a_wish_to_stop_ends_it():
     with pytest.raises(Stopped):
         Ensemble([CONFIG]).run(stop=lambda: True)
