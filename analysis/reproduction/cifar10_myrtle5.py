@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlf_dynamics.analysis.reproduction.fig4 import PAPER
-from dlf_dynamics.analysis.reproduction.grids import Grid, compare
-from dlf_dynamics.analysis.reproduction.page import Page, Picture
+from dlf_dynamics.analysis.reproduction.grids import Grid, compare, diagrams_of, pictures_of
+from dlf_dynamics.analysis.reproduction.page import Page
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task, counted
-from dlf_dynamics.analysis.study.diagram_plots import draw_phase_diagram
-from dlf_dynamics.analysis.study.phase_diagram import phase_diagram
 from dlf_dynamics.analysis.study.study import Study
 from dlf_dynamics.config import (
     DataConfig,
@@ -35,8 +33,6 @@ PERIODS = (20, 33, 54, 90, 148, 244, 404, 668, 1098, 1818, 3063)
 """In mini-batch steps."""
 
 SEEDS = 20
-
-_QUANTITIES = {"accuracy": "training accuracy", "validation_accuracy": "validation accuracy"}
 
 
 @dataclass(frozen=True)
@@ -130,12 +126,7 @@ def make(task: Task) -> Page:
     num_examples = len(load_dataset(data).labels)
     results = task.swept(study(size, data, num_examples))
     base = results.study.base
-    diagrams = [(words, phase_diagram(results, name)) for name, words in _QUANTITIES.items()]
-    names = (f"{NAME}.training", NAME)
-    pictures = [
-        Picture(task.drawn(draw_phase_diagram(diagram), name), f"{words} by amplitude and period")
-        for name, (words, diagram) in zip(names, diagrams, strict=True)
-    ]
+    diagrams = diagrams_of(results)
     return Page(
         name=NAME,
         title="Myrtle5 on CIFAR-10 by amplitude and period",
@@ -147,7 +138,7 @@ def make(task: Task) -> Page:
         "protocol could be recovered; the accuracies could not.",
         comparisons=tuple(compare(diagrams)),
         differs=_differs(size, num_examples, task.budget),
-        pictures=tuple(pictures[::-1]),
+        pictures=pictures_of(diagrams, task, NAME),
         made=task.made(
             NAME,
             results.provenance,

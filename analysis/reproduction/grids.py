@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from dlf_dynamics.analysis.reproduction.page import Comparison, with_error
-from dlf_dynamics.analysis.study.phase_diagram import PhaseDiagram
+from dlf_dynamics.analysis.reproduction.page import Comparison, Picture, with_error
+from dlf_dynamics.analysis.reproduction.task import Task
+from dlf_dynamics.analysis.study.diagram_plots import draw_phase_diagram
+from dlf_dynamics.analysis.study.phase_diagram import PhaseDiagram, phase_diagram
 from dlf_dynamics.analysis.study.study import Overrides
+from dlf_dynamics.analysis.study.studyfile import StudyResults
 
 SIGNIFICANT = 2.0
 """Combined standard errors from which a cell is said to differ from the static loss."""
@@ -18,6 +21,9 @@ SIGNIFICANT = 2.0
 
 NOT_RECOVERED = "not recovered"
 """What stands for a published number that is not known."""
+
+
+_QUANTITIES = {"accuracy": "training accuracy", "validation_accuracy": "validation accuracy"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,23 @@ class Grid:
         amplitudes = ", ".join(f"{a:g}" for a in (1, *self.amplitudes))
         periods = ", ".join(map(str, self.periods))
         return f"A in {{{amplitudes}}}, T in {{{periods}}}, seeds: {self.seeds}"
+
+
+def diagrams_of(results: StudyResults) -> list[tuple[str, PhaseDiagram]]:
+    """Training and validation accuracy by amplitude and period, each with its name in words."""
+    return [(words, phase_diagram(results, name)) for name, words in _QUANTITIES.items()]
+
+
+def pictures_of(
+    diagrams: Sequence[tuple[str, PhaseDiagram]], task: Task, name: str
+) -> tuple[Picture, ...]:
+    """Draws them; validation, which the page is named after, comes first."""
+    files = (f"{name}.training", name)
+    pictures = [
+        Picture(task.drawn(draw_phase_diagram(diagram), file), f"{words} by amplitude and period")
+        for file, (words, diagram) in zip(files, diagrams, strict=True)
+    ]
+    return tuple(pictures[::-1])
 
 
 def above_static(diagram: PhaseDiagram) -> Bool[np.ndarray, "ny nx"]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from dlf_dynamics.analysis.reproduction.fig4 import PAPER
-from dlf_dynamics.analysis.reproduction.grids import Grid, compare
-from dlf_dynamics.analysis.reproduction.page import Page, Picture
+from dlf_dynamics.analysis.reproduction.grids import Grid, compare, diagrams_of, pictures_of
+from dlf_dynamics.analysis.reproduction.page import Page
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task, counted
-from dlf_dynamics.analysis.study.diagram_plots import draw_phase_diagram
-from dlf_dynamics.analysis.study.phase_diagram import phase_diagram
 from dlf_dynamics.analysis.study.study import Study
 from dlf_dynamics.config import PRESETS
 
@@ -23,8 +21,6 @@ FRESH_POINTS = 3000
 
 PUBLISHED = "above the static loss"
 """Of validation accuracy, at the right amplitude and period."""
-
-_QUANTITIES = {"accuracy": "training accuracy", "validation_accuracy": "validation accuracy"}
 
 
 _DIFFERS = (
@@ -84,12 +80,7 @@ def make(task: Task) -> Page:
     """Trains what is missing, draws, and compares."""
     size = _SIZES[task.budget]
     results = task.swept(study(size))
-    diagrams = [(words, phase_diagram(results, name)) for name, words in _QUANTITIES.items()]
-    names = (f"{NAME}.training", NAME)
-    pictures = [
-        Picture(task.drawn(draw_phase_diagram(diagram), name), f"{words} by amplitude and period")
-        for name, (words, diagram) in zip(names, diagrams, strict=True)
-    ]
+    diagrams = diagrams_of(results)
     return Page(
         name=NAME,
         title="Accuracy on the spiral by amplitude and period",
@@ -102,7 +93,7 @@ def make(task: Task) -> Page:
         "error.",
         comparisons=tuple(compare(diagrams, PUBLISHED)),
         differs=_DIFFERS,
-        pictures=tuple(pictures[::-1]),
+        pictures=pictures_of(diagrams, task, NAME),
         made=task.made(
             NAME,
             results.provenance,
