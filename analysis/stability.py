@@ -147,6 +147,8 @@ def threshold_label(run: Run, *, applies: bool = True) -> str:
     label = f"critical eigenvalue of {run.optimizer_name}"
     if has_preconditioner(run):
         label += ", frozen preconditioner"
+    if run.dynamics.precision is not None:
+        label += f"; the rounding to {run.dynamics.precision} is not in it"
     if not applies:
         label += "; it applies to the Hessian of the weighted loss, not to what is shown"
     return label

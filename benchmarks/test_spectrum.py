@@ -17,7 +17,7 @@ import pytest
 
 from dlf_dynamics import PRESETS, train
 from dlf_dynamics.analysis import hessian_spectrum
-from dlf_dynamics.dynamics import random_stream
+from dlf_dynamics.assembly import random_stream
 
 ROUNDS = 5
 PRODUCTS = 500

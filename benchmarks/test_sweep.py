@@ -17,8 +17,9 @@ from dlf_dynamics import PRESETS
 from dlf_dynamics.analysis.study.measuring import measure
 from dlf_dynamics.analysis.study.study import Measures, Study
 from dlf_dynamics.analysis.study.sweep import sweep
+from dlf_dynamics.assembly import build, initial_parameters
 from dlf_dynamics.datasets import load_dataset
-from dlf_dynamics.dynamics import advance, build, initial_parameters
+from dlf_dynamics.dynamics import advance
 from dlf_dynamics.layout import Layout
 
 STEPS, ROUNDS = 20_000, 5

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from dlf_dynamics import PRESETS, train
+from dlf_dynamics.assembly import build, initial_parameters, random_stream
 from dlf_dynamics.datasets import load_dataset
-from dlf_dynamics.dynamics import build, initial_parameters, random_stream
 
 STEPS = 20_000
 ROUNDS = 5

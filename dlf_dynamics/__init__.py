@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from dlf_dynamics.analysis.measures import stability as stability
     from dlf_dynamics.analysis.measures import top_hessian as top_hessian
     from dlf_dynamics.checks import check_problem as check_problem
-    from dlf_dynamics.config import PRESETS as PRESETS
     from dlf_dynamics.config import DataConfig as DataConfig
     from dlf_dynamics.config import LossConfig as LossConfig
     from dlf_dynamics.config import ModelConfig as ModelConfig
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from dlf_dynamics.config import RunConfig as RunConfig
     from dlf_dynamics.config import ScheduleConfig as ScheduleConfig
     from dlf_dynamics.config import SpectrumConfig as SpectrumConfig
+    from dlf_dynamics.presets import PRESETS as PRESETS
     from dlf_dynamics.problem import Problem as Problem
     from dlf_dynamics.recorder import Recorder as Recorder
     from dlf_dynamics.run import Run as Run
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "PRESETS": "config",
+    "PRESETS": "presets",
     "DataConfig": "config",
     "LossConfig": "config",
     "ModelConfig": "config",

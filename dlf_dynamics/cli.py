@@ -15,9 +15,10 @@ import tyro
 from dlf_dynamics import __version__
 from dlf_dynamics.commands import COMMANDS, Train
 from dlf_dynamics.commands.terminal import fail
-from dlf_dynamics.config import PRESETS, RunConfig
+from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import load_toml, preset
 from dlf_dynamics.errors import UserError
+from dlf_dynamics.presets import PRESETS
 from dlf_dynamics.startup import recorded_config
 
 USER_ERROR = 2

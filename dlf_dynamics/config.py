@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dlf_dynamics.errors import ConfigError
@@ -110,6 +110,8 @@ class ScheduleConfig:
     """`exact`: a pulse lasts `period` steps. `published`: `period` + 1, as in the authors' code."""
     static_from: int | None = None
     """First step from which all weights stay 1."""
+    static_from_epoch: int | None = None
+    """The same as an epoch, counted from 0: after so many passes through the training data."""
 
 
 @dataclass(frozen=True)
@@ -160,14 +162,21 @@ class RunConfig:
     """Examples per update, drawn anew each epoch; none means the full batch."""
     batch_seed: int = 0
     """Seed of the mini-batches."""
-    dtype: Literal["float64", "float32"] = "float64"
-    """Precision of parameters, data and recorded scalars."""
+    dtype: Literal["float64", "float32", "bfloat16", "float16"] = "float64"
+    """Precision of parameters, network, optimizer and recorded scalars. With bfloat16 or float16
+    the parameters are rounded to it after each update and the network computes in it; the loss and
+    the update are float32."""
     prng: Literal["modern", "legacy"] = "modern"
     """Random stream of JAX: `legacy` is the one of JAX before 0.5, which the published run used."""
 
     def __post_init__(self) -> None:
         for found, key, expected in _violations(self):
             raise ConfigError(f"{key} is {found!r}; expected {expected}")
+
+    @property
+    def vector_dtype(self) -> Literal["float64", "float32"]:
+        """Of the vectors that hold parameters, also those that are rounded to fewer bits."""
+        return "float64" if self.dtype == "float64" else "float32"
 
 
 _PATHS = {
@@ -195,6 +204,11 @@ def _violations(config: RunConfig):
         yield schedule.amplitude, "schedule.amplitude", "a number of at least 1 (1 is static)"
     if schedule.static_from is not None and schedule.static_from < 0:
         yield schedule.static_from, "schedule.static_from", "a step of at least 0, or none"
+    if (epoch := schedule.static_from_epoch) is not None and epoch < 0:
+        yield epoch, "schedule.static_from_epoch", "an epoch of at least 0, or none"
+    if epoch is not None and schedule.static_from is not None:
+        expected = f"none, as schedule.static_from_epoch is {epoch}: give one of them"
+        yield schedule.static_from, "schedule.static_from", expected
     if not (math.isfinite(optimizer.learning_rate) and optimizer.learning_rate > 0):
         yield optimizer.learning_rate, "optimizer.learning_rate", "a number above 0"
     yield from _fractions(optimizer)
@@ -366,31 +380,3 @@ class BifurcationConfig:
             raise ConfigError(
                 f"diagrams is {self.diagrams!r}; expected auto, none, or steps such as 9700,14000"
             )
-
-
-PULSE_STEPS_PUBLISHED = 5001
-"""The authors' counter runs through 0, 1, ..., 5000 before it is reset."""
-
-_PUBLISHED = RunConfig(
-    schedule=ScheduleConfig(counting="published", static_from=13 * PULSE_STEPS_PUBLISHED),
-    prng="legacy",
-)
-
-PRESETS: dict[str, RunConfig] = {
-    "published": _PUBLISHED,
-    "published-updated": replace(_PUBLISHED, model=ModelConfig(init="published-updated")),
-    "published-static": replace(_PUBLISHED, schedule=ScheduleConfig(name="static")),
-    "digits": RunConfig(
-        data=DataConfig(name="digits", validation=297),
-        model=ModelConfig(widths=(32,), activation="tanh", init="glorot-normal"),
-        schedule=ScheduleConfig(amplitude=10.0, period=200),
-        optimizer=OptimizerConfig(learning_rate=0.5),
-        steps=4000,
-    ),
-}
-"""Configurations by name; `published` is what `dlf-dynamics train` runs without arguments.
-
-`published` and `published-updated` are the headline run (Fig. 4) of Ruiz-Garcia, Zhang, Schoenholz
-and Liu, ICML 2021 (arXiv 2102.03793), with the initialisation of the paper's code and of its
-update of July 2022. `published-static` is the same run with the static loss.
-"""

@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dlf_dynamics.config import PRESETS, RunConfig
+from dlf_dynamics.config import RunConfig
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.presets import PRESETS
 
 Config = TypeVar("Config")
 

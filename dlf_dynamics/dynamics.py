@@ -12,23 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.extend.random import threefry_2x32
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
-from dlf_dynamics.config import OptimizerConfig, RunConfig
-from dlf_dynamics.datasets import Dataset
-from dlf_dynamics.errors import ConfigError, DataError
 from dlf_dynamics.layout import Layout
-from dlf_dynamics.losses import ClassWeights, make_criterion, make_weights
-from dlf_dynamics.models import make_model
-from dlf_dynamics.optimizers import (
-    FlatUpdate,
-    has_mean_squares,
-    is_adaptive,
-    learning_rate_schedule,
-    make_optimizer,
-)
+from dlf_dynamics.optimizers import FlatUpdate, has_mean_squares, is_adaptive
+from dlf_dynamics.precision import InPrecision, rounded
 from dlf_dynamics.problem import Problem
-from dlf_dynamics.schedules import Schedule, make_schedule
+from dlf_dynamics.schedules import Schedule
 
 SCALARS = (
     "loss",
@@ -68,7 +58,15 @@ class State(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["problem", "validation"],
-    meta_fields=["optimizer", "learning_rate", "schedule", "batch_size", "batch_seed", "layout"],
+    meta_fields=[
+        "optimizer",
+        "learning_rate",
+        "schedule",
+        "batch_size",
+        "batch_seed",
+        "layout",
+        "precision",
+    ],
 )
 @dataclass(frozen=True)
 class Dynamics:
@@ -84,6 +82,9 @@ class Dynamics:
         layout: of the parameters, for an optimizer that sees them as a pytree; none hands it the
             flat vector.
         validation: the problem on examples held out, of flat parameters; or none.
+        precision: `bfloat16` or `float16` where parameters are rounded to it after each update and
+            the network computes in it while it is trained and validated; else none. `problem` is
+            the same function in the precision of its arrays, as analyses want it.
     """
 
     problem: Problem
@@ -94,6 +95,7 @@ class Dynamics:
     batch_seed: int = 0
     layout: Layout | None = None
     validation: Problem | None = None
+    precision: str | None = None
 
     def initial_state(self, params: Float[Array, " params"]) -> State:
         """The state before the first update."""
@@ -127,12 +129,16 @@ class Dynamics:
         Loss, accuracy and gradient are those of θ_t under the weights of step t, on the batch that
         the update uses; the cosine is the one between the update just made and the previous one.
         """
-        problem = self.problem_at(state.step)
+        problem = self._computed(self.problem_at(state.step))
         (loss, evaluation), gradient = jax.value_and_grad(problem.evaluate, has_aux=True)(
             state.params, state.step
         )
         update, optimizer_state = self.update(gradient, state.optimizer_state, state.params)
-        next_state = State(state.params + update, update, optimizer_state, state.step + 1)
+        params = state.params + update
+        if self.precision is not None:
+            params = rounded(params, self.precision)
+            update = params - state.params
+        next_state = State(params, update, optimizer_state, state.step + 1)
         scalars = [
             loss,
             evaluation.static_loss,
@@ -148,8 +154,14 @@ class Dynamics:
         """Static loss and accuracy on the examples held out; empty where there are none."""
         if self.validation is None:
             return jnp.zeros(0, params.dtype)
-        _, found = self.validation.evaluate(params, 0)
+        _, found = self._computed(self.validation).evaluate(params, 0)
         return jnp.stack([found.static_loss, found.accuracy])
+
+    def _computed(self, problem: Problem) -> Problem:
+        """The problem as it is computed in training."""
+        if self.precision is None:
+            return problem
+        return replace(problem, apply=InPrecision(problem.apply, self.precision))
 
     def problem_at(self, step: Int[Array, ""]) -> Problem:
         """The problem on the examples that the update at this step uses.
@@ -161,11 +173,16 @@ class Dynamics:
         if self.batch_size is None:
             return self.problem
         num_examples = len(self.problem.targets)
-        epoch, batch = jnp.divmod(step, num_examples // self.batch_size)
+        epoch, batch = jnp.divmod(step, epoch_steps(num_examples, self.batch_size))
         key = jnp.stack([jnp.uint32(self.batch_seed), epoch.astype(jnp.uint32)])
         order = jnp.argsort(threefry_2x32(key, jnp.arange(num_examples, dtype=jnp.uint32)))
         start = batch * self.batch_size
         return self.problem.take(jax.lax.dynamic_slice_in_dim(order, start, self.batch_size))
+
+
+def epoch_steps(num_examples: int, batch_size: int | None) -> int:
+    """Updates of one pass through the examples, in whole batches."""
+    return 1 if batch_size is None else num_examples // batch_size
 
 
 def _cosine(a: Array, b: Array) -> Array:
@@ -225,143 +242,3 @@ def stretch(
 
 advance = partial(jax.jit, static_argnames="capacity")(stretch)
 """`stretch`, compiled."""
-
-
-def initial_parameters(config: RunConfig, dataset: Dataset) -> PyTree:
-    """The parameters at step 0.
-
-    Raises:
-        ConfigError: when float64 is asked for and not enabled in JAX.
-        DataError: when the labels do not fit the network's outputs.
-    """
-    require_precision(config)
-    model = make_model(config.model)
-    with random_stream(config):
-        key = jax.random.PRNGKey(config.model.seed)
-        return model.init(
-            key, dataset.inputs.shape[1:], num_outputs(config, dataset), jnp.dtype(config.dtype)
-        )
-
-
-def parameter_layout(config: RunConfig, dataset: Dataset) -> Layout:
-    """The form of the parameters; to draw them would take seconds, most of them compiling."""
-    return Layout.of(jax.eval_shape(lambda: initial_parameters(config, dataset)))
-
-
-def build(
-    config: RunConfig,
-    dataset: Dataset,
-    schedule: Schedule | None = None,
-    origin: Float[Array | np.ndarray, " params"] | None = None,
-) -> Dynamics:
-    """The dynamics of a run.
-
-    Args:
-        config: of the run.
-        dataset: inputs and labels.
-        schedule: class weights to use instead of those of the configuration.
-        origin: the run's initial parameters, flat, where the network is expanded about them.
-
-    Raises:
-        ConfigError: when float64 is asked for and not enabled in JAX.
-        DataError: when the labels do not fit the network's outputs.
-    """
-    require_precision(config)
-    schedule = schedule or make_schedule(config.schedule, num_outputs(config, dataset))
-    layout = parameter_layout(config, dataset)
-    return assemble(config, layout, dataset, schedule, config.optimizer, origin)
-
-
-def assemble(
-    config: RunConfig,
-    layout: Layout,
-    dataset: Dataset,
-    schedule: Schedule,
-    update: OptimizerConfig,
-    origin: Float[Array | np.ndarray, " params"] | None = None,
-) -> Dynamics:
-    """The dynamics, once it is known what has what form.
-
-    Data, and the numbers in the schedule and in the update rule, may be traced.
-    """
-    weights = make_weights(config.loss, schedule)
-    problem = _problem(config, layout, dataset, weights)
-    if config.linearize:
-        assert origin is not None
-        problem = problem.expanded(jnp.asarray(origin), config.linearize)
-    validation = None
-    if dataset.validation is not None:
-        held_out = _problem(config, layout, dataset.validation, None)
-        validation = replace(held_out, origin=problem.origin, order=problem.order)
-    rate = learning_rate_schedule(update, config.steps)
-    # A number instead of a constant schedule spares the optimizer a counter in its state.
-    scheduled = update.learning_rate_schedule != "constant" or update.warmup_steps > 0
-    optimizer = make_optimizer(update, rate if scheduled else update.learning_rate)
-    return Dynamics(
-        problem,
-        optimizer,
-        rate,
-        schedule,
-        config.batch_size,
-        config.batch_seed,
-        validation=validation,
-    )
-
-
-@dataclass(frozen=True)
-class _Outputs:
-    """The outputs of a network; unlike its bound method it compares by value.
-
-    So programs that were compiled for one run serve all runs of the same network.
-    """
-
-    model: Any
-
-    def __call__(self, params: PyTree, inputs: Array) -> Array:
-        return self.model.apply(params, inputs)
-
-
-def _problem(
-    config: RunConfig, layout: Layout, dataset: Dataset, weights: ClassWeights | None
-) -> Problem:
-    """The problem on a data set, of flat parameters."""
-    problem = Problem(
-        _Outputs(make_model(config.model)),
-        make_criterion(config.loss),
-        jnp.asarray(dataset.inputs, config.dtype),
-        jnp.asarray(dataset.labels),
-        weights,
-    )
-    return problem.flat(layout)
-
-
-def num_outputs(config: RunConfig, dataset: Dataset) -> int:
-    """Outputs of the network, once labels and batches are known to fit."""
-    num_outputs = config.model.outputs or dataset.num_classes
-    held_out = 0 if dataset.validation is None else dataset.validation.num_classes
-    for name, classes in (("labels", dataset.num_classes), ("validation labels", held_out)):
-        if classes > num_outputs:
-            raise DataError(
-                f"{name} go up to {classes - 1} but the network has {num_outputs} outputs; "
-                f"set model.outputs to at least {classes}"
-            )
-    if config.batch_size is not None and config.batch_size > len(dataset.labels):
-        raise ConfigError(
-            f"batch_size is {config.batch_size}; expected at most the number of examples, "
-            f"{len(dataset.labels)}"
-        )
-    return num_outputs
-
-
-def require_precision(config: RunConfig) -> None:
-    """Raises ConfigError when JAX is not set up for the precision of the configuration."""
-    if config.dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
-        raise ConfigError(
-            "dtype is 'float64' but JAX computes in float32; call "
-            'jax.config.update("jax_enable_x64", True) first, or choose dtype float32'
-        )
-
-
-def random_stream(config: RunConfig):
-    """Context in which JAX draws the initial parameters that the configuration asks for."""
-    return jax.threefry_partitionable(config.prng == "modern")

@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dlf_dynamics import schema
+from dlf_dynamics.assembly import build, parameter_layout
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import from_json
 from dlf_dynamics.datasets import Dataset, load_dataset
-from dlf_dynamics.dynamics import SCALARS, Dynamics, State, build, parameter_layout
+from dlf_dynamics.dynamics import SCALARS, Dynamics, State
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.hdf5 import dataset_at, text
 from dlf_dynamics.layout import Layout

@@ -89,10 +89,19 @@ class Tabulated:
         return self.table[jnp.clip(step, 0, len(self.table) - 1)]
 
 
-def make_schedule(config: ScheduleConfig, num_classes: int) -> Static | Triangle:
-    """The schedule that the configuration describes."""
+def make_schedule(
+    config: ScheduleConfig, num_classes: int, epoch_steps: int = 1
+) -> Static | Triangle:
+    """The schedule that the configuration describes.
+
+    Args:
+        config: of the schedule.
+        num_classes: C.
+        epoch_steps: steps of one pass through the training data.
+    """
     if config.name == "static":
         return Static(num_classes)
-    return Triangle(
-        num_classes, config.amplitude, config.period, config.counting, config.static_from
-    )
+    static_from = config.static_from
+    if config.static_from_epoch is not None:
+        static_from = config.static_from_epoch * epoch_steps
+    return Triangle(num_classes, config.amplitude, config.period, config.counting, static_from)

@@ -11,17 +11,11 @@ import jax
 import numpy as np
 
 from dlf_dynamics import runfile
+from dlf_dynamics.assembly import build, initial_parameters
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import to_json
 from dlf_dynamics.datasets import Dataset, load_dataset
-from dlf_dynamics.dynamics import (
-    Dynamics,
-    State,
-    advance,
-    build,
-    initial_parameters,
-    scalar_columns,
-)
+from dlf_dynamics.dynamics import Dynamics, State, advance, scalar_columns
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.pace import MAX_BYTES, Pace
@@ -93,7 +87,7 @@ def _header(config: RunConfig, dataset: Dataset, layout: Layout, *, own_schedule
         data_sha256=dataset.sha256(),
         inputs=dataset.inputs,
         targets=dataset.labels.astype(np.int64),
-        dtype=config.dtype,
+        dtype=config.vector_dtype,
         layout=layout.describe(),
         provenance=provenance(),
         validation=None if held_out is None else (held_out.inputs, held_out.labels),

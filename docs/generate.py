@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from dlf_dynamics import cli, config
+from dlf_dynamics import PRESETS, cli, config
 
 WIDTH = 100
 """Columns in which the help is printed; in many more it is set in two columns."""
@@ -145,7 +145,7 @@ def presets(_: str | None = None) -> str:
     """What each preset changes of the defaults."""
     rows = ["| preset | keys that differ from the defaults |", "| --- | --- |"]
     plain = dict(flat(config.RunConfig()))
-    for name, preset in config.PRESETS.items():
+    for name, preset in PRESETS.items():
         changed = [f"`{key} = {v!r}`" for key, v in flat(preset) if v != plain[key]]
         rows.append(f"| `{name}` | {', '.join(changed) or 'none'} |")
     return "\n".join(rows)

@@ -13,7 +13,7 @@ import pytest
 from dlf_dynamics import open_run
 from dlf_dynamics.cli import main
 from dlf_dynamics.commands import COMMANDS
-from dlf_dynamics.config import PRESETS
+from dlf_dynamics.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

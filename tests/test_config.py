@@ -7,8 +7,6 @@ from typing import get_args
 import pytest
 
 from dlf_dynamics.config import (
-    PRESETS,
-    PULSE_STEPS_PUBLISHED,
     DataConfig,
     DatasetName,
     ModelConfig,
@@ -17,6 +15,7 @@ from dlf_dynamics.config import (
     ScheduleConfig,
 )
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.presets import PRESETS, PULSE_STEPS_PUBLISHED
 
 BASE = RunConfig()
 
@@ -35,6 +34,7 @@ BASE = RunConfig()
         ("schedule", "amplitude", math.nan, "1 is static"),
         ("schedule", "amplitude", math.inf, "1 is static"),
         ("schedule", "static_from", -1, "a step of at least 0"),
+        ("schedule", "static_from_epoch", -1, "an epoch of at least 0"),
         ("optimizer", "learning_rate", 0.0, "a number above 0"),
         ("optimizer", "learning_rate", -1.0, "a number above 0"),
         ("optimizer", "learning_rate", math.inf, "a number above 0"),
@@ -53,6 +53,12 @@ def test_a_value_out_of_range_is_refused_by_its_name(group, key, value, expected
     message = rf"{group}\.{key} is {re.escape(repr(value))}; expected .*{re.escape(expected)}"
     with pytest.raises(ConfigError, match=message):
         replace(BASE, **{group: part})
+
+
+def test_the_static_part_begins_at_a_step_or_at_an_epoch():
+    message = r"schedule\.static_from is 7; expected none, as .*static_from_epoch is 2: give one"
+    with pytest.raises(ConfigError, match=message):
+        RunConfig(schedule=ScheduleConfig(static_from=7, static_from_epoch=2))
 
 
 @pytest.mark.parametrize("key", ["steps", "checkpoint_every", "batch_size"])

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlf_dynamics.config import (
-    PRESETS,
     DataConfig,
     LossConfig,
     ModelConfig,
@@ -17,6 +16,7 @@ from dlf_dynamics.config import (
 )
 from dlf_dynamics.configfile import from_json, load_toml, override, preset, to_json
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.presets import PRESETS
 
 
 def write(tmp_path, text):

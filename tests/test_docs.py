@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import dlf_dynamics
-from dlf_dynamics import analysis, cli, config
+from dlf_dynamics import PRESETS, analysis, cli, config
 from dlf_dynamics.analysis import bifurcation
 from dlf_dynamics.commands import COMMANDS
 
@@ -131,7 +131,7 @@ def test_every_key_of_the_configuration_is_shown_with_its_meaning(generate):
             r"^\| `([\w.]+)` \| .+ \| .+ \| .+ \|$", generate.configuration(name), re.M
         )
         assert sorted(rows) == sorted(keys)
-    for name in config.PRESETS:
+    for name in PRESETS:
         assert f"`{name}`" in generate.presets()
 
 

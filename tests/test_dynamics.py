@@ -10,15 +10,10 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from packaging.requirements import Requirement
 
+from dlf_dynamics.assembly import build, initial_parameters, require_precision
 from dlf_dynamics.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from dlf_dynamics.datasets import Dataset, load_dataset
-from dlf_dynamics.dynamics import (
-    SCALARS,
-    advance,
-    build,
-    initial_parameters,
-    require_precision,
-)
+from dlf_dynamics.dynamics import SCALARS, advance
 from dlf_dynamics.errors import ConfigError, DataError
 from dlf_dynamics.models import make_model
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from dlf_dynamics.config import PRESETS, DataConfig, ModelConfig
+from dlf_dynamics.config import DataConfig, ModelConfig
+from dlf_dynamics.presets import PRESETS
 from dlf_dynamics.training import train
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")

@@ -13,9 +13,9 @@ import pytest
 from dlf_dynamics import DataConfig, ModelConfig, OptimizerConfig, Problem, RunConfig, train
 from dlf_dynamics.analysis import compute_spectrum
 from dlf_dynamics.analysis.bifurcation import compute_bifurcations
+from dlf_dynamics.assembly import initial_parameters
 from dlf_dynamics.config import BifurcationConfig, ScheduleConfig, SpectrumConfig
 from dlf_dynamics.datasets import load_dataset
-from dlf_dynamics.dynamics import initial_parameters
 from dlf_dynamics.errors import ConfigError, DataError, FileError
 from dlf_dynamics.losses import ClassWeights, cross_entropy
 from dlf_dynamics.recorder import Recorder

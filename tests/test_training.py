@@ -8,7 +8,6 @@ import pytest
 
 from dlf_dynamics import training
 from dlf_dynamics.config import (
-    PRESETS,
     DataConfig,
     LossConfig,
     ModelConfig,
@@ -19,6 +18,7 @@ from dlf_dynamics.config import (
 from dlf_dynamics.datasets import load_dataset
 from dlf_dynamics.dynamics import advance
 from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.presets import PRESETS
 from dlf_dynamics.run import open_run
 from dlf_dynamics.training import resume, train
 
@@ -176,6 +176,8 @@ CASES["scheduled"] = replace(
     ),
 )
 CASES["float32"] = replace(CASES["adamw"], dtype="float32")
+CASES["bfloat16"] = replace(CASES["nesterov"], dtype="bfloat16")
+CASES["float16"] = replace(CASES["adam"], dtype="float16")
 CASES["checkpoints"] = replace(CASES["heavy-ball"], checkpoint_every=7)
 
 

@@ -14,7 +14,8 @@ from dlf_dynamics.analysis.plots import run_figure
 from dlf_dynamics.analysis.reproduction.page import NOT_REACHED, Comparison, Page, Picture
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task
 from dlf_dynamics.analysis.spectrum import Spectrum
-from dlf_dynamics.config import PRESETS, PULSE_STEPS_PUBLISHED, SpectrumConfig
+from dlf_dynamics.config import SpectrumConfig
+from dlf_dynamics.presets import PRESETS, PULSE_STEPS_PUBLISHED
 from dlf_dynamics.run import Run
 
 PAPER = (

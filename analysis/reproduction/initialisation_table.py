@@ -16,7 +16,7 @@ from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture, w
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task, counted
 from dlf_dynamics.analysis.study.study import Study
 from dlf_dynamics.analysis.study.studyfile import StudyResults
-from dlf_dynamics.config import PRESETS
+from dlf_dynamics.presets import PRESETS
 
 NAME = "initialisation-table"
 

@@ -9,7 +9,7 @@ from dlf_dynamics.analysis.reproduction.grids import Grid, compare, diagrams_of,
 from dlf_dynamics.analysis.reproduction.page import Page
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task, counted
 from dlf_dynamics.analysis.study.study import Study
-from dlf_dynamics.config import PRESETS
+from dlf_dynamics.presets import PRESETS
 
 NAME = "spiral-phase-diagram"
 

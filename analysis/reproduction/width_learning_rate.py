@@ -20,7 +20,8 @@ from dlf_dynamics.analysis.study.measuring import curve_steps
 from dlf_dynamics.analysis.study.outcome import CURVES
 from dlf_dynamics.analysis.study.study import Measures, Study
 from dlf_dynamics.analysis.study.studyfile import StudyResults
-from dlf_dynamics.config import PRESETS, LossName
+from dlf_dynamics.config import LossName
+from dlf_dynamics.presets import PRESETS
 
 NAME = "width-learning-rate"
 

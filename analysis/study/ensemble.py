@@ -12,15 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from dlf_dynamics.assembly import assemble, initial_parameters, num_outputs
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.datasets import Dataset, load_dataset
 from dlf_dynamics.dynamics import (
     Dynamics,
     Snapshots,
     State,
-    assemble,
-    initial_parameters,
-    num_outputs,
+    epoch_steps,
     scalar_columns,
     stretch,
 )
@@ -48,7 +47,7 @@ class Numbers(NamedTuple):
     def of(cls, configs: Sequence[RunConfig]) -> Numbers:
         """Of some configurations, in the types in which a single run computes with them."""
         schedules, optimizers = [c.schedule for c in configs], [c.optimizer for c in configs]
-        dtype = configs[0].dtype
+        dtype = configs[0].vector_dtype
         return cls(
             jnp.array([s.amplitude for s in schedules], float),
             jnp.array([s.period for s in schedules], int),
@@ -83,6 +82,7 @@ class _Form:
     config: RunConfig
     layout: Layout
     num_classes: int
+    epoch_steps: int
 
     def dynamics(self, numbers: Numbers, data: _Data, origin: Array | None) -> Dynamics:
         """Of one run whose numbers may be traced."""
@@ -94,7 +94,7 @@ class _Form:
             self.config,
             self.layout,
             data.dataset(),
-            make_schedule(schedule, self.num_classes),
+            make_schedule(schedule, self.num_classes, self.epoch_steps),
             optimizer,
             origin,
         )
@@ -193,20 +193,21 @@ class Ensemble:
         layout = Layout.of(trees[0])
         self._params = jnp.stack([layout.flatten(tree) for tree in trees])
         classes = num_outputs(self.config, self.dataset)
-        self._form = _Form(common_form(self.config), layout, classes)
+        epoch = epoch_steps(len(self.dataset.labels), self.config.batch_size)
+        self._form = _Form(common_form(self.config), layout, classes, epoch)
         self._numbers = Numbers.of(configs)
-        self._data = _Data.of(self.dataset, self.config.dtype)
+        self._data = _Data.of(self.dataset, self.config.vector_dtype)
 
     @cached_property
     def dynamics(self) -> list[Dynamics]:
         """Of each run, with its numbers; all of them hold the same arrays of data."""
-        layout, data = self._form.layout, self._data.dataset()
+        form, data = self._form, self._data.dataset()
         return [
             assemble(
                 config,
-                layout,
+                form.layout,
                 data,
-                make_schedule(config.schedule, self._form.num_classes),
+                make_schedule(config.schedule, form.num_classes, form.epoch_steps),
                 config.optimizer,
                 origin,
             )

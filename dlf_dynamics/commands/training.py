@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from dlf_dynamics.commands.terminal import DIVERGED, Flattened, fail, say
-from dlf_dynamics.config import PRESETS, RunConfig
+from dlf_dynamics.config import RunConfig
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.presets import PRESETS
 from dlf_dynamics.startup import check_writable, problem_size, recorded_config, start_jax
 
 if TYPE_CHECKING:

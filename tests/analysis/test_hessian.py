@@ -260,8 +260,9 @@ def test_k_is_at_most_the_number_of_parameters(small, trained):
     np.testing.assert_allclose(found.iterate.eigenvalues, exact, atol=1e-14)
 
 
-def test_a_float32_run_is_analysed_to_its_own_precision(small, trained):
-    run = trained(replace(small, dtype="float32"))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_run_of_fewer_bits_is_analysed_in_float32(small, trained, dtype):
+    run = trained(replace(small, dtype=dtype))
     found = hessian_spectrum(run)
     assert found.tol == 1e-3
     assert found.iterate.eigenvalues.dtype == np.float32

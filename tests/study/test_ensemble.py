@@ -62,8 +62,23 @@ def forward(vector, inputs):
         {"optimizer": OptimizerConfig("adam", 0.05, "cosine", warmup_steps=5)},
         {"optimizer": OptimizerConfig("gd", 0.5, "exponential", 0.1)},
         {"dtype": "float32"},
+        {"dtype": "bfloat16"},
+        {
+            "schedule": ScheduleConfig(amplitude=5.0, period=7, static_from_epoch=12),
+            "batch_size": 10,
+        },
     ],
-    ids=["full batch", "mini-batches", "linearised", "per output", "cosine", "exponential", "f32"],
+    ids=[
+        "full batch",
+        "mini-batches",
+        "linearised",
+        "per output",
+        "cosine",
+        "exponential",
+        "f32",
+        "bf16",
+        "static from an epoch",
+    ],
 )
 def test_a_run_alone_is_that_of_train_to_rounding(changes, tmp_path):
     config = replace(CONFIG, **changes)

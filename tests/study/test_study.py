@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from dlf_dynamics.analysis.study.study import Measures, Study, load_study, require_size
-from dlf_dynamics.config import PRESETS, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
+from dlf_dynamics.config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.presets import PRESETS
 
 
 @pytest.fixture

@@ -1,0 +1,174 @@
+"""The dynamics of a run, put together from its configuration and its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from dlf_dynamics.config import OptimizerConfig, RunConfig
+from dlf_dynamics.datasets import Dataset
+from dlf_dynamics.dynamics import Dynamics, epoch_steps
+from dlf_dynamics.errors import ConfigError, DataError
+from dlf_dynamics.layout import Layout
+from dlf_dynamics.losses import ClassWeights, make_criterion, make_weights
+from dlf_dynamics.models import make_model
+from dlf_dynamics.optimizers import learning_rate_schedule, make_optimizer
+from dlf_dynamics.precision import rounded
+from dlf_dynamics.problem import Problem
+from dlf_dynamics.schedules import Schedule, make_schedule
+
+
+def initial_parameters(config: RunConfig, dataset: Dataset) -> PyTree:
+    """The parameters at step 0.
+
+    Those of bfloat16 and float16 are the ones of float32, rounded.
+
+    Raises:
+        ConfigError: when float64 is asked for and not enabled in JAX.
+        DataError: when the labels do not fit the network's outputs.
+    """
+    require_precision(config)
+    model = make_model(config.model)
+    with random_stream(config):
+        key = jax.random.PRNGKey(config.model.seed)
+        drawn = model.init(
+            key,
+            dataset.inputs.shape[1:],
+            num_outputs(config, dataset),
+            jnp.dtype(config.vector_dtype),
+        )
+    if config.dtype == config.vector_dtype:
+        return drawn
+    return jax.tree.map(lambda leaf: rounded(leaf, config.dtype), drawn)
+
+
+def parameter_layout(config: RunConfig, dataset: Dataset) -> Layout:
+    """The form of the parameters; to draw them would take seconds, most of them compiling."""
+    return Layout.of(jax.eval_shape(lambda: initial_parameters(config, dataset)))
+
+
+def build(
+    config: RunConfig,
+    dataset: Dataset,
+    schedule: Schedule | None = None,
+    origin: Float[Array | np.ndarray, " params"] | None = None,
+) -> Dynamics:
+    """The dynamics of a run.
+
+    Args:
+        config: of the run.
+        dataset: inputs and labels.
+        schedule: class weights to use instead of those of the configuration.
+        origin: the run's initial parameters, flat, where the network is expanded about them.
+
+    Raises:
+        ConfigError: when float64 is asked for and not enabled in JAX.
+        DataError: when the labels do not fit the network's outputs.
+    """
+    require_precision(config)
+    classes = num_outputs(config, dataset)
+    epoch = epoch_steps(len(dataset.labels), config.batch_size)
+    schedule = schedule or make_schedule(config.schedule, classes, epoch)
+    layout = parameter_layout(config, dataset)
+    return assemble(config, layout, dataset, schedule, config.optimizer, origin)
+
+
+def assemble(
+    config: RunConfig,
+    layout: Layout,
+    dataset: Dataset,
+    schedule: Schedule,
+    update: OptimizerConfig,
+    origin: Float[Array | np.ndarray, " params"] | None = None,
+) -> Dynamics:
+    """The dynamics, once it is known what has what form.
+
+    Data, and the numbers in the schedule and in the update rule, may be traced.
+    """
+    weights = make_weights(config.loss, schedule)
+    problem = _problem(config, layout, dataset, weights)
+    if config.linearize:
+        assert origin is not None
+        problem = problem.expanded(jnp.asarray(origin), config.linearize)
+    validation = None
+    if dataset.validation is not None:
+        held_out = _problem(config, layout, dataset.validation, None)
+        validation = replace(held_out, origin=problem.origin, order=problem.order)
+    rate = learning_rate_schedule(update, config.steps)
+    # A number instead of a constant schedule spares the optimizer a counter in its state.
+    scheduled = update.learning_rate_schedule != "constant" or update.warmup_steps > 0
+    optimizer = make_optimizer(update, rate if scheduled else update.learning_rate)
+    return Dynamics(
+        problem,
+        optimizer,
+        rate,
+        schedule,
+        config.batch_size,
+        config.batch_seed,
+        validation=validation,
+        precision=None if config.dtype == config.vector_dtype else config.dtype,
+    )
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """The outputs of a network; unlike its bound method it compares by value.
+
+    So programs that were compiled for one run serve all runs of the same network.
+    """
+
+    model: Any
+
+    def __call__(self, params: PyTree, inputs: Array) -> Array:
+        return self.model.apply(params, inputs)
+
+
+def _problem(
+    config: RunConfig, layout: Layout, dataset: Dataset, weights: ClassWeights | None
+) -> Problem:
+    """The problem on a data set, of flat parameters."""
+    problem = Problem(
+        _Outputs(make_model(config.model)),
+        make_criterion(config.loss),
+        jnp.asarray(dataset.inputs, config.vector_dtype),
+        jnp.asarray(dataset.labels),
+        weights,
+    )
+    return problem.flat(layout)
+
+
+def num_outputs(config: RunConfig, dataset: Dataset) -> int:
+    """Outputs of the network, once labels and batches are known to fit."""
+    num_outputs = config.model.outputs or dataset.num_classes
+    held_out = 0 if dataset.validation is None else dataset.validation.num_classes
+    for name, classes in (("labels", dataset.num_classes), ("validation labels", held_out)):
+        if classes > num_outputs:
+            raise DataError(
+                f"{name} go up to {classes - 1} but the network has {num_outputs} outputs; "
+                f"set model.outputs to at least {classes}"
+            )
+    if config.batch_size is not None and config.batch_size > len(dataset.labels):
+        raise ConfigError(
+            f"batch_size is {config.batch_size}; expected at most the number of examples, "
+            f"{len(dataset.labels)}"
+        )
+    return num_outputs
+
+
+def require_precision(config: RunConfig) -> None:
+    """Raises ConfigError when JAX is not set up for the precision of the configuration."""
+    if config.dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise ConfigError(
+            "dtype is 'float64' but JAX computes in float32; call "
+            'jax.config.update("jax_enable_x64", True) first, or choose dtype float32'
+        )
+
+
+def random_stream(config: RunConfig):
+    """Context in which JAX draws the initial parameters that the configuration asks for."""
+    return jax.threefry_partitionable(config.prng == "modern")

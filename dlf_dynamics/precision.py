@@ -1,0 +1,54 @@
+"""Half precision: numbers with fewer bits than the float32 vectors that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+
+def rounded(values: Float[Array, "*shape"], precision: str) -> Float[Array, "*shape"]:
+    """The nearest numbers of a shorter type, ties to even, in the type that the values have.
+
+    XLA may leave out a conversion to a shorter type and back (`xla_allow_excess_precision`), but
+    not this.
+
+    Args:
+        values: float32.
+        precision: `bfloat16` or `float16`.
+
+    >>> rounded(jnp.array([1.003, 7e5], "float32"), "float16").tolist()
+    [1.0029296875, inf]
+    """
+    kind = jnp.finfo(precision)
+    nearest = jax.lax.reduce_precision(values, kind.nexp, kind.nmant)
+    if precision != "float16":
+        return nearest
+    # XLA takes what is below the normal numbers to 0; float16 goes on there in equal steps.
+    step = float(kind.smallest_subnormal)
+    return jnp.where(
+        jnp.abs(values) < float(kind.smallest_normal), jnp.round(values / step) * step, nearest
+    )
+
+
+@dataclass(frozen=True)
+class InPrecision:
+    """A network that computes in a shorter type; what it takes and gives stays float32.
+
+    It compares by value, so that functions compiled for it serve every problem of it.
+
+    Attributes:
+        apply: of the network, `apply(params, inputs) -> outputs`.
+        precision: `bfloat16` or `float16`.
+    """
+
+    apply: Callable[[PyTree, Array], Array]
+    precision: str
+
+    def __call__(self, params: PyTree, inputs: Array) -> Array:
+        """The outputs."""
+        params, inputs = jax.tree.map(lambda leaf: leaf.astype(self.precision), (params, inputs))
+        return self.apply(params, inputs).astype(jnp.float32)
