@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -67,13 +69,15 @@ class Reproduce:
 
     def execute(self) -> int:
         """Computes what is missing, writes, and prints the comparison."""
+        folder = self.output or Path("reproduction") / self.name
+        with _folders(folder, *([] if self.pages is None else [self.pages])):
+            return self._execute(folder)
+
+    def _execute(self, folder: Path) -> int:
         from dlf_dynamics.analysis.reproduction.registry import REPRODUCTIONS
         from dlf_dynamics.analysis.reproduction.task import Task
         from dlf_dynamics.resultfile import write_whole
 
-        folder = self.output or Path("reproduction") / self.name
-        for path in (folder, *([] if self.pages is None else [self.pages])):
-            _make_folder(path)
         chosen = REPRODUCTIONS[self.name]
         start_jax(chosen.dtype, 1 if chosen.sweeps else 0, 0, many=not chosen.sweeps)
         shared = (self.budget, self.data, self.processes, self.overwrite, self.quiet)
@@ -91,6 +95,20 @@ class Reproduce:
         for place in dict.fromkeys([folder, self.pages or folder]):
             say("wrote " + ", ".join(str(place / name) for name in written))
         return 0
+
+
+@contextmanager
+def _folders(*paths: Path) -> Iterator[None]:
+    """Makes folders; those into which nothing was written are taken away again."""
+    missing = [each for path in paths for each in (path, *path.parents) if not each.exists()]
+    try:
+        for path in paths:
+            _make_folder(path)
+        yield
+    finally:
+        for path in missing:
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
 
 
 def _make_folder(path: Path) -> None:

@@ -227,6 +227,13 @@ def test_the_label_of_another_optimizer_names_it_alone(name, small, trained):
     assert threshold_label(run) == f"critical eigenvalue of {name}"
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_label_says_that_rounding_is_not_in_the_threshold(dtype, small, trained):
+    run = trained(dataclasses.replace(small, dtype=dtype))
+    expected = f"critical eigenvalue of gd; the rounding to {dtype} is not in it"
+    assert threshold_label(run) == expected
+
+
 def test_the_label_of_a_static_spectrum_says_that_the_threshold_is_of_the_weighted_loss(
     small, trained
 ):

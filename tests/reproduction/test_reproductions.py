@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import jax
 import numpy as np
 import pytest
 
@@ -36,7 +37,10 @@ LARGEST_FIGURE = 400_000
 
 def reproduce(name, folder, *options):
     arguments = ["reproduce", name, "--budget", "tiny", "-o", str(folder), "--processes", "1"]
-    return main([*arguments, "--quiet", *map(str, options)])
+    try:
+        return main([*arguments, "--quiet", *map(str, options)])
+    finally:  # a reproduction in float32 switches it off, for the whole process
+        jax.config.update("jax_enable_x64", True)
 
 
 def page_and_figures(folder):
@@ -218,6 +222,15 @@ def test_cifar10_without_data_says_where_they_come_from(tmp_path, capsys):
         cifar10_myrtle5.make(Task(tmp_path))
 
 
+def test_a_refusal_leaves_no_folder_behind_but_the_users_own(tmp_path, capsys):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for place in (tmp_path / "new" / "one", mine):
+        assert reproduce("cifar10-myrtle5", place, "--pages", str(tmp_path / "pages")) == 2
+        assert "needs --data" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_the_cifar10_protocol_is_the_published_one():
     data = DataConfig(name="cifar10", path="anywhere")
     study = cifar10_myrtle5.study(cifar10_myrtle5._SIZES["full"], data, 50_000)
@@ -316,10 +329,5 @@ def test_each_reproduction_at_its_tiny_size(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not CIFAR10.exists(), reason="the images are not here")
 def test_the_cifar10_sweep_at_its_tiny_size(tmp_path):
-    import jax
-
-    try:
-        assert reproduce("cifar10-myrtle5", tmp_path, "--data", CIFAR10) == 0
-    finally:
-        jax.config.update("jax_enable_x64", True)
+    assert reproduce("cifar10-myrtle5", tmp_path, "--data", CIFAR10) == 0
     assert "nothing else" in page_and_figures(tmp_path)
