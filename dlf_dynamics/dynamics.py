@@ -129,7 +129,7 @@ class Dynamics:
         Loss, accuracy and gradient are those of θ_t under the weights of step t, on the batch that
         the update uses; the cosine is the one between the update just made and the previous one.
         """
-        problem = self._computed(self.problem_at(state.step))
+        problem = self.computed(self.problem_at(state.step))
         (loss, evaluation), gradient = jax.value_and_grad(problem.evaluate, has_aux=True)(
             state.params, state.step
         )
@@ -154,11 +154,11 @@ class Dynamics:
         """Static loss and accuracy on the examples held out; empty where there are none."""
         if self.validation is None:
             return jnp.zeros(0, params.dtype)
-        _, found = self._computed(self.validation).evaluate(params, 0)
+        _, found = self.computed(self.validation).evaluate(params, 0)
         return jnp.stack([found.static_loss, found.accuracy])
 
-    def _computed(self, problem: Problem) -> Problem:
-        """The problem as it is computed in training."""
+    def computed(self, problem: Problem) -> Problem:
+        """The problem as it is computed in training, in `precision`."""
         if self.precision is None:
             return problem
         return replace(problem, apply=InPrecision(problem.apply, self.precision))

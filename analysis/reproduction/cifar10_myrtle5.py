@@ -156,7 +156,6 @@ def make(task: Task) -> Page:
 
 def _differs(size: Size, num_examples: int, budget: str) -> tuple[str, ...]:
     sentences = [
-        "Training accuracy is that of the last mini-batch, as runs record it, not of all images.",
     ]
     if size.scale != 1:
         sentences.append(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -87,13 +88,39 @@ def _outcome(
     curves = _curves(dynamics, history, measures, steps, end)
     if end <= config.steps:
         return Outcome("diverged", curves=curves, **found)
-    for name in ("loss", "static_loss", "accuracy"):
-        found[name] = float(history.columns[name][-1])
+    params = jnp.asarray(history.params)
+    if config.batch_size is None:
+        names = ("loss", "static_loss", "accuracy")
+        found |= {name: float(history.columns[name][-1]) for name in names}
+    else:
+        found |= _of_all_examples(dynamics, params, config.steps, config.batch_size)
     if validation.shape[1]:
         found["validation_loss"], found["validation_accuracy"] = validation[-1].tolist()
-    params = jnp.asarray(history.params)
     found |= _last(config, dynamics.problem, params, measures)
     return Outcome("complete", curves=curves, **found)
+
+
+def _of_all_examples(
+    dynamics: Dynamics, params: Array, step: int, batch_size: int
+) -> dict[str, float]:
+    """Losses and accuracy on all training data, so many examples at a time."""
+    static = dynamics.computed(dynamics.problem.static())
+    weighted = dynamics.computed(at_step(dynamics.problem, step))
+    count = static.num_examples
+    batches = np.split(np.arange(count), range(batch_size, count, batch_size))
+    shares = [len(batch) / count for batch in batches]
+    rows = [_of_batch(static, weighted, params, batch) for batch in batches]
+    means = np.average(np.array(rows, float), axis=0, weights=shares)
+    return dict(zip(("loss", "static_loss", "accuracy"), means.tolist(), strict=True))
+
+
+@jax.jit
+def _of_batch(
+    static: Problem, weighted: Problem, params: Array, batch: Int[Array, " batch"]
+) -> Float[Array, "3"]:
+    _, found = static.take(batch).evaluate(params, 0)
+    loss = weighted.take(batch).objective(params, 0)
+    return jnp.stack([loss, found.static_loss, found.accuracy])
 
 
 def _largest(values: Float[np.ndarray, " values"]) -> float:

@@ -29,10 +29,11 @@ class Outcome:
         status: `complete`, `diverged` (the loss is not finite) or `failed` (with a message).
         message: why it failed.
         steps: updates made.
-        loss: F(θ, t) after the last update, weighted.
+        loss: F(θ, t) after the last update, weighted; of all training data, as the next two.
         static_loss: the same with all weights 1.
         accuracy: on the training data after the last update.
-        best_accuracy: the largest at any step.
+        best_accuracy: the largest at any step, of what the step was made with: all training data,
+            or a mini-batch.
         validation_loss: the static loss of the examples held out, after the last update.
         validation_accuracy: on the examples held out, after the last update.
         best_validation_accuracy: the largest at any of the checkpoints, `checkpoint_every` apart.
@@ -48,8 +49,8 @@ class Outcome:
         threshold: eigenvalue at which the optimizer becomes unstable, at the last step.
         ntk: largest eigenvalue of the NTK after the last update.
         seconds: that the run took, compilation included; of runs trained together, its share.
-        curves: of CURVES, at evenly spaced steps; there, `sharpness` is of the loss as weighted at
-            the step. Shape (points, 6).
+        curves: of CURVES, at evenly spaced steps; there, the first three are of what the step was
+            made with, and `sharpness` of the loss as weighted at the step. Shape (points, 6).
     """
 
     status: str

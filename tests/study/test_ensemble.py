@@ -149,6 +149,26 @@ def test_everything_about_a_run_agrees_with_an_independent_calculation(tmp_path)
     assert found.threshold == pytest.approx((2 + 2 * 0.6) / ((1 + 2 * 0.6) * 0.2), rel=1e-9)
 
 
+@pytest.mark.parametrize("loss", ["cross-entropy", "squared-error-per-output"])
+def test_the_last_numbers_of_a_run_of_mini_batches_are_of_all_examples(loss, tmp_path):
+    config = replace(CONFIG, loss=LossConfig(loss), batch_size=7)  # 30 examples: 4 batches and 2
+    run = train(config, tmp_path / "run.h5")
+    (found,) = measure([config], Measures())
+    inputs, labels = run.dataset.inputs, run.dataset.labels
+    outputs, weights = forward(run.parameters()[-1], inputs), run.scalars["class_weights"][-1]
+    assert found.accuracy == pytest.approx(np.mean(outputs.argmax(1) == labels), rel=1e-15)
+    targets = np.eye(3)[labels]
+    if loss == "cross-entropy":
+        logs = outputs - np.log(np.exp(outputs).sum(1, keepdims=True))
+        each = -(targets * logs).sum(1)
+        expected = np.mean(each), np.mean(weights[labels] * each)
+    else:
+        each = (outputs - targets) ** 2
+        expected = np.mean(each.sum(1)), np.mean((weights * each).sum(1))
+    assert (found.static_loss, found.loss) == pytest.approx(expected, rel=1e-12)
+    assert found.best_accuracy == run.scalars["accuracy"].max()
+
+
 @pytest.mark.parametrize("loss", ["cross-entropy", "squared-error", "squared-error-per-output"])
 def test_curves_hold_the_run_at_checkpoints_and_the_sharpness_of_the_weighted_loss(loss, tmp_path):
     config = replace(CONFIG, loss=LossConfig(loss))
