@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.extend.random import threefry_2x32
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.optimizers import FlatUpdate, has_mean_squares, is_adaptive
@@ -203,16 +203,29 @@ class Snapshots(NamedTuple):
 
 
 def stretch(
-    dynamics: Dynamics, state: State, counts: Int[Array, " intervals"], *, capacity: int
+    dynamics: Dynamics,
+    state: State,
+    counts: Int[Array, " intervals"],
+    due: Bool[Array, " intervals"] | None = None,
+    *,
+    capacity: int,
 ) -> tuple[State, Snapshots, Float[Array, "intervals capacity scalars"]]:
     """Makes `counts[j]` <= `capacity` updates in each interval, one interval after the other.
 
     The counts are traced: every stretch of a run, long or short, goes through the same compiled
     program (`advance`), so that where a run is cut does not change its bits.
 
+    Args:
+        dynamics: of the run.
+        state: before the first update.
+        counts: updates of each interval.
+        due: at the beginning of which intervals the examples held out are evaluated; none means
+            all that have updates.
+        capacity: updates of an interval at most.
+
     Returns:
-        The state after all updates; the states before each interval; and the scalars of each
-        update, 0 beyond each interval's count.
+        The state after all updates; the states before each interval, with what was evaluated
+        there, else 0; and the scalars of each update, 0 beyond each interval's count.
     """
     row = jax.eval_shape(dynamics.step, state)[1]
     measures = jax.eval_shape(dynamics.validate, state.params)
@@ -221,12 +234,13 @@ def stretch(
     def not_validated(_: Array) -> Array:
         return jnp.zeros(measures.shape, measures.dtype)
 
-    def interval(state: State, count: Int[Array, ""]) -> tuple[State, tuple[Snapshots, Row]]:
+    def interval(state: State, planned: tuple) -> tuple[State, tuple[Snapshots, Row]]:
+        count, validated = planned
         before = Snapshots(
             state.params,
             state.previous_update,
             layout.flatten(state.optimizer_state),
-            jax.lax.cond(count > 0, dynamics.validate, not_validated, state.params),
+            jax.lax.cond(validated, dynamics.validate, not_validated, state.params),
         )
 
         def one(state: State, index: Int[Array, ""]) -> tuple[State, Row]:
@@ -236,7 +250,8 @@ def stretch(
         state, rows = jax.lax.scan(one, state, jnp.arange(capacity))
         return state, (before, rows)
 
-    state, (snapshots, rows) = jax.lax.scan(interval, state, counts)
+    due = counts > 0 if due is None else due
+    state, (snapshots, rows) = jax.lax.scan(interval, state, (counts, due))
     return state, snapshots, rows
 
 

@@ -247,8 +247,20 @@ def _positive(hidden: list[Array], num_examples: int) -> Bool[Array, "examples u
 
 
 def _convolved(image: Array, kernel: Array) -> Array:
-    form = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(image, kernel, (1, 1), "SAME", dimension_numbers=form)
+    if jax.default_backend() != "cpu":
+        form = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(image, kernel, (1, 1), "SAME", dimension_numbers=form)
+    # Inside a compiled loop on a CPU, XLA's convolutions are up to 50 times slower than a product
+    # of matrices (jax-ml/jax issue 12868); training and eigensolvers are such loops.
+    return _patches(image) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _patches(image: Array) -> Array:
+    """The 3x3 pixels around each pixel, in the order of a kernel; zeros beyond the image."""
+    _, height, width, _ = image.shape
+    wide = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = [wide[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    return jnp.concatenate(shifted, axis=-1)
 
 
 def _num_pools(height: int, width: int, most: int) -> int:

@@ -48,6 +48,11 @@ class Pace:
             step, left = step + counts[-1], left - counts[-1]
         return self._padded(counts)
 
+    def due(self, step: int, counts: np.ndarray) -> np.ndarray:
+        """Which of the intervals from this step on begin at a checkpoint."""
+        starts = step + np.cumsum(counts) - counts
+        return (counts > 0) & (starts % self._every == 0)
+
     def _padded(self, counts: list[int]) -> np.ndarray:
         return np.array(counts + [0] * (self._intervals - len(counts)), np.int32)
 

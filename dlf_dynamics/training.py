@@ -213,7 +213,8 @@ def _loop(
     pace = Pace(config, state)
     while step < config.steps and not stop():
         counts = pace.counts(step)
-        state, snapshots, rows = advance(dynamics, state, counts, capacity=pace.capacity)
+        due = pace.due(step, counts)
+        state, snapshots, rows = advance(dynamics, state, counts, due, capacity=pace.capacity)
         snapshots, rows = jax.device_get((snapshots, rows))
         for index, count in enumerate(counts[counts > 0]):
             if step % config.checkpoint_every == 0:
@@ -238,7 +239,8 @@ def _finish(
     progress: Callable[[int], None],
 ) -> str:
     """Records the last state with its row, so that each checkpoint has loss and class weights."""
-    _, snapshots, rows = advance(dynamics, state, pace.single(), capacity=pace.capacity)
+    counts = pace.single()
+    _, snapshots, rows = advance(dynamics, state, counts, counts > 0, capacity=pace.capacity)
     point = replace(point_of(state), validation=np.asarray(snapshots.validation)[0])
     if point.step % config.checkpoint_every == 0 or point.step == config.steps:
         record.points.append(point)

@@ -147,6 +147,20 @@ def test_a_stretch_is_the_same_as_its_steps_one_by_one():
     assert int(state.step) == 6
 
 
+def test_held_out_examples_are_evaluated_where_that_is_due_and_nowhere_else():
+    held_out = load_dataset(replace(CONFIG.data, seed=1, validation=0))
+    dynamics, state = start(CONFIG, replace(DATASET, validation=held_out))
+    counts, due = np.array([2, 3, 1, 0], np.int32), np.array([True, False, True, False])
+    _, snapshots, _ = advance(dynamics, state, counts, due, capacity=3)
+    assert np.array_equal(np.any(np.asarray(snapshots.validation), axis=1), due)
+    problem = replace(dynamics.problem, inputs=held_out.inputs, targets=held_out.labels)
+    for row in (0, 2):
+        expected = float(problem.static_objective(snapshots.params[row]))
+        assert snapshots.validation[row, 0] == pytest.approx(expected, rel=1e-13)
+    _, snapshots, _ = advance(dynamics, state, counts, capacity=3)
+    assert np.array_equal(np.any(np.asarray(snapshots.validation), axis=1), counts > 0)
+
+
 def test_stretches_of_any_length_give_the_same_bits_from_one_compilation():
     dynamics, first = start(replace(CONFIG, batch_size=7))
     before = advance._cache_size()  # type: ignore[attr-defined]

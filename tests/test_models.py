@@ -180,8 +180,12 @@ def convolutional(config, input_shape, num_outputs, num_images=2):
         ("myrtle5", (2,), (0, 1, 1, 3), (32, 64, 1)),
     ],
 )
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_convolutions_and_poolings_are_those_written_out(name, widths, pools, shape, activation):
+@pytest.mark.parametrize(("activation", "backend"), [("relu", "cpu"), ("tanh", "gpu")])
+def test_convolutions_and_poolings_are_those_written_out(
+    name, widths, pools, shape, activation, backend, monkeypatch
+):
+    # How convolutions are computed is chosen by what JAX runs on.
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     config = ModelConfig(name=name, widths=widths, activation=activation)
     model, params, images = convolutional(config, shape, 4)
     hidden, expected_gates = images, [np.zeros((len(images), 0), bool)]

@@ -58,8 +58,7 @@ class Size:
 
 
 _SIZES = {
-    # XLA's convolutions in compiled loops take seconds on a CPU even at this size.
-    "tiny": Size(Grid((10.0, 70.0), (404, 1098), 1), 1 / 140, 2, 8, 16, 16),
+    "tiny": Size(Grid((10.0, 70.0), (404, 1098), 1), 1 / 70, 8, 100, 2000, 500),
     "small": Size(Grid((10.0, 30.0, 70.0, 150.0), (54, 148, 404, 1098, 3063), 3), 1 / 20),
     "full": Size(Grid(AMPLITUDES, PERIODS, SEEDS)),
 }

@@ -133,13 +133,15 @@ def _advance(
     origins: Array | None,
     states: State,
     counts: Array,
+    due: Array,
     *,
     capacity: int,
 ) -> tuple[State, Snapshots, Array]:
     """`stretch` for all runs; a single one is not batched, which is faster on a CPU."""
 
     def one(numbers: Numbers, origin: Array | None, state: State):
-        return stretch(form.dynamics(numbers, data, origin), state, counts, capacity=capacity)
+        dynamics = form.dynamics(numbers, data, origin)
+        return stretch(dynamics, state, counts, due, capacity=capacity)
 
     if len(states.params) > 1:
         return jax.vmap(one)(numbers, origins, states)
@@ -234,14 +236,16 @@ class Ensemble:
             if stop():
                 raise Stopped
             counts = pace.counts(step)
-            states, snapshots, rows = self._advance(states, counts, pace.capacity)
+            due = pace.due(step, counts)
+            states, snapshots, rows = self._advance(states, counts, due, pace.capacity)
             log.add(step, counts, snapshots, rows)
             step += int(counts.sum())
             pace.update(step)
             if not np.any(np.isfinite(log.rows[-1][:, -1, 0])):
                 break  # no run is left
-        _, snapshots, rows = self._advance(states, pace.single(), pace.capacity)
-        log.add(step, pace.single(), snapshots, rows, last=True)
+        counts = pace.single()
+        _, snapshots, rows = self._advance(states, counts, counts > 0, pace.capacity)
+        log.add(step, counts, snapshots, rows, last=True)
         return log.histories(np.asarray(states.params))
 
     def _initial_states(self) -> State:
@@ -251,10 +255,10 @@ class Ensemble:
         return states._replace(params=self._params)
 
     def _advance(
-        self, states: State, counts: np.ndarray, capacity: int
+        self, states: State, counts: np.ndarray, due: np.ndarray, capacity: int
     ) -> tuple[State, Snapshots, Array]:
         origins = self._params if self.config.linearize else None
-        args = (self._numbers, self._data, origins, states, counts)
+        args = (self._numbers, self._data, origins, states, counts, due)
         return _advance(self._form, *args, capacity=capacity)
 
 
