@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,11 +120,7 @@ class Recorder:
                 has changed, or they are not what can be recorded.
             FileError: when the file cannot be written.
         """
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((step, params, opt_state))):
-            raise ConfigError(
-                "record was called inside a compiled function; expected it between calls: let "
-                "lax.scan return the states to be recorded"
-            )
+        _require_outside(step)
         step = int(step)
         if step <= self._last:
             raise ConfigError(f"step is {step}; expected more than {self._last}, the last recorded")
@@ -137,6 +133,7 @@ class Recorder:
         state = None
         due, next_due = step % self._every == 0, (step + 1) % self._every == 0
         if due or next_due:
+            _require_outside((params, opt_state))
             self._watch(params, opt_state)
         if due:
             form.require(params, opt_state)
@@ -174,6 +171,7 @@ class Recorder:
         return self._before[1] if seen and self._recording.full_batch else None  # type: ignore[index]
 
     def _begin(self, step: int, params: PyTree, opt_state: Any, scalars: Mapping[str, Any]) -> None:
+        _require_outside((params, opt_state))
         check_problem(self._problem, params, step)
         setup = Setup(self._problem, self._optimizer, params)
         form = _Form(setup.layout, Layout.of(opt_state), frozenset(scalars))
@@ -221,6 +219,15 @@ class _Form(NamedTuple):
                 f"the scalars are {_listed(scalars)}; expected {_listed(self.scalars)}, as in the "
                 "first record"
             )
+
+
+def _require_outside(tree: PyTree) -> None:
+    """Raises ConfigError unless what is recorded are values."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+        raise ConfigError(
+            "record was called inside a compiled function; expected it between calls: let "
+            "lax.scan return the states to be recorded"
+        )
 
 
 def _listed(names: Any) -> str:
@@ -320,21 +327,24 @@ class _Writing:
                 "step before were not; expected a loop that donates its arrays at each step, or "
                 "at none"
             )
-        _flatten(state.params, params)
-        _flatten(state.optimizer, optimizer)
+        for part, leaf in _parts(params, state.params):
+            part[...] = leaf
+        for part, leaf in _parts(optimizer, state.optimizer):
+            part[...] = leaf
         if state.before is None:  # nothing came before step 0
             update[:] = np.nan if step else 0.0
         else:
-            _flatten(state.before, update)
-            np.subtract(params, update, out=update)
+            now = _parts(params, state.params)
+            for (part, before), (_, after) in zip(_parts(update, state.before), now, strict=True):
+                np.subtract(after, before, out=part)
         return Point(step, params, update, optimizer)
 
 
-def _flatten(tree: PyTree, vector: np.ndarray) -> None:
-    """Puts all numbers of a tree into a vector, in the order of its leaves."""
+def _parts(vector: np.ndarray, tree: PyTree) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The leaves of a tree, each with its part of the vector of all its numbers."""
     start = 0
     for leaf in map(np.asarray, jax.tree.leaves(tree)):
-        vector[start : start + leaf.size] = leaf.ravel()
+        yield vector[start : start + leaf.size].reshape(leaf.shape), leaf
         start += leaf.size
 
 

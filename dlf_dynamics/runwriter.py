@@ -22,6 +22,9 @@ from dlf_dynamics.schema import STEP_OF, VALIDATION
 RESUME = ("resume/parameters", "resume/previous_update", "resume/optimizer")
 """The vectors of the state at which an interrupted run stopped."""
 
+_ON_THE_WAY = 2
+"""Rows before the last that may not have got to disk yet."""
+
 _LAID_OUT_BYTES = 2**20
 
 
@@ -46,6 +49,7 @@ class RunWriter:
         file.swmr_mode = True
         self._file = file
         self._path = path
+        self._columns: dict[str, _Column] = {}
 
     def __enter__(self) -> RunWriter:
         return self
@@ -105,11 +109,9 @@ class RunWriter:
         """Values first, steps last: a row exists when its step does."""
         with writing(self._file, self._path):
             for path, rows in [*values.items(), (STEP_OF[axis], steps)]:
-                dataset = dataset_at(self._file, path)
-                length = dataset.shape[0]
-                dataset.resize(length + len(rows), axis=0)
-                _fill(dataset, length, rows)
-                dataset.flush()
+                if path not in self._columns:
+                    self._columns[path] = _Column(dataset_at(self._file, path))
+                self._columns[path].append(rows)
 
 
 def _rows(vectors: list[np.ndarray]) -> np.ndarray:
@@ -117,22 +119,55 @@ def _rows(vectors: list[np.ndarray]) -> np.ndarray:
     return vectors[0][None] if len(vectors) == 1 else np.stack(vectors)
 
 
-def _fill(dataset: h5py.Dataset, start: int, rows: np.ndarray) -> None:
-    """Writes the last rows; those that have chunks of their own go straight to their place.
+class _Column:
+    """A dataset that grows; it remembers what HDF5 would have to be asked for at each row.
 
-    HDF5 holds Python's lock while it writes, and a loop that is being recorded would wait for it.
-    Writing to the file descriptor does not.
+    Where rows have chunks of their own, they go straight to their place: HDF5 holds Python's lock
+    while it writes, and a loop that is being recorded would wait for it.
     """
-    if not has_own_chunks(dataset):
-        dataset[start:] = rows
-        return
-    file = cast(int, dataset.file.id.get_vfd_handle())
-    for number, row in enumerate(rows):
-        place = dataset.id.get_chunk_info_by_coord((start + number, 0)).byte_offset
-        left = np.ascontiguousarray(row, dataset.dtype).data.cast("B")
-        while left:
-            written = os.pwrite(file, left, place)
-            left, place = left[written:], place + written
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        self._dataset, self._dtype = dataset, dataset.dtype
+        self._length, *self._row = dataset.shape
+        self._file = None
+        if has_own_chunks(dataset):
+            self._file = cast(int, dataset.file.id.get_vfd_handle())
+
+    def append(self, rows: np.ndarray) -> None:
+        """Writes rows after the last."""
+        first, self._length = self._length, self._length + len(rows)
+        self._dataset.id.set_extent((self._length, *self._row))
+        if self._file is None:
+            self._dataset[first:] = rows
+        else:
+            for number, row in enumerate(rows, start=first):
+                _write(self._file, np.ascontiguousarray(row, self._dtype), self._place(number))
+            self._let_go(self._file, first)
+        self._dataset.flush()
+
+    def _place(self, row: int) -> int:
+        """Where a row lies in the file."""
+        return self._dataset.id.get_chunk_info_by_coord((row, 0)).byte_offset
+
+    def _let_go(self, file: int, first: int) -> None:
+        """Tells the system that it need not keep the rows in memory.
+
+        It begins to write those that it is told of for the first time, and takes the memory of
+        those on disk for the rows to come: on a virtual machine, fresh memory costs ten times what
+        writing does.
+        """
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            size = self._dtype.itemsize * self._row[0]
+            for number in range(max(first - _ON_THE_WAY, 0), self._length):
+                os.posix_fadvise(file, self._place(number), size, os.POSIX_FADV_DONTNEED)
+
+
+def _write(file: int, row: np.ndarray, place: int) -> None:
+    """Writes to a place of a file without Python's lock."""
+    left = row.data.cast("B")
+    while left:
+        written = os.pwrite(file, left, place)
+        left, place = left[written:], place + written
 
 
 @contextmanager

@@ -100,6 +100,34 @@ def test_arrays_that_are_suddenly_given_away_are_refused_in_one_line(tmp_path):
         assert file["status"][()] != b"complete"
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system has no call for it")
+def test_the_memory_of_rows_that_were_written_is_given_back(tmp_path, monkeypatch):
+    told = []
+
+    def advise(file, place, size, advice):
+        assert advice == os.POSIX_FADV_DONTNEED
+        told.append((place, os.pread(file, size, place)))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    compiled_loop(tmp_path / "own.h5", ())
+    monkeypatch.undo()
+    with h5py.File(tmp_path / "own.h5") as file:
+        names = ("parameters/value", "previous_update/value", "optimizer/value")
+        rows = [row.tobytes() for name in names for row in np.asarray(file[name])]
+    # When it is written, a row is handed over to be written out, and after it to be forgotten.
+    calls = {place: [data for at, data in told if at == place] for place, _ in told}
+    assert sorted(data[0] for data in calls.values()) == sorted(rows)
+    assert all(set(data) == {data[0]} for data in calls.values())
+    assert sorted(map(len, calls.values())) == [1] * 3 + [2] * 3 + [3] * 6
+
+
+def test_a_system_that_cannot_be_advised_writes_the_same(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    compiled_loop(tmp_path / "own.h5", ())
+    found = open_run(tmp_path / "own.h5", (*SETUP, {"x": START})).parameters()
+    np.testing.assert_allclose(found, closed_form([0, 3, 6, 9])[:, 0], rtol=1e-14)
+
+
 @pytest.mark.skipif(not hasattr(os, "pwrite"), reason="this system has no call for it")
 def test_a_system_that_writes_a_part_only_is_asked_again(tmp_path, monkeypatch):
     whole, calls = os.pwrite, []

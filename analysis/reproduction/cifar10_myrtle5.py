@@ -154,8 +154,7 @@ def make(task: Task) -> Page:
 
 
 def _differs(size: Size, num_examples: int, budget: str) -> tuple[str, ...]:
-    sentences = [
-    ]
+    sentences = []
     if size.scale != 1:
         sentences.append(
             f"Epochs and periods are shortened alike, by a factor of {1 / size.scale:g}, so that "
