@@ -207,7 +207,8 @@ def _violations(config: RunConfig):
     if (epoch := schedule.static_from_epoch) is not None and epoch < 0:
         yield epoch, "schedule.static_from_epoch", "an epoch of at least 0, or none"
     if epoch is not None and schedule.static_from is not None:
-        expected = f"none, as schedule.static_from_epoch is {epoch}: give one of them"
+        given = f"schedule.static_from_epoch is {epoch}"
+        expected = f"none, as {given}: give one of them (a preset may have one)"
         yield schedule.static_from, "schedule.static_from", expected
     if not (math.isfinite(optimizer.learning_rate) and optimizer.learning_rate > 0):
         yield optimizer.learning_rate, "optimizer.learning_rate", "a number above 0"
