@@ -269,8 +269,6 @@ class _Writing:
         """Hands a row over; waits where too many checkpoints are not yet written."""
         self._raise()
         if row.state is not None:
-            for leaf in jax.tree.leaves(row.state):
-                getattr(leaf, "copy_to_host_async", lambda: None)()
             self._places.acquire()
         self._rows.put(row)
 
@@ -327,6 +325,8 @@ class _Writing:
                 "step before were not; expected a loop that donates its arrays at each step, or "
                 "at none"
             )
+        for leaf in jax.tree.leaves(state):
+            getattr(leaf, "copy_to_host_async", lambda: None)()
         for part, leaf in _parts(params, state.params):
             part[...] = leaf
         for part, leaf in _parts(optimizer, state.optimizer):
