@@ -4,8 +4,8 @@ The loop is one compiled update after the other. Where it is recorded, `record` 
 step, and every tenth state goes to the file with the update before it. Stretches of a second with
 and without that take turns, so that both see the same other load on the machine; the ratio is the
 median of neighbours'. What the writer has still to do when a stretch ends, a few milliseconds, goes
-on beside the next. The loop computes on one thread (`conftest`), so that the writer has a core, as
-beside an accelerator; NPROC=2 takes it away.
+on beside the next. The loop computes on one thread (`conftest`), so that the writer has a core;
+NPROC=2 takes it away.
 """
 
 from __future__ import annotations

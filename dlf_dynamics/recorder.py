@@ -325,7 +325,7 @@ class _Writing:
                 "step before were not; expected a loop that donates its arrays at each step, or "
                 "at none"
             )
-        for leaf in jax.tree.leaves(state):
+        for leaf in jax.tree.leaves(state):  # all are on their way before one is waited for
             getattr(leaf, "copy_to_host_async", lambda: None)()
         for part, leaf in _parts(params, state.params):
             part[...] = leaf
