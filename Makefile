@@ -15,7 +15,7 @@ PARALLEL := -n 2 --dist loadfile
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-torch check docs bench bench-torch format clean
+.PHONY: help setup demo test test-all stress test-torch check docs bench bench-torch format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ test: check ## check, then the fast tests
 
 test-all: check ## check, then all tests, the slow ones too
 	$(PYTEST) $(PARALLEL) -m 'not torch'
+
+stress: setup ## mutated files, odd input, kills: no traceback, hang, wrong row or false verdict
+	$(BIN)/python tests/stress
 
 test-torch: ## compare with PyTorch libraries (a large download), in .venv-torch
 	@$(MAKE) --no-print-directory VENV='$(TORCH_VENV)' EXTRAS=test,compare PINS='$(TORCH_PINS)' setup

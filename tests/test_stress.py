@@ -1,0 +1,24 @@
+"""A few seeds of `make stress`: mutated files and odd input, before every command."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("stress")
+
+
+@pytest.mark.parametrize(
+    ("what", "count"),
+    [("files", 7), ("cases", 26), pytest.param("kills", 5, marks=pytest.mark.slow)],
+)
+def test_no_traceback_no_hang_no_wrong_row_and_no_false_verdict(what, count):
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), what, "--count", str(count), "--jobs", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == f"{what}: {count} done, 0 with faults: no fault"
