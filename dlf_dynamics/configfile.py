@@ -8,6 +8,7 @@ import json
 import tomllib
 import types
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -28,6 +29,19 @@ def preset(name: str) -> RunConfig:
     if name not in PRESETS:
         raise ConfigError(f"preset {name!r} is unknown{_closest(name, PRESETS)}")
     return PRESETS[name]
+
+
+@dataclass(frozen=True)
+class _Unchecked(RunConfig):
+    """Everything that a training run depends on."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+def unchecked(config: RunConfig) -> RunConfig:
+    """The same, but copies of it with other values are not checked."""
+    return _Unchecked(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)})
 
 
 def load_toml(path: Path, base: RunConfig | None = None) -> RunConfig:

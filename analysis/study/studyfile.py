@@ -197,7 +197,7 @@ def read_study(path: Path) -> StudyResults:
     """
     if not path.is_file():
         raise FileError(
-            f"study file {path} does not exist; `dlf-dynamics study STUDY.toml -o {path}` makes one"
+            f"study file {path} does not exist; `dlf-dynamics sweep STUDY.toml -o {path}` makes one"
         )
     with _open(path) as file:
         try:

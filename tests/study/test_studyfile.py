@@ -234,7 +234,7 @@ def test_a_file_of_another_study_is_not_continued(path):
 
 
 def test_missing_and_foreign_files_are_refused(tmp_path):
-    with pytest.raises(FileError, match=r"study file .*no\.h5 does not exist; `dlf-dynamics study"):
+    with pytest.raises(FileError, match=r"study file .*no\.h5 does not exist; `dlf-dynamics sweep"):
         read_study(tmp_path / "no.h5")
     with pytest.raises(FileError, match="does not exist"):
         reopen(tmp_path / "no.h5", STUDY)
