@@ -22,6 +22,9 @@ _CIFAR_PLANES = (3, 32, 32)
 _MOST_DEFLATED = 1032
 """Bytes that one byte of a gzip file can stand for at most (zlib's documentation)."""
 _CHUNK = 1 << 20
+_LARGE = 2**30
+_MOST_SHRUNK = 200
+"""Times that data are compressed at most; zeros alone are by the thousand."""
 
 
 class Images(NamedTuple):
@@ -117,6 +120,7 @@ def _read_idx(
         most = stored * _MOST_DEFLATED if compressed else stored - file.tell()
         if size > most:  # before any memory is taken for what is not there
             raise _wrong_size(path, f"at most {most:,}" if compressed else f"{most:,}", size)
+        require_size(size, stored, str(path))
         content = _read_exactly(file, path, size)
     return path, np.frombuffer(content, np.uint8).reshape(shape)
 
@@ -182,6 +186,19 @@ def _read_exactly(file: BinaryIO, path: Path, size: int) -> bytearray:
     if len(content) != size:
         raise _wrong_size(path, "more" if len(content) > size else f"{len(content):,}", size)
     return content
+
+
+def require_size(size: int, stored: int, what: str) -> None:
+    """Refuses gigabytes out of megabytes, as no data are but those made to fill the memory.
+
+    Raises:
+        DataError: when there are more than a gigabyte, of less than a 200th on file.
+    """
+    if size > _LARGE and size > _MOST_SHRUNK * stored:
+        raise DataError(
+            f"{what} would be {size:,} bytes, out of {stored:,} on file; expected at most "
+            f"{_MOST_SHRUNK} times as much of more than a gigabyte"
+        )
 
 
 def _wrong_size(path: Path, found: str, promised: int) -> DataError:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlf_dynamics import __version__, progress, streams
-from dlf_dynamics.errors import UserError
+from dlf_dynamics.errors import UserError, shortened
 from dlf_dynamics.streams import fail
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _main(arguments: list[str]) -> int:
             raise
         return fail(f"there is not enough memory: {str(error).splitlines()[0]}", USER_ERROR)
     except OSError as error:
-        name = "" if error.filename is None else f"{error.filename}: "
+        name = "" if error.filename is None else f"{shortened(str(error.filename), 200)}: "
         return fail(f"{name}{error.strerror or error}", USER_ERROR)
     except KeyboardInterrupt:
         return fail("interrupted; run files keep what was recorded, results were not written", 130)

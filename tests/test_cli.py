@@ -186,6 +186,23 @@ def test_nan_in_the_data_is_named(capsys, tmp_path):
     assert not (tmp_path / "run.h5").exists()
 
 
+def test_a_class_without_examples_is_refused_unless_it_is_asked_for(capsys, tmp_path):
+    data, path = tmp_path / "data.npz", tmp_path / "run.h5"
+    np.savez(data, inputs=np.eye(3), labels=np.array([1, 2, 1]))
+    options = ["--data.name", "npz", "--data.path", str(data), "-o", str(path), "--quiet"]
+    options += ["--steps", "5", *SMALL]
+    line = refused(capsys, "train", *options)
+    assert "no example has label 0" in line
+    assert "or set model.outputs to 3" in line
+    assert main(["train", *options, "--model.outputs", "3"]) == 0
+    assert open_run(path).scalars["class_weights"].shape == (6, 3)
+    (tmp_path / "study.toml").write_text(
+        f"steps = 5\n[data]\nname = 'npz'\npath = '{data}'\n[grid]\nmodel.seed = [0, 1]\n"
+    )
+    capsys.readouterr()
+    assert "no example has label 0" in refused(capsys, "sweep", tmp_path / "study.toml", "--quiet")
+
+
 def test_an_existing_file_is_never_replaced_unasked(capsys, run_path):
     before = run_path.read_bytes()
     assert "exists; continue it with --resume" in refused(capsys, "train", "-o", run_path)
