@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dlf_dynamics.errors import DataError
+from dlf_dynamics.reprs import brief
 
 _MNIST_SIDES = (28, 28)
 _CIFAR_PLANES = (3, 32, 32)
@@ -37,6 +38,7 @@ class Images(NamedTuple):
 
     pixels: UInt8[np.ndarray, "images height width channels"]
     labels: UInt8[np.ndarray, " images"]
+    __repr__ = brief
 
 
 def read_mnist(folder: Path, *, test: bool = False) -> Images:

@@ -17,6 +17,7 @@ from dlf_dynamics.binaryfiles import Images, read_cifar10, read_mnist, require_s
 from dlf_dynamics.config import DataConfig
 from dlf_dynamics.errors import DataError, UserError, shortened, shown
 from dlf_dynamics.memory import require_memory
+from dlf_dynamics.reprs import brief
 
 MOST_LABEL = 2**31 - 2
 """Classes are counted in 32 bits."""
@@ -35,6 +36,7 @@ class Dataset:
     inputs: Float[np.ndarray, "examples *features"]
     labels: Int[np.ndarray, " examples"]
     validation: Dataset | None = None
+    __repr__ = brief
 
     @property
     def num_classes(self) -> int:

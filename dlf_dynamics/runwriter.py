@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from dlf_dynamics.errors import FileError
 from dlf_dynamics.hdf5 import dataset_at, errno, has_own_chunks, write_error
 from dlf_dynamics.memory import bytes_in_words
+from dlf_dynamics.reprs import brief
 from dlf_dynamics.schema import STEP_OF, VALIDATION
 
 RESUME = ("resume/parameters", "resume/previous_update", "resume/optimizer")
@@ -43,6 +44,7 @@ class Point:
     previous_update: Float[np.ndarray, " params"]
     optimizer: Float[np.ndarray, " state"]
     validation: Float[np.ndarray, " measures"] = field(default_factory=lambda: np.zeros(0))
+    __repr__ = brief
 
 
 class RunWriter:

@@ -20,6 +20,7 @@ from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import in_type, override, preset, read_toml, require_table, type_of
 from dlf_dynamics.errors import ConfigError, shortened, shown
 from dlf_dynamics.ranges import MOST_STEPS
+from dlf_dynamics.reprs import brief
 
 MAX_RUNS = 1000
 """Runs of a study above which it has to be confirmed."""
@@ -78,6 +79,7 @@ class Study:
     axes: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     runs: tuple[Overrides, ...] = ()
     measures: Measures = field(default_factory=Measures)
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         axes = tuple(
