@@ -14,6 +14,7 @@ from dlf_dynamics.analysis.hessian import Eigenvalues, HessianSpectrum
 from dlf_dynamics.analysis.replay import Replay
 from dlf_dynamics.analysis.stability import instability_threshold
 from dlf_dynamics.analysis.trajectory import POINTS, Solver, Source, solve_segment
+from dlf_dynamics.reprs import brief
 from dlf_dynamics.resultfile import Arrays
 from dlf_dynamics.run import Run
 from dlf_dynamics.runwriter import Point
@@ -39,6 +40,7 @@ class Crossings:
     hessian: HessianSpectrum
     found: list[Crossing]
     sides: Int[np.ndarray, "checkpoints points"]
+    __repr__ = brief
 
 
 def resolve_crossings(

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from dlf_dynamics.analysis.devices import filled, map_over_devices
 from dlf_dynamics.operators import Matvec, ggn, hessian, ntk
 from dlf_dynamics.problem import Problem, Step
+from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Checkpoints, Run
 
 Operator = Literal["hessian", "ggn", "ntk"]
@@ -74,6 +75,7 @@ class Density:
     num_probes: int
     num_steps: int
     size: int
+    __repr__ = brief
 
 
 def slq(

@@ -16,6 +16,7 @@ from dlf_dynamics.analysis import subspace
 from dlf_dynamics.analysis.lanczos import lanczos
 from dlf_dynamics.analysis.ritz import Ends, Matvec, RitzPairs, rounding
 from dlf_dynamics.operators import check_operator
+from dlf_dynamics.reprs import brief
 
 Which = Literal["largest", "smallest", "both"]
 
@@ -80,6 +81,7 @@ class Eigenpairs:
     message: str
     method: Literal["lanczos", "block"]
     subspace: Float[Array, "start n"]
+    __repr__ = brief
 
 
 def top_eigenpairs(

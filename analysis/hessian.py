@@ -23,6 +23,7 @@ from dlf_dynamics.analysis.trajectory import (
     solve_segment,
 )
 from dlf_dynamics.config import SpectrumConfig
+from dlf_dynamics.reprs import brief
 from dlf_dynamics.resultfile import Arrays, Parts
 from dlf_dynamics.run import Checkpoints, Run
 
@@ -45,6 +46,7 @@ class Eigenvalues(NamedTuple):
     converged: Bool[np.ndarray, "checkpoints k"]
     num_matvecs: Int[np.ndarray, " checkpoints"]
     modes: Int[np.ndarray, "checkpoints k"]
+    __repr__ = brief
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class HessianSpectrum:
     ends: Ends
     tol: float
     audits: list[Audit]
+    __repr__ = brief
 
 
 def hessian_spectrum(

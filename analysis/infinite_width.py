@@ -30,6 +30,7 @@ from dlf_dynamics.analysis.ntk import (
 from dlf_dynamics.config import InitName, SpectrumConfig
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.models import ACTIVATIONS, FullyConnected, make_model
+from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Checkpoints, Run
 from dlf_dynamics.tangents import neural_tangents
 
@@ -80,6 +81,7 @@ class InfiniteWidth:
     nngp: Float[np.ndarray, " examples"]
     num_examples: int
     normal_weights: bool
+    __repr__ = brief
 
 
 def infinite_width(

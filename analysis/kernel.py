@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from dlf_dynamics.operators import jacobian, ntk
 from dlf_dynamics.problem import Problem
+from dlf_dynamics.reprs import brief
 
 BLOCK_NUMBERS = 2**24
 """Numbers at most in each of the two blocks of the Jacobian that are held at once: 128 MiB in
@@ -141,6 +142,7 @@ class KernelStatistics(NamedTuple):
     effective_rank: Float[np.ndarray, "*kernels"]
     alignment: Float[np.ndarray, "*kernels"]
     class_blocks: Float[np.ndarray, "*kernels classes classes"]
+    __repr__ = brief
 
 
 def kernel_statistics(

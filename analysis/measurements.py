@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, PyTree
 
 from dlf_dynamics.analysis.eigensolver import Eigenpairs
 from dlf_dynamics.layout import Layout
+from dlf_dynamics.reprs import brief
 
 Verdict = Literal["stable", "unstable", "undecided"]
 
@@ -56,6 +57,7 @@ class ParameterEigenpairs(Eigenpairs):
     """
 
     layout: Layout
+    __repr__ = brief
 
     def direction(self, index: int = 0) -> PyTree:
         """An eigenvector as a pytree like the parameters, of norm 1 over all leaves."""
@@ -122,3 +124,4 @@ class KernelSpectrum:
     trace_outputs: bool
     trace: float
     effective_rank: float
+    __repr__ = brief

@@ -28,6 +28,7 @@ from dlf_dynamics.analysis.kernel import (
 from dlf_dynamics.config import EngineName
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.problem import Problem
+from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Checkpoints, Run
 
 MAX_DENSE = 1_000
@@ -80,6 +81,7 @@ class NTKSpectrum:
     effective_rank: Float[np.ndarray, " checkpoints"]
     alignment: Float[np.ndarray, " checkpoints"]
     class_blocks: Float[np.ndarray, "checkpoints classes classes"]
+    __repr__ = brief
 
 
 def ntk_spectrum(

@@ -22,6 +22,7 @@ from dlf_dynamics.analysis.spectrum import Spectrum
 from dlf_dynamics.resultfile import write_whole
 from dlf_dynamics.run import Run
 from dlf_dynamics.schedules import Triangle
+from dlf_dynamics.streams import drawable
 
 # Okabe and Ito's palette, distinct for all common kinds of colour blindness.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -334,7 +335,7 @@ def _title(run: Run, spectrum: Spectrum) -> str:
     lines.append(f"eigenvalues of the {spectrum.hessian.curvature}; {threshold_line(spectrum)}")
     if spectrum.not_converged:
         lines.append(f"{spectrum.not_converged} checkpoints not converged")
-    return "\n".join(lines)
+    return drawable("\n".join(lines))
 
 
 def _subject(run: Run) -> str:

@@ -32,6 +32,7 @@ from dlf_dynamics.config import SpectrumConfig, span_of
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import damaged
 from dlf_dynamics.provenance import provenance
+from dlf_dynamics.reprs import brief
 from dlf_dynamics.resultfile import (
     Parts,
     Record,
@@ -82,6 +83,7 @@ class Spectrum:
     oscillations: list[Oscillation]
     watched: bool = True
     infinite_width: InfiniteWidth | None = None
+    __repr__ = brief
 
     @property
     def bursts(self) -> list[Oscillation]:

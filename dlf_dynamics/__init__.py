@@ -78,3 +78,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(importlib.import_module(f"dlf_dynamics.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'dlf_dynamics' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

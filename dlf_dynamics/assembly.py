@@ -13,9 +13,10 @@ from jaxtyping import Array, Float, PyTree
 from dlf_dynamics.config import OptimizerConfig, RunConfig
 from dlf_dynamics.datasets import Dataset
 from dlf_dynamics.dynamics import Dynamics, epoch_steps
-from dlf_dynamics.errors import ConfigError, DataError
+from dlf_dynamics.errors import ConfigError, DataError, shown
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.losses import ClassWeights, make_criterion, make_weights
+from dlf_dynamics.memory import require_memory
 from dlf_dynamics.models import make_model
 from dlf_dynamics.optimizers import learning_rate_schedule, make_optimizer
 from dlf_dynamics.precision import rounded
@@ -29,11 +30,13 @@ def initial_parameters(config: RunConfig, dataset: Dataset) -> PyTree:
     Those of bfloat16 and float16 are the ones of float32, rounded.
 
     Raises:
-        ConfigError: when float64 is asked for and not enabled in JAX.
+        ConfigError: when float64 is asked for and not enabled in JAX, or when there is not as much
+            memory as the network needs at least.
         DataError: when the labels do not fit the network's outputs.
     """
     require_precision(config)
     model = make_model(config.model)
+    _require_fit(config, dataset)
     with random_stream(config):
         key = jax.random.PRNGKey(config.model.seed)
         drawn = model.init(
@@ -45,6 +48,25 @@ def initial_parameters(config: RunConfig, dataset: Dataset) -> PyTree:
     if config.dtype == config.vector_dtype:
         return drawn
     return jax.tree.map(lambda leaf: rounded(leaf, config.dtype), drawn)
+
+
+def _require_fit(config: RunConfig, dataset: Dataset) -> None:
+    """Refuses a network that memory cannot hold: parameters, update, gradient; a batch in it."""
+    outputs = num_outputs(config, dataset)
+    layers = make_model(config.model).layer_sizes(dataset.inputs.shape[1:], outputs)
+    params, units = (sum(column) for column in zip(*layers, strict=True))
+    examples = config.batch_size or len(dataset.labels)
+    number = jnp.dtype(config.vector_dtype).itemsize
+    require_memory(
+        number * 3 * params,
+        f"training {shown(params)} parameters",
+        "make model.widths or model.outputs smaller",
+    )
+    require_memory(
+        number * examples * units,
+        f"a gradient of {shown(examples)} examples in a network of {shown(units)} units",
+        "make model.widths smaller, or batch_size",
+    )
 
 
 def parameter_layout(config: RunConfig, dataset: Dataset) -> Layout:

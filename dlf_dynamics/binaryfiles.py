@@ -16,12 +16,16 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dlf_dynamics.errors import DataError
+from dlf_dynamics.reprs import brief
 
 _MNIST_SIDES = (28, 28)
 _CIFAR_PLANES = (3, 32, 32)
 _MOST_DEFLATED = 1032
 """Bytes that one byte of a gzip file can stand for at most (zlib's documentation)."""
 _CHUNK = 1 << 20
+_LARGE = 2**30
+_MOST_SHRUNK = 200
+"""Times that data are compressed at most; zeros alone are by the thousand."""
 
 
 class Images(NamedTuple):
@@ -34,6 +38,7 @@ class Images(NamedTuple):
 
     pixels: UInt8[np.ndarray, "images height width channels"]
     labels: UInt8[np.ndarray, " images"]
+    __repr__ = brief
 
 
 def read_mnist(folder: Path, *, test: bool = False) -> Images:
@@ -117,6 +122,7 @@ def _read_idx(
         most = stored * _MOST_DEFLATED if compressed else stored - file.tell()
         if size > most:  # before any memory is taken for what is not there
             raise _wrong_size(path, f"at most {most:,}" if compressed else f"{most:,}", size)
+        require_size(size, stored, str(path))
         content = _read_exactly(file, path, size)
     return path, np.frombuffer(content, np.uint8).reshape(shape)
 
@@ -182,6 +188,19 @@ def _read_exactly(file: BinaryIO, path: Path, size: int) -> bytearray:
     if len(content) != size:
         raise _wrong_size(path, "more" if len(content) > size else f"{len(content):,}", size)
     return content
+
+
+def require_size(size: int, stored: int, what: str) -> None:
+    """Refuses gigabytes out of megabytes, as no data are but those made to fill the memory.
+
+    Raises:
+        DataError: when there are more than a gigabyte, of less than a 200th on file.
+    """
+    if size > _LARGE and size > _MOST_SHRUNK * stored:
+        raise DataError(
+            f"{what} would be {size:,} bytes, out of {stored:,} on file; expected at most "
+            f"{_MOST_SHRUNK} times as much of more than a gigabyte"
+        )
 
 
 def _wrong_size(path: Path, found: str, promised: int) -> DataError:

@@ -4,36 +4,56 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-import tyro
+from dlf_dynamics import __version__, progress, streams
+from dlf_dynamics.errors import UserError, shortened
+from dlf_dynamics.streams import fail
 
-from dlf_dynamics import __version__
-from dlf_dynamics.commands import COMMANDS, Train
-from dlf_dynamics.commands.terminal import fail
-from dlf_dynamics.config import RunConfig
-from dlf_dynamics.configfile import load_toml, preset
-from dlf_dynamics.errors import UserError
-from dlf_dynamics.presets import PRESETS
-from dlf_dynamics.startup import recorded_config
+if TYPE_CHECKING:
+    from dlf_dynamics.config import RunConfig
+
+# All else is imported where Ctrl-C is heard already.
 
 USER_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with streams.lenient() as out, progress.Interruption().listening():
+        code = _main(list(sys.argv[1:] if arguments is None else arguments))
+        out.flush()
+        if out.fault:
+            code = fail(f"what was printed could not be written: {out.fault}", USER_ERROR)
+    if arguments is None:  # nothing is left that Ctrl-C could stop
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return code
+
+
+def _main(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(f"dlf-dynamics {__version__}")
         return 0
     try:
         return _parse(arguments).execute()
+    except SystemExit as stop:  # the help was printed
+        return int(stop.code or 0)
     except UserError as error:
         return fail(str(error), USER_ERROR)
+    except MemoryError as error:
+        return fail(f"there is not enough memory: {error}", USER_ERROR)
+    except RuntimeError as error:  # that of XLA
+        if not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        return fail(f"there is not enough memory: {str(error).splitlines()[0]}", USER_ERROR)
+    except OSError as error:
+        name = "" if error.filename is None else f"{shortened(str(error.filename), 200)}: "
+        return fail(f"{name}{error.strerror or error}", USER_ERROR)
     except KeyboardInterrupt:
         return fail("interrupted; run files keep what was recorded, results were not written", 130)
 
@@ -44,61 +64,99 @@ def _parse(arguments: list[str]) -> Any:
     Raises:
         UserError: for options that cannot be parsed.
     """
-    base = _base_config(arguments) if arguments[:1] == ["train"] else PRESETS["published"]
+    from dlf_dynamics.commands import Train
+    from dlf_dynamics.configfile import unchecked
+    from dlf_dynamics.presets import PRESETS
+
+    # What options override is itself told by options: they are parsed for that first.
+    command = _parsed(arguments, unchecked(PRESETS["published"]))
+    return _parsed(arguments, command.base()) if isinstance(command, Train) else command
+
+
+def _parsed(arguments: list[str], base: RunConfig) -> Any:
+    """The command with its options, of which those of `train` override `base`."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return _parsed_by_tyro(arguments, base)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    # Once more without line breaks, of which some would be in the middle of a name.
+    complaint = io.StringIO()
+    with contextlib.redirect_stderr(complaint), columns(10_000), contextlib.suppress(SystemExit):
+        _parsed_by_tyro(arguments, base)
+    raise UserError(_one_line(complaint.getvalue(), arguments[0] if arguments else ""))
+
+
+def _parsed_by_tyro(arguments: list[str], base: RunConfig) -> Any:
+    from typing import Annotated
+
+    import tyro
+
+    from dlf_dynamics.commands import COMMANDS, Train
+
     kinds: Any = None
     for name, command in COMMANDS.items():
         options: dict[str, Any] = {"default": Train(run=base)} if command is Train else {}
         kind = Annotated[command, tyro.conf.subcommand(name, **options)]
         kinds = kind if kinds is None else kinds | kind
-    complaint = io.StringIO()
+    return tyro.cli(
+        kinds,
+        args=arguments,
+        prog="dlf-dynamics",
+        description="Neural-network training as a dynamical system: train with dynamical "
+        "loss functions, then compute spectra, thresholds and bifurcations along the run. "
+        "`dlf-dynamics COMMAND --help` explains each command.",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+@contextlib.contextmanager
+def columns(width: int) -> Iterator[None]:
+    """Lets the terminal seem to be this wide."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(width)
     try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                kinds,
-                args=arguments,
-                prog="dlf-dynamics",
-                description="Neural-network training as a dynamical system: train with dynamical "
-                "loss functions, then compute spectra, thresholds and bifurcations along the run. "
-                "`dlf-dynamics COMMAND --help` explains each command.",
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise UserError(_one_line(complaint.getvalue())) from None
+        yield
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before
 
 
-def _base_config(arguments: list[str]) -> RunConfig:
-    """What the options of `train` override: preset, CONFIG.toml, or the run to be resumed."""
-    if "--resume" in arguments:
-        return recorded_config(Path(_option(arguments, "-o", "--output") or "run.h5"))
-    named = _option(arguments, "--preset")
-    base = None if named is None else preset(named)
-    files = [a for a in arguments[1:] if a.endswith(".toml")]
-    if files:
-        return load_toml(Path(files[0]), base)
-    return base or PRESETS["published"]
+def _one_line(complaint: str, command: str) -> str:
+    """What tyro complains of, and the options of this command that are closest to it."""
+    lines = [line.strip("╭╮╰╯│ ") for line in complaint.splitlines()[1:]]
+    ruled = re.sub(r"\0?[─-]{9,}\0", "\f", "\0".join(lines)).strip("\f")
+    paragraphs = [part.split("\0") for part in ruled.split("\f")]
+    body = " ".join(line for line in paragraphs[0] if line)
+    body = re.sub(r"^Unrecognized or misplaced options: (.*?) Arguments are .*", _misplaced, body)
+    suggested = [part for part in paragraphs if part[0].startswith("Perhaps you meant")]
+    close = _closest(body, suggested[0][1:], command) if suggested else []
+    told = f"{body.rstrip('. ')}; did you mean {' or '.join(close)}?" if close else body
+    for part in paragraphs:
+        if part[0].startswith("Available subcommands: "):
+            told += f"; commands: {part[0].partition(': ')[2]}"
+    return f"{told.rstrip('. ') or 'the options could not be read'} (see --help)"
 
 
-def _option(arguments: list[str], *names: str) -> str | None:
-    """The value of an option before the options are parsed."""
-    for position, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in names:
-            following = arguments[position + 1 : position + 2]
-            return value if equals else next(iter(following), None)
-    return None
+def _misplaced(found: re.Match[str]) -> str:
+    return "Unrecognized options: " + ", ".join(re.split(r" \(applied to [^)]*\) ?", found[1])[:-1])
 
 
-def _one_line(complaint: str) -> str:
-    lines = [line.strip("╭╮╰╯│─ ") for line in complaint.splitlines()]
-    titled = " ".join(line for line in lines[1:] if line)
-    body = re.split(r" For full helptext| Argument helptext| Perhaps you meant", titled)[0]
-    meant = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", titled)
-    body = body.rstrip(". ")
-    if meant:
-        body += f"; did you mean {meant[1]}?"
-    return f"{body or 'the options could not be read'} (see --help)"
+def _closest(body: str, suggestions: list[str], command: str) -> list[str]:
+    """Options of the command by the name that was typed, its group left out; else the first one."""
+    options: list[str] = []
+    name = ""
+    for line in suggestions:
+        if line.startswith("-"):
+            name = re.findall(r"--[\w.-]+", line)[0]
+        elif line == f"in dlf-dynamics {command} --help":
+            options.append(name)
+    typed = re.search(r"--([\w.-]+)", body)
+    same = [o for o in options if typed and o.lstrip("-").rpartition(".")[2] == typed[1]]
+    return same or options[:1]
 
 
 if __name__ == "__main__":

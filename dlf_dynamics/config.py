@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.errors import ConfigError, shown
+from dlf_dynamics.ranges import MOST_SEED, MOST_STEPS, violations
 
 DatasetName = Literal["spiral", "swiss-roll", "blobs", "digits", "mnist", "cifar10", "npz"]
 ModelName = Literal["fully-connected", "convolutional", "myrtle5"]
@@ -45,13 +46,14 @@ class DataConfig:
     """Seed of the generated data sets (NumPy's legacy generator, as published), and of the choice
     of examples to hold out."""
     path: str | None = None
-    """For npz, the file: with `inputs` (examples, ...) and `labels`, whole numbers from 0, and if
-    you like `validation_inputs` and `validation_labels`; or with the names `x_train`, `y_train`,
-    `x_test` and `y_test`. Images (examples, height, width, channels) of type uint8 are divided by
-    255; other inputs are taken as they are. For mnist, the folder with train-images-idx3-ubyte,
-    train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, each as it is or as
-    .gz. For cifar10, the folder with data_batch_1.bin to data_batch_5.bin and test_batch.bin, the
-    binary version. Their images are divided by 255."""
+    """For npz, the file: with `inputs` (examples, ...) and `labels`, whole numbers from 0 without
+    gaps (those with gaps need model.outputs), and if you like `validation_inputs` and
+    `validation_labels`; or with the names `x_train`, `y_train`, `x_test` and `y_test`. Images
+    (examples, height, width, channels) of type uint8 are divided by 255; other inputs are taken as
+    they are. For mnist, the folder with train-images-idx3-ubyte, train-labels-idx1-ubyte,
+    t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, each as it is or as .gz. For cifar10, the
+    folder with data_batch_1.bin to data_batch_5.bin and test_batch.bin, the binary version. Their
+    images are divided by 255."""
     limit: int | None = None
     """Train on the first examples only, this many; what is held out is not counted."""
     validation: int | None = None
@@ -170,94 +172,13 @@ class RunConfig:
     """Random stream of JAX: `legacy` is the one of JAX before 0.5, which the published run used."""
 
     def __post_init__(self) -> None:
-        for found, key, expected in _violations(self):
-            raise ConfigError(f"{key} is {found!r}; expected {expected}")
+        for found, key, expected in violations(self):
+            raise ConfigError(f"{key} is {shown(found)}; expected {expected}")
 
     @property
     def vector_dtype(self) -> Literal["float64", "float32"]:
         """Of the vectors that hold parameters, also those that are rounded to fewer bits."""
         return "float64" if self.dtype == "float64" else "float32"
-
-
-_PATHS = {
-    "npz": "the .npz file to train on",
-    "mnist": "the folder with MNIST's files",
-    "cifar10": "the folder with the binary version of CIFAR-10",
-}
-
-
-def _violations(config: RunConfig):
-    """Yields (found, key, expected) for each value out of its range."""
-    data, schedule, optimizer = config.data, config.schedule, config.optimizer
-    yield from _whole_numbers(config)
-    if not (math.isfinite(data.noise) and data.noise >= 0):
-        yield data.noise, "data.noise", "a number of at least 0"
-    if data.num_classes < 2:
-        yield data.num_classes, "data.num_classes", "at least 2"
-    if any(width < 1 for width in config.model.widths):
-        yield config.model.widths, "model.widths", "whole numbers of at least 1"
-    if config.model.name == "myrtle5" and len(config.model.widths) != 1:
-        yield config.model.widths, "model.widths", "one number, as model.name is 'myrtle5'"
-    if data.validation is not None and data.validation < 0:
-        yield data.validation, "data.validation", "a whole number of at least 0, or none"
-    if not (math.isfinite(schedule.amplitude) and schedule.amplitude >= 1):
-        yield schedule.amplitude, "schedule.amplitude", "a number of at least 1 (1 is static)"
-    if schedule.static_from is not None and schedule.static_from < 0:
-        yield schedule.static_from, "schedule.static_from", "a step of at least 0, or none"
-    if (epoch := schedule.static_from_epoch) is not None and epoch < 0:
-        yield epoch, "schedule.static_from_epoch", "an epoch of at least 0, or none"
-    if epoch is not None and schedule.static_from is not None:
-        given = f"schedule.static_from_epoch is {epoch}"
-        expected = f"none, as {given}: give one of them (a preset may have one)"
-        yield schedule.static_from, "schedule.static_from", expected
-    if not (math.isfinite(optimizer.learning_rate) and optimizer.learning_rate > 0):
-        yield optimizer.learning_rate, "optimizer.learning_rate", "a number above 0"
-    yield from _fractions(optimizer)
-    if data.name in _PATHS and data.path is None:
-        yield data.path, "data.path", f"{_PATHS[data.name]}, as data.name is {data.name!r}"
-    if data.name not in _PATHS and data.path is not None:
-        names = ", ".join(_PATHS)
-        yield data.path, "data.path", f"none, as data.name is {data.name!r} (not one of {names})"
-
-
-def _whole_numbers(config: RunConfig):
-    counts = {
-        "data.points_per_class": config.data.points_per_class,
-        "schedule.period": config.schedule.period,
-        "checkpoint_every": config.checkpoint_every,
-        "steps": config.steps,
-    }
-    optional = {
-        "data.limit": config.data.limit,
-        "model.outputs": config.model.outputs,
-        "batch_size": config.batch_size,
-    }
-    for key, value in (counts | optional).items():
-        if value is not None and value < 1:
-            or_none = ", or none" if key in optional else ""
-            yield value, key, f"a whole number of at least 1{or_none}"
-    seeds = {
-        "data.seed": config.data.seed,
-        "model.seed": config.model.seed,
-        "batch_seed": config.batch_seed,
-    }
-    for key, value in seeds.items():
-        if not 0 <= value < 2**32:
-            yield value, key, "a whole number from 0 to 4294967295"
-
-
-def _fractions(optimizer: OptimizerConfig):
-    for key in ("momentum", "decay", "beta1", "beta2"):
-        value = getattr(optimizer, key)
-        if not 0 <= value < 1:
-            yield value, f"optimizer.{key}", "a number of at least 0 and below 1"
-    for key in ("final_learning_rate", "warmup_steps", "weight_decay", "epsilon"):
-        value = getattr(optimizer, key)
-        if not (math.isfinite(value) and value >= 0):
-            yield value, f"optimizer.{key}", "a number of at least 0"
-    decaying = optimizer.learning_rate_schedule == "exponential"
-    if decaying and optimizer.final_learning_rate <= 0:
-        yield optimizer.final_learning_rate, "optimizer.final_learning_rate", "a number above 0"
 
 
 def span_of(text: str, key: str) -> tuple[float, float]:
@@ -269,12 +190,12 @@ def span_of(text: str, key: str) -> tuple[float, float]:
     >>> span_of("8000:", "steps")
     (8000, inf)
     """
-    found = re.fullmatch(r"(\d*):(\d*)", text)
+    found = re.fullmatch(r"([0-9]{0,18}):([0-9]{0,18})", text)
     if found:
         start, stop = int(found[1] or 0), int(found[2]) if found[2] else math.inf
         if start < stop:
             return start, stop
-    raise ConfigError(f"{key} is {text!r}; expected a:b with a < b, for example 8000:10500")
+    raise ConfigError(f"{key} is {shown(text)}; expected a:b with a < b, for example 8000:10500")
 
 
 @dataclass(frozen=True)
@@ -328,10 +249,7 @@ class SpectrumConfig:
 
     def __post_init__(self) -> None:
         counts = {"every": 1, "k": 1, "ntk_examples": 0, "density_checkpoints": 1, "audit_every": 1}
-        for key, least in (counts | {"batch_size": 1}).items():
-            value = getattr(self, key)
-            if value is not None and value < least:
-                raise ConfigError(f"{key} is {value}; expected at least {least}")
+        _check_counts(self, counts | {"batch_size": 1, "max_matvecs": 1})
         if self.above is not None and not self.above > 0:
             raise ConfigError(f"above is {self.above}; expected a fraction above 0, or none")
         if self.above is not None and self.which != "largest":
@@ -372,12 +290,26 @@ class BifurcationConfig:
     """Seed of the random start vectors."""
 
     def __post_init__(self) -> None:
-        for key, least in (("every", 1), ("max_matvecs", 4), ("horizon", 20)):
-            if getattr(self, key) < least:
-                raise ConfigError(f"{key} is {getattr(self, key)}; expected at least {least}")
+        _check_counts(self, {"every": 1, "max_matvecs": 4, "horizon": 20})
         if self.tol is not None and not 0 < self.tol < 1:
             raise ConfigError(f"tol is {self.tol}; expected a number between 0 and 1")
-        if self.diagrams not in ("auto", "none") and not re.fullmatch(r"\d+(,\d+)*", self.diagrams):
+        if self.diagrams not in ("auto", "none") and not re.fullmatch(_STEPS, self.diagrams):
             raise ConfigError(
-                f"diagrams is {self.diagrams!r}; expected auto, none, or steps such as 9700,14000"
+                f"diagrams is {shown(self.diagrams)}; expected auto, none, or steps such as "
+                "9700,14000"
             )
+
+
+_STEPS = r"[0-9]{1,18}(,[0-9]{1,18})*"
+
+
+def _check_counts(config: SpectrumConfig | BifurcationConfig, least: dict[str, int]) -> None:
+    """Refuses counts, and the seed, that are out of their range."""
+    for key, low in least.items():
+        value = getattr(config, key)
+        if value is not None and value < low:
+            raise ConfigError(f"{key} is {shown(value)}; expected at least {low}")
+        if value is not None and value > MOST_STEPS:
+            raise ConfigError(f"{key} is {shown(value)}; expected at most {MOST_STEPS:,}")
+    if not 0 <= config.seed <= MOST_SEED:
+        raise ConfigError(f"seed is {shown(config.seed)}; expected 0 to {MOST_SEED}")

@@ -8,12 +8,14 @@ import json
 import tomllib
 import types
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dlf_dynamics.config import RunConfig
-from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.errors import ConfigError, shortened, shown
 from dlf_dynamics.presets import PRESETS
 
 Config = TypeVar("Config")
@@ -26,8 +28,21 @@ def preset(name: str) -> RunConfig:
         ConfigError: when there is none.
     """
     if name not in PRESETS:
-        raise ConfigError(f"preset {name!r} is unknown{_closest(name, PRESETS)}")
+        raise ConfigError(f"preset {shown(name)} is unknown{_closest(name, PRESETS)}")
     return PRESETS[name]
+
+
+@dataclass(frozen=True)
+class _Unchecked(RunConfig):
+    """Everything that a training run depends on."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+def unchecked(config: RunConfig) -> RunConfig:
+    """The same, but copies of it with other values are not checked."""
+    return _Unchecked(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)})
 
 
 def load_toml(path: Path, base: RunConfig | None = None) -> RunConfig:
@@ -42,7 +57,7 @@ def load_toml(path: Path, base: RunConfig | None = None) -> RunConfig:
     values = read_toml(path)
     named = values.pop("preset", None)
     if base is None:
-        base = RunConfig() if named is None else preset(str(named))
+        base = RunConfig() if named is None else preset(in_type(named, str, "preset"))
     try:
         return override(base, values)
     except ConfigError as error:
@@ -56,12 +71,29 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: when the file is missing or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(_text(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError(f"configuration {path} cannot be read: {reason}") from error
+    except RecursionError as error:
+        raise ConfigError(f"configuration {path} is nested too deep to be read") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"configuration {path} is not valid TOML: {error}") from error
+    except ValueError as error:  # a number that Python does not read
+        reason = str(error).split(";")[0]
+        raise ConfigError(f"configuration {path} has a number too long: {reason}") from error
+
+
+_MOST_BYTES = 2**24
+"""Of a configuration, which is text that somebody typed."""
+
+
+def _text(path: Path) -> str:
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ConfigError(f"configuration {path} has more than {_MOST_BYTES:,} bytes")
+    return content.decode()
 
 
 def to_json(config: RunConfig) -> str:
@@ -77,9 +109,13 @@ def from_json(text: str) -> RunConfig:
     """Reads what `to_json` wrote.
 
     Raises:
-        ConfigError: when a key or a value is not known here.
+        ConfigError: when it is no JSON, or a key or a value is not known here.
     """
-    return override(RunConfig(), json.loads(text))
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the configuration is no JSON: {error}") from error
+    return override(RunConfig(), require_table(values, "the configuration"))
 
 
 def override(base: Config, values: Mapping[str, Any], prefix: str = "") -> Config:
@@ -108,7 +144,7 @@ def type_of(kind: type, key: str, prefix: str = "") -> Any:
     hints = _hints(kind)
     if key not in hints:
         closest = _closest(prefix + key, [prefix + name for name in hints])
-        raise ConfigError(f"{prefix + key} is not a key{closest}")
+        raise ConfigError(f"{shortened(prefix + key, 80)} is not a key{closest}")
     return hints[key]
 
 
@@ -125,7 +161,7 @@ def require_table(value: Any, key: str) -> Mapping[str, Any]:
         ConfigError: when it is not.
     """
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key} is {value!r}; expected a table [{key}]")
+        raise ConfigError(f"{key} is {shown(value)}; expected a table [{key}]")
     return value
 
 
@@ -137,9 +173,10 @@ def in_type(value: Any, hint: Any, key: str) -> Any:
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
-        if value in arguments:
+        if any(value == choice and type(value) is type(choice) for choice in arguments):
             return value
-        raise ConfigError(f"{key} is {value!r}{_closest(str(value), arguments)}")
+        close = _closest(value if isinstance(value, str) else "", arguments)
+        raise ConfigError(f"{key} is {shown(value)}{close}")
     if origin in (types.UnionType, Union):
         if value is None:
             return None
@@ -147,18 +184,19 @@ def in_type(value: Any, hint: Any, key: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(in_type(item, arguments[0], key) for item in value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        with suppress(OverflowError):
+            return float(value)
     if hint in (int, str) and isinstance(value, hint) and not isinstance(value, bool):
         return value
     if hint is bool and isinstance(value, bool):
         return value
     kinds = {float: "a number", int: "a whole number", str: "a string", bool: "true or false"}
     expected = kinds.get(hint, "a list")
-    raise ConfigError(f"{key} is {value!r}; expected {expected}")
+    raise ConfigError(f"{key} is {shown(value)}; expected {expected}")
 
 
 def _closest(found: str, choices: Any) -> str:
     names = [str(choice) for choice in choices]
-    close = difflib.get_close_matches(found, names, n=1)
+    close = difflib.get_close_matches(found[:80], names, n=1)
     suggestion = f"; did you mean {close[0]}?" if close else ";"
     return f"{suggestion} choices: {', '.join(names)}"

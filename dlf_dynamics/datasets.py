@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -13,9 +13,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from dlf_dynamics.binaryfiles import Images, read_cifar10, read_mnist
+from dlf_dynamics.binaryfiles import Images, read_cifar10, read_mnist, require_size
 from dlf_dynamics.config import DataConfig
-from dlf_dynamics.errors import DataError
+from dlf_dynamics.errors import DataError, UserError, shortened, shown
+from dlf_dynamics.memory import require_memory
+from dlf_dynamics.reprs import brief
+
+MOST_LABEL = 2**31 - 2
+"""Classes are counted in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Dataset:
     inputs: Float[np.ndarray, "examples *features"]
     labels: Int[np.ndarray, " examples"]
     validation: Dataset | None = None
+    __repr__ = brief
 
     @property
     def num_classes(self) -> int:
@@ -63,7 +69,9 @@ def load_dataset(config: DataConfig) -> Dataset:
     """
     generators = {"spiral": spiral, "swiss-roll": swiss_roll, "blobs": blobs}
     if config.name in generators:
+        _require_room(config)
         dataset = generators[config.name](config)
+        _require_finite(dataset.inputs, f"data.noise is {config.noise}, too large for numbers")
     else:
         readers = {"digits": lambda _: digits(), "mnist": _mnist, "cifar10": _cifar10, "npz": _npz}
         dataset = _hold_out(readers[config.name](config), config)
@@ -75,6 +83,14 @@ def load_dataset(config: DataConfig) -> Dataset:
         # `limit` may have left classes out, which nobody asked to be tested on.
         held_out = _take(held_out, held_out.labels < training.num_classes)
     return replace(training, validation=_prepared(held_out))
+
+
+def _require_room(config: DataConfig) -> None:
+    """Refuses points that memory cannot hold: two coordinates and a label at least."""
+    there = config.points_per_class * config.num_classes
+    points = there + (there if config.validation is None else config.validation)
+    advice = "make data.points_per_class, data.num_classes or data.validation smaller"
+    require_memory(24 * points, f"a data set of {shown(points)} points", advice)
 
 
 def spiral(config: DataConfig) -> Dataset:
@@ -194,25 +210,26 @@ _NPZ_NAMES: tuple[tuple[str, ...], ...] = (
     ("inputs", "labels", "validation_inputs", "validation_labels"),
     ("x_train", "y_train", "x_test", "y_test"),
 )
-_UNREADABLE = (OSError, ValueError, EOFError, TypeError, RuntimeError, MemoryError, zlib.error)
 
 
 def _npz(config: DataConfig) -> Dataset:
     """The arrays of an .npz file, checked, in the types that they are stored in."""
     path = Path(str(config.path))
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            own, common = _NPZ_NAMES
-            names = common if "x_train" in arrays and "inputs" not in arrays else own
-            if not any(name in arrays for name in names[2:]):
-                names = names[:2]
-            missing = ", ".join(name for name in names if name not in arrays)
-            if missing:
-                raise DataError(f"{path} has no array {missing}; expected {', '.join(names)}")
-            inputs, labels, *held_out = (arrays[name] for name in names)
-    except FileNotFoundError as error:
-        raise DataError(f"data file {path} does not exist") from error
-    except (*_UNREADABLE, zipfile.BadZipFile) as error:
+        there = path.exists()
+    except OSError as error:
+        name = shortened(str(path), 200)
+        raise DataError(f"data file {name} cannot be read: {error.strerror}") from error
+    if not there:
+        raise DataError(f"data file {path} does not exist")
+    if not path.is_file():
+        raise DataError(f"{path} is not a file; expected an .npz of numbers")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names, (inputs, labels, *held_out) = _arrays(archive, path)
+    except UserError:
+        raise
+    except Exception as error:  # what is wrong with a damaged file may be found by any of them
         raise DataError(f"{path} is not a readable .npz of numbers ({error})") from error
     training = _checked(inputs, labels, str(path))
     if not held_out:
@@ -224,6 +241,44 @@ def _npz(config: DataConfig) -> Dataset:
             f"on {training.inputs.shape}; expected examples of one shape"
         )
     return replace(training, validation=validation)
+
+
+def _arrays(archive: zipfile.ZipFile, path: Path) -> tuple[tuple[str, ...], list[np.ndarray]]:
+    """The arrays that an .npz file is to have, by name, once their sizes are known to be true."""
+    there = {name.removesuffix(".npy") for name in archive.namelist()}
+    own, common = _NPZ_NAMES
+    names = common if "x_train" in there and "inputs" not in there else own
+    if not any(name in there for name in names[2:]):
+        names = names[:2]
+    missing = ", ".join(name for name in names if name not in there)
+    if missing:
+        raise DataError(f"{path} has no array {missing}; expected {', '.join(names)}")
+    return names, [_array(archive, name, path) for name in names]
+
+
+def _array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
+    entry = archive.getinfo(f"{name}.npy")
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+            version, np.lib.format.read_array_header_2_0
+        )
+        shape, _, kind = read(file)
+        header = file.tell()
+    promised = math.prod(shape) * kind.itemsize
+    if kind.hasobject:
+        raise ValueError(f"{name} holds Python objects, which could run any code")
+    if header + promised != entry.file_size:
+        raise DataError(
+            f"{path}: {name} of shape {shown(shape)} and type {kind} takes {shown(promised)} "
+            f"bytes; the file has {entry.file_size - header:,}: save it again"
+        )
+    require_size(promised, entry.compress_size, f"{path}: {name}")
+    values = math.prod(shape)
+    advice = "take fewer examples"
+    require_memory(promised + 8 * values, f"{path}: {name} of shape {shown(shape)}", advice)
+    with archive.open(entry) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _hold_out(dataset: Dataset, config: DataConfig) -> Dataset:
@@ -272,23 +327,58 @@ def check_dataset(inputs: np.ndarray, labels: np.ndarray, origin: str) -> Datase
 def _checked(inputs: np.ndarray, labels: np.ndarray, origin: str) -> Dataset:
     """As `check_dataset`, in the types that the arrays have."""
     inputs, labels = np.asarray(inputs), np.asarray(labels)
-    if inputs.ndim < 2 or labels.ndim != 1 or len(inputs) != len(labels) or len(labels) == 0:
+    if inputs.ndim < 2 or labels.ndim != 1 or len(inputs) != len(labels) or inputs.size == 0:
         raise DataError(
             f"{origin}: inputs have shape {inputs.shape} and labels {labels.shape}; "
-            "expected (examples, features) and (examples,)"
+            "expected (examples, features) and (examples,), at least one of each"
         )
-    if not np.issubdtype(inputs.dtype, np.number) or np.iscomplexobj(inputs):
+    if inputs.dtype.kind not in "uif":
         raise DataError(f"{origin}: inputs are of type {inputs.dtype}; expected real numbers")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+    if labels.dtype.kind not in "ui":
+        advice = "np.unique(labels, return_inverse=True)[1] gives them"
         raise DataError(
-            f"{origin}: labels must be whole numbers 0, 1, ..., found {labels.dtype} "
-            f"from {labels.min()}"
+            f"{origin}: labels must be whole numbers 0, 1, ..., found {labels.dtype}; {advice}"
         )
-    bad = np.argwhere(~np.isfinite(inputs))
+    if labels.min() < 0 or labels.max() > MOST_LABEL:
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise DataError(
+            f"{origin}: labels must be whole numbers from 0 to {MOST_LABEL:,}, found {wrong}"
+        )
+    _require_finite(inputs, origin)
+    return Dataset(inputs, labels)
+
+
+def _require_finite(inputs: np.ndarray, origin: str) -> None:
+    if inputs.dtype.kind != "f":
+        return
+    with np.errstate(over="ignore"):  # of types that are longer than float64
+        bad = np.argwhere(~np.isfinite(inputs.astype(np.float64, copy=False)))
     if len(bad):
         place = tuple(int(i) for i in bad[0])
         raise DataError(
             f"{origin}: inputs{list(place)} is {inputs[place]} ({len(bad)} values not finite); "
             "remove or replace those examples"
         )
-    return Dataset(inputs, labels)
+
+
+def require_classes(dataset: Dataset, outputs: int | None) -> None:
+    """Refuses classes without examples, unless the number of outputs says that they are meant.
+
+    A class without examples would get its own output and its own pulse.
+
+    Args:
+        dataset: to train on.
+        outputs: of the network, as configured; none means one per class.
+
+    Raises:
+        DataError: when a label below the largest one is missing.
+    """
+    found = np.unique(dataset.labels)
+    if outputs is not None or len(found) == dataset.num_classes:
+        return
+    missing = int(np.argmax(found != np.arange(len(found))))
+    raise DataError(
+        f"no example has label {missing}, and {len(found)} labels go from {found[0]} to "
+        f"{found[-1]}; expected 0, 1, ..., which np.unique(labels, return_inverse=True)[1] gives; "
+        f"or set model.outputs to {dataset.num_classes} to keep classes without examples"
+    )

@@ -18,6 +18,7 @@ from dlf_dynamics.layout import Layout
 from dlf_dynamics.optimizers import FlatUpdate, has_mean_squares, is_adaptive
 from dlf_dynamics.precision import InPrecision, rounded
 from dlf_dynamics.problem import Problem
+from dlf_dynamics.reprs import brief
 from dlf_dynamics.schedules import Schedule
 
 SCALARS = (
@@ -53,6 +54,7 @@ class State(NamedTuple):
     previous_update: Float[Array, " params"]
     optimizer_state: Any
     step: Int[Array, ""]
+    __repr__ = brief
 
 
 @partial(

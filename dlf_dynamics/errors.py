@@ -15,3 +15,27 @@ class DataError(UserError):
 
 class FileError(UserError):
     """A file that is missing, foreign, damaged, newer than this program or not writable."""
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, its middle left out where it has more characters than `most`.
+
+    >>> shortened("0123456789", 9), shortened("01234567890", 9)
+    ('01 ... 89', '01 ... 90')
+    """
+    half = (most - 5) // 2
+    return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it, of whatever size it is.
+
+    >>> shown([0] * 1000)
+    '[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,  ... , 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]'
+    """
+    try:
+        return shortened(repr(value), 80)
+    except ValueError:  # Python does not print whole numbers of more than 4,300 digits
+        return "a number of thousands of digits"
+    except RecursionError:
+        return "a list nested too deep to be shown"

@@ -108,6 +108,11 @@ class FullyConnected:
             key, _ = jax.random.split(key)
         return tuple(layers)
 
+    def layer_sizes(self, input_shape: tuple[int, ...], num_outputs: int) -> list[tuple[int, int]]:
+        """Parameters of each layer, and numbers that it gives for an example."""
+        sizes = (math.prod(input_shape), *self.widths, num_outputs)
+        return [((inputs + 1) * outputs, outputs) for inputs, outputs in itertools.pairwise(sizes)]
+
     def apply(
         self, params: Params, inputs: Float[Array, "examples *features"]
     ) -> Float[Array, "examples outputs"]:
@@ -189,6 +194,20 @@ class Convolutional:
         key, _ = jax.random.split(key)
         layer, _ = _draw(self.weights, key, (height * width * inputs, num_outputs), dtype)
         return (*layers, layer)
+
+    def layer_sizes(self, input_shape: tuple[int, ...], num_outputs: int) -> list[tuple[int, int]]:
+        """Parameters of each layer, and numbers that it gives for an example.
+
+        Raises:
+            DataError: as for `init`.
+        """
+        height, width, inputs = self._checked(input_shape)
+        sizes = []
+        for outputs, pools in zip(self.channels, self.pools, strict=True):
+            sizes.append(((9 * inputs + 1) * outputs, height * width * outputs))
+            done = _num_pools(height, width, pools)
+            height, width, inputs = height >> done, width >> done, outputs
+        return [*sizes, ((height * width * inputs + 1) * num_outputs, num_outputs)]
 
     def apply(
         self, params: Params, inputs: Float[Array, "examples height width channels"]

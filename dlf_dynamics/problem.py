@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.layout import Layout
+from dlf_dynamics.reprs import brief
 
 Step = Int[Array, ""] | int
 
@@ -94,6 +95,7 @@ class Problem:
     parameter_loss: Callable[[Any, Step], Array] | None = None
     origin: PyTree | None = None
     order: int = 0
+    __repr__ = brief
 
     @classmethod
     def from_loss(cls, loss: Callable[[Any, Step], Array]) -> Problem:

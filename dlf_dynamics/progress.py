@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from dlf_dynamics.streams import say
 
 Advance = Callable[[int], None]
 """Told how much of the work is done so far."""
+
+_PATIENCE = 1.0
+"""Seconds for the main thread to hear of a signal."""
 
 
 @contextmanager
 def bar(what: str, total: int, *, quiet: bool = False) -> Iterator[Advance]:
     """A progress bar with the time that is left, on stderr when that is a terminal."""
-    console = Console(stderr=True)
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True, markup=False)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -41,31 +49,109 @@ def bar(what: str, total: int, *, quiet: bool = False) -> Iterator[Advance]:
 
 
 class Stop:
-    """Becomes true at the first Ctrl-C or SIGTERM; the second Ctrl-C interrupts at once.
+    """Becomes true at the first Ctrl-C or SIGTERM; the second interrupts at once.
+
+    Both are heard while compiled code computes, which handlers of Python wait for: the first is
+    acknowledged, and the second ends the process if the main thread has not heard of it within a
+    second. The third ends it in any case.
 
     Attributes:
         signal: the number of the signal, 0 before it.
     """
 
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+
     def __init__(self) -> None:
         self.signal = 0
+        self._heard = 0
+        self._over = threading.Event()
 
     def __call__(self) -> bool:
         """Whether a signal came."""
         return self.signal != 0
 
-    def _wish(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
-            raise KeyboardInterrupt
-        self.signal = number
-
     @contextmanager
     def listening(self) -> Iterator[Stop]:
-        """Takes both signals while it is entered."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(number, self._wish) for number in numbers]
+        """Takes the signals while it is entered, which only the main thread may do."""
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        watcher = threading.Thread(target=self._watch, args=(reading,), daemon=True)
+        before = [signal.signal(number, self._handle) for number in self.numbers]
+        wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        watcher.start()
         try:
             yield self
         finally:
-            for number, handler in zip(numbers, before, strict=True):
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in zip(self.numbers, before, strict=True):
                 signal.signal(number, handler)
+            self._over.set()
+            os.close(writing)
+            watcher.join()
+            os.close(reading)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """In the main thread, between two operations of Python."""
+        again, self.signal = self.signal, number
+        self._heard += 1
+        if again:
+            _interrupt(number, frame)
+
+    def _watch(self, reading: int) -> None:
+        """In a thread of its own, whatever the main thread does."""
+        seen = 0
+        while number := os.read(reading, 1):
+            if number[0] not in self.numbers:
+                continue
+            seen += 1
+            if seen == 1:
+                self._acknowledge()
+                continue
+            heard = self._heard_within(_PATIENCE, seen)
+            if not heard or (seen > 2 and not self._over.wait(_PATIENCE)):
+                _leave(number[0])
+
+    def _acknowledge(self) -> None:
+        say(
+            "dlf-dynamics: stopping after the current chunk; press Ctrl-C again to stop immediately"
+        )
+
+    def _heard_within(self, seconds: float, signals: int) -> bool:
+        """Whether the main thread has heard of so many signals after this time at the latest."""
+        end = time.monotonic() + seconds
+        while self._heard < signals and time.monotonic() < end and not self._over.wait(0.02):
+            pass
+        return self._heard >= signals or self._over.is_set()
+
+
+class Interruption(Stop):
+    """Ctrl-C where there is nothing to be finished: it interrupts at once."""
+
+    numbers = (signal.SIGINT,)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._heard += 1
+        _interrupt(number, frame)
+
+    def _acknowledge(self) -> None:
+        if not self._heard_within(_PATIENCE, 1):
+            say("dlf-dynamics: stopping; press Ctrl-C again to stop immediately")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raises KeyboardInterrupt, but leaves while modules are imported.
+
+    What an import makes of the exception is up to the module: some print it and go on.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            _leave(number)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _leave(number: int) -> None:
+    """Ends the process as a kill would; files are made to survive that."""
+    say("dlf-dynamics: interrupted; what was recorded or finished before is kept")
+    os._exit(128 + number)

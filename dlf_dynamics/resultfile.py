@@ -17,6 +17,7 @@ import numpy as np
 
 from dlf_dynamics.errors import FileError
 from dlf_dynamics.hdf5 import Format, check_format, damaged, open_for_reading, text, write_error
+from dlf_dynamics.reprs import brief
 
 FORMAT = Format("result file", "dlf-dynamics-result", "1.0", "compute it anew")
 
@@ -44,6 +45,7 @@ class Result:
     config: Mapping[str, Any]
     provenance: str
     arrays: Arrays
+    __repr__ = brief
 
 
 def write(path: Path, result: Result) -> None:

@@ -106,7 +106,7 @@ class Run:
 
     def __repr__(self) -> str:
         return (
-            f"Run({str(self.path)!r}, {self.status}, {len(self.steps)} steps, "
+            f"Run({str(self.path)!r}, {self.status}, {len(self.steps)} rows, "
             f"{len(self.checkpoint_steps)} checkpoints of {self.num_params} parameters)"
         )
 

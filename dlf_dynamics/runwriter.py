@@ -6,6 +6,7 @@ New files and errors of writing are here, too, as study files share them.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,10 @@ import h5py
 import numpy as np
 from jaxtyping import Float, Int
 
+from dlf_dynamics.errors import FileError
 from dlf_dynamics.hdf5 import dataset_at, errno, has_own_chunks, write_error
+from dlf_dynamics.memory import bytes_in_words
+from dlf_dynamics.reprs import brief
 from dlf_dynamics.schema import STEP_OF, VALIDATION
 
 RESUME = ("resume/parameters", "resume/previous_update", "resume/optimizer")
@@ -40,6 +44,7 @@ class Point:
     previous_update: Float[np.ndarray, " params"]
     optimizer: Float[np.ndarray, " state"]
     validation: Float[np.ndarray, " measures"] = field(default_factory=lambda: np.zeros(0))
+    __repr__ = brief
 
 
 class RunWriter:
@@ -184,6 +189,7 @@ def new_file(path: Path, size: int = _LAID_OUT_BYTES) -> Iterator[h5py.File]:
     partial = path.with_name(path.name + ".partial")
     try:
         try:
+            _require_space(path, size)
             # HDF5 crashes when the disk fills while a file is laid out: find out before.
             _occupy(partial, size)
             file = h5py.File(partial, "w", libver="latest")
@@ -195,6 +201,14 @@ def new_file(path: Path, size: int = _LAID_OUT_BYTES) -> Iterator[h5py.File]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _require_space(path: Path, size: int) -> None:
+    """Refuses a file that the disk cannot hold, before the disk is full of it."""
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        reason = f"it would take {bytes_in_words(size)}, and {bytes_in_words(free)} are free"
+        raise FileError(f"{path} cannot be written: {reason}")
 
 
 def _occupy(path: Path, size: int) -> None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dlf_dynamics.config import ScheduleConfig
+from dlf_dynamics.ranges import MOST_STEPS
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, " classes"]]
 
@@ -103,5 +104,5 @@ def make_schedule(
         return Static(num_classes)
     static_from = config.static_from
     if config.static_from_epoch is not None:
-        static_from = config.static_from_epoch * epoch_steps
+        static_from = min(config.static_from_epoch * epoch_steps, MOST_STEPS)
     return Triangle(num_classes, config.amplitude, config.period, config.counting, static_from)

@@ -86,15 +86,8 @@ def command_help(command: str) -> str:
 
 def help_text(command: str) -> str:
     """What `dlf-dynamics COMMAND --help` prints."""
-    printed, columns = io.StringIO(), os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(WIDTH)
-    try:
-        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-            cli.main([*([command] if command else []), "--help"])
-    finally:
-        del os.environ["COLUMNS"]
-        if columns is not None:
-            os.environ["COLUMNS"] = columns
+    with contextlib.redirect_stdout(printed := io.StringIO()), cli.columns(WIDTH):
+        cli.main([*([command] if command else []), "--help"])
     return printed.getvalue()
 
 

@@ -53,7 +53,7 @@ folder = Path(tempfile.mkdtemp())
 # %%
 config = replace(PRESETS["published"], steps=STEPS)
 run = train(config, folder / "fig4.h5")
-print(f"{run.status}: {len(run.steps)} steps, {len(run.checkpoint_steps)} checkpoints")
+print(f"{run.status}: {run.steps[-1]} updates, {len(run.checkpoint_steps)} checkpoints")
 
 # %% [markdown]
 # ## Spectra, threshold, crossings

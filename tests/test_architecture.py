@@ -70,7 +70,7 @@ def code_lines(node):
 @pytest.mark.parametrize("path", [*CORE, *ANALYSIS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_and_functions_are_short(path):
     text = path.read_text()
-    assert len(text.splitlines()) <= 400
+    assert len(text.splitlines()) <= 450
     functions = [
         node
         for node in ast.walk(ast.parse(text))

@@ -88,6 +88,15 @@ def test_version_is_that_of_the_package(capsys):
         (["--model.outputs", "2"], "labels go up to 2 but the network has 2 outputs"),
         (["--threads", "-1"], "threads is -1"),
         (["missing.toml"], "configuration missing.toml cannot be read: No such file"),
+        (["nosuchfile"], "configuration nosuchfile cannot be read: No such file"),
+        (["."], "configuration . cannot be read: Is a directory"),
+        (["a.toml", "b.toml"], "Unrecognized options: b.toml"),
+        (["--learning-rate", "3"], "--learning-rate, 3; did you mean --optimizer.learning-rate?"),
+        (["--seed", "3"], "did you mean --data.seed or --model.seed?"),
+        (["--preset=publishd"], "did you mean published?"),
+        (["--resume", "--preset", "digits"], "--preset is 'digits'; expected none with --resume"),
+        (["c.toml", "--resume"], "CONFIG.toml is 'c.toml'; expected none with --resume"),
+        (["--resume"], "run.h5 does not exist"),
         (["--data.name", "npz"], "data.path is None; expected the .npz file"),
         (["--data.name", "npz", "--data.path", "no.npz"], "data file no.npz does not exist"),
     ],
@@ -131,6 +140,40 @@ def test_options_override_toml_which_overrides_the_preset(tmp_path, monkeypatch)
     assert (config.prng, config.schedule.counting) == ("legacy", "published")
 
 
+def test_a_configuration_may_have_any_name_and_stand_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.cfg").write_text("steps = 30\n")
+    arguments = ["--model.widths", "4", "--quiet", "my.cfg", "--checkpoint-every=10"]
+    assert main(["train", *arguments]) == 0
+    config = open_run("run.h5").config
+    assert (config.steps, config.model.widths, config.checkpoint_every) == (30, (4,), 10)
+    assert config.prng == "modern"  # without a preset in it, a file starts from the defaults
+
+
+def test_the_output_is_no_configuration_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.toml").write_text("steps = 2")
+    options = ["--steps", "30", *SMALL, "--data.name", "npz", "--data.path", "d.toml", "--quiet"]
+    np.savez("d", inputs=np.eye(3), labels=np.arange(3))
+    (tmp_path / "d.npz").rename("d.toml")
+    assert main(["train", "-o", "z.toml", *options]) == 0
+    assert open_run("z.toml").config.steps == 30
+    assert main(["train", "-o", "z.toml", "--resume", "--steps", "40", "--quiet"]) == 0
+    assert open_run("z.toml").config.steps == 40
+
+
+def test_options_are_checked_with_the_configuration_that_they_override(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("d", inputs=np.eye(3), labels=np.arange(3))
+    (tmp_path / "c").write_text("[data]\nname = 'npz'\npath = 'none.npz'\n")
+    arguments = ["--data.path", "d.npz", "--steps", "20", *SMALL, "--quiet"]
+    assert main(["train", *arguments, "c"]) == 0
+    # Said to be what the published preset has, it is said all the same.
+    options = ["--preset", "digits", "--steps", "30", "--schedule.amplitude", "70", "--quiet"]
+    assert main(["train", *options, "-o", "digits.h5"]) == 0
+    assert open_run("digits.h5").config.schedule.amplitude == 70
+
+
 def test_nan_in_the_data_is_named(capsys, tmp_path):
     inputs = np.ones((6, 2))
     inputs[3, 1] = np.nan
@@ -141,6 +184,23 @@ def test_nan_in_the_data_is_named(capsys, tmp_path):
     )
     assert "inputs[3, 1] is nan (1 values not finite)" in line
     assert not (tmp_path / "run.h5").exists()
+
+
+def test_a_class_without_examples_is_refused_unless_it_is_asked_for(capsys, tmp_path):
+    data, path = tmp_path / "data.npz", tmp_path / "run.h5"
+    np.savez(data, inputs=np.eye(3), labels=np.array([1, 2, 1]))
+    options = ["--data.name", "npz", "--data.path", str(data), "-o", str(path), "--quiet"]
+    options += ["--steps", "5", *SMALL]
+    line = refused(capsys, "train", *options)
+    assert "no example has label 0" in line
+    assert "or set model.outputs to 3" in line
+    assert main(["train", *options, "--model.outputs", "3"]) == 0
+    assert open_run(path).scalars["class_weights"].shape == (6, 3)
+    (tmp_path / "study.toml").write_text(
+        f"steps = 5\n[data]\nname = 'npz'\npath = '{data}'\n[grid]\nmodel.seed = [0, 1]\n"
+    )
+    capsys.readouterr()
+    assert "no example has label 0" in refused(capsys, "sweep", tmp_path / "study.toml", "--quiet")
 
 
 def test_an_existing_file_is_never_replaced_unasked(capsys, run_path):
@@ -292,7 +352,8 @@ def test_plot_without_a_spectrum_says_how_to_make_one(capsys, tmp_path, run_path
 def test_info_tells_status_and_configuration(capsys, run_path):
     assert main(["info", str(run_path), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
-    assert (content["status"], content["steps"], content["num_params"]) == ("complete", 201, 33)
+    assert (content["status"], content["num_params"]) == ("complete", 33)
+    assert (content["updates"], content["rows"]) == (200, 201)  # that of the last state, too
     assert content["config"]["schedule"]["period"] == 50
     assert main(["info", str(run_path)]) == 0
     assert "status: complete" in capsys.readouterr().out

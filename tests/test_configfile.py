@@ -69,6 +69,15 @@ def test_the_callers_base_wins_over_the_files_preset(tmp_path):
         ('[optimizer]\nname = "qqq"', r"optimizer\.name is 'qqq'; choices: gd, heavy-ball"),
         ("[schedule]\nperiod = 0", r"schedule\.period is 0; expected a whole number of at least 1"),
         ('preset = "publishd"', r"'publishd' is unknown; did you mean published\?"),
+        ("preset = 3", r"preset is 3; expected a string"),
+        ("linearize = true", r"linearize is True; choices: 0, 1, 2"),
+        (f"steps = {'9' * 10_000}", r"a number too long: Exceeds the limit \(4300 digits\)"),
+        (f"steps = 0x{'f' * 10_000}", "steps is a number of thousands of digits; expected at most"),
+        (f"schedule.amplitude = 0x{'f' * 10_000}", "thousands of digits; expected a number"),
+        (f"steps = [{'9,' * 1000}]", r"steps is \[9, 9.{60,90}\]; expected a whole number"),
+        (f"steps = {'[' * 5000}{']' * 5000}", "is nested too deep to be read"),
+        (f"{'a' * 5000} = 1", r"a{30,40} \.\.\. a{30,40} is not a key"),
+        (f"{'a.' * 5000}b = 1", "is not a key"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(tmp_path, text, message):
@@ -89,6 +98,11 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path):
         load_toml(write(tmp_path, "steps == 3"))
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         load_toml(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="cannot be read: File name too long"):
+        load_toml(tmp_path / ("x" * 300))
+    (tmp_path / "large.toml").write_bytes(b"#" * (2**24 + 1))
+    with pytest.raises(ConfigError, match=r"large\.toml has more than 16,777,216 bytes"):
+        load_toml(tmp_path / "large.toml")
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="cannot be read: not UTF-8 text"):
@@ -106,6 +120,14 @@ def test_json_with_an_unknown_key_is_refused():
         from_json('{"colour": 1}')
 
 
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"steps": ' + "9" * 5000 + "}"])
+def test_what_is_no_json_is_refused(text):
+    with pytest.raises(ConfigError, match=r"^the configuration is no JSON: "):
+        from_json(text)
+    with pytest.raises(ConfigError, match=r"^the configuration is \[1\]; expected a table"):
+        from_json("[1]")
+
+
 def test_optional_values_may_be_none():
     assert override(RunConfig(batch_size=3), {"batch_size": None}).batch_size is None
 
@@ -121,7 +143,7 @@ configs = st.builds(
     loss=st.builds(LossConfig, name=st.sampled_from(["cross-entropy", "squared-error"])),
     schedule=st.builds(
         ScheduleConfig,
-        amplitude=st.floats(1, 1e300),
+        amplitude=st.floats(1, 1e30),
         period=st.integers(1, 10**9),
         counting=st.sampled_from(["exact", "published"]),
         static_from=st.none() | st.integers(0, 10**9),

@@ -1,6 +1,9 @@
 import hashlib
+import io
 import math
+import os
 import struct
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +11,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from dlf_dynamics import binaryfiles, memory
 from dlf_dynamics.config import DataConfig
-from dlf_dynamics.datasets import Dataset, check_dataset, load_dataset
-from dlf_dynamics.errors import DataError
+from dlf_dynamics.datasets import Dataset, check_dataset, load_dataset, require_classes
+from dlf_dynamics.errors import ConfigError, DataError, UserError
 
 
 def test_the_published_spiral_comes_out_to_the_last_digit():
@@ -121,16 +125,122 @@ INPUTS, LABELS = np.ones((2, 3)), np.array([0, 1])
         (np.ones((3, 3)), LABELS, r"shape \(3, 3\) and labels \(2,\)"),
         (INPUTS, np.zeros((2, 1), int), r"labels \(2, 1\)"),
         (np.ones((0, 3)), np.zeros(0, int), r"shape \(0, 3\)"),
+        (np.ones((2, 0)), LABELS, r"shape \(2, 0\) .*at least one of each"),
+        (np.ones((2, 3, 0)), LABELS, r"shape \(2, 3, 0\)"),
+        (INPUTS > 0, LABELS, "inputs are of type bool"),
+        (INPUTS.astype("m8[s]"), LABELS, "inputs are of type timedelta64"),
+        (INPUTS.astype(object), LABELS, "inputs are of type object"),
+        (INPUTS.astype([("a", float)]), LABELS, "inputs are of type .*; expected real numbers"),
+        (INPUTS, np.array(["cat", "dog"]), "found <U3; np.unique.*gives them"),
+        (INPUTS, np.array([2**40, 0]), "from 0 to 2,147,483,646, found 1099511627776"),
+        (INPUTS, np.array([2**64 - 1, 0], np.uint64), "found 18446744073709551615"),
+        (INPUTS, np.array([0, 2**31 - 1]), "from 0 to 2,147,483,646, found 2147483647"),
         (INPUTS.astype(str), LABELS, "inputs are of type <U32; expected real numbers"),
         (INPUTS + 1j, LABELS, "inputs are of type complex128; expected real numbers"),
         (INPUTS, np.array([0.0, 1.0]), "labels must be whole numbers 0, 1, .*float64"),
-        (INPUTS, np.array([-1, 0]), "labels must be whole numbers.* from -1"),
+        (INPUTS, np.array([-1, 0]), "labels must be whole numbers from 0 .*found -1"),
         (np.array([[0, 1], [np.nan, np.inf]]), LABELS, r"inputs\[1, 0\] is nan \(2 values"),
     ],
 )
 def test_unusable_arrays_are_refused_by_their_origin(inputs, labels, message):
     with pytest.raises(DataError, match=f"^there: .*{message}"):
         check_dataset(inputs, labels, "there")
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).max < 1e400, reason="no type longer than float64")
+def test_numbers_too_large_for_float64_are_not_finite():
+    inputs = np.array([[1, np.longdouble("1e400")]])
+    with pytest.raises(DataError, match=r"inputs\[0, 1\] is 1e\+400 \(1 values not finite\)"):
+        check_dataset(inputs, np.array([0]), "there")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1, 2, 1], "no example has label 0, and 2 labels go from 1 to 2; .*model.outputs to 3"),
+        ([0, 10**6, 0], "no example has label 1, and 2 labels go from 0 to 1000000"),
+        ([0, 1, 3], "no example has label 2"),
+    ],
+)
+def test_classes_without_examples_have_to_be_asked_for(labels, message):
+    dataset = Dataset(np.ones((3, 2)), np.array(labels))
+    with pytest.raises(DataError, match=message):
+        require_classes(dataset, None)
+    require_classes(dataset, max(labels) + 1)
+    whole = Dataset(dataset.inputs, np.unique(labels, return_inverse=True)[1])
+    require_classes(whole, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"noise": 1e308}, r"data.noise is 1e\+308, too large for numbers: inputs\[.* is"),
+        ({"points_per_class": 10**15}, "points takes at least .* memory; make data.points_per"),
+        ({"num_classes": 10**23}, "a data set of 2000.* points takes at least 480,000"),
+        ({"validation": 10**13}, "a data set of 10000000000300 points takes at least 240,000 GB"),
+    ],
+)
+def test_points_that_cannot_be_made_are_refused_at_once(changes, message):
+    with np.errstate(all="ignore"), pytest.raises(UserError, match=message):
+        load_dataset(DataConfig(**changes))
+
+
+def written(path, **entries):
+    """An .npz file of members as they are given, bytes for bytes."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(f"{name}.npy", content)
+    return DataConfig(name="npz", path=str(path))
+
+
+def member(values, shape=None):
+    """The bytes of an array, that may promise another shape than it has."""
+    content = io.BytesIO()
+    header = np.lib.format.header_data_from_array_1_0(values)
+    np.lib.format.write_array_header_1_0(content, header | {"shape": shape or values.shape})
+    return content.getvalue() + values.tobytes()
+
+
+def test_an_array_that_is_not_what_its_header_promises_is_refused_at_once(tmp_path):
+    labels = member(LABELS)
+    for shape in ((2, 2**60), (10**30, 3), (2, 4), (1, 3)):
+        config = written(tmp_path / "data.npz", inputs=member(INPUTS, shape), labels=labels)
+        with pytest.raises(DataError, match=r"inputs of shape .* takes .*; the file has 48: save"):
+            load_dataset(config)
+    config = written(tmp_path / "data.npz", inputs=member(INPUTS), labels=labels)
+    assert np.array_equal(load_dataset(config).inputs, INPUTS)
+    for content in (b"", b"\x93NUMPY", b"\x93NUMPY\x09\x00", member(INPUTS)[:60], b"\x80\x04."):
+        config = written(tmp_path / "data.npz", inputs=content, labels=labels)
+        with pytest.raises(DataError, match=r"is not a readable \.npz of numbers"):
+            load_dataset(config)
+
+
+def test_gigabytes_of_zeros_are_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(binaryfiles, "_LARGE", 2**20)
+    config = written(tmp_path / "data.npz", inputs=member(np.zeros((2, 10**6))), labels=b"")
+    with pytest.raises(DataError, match=r"inputs would be 16,000,000 bytes, out of 1\d,\d\d\d on"):
+        load_dataset(
+            written(tmp_path / "data.npz", inputs=member(np.zeros((2, 10**6))), labels=b"")
+        )
+    noise = np.random.default_rng(0).normal(size=(2, 10**6))
+    config = written(tmp_path / "data.npz", inputs=member(noise), labels=member(LABELS))
+    assert np.array_equal(load_dataset(config).inputs, noise)
+
+
+def test_arrays_that_memory_cannot_hold_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "total_memory", lambda: 50)
+    config = written(tmp_path / "data.npz", inputs=member(INPUTS), labels=member(LABELS))
+    with pytest.raises(ConfigError, match=r"inputs of shape \(2, 3\) takes at least .*fewer exam"):
+        load_dataset(config)
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # whoever opens it waits for ever
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(DataError, match=r"is not a file; expected an \.npz of numbers"):
+            load_dataset(DataConfig(name="npz", path=str(path)))
+    with pytest.raises(DataError, match=r"^data file x{97} \.\.\. x{97} cannot be read: File"):
+        load_dataset(DataConfig(name="npz", path="x" * 5000))
 
 
 def test_an_npz_file_is_checked_too(tmp_path):

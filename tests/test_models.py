@@ -30,6 +30,43 @@ SCALAR = {
 }
 
 
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (ModelConfig(widths=(7, 5)), (4, 3)),
+        (ModelConfig(widths=()), (3,)),
+        (ModelConfig("convolutional", (3, 4)), (7, 6, 2)),
+        (ModelConfig("myrtle5", (4,)), (32, 64, 3)),
+    ],
+)
+def test_the_sizes_of_layers_are_those_of_what_they_hold_and_give(config, shape):
+    model = make_model(config)
+    key, inputs = jax.random.key(0), jnp.ones((2, *shape))
+    params = jax.eval_shape(lambda: model.init(key, shape, 5))
+    outputs = jax.eval_shape(lambda p: model._layers(p, inputs), params)
+    expected = [
+        (sum(leaf.size for leaf in p), o.size // 2) for p, o in zip(params, outputs, strict=True)
+    ]
+    assert model.layer_sizes(shape, 5) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": ModelConfig(widths=(10**9,) * 2)}, r"training 1\d+ parameters takes at least"),
+        ({"model": ModelConfig(outputs=10**9)}, r"training 1010\d+ parameters .* model.outputs sm"),
+        (
+            {"data": DataConfig(points_per_class=10**6), "model": ModelConfig(widths=(10**6,))},
+            "a gradient of 3000000 examples in a network of 1000003 units takes at least 24,000 GB",
+        ),
+    ],
+)
+def test_a_network_that_memory_cannot_hold_is_refused_at_once(changes, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        train(RunConfig(**changes), tmp_path / "run.h5")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_activation_has_a_closed_form_here():
     assert SCALAR.keys() == ACTIVATIONS.keys()
 

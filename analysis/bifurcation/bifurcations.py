@@ -26,6 +26,7 @@ from dlf_dynamics.config import BifurcationConfig, SpectrumConfig, span_of
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import damaged
 from dlf_dynamics.provenance import provenance
+from dlf_dynamics.reprs import brief
 from dlf_dynamics.resultfile import (
     Arrays,
     Parts,
@@ -63,6 +64,7 @@ class Bifurcations:
     crossings: list[Crossing]
     instabilities: list[Instability]
     diagrams: list[FrozenDiagram]
+    __repr__ = brief
 
     @property
     def not_converged(self) -> int:

@@ -21,6 +21,7 @@ from dlf_dynamics.analysis.bifurcation.rod import rod_amplitude
 from dlf_dynamics.analysis.eigensolver import top_eigenpairs
 from dlf_dynamics.operators import hessian
 from dlf_dynamics.problem import Problem, Step
+from dlf_dynamics.reprs import brief
 
 AT_REST = 1e-6
 """Oscillations smaller than this part of the parameters' norm are none."""
@@ -41,6 +42,7 @@ class Branches(NamedTuple):
     centre: Float[np.ndarray, " values"]
     amplitude: Float[np.ndarray, " values"]
     multiplier: Float[np.ndarray, " values"]
+    __repr__ = brief
 
 
 class Frozen(NamedTuple):

@@ -25,6 +25,7 @@ from dlf_dynamics.analysis.bifurcation.cycles import (
 )
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation, Kind, classify, excess
+from dlf_dynamics.reprs import brief
 
 Direction = Literal["both", "increasing", "decreasing"]
 Status = Literal["range left", "max points", "step too small", "not converged", "period halved"]
@@ -59,6 +60,7 @@ class Branch:
     bifurcations: tuple[Bifurcation, ...]
     status: Status
     message: str
+    __repr__ = brief
 
 
 @np.errstate(all="ignore")  # what overflows is not finite, and no point of a branch

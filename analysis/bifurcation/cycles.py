@@ -13,6 +13,7 @@ from jaxtyping import Array, Complex, Float
 from scipy.linalg import get_lapack_funcs
 
 from dlf_dynamics.analysis.bifurcation.maps import Map
+from dlf_dynamics.reprs import brief
 
 Points = Float[np.ndarray, "period n"]
 
@@ -60,6 +61,7 @@ class Cycle:
     converged: bool
     least_period: int | None
     message: str
+    __repr__ = brief
 
     @property
     def stable(self) -> bool:

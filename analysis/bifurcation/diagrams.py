@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 from scipy.spatial import KDTree
 
 from dlf_dynamics.analysis.bifurcation.maps import Map, Parameter, State
+from dlf_dynamics.reprs import brief
 
 Observable = Callable[[State], Array]
 
@@ -45,6 +46,7 @@ class OrbitDiagram:
     down: Float[np.ndarray, "values recorded *observables"] | None
     diverged_up: Bool[np.ndarray, " values"]
     diverged_down: Bool[np.ndarray, " values"] | None
+    __repr__ = brief
 
     def hysteresis(self, tol: float = 1e-2) -> Bool[np.ndarray, " values"]:
         """Where the two sweeps ended on different attractors.

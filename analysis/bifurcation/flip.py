@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from dlf_dynamics.analysis.eigensolver import top_eigenpairs
 from dlf_dynamics.analysis.ritz import rounding
 from dlf_dynamics.problem import Problem, Step
+from dlf_dynamics.reprs import brief
 
 Vector = Float[Array, " params"]
 Objective = Problem | Callable[[Vector], Float[Array, ""]]
@@ -77,6 +78,7 @@ class FlipCoefficient:
     gradient_norm: float
     multiplier: float
     message: str
+    __repr__ = brief
 
     @property
     def excess(self) -> float:

@@ -24,6 +24,7 @@ from dlf_dynamics.analysis.bifurcation.maps import (
 from dlf_dynamics.analysis.replay import Replay
 from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.dynamics import State
+from dlf_dynamics.reprs import brief
 from dlf_dynamics.schedules import Triangle
 
 VALUES = 100
@@ -78,6 +79,7 @@ class FrozenDiagram:
     branch_centre: Float[np.ndarray, " exponents"]
     branch_amplitude: Float[np.ndarray, " exponents"]
     branch_multiplier: Float[np.ndarray, " exponents"]
+    __repr__ = brief
 
 
 def frozen_diagrams(replay: Replay, solver: Solver, step: int) -> list[FrozenDiagram]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from dlf_dynamics.analysis.bifurcation.diagrams import escape_bound
 from dlf_dynamics.analysis.bifurcation.maps import Map, Parameter, State
+from dlf_dynamics.reprs import brief
 
 BLOCKS = 20
 """Parts of an orbit whose averages give the standard errors."""
@@ -53,6 +54,7 @@ class LyapunovSpectrum:
     steps: int
     state: Float[np.ndarray, " n"]
     message: str
+    __repr__ = brief
 
 
 def lyapunov_exponents(

@@ -17,6 +17,7 @@ from dlf_dynamics.analysis.replay import Replay, Stretch
 from dlf_dynamics.analysis.trajectory import POINTS, Solver, solve_segment
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.models import Convolutional, FullyConnected, make_model
+from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Run
 
 _AHEAD = LAGS[-1]
@@ -58,6 +59,7 @@ class Motion(NamedTuple):
     intervals: Float[np.ndarray, "looked 2"]
     converged: Bool[np.ndarray, " looked"]
     vectors: Float[np.ndarray, "looked params"]
+    __repr__ = brief
 
     @property
     def periods(self) -> Int[np.ndarray, " steps"]:
@@ -72,6 +74,7 @@ class Curvatures(NamedTuple):
     intervals: Float[np.ndarray, "looked 2"]
     converged: Bool[np.ndarray, " looked"]
     vectors: Float[np.ndarray, "looked params"]
+    __repr__ = brief
 
 
 def curvatures(run: Run, solver: Solver, stretch: Stretch, steps: list[int]) -> Curvatures:

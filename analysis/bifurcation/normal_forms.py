@@ -23,6 +23,7 @@ from dlf_dynamics.analysis.bifurcation.cycles import (
     solve,
 )
 from dlf_dynamics.analysis.bifurcation.maps import Map
+from dlf_dynamics.reprs import brief
 
 Kind = Literal["fold", "flip", "neimark-sacker", "branch point"]
 Criticality = Literal["supercritical", "subcritical", ""]
@@ -71,6 +72,7 @@ class Bifurcation:
     residual: float
     converged: bool
     message: str
+    __repr__ = brief
 
 
 class NormalForm(NamedTuple):

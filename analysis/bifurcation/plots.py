@@ -11,6 +11,7 @@ from dlf_dynamics.analysis.bifurcation.bifurcations import Bifurcations
 from dlf_dynamics.analysis.bifurcation.frozen import FrozenDiagram
 from dlf_dynamics.analysis.bifurcation.instabilities import Instability
 from dlf_dynamics.analysis.plots import COLOURS, STYLE
+from dlf_dynamics.streams import drawable
 
 OVERLAP = 0.5
 """Mean squared overlap from which an exponent is drawn as that of the oscillating direction."""
@@ -39,7 +40,7 @@ def instability_figure(found: Bifurcations) -> Figure:
             _draw_projection(column[1], found, event)
             _draw_sharpness(column[2], found, event)
             kind = event.criticality or "kind not told"
-            column[0].set_title(f"onset {event.onset}\n{kind}")
+            column[0].set_title(drawable(f"onset {event.onset}\n{kind}"))
             column[-1].set_xlabel("step")
             column[-1].locator_params(axis="x", nbins=4)
             for ax in column:
@@ -64,7 +65,7 @@ def diagram_figure(found: Bifurcations) -> Figure:
             _draw_orbits(above, diagram)
             _draw_exponents(below, diagram)
             above.set_title(f"loss of step {diagram.step}")
-            name = diagram.parameter.replace("_", " ")
+            name = drawable(diagram.parameter.replace("_", " "))
             below.set_xlabel(f"{name} (dashed: of the run)")
             for ax in (above, below):
                 ax.axvline(diagram.actual, color=COLOURS[5], lw=0.8, ls="--")

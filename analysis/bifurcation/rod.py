@@ -15,6 +15,7 @@ from scipy.sparse.linalg import LinearOperator, minres
 from dlf_dynamics.analysis.bifurcation.flip import Objective, Vector, as_function
 from dlf_dynamics.analysis.ritz import rounding
 from dlf_dynamics.problem import Step
+from dlf_dynamics.reprs import brief
 
 FORCING = 0.1
 """Relative residual of the linear equations at most; near the solution that of the rod equation."""
@@ -54,6 +55,7 @@ class Rod:
     num_steps: int
     num_products: int
     message: str
+    __repr__ = brief
 
 
 def rod_amplitude(

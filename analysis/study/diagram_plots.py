@@ -22,6 +22,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from dlf_dynamics.analysis.plots import COLOURS, STYLE
 from dlf_dynamics.analysis.study.phase_diagram import PhaseDiagram
 from dlf_dynamics.analysis.study.selection import describe
+from dlf_dynamics.streams import drawable
 
 MOST_PRINTED = 60
 """Cells of a diagram up to which their values are printed in them."""
@@ -29,6 +30,8 @@ MOST_PRINTED = 60
 GEOMETRIC_SPAN = 30.0
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
 
+_NAME = 30
+"""Characters of a name at most."""
 _HATCH = "#666666"
 _COLOUR_SPAN = 10.0
 _INCOMPLETE = "some runs missing, failed or diverged: mean of the others"
@@ -257,7 +260,7 @@ def _ink(mesh: QuadMesh) -> tuple[Float[np.ndarray, "y x 4"], np.ndarray]:
 def _label_values(axis: Axis, values: np.ndarray, room: int) -> None:
     """Ticks at the values, labelled as many of them as there is room for."""
     places = np.arange(len(values)) if axis_scale(values) == "category" else values
-    texts = [describe(value) for value in values]
+    texts = [drawable(describe(value), _NAME) for value in values]
     axis.set_major_locator(FixedLocator(places.tolist()))
     axis.set_minor_locator(NullLocator())
     if len(values) > room and values.dtype.kind == "U":  # every name has to be told
@@ -269,7 +272,7 @@ def _label_values(axis: Axis, values: np.ndarray, room: int) -> None:
 
 def _label_width(values: np.ndarray) -> float:
     """Inches that the longest label of an axis takes, with a space."""
-    return 0.07 * max(len(describe(value)) for value in values) + 0.08
+    return 0.07 * max(len(drawable(describe(value), _NAME)) for value in values) + 0.08
 
 
 def _norm(values: np.ndarray) -> Normalize:
@@ -370,7 +373,7 @@ def setting(key: str, value: object) -> str:
     ('A = 70', 'warmup steps = 10')
     """
     symbol = AXES[key][1] if key in AXES else key.split(".")[-1].replace("_", " ")
-    return f"{symbol} = {describe(value)}"
+    return f"{symbol} = {drawable(describe(value), _NAME)}"
 
 
 def _title(diagram: PhaseDiagram) -> str:

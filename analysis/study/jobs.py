@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 from dlf_dynamics.analysis.study.outcome import Outcome
@@ -133,7 +135,8 @@ def _pooled(
             while queue and len(futures) < width and not wish.is_set():
                 job = queue.popleft()
                 in_work.append(job)
-                futures[pool.submit(_work_until_wish, job, measures)] = job
+                with _deaf():  # a process that begins now is born so
+                    futures[pool.submit(_work_until_wish, job, measures)] = job
             done, _ = wait(futures, _ASK_SECONDS, FIRST_COMPLETED)
             for future in done:
                 outcomes, job = future.result(), futures.pop(future)
@@ -151,14 +154,26 @@ def _pooled(
 _wish: Any = None
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """This thread, and processes that it starts, hear signals only afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _listen_to(wish: Any) -> None:
     """Begins a process of the pool. Ctrl-C reaches it, too; the parent decides what it means."""
-    import signal
-
     global _wish
     _wish = wish
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _work_until_wish(job: Job, measures: Measures) -> list[Outcome] | None:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from dlf_dynamics.reprs import brief
+
 CURVES = (
     "loss",
     "static_loss",
@@ -77,6 +79,7 @@ class Outcome:
     curves: Float[np.ndarray, "points curves"] = field(
         default_factory=lambda: np.zeros((0, len(CURVES)))
     )
+    __repr__ = brief
 
     def numbers(self) -> dict[str, Any]:
         """The columns of a study's table, by name: all but status, message and curves."""

@@ -22,6 +22,7 @@ from dlf_dynamics.analysis.study.selection import (
 )
 from dlf_dynamics.analysis.study.studyfile import StudyResults
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.reprs import brief
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class PhaseDiagram:
     static_error: Float[np.ndarray, " nx"]
     static_count: Int[np.ndarray, " nx"]
     static_missing: Int[np.ndarray, " nx"]
+    __repr__ = brief
 
     @property
     def difference(self) -> Float[np.ndarray, "ny nx"]:

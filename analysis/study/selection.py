@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 
 from dlf_dynamics.analysis.study.studyfile import StudyResults
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.reprs import brief
 
 SEEDS = ("model.seed", "data.seed", "batch_seed")
 """Keys that are averaged over; no other is."""
@@ -35,6 +36,7 @@ class Selection:
     moving: Bool[np.ndarray, " runs"]
     static: Bool[np.ndarray, " runs"]
     fixed: dict[str, Any]
+    __repr__ = brief
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,10 +18,15 @@ from jaxtyping import Shaped
 
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import in_type, override, preset, read_toml, require_table, type_of
-from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.errors import ConfigError, shortened, shown
+from dlf_dynamics.ranges import MOST_STEPS
+from dlf_dynamics.reprs import brief
 
 MAX_RUNS = 1000
 """Runs of a study above which it has to be confirmed."""
+
+MOST_RUNS = 1_000_000
+"""Runs of a study at most."""
 
 Overrides = tuple[tuple[str, Any], ...]
 """Dotted keys of a configuration and their values."""
@@ -44,8 +50,12 @@ class Measures:
 
     def __post_init__(self) -> None:
         for key in ("curve_points", "ntk_examples"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"measures.{key} is {getattr(self, key)}; expected at least 0")
+            value = getattr(self, key)
+            if not 0 <= value <= MOST_STEPS:
+                raise ConfigError(
+                    f"measures.{key} is {shown(value)}; expected at least 0 and at most "
+                    f"{MOST_STEPS:,}"
+                )
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,7 @@ class Study:
     axes: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     runs: tuple[Overrides, ...] = ()
     measures: Measures = field(default_factory=Measures)
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         axes = tuple(
@@ -80,6 +91,9 @@ class Study:
             for k, run in enumerate(self.runs)
         )
         _check_axes(axes, runs)
+        count = max(1, len(runs)) * prod(len(values) for _, values in axes)
+        if count > sys.maxsize:
+            raise ConfigError(f"{shown(count)} runs; expected at most {MOST_RUNS:,}")
         object.__setattr__(self, "axes", axes)
         object.__setattr__(self, "runs", runs)
 
@@ -181,9 +195,17 @@ def load_study(path: Path) -> Study:
 
 
 def require_size(study: Study, limit: int = MAX_RUNS, yes: bool = False) -> None:
-    """Raises ConfigError when a study has more runs than the limit, unless the user said yes."""
+    """Raises ConfigError when a study has more runs than the limit, unless the user said yes.
+
+    More than `MOST_RUNS` are refused in any case.
+    """
     if len(study) > limit and not yes:
         raise ConfigError(f"{len(study):,} runs; expected at most {limit:,} without --yes")
+    if len(study) > MOST_RUNS:
+        raise ConfigError(
+            f"{len(study):,} runs; expected at most {MOST_RUNS:,}, as the configuration of each is "
+            "kept in memory: make several studies"
+        )
 
 
 def _study(table: dict[str, Any]) -> Study:
@@ -191,9 +213,9 @@ def _study(table: dict[str, Any]) -> Study:
     listed = table.pop("list", [])
     measures = require_table(table.pop("measures", {}), "measures")
     named = table.pop("preset", None)
-    base = override(RunConfig() if named is None else preset(str(named)), table)
+    base = override(RunConfig() if named is None else preset(in_type(named, str, "preset")), table)
     if not isinstance(listed, list) or not all(isinstance(run, Mapping) for run in listed):
-        raise ConfigError(f"list is {listed!r}; expected tables [[list]], one for each run")
+        raise ConfigError(f"list is {shown(listed)}; expected tables [[list]], one for each run")
     return Study(
         base,
         tuple((key, _axis(key, leaf)) for key, leaf in _leaves(grid, "grid.")),
@@ -243,8 +265,7 @@ def _logspace(key: str, arguments: Any) -> tuple[float, ...]:
     numbers = isinstance(arguments, list) and [type(a) in (int, float) for a in arguments]
     if not (
         numbers == [True] * 3
-        and min(arguments) > 0
-        and np.isfinite(arguments[:2]).all()
+        and 0 < min(arguments) <= max(arguments) <= sys.float_info.max
         and type(arguments[2]) is int
         and 2 <= arguments[2] <= _MAX_VALUES
     ):
@@ -329,9 +350,16 @@ def _label(value: Any) -> str:
 
 
 def _toml(value: Any) -> str:
-    """A value as it is written in TOML, for messages."""
+    """A value as it is written in TOML, for messages, of whatever size it is."""
+    try:
+        return shortened(_written(value), 80)
+    except (ValueError, RecursionError):
+        return shown(value)
+
+
+def _written(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key} = {_written(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(_written, value)) + "]"
     return json.dumps(value, ensure_ascii=False, default=str)

@@ -33,6 +33,7 @@ from dlf_dynamics.hdf5 import (
     text,
 )
 from dlf_dynamics.provenance import provenance
+from dlf_dynamics.reprs import brief
 from dlf_dynamics.runwriter import new_file, writing
 
 FORMAT = Format("study file", "dlf-dynamics-study", "1.0", "replace it with --overwrite")
@@ -73,6 +74,7 @@ class StudyResults:
     messages: list[str]
     columns: Mapping[str, Float[np.ndarray, " runs"]]
     curves: Float[np.ndarray, "runs points curves"] | None
+    __repr__ = brief
 
     @property
     def complete(self) -> bool:
@@ -197,7 +199,7 @@ def read_study(path: Path) -> StudyResults:
     """
     if not path.is_file():
         raise FileError(
-            f"study file {path} does not exist; `dlf-dynamics study STUDY.toml -o {path}` makes one"
+            f"study file {path} does not exist; `dlf-dynamics sweep STUDY.toml -o {path}` makes one"
         )
     with _open(path) as file:
         try:

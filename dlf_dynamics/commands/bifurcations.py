@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from dlf_dynamics.commands.terminal import (
     CROSSED,
@@ -21,6 +20,7 @@ from dlf_dynamics.commands.terminal import (
     interruptible,
     kept_parts,
     say,
+    show,
 )
 from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.startup import check_writable, open_recorded
@@ -55,8 +55,8 @@ class Bifurcations:
     """Go on with an analysis that was interrupted or killed."""
     json: bool = False
     """Print the events as JSON instead of a table."""
-    figures: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True
-    """Draw the figures; --no-figures leaves them out."""
+    no_figures: bool = False
+    """Leave the figures out."""
     quiet: bool = False
     """No progress bar."""
     threads: int = 0
@@ -76,15 +76,12 @@ class Bifurcations:
         table = output.with_suffix(".csv")
         write_whole(table, report.csv_text(found.instabilities).encode())
         say(f"wrote {output}, {table}")
-        if self.figures:
+        if not self.no_figures:
             _draw(found, self.path.with_suffix(""))
         if self.json:
             print(json.dumps(report.summary(found), indent=1))
         else:
-            console = Console()
-            console.print(report.instabilities_table(found))
-            for line in report.closing_lines(found):
-                console.print(line, highlight=False)
+            show(report.instabilities_table(found), *report.closing_lines(found))
         return 0
 
 
@@ -130,8 +127,7 @@ class Check:
                 return found
             say(f"wrote {output}")
         answer, lines = report.verdict(found)
-        for line in lines:
-            print(line)
+        show(*lines)
         codes = {"below": 0, "above": CROSSED, "undecided": UNDECIDED}
         return codes[answer] if self.fail_on_crossing else 0
 

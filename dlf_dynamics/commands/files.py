@@ -8,6 +8,7 @@ from typing import Any
 
 from dlf_dynamics.commands.terminal import INVALID, RunPath
 from dlf_dynamics.startup import open_recorded
+from dlf_dynamics.streams import printable
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Info:
             "path": str(run.path),
             "run_id": run.run_id,
             "status": run.status,
-            "steps": len(run.steps),
+            "updates": int(run.steps[-1]) if len(run.steps) else 0,
+            "rows": len(run.steps),
             "checkpoints": len(run.checkpoint_steps),
             "num_params": run.num_params,
             "last": {
@@ -62,9 +64,9 @@ class Validate:
 
         found = problems(self.path)
         for line in found:
-            print(f"{self.path}: {line}")
+            print(printable(f"{self.path}: {line}"))
         if not found:
-            print(f"{self.path}: valid")
+            print(printable(f"{self.path}: valid"))
         return INVALID if found else 0
 
 
@@ -83,14 +85,14 @@ class Repair:
         with open_file(self.path) as file:
             rows = len(complete_steps(file, "steps"))
             checkpoints = len(complete_steps(file, "checkpoints"))
-        print(f"repaired {self.path}: {rows} steps, {checkpoints} checkpoints")
+        print(printable(f"repaired {self.path}: {rows} rows, {checkpoints} checkpoints"))
         return 0
 
 
 def _print_nested(content: dict[str, Any], indent: str = "") -> None:
     for key, value in content.items():
         if isinstance(value, dict):
-            print(f"{indent}{key}:")
+            print(printable(f"{indent}{key}:"))
             _print_nested(value, indent + "  ")
         else:
-            print(f"{indent}{key}: {value}")
+            print(printable(f"{indent}{key}: {value}"))

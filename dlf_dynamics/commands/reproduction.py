@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
-from dlf_dynamics.commands.terminal import interruptible, say
+from dlf_dynamics.commands.terminal import interruptible, say, show
 from dlf_dynamics.errors import FileError
 from dlf_dynamics.startup import start_jax
 
@@ -91,7 +90,7 @@ class Reproduce:
         if self.pages is not None and self.pages.resolve() != folder.resolve():
             for name in written:
                 shutil.copyfile(folder / name, self.pages / name)
-        Console().print(page.table())
+        show(page.table())
         for place in dict.fromkeys([folder, self.pages or folder]):
             say("wrote " + ", ".join(str(place / name) for name in written))
         return 0

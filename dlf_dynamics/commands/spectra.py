@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from dlf_dynamics.commands.studies import DiagramOptions, is_study
 from dlf_dynamics.commands.terminal import (
@@ -20,6 +19,7 @@ from dlf_dynamics.commands.terminal import (
     interruptible,
     kept_parts,
     say,
+    show,
 )
 from dlf_dynamics.config import SpectrumConfig, span_of
 from dlf_dynamics.startup import check_writable, open_recorded
@@ -57,8 +57,8 @@ class Spectrum:
     verify_dense: bool = False
     """Compare every value with a dense eigensolve and print the worst difference (at most 2,000
     parameters; takes about a second for each checkpoint)."""
-    figures: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True
-    """Draw the figures; --no-figures leaves them out."""
+    no_figures: bool = False
+    """Leave the figures out."""
     zoom: str | None = None
     """Steps a:b of the figure's second column; none means around the second burst."""
     quiet: bool = False
@@ -83,16 +83,13 @@ class Spectrum:
         spectrum.save_spectrum(found, output)
         parts.clear()
         say(f"wrote {output}")
-        if self.figures:
+        if not self.no_figures:
             _draw(run, found, self.path.with_suffix(""), zoom)
         if self.json:
             print(json.dumps(report.summary(found), indent=1))
         else:
-            console = Console()
-            if found.watched:
-                console.print(report.events_table(found))
-            for line in report.closing_lines(found):
-                console.print(line, highlight=False)
+            table = [report.events_table(found)] if found.watched else []
+            show(*table, *report.closing_lines(found))
         return _verify(run, found, quiet=self.quiet) if self.verify_dense else 0
 
     def _compute(self, run: Run, parts: Parts, stop: Callable[[], bool]) -> Any:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from rich.console import Console
+from rich.text import Text
+
+from dlf_dynamics.streams import fail as fail
+from dlf_dynamics.streams import printable
+from dlf_dynamics.streams import say as say
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from dlf_dynamics.progress import Stop
     from dlf_dynamics.resultfile import Parts
 
@@ -28,15 +35,19 @@ ProblemName = Annotated[
 ]
 
 
-def say(line: str) -> None:
-    """Tells the person at the terminal, on stderr, so that stdout holds results only."""
-    print(line, file=sys.stderr)
+class _Console(Console):
+    """A terminal that shows the text of files and users as it is, and does not obey it."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        shown = "\n".join(map(printable, text.split("\n")))
+        return super().render_str(shown, **options)
 
 
-def fail(line: str, code: int) -> int:
-    """Says what went wrong; returns the exit code."""
-    say(f"dlf-dynamics: {line}")
-    return code
+def show(*results: str | Table) -> None:
+    """Prints results on stdout, each from a new line."""
+    console = _Console(markup=False, emoji=False, highlight=False)
+    for result in results:
+        console.print(result)
 
 
 def interruptible(work: Callable[[Stop], Any], again: str) -> Any:

@@ -12,6 +12,7 @@ import tyro
 
 from dlf_dynamics.commands.terminal import DIVERGED, Flattened, fail, say
 from dlf_dynamics.config import RunConfig
+from dlf_dynamics.configfile import load_toml, preset
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.presets import PRESETS
 from dlf_dynamics.startup import check_writable, problem_size, recorded_config, start_jax
@@ -50,6 +51,27 @@ class Train:
     """Threads of XLA on a CPU; 0 chooses one for small problems and all cores for others."""
     run: Annotated[RunConfig, Flattened] = field(default_factory=lambda: PRESETS["published"])
 
+    def base(self) -> RunConfig:
+        """What the options override: preset, CONFIG.toml, or the run to be resumed.
+
+        Raises:
+            ConfigError: when the preset is unknown, CONFIG.toml cannot be used, or either of them
+                is given for a run that has a configuration.
+            FileError: when the run to be resumed cannot be read.
+        """
+        if self.resume:
+            for given, what in ((self.preset, "--preset"), (self.config, "CONFIG.toml")):
+                if given is not None:
+                    raise ConfigError(
+                        f"{what} is {str(given)!r}; expected none with --resume, as "
+                        f"{self.output} has its configuration"
+                    )
+            return recorded_config(self.output)
+        base = None if self.preset is None else preset(self.preset)
+        if self.config is not None:
+            return load_toml(self.config, base)
+        return base or PRESETS["published"]
+
     def execute(self) -> int:
         """Trains, or continues."""
         check_writable(self.output)
@@ -81,8 +103,9 @@ class Train:
         if run.validation:
             held_out = f", validation accuracy {run.validation['accuracy'][-1]:.4g}"
         say(
-            f"wrote {self.output}: {run.steps[-1]} steps, {len(run.checkpoint_steps)} checkpoints "
-            f"of {run.num_params} parameters; loss {loss:.6g}, accuracy {accuracy:.4g}{held_out}"
+            f"wrote {self.output}: {run.steps[-1]} updates, {len(run.checkpoint_steps)} "
+            f"checkpoints of {run.num_params} parameters; loss {loss:.6g}, "
+            f"accuracy {accuracy:.4g}{held_out}"
         )
         say(f"next: dlf-dynamics spectrum {self.output}")
         return 0

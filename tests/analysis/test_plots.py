@@ -10,6 +10,7 @@ from dlf_dynamics import OptimizerConfig, ScheduleConfig
 from dlf_dynamics.analysis import plots
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.errors import FileError
+from dlf_dynamics.streams import printable
 
 
 def new_axes():
@@ -45,6 +46,16 @@ def test_both_figures_are_drawn_and_written_for_every_kind_of_run(
         assert paths[0].read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in paths[1].read_bytes()
     assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("name", [r"sgd $\frac{$", "$x$ \x1b[31m\0", "x" * 10**6, "\\$ [/b]"])
+def test_text_of_others_is_drawn_as_text(name, small, trained, analysed, tmp_path):
+    run, spectrum = trained(small), replace(analysed(small), label=name)
+    figure = plots.bifurcation_figure(run, spectrum)
+    plots.save(figure, tmp_path / "run", ["png"])
+    title = figure.get_suptitle()
+    assert printable(name[:100]) in title.replace(r"\$", "$")
+    assert len(title) < 1000
 
 
 def test_a_run_with_a_burst_gets_a_zoom_around_it(eventful, trained, analysed):

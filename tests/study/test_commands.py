@@ -6,7 +6,7 @@ from dlf_dynamics.analysis.study.outcome import Outcome
 from dlf_dynamics.analysis.study.study import Study
 from dlf_dynamics.analysis.study.studyfile import create
 from dlf_dynamics.cli import main
-from dlf_dynamics.config import RunConfig
+from dlf_dynamics.config import DataConfig, RunConfig
 
 STUDY = Study(
     RunConfig(steps=9),
@@ -73,6 +73,17 @@ def test_plot_draws_the_phase_diagrams_of_a_study(study_path, tmp_path):
         for quantity in ("accuracy", "instabilities")
         for value in ("0.1", "1")
     }
+
+
+def test_names_that_look_like_formulas_are_drawn_as_they_are(tmp_path):
+    paths = (r"a$\frac{$", "b$x$", "c[/b]\x1b", "d" * 10**5)
+    axes = (("schedule.amplitude", (1.0, 10.0)), ("data.path", paths))
+    study = Study(RunConfig(data=DataConfig(name="npz", path="x"), steps=9), axes)
+    with create(tmp_path / "study.h5", study) as writer:
+        for index in range(len(study)):
+            writer.append(index, Outcome("complete", accuracy=0.5))
+    assert main(["plot", str(tmp_path / "study.h5"), "--quantity", "accuracy"]) == 0
+    assert (tmp_path / "study.accuracy.png").stat().st_size > 1000
 
 
 def test_plot_takes_axes_and_values_of_further_keys(study_path, tmp_path):

@@ -210,6 +210,19 @@ def test_shorthands_write_axes_out(load):
         ),
         ("[measures]\nsharpness = 1", r"measures\.sharpness is 1; expected true or false"),
         ("[measures]\ncurve_points = -1", r"measures\.curve_points is -1; expected at least 0"),
+        (
+            f"[measures]\ncurve_points = {2**63 - 1}",
+            r"9223372036854775807; expected at least 0 and",
+        ),
+        (f"[grid]\nsteps = 0x{'f' * 9999}", "grid.steps is a number of thousands of digits; exp"),
+        (f"[grid]\nsteps = [0x{'f' * 9999}]", "steps is a number of thousands of digits; expected"),
+        (f"[grid]\nsteps = {{logspace = [1, 0x{'f' * 999}, 3]}}", "expected first and last value"),
+        (
+            "[grid]\nmodel.seed = [99999999999]",
+            "model.seed is 99999999999; expected a whole number",
+        ),
+        (f"list = [{'3,' * 9999}]", r"list is \[3, 3.{70,80}; expected tables"),
+        ("preset = [1]", r"preset is \[1\]; expected a string"),
         ("[measures]\nntk_examples = -2", r"measures\.ntk_examples is -2; expected at least 0"),
     ],
 )
@@ -252,6 +265,16 @@ def test_many_runs_have_to_be_confirmed():
         require_size(study, 1000, yes=False)
     require_size(study, 1000, yes=True)
     require_size(study, 1200, yes=False)
+
+
+def test_studies_have_an_end():
+    seeds = tuple(range(2000))
+    study = Study(RunConfig(), (("model.seed", seeds), ("data.seed", seeds)))
+    with pytest.raises(ConfigError, match=r"^4,000,000 runs; expected at most 1,000,000, as the"):
+        require_size(study, yes=True)
+    keys = ("model.seed", "data.seed", "batch_seed", "steps", "data.points_per_class", "data.limit")
+    with pytest.raises(ConfigError, match=r"^64000000000000000000 runs; expected at most 1,000,"):
+        Study(RunConfig(), tuple((key, tuple(range(1, 2001))) for key in keys))
 
 
 def test_json_gives_every_study_back(load):

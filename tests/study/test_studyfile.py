@@ -234,7 +234,7 @@ def test_a_file_of_another_study_is_not_continued(path):
 
 
 def test_missing_and_foreign_files_are_refused(tmp_path):
-    with pytest.raises(FileError, match=r"study file .*no\.h5 does not exist; `dlf-dynamics study"):
+    with pytest.raises(FileError, match=r"study file .*no\.h5 does not exist; `dlf-dynamics sweep"):
         read_study(tmp_path / "no.h5")
     with pytest.raises(FileError, match="does not exist"):
         reopen(tmp_path / "no.h5", STUDY)
@@ -501,6 +501,13 @@ def with_full_disk(path, limit, task):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of processes are POSIX's")
+def test_a_study_that_the_disk_could_never_hold_is_refused_before_it_is_full(tmp_path):
+    study = Study(STUDY.base, STUDY.axes, measures=Measures(curve_points=2**31 - 2))
+    with pytest.raises(FileError, match=r"it would take [\d,]+ GB, and .* GB are free"):
+        create(tmp_path / "study.h5", study)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_ends_the_making_of_a_file_in_one_line(tmp_path):
     path = tmp_path / "study.h5"
     message = f"{path} cannot be written: File too large"
