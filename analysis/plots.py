@@ -167,7 +167,11 @@ def run_figure(run: Run, spectrum: Spectrum, zoom: tuple[float, float] | None = 
         run: the run.
         spectrum: its spectrum.
         zoom: first and last step of the second column; none means around the second burst.
+
+    Raises:
+        StaleError: when the run is no longer in the state of which the spectrum is.
     """
+    spectrum.source.require(run, "the spectrum", "compute it anew")
     with mpl.rc_context(STYLE):
         panels = _panels(run, spectrum)
         figure = Figure(figsize=(7.2, 0.8 + 1.3 * len(panels)), layout="constrained")
@@ -268,7 +272,11 @@ def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
 
     Where the iterates oscillate, consecutive steps lie on separate branches: two branches of F for
     period 2, four for period 4, a cloud where the motion is irregular.
+
+    Raises:
+        StaleError: when the run is no longer in the state of which the spectrum is.
     """
+    spectrum.source.require(run, "the spectrum", "compute it anew")
     length, count = _pulses(run)
     bursts = spectrum.bursts[:6]
     rows = [2.0, 1.2] + [1.3] * -(-len(bursts) // 3)

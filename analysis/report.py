@@ -21,7 +21,8 @@ def summary(spectrum: Spectrum) -> dict[str, Any]:
     hessian = spectrum.hessian
     centre = hessian.centre.eigenvalues[:, 0]
     content = {
-        "run_id": spectrum.run_id,
+        "run_id": spectrum.source.run_id,
+        "run": spectrum.source.state,
         "config": dataclasses.asdict(spectrum.config),
         "threshold": {
             "label": spectrum.label,
@@ -138,6 +139,7 @@ def closing_lines(spectrum: Spectrum) -> list[str]:
         _count_oscillations(spectrum)
         + "; ".join(_count_crossings(spectrum, at) for at in ("centre", "iterate"))
         + f"; {spectrum.unresolved} checkpoints on neither side of the threshold",
+        *spectrum.source.caution,
     ]
     if spectrum.failed:
         lines.append(f"failed, the loss is not finite there: steps {spectrum.failed}")

@@ -44,6 +44,7 @@ from dlf_dynamics.resultfile import (
     unpack_table,
 )
 from dlf_dynamics.run import Checkpoints, Run
+from dlf_dynamics.source import Source
 
 DENSITIES = ("hessian", "ggn", "ntk")
 
@@ -56,7 +57,8 @@ class Spectrum:
     """What `dlf-dynamics spectrum` found.
 
     Attributes:
-        run_id: of the run.
+        source: state of the run that was analysed.
+        asked: what was to be computed.
         config: as computed: `tol`, `k` and `ntk_examples` are what they came to.
         hessian: extreme eigenvalues.
         ntk: kernel spectrum, or none when it was left out.
@@ -71,7 +73,8 @@ class Spectrum:
         infinite_width: kernels at infinite width, or none when they were not asked for.
     """
 
-    run_id: str
+    source: Source
+    asked: SpectrumConfig
     config: SpectrumConfig
     hessian: HessianSpectrum
     ntk: NTKSpectrum | None
@@ -143,7 +146,7 @@ def compute_spectrum(
         ConfigError: when no checkpoint is selected, the run has no such class or block, or the
             kernels that are asked for cannot be had.
     """
-    config = SpectrumConfig() if config is None else config
+    asked = config = SpectrumConfig() if config is None else config
     if not run.problem.has_outputs:
         config = replace(config, ntk_examples=0)
     parts = Parts(None) if parts is None else parts
@@ -160,7 +163,7 @@ def compute_spectrum(
     )
     ntk = _ntk(run, config, chosen, parts, progress) if config.ntk_examples else None
     densities = _densities(run, config, chosen, parts, progress) if config.density else {}
-    found = _with_events(run, config, hessian, ntk, densities, thresholds)
+    found = replace(_with_events(run, config, hessian, ntk, densities, thresholds), asked=asked)
     if not config.infinite_width:
         return found
     compare = partial(infinite_width, run, chosen, num_examples=config.ntk_examples)
@@ -280,7 +283,8 @@ def _with_events(
         hessian, crossings, sides = resolved.hessian, resolved.found, resolved.sides
     windows = find_oscillations(run.steps, run.scalars["loss"], run.scalars["update_cosine"])
     return Spectrum(
-        run_id=run.run_id,
+        source=run.source,
+        asked=config,
         config=replace(
             config,
             k=max(hessian.ends),
@@ -326,6 +330,7 @@ def save_spectrum(spectrum: Spectrum, path: Path) -> None:
         table = pack_table(kind, tables[name])
         arrays |= {f"{name}/{key}": column for key, column in table.items()}
     settings = {
+        "asked": dataclasses.asdict(spectrum.asked),
         "spectrum": dataclasses.asdict(spectrum.config),
         "label": spectrum.label,
         "watched": spectrum.watched,
@@ -334,7 +339,7 @@ def save_spectrum(spectrum: Spectrum, path: Path) -> None:
     }
     resultfile.write(
         path,
-        resultfile.Result("spectrum", spectrum.run_id, settings, provenance(), arrays),
+        resultfile.Result("spectrum", spectrum.source, settings, provenance(), arrays),
     )
 
 
@@ -343,15 +348,14 @@ def load_spectrum(path: str | Path, run: Run | None = None) -> Spectrum:
 
     Args:
         path: of the file.
-        run: the run that it must belong to.
+        run: that it must be of, in the state that it is in now; none takes any.
 
     Raises:
-        FileError: when it cannot be read, is damaged or belongs to another run.
+        FileError: when it cannot be read or is damaged.
+        StaleError: when it is of another run, or of a state that the run is no longer in.
     """
     path = Path(path)
-    result = resultfile.read(path, "spectrum")
-    if run is not None:
-        resultfile.require_run(path, result, run.path, run.run_id)
+    result = resultfile.read(path, "spectrum", run)
     try:
         return _from_result(result)
     except (KeyError, TypeError) as error:
@@ -377,7 +381,8 @@ def _from_result(result: resultfile.Result) -> Spectrum:
     )
     densities = {name: _unpacked(Density, arrays, f"density/{name}") for name in DENSITIES}
     return Spectrum(
-        run_id=result.run_id,
+        source=result.source,
+        asked=SpectrumConfig(**settings["asked"]),
         config=config,
         hessian=hessian,
         ntk=_unpacked(NTKSpectrum, arrays, "ntk"),

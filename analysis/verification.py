@@ -75,7 +75,9 @@ def verify_dense(
 
     Raises:
         ConfigError: when the network is too large for it.
+        StaleError: when the run is no longer in the state of which the spectrum is.
     """
+    spectrum.source.require(run, "the spectrum", "compute it anew")
     if run.num_params > MAX_PARAMS:
         raise ConfigError(
             f"--verify-dense needs dense matrices of order {run.num_params}; expected at most "

@@ -17,6 +17,18 @@ class FileError(UserError):
     """A file that is missing, foreign, damaged, newer than this program or not writable."""
 
 
+class StaleError(FileError):
+    """A result of another run, of a state that its run is no longer in, or of an older program.
+
+    Attributes:
+        found: what it is of.
+    """
+
+    def __init__(self, found: str, remedy: str) -> None:
+        super().__init__(f"{found}; {remedy}")
+        self.found = found
+
+
 def shortened(text: str, most: int) -> str:
     """The text, its middle left out where it has more characters than `most`.
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import h5py
 
-from dlf_dynamics.errors import FileError
+from dlf_dynamics.errors import FileError, StaleError
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -75,6 +75,11 @@ def check_format(file: h5py.File, path: Path, expected: Format) -> None:
         )
     major = expected.version.split(".")[0]
     stored = str(file.attrs.get("format_version"))
+    if stored.split(".")[0].isdigit() and int(stored.split(".")[0]) < int(major):
+        made = (
+            f"{path} was made by an older version (format {stored}; this program reads {major}.x)"
+        )
+        raise StaleError(made, expected.remedy)
     if stored.split(".")[0] != major:
         raise FileError(
             f"{path} has format version {stored}; this program reads {major}.x: "

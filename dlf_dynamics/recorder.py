@@ -18,8 +18,9 @@ from jaxtyping import Array, PyTree
 
 from dlf_dynamics import runfile
 from dlf_dynamics.checks import check_problem
-from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.layout import Layout
+from dlf_dynamics.outputs import hold
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.recording import Recording, Setup
@@ -77,13 +78,13 @@ class Recorder:
 
         Raises:
             ConfigError: when `every` is less than 1, or `config` is not for JSON.
-            FileError: when the file exists.
+            FileError: when the file exists or cannot be written, or another process writes it.
         """
         self.path = Path(path)
         if every < 1:
             raise ConfigError(f"every is {every}; expected at least 1")
-        if self.path.exists() and not overwrite:
-            raise FileError(f"{path} exists; pass overwrite=True, or record elsewhere")
+        self._remedy = None if overwrite else "pass overwrite=True, or record elsewhere"
+        hold(self.path, self._remedy).release()  # told now, and not after a first update
         try:
             self._config = json.dumps(dict(config or {}), indent=1)
         except (TypeError, ValueError) as error:
@@ -189,7 +190,8 @@ class Recorder:
             scalars=tuple(sorted(scalars)),
         )
         sizes = Sizes(form.params.size, form.state.size, 0)
-        self._file, self._form = _Writing(runfile.create(self.path, header, sizes), form), form
+        writer = runfile.create(hold(self.path, self._remedy), header, sizes)
+        self._file, self._form = _Writing(writer, form), form
 
 
 class _Form(NamedTuple):

@@ -10,17 +10,21 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import h5py
 import numpy as np
 
-from dlf_dynamics.errors import FileError
+from dlf_dynamics.errors import FileError, StaleError
 from dlf_dynamics.hdf5 import Format, check_format, damaged, open_for_reading, text, write_error
+from dlf_dynamics.outputs import partial_path
 from dlf_dynamics.reprs import brief
+from dlf_dynamics.source import Source
 
-FORMAT = Format("result file", "dlf-dynamics-result", "1.0", "compute it anew")
+if TYPE_CHECKING:
+    from dlf_dynamics.run import Run
 
+FORMAT = Format("result file", "dlf-dynamics-result", "2.0", "compute it anew")
 
 Record = TypeVar("Record")
 
@@ -34,14 +38,14 @@ class Result:
 
     Attributes:
         analysis: its name.
-        run_id: of the run that was analysed.
+        source: state of the run that was analysed.
         config: settings of the analysis, JSON-ready.
         provenance: as JSON.
         arrays: by path within the file.
     """
 
     analysis: str
-    run_id: str
+    source: Source
     config: Mapping[str, Any]
     provenance: str
     arrays: Arrays
@@ -61,7 +65,8 @@ def write(path: Path, result: Result) -> None:
             format=FORMAT.name,
             format_version=FORMAT.version,
             analysis=result.analysis,
-            run_id=result.run_id,
+            run_id=result.source.run_id,
+            source=json.dumps(vars(result.source)),
         )
         file["config"] = json.dumps(result.config)
         file["provenance"] = result.provenance
@@ -76,7 +81,7 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         FileError: when it cannot be written; an older file stays as it was.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_path(path)
     try:
         partial.write_bytes(content)
         os.replace(partial, path)
@@ -87,11 +92,17 @@ def write_whole(path: Path, content: bytes) -> None:
             partial.unlink(missing_ok=True)
 
 
-def read(path: Path, analysis: str) -> Result:
+def read(path: Path, analysis: str, run: Run | None) -> Result:
     """Reads a result file.
+
+    Args:
+        path: of the file.
+        analysis: its name.
+        run: that it must be of, in the state that it is in now; none takes the result of any.
 
     Raises:
         FileError: when it is missing, foreign, damaged, newer or of another analysis.
+        StaleError: when it is of another run or another state of it, or of an older format.
     """
     if not path.is_file():
         raise FileError(f"result file {path} does not exist; `dlf-dynamics {analysis}` makes one")
@@ -106,24 +117,47 @@ def read(path: Path, analysis: str) -> Result:
                     else None
                 )
             )
-            return Result(
+            result = Result(
                 analysis,
-                str(file.attrs["run_id"]),
+                Source(**json.loads(str(file.attrs["source"]))),
                 json.loads(text(file, "config")),
                 text(file, "provenance"),
                 arrays,
             )
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise damaged(path, FORMAT, error) from error
+    if run is not None:
+        result.source.require(run, str(path), f"`{_command(path, analysis, run)}` computes it anew")
+    return result
 
 
-def require_run(path: Path, result: Result, run_path: Path, run_id: str) -> None:
-    """Raises FileError unless the result belongs to the run."""
-    if result.run_id != run_id:
+def require_result(path: Path, analysis: str, run: Run) -> None:
+    """Raises FileError where the file is something else than a result of this analysis.
+
+    A result is replaced without asking, as it can be computed anew; other files are not. One that
+    cannot be read is taken for a damaged result if it has the usual name of one.
+    """
+    if not path.exists():
+        return
+    found = None
+    with suppress(FileError), open_for_reading(path, FORMAT) as file:
+        found = file.attrs.get("format"), file.attrs.get("analysis")
+    damaged = found is None and path == _usual_path(analysis, run)
+    if not damaged and found != (FORMAT.name, analysis):
         raise FileError(
-            f"{path} belongs to another run than {run_path}; "
-            f"`dlf-dynamics {result.analysis} {run_path}` computes it anew"
+            f"{path} exists and is not a result of {analysis}; write elsewhere with -o, or "
+            "remove it"
         )
+
+
+def _usual_path(analysis: str, run: Run) -> Path:
+    return run.path.with_suffix(f".{analysis}.h5")
+
+
+def _command(path: Path, analysis: str, run: Run) -> str:
+    """What writes the result of an analysis to this file."""
+    usual = path == _usual_path(analysis, run)
+    return f"dlf-dynamics {analysis} {run.path}" + ("" if usual else f" -o {path}")
 
 
 def _check(file: h5py.File, path: Path, analysis: str) -> None:
@@ -184,32 +218,63 @@ class Parts:
     """Finished parts of a long analysis, each a result file, in a folder beside what they become.
 
     A killed analysis leaves the parts that were finished. They are used again if they are of the
-    same run and settings.
+    same run in the same state, and of the same settings.
     """
 
     def __init__(
-        self, folder: Path | None, analysis: str = "", run_id: str = "", config: Any = None
+        self, folder: Path | None, analysis: str = "", run: Run | None = None, config: Any = None
     ):
+        """Parts of an analysis of a run; without a folder, they are made each time."""
         self._folder = folder
         self._analysis = f"{analysis} part"
-        self._run_id = run_id
-        self._config = config
+        self._run = run
+        self._config = json.loads(json.dumps(config))
+
+    def outdated(self) -> str | None:
+        """Why the parts that are there cannot be used for the run as it is now; none if they can.
+
+        Raises:
+            FileError: when they cannot be read.
+        """
+        if self._folder is None:
+            return None
+        for path in sorted(self._folder.glob("*.h5")):
+            try:
+                self._read(path)
+            except StaleError as error:
+                return error.found
+        return None
+
+    def of_other_settings(self) -> bool:
+        """Whether there are parts that were made with other settings."""
+        if self._folder is None:
+            return False
+        paths = self._folder.glob("*.h5")
+        return any(self._read(path).config != self._config for path in paths)
+
+    def _read(self, path: Path) -> Result:
+        found = read(path, self._analysis, None)
+        if self._run is not None:
+            remedy = "leave --resume out to start anew"
+            found.source.require(self._run, f"what is in {self._folder}", remedy)
+        return found
 
     def get_or_make(self, name: str, make: Callable[[], Arrays]) -> Arrays:
         """The part of this name, from its file or made now and kept.
 
         Raises:
-            FileError: when the file is of another run or of other settings.
+            FileError: when the file is of other settings.
+            StaleError: when it is of another run, or another state of it.
         """
-        if self._folder is None:
+        if self._folder is None or self._run is None:
             return make()
         path = self._folder / f"{name}.h5"
         if path.exists():
-            found = read(path, self._analysis)
-            if (found.run_id, found.config) != (self._run_id, self._config):
+            found = self._read(path)
+            if found.config != self._config:
                 raise FileError(
-                    f"{self._folder} holds parts of another run or of other settings; "
-                    "leave --resume out to start anew"
+                    f"{self._folder} holds parts of other settings; leave --resume out to start "
+                    "anew"
                 )
             return found.arrays
         arrays = make()
@@ -218,7 +283,7 @@ class Parts:
         except OSError as error:
             raise write_error(self._folder, error) from error
         try:
-            write(path, Result(self._analysis, self._run_id, self._config, "{}", arrays))
+            write(path, Result(self._analysis, self._run.source, self._config, "{}", arrays))
         finally:
             with suppress(OSError):
                 self._folder.rmdir()  # it stays unless it is empty, no part having been written

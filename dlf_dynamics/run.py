@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from dlf_dynamics.runwriter import Point
 from dlf_dynamics.schedules import Schedule, Tabulated
 from dlf_dynamics.schema import VALIDATION
 from dlf_dynamics.smoothness import kinks
+from dlf_dynamics.source import source_of, still_in
 
 Checkpoints = Sequence[int] | Int[np.ndarray, " chosen"]
 """Indices of checkpoints."""
@@ -64,8 +66,9 @@ class Run:
 
     Attributes:
         path: of the file.
-        run_id: unique to the run; result files name it.
+        run_id: unique to the run, which keeps it when it is continued or repaired.
         status: `running`, `complete`, `interrupted` or `diverged`.
+        source: the state that the run was in when it was opened, which results name.
         recording: what `Recorder` was told; none for a run of `train`.
         dtype: of parameters and scalars, by name.
         provenance: versions, machine and command.
@@ -92,6 +95,7 @@ class Run:
                 file, "checkpoints"
             )
             self.steps: Int[np.ndarray, " steps"] = complete_steps(file, "steps")
+            self.source = source_of(file, self.status, self.steps, self.checkpoint_steps)
             self.num_params = int(dataset_at(file, "parameters/value").shape[1])
             self.data_sha256 = str(file["data"].attrs["sha256"])
             self._rebuilt = self.own_updates and _is_sparse(file, self.checkpoint_steps)
@@ -110,11 +114,23 @@ class Run:
             f"{len(self.checkpoint_steps)} checkpoints of {self.num_params} parameters)"
         )
 
+    @contextmanager
+    def _file(self) -> Iterator[h5py.File]:
+        """The file, in which what was there when it was opened must still be.
+
+        Raises:
+            FileError: when another run has taken its place, or other checkpoints theirs.
+        """
+        with open_file(self.path) as file:
+            if not still_in(file, self.run_id, self.steps, self.checkpoint_steps - self._rebuilt):
+                raise FileError(f"{self.path} was replaced or continued meanwhile; open it again")
+            yield file
+
     @cached_property
     def scalars(self) -> Mapping[str, np.ndarray]:
         """What each step recorded, by name (`loss`, `update_cosine`, `class_weights`, ...)."""
         count = len(self.steps)
-        with open_file(self.path) as file:
+        with self._file() as file:
             found = {
                 entry.path.split("/")[1]: dataset_at(file, entry.path)[:count]
                 for entry in schema.growing("steps", schema.entries(file))
@@ -174,7 +190,7 @@ class Run:
         chosen = np.arange(len(self.checkpoint_steps))[checkpoints]
         if self._rebuilt:
             return np.stack([point.params for (point,) in self.points(chosen, 1)])
-        with open_file(self.path) as file:
+        with self._file() as file:
             recorded = dataset_at(file, "parameters/value")
             if isinstance(checkpoints, slice) and len(chosen):
                 return recorded[chosen.min() : chosen.max() + 1][chosen - chosen.min()]
@@ -182,13 +198,13 @@ class Run:
 
     def points(self, checkpoints: Checkpoints, chunk: int) -> Iterator[list[Point]]:
         """Streams checkpoints, given by index, in lists of at most `chunk`."""
-        with open_file(self.path) as file:
+        with self._file() as file:
             for start in range(0, len(checkpoints), chunk):
                 yield self._points(file, np.asarray(checkpoints[start : start + chunk]))
 
     def recorded(self, chosen: Int[np.ndarray, " chosen"]) -> list[Point]:
         """Checkpoints as they are in the file, also where the update before them is not known."""
-        with open_file(self.path) as file:
+        with self._file() as file:
             return self._recorded(file, chosen)
 
     def _recorded(self, file: h5py.File, chosen: Int[np.ndarray, " chosen"]) -> list[Point]:
@@ -212,7 +228,7 @@ class Run:
         if len(self.checkpoint_steps) == 0:
             raise FileError(f"{self.path} has no checkpoint to continue from; train anew")
         last = len(self.checkpoint_steps) - 1
-        with open_file(self.path) as file:
+        with self._file() as file:
             (point,) = self._points(file, np.array([last]))
             step = int(_row(file, "resume/step", ())) if "resume/step" in file else -1
             if step <= point.step:
@@ -227,7 +243,7 @@ class Run:
         Raises:
             FileError: when the recipe no longer gives the data that the run was trained on.
         """
-        with open_file(self.path) as file:
+        with self._file() as file:
             if "data/inputs" in file:
                 return Dataset(_row(file, "data/inputs", ...), _row(file, "data/targets", ...))
         dataset = dataclasses.replace(load_dataset(self.config.data), validation=None)
@@ -238,7 +254,7 @@ class Run:
     @cached_property
     def held_out(self) -> Dataset | None:
         """The examples held out for validation, which analyses do not need; none without them."""
-        with open_file(self.path) as file:
+        with self._file() as file:
             if "data/validation_inputs" in file:
                 inputs = _row(file, "data/validation_inputs", ...)
                 return Dataset(inputs, _row(file, "data/validation_targets", ...))
@@ -249,7 +265,7 @@ class Run:
     @cached_property
     def validation(self) -> Mapping[str, Float[np.ndarray, " checkpoints"]]:
         """`loss` (static) and `accuracy` on the examples held out; empty without them."""
-        with open_file(self.path) as file:
+        with self._file() as file:
             count = len(self.checkpoint_steps)
             found = [dataset_at(file, path)[:count] for path in VALIDATION if path in file]
         return dict(zip(("loss", "accuracy"), found, strict=False))

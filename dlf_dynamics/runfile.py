@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -30,6 +30,7 @@ from dlf_dynamics.hdf5 import (
     own_chunks,
     text,
 )
+from dlf_dynamics.outputs import Output, handed_over, hold
 from dlf_dynamics.runwriter import RESUME, RunWriter, new_file
 from dlf_dynamics.schema import FORMAT, STEP_OF, Entry
 
@@ -83,13 +84,18 @@ class Header:
     scalars: tuple[str, ...] = ()
 
 
-def create(path: Path, header: Header, sizes: Sizes) -> RunWriter:
+def create(path: Path | Output, header: Header, sizes: Sizes) -> RunWriter:
     """Creates a run file for appending; it takes its name when all but the rows is there.
 
+    Args:
+        path: of the file, or the file held for writing; it is held until the writer is closed.
+        header: what is known before the first row.
+        sizes: lengths of what does not grow.
+
     Raises:
-        FileError: when the file cannot be written.
+        FileError: when the file cannot be written, or another process writes it.
     """
-    with new_file(path) as file:
+    with handed_over(path) as output, new_file(output) as file:
         own = header.recording is not None
         entries = schema.recorded(header.scalars) if own else _of_train(header)
         _declare(file, header.dtype, sizes, entries)
@@ -114,32 +120,39 @@ def create(path: Path, header: Header, sizes: Sizes) -> RunWriter:
             if header.validation is not None:
                 group["validation_inputs"], group["validation_targets"] = header.validation
         file.flush()
-        return RunWriter(file, path)
+        return RunWriter(file, output)
 
 
 def _of_train(header: Header) -> tuple[Entry, ...]:
     return schema.trained(validation=header.validation is not None)
 
 
-def reopen(path: Path, config: RunConfig, upto: int) -> RunWriter:
+def reopen(path: Path | Output, config: RunConfig, upto: int) -> RunWriter:
     """Opens a run file to continue it, rows from step `upto` on dropped.
 
     The rows are copied to a new file that then replaces the old one, so that a kill at any moment
     leaves one or the other.
     """
-    copy(path, path, upto=upto, config=config)
-    return RunWriter(h5py.File(path, "r+", libver="latest"), path)
+    with handed_over(path) as output:
+        copy(output.target, output, upto=upto, config=config)
+        return RunWriter(h5py.File(output.target, "r+", libver="latest"), output)
 
 
 def copy(
-    source: Path, target: Path, upto: int | None = None, config: RunConfig | None = None
+    source: Path, target: Path | Output, upto: int | None = None, config: RunConfig | None = None
 ) -> None:
     """Copies the complete rows of a run file, those before step `upto`, by way of a new file.
 
     Raises:
-        FileError: when the source cannot be read or the target not written.
+        FileError: when the source cannot be read or the target not written, or another process
+            writes it.
     """
-    with open_file(source) as old, new_file(target) as new:
+    with open_file(source):  # what is wrong with it is told before what is wrong with its folder
+        pass
+    with ExitStack() as stack:
+        output = target if isinstance(target, Output) else stack.enter_context(hold(target))
+        old = stack.enter_context(open_file(source))
+        new = stack.enter_context(new_file(output))
         dtype = dataset_at(old, "parameters/value").dtype.name
         _declare(new, dtype, _sizes(old), schema.entries(old))
         new.attrs.update(dict(old.attrs))

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from dlf_dynamics.errors import FileError
 from dlf_dynamics.hdf5 import dataset_at, errno, has_own_chunks, write_error
 from dlf_dynamics.memory import bytes_in_words
+from dlf_dynamics.outputs import Output, partial_path
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.schema import STEP_OF, VALIDATION
 
@@ -50,17 +51,18 @@ class Point:
 class RunWriter:
     """Appends rows to a run file. Use it as a context manager."""
 
-    def __init__(self, file: h5py.File, path: Path) -> None:
+    def __init__(self, file: h5py.File, output: Output) -> None:
         file.swmr_mode = True
         self._file = file
-        self._path = path
+        self._output = output
+        self._path = output.path
         self._columns: dict[str, _Column] = {}
 
     def __enter__(self) -> RunWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with writing(self._file, self._path):
+        with self._output, writing(self._file, self._path):
             self._file.close()
 
     def append_scalars(
@@ -176,17 +178,17 @@ def _write(file: int, row: np.ndarray, place: int) -> None:
 
 
 @contextmanager
-def new_file(path: Path, size: int = _LAID_OUT_BYTES) -> Iterator[h5py.File]:
+def new_file(output: Output, size: int = _LAID_OUT_BYTES) -> Iterator[h5py.File]:
     """A file that takes its name when the block ends well and leaves no trace when it does not.
 
     Args:
-        path: of the file; one that exists is replaced.
+        output: the file to be written, held by this process.
         size: in bytes, that it has at most when it is laid out.
 
     Raises:
-        FileError: when it cannot be written.
+        FileError: when it cannot be written, or there is one by now that is not to be replaced.
     """
-    partial = path.with_name(path.name + ".partial")
+    path, partial = output.path, partial_path(output.target)
     try:
         try:
             _require_space(path, size)
@@ -197,7 +199,7 @@ def new_file(path: Path, size: int = _LAID_OUT_BYTES) -> Iterator[h5py.File]:
             raise write_error(path, error) from error
         with writing(file, path):
             yield file
-            os.replace(partial, path)
+            output.place(partial)
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

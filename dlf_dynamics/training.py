@@ -18,6 +18,7 @@ from dlf_dynamics.datasets import Dataset, load_dataset, require_classes
 from dlf_dynamics.dynamics import Dynamics, State, advance, scalar_columns
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.layout import Layout
+from dlf_dynamics.outputs import EXISTS, Output, hold
 from dlf_dynamics.pace import MAX_BYTES, Pace
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.run import Run, open_run, point_of
@@ -55,14 +56,20 @@ def train(
 
     Raises:
         ConfigError: when the configuration and the data do not fit.
-        FileError: when the file exists or cannot be written.
+        FileError: when the file exists or cannot be written, or another process writes it.
     """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileError(
-            f"{path} exists; continue it with --resume, replace it with --overwrite, "
-            "or write elsewhere with -o"
-        )
+    with hold(Path(path), None if overwrite else EXISTS) as output:
+        return _train(output, config, dataset, schedule, progress, stop)
+
+
+def _train(
+    output: Output,
+    config: RunConfig,
+    dataset: Dataset | None,
+    schedule: Schedule | None,
+    progress: Callable[[int], None],
+    stop: Callable[[], bool],
+) -> Run:
     dataset = load_dataset(config.data) if dataset is None else dataset
     require_classes(dataset, config.model.outputs)
     tree = initial_parameters(config, dataset)
@@ -76,8 +83,8 @@ def train(
         classes=len(dynamics.schedule(state.step)),
     )
     header = _header(config, dataset, layout, own_schedule=schedule is not None)
-    writer = runfile.create(path, header, sizes)
-    return _run(path, config, dynamics, state, writer, progress, stop)
+    writer = runfile.create(output, header, sizes)
+    return _run(output.path, config, dynamics, state, writer, progress, stop)
 
 
 def _header(config: RunConfig, dataset: Dataset, layout: Layout, *, own_schedule: bool) -> Header:
@@ -115,9 +122,21 @@ def resume(
 
     Raises:
         ConfigError: when the new number of steps does not fit the run.
-        FileError: when the file is missing or damaged, or the run diverged.
+        FileError: when the file is missing or damaged, or the run diverged, or another process
+            writes it.
     """
-    path = Path(path)
+    with hold(Path(path)) as output:  # what is read now is what is continued
+        return _resume(output, steps, schedule, progress, stop)
+
+
+def _resume(
+    output: Output,
+    steps: int | None,
+    schedule: Schedule | None,
+    progress: Callable[[int], None],
+    stop: Callable[[], bool],
+) -> Run:
+    path = output.path
     run = open_run(path)
     config = run.config if steps is None else _extended(run.config, steps)
     if run.status == "diverged":
@@ -132,7 +151,7 @@ def resume(
     dataset = replace(run.dataset, validation=run.held_out)
     dynamics = build(config, dataset, schedule, origin=run.origin)
     state = run.state(point)
-    writer = runfile.reopen(path, config, upto=point.step)
+    writer = runfile.reopen(output, config, upto=point.step)
     return _run(path, config, dynamics, state, writer, progress, stop)
 
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions are POSI
 # Everything is imported while it still may be.
 UNPRIVILEGED = """
 import os, sys
-import jax, rich.progress
+import filelock, jax, rich.progress
 from dlf_dynamics import cli, training, validation
 from dlf_dynamics.analysis import plots, report, spectrum
 if os.geteuid() == 0:

@@ -1,12 +1,23 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 
 from dlf_dynamics import resultfile
-from dlf_dynamics.errors import FileError
-from dlf_dynamics.resultfile import Parts, Result, concatenate, pack, unpack
+from dlf_dynamics.errors import FileError, StaleError
+from dlf_dynamics.resultfile import Parts, Result, concatenate, pack, require_result, unpack
+from dlf_dynamics.source import Source
+
+SOURCE = Source("abc", "complete", 100, 15, "0123")
+GROWN = replace(SOURCE, last_step=3000, checkpoints=429)
+
+
+def run_in(source, path="run.h5"):
+    """What a result looks at in a run."""
+    return SimpleNamespace(path=Path(path), source=source)
 
 
 @pytest.fixture
@@ -20,7 +31,7 @@ def result() -> Result:
         "names": np.array(["up", "down"], dtype="S8"),
     }
     config = {"k": 3, "label": "Γ ≥ 1, η λ", "tol": None, "steps": ":", "nested": [1, 2.5]}
-    return Result("spectrum", "abc", config, '{"device": "µ"}', arrays)
+    return Result("spectrum", SOURCE, config, '{"device": "µ"}', arrays)
 
 
 @pytest.fixture
@@ -31,8 +42,8 @@ def path(tmp_path, result):
 
 
 def test_what_is_written_is_read_bit_by_bit_and_in_its_type(path, result):
-    found = resultfile.read(path, "spectrum")
-    assert (found.analysis, found.run_id) == ("spectrum", "abc")
+    found = resultfile.read(path, "spectrum", run_in(SOURCE))
+    assert (found.analysis, found.source) == ("spectrum", SOURCE)
     assert found.config == result.config
     assert found.provenance == result.provenance
     assert set(found.arrays) == set(result.arrays)
@@ -43,8 +54,8 @@ def test_what_is_written_is_read_bit_by_bit_and_in_its_type(path, result):
 
 
 def test_an_older_file_is_replaced_and_nothing_else_is_left(path, result):
-    resultfile.write(path, Result("spectrum", "new", {}, "{}", {}))
-    assert resultfile.read(path, "spectrum").run_id == "new"
+    resultfile.write(path, Result("spectrum", GROWN, {}, "{}", {}))
+    assert resultfile.read(path, "spectrum", None).source == GROWN
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
@@ -76,46 +87,56 @@ def test_an_older_file_survives_a_failure_of_writing(path, monkeypatch):
 
 def test_a_missing_file_is_told_with_the_command_that_makes_it(tmp_path):
     with pytest.raises(FileError, match=r"does not exist; `dlf-dynamics spectrum` makes one"):
-        resultfile.read(tmp_path / "none.h5", "spectrum")
+        resultfile.read(tmp_path / "none.h5", "spectrum", None)
 
 
 def test_the_result_of_another_analysis_is_refused(path):
     with pytest.raises(FileError, match="is a result of spectrum; expected one of density"):
-        resultfile.read(path, "density")
+        resultfile.read(path, "density", None)
 
 
 def test_a_foreign_hdf5_file_is_refused(tmp_path):
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
         file["config"] = 1
     with pytest.raises(FileError, match=r"is not a dlf-dynamics result file \(format None"):
-        resultfile.read(tmp_path / "foreign.h5", "spectrum")
+        resultfile.read(tmp_path / "foreign.h5", "spectrum", None)
 
 
 def test_a_newer_version_is_refused_by_its_number(path):
     with h5py.File(path, "a") as file:
-        file.attrs["format_version"] = "2.0"
-    with pytest.raises(FileError, match=r"format version 2\.0; this program reads 1\.x"):
-        resultfile.read(path, "spectrum")
+        file.attrs["format_version"] = "3.0"
+    with pytest.raises(FileError, match=r"format version 3\.0; this program reads 2\.x"):
+        resultfile.read(path, "spectrum", None)
 
 
 def test_a_newer_minor_version_is_read(path):
     with h5py.File(path, "a") as file:
-        file.attrs["format_version"] = "1.7"
-    assert resultfile.read(path, "spectrum").run_id == "abc"
+        file.attrs["format_version"] = "2.7"
+    assert resultfile.read(path, "spectrum", None).source == SOURCE
 
 
 def test_a_file_without_its_settings_is_damaged(path):
     with h5py.File(path, "a") as file:
         del file["config"]
     with pytest.raises(FileError, match=r"is damaged: .*; compute it anew"):
-        resultfile.read(path, "spectrum")
+        resultfile.read(path, "spectrum", None)
+
+
+@pytest.mark.parametrize("source", [None, "{not json", "[]", '{"run_id": "abc"}'])
+def test_a_file_that_does_not_tell_its_source_is_damaged(source, path):
+    with h5py.File(path, "a") as file:
+        del file.attrs["source"]
+        if source is not None:
+            file.attrs["source"] = source
+    with pytest.raises(FileError, match=r"is damaged: .*; compute it anew"):
+        resultfile.read(path, "spectrum", None)
 
 
 @pytest.mark.parametrize("length", [8, 100, 1000])
 def test_a_truncated_file_is_damaged(path, length):
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(FileError, match=r"is damaged: .*; compute it anew"):
-        resultfile.read(path, "spectrum")
+        resultfile.read(path, "spectrum", None)
 
 
 def test_settings_that_are_not_json_are_damage(path):
@@ -123,11 +144,71 @@ def test_settings_that_are_not_json_are_damage(path):
         del file["config"]
         file["config"] = "{not json"
     with pytest.raises(FileError, match=r"is damaged: .*; compute it anew"):
-        resultfile.read(path, "spectrum")
+        resultfile.read(path, "spectrum", None)
 
 
-def make_parts(folder, *, run_id="abc", config=None):
-    return Parts(folder / "parts", "spectrum", run_id, {"k": 3} if config is None else config)
+def test_a_file_of_an_older_format_does_not_know_what_it_is_of(path):
+    with h5py.File(path, "a") as file:
+        file.attrs["format_version"] = "1.0"
+    line = r"was made by an older version \(format 1\.0; this program reads 2\.x\); compute it anew"
+    with pytest.raises(StaleError, match=line):
+        resultfile.read(path, "spectrum", run_in(SOURCE))
+
+
+@pytest.mark.parametrize(
+    ("now", "line"),
+    [
+        (
+            GROWN,
+            "is of run.h5 when it had steps 0 to 100, 15 checkpoints, complete; now it has steps 0 "
+            "to 3000, 429 checkpoints, complete; `dlf-dynamics spectrum run.h5` computes it anew",
+        ),
+        (
+            replace(SOURCE, status="interrupted"),
+            "is of run.h5 when it had steps 0 to 100, 15 checkpoints, complete; now it has steps 0 "
+            "to 100, 15 checkpoints, interrupted; `dlf-dynamics spectrum run.h5` computes it anew",
+        ),
+        (
+            replace(SOURCE, digest="4567"),
+            "is of other numbers than run.h5 holds now; `dlf-dynamics spectrum run.h5` computes it "
+            "anew",
+        ),
+        (
+            replace(SOURCE, run_id="def"),
+            "belongs to another run than run.h5; `dlf-dynamics spectrum run.h5` computes it anew",
+        ),
+    ],
+)
+def test_a_result_of_another_state_of_the_run_is_refused(now, line, path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    with pytest.raises(StaleError) as error:
+        resultfile.read(Path("run.spectrum.h5"), "spectrum", run_in(now))
+    assert str(error.value) == f"run.spectrum.h5 {line}"
+
+
+def test_the_command_that_computes_a_result_anew_names_its_file(path):
+    with pytest.raises(
+        StaleError, match=r"`dlf-dynamics spectrum other\.h5 -o .*spectrum\.h5` comp"
+    ):
+        resultfile.read(path, "spectrum", run_in(GROWN, "other.h5"))
+
+
+def test_only_results_of_the_same_analysis_are_replaced_without_asking(path):
+    usual, other = (run_in(SOURCE, path.with_name(name)) for name in ("run.h5", "other.h5"))
+    for run in (usual, other):
+        require_result(path, "spectrum", run)
+        require_result(path.with_name("none.h5"), "spectrum", run)
+    with pytest.raises(FileError, match=r"exists and is not a result of bifurcations; write els"):
+        require_result(path, "bifurcations", usual)
+    for content in (b"notes", path.read_bytes()[:1000]):
+        path.write_bytes(content)
+        require_result(path, "spectrum", usual)
+        with pytest.raises(FileError, match=r"exists and is not a result of spectrum; write els"):
+            require_result(path, "spectrum", other)
+
+
+def make_parts(folder, *, source=SOURCE, config=None):
+    return Parts(folder / "parts", "spectrum", run_in(source), {"k": 3, **(config or {})})
 
 
 def test_a_part_is_made_once_and_then_read(tmp_path):
@@ -147,16 +228,35 @@ def test_a_part_is_made_once_and_then_read(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("changes", [{"run_id": "other"}, {"config": {"k": 4}}])
-def test_parts_of_another_run_or_of_other_settings_are_refused(changes, tmp_path):
-    make_parts(tmp_path).get_or_make("hessian-0", lambda: {"x": np.zeros(1)})
-    with pytest.raises(FileError, match="holds parts of another run or of other settings; leave"):
-        make_parts(tmp_path, **changes).get_or_make("hessian-0", dict)
+def test_parts_of_other_settings_are_refused(tmp_path):
+    settings = {"widths": (3, 4)}
+    make_parts(tmp_path, config=settings).get_or_make("x", lambda: {"x": np.zeros(1)})
+    same, other = make_parts(tmp_path, config=settings), make_parts(tmp_path, config={"k": 4})
+    assert same.get_or_make("x", dict).keys() == {"x"}
+    assert [parts.of_other_settings() for parts in (same, other)] == [False, True]
+    assert other.outdated() is None
+    with pytest.raises(FileError, match="holds parts of other settings; leave --resume out"):
+        other.get_or_make("x", dict)
+
+
+@pytest.mark.parametrize("now", [GROWN, replace(SOURCE, run_id="other")])
+def test_parts_of_another_state_of_the_run_are_refused(now, tmp_path):
+    make_parts(tmp_path).get_or_make("x", lambda: {"x": np.zeros(1)})
+    assert make_parts(tmp_path).outdated() is None
+    parts = make_parts(tmp_path, source=now)
+    line = r"what is in .*parts (is of run\.h5 when it had steps 0 to 100|belongs to another run)"
+    with pytest.raises(StaleError, match=rf"{line}.*; leave --resume out to start anew"):
+        parts.get_or_make("x", dict)
+    assert str(parts.outdated()).startswith(f"what is in {tmp_path / 'parts'} ")
+    parts.clear()
+    assert parts.outdated() is None
 
 
 def test_parts_without_a_folder_are_made_each_time(tmp_path):
     assert Parts(None).get_or_make("x", lambda: {"x": np.ones(1)})["x"].tolist() == [1.0]
-    Parts(None).clear()
+    parts = Parts(None)
+    parts.clear()
+    assert (parts.outdated(), parts.of_other_settings()) == (None, False)
 
 
 def test_a_folder_of_parts_that_cannot_be_made_is_named(tmp_path):

@@ -37,6 +37,7 @@ from dlf_dynamics.resultfile import (
     unpack_table,
 )
 from dlf_dynamics.run import Run
+from dlf_dynamics.source import Source
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Bifurcations:
     """What `dlf-dynamics bifurcations` found.
 
     Attributes:
-        run_id: of the run.
+        source: state of the run that was analysed.
         config: of the analysis.
         label: what the threshold is, or why none is used.
         note: how closely the replay met the checkpoints.
@@ -55,7 +56,7 @@ class Bifurcations:
         diagrams: with the loss frozen at some steps.
     """
 
-    run_id: str
+    source: Source
     config: BifurcationConfig
     label: str
     note: str
@@ -173,7 +174,7 @@ def _with_events(
         )
         found += unpack_table(Instability, made)
     return Bifurcations(
-        run_id=run.run_id,
+        source=run.source,
         config=config,
         label=refusal(run) or threshold_label(run),
         note=replay.note,
@@ -244,7 +245,7 @@ def save_bifurcations(found: Bifurcations, path: Path) -> None:
         "label": found.label,
         "note": found.note,
     }
-    result = resultfile.Result("bifurcations", found.run_id, settings, provenance(), arrays)
+    result = resultfile.Result("bifurcations", found.source, settings, provenance(), arrays)
     resultfile.write(path, result)
 
 
@@ -253,18 +254,17 @@ def load_bifurcations(path: str | Path, run: Run | None = None) -> Bifurcations:
 
     Args:
         path: of the file.
-        run: the run that it must belong to.
+        run: that it must be of, in the state that it is in now; none takes any.
 
     Raises:
-        FileError: when it cannot be read, is damaged or belongs to another run.
+        FileError: when it cannot be read or is damaged.
+        StaleError: when it is of another run, or of a state that the run is no longer in.
     """
     path = Path(path)
-    result = resultfile.read(path, "bifurcations")
-    if run is not None:
-        resultfile.require_run(path, result, run.path, run.run_id)
+    result = resultfile.read(path, "bifurcations", run)
     try:
         return Bifurcations(
-            run_id=result.run_id,
+            source=result.source,
             config=BifurcationConfig(**result.config["bifurcations"]),
             label=result.config["label"],
             note=result.config["note"],

@@ -26,7 +26,8 @@ def summary(found: Bifurcations) -> dict[str, Any]:
     """The events and what they rest on, JSON-ready; what is unknown becomes null."""
     answer, _ = verdict(found)
     content = {
-        "run_id": found.run_id,
+        "run_id": found.source.run_id,
+        "run": found.source.state,
         "config": dataclasses.asdict(found.config),
         "threshold": found.label,
         "replay": found.note,
@@ -105,6 +106,7 @@ def closing_lines(found: Bifurcations) -> list[str]:
         f"{found.not_converged} not converged",
         _threshold(found),
         found.note,
+        *found.source.caution,
         *verdict(found)[1],
     ]
     if any(event.criticality == NON_SMOOTH for event in found.instabilities):

@@ -7,7 +7,8 @@ again, and what was interrupted goes on, so that a reproduction is continued by 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,8 @@ from dlf_dynamics.analysis.study.study import Study
 from dlf_dynamics.analysis.study.studyfile import StudyResults
 from dlf_dynamics.analysis.study.sweep import sweep
 from dlf_dynamics.config import RunConfig, SpectrumConfig
-from dlf_dynamics.errors import FileError
+from dlf_dynamics.errors import FileError, StaleError
+from dlf_dynamics.outputs import hold
 from dlf_dynamics.progress import bar
 from dlf_dynamics.resultfile import Parts
 from dlf_dynamics.run import Run, open_run
@@ -86,17 +88,26 @@ class Task:
     def analysed(self, run: Run, config: SpectrumConfig) -> Spectrum:
         """The spectrum of a run, in `run.spectrum.h5`.
 
+        One that is there is used if it is of the run as it is now, and of these settings.
+
         Raises:
+            FileError: when another process writes it.
             KeyboardInterrupt: when it was stopped.
         """
         path = default_path(run.path)
-        if path.exists():
-            known = load_spectrum(path)
-            if known.run_id == run.run_id:
-                return known
-        parts = Parts(path.with_suffix(".parts"), "spectrum", run.run_id, vars(config))
-        if self.overwrite:
-            parts.clear()
+        with hold(path):
+            if path.exists() and not self.overwrite:
+                with suppress(StaleError):
+                    known = load_spectrum(path, run)
+                    if known.asked == config:
+                        return known
+            parts = Parts(path.with_suffix(".parts"), "spectrum", run, asdict(config))
+            if self.overwrite or parts.outdated() is not None or parts.of_other_settings():
+                parts.clear()
+            return self._spectrum(run, config, path, parts)
+
+    def _spectrum(self, run: Run, config: SpectrumConfig, path: Path, parts: Parts) -> Spectrum:
+        """Computes it, from what there is, and writes it."""
         count = len(select_checkpoints(run, config))
         with bar("spectrum", 2 * count, quiet=self.quiet) as advance:
 

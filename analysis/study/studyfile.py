@@ -32,6 +32,7 @@ from dlf_dynamics.hdf5 import (
     open_for_reading,
     text,
 )
+from dlf_dynamics.outputs import EXISTS, Output, handed_over
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.runwriter import new_file, writing
@@ -89,11 +90,12 @@ class StudyWriter:
         done: numbers of the runs that have an outcome.
     """
 
-    def __init__(self, file: h5py.File, path: Path, study: Study, rows: int, done: set[int]):
+    def __init__(self, file: h5py.File, output: Output, study: Study, rows: int, done: set[int]):
         file.swmr_mode = True
         self.done = done
         self._file = file
-        self._path = path
+        self._output = output
+        self._path = output.path
         self._study = study
         self._rows = rows
 
@@ -101,7 +103,7 @@ class StudyWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with writing(self._file, self._path):
+        with self._output, writing(self._file, self._path):
             self._file.close()
 
     def append(self, index: int, outcome: Outcome) -> None:
@@ -145,18 +147,15 @@ def create(path: Path, study: Study, overwrite: bool = False) -> StudyWriter:
 
     Raises:
         ConfigError: when a run of the study is invalid.
-        FileError: when the file exists and is not to be overwritten, or cannot be written.
+        FileError: when the file exists and is not to be overwritten, or cannot be written, or
+            another process writes it.
     """
-    if path.exists() and not overwrite:
-        raise FileError(
-            f"{path} exists; continue it with --resume, replace it with --overwrite, "
-            "or write elsewhere with -o"
-        )
-    origin = provenance()
-    configs = [to_json(config) for config in study.configs]
-    with _laid_out(path, study, configs, origin, len(study)) as file:
-        file.attrs["created"] = json.loads(origin)["created"]
-        return StudyWriter(file, path, study, 0, set())
+    with handed_over(path, None if overwrite else EXISTS) as output:
+        origin = provenance()
+        configs = [to_json(config) for config in study.configs]
+        with _laid_out(output, study, configs, origin, len(study)) as file:
+            file.attrs["created"] = json.loads(origin)["created"]
+            return StudyWriter(file, output, study, 0, set())
 
 
 def reopen(path: Path, study: Study, retry_failed: bool = False) -> StudyWriter:
@@ -167,8 +166,15 @@ def reopen(path: Path, study: Study, retry_failed: bool = False) -> StudyWriter:
     its row stays until there is another.
 
     Raises:
-        FileError: when the file cannot be read or written, or is of another study.
+        FileError: when the file cannot be read or written, is of another study, or another process
+            writes it.
     """
+    with handed_over(path) as output:
+        return _continued(output, study, retry_failed=retry_failed)
+
+
+def _continued(output: Output, study: Study, *, retry_failed: bool) -> StudyWriter:
+    path = output.path
     old = read_study(path)
     if old.study != study:
         raise FileError(
@@ -184,11 +190,11 @@ def reopen(path: Path, study: Study, retry_failed: bool = False) -> StudyWriter:
         if status is not None and not (retry_failed and status == "failed")
     }
     length = len(kept) + len(study) - len(done)
-    with _laid_out(path, study, old.configs, origin, length) as new:
+    with _laid_out(output, study, old.configs, origin, length) as new:
         new.attrs["created"] = old.created
         for name, values in rows.items():
             dataset_at(new, name)[: len(kept)] = values[kept]
-        return StudyWriter(new, path, study, len(kept), done)
+        return StudyWriter(new, output, study, len(kept), done)
 
 
 def read_study(path: Path) -> StudyResults:
@@ -274,7 +280,7 @@ def _open(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def _laid_out(
-    path: Path, study: Study, configs: list[str], origin: str, rows: int
+    output: Output, study: Study, configs: list[str], origin: str, rows: int
 ) -> Iterator[h5py.File]:
     """A new file with everything but its rows, for which it has room."""
     points = study.measures.curve_points
@@ -289,7 +295,7 @@ def _laid_out(
         layout["curves"] = ((rows, points, len(CURVES)), np.float64, np.nan)
     definition, encoded = study.to_json(), np.array([config.encode() for config in configs])
     size = sum(np.dtype(kind).itemsize * prod(shape) for shape, kind, _ in layout.values())
-    with new_file(path, size + encoded.nbytes + len(definition) + 2**20) as file:
+    with new_file(output, size + encoded.nbytes + len(definition) + 2**20) as file:
         for name, (shape, kind, fill) in layout.items():
             options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             options.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)

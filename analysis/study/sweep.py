@@ -48,7 +48,8 @@ def sweep(
     Raises:
         ConfigError: for wrong options, or when the scheduler cannot be reached.
         DataError: when the data of a run cannot be read.
-        FileError: when the file exists, is of another study or cannot be written.
+        FileError: when the file exists, is of another study or cannot be written, or another
+            process writes it.
     """
     for name, value in (("processes", processes), ("batch", batch)):
         if value < 0:

@@ -23,6 +23,7 @@ from dlf_dynamics.commands.terminal import (
     show,
 )
 from dlf_dynamics.config import BifurcationConfig
+from dlf_dynamics.errors import StaleError
 from dlf_dynamics.startup import check_writable, open_recorded
 
 if TYPE_CHECKING:
@@ -115,9 +116,7 @@ class Check:
         from dlf_dynamics.analysis.bifurcation import bifurcations, report
 
         output = bifurcations.default_path(self.path)
-        found: Any = None
-        if output.exists():
-            found = bifurcations.load_bifurcations(output, run)
+        found = _known(output, run)
         # Diagrams have nothing to say here.
         settings = dataclasses.replace(self.settings, diagrams="none")
         if found is None or dataclasses.replace(found.config, diagrams="none") != settings:
@@ -127,9 +126,20 @@ class Check:
                 return found
             say(f"wrote {output}")
         answer, lines = report.verdict(found)
-        show(*lines)
+        show(*lines, *found.source.caution)
         codes = {"below": 0, "above": CROSSED, "undecided": UNDECIDED}
         return codes[answer] if self.fail_on_crossing else 0
+
+
+def _known(output: Path, run: Run) -> Any:
+    """The bifurcations on file, of the run as it is now; none without them, once that was said."""
+    from dlf_dynamics.analysis.bifurcation import bifurcations
+
+    try:
+        return bifurcations.load_bifurcations(output, run) if output.exists() else None
+    except StaleError as error:
+        say(f"{error.found}; computing anew")
+        return None
 
 
 def _computed(
@@ -139,16 +149,16 @@ def _computed(
     from dlf_dynamics.analysis.bifurcation import bifurcations
 
     chosen = dataclasses.asdict(settings)
-    parts = kept_parts(output, "bifurcations", run.run_id, chosen, resume=resume)
     again = f"dlf-dynamics bifurcations {run.path} --resume"
-    found = interruptible(
-        lambda stop: _with_progress(run, settings, parts, stop, quiet=quiet), again
-    )
-    if isinstance(found, int):
+    with kept_parts(output, "bifurcations", run, chosen, resume=resume) as parts:
+        found = interruptible(
+            lambda stop: _with_progress(run, settings, parts, stop, quiet=quiet), again
+        )
+        if isinstance(found, int):
+            return found
+        bifurcations.save_bifurcations(found, output)
+        parts.clear()
         return found
-    bifurcations.save_bifurcations(found, output)
-    parts.clear()
-    return found
 
 
 def _with_progress(

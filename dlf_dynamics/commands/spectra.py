@@ -75,13 +75,13 @@ class Spectrum:
         output = self.output or spectrum.default_path(self.path)
         check_writable(output)
         settings = dataclasses.asdict(self.settings)
-        parts = kept_parts(output, "spectrum", run.run_id, settings, resume=self.resume)
         again = f"dlf-dynamics spectrum {self.path} --resume"
-        found = interruptible(lambda stop: self._compute(run, parts, stop), again)
-        if isinstance(found, int):
-            return found
-        spectrum.save_spectrum(found, output)
-        parts.clear()
+        with kept_parts(output, "spectrum", run, settings, resume=self.resume) as parts:
+            found = interruptible(lambda stop: self._compute(run, parts, stop), again)
+            if isinstance(found, int):
+                return found
+            spectrum.save_spectrum(found, output)
+            parts.clear()
         say(f"wrote {output}")
         if not self.no_figures:
             _draw(run, found, self.path.with_suffix(""), zoom)
@@ -143,6 +143,8 @@ class Plot:
         from dlf_dynamics.analysis.spectrum import default_path, load_spectrum
 
         found = load_spectrum(self.spectrum or default_path(self.path), run)
+        for line in found.source.caution:
+            say(line)
         _draw(run, found, self.output or self.path.with_suffix(""), zoom)
         return 0
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from dlf_dynamics.progress import Stop
     from dlf_dynamics.resultfile import Parts
+    from dlf_dynamics.run import Run
 
 DIVERGED, INVALID, CROSSED, UNDECIDED = 3, 1, 1, 4
 
@@ -68,14 +70,26 @@ def interruptible(work: Callable[[Stop], Any], again: str) -> Any:
         return fail(f"interrupted; continue with `{again}` and the same options", code)
 
 
-def kept_parts(output: Path, analysis: str, run_id: str, settings: Any, *, resume: bool) -> Parts:
-    """The finished parts of an analysis, in a folder beside its output; none without `resume`."""
-    from dlf_dynamics.resultfile import Parts
+@contextmanager
+def kept_parts(
+    output: Path, analysis: str, run: Run, settings: Any, *, resume: bool
+) -> Iterator[Parts]:
+    """The finished parts of an analysis, in a folder beside its output; none without `resume`.
+
+    Output and parts are this process's to write while the block lasts.
+    """
+    from dlf_dynamics.outputs import hold
+    from dlf_dynamics.resultfile import Parts, require_result
 
     folder = output.with_suffix(".parts")
-    parts = Parts(folder, analysis, run_id, settings)
-    if resume and not folder.is_dir():
-        say(f"nothing to resume in {folder}; starting anew")
-    if not resume:
-        parts.clear()
-    return parts
+    with hold(output), hold(folder):  # outputs that differ in their suffix share the folder
+        require_result(output, analysis, run)
+        parts = Parts(folder, analysis, run, settings)
+        if resume and not folder.is_dir():
+            say(f"nothing to resume in {folder}; starting anew")
+        outdated = parts.outdated() if resume else None
+        if outdated is not None:
+            say(f"{outdated}; starting anew")
+        if not resume or outdated is not None:
+            parts.clear()
+        yield parts

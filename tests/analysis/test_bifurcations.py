@@ -88,7 +88,7 @@ def test_an_oscillation_behind_its_crossing_is_described(eventful, trained, foun
 
 def test_an_interrupted_analysis_goes_on_with_the_same_content(eventful, trained, found, tmp_path):
     run = trained(eventful)
-    make = partial(Parts, tmp_path / "parts", "bifurcations", run.run_id, {"every": 20})
+    make = partial(Parts, tmp_path / "parts", "bifurcations", run, {"every": 20})
 
     def stop(done):
         raise KeyboardInterrupt

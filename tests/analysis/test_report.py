@@ -32,7 +32,7 @@ def test_an_infinite_threshold_is_null(scheduled, analysed):
 def test_the_summary_holds_the_events_and_what_they_rest_on(eventful, analysed):
     spectrum = analysed(eventful)
     content = summary(spectrum)
-    assert content["run_id"] == spectrum.run_id
+    assert content["run_id"] == spectrum.source.run_id
     assert content["checkpoints"] == 1001
     assert content["not_converged"] == 0
     assert content["bursts"] == 1

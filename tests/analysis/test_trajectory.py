@@ -120,7 +120,7 @@ def test_interrupted_and_resumed_it_has_the_same_content(path, dense, tmp_path, 
         if done >= 12:
             raise KeyboardInterrupt
 
-    make = partial(Parts, tmp_path / "parts", "spectrum", run.run_id, {"k": 3})
+    make = partial(Parts, tmp_path / "parts", "spectrum", run, {"k": 3})
     with pytest.raises(KeyboardInterrupt):
         hessian_spectrum(run, config=config, parts=make(), progress=stop_at)
     finished = sorted(file.name for file in (tmp_path / "parts").iterdir())

@@ -21,12 +21,15 @@ from dlf_dynamics.analysis.reproduction import (
 from dlf_dynamics.analysis.reproduction.grids import Grid
 from dlf_dynamics.analysis.reproduction.registry import REPRODUCTIONS
 from dlf_dynamics.analysis.reproduction.task import Task, counted
+from dlf_dynamics.analysis.spectrum import load_spectrum
 from dlf_dynamics.analysis.study import jobs
 from dlf_dynamics.analysis.study.studyfile import read_study
 from dlf_dynamics.cli import main
 from dlf_dynamics.commands.reproduction import Reproduce
 from dlf_dynamics.config import DataConfig
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.resultfile import Parts
+from dlf_dynamics.run import open_run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -203,6 +206,23 @@ def test_a_finished_run_and_its_spectrum_are_found_again(headline, monkeypatch):
     for name in ("train", "compute_spectrum"):
         monkeypatch.setattr(task, name, nothing)
     assert reproduce("fig4", headline) == 0
+
+
+def test_a_spectrum_of_other_settings_is_not_taken_for_this_one(headline, monkeypatch):
+    monkeypatch.setattr(fig4, "TINY_STEPS", 300)
+    result = headline / "run.spectrum.h5"
+    wanted = load_spectrum(result)
+    options = ["--ntk-examples", "0", "--every", "40", "--k", "1", "--no-figures", "--quiet"]
+    assert main(["spectrum", str(headline / "run.h5"), *options]) == 0
+    assert load_spectrum(result).ntk is None
+    run = open_run(headline / "run.h5")
+    parts = Parts(headline / "run.spectrum.parts", "spectrum", run, {"k": 7})
+    parts.get_or_make("hessian-0", lambda: {"of": np.ones(1)})
+    assert reproduce("fig4", headline) == 0
+    found = load_spectrum(result)
+    assert (found.asked, found.config) == (wanted.asked, wanted.config)
+    assert found.hessian.steps.tolist() == wanted.hessian.steps.tolist()
+    assert not list(headline.glob("*.parts"))
 
 
 def test_a_run_of_another_size_is_refused(headline, monkeypatch, capsys):
