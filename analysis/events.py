@@ -20,6 +20,12 @@ MERGE_STEPS = 50
 MIN_STEPS = 16
 """Windows shorter than this are not reported."""
 
+BATCH_NOISE = (
+    "with mini-batches successive updates point against each other by the noise of the batches "
+    "alone, which is no instability"
+)
+"""Why no oscillations are told of a run of mini-batches."""
+
 BURST_LOSS = 0.01
 """Second difference of the loss from which an oscillation is a burst, seen in the loss."""
 
@@ -63,9 +69,10 @@ class Oscillation:
         burst_start: first step at which it is, or -1.
         burst_end: last step at which it is, or -1.
         max_change: largest |F(t) - F(t-1)| in the window.
-        crossed: last checkpoint before the upward crossing at the centres that belongs to the
-            window: the one before the onset if the threshold was still exceeded at the onset, else
-            the first in the window; -1 without either.
+        crossed: first step looked at that is surely above the threshold after the upward crossing
+            at the centres that belongs to the window (its `step_after`): the one before the onset
+            if the threshold was still exceeded at the onset, else the first in the window; -1
+            without either.
     """
 
     onset: int
@@ -172,7 +179,7 @@ def join_crossings(windows: list[Oscillation], crossings: list[Crossing]) -> lis
         near = [c for c in centre if previous_end < c.step_before <= window.end]
         before = [c for c in near if c.step_after <= window.onset]
         candidates = before[-1:] if before and before[-1].direction == "up" else near[len(before) :]
-        ups = [c.step_before for c in candidates if c.direction == "up"]
+        ups = [c.step_after for c in candidates if c.direction == "up"]
         joined.append(replace(window, crossed=ups[0] if ups else -1))
         previous_end = window.end
     return joined

@@ -18,6 +18,9 @@ _NUMBERS = 2**20
 _MOST = 1000
 """Steps that one call makes, at most."""
 
+FAITHFUL = 1e-4
+"""Relative distance from a checkpoint up to which replayed steps speak for those of the run."""
+
 
 class Stretch(NamedTuple):
     """States of consecutive steps.
@@ -57,11 +60,14 @@ class Replay:
         run: whose steps are made.
         deviation: largest relative difference from a checkpoint, of all that were passed.
         exact: whether all of them were met bit by bit.
+        last: last step that the run made, as far as it is known: also one after the last
+            checkpoint, where a run was killed or diverged.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.deviation = 0.0
+        self.last = _last_step(run)
         self.length = int(np.clip(_NUMBERS // run.num_params, 4, _MOST))
 
     @property
@@ -84,7 +90,7 @@ class Replay:
 
         Args:
             start: first step.
-            stop: the step after the last; at most one after the last recorded checkpoint or step.
+            stop: the step after the last, at most `last` + 1.
         """
         state = self._before(start)
         while int(state.step) < stop:
@@ -139,6 +145,23 @@ class Replay:
             if made.tobytes() != recorded.tobytes():
                 norm = float(np.linalg.norm(recorded)) or 1.0
                 missed = float(np.linalg.norm(made - recorded)) / norm
+                missed = missed if np.isfinite(missed) else float("inf")
                 self.deviation = max(self.deviation, missed)
                 break
         return missed == 0.0
+
+
+def _last_step(run: Run) -> int:
+    """The last checkpoint, or a later step whose row was recorded; none beyond a failed loss."""
+    last = int(run.checkpoint_steps[-1]) if len(run.checkpoint_steps) else 0
+    later = run.steps > last
+    if not np.any(later):
+        return last
+    failed = np.flatnonzero(later & ~np.isfinite(run.scalars["loss"]))
+    if not len(failed):
+        return int(run.steps[-1])
+    # Without any recorded loss it is not known where a run that diverged failed.
+    unknown = not np.any(np.isfinite(run.scalars["loss"]))
+    if unknown:
+        return last if run.status == "diverged" else int(run.steps[-1])
+    return int(run.steps[failed[0]])

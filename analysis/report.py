@@ -109,7 +109,7 @@ def events_table(spectrum: Spectrum) -> Table:
     for number, window in enumerate(spectrum.oscillations, start=1):
         inside = [c for c in centre if previous < c.step_before <= window.end]
         ups = sum(c.direction == "up" for c in inside)
-        first = next((c for c in inside if c.step_before == window.crossed), None)
+        first = next((c for c in inside if c.step_after == window.crossed), None)
         burst = f"{window.burst_start}-{window.burst_end}" if window.burst else "-"
         table.add_row(
             str(number),
@@ -160,17 +160,27 @@ def closing_lines(spectrum: Spectrum) -> list[str]:
 
 def _count_oscillations(spectrum: Spectrum) -> str:
     if not spectrum.watched:
-        return (
-            "oscillations are not known, as no update cosines were recorded (`dlf-dynamics "
-            "bifurcations` makes the steps again and tells them); "
-        )
-    return f"{len(spectrum.bursts)} bursts, {len(spectrum.oscillations)} oscillations; "
+        return f"oscillations are not told: {spectrum.unwatched}; "
+    return (
+        f"{counted(len(spectrum.bursts), 'burst')}, "
+        f"{counted(len(spectrum.oscillations), 'oscillation')}; "
+    )
 
 
 def _count_crossings(spectrum: Spectrum, at: str) -> str:
     states = [crossing.state for crossing in spectrum.crossings if crossing.at == at]
     more = [f"{states.count(s)} {s}" for s in ("refined", "unresolved") if s in states]
-    return f"{len(states)} crossings at {at}s" + (f" ({', '.join(more)})" if more else "")
+    number = counted(len(states), "crossing")
+    return f"{number} at {at}s" + (f" ({', '.join(more)})" if more else "")
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things, one of them without the plural's s.
+
+    >>> counted(1, "crossing"), counted(2, "crossing")
+    ('1 crossing', '2 crossings')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _ntk_line(ntk: NTKSpectrum) -> str:

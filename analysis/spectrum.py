@@ -17,6 +17,7 @@ from dlf_dynamics.analysis.crossings import resolve_crossings
 from dlf_dynamics.analysis.curvature import Curvature
 from dlf_dynamics.analysis.density import Density, density
 from dlf_dynamics.analysis.events import (
+    BATCH_NOISE,
     Crossing,
     Oscillation,
     find_oscillations,
@@ -69,7 +70,7 @@ class Spectrum:
             the threshold, -1 surely below, 0 not known.
         crossings: at iterates and centres, in the order of steps; empty without a threshold.
         oscillations: windows in the order of steps.
-        watched: whether the update cosines were recorded, from which oscillations are told.
+        unwatched: why oscillations are not told; empty where they are.
         infinite_width: kernels at infinite width, or none when they were not asked for.
     """
 
@@ -84,9 +85,14 @@ class Spectrum:
     sides: Int[np.ndarray, "checkpoints points"]
     crossings: list[Crossing]
     oscillations: list[Oscillation]
-    watched: bool = True
+    unwatched: str = ""
     infinite_width: InfiniteWidth | None = None
     __repr__ = brief
+
+    @property
+    def watched(self) -> bool:
+        """Whether oscillations are told."""
+        return not self.unwatched
 
     @property
     def bursts(self) -> list[Oscillation]:
@@ -281,7 +287,9 @@ def _with_events(
         solver = Solver.from_config(run, config)
         resolved = resolve_crossings(run, solver, hessian, thresholds)
         hessian, crossings, sides = resolved.hessian, resolved.found, resolved.sides
-    windows = find_oscillations(run.steps, run.scalars["loss"], run.scalars["update_cosine"])
+    loss, cosine = run.scalars["loss"], run.scalars["update_cosine"]
+    unwatched = _unwatched(run)
+    windows = [] if unwatched else find_oscillations(run.steps, loss, cosine)
     return Spectrum(
         source=run.source,
         asked=config,
@@ -299,8 +307,20 @@ def _with_events(
         sides=sides,
         crossings=crossings,
         oscillations=join_crossings(windows, crossings),
-        watched=bool(np.any(np.isfinite(run.scalars["update_cosine"]))),
+        unwatched=unwatched,
     )
+
+
+def _unwatched(run: Run) -> str:
+    """Why the update cosines of a run tell no oscillations; empty where they do."""
+    if run.dynamics.batch_size is not None:
+        return BATCH_NOISE
+    if not np.any(np.isfinite(run.scalars["update_cosine"])):
+        return (
+            "no update cosines were recorded (`dlf-dynamics bifurcations` makes the steps again "
+            "and tells them)"
+        )
+    return ""
 
 
 def save_spectrum(spectrum: Spectrum, path: Path) -> None:
@@ -333,7 +353,7 @@ def save_spectrum(spectrum: Spectrum, path: Path) -> None:
         "asked": dataclasses.asdict(spectrum.asked),
         "spectrum": dataclasses.asdict(spectrum.config),
         "label": spectrum.label,
-        "watched": spectrum.watched,
+        "unwatched": spectrum.unwatched,
         "curvature": dataclasses.asdict(hessian.curvature),
         "ends": list(hessian.ends),
     }
@@ -392,7 +412,7 @@ def _from_result(result: resultfile.Result) -> Spectrum:
         sides=arrays["side"],
         crossings=unpack_table(Crossing, inside(arrays, "crossings")),
         oscillations=unpack_table(Oscillation, inside(arrays, "oscillations")),
-        watched=settings.get("watched", True),
+        unwatched=settings["unwatched"],
         infinite_width=_unpacked(InfiniteWidth, arrays, "infinite_width"),
     )
 

@@ -34,6 +34,9 @@ from dlf_dynamics.runwriter import Point
 POINTS = ("iterate", "centre")
 """Where the curvature is taken at each checkpoint, in the order of the arrays' second axis."""
 
+CENTRE = ("centre",)
+"""The centre alone, at half the price."""
+
 MOST = 64
 """Eigenvalues that are taken at most, to have all above a fraction of the threshold."""
 
@@ -122,6 +125,7 @@ def solve_segment(
     thresholds: Float[np.ndarray, " checkpoints"],
     before: Arrays | None = None,
     *,
+    points: tuple[str, ...] = POINTS,
     keep_vectors: bool = False,
 ) -> Arrays:
     """Eigenvalues at neighbouring checkpoints, at the iterates and at their centres.
@@ -132,6 +136,7 @@ def solve_segment(
         source: of the checkpoints.
         thresholds: at each; NaN where there is none. Where one is crossed, a warm start is audited.
         before: of the segment before, whose last eigenvectors are followed and started from.
+        points: where at each checkpoint, of POINTS.
         keep_vectors: whether to return the eigenvectors at all checkpoints.
 
     Returns:
@@ -142,11 +147,11 @@ def solve_segment(
     """
     last = None if before is None else before["vectors"]
     if solver.one_pass:
-        solved = _by_passes(run, solver, source)
+        solved = _by_passes(run, solver, source, points)
         return _segment(solved, [], last, solver, keep_vectors=keep_vectors)
-    solved, audits = _by_warm_starts(run, solver, source, thresholds, last)
+    solved, audits = _by_warm_starts(run, solver, source, thresholds, last, points)
     if not all(audit[2] for audit in audits):
-        solved, _ = _by_warm_starts(run, solver, source, thresholds, None, always_cold=True)
+        solved, _ = _by_warm_starts(run, solver, source, thresholds, None, points, always_cold=True)
     return _segment(solved, audits, last, solver, keep_vectors=keep_vectors)
 
 
@@ -181,16 +186,16 @@ def _overlaps(solved: list[_Solved], last: np.ndarray | None, count: int) -> np.
     found = []
     for vectors in (v for s in solved for v in s.vectors):
         before = vectors[:, :0] if last is None else last
-        found.append([overlaps(before[i], vectors[i, :count]) for i in range(len(POINTS))])
+        found.append([overlaps(before[i], vectors[i, :count]) for i in range(len(vectors))])
         last = vectors
     return np.array(found)
 
 
-def _by_passes(run: Run, solver: Solver, source: Source) -> list[_Solved]:
+def _by_passes(run: Run, solver: Solver, source: Source, points: tuple[str, ...]) -> list[_Solved]:
     def begun() -> Iterator[tuple[int, RitzPairs]]:
-        for points in source(solver.chunk):
-            states = stack_points(run, filled(points, solver.chunk))
-            yield len(points), _analyse(run.dynamics, states, solver=solver)
+        for some in source(solver.chunk):
+            states = stack_points(run, filled(some, solver.chunk))
+            yield len(some), _analyse(run.dynamics, states, solver=solver, points=points)
 
     solved = []
     for count, pairs in one_ahead(begun()):
@@ -199,9 +204,11 @@ def _by_passes(run: Run, solver: Solver, source: Source) -> list[_Solved]:
     return solved
 
 
-@partial(jax.jit, static_argnames="solver")
-def _analyse(dynamics: Dynamics, states: State, *, solver: Solver) -> RitzPairs:
-    """Ritz pairs at the iterates and at the centres of a chunk of states."""
+@partial(jax.jit, static_argnames=("solver", "points"))
+def _analyse(
+    dynamics: Dynamics, states: State, *, solver: Solver, points: tuple[str, ...]
+) -> RitzPairs:
+    """Ritz pairs at the iterates and at the centres of a chunk of states, or at one of the two."""
 
     def at_state(state: State) -> RitzPairs:
         def at_point(params: Float[Array, " params"]) -> RitzPairs:
@@ -215,7 +222,7 @@ def _analyse(dynamics: Dynamics, states: State, *, solver: Solver) -> RitzPairs:
                 dtype=params.dtype,
             )
 
-        return jax.lax.map(at_point, both_points(dynamics, state))
+        return jax.lax.map(at_point, _chosen(both_points(dynamics, state), points))
 
     return map_over_devices(at_state, states)
 
@@ -228,23 +235,29 @@ def both_points(dynamics: Dynamics, state: State) -> Float[Array, "points params
     return jnp.stack([state.params, centre])
 
 
+def _chosen(both: Float[Array, "2 params"], points: tuple[str, ...]) -> Array:
+    """Of what `both_points` gives, those that are asked for."""
+    return both[np.array([POINTS.index(point) for point in points])]
+
+
 def _by_warm_starts(
     run: Run,
     solver: Solver,
     source: Source,
     thresholds: Float[np.ndarray, " checkpoints"],
     last: np.ndarray | None,
+    points: tuple[str, ...],
     *,
     always_cold: bool = False,
 ) -> tuple[list[_Solved], list[tuple]]:
     """One checkpoint after another; audited at the last one, and where a threshold is crossed."""
     solved, audits = [], []
-    sides = [0, 0]
+    sides = [0] * len(points)
     last = _usable(last)
     for index, (point,) in enumerate(source(1)):
         state = run.state(point)
         pairs, vectors = [], []
-        for place, params in enumerate(both_points(run.dynamics, state)):
+        for place, params in enumerate(_chosen(both_points(run.dynamics, state), points)):
             start = None if always_cold or last is None else last[place]
             found = _solve(run, solver, state, params, start)
             side = _side(found.pairs, solver, thresholds[index])

@@ -271,8 +271,9 @@ class BifurcationConfig:
     """How the instabilities of a run are looked for."""
 
     every: int = 25
-    """The curvature is looked at every so many steps, whatever checkpoints there are; crossings are
-    then located to the step."""
+    """The curvature is looked at every so many steps, whatever checkpoints there are, and at the
+    first and the last that have a centre; crossings are then located to the step. What crosses and
+    returns in between is not seen; 1 looks at each step."""
     steps: str = ":"
     """Steps a:b to look at, a included and b not; either may be left out."""
     tol: float | None = None

@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from dlf_dynamics.analysis.bifurcation import bifurcations
+from dlf_dynamics.analysis.bifurcation.bifurcations import look_at_each_step
 from dlf_dynamics.cli import main
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -65,11 +67,42 @@ def test_check_tells_where_a_run_was_above_and_by_its_exit_code(unstable, capsys
     assert "wrote" not in captured.err
 
 
-def test_check_is_content_with_a_run_that_stayed_below(calm, capsys):
+def test_check_is_content_with_a_run_that_stayed_below_at_each_step(calm, capsys):
+    assert main(["check", calm, "--quiet", "--fail-on-crossing", "--coarse"]) == 4
+    captured = capsys.readouterr()
+    assert captured.out.startswith("cannot be told: not above at the 4 steps looked at (1 to 59)")
     assert main(["check", calm, "--quiet", "--fail-on-crossing"]) == 0
     captured = capsys.readouterr()
-    assert captured.out.startswith("below the threshold at all ")
-    assert "wrote" in captured.err
+    assert captured.out.startswith("below the threshold at each of the 59 steps (1 to 59)")
+    assert "now at each of the other 55" in captured.err
+    # The second time it reads what the first one wrote.
+    assert main(["check", calm, "--quiet", "--fail-on-crossing"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_check_finds_a_crossing_that_a_coarse_look_missed(unstable, capsys):
+    options = ["--quiet", "--fail-on-crossing", "--every", "1000", "--steps", "200:500"]
+    assert main(["check", unstable, *options, "--coarse"]) == 4
+    assert capsys.readouterr().out.startswith("cannot be told: not above at the 2 steps looked at")
+    assert main(["check", unstable, *options]) == 1
+    assert "crossed up between steps 361-362" in capsys.readouterr().out
+
+
+def test_check_goes_on_where_it_was_interrupted(calm, capsys, monkeypatch):
+    seen = []
+
+    def interrupted(*arguments, **options):
+        seen.append(options["parts"])
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        return look_at_each_step(*arguments, **options)
+
+    monkeypatch.setattr(bifurcations, "look_at_each_step", interrupted)
+    options = ["--quiet", "--fail-on-crossing", "--steps", "20:"]
+    assert main(["check", calm, *options]) == 130
+    assert "continue with `dlf-dynamics check " in capsys.readouterr().err
+    assert main(["check", calm, *options, "--resume"]) == 0
+    assert "(20 to 59, a part of the run)" in capsys.readouterr().out
 
 
 def test_check_says_when_it_cannot_tell(tmp_path, capsys):
@@ -85,7 +118,7 @@ def test_check_says_when_it_cannot_tell(tmp_path, capsys):
         (["--horizon", "5"], "horizon is 5; expected at least 20"),
         (["--diagrams", "100"], "diagrams has step 100; the run's are 0 to 60"),
         (["--tol", "2"], "tol is 2.0; expected a number between 0 and 1"),
-        (["--steps", "70:"], "steps 70: holds no recorded step; the run's are 0 to 60"),
+        (["--steps", "70:"], "steps 70: holds no step with one before and one after it; the run's"),
         (["-o", "no/where.h5"], "directory no does not exist"),
     ],
 )

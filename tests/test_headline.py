@@ -151,7 +151,10 @@ def test_the_kernel_grows_from_120_to_thousands_and_dips_in_each_of_the_first_bu
 def test_the_first_15000_steps_have_periods_2_and_4_as_published_and_a_little_8(whole):
     run, _ = whole
     replay, solver = Replay(run), Solver.from_config(run, SpectrumConfig(k=1))
-    pieces = [follow(replay, solver, first, first + 1000, 500) for first in range(0, 15_000, 1000)]
+    pieces = [
+        follow(replay, solver, first, first + 1000, [first + 500])
+        for first in range(0, 15_000, 1000)
+    ]
     cosine = run.scalars["update_cosine"][:15_000]
     period = periods_of_iterates(cosine, joined(pieces).recurrence)
     assert replay.exact

@@ -5,22 +5,38 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from dlf_dynamics import resultfile
 from dlf_dynamics.analysis.bifurcation.frozen import FrozenDiagram, frozen_diagrams
 from dlf_dynamics.analysis.bifurcation.instabilities import Instability, describe
-from dlf_dynamics.analysis.bifurcation.location import locate_crossings
-from dlf_dynamics.analysis.bifurcation.motion import Motion, follow, joined
-from dlf_dynamics.analysis.events import Crossing, find_oscillations, join_crossings
-from dlf_dynamics.analysis.replay import Replay
-from dlf_dynamics.analysis.stability import (
-    instability_threshold,
-    refusal,
-    threshold_label,
+from dlf_dynamics.analysis.bifurcation.location import (
+    crossings_of,
+    locate_crossings,
+    look_at,
+    not_looked_at,
+    thresholds_of,
 )
+from dlf_dynamics.analysis.bifurcation.motion import (
+    Curvatures,
+    Motion,
+    follow,
+    joined,
+    looked_further,
+)
+from dlf_dynamics.analysis.events import (
+    BATCH_NOISE,
+    Crossing,
+    find_oscillations,
+    join_crossings,
+    sides,
+)
+from dlf_dynamics.analysis.replay import Replay
+from dlf_dynamics.analysis.stability import refusal, threshold_label
 from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.config import BifurcationConfig, SpectrumConfig, span_of
 from dlf_dynamics.errors import ConfigError
@@ -39,6 +55,9 @@ from dlf_dynamics.resultfile import (
 from dlf_dynamics.run import Run
 from dlf_dynamics.source import Source
 
+_TOLD = ("label", "note", "deviation", "unwatched")
+"""What the file holds beside arrays, by the name of the attribute."""
+
 
 @dataclass(frozen=True)
 class Bifurcations:
@@ -49,6 +68,8 @@ class Bifurcations:
         config: of the analysis.
         label: what the threshold is, or why none is used.
         note: how closely the replay met the checkpoints.
+        deviation: relative distance by which it missed one, at most.
+        unwatched: why no instabilities are told; empty where they are.
         motion: at every step, and the curvature at some.
         thresholds: at the steps that were looked at; NaN where none may be used.
         crossings: of the threshold at the centres, located.
@@ -60,6 +81,8 @@ class Bifurcations:
     config: BifurcationConfig
     label: str
     note: str
+    deviation: float
+    unwatched: str
     motion: Motion
     thresholds: np.ndarray
     crossings: list[Crossing]
@@ -70,7 +93,12 @@ class Bifurcations:
     @property
     def not_converged(self) -> int:
         """Steps that were looked at and whose largest eigenvalue did not converge."""
-        return int(np.sum(~self.motion.converged & (self.motion.looked_at > 0)))
+        return int(np.sum(~self.motion.converged))
+
+    @property
+    def sides(self) -> Int[np.ndarray, " looked"]:
+        """Of the steps that were looked at: 1 surely above the threshold, -1 surely below, or 0."""
+        return sides(self.motion.intervals, self.motion.converged, self.thresholds)
 
 
 def default_path(run_path: Path) -> Path:
@@ -79,22 +107,23 @@ def default_path(run_path: Path) -> Path:
 
 
 def span_of_steps(run: Run, config: BifurcationConfig) -> tuple[int, int]:
-    """First step to look at, a multiple of `every`, and the step after the last.
+    """First step to look at, and the step after the last.
+
+    The last one is that before the last step of the run: a centre needs the step after it.
 
     Raises:
-        ConfigError: when `steps` is not a:b, or holds no recorded step.
+        ConfigError: when `steps` is not a:b, or holds no step that has a centre.
     """
-    recorded = run.checkpoint_steps
-    first, last = (int(recorded[0]), int(recorded[-1])) if len(recorded) else (0, 0)
+    recorded, last = run.checkpoint_steps, Replay(run).last
+    first = int(recorded[0]) if len(recorded) else 0
     start, stop = span_of(config.steps, "steps")
     start, stop = max(int(start), first), min(stop, last)
-    # A multiple of `every`, so that the same steps are looked at whatever the span.
-    aligned = max(start - start % config.every, -(-first // config.every) * config.every)
-    if stop <= max(start, aligned):
+    if stop <= max(start, 1):
         raise ConfigError(
-            f"steps {config.steps} holds no recorded step; the run's are {first} to {last}"
+            f"steps {config.steps} holds no step with one before and one after it; the run's are "
+            f"{first} to {last}"
         )
-    return aligned, int(stop)
+    return start, int(stop)
 
 
 def compute_bifurcations(
@@ -123,15 +152,18 @@ def compute_bifurcations(
         )
     parts = Parts(None) if parts is None else parts
     start, stop = span_of_steps(run, config)
-    replay, solver = Replay(run), _solver(run, config)
-    length = max(replay.length // config.every, 1) * config.every
-    solver = solver._replace(segment_length=length // config.every)
+    replay, length = Replay(run), _piece(run, config)
+    solver = _solver(run, config, length // config.every)
+    looked_at = _looked_at(start, stop, config.every)
+    # In between two multiples of `every`, so that the nearest eigenvector is one of the piece's.
+    edges = np.arange(0, stop, length) - config.every // 2
+    edges = [start, *edges[(edges > start) & (edges < stop)].tolist(), stop]
     pieces = []
-    for first in range(start, stop, length):
-        last = min(first + length, stop)
+    for first, last in pairwise(edges):
+        inside = looked_at[(looked_at >= first) & (looked_at < last)].tolist()
 
-        def piece(first: int = first, last: int = last) -> Arrays:
-            made = follow(replay, solver, first, last, config.every)
+        def piece(first: int = first, last: int = last, inside: list[int] = inside) -> Arrays:
+            made = follow(replay, solver, first, last, inside)
             return made._asdict() | {"deviation": replay.deviation}
 
         arrays = parts.get_or_make(f"motion-{first}", piece)
@@ -139,14 +171,84 @@ def compute_bifurcations(
         pieces.append(Motion(**arrays))
         progress(last - start)
     motion = joined(pieces)
+    if refusal(run) is None:
+        motion = motion._replace(
+            **parts.get_or_make("located", lambda: locate_crossings(replay, solver, motion).looks)
+        )
     return _with_events(run, config, replay, solver, motion, parts)
 
 
-def _solver(run: Run, config: BifurcationConfig) -> Solver:
+def look_at_each_step(
+    run: Run,
+    found: Bifurcations,
+    *,
+    parts: Parts | None = None,
+    progress: Callable[[int], None] = lambda step: None,
+) -> Bifurcations:
+    """The same with the curvature at the centre of each step, up to the first that is above.
+
+    Only steps that were not looked at are, and the events are told anew if crossings were found.
+
+    Args:
+        run: that was analysed.
+        found: of `compute_bifurcations`.
+        parts: where finished parts are kept, so that an interrupted analysis goes on.
+        progress: told how many steps are done.
+    """
+    parts = Parts(None) if parts is None else parts
+    replay, motion, length = Replay(run), found.motion, _piece(run, found.config)
+    replay.deviation = found.deviation
+    solver, missing, done = _solver(run, found.config, length), not_looked_at(motion), 0
+    for first in range(int(motion.steps[0]), int(motion.steps[-1]) + 1, length):
+        steps = missing[(missing >= first) & (missing < first + length)]
+        if not len(steps):
+            continue
+
+        def piece(steps: np.ndarray = steps) -> Arrays:
+            made = look_at(replay, solver, steps)._asdict() | {"deviation": replay.deviation}
+            del made["vectors"]
+            return made
+
+        arrays = parts.get_or_make(f"each-{first}", piece)
+        replay.deviation = max(replay.deviation, float(arrays.pop("deviation")))
+        arrays["vectors"] = np.zeros((len(steps), 0))
+        motion = looked_further(motion, steps, Curvatures(**arrays))
+        done += len(steps)
+        progress(done)
+        limits = thresholds_of(replay, motion)
+        if np.any(sides(motion.intervals, motion.converged, limits) > 0):
+            break
+    if crossings_of(motion, thresholds_of(replay, motion)) != found.crossings:
+        config = dataclasses.replace(found.config, diagrams="none")
+        again = _with_events(run, config, replay, solver, motion, Parts(None))
+        return dataclasses.replace(again, config=found.config, diagrams=found.diagrams)
+    return dataclasses.replace(
+        found,
+        motion=motion,
+        thresholds=thresholds_of(replay, motion),
+        note=replay.note,
+        deviation=replay.deviation,
+    )
+
+
+def _looked_at(start: int, stop: int, every: int) -> Int[np.ndarray, " looked"]:
+    """Multiples of `every`, the first step that has a centre, and the last."""
+    first = max(start, 1)
+    regular = np.arange(-(-first // every) * every, stop, every)
+    return np.union1d(regular, [first, stop - 1])
+
+
+def _piece(run: Run, config: BifurcationConfig) -> int:
+    """Steps that are analysed together, a multiple of `every`."""
+    return max(Replay(run).length // config.every, 1) * config.every
+
+
+def _solver(run: Run, config: BifurcationConfig, looks: int) -> Solver:
+    """For the largest eigenvalue, at so many steps of a piece."""
     settings = SpectrumConfig(
         k=1, tol=config.tol, max_matvecs=config.max_matvecs, seed=config.seed, audit_every=1
     )
-    return Solver.from_config(run, settings)
+    return Solver.from_config(run, settings)._replace(segment_length=looks)
 
 
 def _with_events(
@@ -160,10 +262,12 @@ def _with_events(
     thresholds = np.full(len(motion.looked_at), np.nan)
     crossings: list[Crossing] = []
     if refusal(run) is None:
-        thresholds = instability_threshold(run.dynamics.optimizer, motion.looked_at)
-        make = lambda: pack_table(Crossing, locate_crossings(replay, solver, motion))  # noqa: E731
-        crossings = unpack_table(Crossing, parts.get_or_make("crossings", make))
-    windows = find_oscillations(motion.steps, motion.loss, motion.update_cosine)
+        thresholds = thresholds_of(replay, motion)
+        crossings = crossings_of(motion, thresholds)
+    unwatched = "" if run.dynamics.batch_size is None else BATCH_NOISE
+    windows = (
+        [] if unwatched else find_oscillations(motion.steps, motion.loss, motion.update_cosine)
+    )
     found: list[Instability] = []
     for window in join_crossings(windows, crossings):
         made = parts.get_or_make(
@@ -178,6 +282,8 @@ def _with_events(
         config=config,
         label=refusal(run) or threshold_label(run),
         note=replay.note,
+        deviation=replay.deviation,
+        unwatched=unwatched,
         motion=motion,
         thresholds=thresholds,
         crossings=crossings,
@@ -203,7 +309,7 @@ def _diagrams(
         steps = [] if longest is None else [(longest.onset + longest.end) // 2]
     else:
         steps = [int(step) for step in config.diagrams.split(",")]
-        last = int(run.checkpoint_steps[-1])
+        last = replay.last
         if max(steps) > last:
             raise ConfigError(f"diagrams has step {max(steps)}; the run's are 0 to {last}")
     found: list[FrozenDiagram] = []
@@ -242,8 +348,7 @@ def save_bifurcations(found: Bifurcations, path: Path) -> None:
         arrays |= {f"{name}/{key}": array for key, array in group.items()}
     settings = {
         "bifurcations": dataclasses.asdict(found.config),
-        "label": found.label,
-        "note": found.note,
+        **{name: getattr(found, name) for name in _TOLD},
     }
     result = resultfile.Result("bifurcations", found.source, settings, provenance(), arrays)
     resultfile.write(path, result)
@@ -266,8 +371,7 @@ def load_bifurcations(path: str | Path, run: Run | None = None) -> Bifurcations:
         return Bifurcations(
             source=result.source,
             config=BifurcationConfig(**result.config["bifurcations"]),
-            label=result.config["label"],
-            note=result.config["note"],
+            **{name: result.config[name] for name in _TOLD},
             motion=Motion(**inside(result.arrays, "motion")),
             thresholds=result.arrays["threshold"],
             crossings=unpack_table(Crossing, inside(result.arrays, "crossings")),

@@ -13,8 +13,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dlf_dynamics.analysis.bifurcation.flip import FlipCoefficient, flip_coefficient
-from dlf_dynamics.analysis.bifurcation.lag import VISIBLE_RATIO, predicted_onset, rounding_noise
-from dlf_dynamics.analysis.bifurcation.location import centre_of
+from dlf_dynamics.analysis.bifurcation.lag import (
+    VISIBLE_RATIO,
+    forgotten_from,
+    predicted_onset,
+    rounding_noise,
+)
+from dlf_dynamics.analysis.bifurcation.location import Centre, centre_of
 from dlf_dynamics.analysis.bifurcation.maps import equivalent_rate
 from dlf_dynamics.analysis.bifurcation.motion import Motion
 from dlf_dynamics.analysis.bifurcation.periods import IRREGULAR, periods_of_loss
@@ -48,7 +53,9 @@ class Instability:
         end: last oscillating step.
         crossed: first step after the crossing at which the centre is surely above the threshold.
         returned: first step after the last crossing down in the window, or else after it.
-        predicted_lag: from `crossed` to the onset, from the growth of rounding errors.
+        predicted_lag: from `crossed` to the onset, from the growth of rounding errors; -1 where
+            they would not be seen before the next crossing down or the end of the window, and where
+            something of an earlier oscillation may be left at the crossing.
         log_growth: Σ ln |m_t| from the crossing to the onset; its exponential is by how much a
             deviation has grown.
         growth: factor per step of the oscillation before the onset, as measured.
@@ -62,8 +69,10 @@ class Instability:
         gate_flips: part of the hidden units times examples that change side from one step to the
             next, mean over the oscillating steps; NaN for smooth activations.
         sharpness: largest eigenvalue at the centre of the onset.
-        settled: step at which the size is measured.
-        amplitude: projection of θ_t - c_t on the top eigenvector there, without its sign.
+        settled: step at which the size is measured, that of the largest ‖θ_t - c_t‖ soon after the
+            onset.
+        amplitude: projection of θ_t - c_t on the top eigenvector at the centre of this very step,
+            without its sign; NaN where that did not converge.
         alignment: that as a part of ‖θ_t - c_t‖.
         flip_amplitude: √(ε/c) predicted from the flip coefficient c at the onset.
         coefficient: c at the configured horizon.
@@ -133,7 +142,9 @@ def describe(
     facts: dict[str, object] = {"onset": window.onset, "end": window.end}
     facts |= _crossed(window, crossings)
     facts |= _periods(motion, window)
-    facts |= _growth(replay, solver, motion, int(facts["crossed"]), window.onset)  # type: ignore[call-overload]
+    if 0 <= window.crossed < window.onset:
+        facts |= _growth(replay.run, motion, window)
+        facts |= _predicted(replay, solver, motion, window, crossings)
     facts |= _size(replay, solver, config, motion, window)
     missing = {f.name: _MISSING[str(f.type)] for f in fields(Instability) if f.name not in facts}
     return Instability(**(missing | facts))  # type: ignore[arg-type]
@@ -143,12 +154,11 @@ _MISSING = {"int": -1, "float": float("nan"), "bool": False, "str": ""}
 
 
 def _crossed(window: Oscillation, crossings: list[Crossing]) -> dict[str, object]:
-    ups = [c.step_after for c in crossings if c.step_before == window.crossed]
     downs = [c.step_after for c in crossings if c.direction == "down"]
     within = [step for step in downs if window.onset < step <= window.end]
-    if ups and not within:
+    if window.crossed >= 0 and not within:
         within = [step for step in downs if step > window.end][:1]
-    return {"crossed": ups[0] if ups else -1, "returned": within[-1] if within else -1}
+    return {"crossed": window.crossed, "returned": within[-1] if within else -1}
 
 
 def _periods(motion: Motion, window: Oscillation) -> dict[str, object]:
@@ -180,16 +190,11 @@ def _factors(run: Run, motion: Motion, steps: Int[np.ndarray, " steps"]) -> Floa
     return growth_factors(run.dynamics.optimizer, steps, values)
 
 
-def _growth(
-    replay: Replay, solver: Solver, motion: Motion, crossed: int, onset: int
-) -> dict[str, object]:
+def _growth(run: Run, motion: Motion, window: Oscillation) -> dict[str, object]:
     """Growth from the crossing to the onset, measured and predicted."""
-    if not 0 <= crossed < onset:
-        return {}
-    run, first = replay.run, int(motion.steps[0])
-    found: dict[str, object] = {}
+    first, crossed, onset = int(motion.steps[0]), window.crossed, window.onset
     logs = np.log(_factors(run, motion, np.arange(crossed, onset)))
-    found["log_growth"] = float(np.sum(logs))
+    found: dict[str, object] = {"log_growth": float(np.sum(logs))}
     if onset - crossed > GROWTH_STEPS:
         last = slice(onset - GROWTH_STEPS - first, onset - first)
         signed = motion.projection[last] * (-1.0) ** np.arange(GROWTH_STEPS)
@@ -197,17 +202,36 @@ def _growth(
             slope = np.polyfit(np.arange(GROWTH_STEPS), np.log(np.abs(signed)), 1)[0]
             found["growth"] = float(np.exp(slope))
             found["predicted_growth"] = float(np.exp(np.mean(logs[-GROWTH_STEPS:])))
-    begin = max(crossed - 10 * GROWTH_STEPS, first)
-    steps = np.arange(begin, motion.steps[-1] + 1)
-    visible = VISIBLE_RATIO * motion.drift[steps - first]
-    factors = _factors(run, motion, steps)
-    centre = centre_of(replay, solver, crossed)
-    if centre.converged and np.all(np.isfinite(factors)):
-        noise = rounding_noise(centre.params, centre.vector, centre.params.dtype)
-        expected = predicted_onset(factors, noise, visible)
-        if expected is not None and begin + expected >= crossed:
-            found["predicted_lag"] = begin + expected - crossed
     return found
+
+
+def _predicted(
+    replay: Replay,
+    solver: Solver,
+    motion: Motion,
+    window: Oscillation,
+    crossings: list[Crossing],
+) -> dict[str, object]:
+    """The lag, within the window itself: later ones have nothing to say of this one."""
+    first, crossed = int(motion.steps[0]), window.crossed
+    downs = [c.step_after for c in crossings if c.direction == "down" and c.step_after > crossed]
+    stop = min([*downs[:1], window.end]) + 1
+    steps = np.arange(max(first, 1), stop)
+    factors = _factors(replay.run, motion, steps)
+    centre = centre_of(replay, solver, crossed)
+    if not (centre.converged and np.all(np.isfinite(factors))):
+        return {}
+    noise = rounding_noise(centre.params, centre.vector, centre.params.dtype)
+    before = crossed - steps[0]
+    amplitude = motion.amplitude[steps - first]
+    begin = forgotten_from(factors[:before], amplitude[:before], noise)
+    if begin is None:
+        return {}
+    visible = VISIBLE_RATIO * motion.drift[steps - first]
+    expected = predicted_onset(factors[begin:], noise, visible[begin:])
+    if expected is None or begin + expected < before:
+        return {}
+    return {"predicted_lag": int(begin + expected - before)}
 
 
 def _size(
@@ -216,13 +240,14 @@ def _size(
     """The size of the oscillation, measured and predicted."""
     run, first = replay.run, int(motion.steps[0])
     stop = min(window.onset + SETTLING_STEPS, window.end) + 1 - first
-    sizes = np.abs(motion.projection[window.onset - first : stop])
-    settled = window.onset + int(np.nanargmax(sizes))
-    found: dict[str, object] = {
-        "settled": settled,
-        "amplitude": float(sizes[settled - window.onset]),
-        "alignment": float(sizes[settled - window.onset] / motion.amplitude[settled - first]),
-    }
+    sizes = motion.amplitude[window.onset - first : stop]
+    settled = window.onset + int(np.argmax(np.where(np.isfinite(sizes), sizes, -np.inf)))
+    there = centre_of(replay, solver, settled)
+    found: dict[str, object] = {"settled": settled}
+    if there.converged:
+        amplitude = abs(float(there.vector @ there.offset))
+        whole = float(np.linalg.norm(there.offset))
+        found |= {"amplitude": amplitude, "alignment": amplitude / whole}
     if refusal(run) or run.dynamics.adaptive:
         return found
     centre, rate = centre_of(replay, solver, window.onset), equivalent_rate(run, window.onset)
@@ -238,7 +263,7 @@ def _size(
     )
     found |= {"sharpness": centre.value, **_normal_form(run, flip)}
     if motion.periods[settled - first] == 2:  # the equation is about orbits of that period
-        found |= _rod(replay, solver, settled, float(sizes[settled - window.onset]))
+        found |= _rod(run, there, settled)
     return found
 
 
@@ -258,15 +283,14 @@ def _normal_form(run: Run, flip: FlipCoefficient) -> dict[str, object]:
     return found
 
 
-def _rod(replay: Replay, solver: Solver, step: int, size: float) -> dict[str, object]:
-    centre = centre_of(replay, solver, step)
-    if not (centre.converged and size > 0):
+def _rod(run: Run, centre: Centre, step: int) -> dict[str, object]:
+    if not (np.all(np.isfinite(centre.offset)) and np.any(centre.offset)):
         return {}
     rod = rod_amplitude(
-        replay.run.problem,
+        run.problem,
         jnp.asarray(centre.params),
-        equivalent_rate(replay.run, step),
-        jnp.asarray(size * centre.vector),
+        equivalent_rate(run, step),
+        jnp.asarray(centre.offset),
         step=step,
     )
     return {"rod_amplitude": rod.amplitude, "rod_residual": rod.residual} if rod.converged else {}

@@ -18,6 +18,12 @@ VISIBLE_RATIO = np.sqrt(3) / 2
 Successive updates are d ± 2a, a being orthogonal to the drift d; their cosine is
 (d² - 4a²) / (d² + 4a²)."""
 
+MEDIAN_RATIO = 0.6744897501960817
+"""Median of |x| in standard deviations, x being normal.
+
+All of a deviation comes from the noise around the crossing and grows as one; so half of all runs
+are seen by the time at which this part of the standard deviation is visible."""
+
 
 def deviations(
     factors: Float[np.ndarray, " steps"], noise: float, start: float | None = None
@@ -47,7 +53,7 @@ def deviations(
 def predicted_onset(
     factors: Float[np.ndarray, " steps"], noise: float, visible: Float[np.ndarray, " steps"]
 ) -> int | None:
-    """The first step, as an index, at which the deviation is expected to be seen; none if never.
+    """The step, as an index, by which half of all runs would be seen to oscillate; none if never.
 
     Args:
         factors: growth factor of each step; begin where it is still below 1.
@@ -55,11 +61,35 @@ def predicted_onset(
         visible: amplitude that is seen at each step.
 
     >>> predicted_onset(np.full(100, 2.0), 1e-6, np.full(100, 1.0))
-    19
+    20
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        seen = np.flatnonzero(deviations(factors, noise) >= visible)
-    return int(seen[0]) if len(seen) else None
+        # What a step makes of the deviation is there at the next one.
+        found = MEDIAN_RATIO * deviations(factors, noise)[:-1]
+        seen = np.flatnonzero(found >= visible[1:])
+    return int(seen[0]) + 1 if len(seen) else None
+
+
+def forgotten_from(
+    factors: Float[np.ndarray, " steps"], amplitude: Float[np.ndarray, " steps"], noise: float
+) -> int | None:
+    """The last step, as an index, whose oscillation has sunk below the noise by the last factor.
+
+    What an oscillation grows from is the noise only if nothing is left of what was there before;
+    none where something may be.
+
+    Args:
+        factors: growth factor of each step.
+        amplitude: of the oscillation at each step, or more.
+        noise: standard deviation of what each step adds.
+
+    >>> forgotten_from(np.full(10, 0.1), np.ones(10), 1e-6)
+    4
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shrunk = np.cumsum(np.log(factors)[::-1])[::-1] + np.log(amplitude)
+        sunk = np.flatnonzero(shrunk <= np.log(noise))
+    return int(sunk[-1]) if len(sunk) else None
 
 
 def rounding_noise(

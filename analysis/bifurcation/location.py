@@ -1,13 +1,18 @@
-"""Crossings of the threshold, located to the step by replaying the steps around them."""
+"""Looks at the curvature of single steps: crossings of the threshold located, gaps filled."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from dlf_dynamics.analysis.bifurcation.motion import Motion, curvatures
+from dlf_dynamics.analysis.bifurcation.motion import (
+    Curvatures,
+    Motion,
+    curvatures,
+    looked_further,
+)
 from dlf_dynamics.analysis.events import Crossing, find_crossings, sides
 from dlf_dynamics.analysis.replay import Replay
 from dlf_dynamics.analysis.stability import instability_threshold
@@ -22,55 +27,75 @@ class Centre(NamedTuple):
         vector: top eigenvector, unit.
         value: its eigenvalue.
         converged: whether that is to be relied on.
+        offset: of the iterate θ_t from it; on an orbit of period 2 half the difference of the two
+            states.
     """
 
     params: Float[np.ndarray, " params"]
     vector: Float[np.ndarray, " params"]
     value: float
     converged: bool
+    offset: Float[np.ndarray, " params"]
 
 
 def centre_of(replay: Replay, solver: Solver, step: int) -> Centre:
     """The centre of a step, which is replayed."""
     (stretch,) = replay.stretches(step, step + 1)
     found = curvatures(replay.run, solver, stretch, [step])
-    params = both_points(replay.run.dynamics, replay.run.state(stretch.point(step)))[1]
+    iterate, centre = map(
+        np.asarray, both_points(replay.run.dynamics, replay.run.state(stretch.point(step)))
+    )
     return Centre(
-        np.asarray(params), found.vectors[0], float(found.values[0]), bool(found.converged[0])
+        params=centre,
+        vector=found.vectors[0],
+        value=float(found.values[0]),
+        converged=bool(found.converged[0]),
+        offset=iterate - centre,
     )
 
 
-def locate_crossings(replay: Replay, solver: Solver, motion: Motion) -> list[Crossing]:
-    """Every crossing at the centres, between two successive steps where the intervals allow.
+def look_at(replay: Replay, solver: Solver, steps: Int[np.ndarray, " steps"]) -> Curvatures:
+    """The curvature at the centres of some steps, in increasing order, which are replayed."""
+    parts = []
+    for stretch in replay.stretches(int(steps[0]), int(steps[-1]) + 1):
+        inside = steps[(steps >= stretch.first) & (steps < stretch.first + len(stretch))]
+        if len(inside):
+            parts.append(curvatures(replay.run, solver, stretch, inside.tolist()))
+    return Curvatures(*map(np.concatenate, zip(*parts, strict=True)))
 
-    Between two steps that were looked at on different sides all steps are made again and looked at.
-    What changes side and back between two steps that were looked at is not seen.
+
+def thresholds_of(replay: Replay, motion: Motion) -> Float[np.ndarray, " looked"]:
+    """Of the run's optimizer at the steps that were looked at."""
+    return instability_threshold(replay.run.dynamics.optimizer, motion.looked_at)
+
+
+def crossings_of(motion: Motion, thresholds: Float[np.ndarray, " looked"]) -> list[Crossing]:
+    """Changes of side at the centres, between steps that were looked at.
+
+    What changes side and back between two of them is not seen.
+    """
+    side = sides(motion.intervals, motion.converged, thresholds)
+    return find_crossings(motion.looked_at, motion.values, side, thresholds, "centre")
+
+
+def locate_crossings(replay: Replay, solver: Solver, motion: Motion) -> Motion:
+    """The motion, looked at step by step wherever the centre changes side.
+
+    So each crossing is between two successive steps, where the intervals allow.
 
     Args:
         replay: of the run.
         solver: for the largest eigenvalue.
         motion: the curvature at some steps.
     """
-    limits = instability_threshold(replay.run.dynamics.optimizer, motion.looked_at)
-    side = sides(motion.intervals, motion.converged, limits)
-    rough = find_crossings(motion.looked_at, motion.values, side, limits, "centre")
-    found = []
-    for crossing in rough:
-        finer = _located(replay, solver, crossing)
-        found += finer or [crossing]
-    return found
+    for crossing in crossings_of(motion, thresholds_of(replay, motion)):
+        between = np.arange(crossing.step_before + 1, crossing.step_after)
+        steps = np.setdiff1d(between, motion.looked_at)
+        if len(steps):
+            motion = looked_further(motion, steps, look_at(replay, solver, steps))
+    return motion
 
 
-def _located(replay: Replay, solver: Solver, crossing: Crossing) -> list[Crossing]:
-    """All changes of side from the one step to the other, looked at step by step."""
-    steps, parts = np.arange(crossing.step_before, crossing.step_after + 1), []
-    for stretch in replay.stretches(crossing.step_before, crossing.step_after + 1):
-        inside = list(range(stretch.first, stretch.first + len(stretch)))
-        parts.append(curvatures(replay.run, solver, stretch, inside))
-    values, intervals, converged = (
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("values", "intervals", "converged")
-    )
-    limits = instability_threshold(replay.run.dynamics.optimizer, steps)
-    side = sides(intervals, converged, limits)
-    return find_crossings(steps, values, side, limits, "centre")
+def not_looked_at(motion: Motion) -> Int[np.ndarray, " steps"]:
+    """The steps of the motion whose centres were not looked at; step 0 has none."""
+    return np.setdiff1d(motion.steps[motion.steps > 0], motion.looked_at)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dlf_dynamics.analysis.bifurcation.periods import LAGS, periods_of_iterates
 from dlf_dynamics.analysis.replay import Replay, Stretch
-from dlf_dynamics.analysis.trajectory import POINTS, Solver, solve_segment
+from dlf_dynamics.analysis.trajectory import CENTRE, POINTS, Solver, solve_segment
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.models import Convolutional, FullyConnected, make_model
 from dlf_dynamics.reprs import brief
@@ -33,17 +33,21 @@ class Motion(NamedTuple):
         amplitude: ‖θ_t - c_t‖, c_t = ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1) being the centre; half the
             distance of successive iterates on an orbit of period 2.
         drift: ‖θ_(t+1) - θ_(t-1)‖ / 2, the step of the motion that does not alternate.
-        projection: of θ_t - c_t on the top eigenvector at the last centre looked at; signed, the
-            sign of the eigenvector being followed.
+        projection: of θ_t - c_t on the top eigenvector at the nearest of the centres that `follow`
+            looked at; signed, the sign of the eigenvector being followed.
         gate_flips: hidden units times examples that change side from t to t+1, as a part of all;
             NaN for smooth activations, and for the networks of recorded runs.
         loss: F(θ_t, t), on the examples of the step.
         update_cosine: of the updates θ_(t+1) - θ_t and θ_t - θ_(t-1).
-        looked_at: steps at which the curvature was computed.
+        looked_at: steps at which the curvature was computed, increasing; never step 0, which has no
+            centre.
         values: largest eigenvalue of the run's operator at the centres of these.
         intervals: of the values.
         converged: of the values.
-        vectors: top eigenvectors there, unit, their signs followed.
+        iterate_intervals: of the largest eigenvalue at the iterates; NaN where that did not
+            converge, or was not computed.
+        vectors: top eigenvectors at the centres that `follow` looked at, unit, their signs
+            followed.
     """
 
     steps: Int[np.ndarray, " steps"]
@@ -58,7 +62,8 @@ class Motion(NamedTuple):
     values: Float[np.ndarray, " looked"]
     intervals: Float[np.ndarray, "looked 2"]
     converged: Bool[np.ndarray, " looked"]
-    vectors: Float[np.ndarray, "looked params"]
+    iterate_intervals: Float[np.ndarray, "looked 2"]
+    vectors: Float[np.ndarray, "followed params"]
     __repr__ = brief
 
     @property
@@ -66,46 +71,69 @@ class Motion(NamedTuple):
         """Of the oscillation at each step, as `periods_of_iterates` tells them."""
         return periods_of_iterates(self.update_cosine, self.recurrence)
 
+    @property
+    def looks(self) -> dict[str, np.ndarray]:
+        """What is known at the steps that were looked at, but for the eigenvectors, by name."""
+        names = ("looked_at", "values", "intervals", "converged", "iterate_intervals")
+        return {name: getattr(self, name) for name in names}
+
 
 class Curvatures(NamedTuple):
-    """Largest eigenvalues at the centres of some steps, with their eigenvectors."""
+    """Largest eigenvalues at the centres of some steps, with their eigenvectors; see `Motion`."""
 
     values: Float[np.ndarray, " looked"]
     intervals: Float[np.ndarray, "looked 2"]
     converged: Bool[np.ndarray, " looked"]
+    iterate_intervals: Float[np.ndarray, "looked 2"]
     vectors: Float[np.ndarray, "looked params"]
     __repr__ = brief
 
 
-def curvatures(run: Run, solver: Solver, stretch: Stretch, steps: list[int]) -> Curvatures:
-    """At the centres of steps of a stretch."""
-    points = [stretch.point(step) for step in steps]
-    lists = lambda most: [points[i : i + most] for i in range(0, len(points), most)]  # noqa: E731
-    found = solve_segment(run, solver, lists, np.full(len(steps), np.nan), keep_vectors=True)
-    at = POINTS.index("centre")
-    names = ("eigenvalues", "intervals", "converged", "eigenvectors")
-    return Curvatures(*(found[name][:, at, 0] for name in names))
+def curvatures(
+    run: Run,
+    solver: Solver,
+    stretch: Stretch,
+    steps: list[int],
+    *,
+    points: tuple[str, ...] = CENTRE,
+) -> Curvatures:
+    """At the centres of steps of a stretch, and at the iterates if these are among the points."""
+    states = [stretch.point(step) for step in steps]
+    lists = lambda most: [states[i : i + most] for i in range(0, len(states), most)]  # noqa: E731
+    nothing = np.full(len(steps), np.nan)
+    found = solve_segment(run, solver, lists, nothing, points=points, keep_vectors=True)
+    at = points.index("centre")
+    values, intervals, converged, vectors = (
+        found[name][:, at, 0] for name in ("eigenvalues", "intervals", "converged", "eigenvectors")
+    )
+    of_iterates = np.full(intervals.shape, np.nan)
+    if "iterate" in points:
+        at = points.index("iterate")
+        known = found["converged"][:, at, 0]
+        of_iterates[known] = found["intervals"][known, at, 0]
+    return Curvatures(values, intervals, converged, of_iterates, vectors)
 
 
-def follow(replay: Replay, solver: Solver, start: int, stop: int, every: int) -> Motion:
+def follow(
+    replay: Replay, solver: Solver, start: int, stop: int, looked_at: Sequence[int]
+) -> Motion:
     """The motion at the steps `start` to `stop` - 1.
 
     Args:
         replay: of the run.
         solver: for the largest eigenvalue.
-        start: first step, a multiple of `every`.
+        start: first step.
         stop: the step after the last.
-        every: the curvature is computed at multiples of it, whatever checkpoints there are.
+        looked_at: at which of them the curvature is computed, at the centre and at the iterate;
+            one at least, and not step 0.
     """
     run = replay.run
-    beyond = int(run.checkpoint_steps[-1]) + 1
-    states = _joined(replay.stretches(start, min(stop + _AHEAD, beyond)))
-    looked_at = list(range(start, stop, every))
-    found = curvatures(run, solver, states, looked_at)
+    states = _joined(replay.stretches(start, min(stop + _AHEAD, replay.last + 1)))
+    found = curvatures(run, solver, states, list(looked_at), points=POINTS)
     vectors = _aligned(found.vectors)
-    rows = stop - start
+    rows, steps, looks = stop - start, np.arange(start, stop), np.array(looked_at)
     params, updates = (_padded(part, rows + _AHEAD) for part in states[1:3])
-    nearest = (np.arange(rows)) // every
+    nearest = np.searchsorted((looks[1:] + looks[:-1]) / 2, steps)
     observed = _observe(params, updates, vectors, nearest, rows=rows)
     recurrence, amplitude, drift, projection = map(np.array, observed)
     if start == 0:
@@ -114,7 +142,7 @@ def follow(replay: Replay, solver: Solver, start: int, stop: int, every: int) ->
     if run.recording is None and run.kinks:
         flips = _gate_flips(run, params[: rows + 1])
     return Motion(
-        steps=np.arange(start, stop),
+        steps=steps,
         recurrence=recurrence,
         amplitude=amplitude,
         drift=drift,
@@ -122,9 +150,21 @@ def follow(replay: Replay, solver: Solver, start: int, stop: int, every: int) ->
         gate_flips=flips,
         loss=states.loss[:rows],
         update_cosine=states.update_cosine[:rows],
-        looked_at=np.array(looked_at),
+        looked_at=looks,
         **found._replace(vectors=vectors)._asdict(),
     )
+
+
+def looked_further(motion: Motion, steps: Int[np.ndarray, " more"], found: Curvatures) -> Motion:
+    """The motion with the curvature at the centres of more steps; eigenvectors are not kept."""
+    new = ~np.isin(steps, motion.looked_at)
+    order = np.argsort(np.concatenate([motion.looked_at, steps[new]]), kind="stable")
+    more = {"looked_at": steps, **found._asdict()}
+    whole = {
+        name: np.concatenate([column, more[name][new]])[order]
+        for name, column in motion.looks.items()
+    }
+    return motion._replace(**whole)
 
 
 def joined(pieces: Sequence[Motion]) -> Motion:
@@ -165,7 +205,7 @@ def _aligned(vectors: Float[np.ndarray, "looked params"]) -> Float[np.ndarray, "
 def _observe(
     params: Float[Array, "more params"],
     updates: Float[Array, "more params"],
-    vectors: Float[Array, "looked params"],
+    vectors: Float[Array, "followed params"],
     nearest: Int[Array, " rows"],
     *,
     rows: int,

@@ -81,7 +81,8 @@ def _outcome(
     made = min(end, config.steps)  # the last row is that of the parameters after the last update
     accuracy, validation = history.columns["accuracy"][:end], history.validation
     seen = history.validation_steps < end
-    found: dict[str, Any] = _events(loss[:made], history)
+    # Successive mini-batches make updates point against each other without any instability.
+    found: dict[str, Any] = _events(loss[:made], history) if config.batch_size is None else {}
     found |= {"steps": made, "best_accuracy": _largest(accuracy)}
     if validation.shape[1]:
         found["best_validation_accuracy"] = _largest(validation[seen, 1])

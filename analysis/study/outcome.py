@@ -40,7 +40,7 @@ class Outcome:
         validation_accuracy: on the examples held out, after the last update.
         best_validation_accuracy: the largest at any of the checkpoints, `checkpoint_every` apart.
         instabilities: windows in which successive updates point against each other
-            (`dlf_dynamics.analysis.events`).
+            (`dlf_dynamics.analysis.events`); NaN for mini-batches, as the next five.
         bursts: those of them that are seen in the loss.
         period_2: those of them that are mostly of period 2, as the loss tells.
         period_4: those that are mostly of period 4.

@@ -7,17 +7,33 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from scipy.linalg import eigh
 
-from dlf_dynamics import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from dlf_dynamics import (
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    train,
+)
 from dlf_dynamics.analysis.bifurcation import frozen, instabilities
 from dlf_dynamics.analysis.bifurcation.bifurcations import (
     compute_bifurcations,
     load_bifurcations,
+    look_at_each_step,
     save_bifurcations,
 )
 from dlf_dynamics.analysis.bifurcation.periods import periods_of_iterates
 from dlf_dynamics.analysis.bifurcation.plots import diagram_figure, instability_figure
-from dlf_dynamics.analysis.bifurcation.report import csv_text, instabilities_table, summary, verdict
+from dlf_dynamics.analysis.bifurcation.report import (
+    closing_lines,
+    csv_text,
+    instabilities_table,
+    summary,
+    verdict,
+)
 from dlf_dynamics.analysis.events import find_oscillations
 from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.errors import ConfigError, FileError
@@ -86,6 +102,40 @@ def test_an_oscillation_behind_its_crossing_is_described(eventful, trained, foun
     assert event.amplitude <= np.linalg.norm(half) * (1 + 1e-9)
 
 
+@pytest.fixture(scope="module")
+def bursts(eventful, trained):
+    """A run with short bursts, in which the eigenvector turns from one look to the next."""
+    run = trained(
+        replace(eventful, schedule=ScheduleConfig(amplitude=40.0, period=300), steps=1600)
+    )
+    return run, compute_bifurcations(run, replace(CONFIG, every=25))
+
+
+def test_the_size_is_along_the_top_eigenvector_of_the_step_at_which_it_is_measured(bursts, by_hand):
+    run, found = bursts
+    theta, hessian = by_hand(run, 1602), jax.jit(jax.hessian(run.problem.objective))
+    half = (2 * theta[1:-1] - theta[:-2] - theta[2:]) / 4
+    sizes = np.concatenate([[0.0], np.linalg.norm(half, axis=1)])
+    assert len(found.instabilities) >= 2
+    for event in found.instabilities:
+        t, window = event.settled, slice(event.onset, event.end + 1)
+        assert t == event.onset + np.argmax(sizes[window])
+        vector = eigh(np.asarray(hessian(theta[t] - half[t - 1], t)))[1][:, -1]
+        assert event.amplitude == pytest.approx(abs(vector @ half[t - 1]), rel=1e-4)
+        assert event.alignment == pytest.approx(event.amplitude / sizes[t], rel=1e-9)
+
+
+def test_the_predicted_lag_ends_with_its_window_and_not_with_the_steps_looked_at(bursts):
+    run, found = bursts
+    config = replace(found.config, steps="1003:1560")
+    part, whole = compute_bifurcations(run, config).instabilities, found.instabilities
+    assert [event.predicted_lag for event in part] == [event.predicted_lag for event in whole]
+    for event in whole:
+        assert event.lag is not None
+        assert event.predicted_lag == pytest.approx(event.lag, rel=0.25)
+        assert event.crossed + event.predicted_lag <= min(event.end, event.returned)
+
+
 def test_an_interrupted_analysis_goes_on_with_the_same_content(eventful, trained, found, tmp_path):
     run = trained(eventful)
     make = partial(Parts, tmp_path / "parts", "bifurcations", run, {"every": 20})
@@ -128,18 +178,133 @@ def test_table_json_csv_and_figure_tell_of_every_instability(eventful, trained, 
     assert len(figure.axes) == 3 * len(found.instabilities)
 
 
-def test_a_run_that_stays_below_has_no_instability(eventful, trained):
-    calm = replace(
+@pytest.fixture(scope="module")
+def calm(eventful, trained):
+    config = replace(
         eventful, optimizer=OptimizerConfig(learning_rate=0.05), steps=200, checkpoint_every=50
     )
-    run = trained(calm)
-    found = compute_bifurcations(run, CONFIG)
+    run = trained(config)
+    return run, compute_bifurcations(run, CONFIG)
+
+
+def test_below_is_said_only_once_each_step_was_looked_at(calm, by_hand):
+    run, found = calm
     assert found.instabilities == []
     assert found.crossings == []
+    assert found.motion.looked_at.tolist() == [1, *range(20, 200, 20), 199]
     answer, (line,) = verdict(found)
+    assert answer == "undecided"
+    assert line.startswith(
+        "cannot be told: not above at the 11 steps looked at (1 to 199), closest"
+    )
+    assert "but 188 in between were not looked at" in line
+    each = look_at_each_step(run, found)
+    assert each.motion.looked_at.tolist() == list(range(1, 200))
+    answer, (line,) = verdict(each)
     assert answer == "below"
-    assert line.startswith("below the threshold at all 9 steps")
-    assert verdict(compute_bifurcations(run, replace(CONFIG, steps="100:")))[0] == "below"
+    assert line.startswith("below the threshold at each of the 199 steps (1 to 199); closest to it")
+    theta, hessian = by_hand(run, 202), jax.jit(jax.hessian(run.problem.objective))
+    for t in range(1, 200, 7):
+        centre = theta[t - 1] / 4 + theta[t] / 2 + theta[t + 1] / 4
+        sharpness = float(np.linalg.eigvalsh(np.asarray(hessian(centre, t)))[-1])
+        assert each.motion.values[t - 1] == pytest.approx(sharpness, rel=1e-6)
+    part = compute_bifurcations(run, replace(CONFIG, steps="150:", every=1))
+    assert verdict(part)[0] == "below"
+    assert "(150 to 199, a part of the run)" in verdict(part)[1][0]
+
+
+def test_what_else_is_known_keeps_a_run_from_being_called_below(calm):
+    run, found = calm
+    each = look_at_each_step(run, found)
+    reason = lambda **changes: verdict(replace(each, **changes))  # noqa: E731
+    answer, (line,) = reason(status="diverged")
+    assert answer == "undecided"
+    assert line.startswith("cannot be told: the run diverged, though it was not seen above")
+    answer, (line,) = reason(status="running")
+    assert answer == "undecided"
+    assert "still being written, or its writer was killed" in line
+    answer, (line,) = reason(deviation=1e-3, note="replayed steps miss the checkpoints")
+    assert answer == "undecided"
+    assert "not known what the run itself did" in line
+    unsure = each.motion.converged.copy()
+    unsure[50] = False
+    answer, (line,) = reason(motion=each.motion._replace(converged=unsure))
+    assert answer == "undecided"
+    assert "did not converge or lies on neither side of the threshold, first at step 51" in line
+
+
+def test_iterates_above_and_oscillations_about_centres_below_are_told(calm, found):
+    run, coarse = calm
+    each = look_at_each_step(run, coarse)
+    intervals = each.motion.iterate_intervals.copy()
+    intervals[each.motion.looked_at == 40] = 50.0, 51.0
+    motion = each.motion._replace(iterate_intervals=intervals)
+    answer, lines = verdict(replace(each, motion=motion, instabilities=found.instabilities[:1]))
+    assert answer == "below"
+    assert lines[1] == (
+        "at the iterates themselves it was above at 1 of the 11 steps looked at there, first at "
+        "step 40, about centres that are below"
+    )
+    assert lines[2].startswith("it oscillated all the same: 1 window, the first from step")
+
+
+def test_a_crossing_between_two_looks_is_found_by_looking_at_each_step(eventful, trained, found):
+    run = trained(eventful)
+    coarse = compute_bifurcations(run, replace(CONFIG, every=1000, steps="10:700"))
+    assert coarse.motion.looked_at.tolist() == [10, 699]
+    assert coarse.crossings == []
+    assert verdict(coarse)[0] == "undecided"
+    each = look_at_each_step(run, coarse)
+    answer, lines = verdict(each)
+    assert answer == "above"
+    inside = [c for c in found.crossings if 10 < c.step_before < 699]
+    assert [c.direction for c in inside] == ["up", "down"]
+    assert same(each.crossings, inside)
+    assert f"first at step {inside[0].step_after}; 1 crossing up" in lines[0]
+
+
+def test_a_run_that_is_above_from_its_first_centre_on_is_seen_to_be(tmp_path):
+    config = RunConfig(
+        data=DataConfig(points_per_class=30),
+        model=ModelConfig(widths=(16,), activation="tanh"),
+        schedule=ScheduleConfig("static"),
+        optimizer=OptimizerConfig(learning_rate=15.0),
+        steps=130,
+    )
+    found = compute_bifurcations(train(config, tmp_path / "run.h5"), replace(CONFIG, every=25))
+    answer, lines = verdict(found)
+    assert answer == "above"
+    assert "above from the first step looked at" in lines[1]
+    above = found.motion.looked_at[found.sides > 0]
+    assert above.tolist()[:3] == [1, 2, 3]
+
+
+def test_steps_after_the_last_checkpoint_are_looked_at_too(eventful, tmp_path, found):
+    # The loss fails at some step after the one checkpoint, at step 0, the rate having risen.
+    optimizer = OptimizerConfig(
+        learning_rate=500.0, learning_rate_schedule="linear", warmup_steps=1000
+    )
+    loss = LossConfig("squared-error")
+    config = replace(eventful, loss=loss, optimizer=optimizer, checkpoint_every=2000)
+    run = train(config, tmp_path / "run.h5")
+    assert run.status == "diverged"
+    assert run.checkpoint_steps.tolist() == [0]
+    wild = compute_bifurcations(run, CONFIG)
+    assert wild.motion.steps[-1] == run.steps[-1] - 1
+    np.testing.assert_array_equal(wild.motion.loss, run.scalars["loss"][:-1])
+    assert verdict(wild)[0] == "above"
+
+
+def test_thresholds_that_change_are_compared_step_by_step(scheduled, trained, by_hand):
+    run = trained(scheduled)
+    each = look_at_each_step(run, compute_bifurcations(run, replace(CONFIG, every=40)))
+    theta, hessian = by_hand(run, 62), jax.jit(jax.hessian(run.problem.objective))
+    for row, t in enumerate(each.motion.looked_at):
+        centre = theta[t - 1] / 4 + theta[t] / 2 + theta[t + 1] / 4
+        sharpness = float(np.linalg.eigvalsh(np.asarray(hessian(centre, t)))[-1])
+        threshold = 2 / run.scalars["learning_rate"][t]
+        assert each.thresholds[row] == pytest.approx(threshold, rel=1e-6)
+        assert each.sides[row] == (1 if sharpness > threshold else -1)
 
 
 def test_what_did_not_converge_is_never_labelled(eventful, trained):
@@ -151,7 +316,13 @@ def test_what_did_not_converge_is_never_labelled(eventful, trained):
 
 
 def test_a_mini_batch_run_gets_no_threshold_and_an_adaptive_one_the_words(small, trained):
-    batches = compute_bifurcations(trained(replace(small, batch_size=6)), CONFIG)
+    fast = OptimizerConfig(learning_rate=3.0)
+    run = trained(replace(small, batch_size=4, optimizer=fast))
+    batches = compute_bifurcations(run, CONFIG)
+    assert find_oscillations(run.steps, run.scalars["loss"], run.scalars["update_cosine"])
+    assert batches.instabilities == []
+    assert "instabilities are not told: with mini-batches" in "".join(closing_lines(batches))
+    assert summary(batches)["instabilities_known"] is False
     assert "mini-batches" in batches.label
     assert np.all(np.isnan(batches.thresholds))
     assert batches.crossings == []
@@ -189,7 +360,13 @@ def test_heavy_ball_runs_are_described_too(eventful, trained):
 
 @pytest.mark.parametrize(
     ("steps", "message"),
-    [("12", "steps is '12'; expected a:b"), ("900:", "steps 900: holds no recorded step")],
+    [
+        ("12", "steps is '12'; expected a:b"),
+        (
+            "900:",
+            "steps 900: holds no step with one before and one after it; the run's are 0 to 60",
+        ),
+    ],
 )
 def test_steps_that_are_not_there_are_refused(steps, message, small, trained):
     with pytest.raises(ConfigError, match=message):

@@ -1,6 +1,7 @@
 """The motion at each step against NumPy on steps made one by one, periods on made-up orbits."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import jax
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from scipy.linalg import eigh
 
 from dlf_dynamics import ModelConfig, SpectrumConfig
-from dlf_dynamics.analysis.bifurcation.motion import follow, joined
+from dlf_dynamics.analysis.bifurcation.location import look_at
+from dlf_dynamics.analysis.bifurcation.motion import follow, joined, looked_further
 from dlf_dynamics.analysis.bifurcation.periods import (
     IRREGULAR,
     LAGS,
@@ -18,7 +20,7 @@ from dlf_dynamics.analysis.bifurcation.periods import (
 from dlf_dynamics.analysis.replay import Replay
 from dlf_dynamics.analysis.trajectory import Solver
 
-EVERY = 5
+LOOKED_AT = np.array([1, *range(5, 60, 5), 59])
 
 
 @pytest.fixture(params=["tanh", "relu"])
@@ -30,7 +32,10 @@ def run(request, small, trained):
 @pytest.fixture
 def motion(run):
     replay, solver = Replay(run), Solver.from_config(run, SpectrumConfig(k=1, tol=1e-9))
-    pieces = [follow(replay, solver, first, min(first + 20, 60), EVERY) for first in (0, 20, 40)]
+    pieces = []
+    for first, last in pairwise((0, 18, 38, 60)):
+        inside = [step for step in LOOKED_AT.tolist() if first <= step < last]
+        pieces.append(follow(replay, solver, first, last, inside))
     return joined(pieces)
 
 
@@ -52,28 +57,47 @@ def test_recurrence_size_and_drift_are_those_of_the_iterates(run, motion, by_han
     assert np.isnan(motion.amplitude[0])
 
 
-def test_curvature_and_projection_are_those_of_the_dense_hessian_at_the_centres(
+def test_curvature_and_projection_are_those_of_the_dense_hessian_at_the_nearest_centre(
     run, motion, by_hand
 ):
     theta = by_hand(run, 62)
     hessian = jax.jit(jax.hessian(run.problem.objective))
-    vector, sign = None, 0.0
+    centre = lambda t: theta[t - 1] / 4 + theta[t] / 2 + theta[t + 1] / 4  # noqa: E731
+    assert motion.looked_at.tolist() == LOOKED_AT.tolist()
+    followed = []
+    for row, t in enumerate(LOOKED_AT):
+        values, vectors = eigh(np.asarray(hessian(centre(t), t)))
+        assert motion.converged[row]
+        assert motion.values[row] == pytest.approx(values[-1], rel=1e-7)
+        lower, upper = motion.intervals[row]
+        assert lower <= values[-1] <= upper
+        lower, upper = motion.iterate_intervals[row]
+        assert lower <= eigh(np.asarray(hessian(theta[t], t)))[0][-1] <= upper
+        turn = np.sign(followed[-1] @ vectors[:, -1]) if followed else 1
+        followed.append(turn * vectors[:, -1])
+    signs = set()
     for t in range(1, 60):
+        nearest = int(np.argmin(np.abs(LOOKED_AT - t)))
+        expected = followed[nearest] @ (theta[t] - centre(t))
+        assert abs(motion.projection[t]) == pytest.approx(abs(expected), rel=1e-4, abs=1e-10)
+        if abs(expected) > 1e-9:
+            signs.add(np.sign(motion.projection[t] * expected))
+    assert len(signs) == 1
+
+
+def test_looking_at_more_steps_is_the_same_as_having_looked_at_them_before(run, motion, by_hand):
+    replay, solver = Replay(run), Solver.from_config(run, SpectrumConfig(k=1, tol=1e-9))
+    more = np.array([2, 5, 7, 8, 33, 58])
+    closer = looked_further(motion, more, look_at(replay, solver, more))
+    assert closer.looked_at.tolist() == np.union1d(LOOKED_AT, more).tolist()
+    theta = by_hand(run, 62)
+    for t, interval in zip(closer.looked_at, closer.intervals, strict=True):
         centre = theta[t - 1] / 4 + theta[t] / 2 + theta[t + 1] / 4
-        if t % EVERY == 0:
-            values, vectors = eigh(np.asarray(hessian(centre, t)))
-            row = t // EVERY
-            assert motion.converged[row]
-            assert motion.values[row] == pytest.approx(values[-1], rel=1e-7)
-            lower, upper = motion.intervals[row]
-            assert lower <= values[-1] <= upper
-            turn = 1 if vector is None else np.sign(vector @ vectors[:, -1])
-            vector = turn * vectors[:, -1]
-        if vector is not None:
-            expected = vector @ (theta[t] - centre)
-            found = motion.projection[t]
-            sign = sign or np.sign(found * expected)
-            assert sign * found == pytest.approx(expected, rel=1e-4, abs=1e-10)
+        largest = eigh(np.asarray(jax.hessian(run.problem.objective)(centre, t)))[0][-1]
+        assert interval[0] <= largest <= interval[1]
+    at_iterate = np.isfinite(closer.iterate_intervals[:, 0])
+    assert closer.looked_at[at_iterate].tolist() == LOOKED_AT.tolist()
+    np.testing.assert_array_equal(closer.projection, motion.projection)
 
 
 def test_gate_flips_are_those_of_the_network(run, motion, by_hand):

@@ -8,9 +8,11 @@ import pytest
 
 from dlf_dynamics import OptimizerConfig, train
 from dlf_dynamics.analysis import Crossing, Oscillation, compute_spectrum, load_spectrum
-from dlf_dynamics.analysis.events import join_crossings
+from dlf_dynamics.analysis.bifurcation.bifurcations import compute_bifurcations
+from dlf_dynamics.analysis.events import find_oscillations, join_crossings
+from dlf_dynamics.analysis.report import closing_lines
 from dlf_dynamics.analysis.spectrum import default_path, save_spectrum, select_checkpoints
-from dlf_dynamics.config import SpectrumConfig
+from dlf_dynamics.config import BifurcationConfig, SpectrumConfig
 from dlf_dynamics.errors import ConfigError, FileError
 
 
@@ -188,13 +190,27 @@ def test_even_and_odd_strides_see_the_same_crossings_of_the_centres(every, event
         assert wide.step_before <= narrow.step_before < narrow.step_after <= wide.step_after
 
 
-def test_an_oscillation_knows_the_crossing_before_it(eventful, analysed):
+def test_an_oscillation_knows_the_crossing_before_it(eventful, analysed, trained):
     spectrum = analysed(eventful)
-    ups = [c.step_before for c in spectrum.crossings if c.at == "centre" and c.direction == "up"]
+    ups = [c.step_after for c in spectrum.crossings if c.at == "centre" and c.direction == "up"]
     (window,) = spectrum.oscillations
     assert window.burst
     assert window.crossed in ups
     assert window.crossed < window.onset
+    # The same step, by the same name, as in the instabilities of the run.
+    (event,) = compute_bifurcations(
+        trained(eventful), BifurcationConfig(every=1, diagrams="none")
+    ).instabilities
+    assert event.crossed == window.crossed
+
+
+def test_opposing_updates_of_mini_batches_are_no_oscillation(small, analysed, trained):
+    config = replace(small, batch_size=4, optimizer=OptimizerConfig(learning_rate=3.0))
+    run, spectrum = trained(config), analysed(config)
+    assert find_oscillations(run.steps, run.scalars["loss"], run.scalars["update_cosine"])
+    assert spectrum.oscillations == []
+    assert not spectrum.watched
+    assert "oscillations are not told: with mini-batches" in "".join(closing_lines(spectrum))
 
 
 def test_an_interrupted_run_is_analysed_as_far_as_it_went(small, tmp_path):
@@ -237,11 +253,11 @@ def test_progress_tells_of_hessian_and_ntk(small, trained):
 @pytest.mark.parametrize(
     ("ups", "downs", "onset", "expected"),
     [
-        ([100], [], 150, 100),  # still above at the onset
-        ([100, 300], [200], 350, 300),  # came back down before: not the one that matters
+        ([100], [], 150, 110),  # still above at the onset
+        ([100, 300], [200], 350, 310),  # came back down before: not the one that matters
         ([100], [200], 350, -1),
-        ([400], [], 350, 400),  # the oscillation began first
-        ([100, 400], [200], 350, 400),
+        ([400], [], 350, 410),  # the oscillation began first
+        ([100, 400], [200], 350, 410),
     ],
 )
 def test_an_oscillation_belongs_to_the_crossing_that_holds_at_its_onset(

@@ -236,3 +236,6 @@ def test_mini_batches_and_adaptive_methods_have_no_threshold():
         (found,) = measure([config], Measures(sharpness=True))
         assert np.isnan(found.threshold)
         assert np.isfinite(found.sharpness)
+        # Updates of mini-batches oppose each other without any instability.
+        kinds = (found.instabilities, found.bursts, found.irregular, found.oscillating_steps)
+        assert np.all(np.isnan(kinds)) == (config is batches)
