@@ -112,8 +112,8 @@ def hessian_spectrum(
         progress: told how many checkpoints are done.
 
     Raises:
-        ConfigError: for a class or a block of parameters that the run does not have.
-        ValueError: when the loss is not deterministic.
+        ConfigError: for a class or a block of parameters that the run does not have, or when the
+            loss is not deterministic.
     """
     config = SpectrumConfig() if config is None else config
     solver = Solver.from_config(run, config)
@@ -123,7 +123,7 @@ def hessian_spectrum(
     if thresholds is not None:
         limits[place] = thresholds
     parts = Parts(None) if parts is None else parts
-    check_deterministic(run, solver, int(order[0]))
+    check_deterministic(run, solver)
     found: list[Arrays] = []
     for start in range(0, len(order), solver.segment_length):
         span = slice(start, start + solver.segment_length)

@@ -26,6 +26,7 @@ from dlf_dynamics.analysis.modes import overlaps
 from dlf_dynamics.analysis.ritz import Ends, RitzPairs
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.dynamics import Dynamics, State
+from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.operators import check_operator
 from dlf_dynamics.resultfile import Arrays
 from dlf_dynamics.run import Run, stack_points
@@ -287,10 +288,6 @@ def _solve(
 
 def _certified(pairs: RitzPairs, vectors: np.ndarray, solver: Solver) -> _Solved:
     certificate = certify(pairs, solver.ends, solver.tol)
-    # Products of an operator that is not symmetric prove nothing.
-    allowed = np.finfo(pairs.values.dtype).eps ** 0.4 * pairs.norm
-    symmetric = (pairs.asymmetry <= allowed)[..., None]
-    certificate = certificate._replace(converged=certificate.converged & symmetric)
     return _Solved(certificate, np.asarray(pairs.values), pairs.num_matvecs, vectors)
 
 
@@ -307,7 +304,8 @@ def _compared(warm: RitzPairs, cold: RitzPairs, solver: Solver) -> tuple[bool, f
         one.intervals[:, 1], other.intervals[:, 1]
     )
     difference = np.max(np.abs(warm.values - cold.values)[both], initial=0.0)
-    return not np.any(apart & both), float(difference / np.max(np.abs(cold.values)))
+    largest = np.max(np.abs(cold.values))
+    return not np.any(apart & both), float(difference / largest) if largest else 0.0
 
 
 def all_above(
@@ -320,19 +318,27 @@ def all_above(
         return not np.any(arrays["eigenvalues"][..., -1] > fraction * thresholds[:, None])
 
 
-def check_deterministic(run: Run, solver: Solver, index: int) -> None:
-    """Makes a few products at a checkpoint, unless its parameters are not finite.
+def check_deterministic(run: Run, solver: Solver) -> None:
+    """Makes a few products at the first checkpoint, unless its parameters are not finite.
+
+    There, and not where the analysis begins: of a network that has died or saturated since then,
+    rounding may be all that is left of the products.
 
     Raises:
-        ValueError: when they are not those of a symmetric, linear, deterministic operator.
+        ConfigError: when they are not those of a symmetric, linear, deterministic operator.
     """
-    ((point,),) = run.points([index], 1)
+    ((point,),) = run.points([0], 1)
     if not np.all(np.isfinite(point.params)):
         return
     state = run.state(point)
     operator = Partial(solver.curvature, run.dynamics, state, state.params)
     dtype = state.params.dtype
-    check_operator(lambda v: _product(operator, v), solver.size, solver.key(0), dtype)
+    try:
+        check_operator(lambda v: _product(operator, v), solver.size, solver.key(0), dtype)
+    except ValueError as error:
+        raise ConfigError(
+            f"the {solver.curvature} cannot be analysed, at step {point.step}: {error}"
+        ) from error
 
 
 @jax.jit

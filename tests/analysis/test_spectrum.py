@@ -3,6 +3,7 @@ import json
 from dataclasses import replace
 
 import h5py
+import jax
 import numpy as np
 import pytest
 
@@ -225,6 +226,31 @@ def test_a_diverged_run_is_analysed_up_to_where_it_diverged(small, tmp_path):
     np.testing.assert_allclose(values, values[0], rtol=1e-10)
     assert spectrum.ntk is not None
     assert len(spectrum.ntk.eigenvalues) == len(run.checkpoint_steps)
+
+
+@pytest.mark.parametrize("steps", [":", "1:"])
+def test_a_run_whose_curvature_is_lost_in_rounding_takes_few_products(steps, small, tmp_path):
+    """Saturated softmax and dead units: Hessian entries of 1e-30, of terms that cancel."""
+    config = replace(
+        small,
+        model=replace(small.model, widths=(8,), activation="relu"),
+        schedule=replace(small.schedule, name="static"),
+        optimizer=OptimizerConfig(learning_rate=300.0),
+        steps=12,
+        checkpoint_every=1,
+    )
+    run = train(config, tmp_path / "run.h5")
+    spectrum = compute_spectrum(run, SpectrumConfig(ntk_examples=0, steps=steps))
+    found = spectrum.hessian.iterate
+    lost = ~found.converged[:, 0]
+    assert np.sum(lost) >= 3
+    assert np.all(found.num_matvecs[lost] <= 2 * 16)
+    curvature = jax.jit(jax.hessian(run.problem.objective))
+    for row in np.flatnonzero(lost):
+        step = spectrum.hessian.steps[row]
+        exact = np.linalg.eigvalsh(curvature(run.parameters([step])[0], step))[-1]
+        low, high = found.intervals[row, 0]
+        assert low <= exact <= high < 1e-6
 
 
 def test_progress_tells_of_hessian_and_ntk(small, trained):
