@@ -14,6 +14,7 @@ from dlf_dynamics.analysis.events import Crossing
 from dlf_dynamics.analysis.infinite_width import InfiniteWidth
 from dlf_dynamics.analysis.ntk import NTKSpectrum
 from dlf_dynamics.analysis.spectrum import Spectrum
+from dlf_dynamics.analysis.trajectory import MOST, POINTS
 
 
 def summary(spectrum: Spectrum) -> dict[str, Any]:
@@ -30,7 +31,11 @@ def summary(spectrum: Spectrum) -> dict[str, Any]:
         },
         "checkpoints": len(hessian.steps),
         "operator": str(hessian.curvature),
+        "values": spectrum.num_values,
+        "values_not_converged": spectrum.values_not_converged,
         "not_converged": spectrum.not_converged,
+        "centres": spectrum.has_centres,
+        "above": _above(spectrum),
         "failed": spectrum.failed,
         "unresolved": spectrum.unresolved,
         "audits": [dataclasses.asdict(audit) for audit in hessian.audits],
@@ -68,10 +73,24 @@ def _moments(density: Density) -> dict[str, list[float]]:
     return {name: getattr(density, name).tolist() for name in names}
 
 
+def _above(spectrum: Spectrum) -> dict[str, Any] | None:
+    """How far the values go that were to be all above a fraction of the threshold."""
+    if spectrum.config.above is None:
+        return None
+    missing = spectrum.hessian.incomplete
+    values = [getattr(spectrum.hessian, at).eigenvalues[missing] for at in POINTS]
+    return {
+        "fraction": spectrum.config.above,
+        "incomplete_steps": spectrum.hessian.steps[missing].tolist(),
+        "smallest_there": float(np.nanmin(values, initial=np.inf)),
+    }
+
+
 def _mean_products(spectrum: Spectrum) -> float:
+    """At points that exist."""
     hessian = spectrum.hessian
     counts = np.concatenate([hessian.iterate.num_matvecs, hessian.centre.num_matvecs])
-    return float(np.mean(counts))
+    return float(np.mean(counts[counts > 0])) if np.any(counts) else 0.0
 
 
 def finite(value: Any) -> Any:
@@ -131,14 +150,14 @@ def closing_lines(spectrum: Spectrum) -> list[str]:
     """What the table rests on, a line each."""
     hessian = spectrum.hessian
     lines = [
-        f"{hessian.curvature} at {len(hessian.steps)} checkpoints, "
-        f"{_mean_products(spectrum):.1f} products each at iterate and centre; "
-        f"{spectrum.not_converged} not converged",
+        f"{hessian.curvature} at {_number(len(hessian.steps), 'checkpoint')}, "
+        f"{_mean_products(spectrum):.1f} products each at {_points_line(spectrum)}",
+        _convergence_line(spectrum),
         threshold_line(spectrum),
-        _count_oscillations(spectrum)
-        + "; ".join(_count_crossings(spectrum, at) for at in ("centre", "iterate"))
-        + f"; {spectrum.unresolved} checkpoints on neither side of the threshold",
+        _count_oscillations(spectrum) + "; " + _crossings_line(spectrum),
     ]
+    if hessian.incomplete.any():
+        lines.insert(2, _above_line(spectrum))
     if spectrum.failed:
         lines.append(f"failed, the loss is not finite there: steps {spectrum.failed}")
     if hessian.audits:
@@ -156,19 +175,58 @@ def closing_lines(spectrum: Spectrum) -> list[str]:
     return lines + [_density_line(name, found) for name, found in spectrum.densities.items()]
 
 
+def _points_line(spectrum: Spectrum) -> str:
+    if spectrum.has_centres:
+        return "iterate and centre"
+    return "the iterate alone, as the updates about it, and so its centre, are not known"
+
+
+def _convergence_line(spectrum: Spectrum) -> str:
+    """Of all values, whatever their rank."""
+    bad, total = spectrum.values_not_converged, spectrum.num_values
+    line = f"{bad} of {total} eigenvalues not converged"
+    if not bad:
+        return line
+    return line + f", at {_number(spectrum.not_converged, 'checkpoint')}"
+
+
+def _above_line(spectrum: Spectrum) -> str:
+    found = _above(spectrum)
+    assert found is not None
+    return (
+        f"eigenvalues above {found['fraction']:g} of the threshold may be missing at "
+        f"{_number(len(found['incomplete_steps']), 'checkpoint')}: of at most {MOST} the smallest "
+        f"found there is {found['smallest_there']:.3g}"
+    )
+
+
 def _count_oscillations(spectrum: Spectrum) -> str:
-    if not spectrum.watched:
-        return (
-            "oscillations are not known, as no update cosines were recorded (`dlf-dynamics "
-            "bifurcations` makes the steps again and tells them); "
-        )
-    return f"{len(spectrum.bursts)} bursts, {len(spectrum.oscillations)} oscillations; "
+    if spectrum.watched:
+        bursts, windows = len(spectrum.bursts), len(spectrum.oscillations)
+        return f"{_number(bursts, 'burst')}, {_number(windows, 'oscillation')}"
+    line = "oscillations are not known, as no update cosines were recorded"
+    if not spectrum.has_centres:
+        return line + ", and the updates, of mini-batches, cannot be made again"
+    return line + " (`dlf-dynamics bifurcations` makes the steps again and tells them)"
+
+
+def _crossings_line(spectrum: Spectrum) -> str:
+    if not spectrum.comparable:
+        return "crossings are not known, as there is no threshold to hold these eigenvalues against"
+    counts = [_count_crossings(spectrum, at) for at in ("centre", "iterate")]
+    unresolved = _number(spectrum.unresolved, "checkpoint")
+    return "; ".join([*counts, f"{unresolved} on neither side of the threshold"])
 
 
 def _count_crossings(spectrum: Spectrum, at: str) -> str:
     states = [crossing.state for crossing in spectrum.crossings if crossing.at == at]
     more = [f"{states.count(s)} {s}" for s in ("refined", "unresolved") if s in states]
-    return f"{len(states)} crossings at {at}s" + (f" ({', '.join(more)})" if more else "")
+    line = f"{_number(len(states), 'crossing')} at {at}s"
+    return line + (f" ({', '.join(more)})" if more else "")
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _ntk_line(ntk: NTKSpectrum) -> str:
@@ -212,7 +270,7 @@ def threshold_line(spectrum: Spectrum) -> str:
     """The threshold's value and what it is, or why there is none."""
     finite = spectrum.thresholds[np.isfinite(spectrum.thresholds)]
     if len(finite) == 0:
-        return f"no threshold: {spectrum.label}"
+        return f"no threshold: {spectrum.label.removeprefix('no threshold: ')}"
     low, high = finite.min(), finite.max()
     value = f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
     return f"threshold {value}: {spectrum.label}"

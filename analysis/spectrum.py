@@ -90,9 +90,35 @@ class Spectrum:
 
     @property
     def not_converged(self) -> int:
-        """Checkpoints at which the largest eigenvalue of iterate or centre did not converge."""
-        known, fine = self._known, self._stacked("converged")
-        return int(np.sum(np.any(known & ~fine, axis=1)))
+        """Checkpoints at which any value, at iterate or centre, did not converge."""
+        return int(np.sum(np.any(self._unsure, axis=(1, 2))))
+
+    @property
+    def values_not_converged(self) -> int:
+        """Values that did not converge, of all that there are at iterates and centres."""
+        return int(np.sum(self._unsure))
+
+    @property
+    def num_values(self) -> int:
+        """Hessian eigenvalues at iterates and centres, converged or not."""
+        return int(np.sum(np.isfinite(self._at_points("eigenvalues"))))
+
+    @property
+    def comparable(self) -> bool:
+        """Whether there is a threshold, and it applies to the largest eigenvalues found."""
+        hessian = self.hessian
+        applies = hessian.curvature.has_threshold and hessian.ends.top > 0
+        return applies and bool(np.any(np.isfinite(self.thresholds)))
+
+    @property
+    def has_centres(self) -> bool:
+        """Whether centres are known beyond step 0, which has none."""
+        return not np.any(self.hessian.steps > 0) or bool(np.any(self._known[:, 1]))
+
+    @property
+    def _unsure(self) -> Bool[np.ndarray, "checkpoints points k"]:
+        known = np.isfinite(self._at_points("eigenvalues"))
+        return known & ~self._at_points("converged")
 
     @property
     def failed(self) -> list[int]:
@@ -102,18 +128,19 @@ class Spectrum:
     @property
     def unresolved(self) -> int:
         """Checkpoints of which it is not known on which side of the threshold they are."""
-        if not np.any(np.isfinite(self.thresholds)) or not self.hessian.curvature.has_threshold:
+        if not self.comparable:
             return 0
         return int(np.sum(np.any(self._known & (self.sides == 0), axis=1)))
 
     @property
     def _known(self) -> Bool[np.ndarray, "checkpoints points"]:
         """Where there is a value: not at the centre of step 0, nor where the loss failed."""
-        return np.isfinite(self._stacked("eigenvalues"))
+        return np.isfinite(self._at_points("eigenvalues")[..., 0])
 
-    def _stacked(self, name: str) -> Shaped[np.ndarray, "checkpoints points"]:
-        """Of the largest eigenvalue at each point."""
-        return np.stack([getattr(getattr(self.hessian, at), name)[:, 0] for at in POINTS], axis=1)
+    def _at_points(self, name: str) -> Shaped[np.ndarray, "checkpoints points k"]:
+        """What is known of each eigenvalue."""
+        found = [getattr(getattr(self.hessian, at), name) for at in POINTS]
+        return np.stack(found, axis=1)
 
 
 def default_path(run_path: Path) -> Path:
@@ -138,8 +165,8 @@ def compute_spectrum(
             are done.
 
     Raises:
-        ConfigError: when no checkpoint is selected, the run has no such class or block, or the
-            kernels that are asked for cannot be had.
+        ConfigError: when no checkpoint is selected, the run has no such class or block, the kernels
+            that are asked for cannot be had, or `above` is given where there is no threshold.
     """
     config = SpectrumConfig() if config is None else config
     if not run.problem.has_outputs:
@@ -148,6 +175,11 @@ def compute_spectrum(
     chosen = select_checkpoints(run, config)
     check_kernels(run, config)
     thresholds = _thresholds(run, chosen)
+    if config.above is not None and np.all(np.isnan(thresholds)):
+        raise ConfigError(
+            f"above is {config.above:g}, a fraction of the threshold, and there is none: "
+            f"{str(refusal(run)).removeprefix('no threshold: ')}"
+        )
     hessian = hessian_spectrum(
         run,
         chosen,
@@ -306,6 +338,7 @@ def save_spectrum(spectrum: Spectrum, path: Path) -> None:
     hessian = spectrum.hessian
     arrays: resultfile.Arrays = {
         "step": hessian.steps,
+        "incomplete": hessian.incomplete,
         "threshold": spectrum.thresholds,
         "side": spectrum.sides,
     }
@@ -372,6 +405,7 @@ def _from_result(result: resultfile.Result) -> Spectrum:
         ends=Ends(*settings["ends"]),
         tol=settings["spectrum"]["tol"],
         audits=unpack_table(Audit, inside(arrays, "audits")),
+        incomplete=arrays.get("incomplete", np.zeros(len(arrays["step"]), bool)),
     )
     densities = {name: _unpacked(Density, arrays, f"density/{name}") for name in DENSITIES}
     return Spectrum(

@@ -269,7 +269,7 @@ def span_of(text: str, key: str) -> tuple[float, float]:
     >>> span_of("8000:", "steps")
     (8000, inf)
     """
-    found = re.fullmatch(r"(\d*):(\d*)", text)
+    found = re.fullmatch(r"(\d{0,18}):(\d{0,18})", text) if isinstance(text, str) else None
     if found:
         start, stop = int(found[1] or 0), int(found[2]) if found[2] else math.inf
         if start < stop:
@@ -290,8 +290,8 @@ class SpectrumConfig:
     which: Literal["largest", "smallest", "both"] = "largest"
     """End of the spectrum; both takes k from each."""
     above: float | None = None
-    """Take more than k where needed, until every eigenvalue above this fraction of the optimizer's
-    threshold is there."""
+    """Take more than k where needed, 64 at most, until every eigenvalue above this fraction of the
+    optimizer's threshold is there; where it is not, the summary says so."""
     operator: Literal["hessian", "ggn", "remainder"] = "hessian"
     """Hessian, generalized Gauss-Newton matrix, or what the Hessian has beyond it."""
     static: bool = False
@@ -332,6 +332,7 @@ class SpectrumConfig:
             value = getattr(self, key)
             if value is not None and value < least:
                 raise ConfigError(f"{key} is {value}; expected at least {least}")
+        span_of(self.steps, "steps")
         if self.above is not None and not self.above > 0:
             raise ConfigError(f"above is {self.above}; expected a fraction above 0, or none")
         if self.above is not None and self.which != "largest":
@@ -372,6 +373,7 @@ class BifurcationConfig:
     """Seed of the random start vectors."""
 
     def __post_init__(self) -> None:
+        span_of(self.steps, "steps")
         for key, least in (("every", 1), ("max_matvecs", 4), ("horizon", 20)):
             if getattr(self, key) < least:
                 raise ConfigError(f"{key} is {getattr(self, key)}; expected at least {least}")

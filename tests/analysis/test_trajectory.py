@@ -251,7 +251,7 @@ def test_a_loss_that_is_not_deterministic_is_refused(small, trained, monkeypatch
         return next(noise) * operator()(vector)
 
     monkeypatch.setattr(trajectory, "_product", product)
-    with pytest.raises(ConfigError, match="Hessian .* cannot be .*products are not deterministic"):
+    with pytest.raises(ConfigError, match=r"Hessian .* cannot be .*products are not deterministic"):
         hessian_spectrum(run)
 
 
