@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from dlf_dynamics.analysis.devices import filled, map_over_devices, one_ahead, r
 from dlf_dynamics.analysis.eigensolver import top_eigenpairs
 from dlf_dynamics.analysis.kernel import (
     KernelProduct,
+    KernelStatistics,
     KernelSums,
     dense_sums,
     gram_matrix,
@@ -63,9 +64,12 @@ class NTKSpectrum:
         trace: of the kernel, ‖J‖_F², divided by the number of outputs if the kernel is traced.
         captured: part of the trace that the eigenvalues which converged make up.
         effective_rank: participation ratio of all eigenvalues, as in `KernelStatistics`.
-        alignment: of the kernel with the labels, centred; always of the traced kernel.
-        class_blocks: mean of the traced kernel between classes, shape (checkpoints, classes,
-            classes); where targets are not labels, all examples are of one class.
+        alignment: of the traced kernel on `class_examples` with the labels, centred; NaN where all
+            are of one class, and at checkpoints where it was not asked for.
+        class_blocks: mean of that kernel between classes, shape (checkpoints, classes, classes);
+            where targets are not labels, all examples are of one class.
+        class_examples: indices of the examples for these two; empty where they are those of the
+            eigenvalues.
     """
 
     steps: Int[np.ndarray, " checkpoints"]
@@ -80,6 +84,7 @@ class NTKSpectrum:
     effective_rank: Float[np.ndarray, " checkpoints"]
     alignment: Float[np.ndarray, " checkpoints"]
     class_blocks: Float[np.ndarray, "checkpoints classes classes"]
+    class_examples: list[int] = field(default_factory=list)
 
 
 def ntk_spectrum(
@@ -95,6 +100,7 @@ def ntk_spectrum(
     batch_size: int | None = None,
     seed: int = 0,
     engine: EngineName = "own",
+    aligned: Checkpoints | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> NTKSpectrum:
     """Eigenvalues of the NTK of the first examples, and its trace, rank, alignment and blocks.
@@ -102,6 +108,10 @@ def ntk_spectrum(
     A kernel of at most `max_dense` rows is formed and solved by LAPACK. Of a larger one the top
     eigenvalues come from products. Its other statistics stay exact, and take the time of all its
     entries.
+
+    Sorted data begin with examples of one class, which no kernel can be aligned with. Alignment and
+    class blocks are therefore taken on as many examples drawn evenly from the classes: see
+    `balanced_examples`.
 
     Args:
         run: a recorded run.
@@ -116,6 +126,8 @@ def ntk_spectrum(
         batch_size: examples that a pass of a product takes at most; none means all.
         seed: of the random start vectors; each checkpoint's own start depends on its step.
         engine: what forms the kernels.
+        aligned: indices of the checkpoints at which alignment and class blocks are computed where
+            they need a kernel of their own; none means all.
         progress: told how many checkpoints are done.
 
     Raises:
@@ -146,7 +158,51 @@ def ntk_spectrum(
     for part in parts:
         found.append(part)
         progress(sum(len(part.pairs.eigenvalues) for part in found))
-    return _spectrum(task, jax.tree.map(lambda *arrays: np.concatenate(arrays), *found))
+    spectrum = _spectrum(task, jax.tree.map(lambda *arrays: np.concatenate(arrays), *found))
+    examples = balanced_examples(run, num_examples)
+    if not examples:
+        return spectrum
+    rows = np.arange(len(task.indices))
+    if aligned is not None:
+        rows = np.flatnonzero(np.isin(task.indices, aligned))
+    alignment, blocks = (
+        np.full_like(a, np.nan) for a in (spectrum.alignment, spectrum.class_blocks)
+    )
+    if len(rows):
+        statistics = _class_statistics(task, task.indices[rows], examples)
+        alignment[rows], blocks[rows] = statistics.alignment, statistics.class_blocks
+    return replace(spectrum, alignment=alignment, class_blocks=blocks, class_examples=examples)
+
+
+def balanced_examples(run: Run, num_examples: int) -> list[int]:
+    """Indices of the first examples of each class, so many from each as there are and fit in.
+
+    At most `MAX_DENSE`. Empty where they would be the first `num_examples`, as with all examples,
+    and where targets are not the labels of classes.
+    """
+    if not run.num_classes:
+        return []
+    labels = np.asarray(run.problem.targets)
+    order = np.argsort(labels, kind="stable")
+    rank = np.empty(len(labels), int)
+    rank[order] = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
+    # The first of every class, then the second of every class, and so on.
+    turns = np.argsort(rank, kind="stable")
+    count = min(num_examples, len(labels))
+    if np.array_equal(np.sort(turns[:count]), np.arange(count)):
+        return []
+    return np.sort(turns[: min(count, MAX_DENSE)]).tolist()
+
+
+def _class_statistics(
+    task: _Task, indices: Int[np.ndarray, " checkpoints"], examples: list[int]
+) -> KernelStatistics:
+    problem = task.run.problem.take(jnp.array(examples))
+    labels = np.asarray(problem.targets)
+    kernels = kernels_along(task.run, indices, problem, engine=task.engine)
+    sums = [dense_sums(some, labels, task.num_classes) for some in kernels]
+    whole = jax.tree.map(lambda *parts: np.concatenate(parts), *sums)
+    return kernel_statistics(whole, labels, task.num_classes)
 
 
 def first_examples(run: Run, num_examples: int) -> Problem:

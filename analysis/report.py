@@ -58,7 +58,8 @@ def summary(spectrum: Spectrum) -> dict[str, Any]:
 def _kernel(ntk: NTKSpectrum) -> dict[str, list[float]]:
     """What the kernel is like at each step."""
     names = ("steps", "trace", "captured", "effective_rank", "alignment")
-    return {name: getattr(ntk, name).tolist() for name in names}
+    found = {name: getattr(ntk, name).tolist() for name in names}
+    return found | {"class_examples": ntk.class_examples}
 
 
 def _limits(found: InfiniteWidth | None) -> dict[str, list[float]] | None:
@@ -233,13 +234,26 @@ def _ntk_line(ntk: NTKSpectrum) -> str:
     """Of the last checkpoint."""
     rows, count = ntk.num_examples, ntk.eigenvalues.shape[1]
     kind = "averaged over outputs" if ntk.trace_outputs else "all outputs"
-    alignment = f"{ntk.alignment[-1]:.3g}" if np.isfinite(ntk.alignment[-1]) else "undefined"
     return (
         f"NTK of {rows} examples, {kind}: {count} eigenvalues, {np.sum(~ntk.converged)} not "
         f"converged; at step {ntk.steps[-1]} they are {100 * ntk.captured[-1]:.4g}% of the trace "
-        f"{ntk.trace[-1]:.4g}, effective rank {ntk.effective_rank[-1]:.3g}, alignment with the "
-        f"labels {alignment}"
+        f"{ntk.trace[-1]:.4g}, effective rank {ntk.effective_rank[-1]:.3g}; {_alignment(ntk)}"
     )
+
+
+def _alignment(ntk: NTKSpectrum) -> str:
+    """Of the last checkpoint, or why there is none."""
+    classes = ntk.class_blocks.shape[1]
+    if classes == 1:
+        return "no alignment, as there are no labels of several classes"
+    examples = "these examples"
+    if ntk.class_examples:
+        examples = f"{len(ntk.class_examples)} examples drawn evenly from {classes} classes"
+    if not np.isfinite(ntk.alignment[-1]):
+        return (
+            f"alignment with the labels on {examples} undefined, the kernel being 0 or not finite"
+        )
+    return f"alignment with the labels {ntk.alignment[-1]:.3g} on {examples}"
 
 
 def _limit_line(found: InfiniteWidth) -> str:

@@ -214,6 +214,7 @@ def _ntk(
         batch_size=config.batch_size,
         seed=config.seed,
         engine=config.ntk_engine,
+        aligned=_evenly(chosen, config.alignment_checkpoints),
     )
     told = lambda done: progress("ntk", done)  # noqa: E731
     return _in_parts(NTKSpectrum, part, chosen, _NTK_PART, "ntk", parts, told)
@@ -221,8 +222,14 @@ def _ntk(
 
 def density_checkpoints(config: SpectrumConfig, chosen: Checkpoints) -> Checkpoints:
     """The chosen checkpoints at which densities are computed."""
-    count = min(config.density_checkpoints, len(chosen))
-    return np.asarray(chosen)[np.linspace(0, len(chosen) - 1, count).astype(int)]
+    return _evenly(chosen, config.density_checkpoints)
+
+
+def _evenly(chosen: Checkpoints, most: int) -> Checkpoints:
+    """Some of the checkpoints, evenly spaced, the last among them."""
+    count = min(most, len(chosen))
+    first = 0 if count > 1 else len(chosen) - 1
+    return np.asarray(chosen)[np.linspace(first, len(chosen) - 1, count).astype(int)]
 
 
 def _densities(

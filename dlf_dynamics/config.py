@@ -277,6 +277,9 @@ def span_of(text: str, key: str) -> tuple[float, float]:
     raise ConfigError(f"{key} is {text!r}; expected a:b with a < b, for example 8000:10500")
 
 
+_SPREAD = ("alignment_checkpoints", "density_checkpoints")
+
+
 @dataclass(frozen=True)
 class SpectrumConfig:
     """What to compute, and where along the run."""
@@ -304,6 +307,9 @@ class SpectrumConfig:
     """Examples of the NTK, the first ones of the data; 0 leaves the NTK out."""
     ntk_full: bool = False
     """Keep the outputs apart in the NTK instead of averaging over them."""
+    alignment_checkpoints: int = 200
+    """Checkpoints, evenly spaced, at which the NTK's alignment with the labels is computed, on as
+    many examples drawn evenly from the classes; at all of them where these are the first ones."""
     ntk_engine: EngineName = "own"
     """What forms the NTK: this program, or the package neural-tangents, which is installed apart.
     The kernels are equal to rounding."""
@@ -327,8 +333,8 @@ class SpectrumConfig:
     """Seed of the random start vectors."""
 
     def __post_init__(self) -> None:
-        counts = {"every": 1, "k": 1, "ntk_examples": 0, "density_checkpoints": 1, "audit_every": 1}
-        for key, least in (counts | {"batch_size": 1}).items():
+        counts = {"every": 1, "k": 1, "ntk_examples": 0, "audit_every": 1, "batch_size": 1}
+        for key, least in (counts | dict.fromkeys(_SPREAD, 1)).items():
             value = getattr(self, key)
             if value is not None and value < least:
                 raise ConfigError(f"{key} is {value}; expected at least {least}")
