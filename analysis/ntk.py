@@ -18,9 +18,10 @@ from dlf_dynamics.analysis.devices import filled, map_over_devices, one_ahead, r
 from dlf_dynamics.analysis.eigensolver import top_eigenpairs
 from dlf_dynamics.analysis.kernel import (
     KernelProduct,
-    KernelStatistics,
     KernelSums,
+    dense_eigenvalues,
     dense_sums,
+    drawn_evenly,
     gram_matrix,
     kernel_statistics,
     output_shape,
@@ -109,9 +110,8 @@ def ntk_spectrum(
     eigenvalues come from products. Its other statistics stay exact, and take the time of all its
     entries.
 
-    Sorted data begin with examples of one class, which no kernel can be aligned with. Alignment and
-    class blocks are therefore taken on as many examples drawn evenly from the classes: see
-    `balanced_examples`.
+    Sorted data begin with examples of one class, with which no kernel can be aligned. Alignment and
+    class blocks are therefore taken on as many, drawn evenly: see `balanced_examples`.
 
     Args:
         run: a recorded run.
@@ -160,49 +160,37 @@ def ntk_spectrum(
         progress(sum(len(part.pairs.eigenvalues) for part in found))
     spectrum = _spectrum(task, jax.tree.map(lambda *arrays: np.concatenate(arrays), *found))
     examples = balanced_examples(run, num_examples)
-    if not examples:
-        return spectrum
-    rows = np.arange(len(task.indices))
-    if aligned is not None:
-        rows = np.flatnonzero(np.isin(task.indices, aligned))
-    alignment, blocks = (
-        np.full_like(a, np.nan) for a in (spectrum.alignment, spectrum.class_blocks)
-    )
-    if len(rows):
-        statistics = _class_statistics(task, task.indices[rows], examples)
-        alignment[rows], blocks[rows] = statistics.alignment, statistics.class_blocks
-    return replace(spectrum, alignment=alignment, class_blocks=blocks, class_examples=examples)
+    return _with_classes(spectrum, task, examples, aligned) if examples else spectrum
 
 
 def balanced_examples(run: Run, num_examples: int) -> list[int]:
-    """Indices of the first examples of each class, so many from each as there are and fit in.
+    """Indices of examples drawn evenly from the classes, at most `MAX_DENSE`.
 
-    At most `MAX_DENSE`. Empty where they would be the first `num_examples`, as with all examples,
-    and where targets are not the labels of classes.
+    Empty where they would be the first `num_examples`, and where targets are not labels.
     """
     if not run.num_classes:
         return []
     labels = np.asarray(run.problem.targets)
-    order = np.argsort(labels, kind="stable")
-    rank = np.empty(len(labels), int)
-    rank[order] = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
-    # The first of every class, then the second of every class, and so on.
-    turns = np.argsort(rank, kind="stable")
     count = min(num_examples, len(labels))
-    if np.array_equal(np.sort(turns[:count]), np.arange(count)):
+    if np.array_equal(drawn_evenly(labels, count), np.arange(count)):
         return []
-    return np.sort(turns[: min(count, MAX_DENSE)]).tolist()
+    return drawn_evenly(labels, min(count, MAX_DENSE)).tolist()
 
 
-def _class_statistics(
-    task: _Task, indices: Int[np.ndarray, " checkpoints"], examples: list[int]
-) -> KernelStatistics:
+def _with_classes(
+    spectrum: NTKSpectrum, task: _Task, examples: list[int], aligned: Checkpoints | None
+) -> NTKSpectrum:
+    """Alignment and class blocks of the kernel on other examples, NaN where not asked for."""
+    asked = np.isin(task.indices, task.indices if aligned is None else aligned)
     problem = task.run.problem.take(jnp.array(examples))
-    labels = np.asarray(problem.targets)
-    kernels = kernels_along(task.run, indices, problem, engine=task.engine)
-    sums = [dense_sums(some, labels, task.num_classes) for some in kernels]
-    whole = jax.tree.map(lambda *parts: np.concatenate(parts), *sums)
-    return kernel_statistics(whole, labels, task.num_classes)
+    kernels = kernels_along(task.run, task.indices[asked], problem, engine=task.engine)
+    labels, classes = np.asarray(problem.targets), task.num_classes
+    found = [kernel_statistics(dense_sums(k, labels, classes), labels, classes) for k in kernels]
+    names = ("alignment", "class_blocks")
+    columns = {name: np.full_like(getattr(spectrum, name), np.nan) for name in names}
+    for name, column in columns.items():
+        column[asked] = np.concatenate([column[:0], *(getattr(some, name) for some in found)])
+    return replace(spectrum, **columns, class_examples=examples)
 
 
 def first_examples(run: Run, num_examples: int) -> Problem:
@@ -273,17 +261,6 @@ def kernels_along(
 
     for count, grams in one_ahead(begun()):
         yield np.asarray(grams)[:count]
-
-
-def dense_eigenvalues(
-    kernels: Float[np.ndarray, "kernels size size"],
-) -> Float[np.ndarray, "kernels size"]:
-    """All eigenvalues, descending; NaN where a kernel is not finite."""
-    finite = np.all(np.isfinite(kernels), axis=(1, 2))
-    values = np.full(kernels.shape[:2], np.nan)
-    # XLA's dense eigensolver is several times slower than LAPACK through NumPy.
-    values[finite] = np.linalg.eigvalsh(kernels[finite])[:, ::-1]
-    return values
 
 
 class _Pairs(NamedTuple):

@@ -31,10 +31,10 @@ def summary(spectrum: Spectrum) -> dict[str, Any]:
         },
         "checkpoints": len(hessian.steps),
         "operator": str(hessian.curvature),
-        "values": spectrum.num_values,
-        "values_not_converged": spectrum.values_not_converged,
+        "values": _num_values(spectrum),
+        "values_not_converged": int(np.sum(spectrum.unsure)),
         "not_converged": spectrum.not_converged,
-        "centres": spectrum.has_centres,
+        "centres": _has_centres(spectrum),
         "above": _above(spectrum),
         "failed": spectrum.failed,
         "unresolved": spectrum.unresolved,
@@ -85,6 +85,19 @@ def _above(spectrum: Spectrum) -> dict[str, Any] | None:
         "incomplete_steps": spectrum.hessian.steps[missing].tolist(),
         "smallest_there": float(np.nanmin(values, initial=np.inf)),
     }
+
+
+def _num_values(spectrum: Spectrum) -> int:
+    """Eigenvalues at iterates and centres, converged or not."""
+    found = [getattr(spectrum.hessian, at).eigenvalues for at in POINTS]
+    return int(np.sum(np.isfinite(found)))
+
+
+def _has_centres(spectrum: Spectrum) -> bool:
+    """Whether centres are known beyond step 0, which has none."""
+    beyond = spectrum.hessian.steps > 0
+    values = spectrum.hessian.centre.eigenvalues[beyond]
+    return not np.any(beyond) or bool(np.any(np.isfinite(values)))
 
 
 def _mean_products(spectrum: Spectrum) -> float:
@@ -177,14 +190,14 @@ def closing_lines(spectrum: Spectrum) -> list[str]:
 
 
 def _points_line(spectrum: Spectrum) -> str:
-    if spectrum.has_centres:
+    if _has_centres(spectrum):
         return "iterate and centre"
     return "the iterate alone, as the updates about it, and so its centre, are not known"
 
 
 def _convergence_line(spectrum: Spectrum) -> str:
     """Of all values, whatever their rank."""
-    bad, total = spectrum.values_not_converged, spectrum.num_values
+    bad, total = int(np.sum(spectrum.unsure)), _num_values(spectrum)
     line = f"{bad} of {total} eigenvalues not converged"
     if not bad:
         return line
@@ -206,7 +219,7 @@ def _count_oscillations(spectrum: Spectrum) -> str:
         bursts, windows = len(spectrum.bursts), len(spectrum.oscillations)
         return f"{_number(bursts, 'burst')}, {_number(windows, 'oscillation')}"
     line = "oscillations are not known, as no update cosines were recorded"
-    if not spectrum.has_centres:
+    if not _has_centres(spectrum):
         return line + ", and the updates, of mini-batches, cannot be made again"
     return line + " (`dlf-dynamics bifurcations` makes the steps again and tells them)"
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from dlf_dynamics import resultfile
+from dlf_dynamics.analysis.checkpoints import density_checkpoints, evenly, select_checkpoints
 from dlf_dynamics.analysis.crossings import resolve_crossings
 from dlf_dynamics.analysis.curvature import Curvature
 from dlf_dynamics.analysis.density import Density, density
@@ -28,14 +29,14 @@ from dlf_dynamics.analysis.ntk import NTKSpectrum, ntk_spectrum
 from dlf_dynamics.analysis.ritz import Ends
 from dlf_dynamics.analysis.stability import instability_threshold, refusal, threshold_label
 from dlf_dynamics.analysis.trajectory import POINTS, Solver
-from dlf_dynamics.config import SpectrumConfig, span_of
+from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import damaged
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.resultfile import (
     Parts,
     Record,
-    concatenate,
+    in_parts,
     inside,
     pack,
     pack_table,
@@ -91,17 +92,7 @@ class Spectrum:
     @property
     def not_converged(self) -> int:
         """Checkpoints at which any value, at iterate or centre, did not converge."""
-        return int(np.sum(np.any(self._unsure, axis=(1, 2))))
-
-    @property
-    def values_not_converged(self) -> int:
-        """Values that did not converge, of all that there are at iterates and centres."""
-        return int(np.sum(self._unsure))
-
-    @property
-    def num_values(self) -> int:
-        """Hessian eigenvalues at iterates and centres, converged or not."""
-        return int(np.sum(np.isfinite(self._at_points("eigenvalues"))))
+        return int(np.sum(np.any(self.unsure, axis=(1, 2))))
 
     @property
     def comparable(self) -> bool:
@@ -111,12 +102,8 @@ class Spectrum:
         return applies and bool(np.any(np.isfinite(self.thresholds)))
 
     @property
-    def has_centres(self) -> bool:
-        """Whether centres are known beyond step 0, which has none."""
-        return not np.any(self.hessian.steps > 0) or bool(np.any(self._known[:, 1]))
-
-    @property
-    def _unsure(self) -> Bool[np.ndarray, "checkpoints points k"]:
+    def unsure(self) -> Bool[np.ndarray, "checkpoints points k"]:
+        """Values that did not converge; not those that there are not."""
         known = np.isfinite(self._at_points("eigenvalues"))
         return known & ~self._at_points("converged")
 
@@ -214,22 +201,10 @@ def _ntk(
         batch_size=config.batch_size,
         seed=config.seed,
         engine=config.ntk_engine,
-        aligned=_evenly(chosen, config.alignment_checkpoints),
+        aligned=evenly(chosen, config.alignment_checkpoints),
     )
     told = lambda done: progress("ntk", done)  # noqa: E731
-    return _in_parts(NTKSpectrum, part, chosen, _NTK_PART, "ntk", parts, told)
-
-
-def density_checkpoints(config: SpectrumConfig, chosen: Checkpoints) -> Checkpoints:
-    """The chosen checkpoints at which densities are computed."""
-    return _evenly(chosen, config.density_checkpoints)
-
-
-def _evenly(chosen: Checkpoints, most: int) -> Checkpoints:
-    """Some of the checkpoints, evenly spaced, the last among them."""
-    count = min(most, len(chosen))
-    first = 0 if count > 1 else len(chosen) - 1
-    return np.asarray(chosen)[np.linspace(first, len(chosen) - 1, count).astype(int)]
+    return in_parts(NTKSpectrum, part, chosen, _NTK_PART, "ntk", parts, told)
 
 
 def _densities(
@@ -254,42 +229,8 @@ def _densities(
         )
         start = number * len(some)
         told = lambda done, start=start: progress("density", start + done)  # noqa: E731
-        found[name] = _in_parts(Density, part, some, _DENSITY_PART, f"density-{name}", parts, told)
+        found[name] = in_parts(Density, part, some, _DENSITY_PART, f"density-{name}", parts, told)
     return found
-
-
-def _in_parts(
-    kind: type[Record],
-    compute: Callable[[Checkpoints], Record],
-    chosen: Checkpoints,
-    length: int,
-    name: str,
-    parts: Parts,
-    progress: Callable[[int], None],
-) -> Record:
-    """What `compute` gives for all checkpoints, some at a time, each part kept when it is done."""
-    found = []
-    for start in range(0, len(chosen), length):
-        some = chosen[start : start + length]
-        arrays = parts.get_or_make(f"{name}-{len(found)}", lambda some=some: pack(compute(some)))
-        found.append(unpack(kind, arrays))
-        progress(start + len(some))
-    return concatenate(found)
-
-
-def select_checkpoints(run: Run, config: SpectrumConfig) -> Checkpoints:
-    """Indices of the checkpoints that the configuration asks for.
-
-    Raises:
-        ConfigError: when `steps` is not a:b, or nothing is left.
-    """
-    start, stop = span_of(config.steps, "steps")
-    steps = run.checkpoint_steps
-    within = np.flatnonzero((steps >= start) & (steps < stop))
-    if len(within) == 0:
-        there = f"{steps[0]} to {steps[-1]}" if len(steps) else "none"
-        raise ConfigError(f"steps {config.steps} holds no checkpoint; the run's are {there}")
-    return within[:: config.every]
 
 
 def _thresholds(run: Run, chosen: Checkpoints) -> Float[np.ndarray, " checkpoints"]:
