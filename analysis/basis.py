@@ -177,4 +177,5 @@ def combine(vectors: Float[Array, "capacity n"], coefficients: Array) -> Float[A
 def asymmetry(basis: Basis) -> float:
     """Largest difference of two entries that are equal for a symmetric operator."""
     matrix = np.asarray(basis.matrix, np.float64)
-    return float(np.max(np.abs(matrix - matrix.T)))
+    with np.errstate(invalid="ignore"):
+        return float(np.max(np.abs(matrix - matrix.T)))

@@ -14,7 +14,14 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from dlf_dynamics.analysis import subspace
 from dlf_dynamics.analysis.lanczos import lanczos
-from dlf_dynamics.analysis.ritz import Ends, Matvec, RitzPairs, rounding
+from dlf_dynamics.analysis.ritz import (
+    GUARD_GROWTH,
+    Ends,
+    Matvec,
+    RitzPairs,
+    is_lost,
+    rounding,
+)
 from dlf_dynamics.operators import check_operator
 from dlf_dynamics.reprs import brief
 
@@ -34,11 +41,12 @@ class Certificate(NamedTuple):
         residuals: ‖A v - λ v‖ from fresh products.
         intervals: lower and upper ends; in exact arithmetic each contains an eigenvalue, and
             pairs whose intervals meet contain as many as they are (Parlett, Theorems 4.5.1 and
-            11.5.1). Rounding of a product is allowed for.
+            11.5.1). Rounding of a product is allowed for. Where products are rounding and little
+            else, they contain 0 and, but for bad luck, all eigenvalues.
         gap_intervals: the sharper ones of Kato and Temple (Parlett, Theorem 4.6.1), which hold
             where nothing was missed; NaN where a neighbour is too near to tell.
-        converged: residual at most `tol` times the norm of the operator, as far as it was seen, and
-            the guard left the value alone.
+        converged: residual at most `tol` times the norm of the operator, as far as it was seen,
+            the guard left the value alone, and the products are those of a symmetric operator.
     """
 
     residuals: Float[np.ndarray, "*batch count"]
@@ -245,10 +253,15 @@ def certify(pairs: RitzPairs, ends: Ends, tol: float) -> Certificate:
     values = np.asarray(pairs.values, np.float64)
     gram = np.asarray(pairs.residual_gram, np.float64)
     residuals = np.sqrt(np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), 0))
+    size, dtype = pairs.vectors.shape[-1], pairs.values.dtype
     norm = np.asarray(pairs.norm, np.float64)[..., None]
+    lost = np.asarray(is_lost(pairs.asymmetry, pairs.norm))[..., None]
     with np.errstate(invalid="ignore"):
-        converged = (residuals <= tol * norm) & np.asarray(pairs.guarded)
-    noise = rounding(pairs.vectors.shape[-1], pairs.values.dtype) * norm
+        converged = (residuals <= tol * norm) & np.asarray(pairs.guarded) & ~lost
+    # Of a random unit vector ‖A q‖ is at least this part of every |λ|, but for bad luck.
+    share = np.where(lost, GUARD_GROWTH * size**0.5, rounding(size, dtype))
+    # Squares of smaller numbers leave the range, so that norms of them are 0.
+    noise = share * norm + float(np.finfo(dtype).tiny) ** 0.5
     radius = _radius(values, residuals + noise, gram)
     intervals = np.stack([values - radius, values + radius], axis=-1)
     gaps = _gap_intervals(values, intervals, residuals, ends, noise)

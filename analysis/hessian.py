@@ -18,7 +18,7 @@ from dlf_dynamics.analysis.trajectory import (
     POINTS,
     Solver,
     Source,
-    all_above,
+    below_cut,
     check_deterministic,
     solve_segment,
 )
@@ -75,11 +75,15 @@ class HessianSpectrum:
         steps: of the checkpoints.
         iterate: at θ_t.
         centre: at ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1), where an oscillation of period 2 cancels; NaN and
-            not converged at step 0, which has no step before it.
+            not converged at step 0, which has no step before it, and throughout where the updates
+            are not known, as those of recorded mini-batches.
         curvature: which operator.
         ends: how many eigenvalues were asked for from the top and from the bottom.
         tol: relative residual that counts as converged.
         audits: those that were made; none where every checkpoint has a random start of its own.
+        incomplete: where more eigenvalues may lie above the fraction of the threshold that was
+            asked for than are there, as the limit on their number was met or a value above it did
+            not converge; false without such a fraction.
     """
 
     steps: Int[np.ndarray, " checkpoints"]
@@ -89,6 +93,7 @@ class HessianSpectrum:
     ends: Ends
     tol: float
     audits: list[Audit]
+    incomplete: Bool[np.ndarray, " checkpoints"]
     __repr__ = brief
 
 
@@ -115,8 +120,8 @@ def hessian_spectrum(
         progress: told how many checkpoints are done.
 
     Raises:
-        ConfigError: for a class or a block of parameters that the run does not have.
-        ValueError: when the loss is not deterministic.
+        ConfigError: for a class or a block of parameters that the run does not have, or when the
+            loss is not deterministic.
     """
     config = SpectrumConfig() if config is None else config
     solver = Solver.from_config(run, config)
@@ -126,14 +131,14 @@ def hessian_spectrum(
     if thresholds is not None:
         limits[place] = thresholds
     parts = Parts(None) if parts is None else parts
-    check_deterministic(run, solver, int(order[0]))
+    check_deterministic(run, solver)
     found: list[Arrays] = []
     for start in range(0, len(order), solver.segment_length):
         span = slice(start, start + solver.segment_length)
         make = partial(_enough, run, solver, order[span], limits[span], found[-1:], config.above)
         found.append(parts.get_or_make(f"hessian-{len(found)}", make))
         progress(min(span.stop, len(order)))
-    return _joined(run, solver, order, place, found)
+    return _joined(run, solver, order, place, found, _cuts(limits, config.above))
 
 
 def _enough(
@@ -149,9 +154,27 @@ def _enough(
     while True:
         arrays = solve_segment(run, solver, source, thresholds, *before)
         most = max(solver.ends) >= min(MOST, solver.size)
-        if most or all_above(arrays, thresholds, above):
+        if most or np.all(below_cut(arrays, _cuts(thresholds, above), solver.size)):
             return arrays
         solver = solver.doubled()
+
+
+def _cuts(
+    thresholds: Float[np.ndarray, " checkpoints"], above: float | None
+) -> Float[np.ndarray, " checkpoints"]:
+    """Above which every eigenvalue is wanted; infinite where none are asked for."""
+    return np.full(len(thresholds), np.inf) if above is None else above * thresholds
+
+
+def _incomplete(
+    found: Eigenvalues, cuts: Float[np.ndarray, " checkpoints"], size: int
+) -> Bool[np.ndarray, " checkpoints"]:
+    """Where all values are above the cut, or one above it did not converge."""
+    with np.errstate(invalid="ignore"):
+        above = found.eigenvalues > cuts[:, None]
+    counts = np.sum(np.isfinite(found.eigenvalues), axis=1)
+    short = (counts > 0) & (counts < size) & (np.sum(above, axis=1) == counts)
+    return short | np.any(above & ~found.converged, axis=1)
 
 
 def _joined(
@@ -160,6 +183,7 @@ def _joined(
     order: Int[np.ndarray, " sorted"],
     place: Int[np.ndarray, " checkpoints"],
     segments: list[Arrays],
+    cuts: Float[np.ndarray, " sorted"],
 ) -> HessianSpectrum:
     """The segments one after another, in the order that was asked for."""
     steps = run.checkpoint_steps[order]
@@ -175,7 +199,14 @@ def _joined(
     blank = {name: _without(getattr(centre, name), first) for name in Eigenvalues._fields[:4]}
     centre = centre._replace(**blank)
     return HessianSpectrum(
-        steps[place], iterate, centre, solver.curvature, solver.ends, solver.tol, audits
+        steps[place],
+        iterate,
+        centre,
+        solver.curvature,
+        solver.ends,
+        solver.tol,
+        audits,
+        np.any([_incomplete(at, cuts[place], solver.size) for at in (iterate, centre)], axis=0),
     )
 
 

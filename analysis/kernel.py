@@ -163,6 +163,30 @@ def kernel_statistics(
         )
 
 
+def dense_eigenvalues(
+    kernels: Float[np.ndarray, "kernels size size"],
+) -> Float[np.ndarray, "kernels size"]:
+    """All eigenvalues, descending; NaN where a kernel is not finite."""
+    finite = np.all(np.isfinite(kernels), axis=(1, 2))
+    values = np.full(kernels.shape[:2], np.nan)
+    # XLA's dense eigensolver is several times slower than LAPACK through NumPy.
+    values[finite] = np.linalg.eigvalsh(kernels[finite])[:, ::-1]
+    return values
+
+
+def drawn_evenly(labels: Int[np.ndarray, " examples"], count: int) -> Int[np.ndarray, " count"]:
+    """Indices of the first examples of each class, so many from each as there are and fit in.
+
+    >>> drawn_evenly(np.array([0, 0, 0, 0, 1, 2, 2]), 5).tolist()
+    [0, 1, 4, 5, 6]
+    """
+    order = np.argsort(labels, kind="stable")
+    rank = np.empty(len(labels), int)
+    rank[order] = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
+    # The first of every class, then the second of every class, and so on.
+    return np.sort(np.argsort(rank, kind="stable")[:count])
+
+
 def dense_sums(
     kernels: Float[np.ndarray, "kernels size size"],
     labels: Int[np.ndarray, " examples"],

@@ -16,6 +16,7 @@ from dlf_dynamics.analysis.ritz import (
     RitzPairs,
     guard_steps,
     in_place,
+    is_lost,
     orthogonalise,
     rayleigh_ritz,
     rounding,
@@ -26,7 +27,7 @@ DRAWS = 4
 """Random vectors that are drawn before the pass begins."""
 
 NEAR = 100
-"""Bounds of less than this times what is allowed are looked at after every step."""
+"""Bounds of less than this times what is allowed are looked at after every few steps."""
 
 
 class _Krylov(NamedTuple):
@@ -125,6 +126,8 @@ def lanczos(
     eigenvalue, with a tenth of the typical share 1/√n, would stand out by the growth of the
     Chebyshev polynomial (Saad, *Numerical Methods for Large Eigenvalue Problems*, §6.6), but no
     longer than the first chain. If it changed a wanted value, a new guard follows.
+
+    Products that are not finite, or not those of a symmetric operator, end it at once.
 
     Args:
         matvec: product with the operator.
@@ -267,7 +270,8 @@ def _decide(
     progress: _Progress, krylov: _Krylov, look: _Look, capacity: int, ends: Ends
 ) -> _Progress:
     """Goes on, begins a guard, or stops."""
-    done = jnp.all(look.met & _guarded(krylov, look, progress.known, ends))
+    hopeless = ~jnp.isfinite(krylov.norm) | is_lost(krylov.asymmetry, krylov.norm)
+    done = hopeless | jnp.all(look.met & _guarded(krylov, look, progress.known, ends))
     moved = ~_left_alone(look, progress.known)
     # A budget that is nearly spent keeps a rest for the guard of the values that are there.
     unknown = jnp.all(jnp.isnan(progress.known.values))
@@ -278,7 +282,8 @@ def _decide(
     # While a guard is followed, there is nothing to see before it was followed far enough.
     following = jnp.max(_steps_enough(krylov, look)).astype(jnp.int32)
     near = jnp.max(look.excess) < NEAR
-    wait = jnp.where(near, 1, jnp.maximum(2, krylov.size // 12))
+    # In a large basis the eigensolve of a look costs as much as several products.
+    wait = jnp.where(near, jnp.maximum(1, krylov.size // 24), jnp.maximum(2, krylov.size // 12))
     return _Progress(krylov, look, known, jnp.where(begin, following, wait), done)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +19,9 @@ from dlf_dynamics.analysis.eigensolver import top_eigenpairs
 from dlf_dynamics.analysis.kernel import (
     KernelProduct,
     KernelSums,
+    dense_eigenvalues,
     dense_sums,
+    drawn_evenly,
     gram_matrix,
     kernel_statistics,
     output_shape,
@@ -64,9 +66,12 @@ class NTKSpectrum:
         trace: of the kernel, ‖J‖_F², divided by the number of outputs if the kernel is traced.
         captured: part of the trace that the eigenvalues which converged make up.
         effective_rank: participation ratio of all eigenvalues, as in `KernelStatistics`.
-        alignment: of the kernel with the labels, centred; always of the traced kernel.
-        class_blocks: mean of the traced kernel between classes, shape (checkpoints, classes,
-            classes); where targets are not labels, all examples are of one class.
+        alignment: of the traced kernel on `class_examples` with the labels, centred; NaN where all
+            are of one class, and at checkpoints where it was not asked for.
+        class_blocks: mean of that kernel between classes, shape (checkpoints, classes, classes);
+            where targets are not labels, all examples are of one class.
+        class_examples: indices of the examples for these two; empty where they are those of the
+            eigenvalues.
     """
 
     steps: Int[np.ndarray, " checkpoints"]
@@ -81,6 +86,7 @@ class NTKSpectrum:
     effective_rank: Float[np.ndarray, " checkpoints"]
     alignment: Float[np.ndarray, " checkpoints"]
     class_blocks: Float[np.ndarray, "checkpoints classes classes"]
+    class_examples: list[int] = field(default_factory=list)
     __repr__ = brief
 
 
@@ -97,6 +103,7 @@ def ntk_spectrum(
     batch_size: int | None = None,
     seed: int = 0,
     engine: EngineName = "own",
+    aligned: Checkpoints | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> NTKSpectrum:
     """Eigenvalues of the NTK of the first examples, and its trace, rank, alignment and blocks.
@@ -104,6 +111,9 @@ def ntk_spectrum(
     A kernel of at most `max_dense` rows is formed and solved by LAPACK. Of a larger one the top
     eigenvalues come from products. Its other statistics stay exact, and take the time of all its
     entries.
+
+    Sorted data begin with examples of one class, with which no kernel can be aligned. Alignment and
+    class blocks are therefore taken on as many, drawn evenly: see `balanced_examples`.
 
     Args:
         run: a recorded run.
@@ -118,6 +128,8 @@ def ntk_spectrum(
         batch_size: examples that a pass of a product takes at most; none means all.
         seed: of the random start vectors; each checkpoint's own start depends on its step.
         engine: what forms the kernels.
+        aligned: indices of the checkpoints at which alignment and class blocks are computed where
+            they need a kernel of their own; none means all.
         progress: told how many checkpoints are done.
 
     Raises:
@@ -148,7 +160,39 @@ def ntk_spectrum(
     for part in parts:
         found.append(part)
         progress(sum(len(part.pairs.eigenvalues) for part in found))
-    return _spectrum(task, jax.tree.map(lambda *arrays: np.concatenate(arrays), *found))
+    spectrum = _spectrum(task, jax.tree.map(lambda *arrays: np.concatenate(arrays), *found))
+    examples = balanced_examples(run, num_examples)
+    return _with_classes(spectrum, task, examples, aligned) if examples else spectrum
+
+
+def balanced_examples(run: Run, num_examples: int) -> list[int]:
+    """Indices of examples drawn evenly from the classes, at most `MAX_DENSE`.
+
+    Empty where they would be the first `num_examples`, and where targets are not labels.
+    """
+    if not run.num_classes:
+        return []
+    labels = np.asarray(run.problem.targets)
+    count = min(num_examples, len(labels))
+    if np.array_equal(drawn_evenly(labels, count), np.arange(count)):
+        return []
+    return drawn_evenly(labels, min(count, MAX_DENSE)).tolist()
+
+
+def _with_classes(
+    spectrum: NTKSpectrum, task: _Task, examples: list[int], aligned: Checkpoints | None
+) -> NTKSpectrum:
+    """Alignment and class blocks of the kernel on other examples, NaN where not asked for."""
+    asked = np.isin(task.indices, task.indices if aligned is None else aligned)
+    problem = task.run.problem.take(jnp.array(examples))
+    kernels = kernels_along(task.run, task.indices[asked], problem, engine=task.engine)
+    labels, classes = np.asarray(problem.targets), task.num_classes
+    found = [kernel_statistics(dense_sums(k, labels, classes), labels, classes) for k in kernels]
+    names = ("alignment", "class_blocks")
+    columns = {name: np.full_like(getattr(spectrum, name), np.nan) for name in names}
+    for name, column in columns.items():
+        column[asked] = np.concatenate([column[:0], *(getattr(some, name) for some in found)])
+    return replace(spectrum, **columns, class_examples=examples)
 
 
 def first_examples(run: Run, num_examples: int) -> Problem:
@@ -219,17 +263,6 @@ def kernels_along(
 
     for count, grams in one_ahead(begun()):
         yield np.asarray(grams)[:count]
-
-
-def dense_eigenvalues(
-    kernels: Float[np.ndarray, "kernels size size"],
-) -> Float[np.ndarray, "kernels size"]:
-    """All eigenvalues, descending; NaN where a kernel is not finite."""
-    finite = np.all(np.isfinite(kernels), axis=(1, 2))
-    values = np.full(kernels.shape[:2], np.nan)
-    # XLA's dense eigensolver is several times slower than LAPACK through NumPy.
-    values[finite] = np.linalg.eigvalsh(kernels[finite])[:, ::-1]
-    return values
 
 
 class _Pairs(NamedTuple):

@@ -14,6 +14,7 @@ from dlf_dynamics.analysis.events import Crossing
 from dlf_dynamics.analysis.infinite_width import InfiniteWidth
 from dlf_dynamics.analysis.ntk import NTKSpectrum
 from dlf_dynamics.analysis.spectrum import Spectrum
+from dlf_dynamics.analysis.trajectory import MOST, POINTS
 
 
 def summary(spectrum: Spectrum) -> dict[str, Any]:
@@ -31,7 +32,11 @@ def summary(spectrum: Spectrum) -> dict[str, Any]:
         },
         "checkpoints": len(hessian.steps),
         "operator": str(hessian.curvature),
+        "values": _num_values(spectrum),
+        "values_not_converged": int(np.sum(spectrum.unsure)),
         "not_converged": spectrum.not_converged,
+        "centres": _has_centres(spectrum),
+        "above": _above(spectrum),
         "failed": spectrum.failed,
         "unresolved": spectrum.unresolved,
         "audits": [dataclasses.asdict(audit) for audit in hessian.audits],
@@ -54,7 +59,8 @@ def summary(spectrum: Spectrum) -> dict[str, Any]:
 def _kernel(ntk: NTKSpectrum) -> dict[str, list[float]]:
     """What the kernel is like at each step."""
     names = ("steps", "trace", "captured", "effective_rank", "alignment")
-    return {name: getattr(ntk, name).tolist() for name in names}
+    found = {name: getattr(ntk, name).tolist() for name in names}
+    return found | {"class_examples": ntk.class_examples}
 
 
 def _limits(found: InfiniteWidth | None) -> dict[str, list[float]] | None:
@@ -69,10 +75,37 @@ def _moments(density: Density) -> dict[str, list[float]]:
     return {name: getattr(density, name).tolist() for name in names}
 
 
+def _above(spectrum: Spectrum) -> dict[str, Any] | None:
+    """How far the values go that were to be all above a fraction of the threshold."""
+    if spectrum.config.above is None:
+        return None
+    missing = spectrum.hessian.incomplete
+    values = [getattr(spectrum.hessian, at).eigenvalues[missing] for at in POINTS]
+    return {
+        "fraction": spectrum.config.above,
+        "incomplete_steps": spectrum.hessian.steps[missing].tolist(),
+        "smallest_there": float(np.nanmin(values, initial=np.inf)),
+    }
+
+
+def _num_values(spectrum: Spectrum) -> int:
+    """Eigenvalues at iterates and centres, converged or not."""
+    found = [getattr(spectrum.hessian, at).eigenvalues for at in POINTS]
+    return int(np.sum(np.isfinite(found)))
+
+
+def _has_centres(spectrum: Spectrum) -> bool:
+    """Whether centres are known beyond step 0, which has none."""
+    beyond = spectrum.hessian.steps > 0
+    values = spectrum.hessian.centre.eigenvalues[beyond]
+    return not np.any(beyond) or bool(np.any(np.isfinite(values)))
+
+
 def _mean_products(spectrum: Spectrum) -> float:
+    """At points that exist."""
     hessian = spectrum.hessian
     counts = np.concatenate([hessian.iterate.num_matvecs, hessian.centre.num_matvecs])
-    return float(np.mean(counts))
+    return float(np.mean(counts[counts > 0])) if np.any(counts) else 0.0
 
 
 def finite(value: Any) -> Any:
@@ -132,15 +165,15 @@ def closing_lines(spectrum: Spectrum) -> list[str]:
     """What the table rests on, a line each."""
     hessian = spectrum.hessian
     lines = [
-        f"{hessian.curvature} at {len(hessian.steps)} checkpoints, "
-        f"{_mean_products(spectrum):.1f} products each at iterate and centre; "
-        f"{spectrum.not_converged} not converged",
+        f"{hessian.curvature} at {counted(len(hessian.steps), 'checkpoint')}, "
+        f"{_mean_products(spectrum):.1f} products each at {_points_line(spectrum)}",
+        _convergence_line(spectrum),
         threshold_line(spectrum),
-        _count_oscillations(spectrum)
-        + "; ".join(_count_crossings(spectrum, at) for at in ("centre", "iterate"))
-        + f"; {spectrum.unresolved} checkpoints on neither side of the threshold",
+        _count_oscillations(spectrum) + "; " + _crossings_line(spectrum),
         *spectrum.source.caution,
     ]
+    if hessian.incomplete.any():
+        lines.insert(2, _above_line(spectrum))
     if spectrum.failed:
         lines.append(f"failed, the loss is not finite there: steps {spectrum.failed}")
     if hessian.audits:
@@ -158,42 +191,86 @@ def closing_lines(spectrum: Spectrum) -> list[str]:
     return lines + [_density_line(name, found) for name, found in spectrum.densities.items()]
 
 
+def _points_line(spectrum: Spectrum) -> str:
+    if _has_centres(spectrum):
+        return "iterate and centre"
+    return "the iterate alone, as the updates about it, and so its centre, are not known"
+
+
+def _convergence_line(spectrum: Spectrum) -> str:
+    """Of all values, whatever their rank."""
+    bad, total = int(np.sum(spectrum.unsure)), _num_values(spectrum)
+    line = f"{bad} of {total} eigenvalues not converged"
+    if not bad:
+        return line
+    return line + f", at {counted(spectrum.not_converged, 'checkpoint')}"
+
+
+def _above_line(spectrum: Spectrum) -> str:
+    found = _above(spectrum)
+    assert found is not None
+    return (
+        f"eigenvalues above {found['fraction']:g} of the threshold may be missing at "
+        f"{counted(len(found['incomplete_steps']), 'checkpoint')}: of at most {MOST} the smallest "
+        f"found there is {found['smallest_there']:.3g}"
+    )
+
+
 def _count_oscillations(spectrum: Spectrum) -> str:
     if not spectrum.watched:
-        return f"oscillations are not told: {spectrum.unwatched}; "
-    return (
-        f"{counted(len(spectrum.bursts), 'burst')}, "
-        f"{counted(len(spectrum.oscillations), 'oscillation')}; "
-    )
+        return f"oscillations are not told: {spectrum.unwatched}"
+    bursts, windows = len(spectrum.bursts), len(spectrum.oscillations)
+    return f"{counted(bursts, 'burst')}, {counted(windows, 'oscillation')}"
+
+
+def _crossings_line(spectrum: Spectrum) -> str:
+    if not spectrum.comparable:
+        return "crossings are not known, as there is no threshold to hold these eigenvalues against"
+    counts = [_count_crossings(spectrum, at) for at in ("centre", "iterate")]
+    unresolved = counted(spectrum.unresolved, "checkpoint")
+    return "; ".join([*counts, f"{unresolved} on neither side of the threshold"])
 
 
 def _count_crossings(spectrum: Spectrum, at: str) -> str:
     states = [crossing.state for crossing in spectrum.crossings if crossing.at == at]
     more = [f"{states.count(s)} {s}" for s in ("refined", "unresolved") if s in states]
-    number = counted(len(states), "crossing")
-    return f"{number} at {at}s" + (f" ({', '.join(more)})" if more else "")
+    line = f"{counted(len(states), 'crossing')} at {at}s"
+    return line + (f" ({', '.join(more)})" if more else "")
 
 
 def counted(number: int, what: str) -> str:
     """A number of things, one of them without the plural's s.
 
-    >>> counted(1, "crossing"), counted(2, "crossing")
-    ('1 crossing', '2 crossings')
+    >>> counted(1, "crossing"), counted(2801, "checkpoint")
+    ('1 crossing', '2,801 checkpoints')
     """
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _ntk_line(ntk: NTKSpectrum) -> str:
     """Of the last checkpoint."""
     rows, count = ntk.num_examples, ntk.eigenvalues.shape[1]
     kind = "averaged over outputs" if ntk.trace_outputs else "all outputs"
-    alignment = f"{ntk.alignment[-1]:.3g}" if np.isfinite(ntk.alignment[-1]) else "undefined"
     return (
         f"NTK of {rows} examples, {kind}: {count} eigenvalues, {np.sum(~ntk.converged)} not "
         f"converged; at step {ntk.steps[-1]} they are {100 * ntk.captured[-1]:.4g}% of the trace "
-        f"{ntk.trace[-1]:.4g}, effective rank {ntk.effective_rank[-1]:.3g}, alignment with the "
-        f"labels {alignment}"
+        f"{ntk.trace[-1]:.4g}, effective rank {ntk.effective_rank[-1]:.3g}; {_alignment(ntk)}"
     )
+
+
+def _alignment(ntk: NTKSpectrum) -> str:
+    """Of the last checkpoint, or why there is none."""
+    classes = ntk.class_blocks.shape[1]
+    if classes == 1:
+        return "no alignment, as there are no labels of several classes"
+    examples = "these examples"
+    if ntk.class_examples:
+        examples = f"{len(ntk.class_examples)} examples drawn evenly from {classes} classes"
+    if not np.isfinite(ntk.alignment[-1]):
+        return (
+            f"alignment with the labels on {examples} undefined, the kernel being 0 or not finite"
+        )
+    return f"alignment with the labels {ntk.alignment[-1]:.3g} on {examples}"
 
 
 def _limit_line(found: InfiniteWidth) -> str:
@@ -224,7 +301,7 @@ def threshold_line(spectrum: Spectrum) -> str:
     """The threshold's value and what it is, or why there is none."""
     finite = spectrum.thresholds[np.isfinite(spectrum.thresholds)]
     if len(finite) == 0:
-        return f"no threshold: {spectrum.label}"
+        return f"no threshold: {spectrum.label.removeprefix('no threshold: ')}"
     low, high = finite.min(), finite.max()
     value = f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
     return f"threshold {value}: {spectrum.label}"

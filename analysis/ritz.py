@@ -66,6 +66,15 @@ def rounding(num_params: int, dtype: Any) -> float:
     return float(np.finfo(dtype).eps) * (4 + num_params**0.5)
 
 
+def is_lost(asymmetry: Array | np.ndarray, norm: Array | np.ndarray) -> Array | np.ndarray:
+    """Whether products prove nothing, so that more of them do not help either.
+
+    They are then not those of a symmetric operator, or of one that is smaller than the rounding of
+    the terms that cancel in it. `check_operator` has the same limit.
+    """
+    return asymmetry > np.finfo(norm.dtype).eps ** 0.4 * norm
+
+
 def orthogonalise(
     vector: Float[Array, " n"], basis: Float[Array, "m n"]
 ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:

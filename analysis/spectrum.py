@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from dlf_dynamics import resultfile
+from dlf_dynamics.analysis.checkpoints import density_checkpoints, evenly, select_checkpoints
 from dlf_dynamics.analysis.crossings import resolve_crossings
 from dlf_dynamics.analysis.curvature import Curvature
 from dlf_dynamics.analysis.density import Density, density
@@ -29,7 +30,7 @@ from dlf_dynamics.analysis.ntk import NTKSpectrum, ntk_spectrum
 from dlf_dynamics.analysis.ritz import Ends
 from dlf_dynamics.analysis.stability import instability_threshold, refusal, threshold_label
 from dlf_dynamics.analysis.trajectory import POINTS, Solver
-from dlf_dynamics.config import SpectrumConfig, span_of
+from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import damaged
 from dlf_dynamics.provenance import provenance
@@ -37,7 +38,7 @@ from dlf_dynamics.reprs import brief
 from dlf_dynamics.resultfile import (
     Parts,
     Record,
-    concatenate,
+    in_parts,
     inside,
     pack,
     pack_table,
@@ -101,9 +102,21 @@ class Spectrum:
 
     @property
     def not_converged(self) -> int:
-        """Checkpoints at which the largest eigenvalue of iterate or centre did not converge."""
-        known, fine = self._known, self._stacked("converged")
-        return int(np.sum(np.any(known & ~fine, axis=1)))
+        """Checkpoints at which any value, at iterate or centre, did not converge."""
+        return int(np.sum(np.any(self.unsure, axis=(1, 2))))
+
+    @property
+    def comparable(self) -> bool:
+        """Whether there is a threshold, and it applies to the largest eigenvalues found."""
+        hessian = self.hessian
+        applies = hessian.curvature.has_threshold and hessian.ends.top > 0
+        return applies and bool(np.any(np.isfinite(self.thresholds)))
+
+    @property
+    def unsure(self) -> Bool[np.ndarray, "checkpoints points k"]:
+        """Values that did not converge; not those that there are not."""
+        known = np.isfinite(self._at_points("eigenvalues"))
+        return known & ~self._at_points("converged")
 
     @property
     def failed(self) -> list[int]:
@@ -113,18 +126,19 @@ class Spectrum:
     @property
     def unresolved(self) -> int:
         """Checkpoints of which it is not known on which side of the threshold they are."""
-        if not np.any(np.isfinite(self.thresholds)) or not self.hessian.curvature.has_threshold:
+        if not self.comparable:
             return 0
         return int(np.sum(np.any(self._known & (self.sides == 0), axis=1)))
 
     @property
     def _known(self) -> Bool[np.ndarray, "checkpoints points"]:
         """Where there is a value: not at the centre of step 0, nor where the loss failed."""
-        return np.isfinite(self._stacked("eigenvalues"))
+        return np.isfinite(self._at_points("eigenvalues")[..., 0])
 
-    def _stacked(self, name: str) -> Shaped[np.ndarray, "checkpoints points"]:
-        """Of the largest eigenvalue at each point."""
-        return np.stack([getattr(getattr(self.hessian, at), name)[:, 0] for at in POINTS], axis=1)
+    def _at_points(self, name: str) -> Shaped[np.ndarray, "checkpoints points k"]:
+        """What is known of each eigenvalue."""
+        found = [getattr(getattr(self.hessian, at), name) for at in POINTS]
+        return np.stack(found, axis=1)
 
 
 def default_path(run_path: Path) -> Path:
@@ -149,8 +163,8 @@ def compute_spectrum(
             are done.
 
     Raises:
-        ConfigError: when no checkpoint is selected, the run has no such class or block, or the
-            kernels that are asked for cannot be had.
+        ConfigError: when no checkpoint is selected, the run has no such class or block, the kernels
+            that are asked for cannot be had, or `above` is given where there is no threshold.
     """
     asked = config = SpectrumConfig() if config is None else config
     if not run.problem.has_outputs:
@@ -159,6 +173,11 @@ def compute_spectrum(
     chosen = select_checkpoints(run, config)
     check_kernels(run, config)
     thresholds = _thresholds(run, chosen)
+    if config.above is not None and np.all(np.isnan(thresholds)):
+        raise ConfigError(
+            f"above is {config.above:g}, a fraction of the threshold, and there is none: "
+            f"{str(refusal(run)).removeprefix('no threshold: ')}"
+        )
     hessian = hessian_spectrum(
         run,
         chosen,
@@ -193,15 +212,10 @@ def _ntk(
         batch_size=config.batch_size,
         seed=config.seed,
         engine=config.ntk_engine,
+        aligned=evenly(chosen, config.alignment_checkpoints),
     )
     told = lambda done: progress("ntk", done)  # noqa: E731
-    return _in_parts(NTKSpectrum, part, chosen, _NTK_PART, "ntk", parts, told)
-
-
-def density_checkpoints(config: SpectrumConfig, chosen: Checkpoints) -> Checkpoints:
-    """The chosen checkpoints at which densities are computed."""
-    count = min(config.density_checkpoints, len(chosen))
-    return np.asarray(chosen)[np.linspace(0, len(chosen) - 1, count).astype(int)]
+    return in_parts(NTKSpectrum, part, chosen, _NTK_PART, "ntk", parts, told)
 
 
 def _densities(
@@ -226,42 +240,8 @@ def _densities(
         )
         start = number * len(some)
         told = lambda done, start=start: progress("density", start + done)  # noqa: E731
-        found[name] = _in_parts(Density, part, some, _DENSITY_PART, f"density-{name}", parts, told)
+        found[name] = in_parts(Density, part, some, _DENSITY_PART, f"density-{name}", parts, told)
     return found
-
-
-def _in_parts(
-    kind: type[Record],
-    compute: Callable[[Checkpoints], Record],
-    chosen: Checkpoints,
-    length: int,
-    name: str,
-    parts: Parts,
-    progress: Callable[[int], None],
-) -> Record:
-    """What `compute` gives for all checkpoints, some at a time, each part kept when it is done."""
-    found = []
-    for start in range(0, len(chosen), length):
-        some = chosen[start : start + length]
-        arrays = parts.get_or_make(f"{name}-{len(found)}", lambda some=some: pack(compute(some)))
-        found.append(unpack(kind, arrays))
-        progress(start + len(some))
-    return concatenate(found)
-
-
-def select_checkpoints(run: Run, config: SpectrumConfig) -> Checkpoints:
-    """Indices of the checkpoints that the configuration asks for.
-
-    Raises:
-        ConfigError: when `steps` is not a:b, or nothing is left.
-    """
-    start, stop = span_of(config.steps, "steps")
-    steps = run.checkpoint_steps
-    within = np.flatnonzero((steps >= start) & (steps < stop))
-    if len(within) == 0:
-        there = f"{steps[0]} to {steps[-1]}" if len(steps) else "none"
-        raise ConfigError(f"steps {config.steps} holds no checkpoint; the run's are {there}")
-    return within[:: config.every]
 
 
 def _thresholds(run: Run, chosen: Checkpoints) -> Float[np.ndarray, " checkpoints"]:
@@ -332,6 +312,7 @@ def save_spectrum(spectrum: Spectrum, path: Path) -> None:
     hessian = spectrum.hessian
     arrays: resultfile.Arrays = {
         "step": hessian.steps,
+        "incomplete": hessian.incomplete,
         "threshold": spectrum.thresholds,
         "side": spectrum.sides,
     }
@@ -398,6 +379,7 @@ def _from_result(result: resultfile.Result) -> Spectrum:
         ends=Ends(*settings["ends"]),
         tol=settings["spectrum"]["tol"],
         audits=unpack_table(Audit, inside(arrays, "audits")),
+        incomplete=arrays.get("incomplete", np.zeros(len(arrays["step"]), bool)),
     )
     densities = {name: _unpacked(Density, arrays, f"density/{name}") for name in DENSITIES}
     return Spectrum(

@@ -110,8 +110,8 @@ def refusal(run: Run) -> str | None:
     dynamics = run.dynamics
     if dynamics.batch_size is not None:
         return (
-            "mini-batches: the threshold holds for the full-batch update only, and full-batch "
-            "eigenvalues of a mini-batch run stay below it"
+            "mini-batches: the threshold holds for the full-batch update only; the noise of "
+            "mini-batches lowers it by an amount that is not computed"
         )
     try:
         _require_alike_in(run)

@@ -34,6 +34,7 @@ from dlf_dynamics.analysis.ritz import (
     RitzPairs,
     guard_steps,
     in_place,
+    is_lost,
     rayleigh_ritz,
     rounding,
 )
@@ -54,6 +55,7 @@ class _Ritz:
         count: how many of them are wanted.
         norm: of the operator, as far as it was seen.
         rounding: of the values.
+        lost: whether more products do not help; see `ritz.is_lost`.
     """
 
     ascending: Float[np.ndarray, " size"]
@@ -63,6 +65,7 @@ class _Ritz:
     count: int
     norm: float
     rounding: float
+    lost: bool
 
     @property
     def values(self) -> Float[np.ndarray, " followed"]:
@@ -166,9 +169,11 @@ def solve(
         ritz = _ritz(state.basis, ends)
         state = state.seen(ritz)
         guarded = state.guarded(ritz, ends, tol, cold=cold)
-        met = ritz.count == ends.total and bool(np.all(ritz.met(tol)))
-        finite, left = np.all(np.isfinite(ritz.norms)), max_matvecs - state.made - checks
-        if not finite or left <= 0 or state.full or (met and np.all(guarded)):
+        whole = ritz.count == ends.total
+        met = whole and bool(np.all(ritz.met(tol)))
+        hopeless = not np.all(np.isfinite(ritz.norms)) or (whole and ritz.lost)
+        left = max_matvecs - state.made - checks
+        if hopeless or left <= 0 or state.full or (met and np.all(guarded)):
             break
         state = _extended(operator, state, ritz, ends, tol, left, key, follow=cold and met)
     basis = state.basis
@@ -261,7 +266,8 @@ def _ritz(basis: Basis, ends: Ends) -> _Ritz:
     capacity, num_params = basis.vectors.shape
     norm = float(basis.norm)
     noise = rounding(num_params, basis.vectors.dtype) * norm
-    ritz = _Ritz(ascending, rotation, followed, np.zeros(0), len(wanted), norm, noise)
+    lost = bool(is_lost(asymmetry(basis), basis.norm))
+    ritz = _Ritz(ascending, rotation, followed, np.zeros(0), len(wanted), norm, noise, lost)
     # Filled up, so that one compilation serves any number of pairs.
     missing = ends.total + 2 - len(followed)
     coefficients = np.pad(_padded(ritz, capacity), ((0, missing), (0, 0)))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from dlf_dynamics.analysis import subspace
 from dlf_dynamics.analysis.basis import Operator
@@ -26,6 +26,7 @@ from dlf_dynamics.analysis.modes import overlaps
 from dlf_dynamics.analysis.ritz import Ends, RitzPairs
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.dynamics import Dynamics, State
+from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.operators import check_operator
 from dlf_dynamics.resultfile import Arrays
 from dlf_dynamics.run import Run, stack_points
@@ -38,7 +39,7 @@ CENTRE = ("centre",)
 """The centre alone, at half the price."""
 
 MOST = 64
-"""Eigenvalues that are taken at most, to have all above a fraction of the threshold."""
+"""Eigenvalues to which k grows at most, to have all above a fraction of the threshold."""
 
 _SEGMENT_WORK = 10**8
 """Checkpoints times examples times parameters in a segment, roughly: some seconds of work."""
@@ -94,11 +95,10 @@ class Solver(NamedTuple):
         return rounded_up(min(_CHUNK * jax.device_count(), self.segment_length))
 
     def doubled(self) -> Solver:
-        """For twice as many eigenvalues, with products in proportion."""
-        k = min(2 * max(self.ends), self.size)
-        which = "both" if all(self.ends) else "largest" if self.ends.top else "smallest"
-        ends = make_ends(k, self.size, which)
-        return self._replace(ends=ends, max_matvecs=2 * self.max_matvecs)
+        """For twice as many of the largest eigenvalues, `MOST` at most; products in proportion."""
+        k = min(2 * self.ends.top, MOST, self.size)
+        products = -(-self.max_matvecs * k // self.ends.top)
+        return self._replace(ends=Ends(k, 0), max_matvecs=products)
 
     def key(self, step: Any) -> PRNGKeyArray:
         """Of the random directions at a step."""
@@ -211,7 +211,7 @@ def _analyse(
     """Ritz pairs at the iterates and at the centres of a chunk of states, or at one of the two."""
 
     def at_state(state: State) -> RitzPairs:
-        def at_point(params: Float[Array, " params"]) -> RitzPairs:
+        def solve(params: Float[Array, " params"]) -> RitzPairs:
             return lanczos(
                 solver.curvature(dynamics, state, params),
                 solver.size,
@@ -222,14 +222,27 @@ def _analyse(
                 dtype=params.dtype,
             )
 
+        def at_point(params: Float[Array, " params"]) -> RitzPairs:
+            nothing = jax.tree.map(_missing, jax.eval_shape(solve, params))
+            return jax.lax.cond(jnp.all(jnp.isfinite(params)), solve, lambda _: nothing, params)
+
         return jax.lax.map(at_point, _chosen(both_points(dynamics, state), points))
 
     return map_over_devices(at_state, states)
 
 
+def _missing(leaf: jax.ShapeDtypeStruct) -> Array:
+    """Of what was not computed: NaN, false or no products."""
+    fill = jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
+    return jnp.full(leaf.shape, fill, leaf.dtype)
+
+
 @jax.jit
 def both_points(dynamics: Dynamics, state: State) -> Float[Array, "points params"]:
-    """The iterate, and the centre ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1)."""
+    """The iterate, and the centre ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1).
+
+    It is NaN where the update before is not known; at step 0 that is 0.
+    """
     following, _ = dynamics.step(state)
     centre = state.params + (following.previous_update - state.previous_update) / 4
     return jnp.stack([state.params, centre])
@@ -253,12 +266,11 @@ def _by_warm_starts(
     """One checkpoint after another; audited at the last one, and where a threshold is crossed."""
     solved, audits = [], []
     sides = [0] * len(points)
-    last = _usable(last)
     for index, (point,) in enumerate(source(1)):
         state = run.state(point)
         pairs, vectors = [], []
         for place, params in enumerate(_chosen(both_points(run.dynamics, state), points)):
-            start = None if always_cold or last is None else last[place]
+            start = None if always_cold or last is None else _usable(last[place])
             found = _solve(run, solver, state, params, start)
             side = _side(found.pairs, solver, thresholds[index])
             due = index == len(thresholds) - 1 or side * sides[place] < 0
@@ -272,19 +284,21 @@ def _by_warm_starts(
             missing = solver.ends.total + 2 - len(found.subspace)
             vectors.append(np.pad(found.subspace, ((0, missing), (0, 0))))
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves)[None], *pairs)
-        last = _usable(np.stack(vectors))
-        solved.append(_certified(stacked, np.stack(vectors)[None], solver))
+        last = np.stack(vectors)
+        solved.append(_certified(stacked, last[None], solver))
     return solved, audits
 
 
-def _usable(vectors: np.ndarray | None) -> np.ndarray | None:
-    """Vectors to start from; a failed checkpoint has none."""
-    return vectors if vectors is not None and np.all(np.isfinite(vectors)) else None
+def _usable(vectors: np.ndarray) -> np.ndarray | None:
+    """Vectors to start from; there are none of a failed checkpoint or a centre that is missing."""
+    return vectors if np.all(np.isfinite(vectors)) else None
 
 
 def _solve(
     run: Run, solver: Solver, state: State, params: Array, start: np.ndarray | None
 ) -> subspace.Solution:
+    if not np.all(np.isfinite(params)):
+        return _nothing(solver, params.dtype)
     found = subspace.solve(
         Partial(solver.curvature, run.dynamics, state, params),
         solver.size,
@@ -298,12 +312,18 @@ def _solve(
     return jax.device_get(found)
 
 
+def _nothing(solver: Solver, dtype: Any) -> subspace.Solution:
+    """Of a point that does not exist; no product is made."""
+    count, nan = solver.ends.total, np.array(np.nan, dtype)
+    vectors = np.full((count, solver.size), nan)
+    guarded, none = np.zeros(count, bool), np.int32(0)
+    gram = np.full((count, count), nan)
+    pairs = RitzPairs(vectors[:, 0], vectors, gram, guarded, nan, nan, nan, none)
+    return subspace.Solution(pairs, vectors)
+
+
 def _certified(pairs: RitzPairs, vectors: np.ndarray, solver: Solver) -> _Solved:
     certificate = certify(pairs, solver.ends, solver.tol)
-    # Products of an operator that is not symmetric prove nothing.
-    allowed = np.finfo(pairs.values.dtype).eps ** 0.4 * pairs.norm
-    symmetric = (pairs.asymmetry <= allowed)[..., None]
-    certificate = certificate._replace(converged=certificate.converged & symmetric)
     return _Solved(certificate, np.asarray(pairs.values), pairs.num_matvecs, vectors)
 
 
@@ -320,32 +340,40 @@ def _compared(warm: RitzPairs, cold: RitzPairs, solver: Solver) -> tuple[bool, f
         one.intervals[:, 1], other.intervals[:, 1]
     )
     difference = np.max(np.abs(warm.values - cold.values)[both], initial=0.0)
-    return not np.any(apart & both), float(difference / np.max(np.abs(cold.values)))
+    largest = np.max(np.abs(cold.values))
+    return not np.any(apart & both), float(difference / largest) if largest else 0.0
 
 
-def all_above(
-    arrays: Arrays, thresholds: Float[np.ndarray, " checkpoints"], fraction: float | None
-) -> bool:
-    """Whether the smallest of the largest eigenvalues is below the fraction of the threshold."""
-    if fraction is None:
-        return True
+def below_cut(
+    arrays: Arrays, cuts: Float[np.ndarray, " checkpoints"], size: int
+) -> Bool[np.ndarray, "checkpoints points"]:
+    """Where the smallest of the largest eigenvalues is below a cut, or all of them are there."""
+    values = arrays["eigenvalues"]
     with np.errstate(invalid="ignore"):
-        return not np.any(arrays["eigenvalues"][..., -1] > fraction * thresholds[:, None])
+        return ~(values[..., -1] > cuts[:, None]) | (values.shape[-1] == size)
 
 
-def check_deterministic(run: Run, solver: Solver, index: int) -> None:
-    """Makes a few products at a checkpoint, unless its parameters are not finite.
+def check_deterministic(run: Run, solver: Solver) -> None:
+    """Makes a few products at the first checkpoint, unless its parameters are not finite.
+
+    There, and not where the analysis begins: of a network that has died or saturated since then,
+    rounding may be all that is left of the products.
 
     Raises:
-        ValueError: when they are not those of a symmetric, linear, deterministic operator.
+        ConfigError: when they are not those of a symmetric, linear, deterministic operator.
     """
-    ((point,),) = run.points([index], 1)
+    ((point,),) = run.points([0], 1)
     if not np.all(np.isfinite(point.params)):
         return
     state = run.state(point)
     operator = Partial(solver.curvature, run.dynamics, state, state.params)
     dtype = state.params.dtype
-    check_operator(lambda v: _product(operator, v), solver.size, solver.key(0), dtype)
+    try:
+        check_operator(lambda v: _product(operator, v), solver.size, solver.key(0), dtype)
+    except ValueError as error:
+        raise ConfigError(
+            f"the {solver.curvature} cannot be analysed, at step {point.step}: {error}"
+        ) from error
 
 
 @jax.jit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,8 +193,10 @@ def _difference(
     return float(np.max(close) / np.max(np.abs(exact))), int(np.sum(missed))
 
 
-def _dense_kernel(run: Run, state: State, num_examples: int, *, trace_outputs: bool) -> np.ndarray:
-    problem = run.problem.take(jnp.arange(num_examples))
+def _dense_kernel(
+    run: Run, state: State, examples: Sequence[int], *, trace_outputs: bool
+) -> np.ndarray:
+    problem = run.problem.take(jnp.asarray(np.asarray(examples)))
     jac = np.asarray(_dense_jacobian(problem, state.params))
     kernel = np.einsum("aip,bjp->aibj", jac, jac)
     if trace_outputs:
@@ -205,15 +207,17 @@ def _dense_kernel(run: Run, state: State, num_examples: int, *, trace_outputs: b
 
 def _ntk_difference(run: Run, state: State, ntk: NTKSpectrum, row: int) -> float:
     """Worst relative difference of the eigenvalues and of the kernel's statistics."""
-    dense = _dense_kernel(run, state, ntk.num_examples, trace_outputs=ntk.trace_outputs)
+    examples = range(ntk.num_examples)
+    dense = _dense_kernel(run, state, examples, trace_outputs=ntk.trace_outputs)
     if not np.all(np.isfinite(dense)):
         return np.nan
     exact = np.linalg.eigvalsh(dense)[::-1]
     fine = ntk.converged[row]
     found = ntk.eigenvalues[row]
     differences = np.abs(found - exact[: len(found)])[fine] / np.max(np.abs(exact))
-    traced = _dense_kernel(run, state, ntk.num_examples, trace_outputs=True)
-    labels = np.asarray(run.problem.targets)[: ntk.num_examples]
+    examples = ntk.class_examples or range(ntk.num_examples)
+    traced = _dense_kernel(run, state, examples, trace_outputs=True)
+    labels = np.asarray(run.problem.targets)[np.asarray(examples)]
     members = np.eye(ntk.class_blocks.shape[1])[labels]
     centring = np.eye(len(labels)) - 1 / len(labels)
     kernel, target = centring @ traced @ centring, centring @ members @ members.T @ centring
@@ -225,9 +229,12 @@ def _ntk_difference(run: Run, state: State, ntk: NTKSpectrum, row: int) -> float
             (ntk.trace[row], np.trace(dense)),
             (ntk.effective_rank[row], np.sum(exact) ** 2 / np.sum(exact**2)),
             (ntk.captured[row], np.sum(exact[: len(found)][fine]) / np.sum(exact)),
-            (ntk.alignment[row], alignment if np.count_nonzero(counts) > 1 else np.nan),
-            (ntk.class_blocks[row], blocks),
         ]
+        # At some checkpoints they are not computed.
+        if _any(ntk.class_blocks[row]) or not ntk.class_examples:
+            several = np.count_nonzero(counts) > 1
+            pairs.append((ntk.alignment[row], alignment if several else np.nan))
+            pairs.append((ntk.class_blocks[row], blocks))
         statistics = [np.nanmax(np.abs(a - b) / np.nanmax(np.abs(b))) for a, b in pairs if _any(b)]
     return float(max([*differences, *statistics]))
 
@@ -242,7 +249,7 @@ def _density_distance(run: Run, spectrum: Spectrum, state: State, density: Densi
     if len(rows) == 0:
         return 0.0
     if density.operator == "ntk":
-        examples = min(spectrum.config.ntk_examples, len(run.problem.targets))
+        examples = range(min(spectrum.config.ntk_examples, len(run.problem.targets)))
         dense = _dense_kernel(run, state, examples, trace_outputs=False)
     else:
         problem = run.problem.static() if density.static else run.problem

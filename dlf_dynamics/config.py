@@ -190,12 +190,15 @@ def span_of(text: str, key: str) -> tuple[float, float]:
     >>> span_of("8000:", "steps")
     (8000, inf)
     """
-    found = re.fullmatch(r"([0-9]{0,18}):([0-9]{0,18})", text)
+    found = re.fullmatch(r"([0-9]{0,18}):([0-9]{0,18})", text) if isinstance(text, str) else None
     if found:
         start, stop = int(found[1] or 0), int(found[2]) if found[2] else math.inf
         if start < stop:
             return start, stop
     raise ConfigError(f"{key} is {shown(text)}; expected a:b with a < b, for example 8000:10500")
+
+
+_SPREAD = ("alignment_checkpoints", "density_checkpoints")
 
 
 @dataclass(frozen=True)
@@ -211,8 +214,8 @@ class SpectrumConfig:
     which: Literal["largest", "smallest", "both"] = "largest"
     """End of the spectrum; both takes k from each."""
     above: float | None = None
-    """Take more than k where needed, until every eigenvalue above this fraction of the optimizer's
-    threshold is there."""
+    """Take more than k where needed, 64 at most, until every eigenvalue above this fraction of the
+    optimizer's threshold is there; where it is not, the summary says so."""
     operator: Literal["hessian", "ggn", "remainder"] = "hessian"
     """Hessian, generalized Gauss-Newton matrix, or what the Hessian has beyond it."""
     static: bool = False
@@ -225,6 +228,9 @@ class SpectrumConfig:
     """Examples of the NTK, the first ones of the data; 0 leaves the NTK out."""
     ntk_full: bool = False
     """Keep the outputs apart in the NTK instead of averaging over them."""
+    alignment_checkpoints: int = 200
+    """Checkpoints, evenly spaced, at which the NTK's alignment with the labels is computed, on as
+    many examples drawn evenly from the classes; at all of them where these are the first ones."""
     ntk_engine: EngineName = "own"
     """What forms the NTK: this program, or the package neural-tangents, which is installed apart.
     The kernels are equal to rounding."""
@@ -248,8 +254,9 @@ class SpectrumConfig:
     """Seed of the random start vectors."""
 
     def __post_init__(self) -> None:
-        counts = {"every": 1, "k": 1, "ntk_examples": 0, "density_checkpoints": 1, "audit_every": 1}
-        _check_counts(self, counts | {"batch_size": 1, "max_matvecs": 1})
+        counts = {"every": 1, "k": 1, "ntk_examples": 0, "audit_every": 1, "batch_size": 1}
+        _check_counts(self, counts | dict.fromkeys(_SPREAD, 1) | {"max_matvecs": 1})
+        span_of(self.steps, "steps")
         if self.above is not None and not self.above > 0:
             raise ConfigError(f"above is {self.above}; expected a fraction above 0, or none")
         if self.above is not None and self.which != "largest":
@@ -291,6 +298,7 @@ class BifurcationConfig:
     """Seed of the random start vectors."""
 
     def __post_init__(self) -> None:
+        span_of(self.steps, "steps")
         _check_counts(self, {"every": 1, "max_matvecs": 4, "horizon": 20})
         if self.tol is not None and not 0 < self.tol < 1:
             raise ConfigError(f"tol is {self.tol}; expected a number between 0 and 1")

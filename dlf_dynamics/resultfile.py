@@ -195,6 +195,25 @@ def concatenate(records: Sequence[Record]) -> Record:
     return dataclasses.replace(first, **joined)
 
 
+def in_parts(
+    kind: type[Record],
+    compute: Callable[[np.ndarray], Record],
+    chosen: Sequence[int] | np.ndarray,
+    length: int,
+    name: str,
+    parts: Parts,
+    progress: Callable[[int], None],
+) -> Record:
+    """What `compute` gives for all checkpoints, some at a time, each part kept when it is done."""
+    found = []
+    for start in range(0, len(chosen), length):
+        some = np.asarray(chosen[start : start + length])
+        arrays = parts.get_or_make(f"{name}-{len(found)}", lambda some=some: pack(compute(some)))
+        found.append(unpack(kind, arrays))
+        progress(start + len(some))
+    return concatenate(found)
+
+
 def pack_table(kind: type, rows: Sequence[Any]) -> Arrays:
     """A list of dataclasses as one array for each field."""
     table = {}

@@ -13,6 +13,7 @@ import pytest
 from dlf_dynamics import DataConfig, ModelConfig, OptimizerConfig, Problem, RunConfig, train
 from dlf_dynamics.analysis import compute_spectrum
 from dlf_dynamics.analysis.bifurcation import compute_bifurcations
+from dlf_dynamics.analysis.report import closing_lines
 from dlf_dynamics.assembly import initial_parameters
 from dlf_dynamics.config import BifurcationConfig, ScheduleConfig, SpectrumConfig
 from dlf_dynamics.datasets import load_dataset
@@ -215,7 +216,12 @@ def test_mini_batches_get_eigenvalues_but_no_threshold_and_nothing_is_replayed(t
     assert "mini-batches" in found.label
     assert np.all(np.isfinite(found.hessian.iterate.eigenvalues))
     assert np.all(np.isnan(found.hessian.centre.eigenvalues))
+    assert np.all(found.hessian.centre.num_matvecs[1:] == 0)
     assert (found.not_converged, found.failed) == (0, [])
+    text = "\n".join(closing_lines(found))
+    assert "products each at the iterate alone" in text
+    assert "bifurcations" not in text
+    assert "crossings are not known, as there is no threshold" in text
     with pytest.raises(ConfigError, match="mini-batches that are not known; its steps cannot"):
         compute_bifurcations(run)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from dlf_dynamics.analysis import eigensolver
+from dlf_dynamics.analysis import eigensolver, subspace
 from dlf_dynamics.analysis.eigensolver import certify, make_ends, top_eigenpairs
 from dlf_dynamics.analysis.lanczos import lanczos
 from dlf_dynamics.analysis.ritz import Ends
@@ -374,6 +374,45 @@ def test_an_operator_that_is_not_finite_gives_nothing_converged(method):
         assert found.status == "not finite"
         assert not np.any(found.converged)
         assert "the operator gives values that are not finite" in found.message
+
+
+def cancelling_product(operands, vector):
+    """Product with a small matrix, as the difference of two large numbers."""
+    matrix, large = operands
+    return (matrix @ vector + large * vector) - large * vector
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_of_products_that_are_only_rounding_a_few_are_made_and_the_intervals_hold(method):
+    exact = 1e-17 * spectrum("geometric", 300)
+    operator = Partial(cancelling_product, (make_matrix(exact, 0), 1.0))
+    settings = {"tol": 1e-9, "max_matvecs": 192, "key": jax.random.key(0)}
+    if method == "lanczos":
+        pairs = lanczos(operator, 300, Ends(3, 0), **settings)
+    else:
+        pairs, _ = subspace.solve(Partial(lambda a: a, operator), 300, Ends(3, 0), **settings)
+    assert int(pairs.num_matvecs) < 20
+    found = certify(jax.device_get(pairs), Ends(3, 0), 1e-9)
+    assert not np.any(found.converged)
+    assert np.all((found.intervals[:, 0] <= exact[-1]) & (exact[0] <= found.intervals[:, 1]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_products_that_are_not_finite_end_it_at_once(method, value):
+    operator = Partial(jnp.multiply, value)
+    found = solve_operator(operator, 300, 3, method=method, tol=1e-6, max_matvecs=150)
+    assert found.status == "not finite"
+    assert found.num_matvecs < 20
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_interval_allows_for_squares_that_leave_the_range(method):
+    found = solve_operator(
+        Partial(jnp.multiply, 1e-170), 50, 1, method=method, tol=1e-6, max_matvecs=20
+    )
+    low, high = found.intervals[0]
+    assert low <= 1e-170 <= high < 1e-150
 
 
 def random_product(vector):

@@ -1,6 +1,7 @@
 """Spectra along a run against closed forms and Jacobians by finite differences."""
 
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 
 from dlf_dynamics import LossConfig, ModelConfig
-from dlf_dynamics.analysis import ntk
-from dlf_dynamics.analysis.ntk import ntk_spectrum
+from dlf_dynamics.analysis import compute_spectrum, ntk
+from dlf_dynamics.analysis.ntk import balanced_examples, ntk_spectrum
+from dlf_dynamics.analysis.report import closing_lines
+from dlf_dynamics.analysis.verification import verify_dense
+from dlf_dynamics.config import SpectrumConfig
 
 
 def full_jacobian(run, checkpoint, num_examples):
@@ -156,10 +160,53 @@ def test_class_blocks_and_alignment_are_of_the_traced_kernel_either_way(small, t
     np.testing.assert_allclose(traced.class_blocks, full.class_blocks, rtol=1e-12)
 
 
-def test_the_first_examples_of_sorted_data_are_of_one_class(small, trained):
-    found = ntk_spectrum(trained(small), [0], num_examples=8)
-    assert np.all(np.isnan(found.alignment))
-    assert np.all(np.isfinite(found.class_blocks) == [[True, False, False]] + 2 * [[False] * 3])
+def test_alignment_and_blocks_of_sorted_data_are_those_of_examples_of_every_class(small, trained):
+    run = trained(small)
+    found = ntk_spectrum(run, [0, 4, 9], num_examples=8, aligned=[0, 9])
+    chosen = [0, 1, 2, 8, 9, 10, 16, 17]
+    assert np.all(run.dataset.labels[:8] == 0)
+    assert found.class_examples == chosen
+    assert found.num_examples == 8
+    jac = full_jacobian(run, 9, 24).reshape(24, 3, -1)
+    np.testing.assert_allclose(found.trace[2], np.sum(jac[:8] ** 2) / 3, rtol=1e-8)
+    kernel = np.einsum("aip,bip->ab", jac[chosen], jac[chosen]) / 3
+    members = np.eye(3)[run.dataset.labels[chosen]]
+    sizes = np.outer(members.sum(axis=0), members.sum(axis=0))
+    blocks = members.T @ kernel @ members / sizes
+    np.testing.assert_allclose(found.class_blocks[2], blocks, rtol=1e-8)
+    centring = np.eye(8) - 1 / 8
+    ours, labels = centring @ kernel @ centring, centring @ members @ members.T @ centring
+    cosine = np.sum(ours * labels) / (np.linalg.norm(ours) * np.linalg.norm(labels))
+    np.testing.assert_allclose(found.alignment[2], cosine, rtol=1e-8)
+    assert np.isfinite(found.alignment).tolist() == [True, False, True]
+    assert np.isfinite(found.class_blocks[:, 0, 0]).tolist() == [True, False, True]
+
+
+def test_products_have_the_alignment_of_a_kernel_that_is_formed_also_of_sorted_data(small, trained):
+    found = ntk_spectrum(trained(small), [0, 9], num_examples=8, max_dense=4, k=2)
+    formed = ntk_spectrum(trained(small), [0, 9], num_examples=8)
+    np.testing.assert_array_equal(found.alignment, formed.alignment)
+    np.testing.assert_array_equal(found.class_blocks, formed.class_blocks)
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(3, [0, 1, 3]), (4, []), (9, [])])
+def test_balanced_examples_are_the_first_of_each_class(count, chosen):
+    """Of a class with too few the others take the place; the first ones need no second kernel."""
+    labels = np.array([0, 1, 1, 2, 2])
+    run = SimpleNamespace(num_classes=3, problem=SimpleNamespace(targets=labels))
+    assert balanced_examples(run, count) == chosen
+
+
+def test_the_last_checkpoint_always_has_its_alignment(small, trained):
+    settings = SpectrumConfig(ntk_examples=8, alignment_checkpoints=2)
+    spectrum = compute_spectrum(trained(small), settings)
+    assert spectrum.ntk is not None
+    known = np.isfinite(spectrum.ntk.alignment)
+    assert known.tolist() == [True] + 8 * [False] + [True]
+    assert verify_dense(trained(small), spectrum).ntk < 1e-9
+    (line,) = [line for line in closing_lines(spectrum) if line.startswith("NTK")]
+    value = spectrum.ntk.alignment[-1]
+    assert f"alignment with the labels {value:.3g} on 8 examples drawn evenly from 3" in line
 
 
 def test_k_eigenvalues_are_the_largest_of_a_kernel_that_is_formed(small, trained):
@@ -233,7 +280,7 @@ def test_parameters_that_are_not_finite_give_nan_and_spare_the_other_checkpoints
     assert not np.any(found.converged[0])
     for field in fields(found):
         values = getattr(found, field.name)
-        if field.name in ("num_examples", "trace_outputs", "steps", "converged"):
+        if not isinstance(values, np.ndarray) or field.name in ("steps", "converged"):
             continue
         assert np.all(np.isnan(values[0])), field.name
         np.testing.assert_array_equal(values[1], getattr(before, field.name)[1])

@@ -34,7 +34,7 @@ def test_the_summary_holds_the_events_and_what_they_rest_on(eventful, analysed):
     content = summary(spectrum)
     assert content["run_id"] == spectrum.source.run_id
     assert content["checkpoints"] == 1001
-    assert content["not_converged"] == 0
+    assert content["failed"] == []
     assert content["bursts"] == 1
     for name in ("oscillations", "crossings"):
         events = getattr(spectrum, name)
@@ -83,11 +83,37 @@ def test_the_closing_lines_say_of_which_loss_and_with_which_threshold(static, sm
     assert ("static loss" if static else "weighted loss") in text
     assert spectrum.label in text
     assert "6.66667" in text
-    assert "0 not converged" in text
+    assert "0 of 57 eigenvalues not converged" in text
+    crossings = "crossings are not known, as there is no threshold" if static else "0 crossings at"
+    assert crossings in text
+
+
+def test_every_value_that_is_not_converged_counts_whatever_its_rank(small, analysed):
+    settings = SpectrumConfig(which="both", k=3, max_matvecs=14, ntk_examples=0)
+    spectrum = analysed(replace(small, model=replace(small.model, widths=(12,))), settings)
+    found = [spectrum.hessian.iterate, spectrum.hessian.centre]
+    known = [np.isfinite(at.eigenvalues) for at in found]
+    bad = np.array([there & ~at.converged for there, at in zip(known, found, strict=True)])
+    assert np.sum(bad) > np.sum(bad[:, :, 0])
+    rows = np.sum(np.any(bad, axis=(0, 2)))
+    text = "\n".join(closing_lines(spectrum))
+    counts = f"{np.sum(bad)} of {6 * (10 + 9)} eigenvalues not converged, at {rows} checkpoint"
+    assert counts in text
+    content = summary(spectrum)
+    assert content["values"] == 6 * (10 + 9)
+    assert content["values_not_converged"] == np.sum(bad)
+    assert content["not_converged"] == rows
+
+
+def test_one_event_is_not_several(eventful, analysed):
+    text = "\n".join(closing_lines(analysed(eventful)))
+    assert "1 burst, 1 oscillation; " in text
 
 
 def test_the_closing_lines_name_the_preconditioned_hessian_and_the_reason_of_a_refusal(
     small, adaptive, analysed
 ):
     assert "preconditioned Hessian" in "\n".join(closing_lines(analysed(adaptive)))
-    assert "mini-batches" in "\n".join(closing_lines(analysed(replace(small, batch_size=8))))
+    text = "\n".join(closing_lines(analysed(replace(small, batch_size=8))))
+    assert "no threshold: mini-batches: " in text
+    assert "stay below" not in text

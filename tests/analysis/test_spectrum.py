@@ -3,14 +3,22 @@ import json
 from dataclasses import replace
 
 import h5py
+import jax
 import numpy as np
 import pytest
 
 from dlf_dynamics import OptimizerConfig, train
-from dlf_dynamics.analysis import Crossing, Oscillation, compute_spectrum, load_spectrum
+from dlf_dynamics.analysis import (
+    Crossing,
+    Oscillation,
+    compute_spectrum,
+    hessian,
+    load_spectrum,
+    report,
+    trajectory,
+)
 from dlf_dynamics.analysis.bifurcation.bifurcations import compute_bifurcations
 from dlf_dynamics.analysis.events import find_oscillations, join_crossings
-from dlf_dynamics.analysis.report import closing_lines
 from dlf_dynamics.analysis.spectrum import default_path, save_spectrum, select_checkpoints
 from dlf_dynamics.config import BifurcationConfig, SpectrumConfig
 from dlf_dynamics.errors import ConfigError, FileError
@@ -127,10 +135,11 @@ def test_checkpoints_are_chosen_by_stride_and_span(every, steps, expected, small
     assert run.checkpoint_steps[np.asarray(chosen)].tolist() == expected
 
 
-@pytest.mark.parametrize("steps", ["", "30", "a:b", "1:2:3", "1.5:9", "40:20"])
-def test_a_span_that_is_not_a_colon_b_is_refused(steps, small, trained):
+@pytest.mark.parametrize("kind", [SpectrumConfig, BifurcationConfig])
+@pytest.mark.parametrize("steps", ["", "30", "a:b", "1:2:3", "1.5:9", "40:20", "9" * 5000 + ":", 7])
+def test_a_span_that_is_not_a_colon_b_is_refused(kind, steps):
     with pytest.raises(ConfigError, match=f"steps is {steps!r}; expected a:b"):
-        select_checkpoints(trained(small), SpectrumConfig(steps=steps))
+        kind(steps=steps)
 
 
 @pytest.mark.parametrize("steps", ["8:14", "100:"])
@@ -145,6 +154,43 @@ def test_a_mini_batch_run_has_a_spectrum_but_no_threshold(small, analysed):
     assert np.all(np.isnan(spectrum.thresholds))
     assert spectrum.crossings == []
     assert np.all(spectrum.hessian.iterate.converged)
+
+
+def test_a_fraction_of_a_threshold_that_is_not_there_is_refused(small, trained):
+    run = trained(replace(small, batch_size=8))
+    with pytest.raises(
+        ConfigError, match=r"above is 0.5, a fraction .* there is none: mini-batche"
+    ):
+        compute_spectrum(run, SpectrumConfig(above=0.5))
+
+
+def test_where_the_limit_is_met_before_the_fraction_this_is_said_and_kept(
+    small, trained, monkeypatch, tmp_path
+):
+    """A cut that lies below the fourth eigenvalue at some checkpoints and above it at others."""
+    for module in (trajectory, hessian, report):
+        monkeypatch.setattr(module, "MOST", 4)
+    run = trained(small)
+    curvature = jax.jit(jax.hessian(run.problem.objective))
+    pairs = zip(run.parameters(), run.checkpoint_steps, strict=True)
+    exact = np.array([np.linalg.eigvalsh(curvature(p, t))[-4] for p, t in pairs])
+    cut = np.median(exact)
+    config = SpectrumConfig(k=3, above=float(cut * 0.3 / 2), ntk_examples=0)
+    spectrum = compute_spectrum(run, config)
+    values = spectrum.hessian.iterate.eigenvalues
+    assert values.shape[1] == 4
+    np.testing.assert_allclose(values[:, -1], exact, rtol=1e-5)
+    missing = spectrum.hessian.incomplete
+    assert 0 < np.sum(missing) < len(missing)
+    np.testing.assert_array_equal(missing[exact > cut], True)
+    content = report.summary(spectrum)["above"]
+    assert content["incomplete_steps"] == spectrum.hessian.steps[missing].tolist()
+    smallest = np.nanmin([spectrum.hessian.centre.eigenvalues[missing], values[missing]])
+    assert content["smallest_there"] == smallest
+    (line,) = [line for line in report.closing_lines(spectrum) if "may be missing" in line]
+    assert f"at {np.sum(missing)} checkpoints: of at most 4 the smallest found there is" in line
+    save_spectrum(spectrum, tmp_path / "run.spectrum.h5")
+    assert_same(load_spectrum(tmp_path / "run.spectrum.h5"), spectrum)
 
 
 def test_a_static_spectrum_has_no_crossings_of_the_weighted_loss(eventful, analysed):
@@ -174,7 +220,7 @@ def test_crossings_are_where_the_values_change_sides(at, eventful, analysed):
     known = ~np.isnan(values)
     above = values[known] > 2 / eventful.optimizer.learning_rate
     steps = spectrum.hessian.steps[known]
-    assert spectrum.not_converged == 0
+    assert np.all(getattr(spectrum.hessian, at).converged[known, 0])
     assert [c.step_after for c in found] == steps[1:][np.diff(above)].tolist()
     assert [c.direction == "up" for c in found] == above[1:][np.diff(above)].tolist()
     assert len(found) > 0
@@ -210,7 +256,7 @@ def test_opposing_updates_of_mini_batches_are_no_oscillation(small, analysed, tr
     assert find_oscillations(run.steps, run.scalars["loss"], run.scalars["update_cosine"])
     assert spectrum.oscillations == []
     assert not spectrum.watched
-    assert "oscillations are not told: with mini-batches" in "".join(closing_lines(spectrum))
+    assert "oscillations are not told: with mini-batches" in "".join(report.closing_lines(spectrum))
 
 
 def test_an_interrupted_run_is_analysed_as_far_as_it_went(small, tmp_path):
@@ -241,6 +287,31 @@ def test_a_diverged_run_is_analysed_up_to_where_it_diverged(small, tmp_path):
     np.testing.assert_allclose(values, values[0], rtol=1e-10)
     assert spectrum.ntk is not None
     assert len(spectrum.ntk.eigenvalues) == len(run.checkpoint_steps)
+
+
+@pytest.mark.parametrize("steps", [":", "1:"])
+def test_a_run_whose_curvature_is_lost_in_rounding_takes_few_products(steps, small, tmp_path):
+    """Saturated softmax and dead units: Hessian entries of 1e-30, of terms that cancel."""
+    config = replace(
+        small,
+        model=replace(small.model, widths=(8,), activation="relu"),
+        schedule=replace(small.schedule, name="static"),
+        optimizer=OptimizerConfig(learning_rate=300.0),
+        steps=12,
+        checkpoint_every=1,
+    )
+    run = train(config, tmp_path / "run.h5")
+    spectrum = compute_spectrum(run, SpectrumConfig(ntk_examples=0, steps=steps))
+    found = spectrum.hessian.iterate
+    lost = ~found.converged[:, 0]
+    assert np.sum(lost) >= 3
+    assert np.all(found.num_matvecs[lost] <= 2 * 16)
+    curvature = jax.jit(jax.hessian(run.problem.objective))
+    for row in np.flatnonzero(lost):
+        step = spectrum.hessian.steps[row]
+        exact = np.linalg.eigvalsh(curvature(run.parameters([step])[0], step))[-1]
+        low, high = found.intervals[row, 0]
+        assert low <= exact <= high < 1e-6
 
 
 def test_progress_tells_of_hessian_and_ntk(small, trained):

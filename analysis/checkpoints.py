@@ -1,0 +1,36 @@
+"""Which checkpoints of a run an analysis looks at."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dlf_dynamics.config import SpectrumConfig, span_of
+from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.run import Checkpoints, Run
+
+
+def select_checkpoints(run: Run, config: SpectrumConfig) -> Checkpoints:
+    """Indices of the checkpoints that the configuration asks for.
+
+    Raises:
+        ConfigError: when `steps` is not a:b, or nothing is left.
+    """
+    start, stop = span_of(config.steps, "steps")
+    steps = run.checkpoint_steps
+    within = np.flatnonzero((steps >= start) & (steps < stop))
+    if len(within) == 0:
+        there = f"{steps[0]} to {steps[-1]}" if len(steps) else "none"
+        raise ConfigError(f"steps {config.steps} holds no checkpoint; the run's are {there}")
+    return within[:: config.every]
+
+
+def density_checkpoints(config: SpectrumConfig, chosen: Checkpoints) -> Checkpoints:
+    """The chosen checkpoints at which densities are computed."""
+    return evenly(chosen, config.density_checkpoints)
+
+
+def evenly(chosen: Checkpoints, most: int) -> Checkpoints:
+    """Some of the checkpoints, evenly spaced, the last among them."""
+    count = min(most, len(chosen))
+    first = 0 if count > 1 else len(chosen) - 1
+    return np.asarray(chosen)[np.linspace(first, len(chosen) - 1, count).astype(int)]
