@@ -66,7 +66,7 @@ def draw_loss(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
     """The weighted loss F, on a log scale where it spans a decade."""
     draw_points(ax, run.steps, run.scalars["loss"])
     scale_height(ax, run.scalars["loss"])
-    ax.set_ylabel(r"$\mathcal{F}$")
+    ax.set_ylabel("$F$")
 
 
 def draw_loss_change(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
@@ -83,7 +83,7 @@ def draw_loss_change(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
         most, largest = float(np.quantile(sizes, 1 - OUTLIERS)), 1.2 * float(np.max(sizes))
         limit = min(float(np.clip(_CHANGE * first[0], most, 3 * most)) or largest, largest)
         ax.set_ylim(-(limit or 1e-12), limit or 1e-12)
-    ax.set_ylabel(r"$\mathcal{F}(t)-\mathcal{F}(t{-}1)$")
+    ax.set_ylabel("$F(t)-F(t{-}1)$")
 
 
 def draw_accuracy(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
@@ -299,7 +299,7 @@ def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
         bottom = figure.add_subplot(grid[1, :], sharex=top)
         draw_pulses(top, run, "loss", length, count)
         draw_pulses(bottom, run, "update_cosine", length, count)
-        top.set_ylabel(r"$\mathcal{F}$")
+        top.set_ylabel("$F$")
         bottom.set_ylabel("cosine of\nsuccessive updates")
         bottom.axhline(OSCILLATING_COSINE, color="#000000", lw=0.5, ls=":")
         label_steps(bottom, "step inside the pulse" if count > 1 else "step")

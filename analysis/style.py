@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from matplotlib.artist import allow_rasterization
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from dlf_dynamics.resultfile import write_whole
@@ -52,10 +52,6 @@ _FEWEST, _VECTORS, _NAMED_CLASSES, _DECADE, _FEW_DECADES = 10, 2000, 10, 10.0, 1
 # Ticks beyond the limits are numbers, too: those of a loss that diverges would overflow.
 _LIMITS, _LOG_LIMITS = (-1e150, 1e150), (-345.0, 345.0)
 _TITLE, _LABEL, _NOTE = 7.0, 6.0, 5.5
-
-_LETTER, _WIDE_LETTER = 0.55, 0.64
-"""Mean width of letters as a part of the size of the font: in words, and of digits, capitals."""
-
 
 _UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 """So that the same figure gives the same bytes."""
@@ -304,9 +300,17 @@ def _number(value: float) -> str:
 
 def set_title(figure: Figure, text: str) -> None:
     """The heading of a figure, in lines that fit its width."""
-    letters = int(figure.get_figwidth() * 72 / (_WIDE_LETTER * _TITLE))
-    lines = [textwrap.fill(line, letters) for line in text.splitlines()]
+    room = 0.93 * 72 * figure.get_figwidth()  # lines are not all of the same mean width
+    lines = [
+        textwrap.fill(line, max(1, int(room * len(line) / (_width(line, _TITLE) or room))))
+        for line in text.splitlines()
+    ]
     figure.suptitle("\n".join(lines), fontsize=_TITLE)
+
+
+def _width(text: str, size: float) -> float:
+    """Of a line of text, in points."""
+    return float(TextPath((0, 0), text, size=size).get_extents().width)
 
 
 def legend_entries(*axes: Axes) -> tuple[list[Any], list[str]]:
@@ -326,10 +330,10 @@ def legend_above(ax: Axes) -> None:
     if not handles:
         return
     assert isinstance(ax.figure, Figure)
-    room = ax.get_position().width * ax.figure.get_figwidth() * 72
-    letters = [re.sub(r"\\[a-zA-Z]+|[\\${}^_]", "", label) for label in labels]
-    widths = [_LETTER * _LABEL * len(label) + 20 for label in letters]
-    columns = next(n for n in range(len(labels), 0, -1) if n == 1 or _width(widths, n) <= room)
+    # The layout, which comes last, makes panels wider by about this.
+    room = 1.2 * 72 * ax.get_position().width * ax.figure.get_figwidth()
+    widths = [_width(label, _LABEL) + 3 * _LABEL for label in labels]
+    columns = next(n for n in range(len(labels), 0, -1) if n == 1 or _table(widths, n) <= room)
     ax.legend(
         handles,
         labels,
@@ -345,10 +349,9 @@ def legend_above(ax: Axes) -> None:
     )
 
 
-def _width(widths: Sequence[float], columns: int) -> float:
-    """Of a table that is filled column by column."""
-    rows = -(-len(widths) // columns)
-    return sum(max(widths[k : k + rows]) for k in range(0, len(widths), rows))
+def _table(widths: Sequence[float], columns: int) -> float:
+    """Width of a table whose columns are filled one after another, as evenly as may be."""
+    return sum(float(np.max(column)) for column in np.array_split(widths, columns))
 
 
 def save(figure: Figure, stem: Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:

@@ -1,5 +1,6 @@
 """What the figures draw, not where they draw it."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -239,8 +240,8 @@ def test_of_a_run_alone_the_run_file_is_drawn(small, trained):
     figure = plots.run_figure(trained(small), None)
     assert [label.split("(")[0] for label in panels(figure)] == [
         r"$\Gamma_i$",
-        r"$\mathcal{F}$",
-        r"$\mathcal{F}",
+        "$F$",
+        "$F",
         "accuracy",
     ]
     assert "threshold" not in figure.get_suptitle()
@@ -326,6 +327,8 @@ def test_changes_of_the_loss_out_of_sight_are_told(small, trained, analysed):
 def test_letters_stay_letters_in_vector_files(small, trained, tmp_path):
     svg, pdf = style.save(plots.run_figure(trained(small), None), tmp_path / "run", ["svg", "pdf"])
     assert "accuracy</text>" in svg.read_text()
+    # Characters of private use, which only its own font has, are boxes elsewhere.
+    assert not re.search("[\ue000-\uf8ff]", svg.read_text())
     assert b"/Type3" not in pdf.read_bytes()
     assert b"/FontFile2" in pdf.read_bytes()
 
