@@ -257,9 +257,10 @@ def test_a_panel_with_nothing_drawn_has_no_legend():
 
 
 def test_a_long_legend_is_not_wider_than_its_panel():
-    ax = new_axes()
+    ax = Figure(figsize=(7.2, 1.5), layout="constrained").subplots()
     for number in range(12):
         ax.plot([0, 1], [number, number], label=f"a rather long label {number}")
     style.legend_above(ax)
     ax.figure.draw_without_rendering()
     assert legend(ax).get_window_extent().x1 <= ax.figure.bbox.width
+    assert legend(ax).get_window_extent().width > ax.figure.bbox.width / 2
