@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from dlf_dynamics.analysis.density import Density, default_grid, evaluate
-from dlf_dynamics.analysis.plots import COLOURS, STYLE
 from dlf_dynamics.analysis.spectrum import Spectrum
+from dlf_dynamics.analysis.style import COLOURS, STYLE, label_steps, set_title
 
 DECADES = 6
 """Decades of the density that are drawn."""
@@ -41,14 +41,14 @@ def density_figure(spectrum: Spectrum) -> Figure:
             draw_over_time(row[0], density)
             draw_curves(row[1], density, spectrum)
             row[0].set_title(f"{_NAMES[name]}, {density.size} eigenvalues", fontsize=7)
-        axes[-1, 0].set_xlabel("step")
+            label_steps(row[0], "step" if row[0] is axes[-1, 0] else "")
         axes[-1, 1].set_xlabel("eigenvalue")
         first = next(iter(spectrum.densities.values()))
-        figure.suptitle(
+        set_title(
+            figure,
             f"spectral densities, each of integral 1, by stochastic Lanczos quadrature: "
             f"{first.num_probes} probes of {first.num_steps} steps; "
             f"bands: standard error over the probes",
-            fontsize=7,
         )
         return figure
 

@@ -7,11 +7,21 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
 from dlf_dynamics.analysis.infinite_width import InfiniteWidth
-from dlf_dynamics.analysis.plots import STYLE, shade_oscillations
+from dlf_dynamics.analysis.plots import shade_oscillations
 from dlf_dynamics.analysis.spectrum import Spectrum
+from dlf_dynamics.analysis.style import (
+    COLOURS,
+    STYLE,
+    draw_points,
+    label_decades,
+    label_steps,
+    legend_above,
+    mark_hidden,
+    set_span,
+    set_title,
+)
 
 LARGEST = 6
 """Eigenvalues that are drawn along the run."""
@@ -22,7 +32,7 @@ DECADES = 6
 _ROUNDING = 1e-9
 """Distances up to which they are drawn as 0."""
 
-_THETA, _NNGP, _FIRST, _LAST = "#D55E00", "#CC79A7", "#56B4E9", "#0072B2"
+_THETA, _NNGP, _FIRST, _LAST = COLOURS[5], COLOURS[3], COLOURS[4], COLOURS[0]
 
 
 def kernel_figure(spectrum: Spectrum) -> Figure:
@@ -54,10 +64,13 @@ def kernel_figure(spectrum: Spectrum) -> Figure:
             shade_oscillations(ax, spectrum)
         for ax in (along, distances):
             ax.tick_params(labelbottom=False)
-        alignment.set_xlabel("step")
-        alignment.xaxis.set_major_formatter(EngFormatter(sep="", places=None))
-        alignment.set_xlim(found.steps[0], max(found.steps[-1], found.steps[0] + 1))
-        figure.suptitle(_title(found), fontsize=7)
+        label_steps(alignment)
+        set_span(alignment, found.steps[0], found.steps[-1])
+        for ax in (distances, alignment):
+            legend_above(ax)
+        label_decades(distances)
+        mark_hidden(distances)
+        set_title(figure, _title(found))
         return figure
 
 
@@ -67,7 +80,7 @@ def draw_eigenvalues(ax: Axes, found: InfiniteWidth) -> None:
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, count))
     for rank in reversed(range(count)):
         ax.axhline(found.ntk[rank], color=colours[rank], lw=0.6, ls=(0, (4, 3)))
-        _dots(ax, found.steps, found.eigenvalues[:, rank], colours[rank])
+        draw_points(ax, found.steps, found.eigenvalues[:, rank], colours[rank])
     ax.set_yscale("log")
     top = max(found.ntk[0], _largest(found.eigenvalues[:, 0]))
     ax.set_ylim(_floor(top, found.ntk, found.eigenvalues), 3 * top)
@@ -86,38 +99,23 @@ def draw_ranks(ax: Axes, found: InfiniteWidth) -> None:
 
 def draw_distances(ax: Axes, found: InfiniteWidth) -> None:
     """Relative distances of the run's NTK from Θ and from where it began."""
-    _dots(ax, found.steps, found.distance, _THETA, r"$\|K-\Theta\|/\|\Theta\|$")
-    _dots(ax, found.steps, found.movement, _LAST, r"$\|K-K_0\|/\|K_0\|$")
+    draw_points(ax, found.steps, found.distance, _THETA, r"$\|K-\Theta\|/\|\Theta\|$")
+    draw_points(ax, found.steps, found.movement, _LAST, r"$\|K-K_0\|/\|K_0\|$")
     first = found.distance[0]
     if np.isfinite(first) and found.steps[0] == 0:
         label = f"of $K_0$ from Θ: {first:.2g}"
         ax.axhline(first, color=_THETA, lw=0.6, ls=(0, (4, 3)), label=label)
     if _largest(np.concatenate([found.distance, found.movement])) > _ROUNDING:
-        ax.set_yscale("log")
+        ax.set_yscale("log", nonpositive="mask")
     ax.set_ylabel("relative distance")
-    _legend_above(ax)
 
 
 def draw_alignment(ax: Axes, found: InfiniteWidth) -> None:
     """Cosine of the angle between the run's NTK and Θ."""
     label = r"$\langle K, \Theta\rangle / (\|K\| \|\Theta\|)$"
-    _dots(ax, found.steps, found.alignment, _THETA, label)
+    draw_points(ax, found.steps, found.alignment, _THETA, label)
     ax.axhline(1, color="#000000", lw=0.5, ls=":")
     ax.set_ylabel("alignment with Θ")
-    _legend_above(ax)
-
-
-def _legend_above(ax: Axes) -> None:
-    ax.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 0.96),
-        ncols=3,
-        fontsize=6,
-        frameon=False,
-        markerscale=4,
-        columnspacing=1.2,
-        handlelength=1.6,
-    )
 
 
 def draw_shares(ax: Axes, found: InfiniteWidth) -> None:
@@ -144,11 +142,6 @@ def _kernels(found: InfiniteWidth) -> list[tuple[Float[np.ndarray, " examples"],
 def _ranked(ax: Axes, values: np.ndarray, marker: str, colour: str, label: str) -> None:
     ranks = np.arange(1, len(values) + 1)
     ax.plot(ranks, values, marker, color=colour, ms=2.5, mew=0.5, mfc="none", label=label)
-
-
-def _dots(ax: Axes, x: np.ndarray, y: np.ndarray, colour: object, label: str | None = None) -> None:
-    size = 1 if len(x) > 150 else 2.5
-    ax.plot(x, y, ".", color=colour, ms=size, mew=0.4, label=label, rasterized=True)
 
 
 def _floor(top: float, *values: np.ndarray) -> float:

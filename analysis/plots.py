@@ -2,107 +2,140 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from dlf_dynamics.analysis.events import OSCILLATING_COSINE, Oscillation
 from dlf_dynamics.analysis.report import threshold_line
 from dlf_dynamics.analysis.spectrum import Spectrum
-from dlf_dynamics.resultfile import write_whole
+from dlf_dynamics.analysis.style import (
+    COLOURS,
+    OUTLIERS,
+    STYLE,
+    class_colours,
+    draw_curve,
+    draw_points,
+    fit_height,
+    label_decades,
+    label_steps,
+    legend_above,
+    mark_hidden,
+    named_classes,
+    scale_height,
+    set_span,
+    set_title,
+)
 from dlf_dynamics.run import Run
 from dlf_dynamics.schedules import Triangle
 from dlf_dynamics.streams import drawable
 
-# Okabe and Ito's palette, distinct for all common kinds of colour blindness.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-_LINE, _POINT, _SHADE, _THRESHOLD, _MARK = "#0072B2", "#0072B2", "#56B4E9", "#D55E00", "#D55E00"
-
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.direction": "in",
-    "ytick.direction": "in",
-    "savefig.dpi": 200,
-    "svg.hashsalt": "dlf-dynamics",
-}
+_SHADE, _THRESHOLD, _MARK = COLOURS[4], COLOURS[5], COLOURS[5]
 
 WIDE = 1.01
 """Ratio of the ends of an interval from which it is seen on the panel."""
 
-Panel = Callable[[Axes, Run, Spectrum], None]
+MOST_BURSTS = 6
+"""Bursts that have a panel of their own in the bifurcation figure."""
+
+_CHANGE = 0.25
+"""Share of the first loss up to which its changes are drawn; the published limits are 0.25."""
+
+_CLOSER = 0.7
+"""Share of the run up to which a zoom shows more than the run does."""
+
+Panel = Callable[[Axes, Run, Spectrum | None], None]
+Span = tuple[float, float]
 
 
-def draw_class_weights(ax: Axes, run: Run, spectrum: Spectrum) -> None:
+def draw_class_weights(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
     """Γ_i of each class against the step."""
-    weights = run.scalars["class_weights"]
-    for label in range(weights.shape[1]):
-        colour = COLOURS[label % len(COLOURS)]
-        ax.plot(run.steps, weights[:, label], color=colour, lw=0.8, label=str(label))
+    weights = run.scalars["class_weights"].T
+    for label, colour in enumerate(class_colours(len(weights))):
+        name = f"class {label}" if label in named_classes(len(weights)) else None
+        draw_curve(ax, run.steps, weights[label], color=colour, lw=0.8, label=name)
     ax.set_ylabel(r"$\Gamma_i$")
 
 
-def draw_loss(ax: Axes, run: Run, spectrum: Spectrum) -> None:
-    """The weighted loss F on a log scale."""
-    _points(ax, run.steps, run.scalars["loss"])
-    ax.set_yscale("log")
-    ax.set_ylabel(r"$\mathcal{F}$")
+def draw_loss(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
+    """The weighted loss F, on a log scale where it spans a decade."""
+    draw_points(ax, run.steps, run.scalars["loss"])
+    scale_height(ax, run.scalars["loss"])
+    ax.set_ylabel("$F$")
 
 
-def draw_loss_change(ax: Axes, run: Run, spectrum: Spectrum) -> None:
-    """F(t) - F(t-1), at most within the published limits."""
-    change = np.diff(run.scalars["loss"])
-    _points(ax, run.steps[1:], change)
-    limit = min(1.2 * np.nanmax(np.abs(change[1:]), initial=1e-12), 0.25)
-    ax.set_ylim(-limit, limit)
-    ax.set_ylabel(r"$\mathcal{F}(t)-\mathcal{F}(t{-}1)$")
+def draw_loss_change(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
+    """F(t) - F(t-1), so that most changes are in sight and an alternation is seen.
+
+    The limits are a quarter of the first loss, as they were published, but at least what 98 % of
+    the changes stay below, and at most three times that.
+    """
+    loss = run.scalars["loss"]
+    change = np.diff(loss)
+    draw_points(ax, run.steps[1:], change)
+    sizes, first = np.abs(change[np.isfinite(change)]), np.abs(loss[np.isfinite(loss)])
+    if len(sizes):
+        most, largest = float(np.quantile(sizes, 1 - OUTLIERS)), 1.2 * float(np.max(sizes))
+        limit = min(float(np.clip(_CHANGE * first[0], most, 3 * most)) or largest, largest)
+        ax.set_ylim(-(limit or 1e-12), limit or 1e-12)
+    ax.set_ylabel("$F(t)-F(t{-}1)$")
 
 
-def draw_accuracy(ax: Axes, run: Run, spectrum: Spectrum) -> None:
+def draw_accuracy(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
     """Accuracy on the training data, and on the examples held out."""
-    _points(ax, run.steps, run.scalars["accuracy"])
+    draw_points(ax, run.steps, run.scalars["accuracy"], label="training")
     if run.validation:
         steps, values = run.checkpoint_steps, run.validation["accuracy"]
-        _points(ax, steps, values, colour=COLOURS[1], label="held out")
+        draw_points(ax, steps, values, COLOURS[1], label="held out")
     ax.set_ylabel("accuracy")
 
 
-def draw_sharpness(ax: Axes, run: Run, spectrum: Spectrum) -> None:
-    """Largest Hessian eigenvalue at iterates and centres, with the threshold."""
+def draw_sharpness(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
+    """Largest Hessian eigenvalue at iterates and centres, with the threshold where it applies."""
+    if spectrum is None:
+        return
+    hessian, thresholds = spectrum.hessian, spectrum.thresholds
+    applies = hessian.curvature.has_threshold and bool(np.any(np.isfinite(thresholds)))
+    _draw_eigenvalues(ax, spectrum, 0, r"\max", thresholds if applies else np.zeros(0))
+    if applies:
+        draw_curve(ax, hessian.steps, thresholds, color=_THRESHOLD, lw=1, label="threshold")
+
+
+def draw_smallest(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
+    """Smallest Hessian eigenvalue at iterates and centres."""
+    if spectrum is not None:
+        _draw_eigenvalues(ax, spectrum, -1, r"\min", np.zeros(0))
+
+
+def _draw_eigenvalues(
+    ax: Axes, spectrum: Spectrum, column: int, which: str, beside: np.ndarray
+) -> None:
+    """One of the extreme eigenvalues: dots where it converged, crosses elsewhere."""
     hessian = spectrum.hessian
-    for found, colour, label, size in (
-        (hessian.iterate, COLOURS[4], "at the iterate", 0.9),
-        (hessian.centre, COLOURS[0], "at the 1:2:1 centre", 1.1),
+    for found, colour, label in (
+        (hessian.iterate, COLOURS[4], "at the iterate"),
+        (hessian.centre, COLOURS[0], "at the 1:2:1 centre"),
     ):
-        fine = found.converged[:, 0]
-        _points(ax, hessian.steps[fine], found.eigenvalues[fine, 0], colour, label, size=size)
-        _bands(ax, hessian.steps[fine], found.intervals[fine, 0], colour)
-    bad = ~hessian.centre.converged[:, 0] & np.isfinite(hessian.centre.eigenvalues[:, 0])
-    if np.any(bad):
-        values = hessian.centre.eigenvalues[bad, 0]
-        ax.plot(hessian.steps[bad], values, "x", color="#000000", ms=3, label="not converged")
-    if np.any(np.isfinite(spectrum.thresholds)):
-        ax.plot(hessian.steps, spectrum.thresholds, color=_THRESHOLD, lw=1, label="threshold")
-    if np.any(np.concatenate([hessian.iterate.eigenvalues, hessian.centre.eigenvalues])[:, 0] > 0):
-        ax.set_yscale("log")
+        fine = found.converged[:, column]
+        values = np.where(fine, found.eigenvalues[:, column], np.nan)
+        draw_points(ax, hessian.steps, values, colour, label)
+        _bands(ax, hessian.steps[fine], found.intervals[fine, column], colour)
+        bad = ~fine & np.isfinite(found.eigenvalues[:, column])
+        if np.any(bad):
+            ritz = found.eigenvalues[bad, column]
+            ax.plot(hessian.steps[bad], ritz, "x", color=colour, ms=3, label="not converged")
+    points = (hessian.iterate, hessian.centre)
+    scale_height(ax, *(found.eigenvalues[:, column] for found in points), beside)
     symbol = {"hessian": "H", "ggn": "G", "remainder": "H-G"}[hessian.curvature.operator]
-    which = r"\max" if hessian.ends.top else rf"{len(hessian.iterate.eigenvalues[0])}"
     operator = f"P^{{-1}}{symbol}" if hessian.curvature.preconditioned else symbol
-    plain = operator == "H"
-    ax.set_ylabel(rf"$\lambda_{{{which}}}$" if plain else rf"$\lambda_{{{which}}}({operator})$")
+    name = rf"\lambda_{{{which}}}"
+    ax.set_ylabel(f"${name}$" if operator == "H" else f"${name}({operator})$")
 
 
 def _bands(ax: Axes, steps: np.ndarray, intervals: np.ndarray, colour: str) -> None:
@@ -114,13 +147,13 @@ def _bands(ax: Axes, steps: np.ndarray, intervals: np.ndarray, colour: str) -> N
         ax.vlines(steps, lower, upper, color=colour, lw=0.8, alpha=0.4, rasterized=True)
 
 
-def draw_ntk(ax: Axes, run: Run, spectrum: Spectrum) -> None:
+def draw_ntk(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
     """Largest eigenvalue of the NTK."""
     ax.set_ylabel(r"NTK $\lambda_{\max}$")
-    if spectrum.ntk is None:
+    if spectrum is None or spectrum.ntk is None:
         ax.text(0.5, 0.5, "not computed", ha="center", va="center", transform=ax.transAxes)
         return
-    _points(ax, spectrum.ntk.steps, spectrum.ntk.eigenvalues[:, 0], size=1.1)
+    draw_points(ax, spectrum.ntk.steps, spectrum.ntk.eigenvalues[:, 0])
 
 
 PANELS: tuple[Panel, ...] = (
@@ -129,8 +162,12 @@ PANELS: tuple[Panel, ...] = (
     draw_loss_change,
     draw_accuracy,
     draw_sharpness,
+    draw_smallest,
     draw_ntk,
 )
+
+_ROBUST: tuple[Panel, ...] = (draw_loss, draw_sharpness, draw_smallest, draw_ntk)
+"""Panels in which a few values far from all others are told and not drawn to scale."""
 
 
 def shade_oscillations(ax: Axes, spectrum: Spectrum) -> None:
@@ -145,10 +182,11 @@ def mark_crossings(ax: Axes, spectrum: Spectrum) -> None:
     """The crossings of the centres at the threshold's height: hollow where unresolved."""
     for direction, marker in (("up", "^"), ("down", "v")):
         for sure in (True, False):
+            kind = (direction, "centre", sure)
             found = [
                 c
                 for c in spectrum.crossings
-                if (c.direction, c.at, c.state != "unresolved") == (direction, "centre", sure)
+                if (c.direction, c.at, c.state != "unresolved") == kind
             ]
             middle = [(c.step_before + c.step_after) / 2 for c in found]
             heights = [c.threshold for c in found]
@@ -160,111 +198,95 @@ def mark_crossings(ax: Axes, spectrum: Spectrum) -> None:
                 )
 
 
-def run_figure(run: Run, spectrum: Spectrum, zoom: tuple[float, float] | None = None) -> Figure:
+def run_figure(run: Run, spectrum: Spectrum | None, zoom: Span | None = None) -> Figure:
     """The published six panels (arXiv 2102.03793, Fig. 4), and a column that zooms in.
+
+    Panels that have nothing to show are left out.
 
     Args:
         run: the run.
-        spectrum: its spectrum.
+        spectrum: its spectrum; none draws what the run file alone tells.
         zoom: first and last step of the second column; none means around the second burst.
 
     Raises:
         StaleError: when the run is no longer in the state of which the spectrum is.
     """
-    spectrum.source.require(run, "the spectrum", "compute it anew")
+    if spectrum is not None:
+        spectrum.source.require(run, "the spectrum", "compute it anew")
     with mpl.rc_context(STYLE):
         panels = _panels(run, spectrum)
         figure = Figure(figsize=(7.2, 0.8 + 1.3 * len(panels)), layout="constrained")
         zoom = default_zoom(run, spectrum) if zoom is None else zoom
-        zoom = zoom and (zoom[0], min(zoom[1], run.steps[-1]))
-        columns = 1 if zoom is None else 2
+        whole = (float(run.steps[0]), float(run.steps[-1]))
+        spans = [whole] if zoom is None else [whole, (zoom[0], min(zoom[1], whole[1]))]
         axes = figure.subplots(
-            len(panels), columns, sharex="col", squeeze=False, width_ratios=[3, 1.5][:columns]
+            len(panels),
+            len(spans),
+            sharex="col",
+            squeeze=False,
+            width_ratios=[3, 1.5][: len(spans)],
         )
         for row, draw in zip(axes, panels, strict=True):
+            for ax, span in zip(row, spans, strict=True):
+                _draw_panel(ax, draw, run, spectrum, span)
+            for ax in row[1:]:
+                _zoom_in(ax, spans[1])
+            if draw is draw_loss_change:
+                row[-1].set_ylim(row[0].get_ylim())
             for ax in row:
-                draw(ax, run, spectrum)
-                shade_oscillations(ax, spectrum)
-                if draw is draw_sharpness:
-                    mark_crossings(ax, spectrum)
-            if zoom is not None:
-                _zoom_in(row[1], zoom)
-                if draw is draw_loss_change:
-                    row[1].set_ylim(row[0].get_ylim())
-            if row[0].get_legend_handles_labels()[0] and draw is not draw_ntk:
-                _legend(row[0], "class " if draw is draw_class_weights else "")
-        _label_steps(axes, run, zoom)
-        figure.suptitle(_title(run, spectrum), fontsize=7)
+                mark_hidden(ax)
+            legend_above(row[0])
+        for ax in axes[-1]:
+            label_steps(ax)
+        set_title(figure, _title(run, spectrum))
         return figure
 
 
-def _panels(run: Run, spectrum: Spectrum) -> list[Panel]:
+def _draw_panel(ax: Axes, draw: Panel, run: Run, spectrum: Spectrum | None, span: Span) -> None:
+    draw(ax, run, spectrum)
+    if spectrum is not None:
+        shade_oscillations(ax, spectrum)
+        if draw is draw_sharpness:
+            mark_crossings(ax, spectrum)
+    set_span(ax, *span)
+    if draw in _ROBUST:
+        fit_height(ax, span, without_outliers=True)
+    label_decades(ax)
+
+
+def _zoom_in(ax: Axes, span: Span) -> None:
+    ax.set_ylabel("")
+    ax.set_yscale("linear")
+    fit_height(ax, span)
+
+
+def _panels(run: Run, spectrum: Spectrum | None) -> list[Panel]:
     """Those with something in them; a recording has what its author's loop gave."""
     known = {name: bool(np.any(np.isfinite(v))) for name, v in run.scalars.items()}
     shown: dict[Panel, bool] = {
-        draw_class_weights: known["class_weights"],
+        draw_class_weights: bool(np.any(run.scalars["class_weights"] != 1)),  # not: static
         draw_loss: known["loss"],
-        draw_loss_change: known["loss"],
+        draw_loss_change: bool(np.any(np.isfinite(np.diff(run.scalars["loss"])))),
         draw_accuracy: known["accuracy"],
-        draw_ntk: spectrum.ntk is not None,
+        draw_sharpness: spectrum is not None and spectrum.hessian.ends.top > 0,
+        draw_smallest: spectrum is not None and spectrum.hessian.ends.bottom > 0,
+        draw_ntk: spectrum is not None and spectrum.ntk is not None,
     }
-    return [panel for panel in PANELS if shown.get(panel, True)]
+    return [panel for panel in PANELS if shown[panel]]
 
 
-def _legend(ax: Axes, prefix: str = "") -> None:
-    """A line of labels above the panel."""
-    handles, labels = ax.get_legend_handles_labels()
-    ax.legend(
-        handles,
-        [prefix + label for label in labels],
-        loc="lower left",
-        bbox_to_anchor=(0, 0.94),
-        fontsize=6,
-        markerscale=1.5,
-        ncols=6,
-        columnspacing=0.9,
-        handlelength=1.4,
-        handletextpad=0.2,
-        frameon=False,
-    )
+def default_zoom(run: Run, spectrum: Spectrum | None) -> Span | None:
+    """Half a window's length around the second burst, or the only one.
 
-
-def default_zoom(run: Run, spectrum: Spectrum) -> tuple[float, float] | None:
-    """Half a window's length around the second burst, or the only one; none without bursts."""
-    bursts = spectrum.bursts[:2]
-    if not bursts:
+    None without bursts, and where it would be nearly the whole run.
+    """
+    if spectrum is None or not spectrum.bursts:
         return None
-    margin = (bursts[-1].burst_end - bursts[-1].burst_start) // 2 + 10
-    first, last = bursts[-1].burst_start - margin, bursts[-1].burst_end + margin
-    return max(first, int(run.steps[0])), min(last, int(run.steps[-1]))
-
-
-def _label_steps(axes: np.ndarray, run: Run, zoom: tuple[float, float] | None) -> None:
-    for ax in axes[-1]:
-        ax.set_xlabel("step")
-        ax.xaxis.set_major_formatter(EngFormatter(sep="", places=None))
-    axes[0, 0].set_xlim(run.steps[0], max(run.steps[-1], run.steps[0] + 1))
-    if zoom is not None:
-        axes[0, 1].set_xlim(*zoom)
-
-
-def _zoom_in(ax: Axes, zoom: tuple[float, float]) -> None:
-    ax.set_ylabel("")
-    ax.set_yscale("linear")
-    fit_height(ax, zoom)
-
-
-def fit_height(ax: Axes, span: tuple[float, float]) -> None:
-    """Sets the y-limits to what lies in the span of steps."""
-    seen = []
-    for line in ax.get_lines():
-        x, y = (np.asarray(values, float) for values in line.get_data())
-        seen.append(y[(x >= span[0]) & (x <= span[1]) & np.isfinite(y)])
-    values = np.concatenate(seen) if seen else np.zeros(0)
-    if len(values):
-        low, high = float(values.min()), float(values.max())
-        margin = 0.06 * (high - low) or 0.5
-        ax.set_ylim(low - margin, high + margin)
+    burst = spectrum.bursts[:2][-1]
+    margin = (burst.burst_end - burst.burst_start) // 2 + 10
+    first, last = int(run.steps[0]), int(run.steps[-1])
+    start, end = max(burst.burst_start - margin, first), min(burst.burst_end + margin, last)
+    return (start, end) if end - start < _CLOSER * (last - first) else None
 
 
 def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
@@ -278,7 +300,7 @@ def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
     """
     spectrum.source.require(run, "the spectrum", "compute it anew")
     length, count = _pulses(run)
-    bursts = spectrum.bursts[:6]
+    bursts = spectrum.bursts[:MOST_BURSTS]
     rows = [2.0, 1.2] + [1.3] * -(-len(bursts) // 3)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 1.0 + 1.25 * sum(rows)), layout="constrained")
@@ -287,23 +309,33 @@ def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
         bottom = figure.add_subplot(grid[1, :], sharex=top)
         draw_pulses(top, run, "loss", length, count)
         draw_pulses(bottom, run, "update_cosine", length, count)
-        top.set_yscale("log")
-        top.set_ylabel(r"$\mathcal{F}$")
+        top.set_ylabel("$F$")
         bottom.set_ylabel("cosine of\nsuccessive updates")
         bottom.axhline(OSCILLATING_COSINE, color="#000000", lw=0.5, ls=":")
-        bottom.set_xlabel("step inside the pulse" if count > 1 else "step")
-        bottom.set_xlim(0, length)
+        label_steps(bottom, "step inside the pulse" if count > 1 else "step")
+        first = 0 if count > 1 else int(run.steps[0])
+        _fit_loss(top, run.scalars["loss"], (first, min(length - 1, int(run.steps[-1]))))
         top.tick_params(labelbottom=False)
         for number, burst in enumerate(bursts):
             ax = figure.add_subplot(grid[2 + number // 3, number % 3])
             draw_burst(ax, run, spectrum, burst)
-            ax.set_title(f"burst {number + 1}", fontsize=7)
+            of = f" of {len(spectrum.bursts)}" if len(spectrum.bursts) > MOST_BURSTS else ""
+            ax.set_title(f"burst {number + 1}{of}", fontsize=7)
         if count > 1:
             pulses = ScalarMappable(BoundaryNorm(np.arange(count + 1) + 0.5, 256))
             ticks = range(1, count + 1, -(-count // 14))
             figure.colorbar(pulses, ax=[top, bottom], label="pulse", ticks=ticks, aspect=40)
-        figure.suptitle(_title(run, spectrum), fontsize=7)
+        set_title(figure, _title(run, spectrum))
         return figure
+
+
+def _fit_loss(ax: Axes, loss: np.ndarray, span: Span) -> None:
+    """Scale and limits of a panel of the loss."""
+    scale_height(ax, loss)
+    set_span(ax, *span)
+    fit_height(ax, span, without_outliers=True)
+    label_decades(ax)
+    mark_hidden(ax)
 
 
 def draw_pulses(ax: Axes, run: Run, name: str, length: int, count: int) -> None:
@@ -312,20 +344,20 @@ def draw_pulses(ax: Axes, run: Run, name: str, length: int, count: int) -> None:
     for pulse in reversed(range(count)):
         inside = (run.steps >= pulse * length) & (run.steps < (pulse + 1) * length)
         phase = run.steps[inside] - pulse * length
-        _points(ax, phase, run.scalars[name][inside], colours[pulse])
+        draw_points(ax, phase, run.scalars[name][inside], colours[pulse])
 
 
 def draw_burst(ax: Axes, run: Run, spectrum: Spectrum, burst: Oscillation) -> None:
     """The loss around one burst, step by step, and where the centres cross the threshold."""
     margin = (burst.burst_end - burst.burst_start) // 5 + 5
     inside = (run.steps >= burst.burst_start - margin) & (run.steps <= burst.burst_end + margin)
-    _points(ax, run.steps[inside], run.scalars["loss"][inside], size=0.9)
+    steps, loss = run.steps[inside], run.scalars["loss"][inside]
+    draw_points(ax, steps, loss)
     if burst.crossed >= 0:
         ax.axvline(burst.crossed, color=_THRESHOLD, lw=0.7)
-    ax.set_yscale("log")
+    _fit_loss(ax, loss, (steps[0], steps[-1]))
     ax.set_xlabel("step")
-    ax.xaxis.set_major_locator(MaxNLocator(3))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
 
 
 def _pulses(run: Run) -> tuple[int, int]:
@@ -338,11 +370,14 @@ def _pulses(run: Run) -> tuple[int, int]:
     return length, int(np.ceil(min(end, total) / length))
 
 
-def _title(run: Run, spectrum: Spectrum) -> str:
+def _title(run: Run, spectrum: Spectrum | None) -> str:
     lines = [_subject(run)]
-    lines.append(f"eigenvalues of the {spectrum.hessian.curvature}; {threshold_line(spectrum)}")
-    if spectrum.not_converged:
-        lines.append(f"{spectrum.not_converged} checkpoints not converged")
+    if run.status == "diverged":
+        lines[0] += f"; diverged at step {run.steps[-1]}"
+    if spectrum is not None:
+        lines.append(f"eigenvalues of the {spectrum.hessian.curvature}; {threshold_line(spectrum)}")
+        if spectrum.not_converged:
+            lines.append(f"{spectrum.not_converged} checkpoints not converged")
     return drawable("\n".join(lines))
 
 
@@ -353,44 +388,11 @@ def _subject(run: Run) -> str:
         return f"{run.num_params} parameters; {run.optimizer_name}, {batches}; {run.dtype}"
     c = run.config
     model = "-".join(map(str, c.model.widths)) or "linear"
-    optimizer = f"{c.optimizer.name}, learning rate {c.optimizer.learning_rate:g}"
+    batches = "" if c.batch_size is None else f", batches of {c.batch_size}"
+    optimizer = f"{c.optimizer.name}, learning rate {c.optimizer.learning_rate:g}{batches}"
     loss = c.loss.name
     schedule = "own schedule" if run.own_schedule else "static"
     if not run.own_schedule and c.schedule.name == "triangle":
         schedule = f"A = {c.schedule.amplitude:g}, T = {c.schedule.period}"
     network = f"{model} {c.model.activation}"
     return f"{c.data.name}, {network}, {loss}, {schedule}; {optimizer}; {c.dtype}"
-
-
-def _points(
-    ax: Axes,
-    x: np.ndarray,
-    y: Float[np.ndarray, " points"],
-    colour: Any = _POINT,
-    label: str | None = None,
-    size: float = 0.6,
-) -> None:
-    # Rasterised, or a vector file would hold every one of the 70,000 points.
-    ax.plot(x, y, ".", color=colour, ms=size, mew=0.4, label=label, rasterized=True)
-
-
-def save(figure: Figure, stem: Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
-    """Writes `stem.png`, `stem.svg`, ...; returns the paths.
-
-    Raises:
-        FileError: when one cannot be written.
-    """
-    paths = []
-    engine = figure.get_layout_engine()
-    if engine is not None:  # laid out once, for all formats
-        with mpl.rc_context(STYLE):
-            engine.execute(figure)
-        figure.set_layout_engine("none")
-    for suffix in formats:
-        content = io.BytesIO()
-        with mpl.rc_context(STYLE):
-            metadata = {"Date": None} if suffix == "svg" else None
-            figure.savefig(content, format=suffix, metadata=metadata)
-        paths.append(stem.with_name(f"{stem.name}.{suffix}"))
-        write_whole(paths[-1], content.getvalue())
-    return paths

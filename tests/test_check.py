@@ -48,6 +48,11 @@ def test_bifurcations_writes_results_table_and_figure(unstable, capsys, tmp_path
             figure = (tmp_path / unstable).with_suffix(f".{name}.{suffix}")
             assert figure.stat().st_size > 5000
     assert not (tmp_path / "out.parts").exists()
+    assert (
+        main(["plot", unstable, "--bifurcations", str(output), "-o", str(tmp_path / "f.pdf")]) == 0
+    )
+    names = {path.name for path in tmp_path.glob("*.pdf")}
+    assert names == {"f.pdf", "f.instabilities.pdf", "f.diagrams.pdf"}
     options = ["--json", "--no-figures", "--quiet", "--diagrams", "none", "-o", str(output)]
     assert main(["bifurcations", unstable, *options]) == 0
     content = json.loads(capsys.readouterr().out)
@@ -55,6 +60,17 @@ def test_bifurcations_writes_results_table_and_figure(unstable, capsys, tmp_path
         int(row["onset"]) for row in rows
     ]
     assert content["verdict"] == "above"
+
+
+def test_plot_draws_a_run_although_the_bifurcations_are_of_another(
+    unstable, calm, capsys, tmp_path
+):
+    output = tmp_path / "out.h5"
+    options = ["--steps", "0:60", "--every", "20", "--diagrams", "none", "--no-figures", "--quiet"]
+    assert main(["bifurcations", unstable, *options, "-o", str(output)]) == 0
+    assert main(["plot", calm, "--bifurcations", str(output), "-o", str(tmp_path / "f.png")]) == 2
+    assert "belongs to another run" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.glob("*.png")] == ["f.png"]
 
 
 def test_check_tells_where_a_run_was_above_and_by_its_exit_code(unstable, capsys):

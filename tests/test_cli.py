@@ -343,10 +343,52 @@ def test_plot_draws_from_the_results_without_computing(spectrum_path, run_path, 
     }
 
 
-def test_plot_without_a_spectrum_says_how_to_make_one(capsys, tmp_path, run_path):
+def test_plot_without_results_draws_the_run_and_says_what_makes_the_rest(
+    capsys, tmp_path, run_path
+):
     path = tmp_path / "alone.h5"
     path.write_bytes(run_path.read_bytes())
-    assert "`dlf-dynamics spectrum` makes one" in refused(capsys, "plot", path)
+    assert main(["plot", str(path)]) == 0
+    told = capsys.readouterr().err
+    for analysis in ("spectrum", "bifurcations"):
+        assert f"alone.{analysis}.h5, which `dlf-dynamics {analysis} {path}` makes" in told
+    assert {p.name for p in tmp_path.iterdir()} == {"alone.h5", "alone.png", "alone.svg"}
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_the_suffix_of_the_name_is_the_format_of_the_figures(
+    suffix, spectrum_path, run_path, tmp_path
+):
+    assert main(["plot", str(run_path), "-o", str(tmp_path / f"fig.{suffix}")]) == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {f"fig.{suffix}", f"fig.bifurcation.{suffix}"}
+    start = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF-"}[suffix]
+    assert (tmp_path / f"fig.{suffix}").read_bytes().startswith(start)
+
+
+def test_an_unknown_suffix_is_refused_with_the_choices(run_path, tmp_path, capsys):
+    line = refused(capsys, "plot", run_path, "-o", tmp_path / "figure.jpg")
+    assert "figure.jpg; expected a name that ends in .png, .svg, .pdf, or has no suffix" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_that_is_named_must_be_there(run_path, tmp_path, capsys):
+    assert (
+        main(["plot", str(run_path), "--bifurcations", "none.h5", "-o", str(tmp_path / "f")]) == 2
+    )
+    assert "none.h5 does not exist" in capsys.readouterr().err
+
+
+def test_plot_draws_what_it_can_and_then_refuses_the_result_of_another_run(
+    spectrum_path, run_path, tmp_path, capsys
+):
+    other = tmp_path / "other.h5"
+    assert main(["train", "--steps", "100", *SMALL, "-o", str(other), "--quiet"]) == 0
+    foreign = other.with_suffix(".spectrum.h5")
+    foreign.write_bytes(spectrum_path.read_bytes())
+    assert main(["plot", str(other)]) == 2
+    assert "belongs to another run" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.png"))  # a figure of the run without it would mislead
 
 
 def test_info_tells_status_and_configuration(capsys, run_path):

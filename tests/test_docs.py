@@ -1,12 +1,15 @@
 """The documentation: its navigation, its links, and that nothing public is missing in it."""
 
 import importlib.util
+import io
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 import dlf_dynamics
 from dlf_dynamics import PRESETS, analysis, cli, config
@@ -150,3 +153,34 @@ def test_doctests_become_blocks_of_code():
     assert ready("Of <w, q>, `a < b`.\n\n>>> 1 + 1  # doctest: +SKIP\n2\n\nMore.") == (
         "Of &lt;w, q>, `a < b`.\n\n```pycon\n>>> 1 + 1\n2\n```\n\nMore."
     )
+
+
+@pytest.fixture(scope="module")
+def draw():
+    return load("draw")
+
+
+def test_every_figure_of_the_pages_is_drawn_by_make_figures(draw):
+    folder = DOCS / "figures"
+    assert {f"{name}.png" for name in draw.FIGURES.values()} == {p.name for p in folder.iterdir()}
+    for path in folder.iterdir():
+        assert path.stat().st_size <= draw.LARGEST
+
+
+def test_the_commands_of_make_figures_make_what_it_takes(draw, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in draw.COMMANDS:
+        assert cli._parse(shlex.split(command)).execute
+    trained = {command.split("-o ")[1] for command in draw.COMMANDS if command.startswith("train")}
+    assert {name.split(".")[0] + ".h5" for name in draw.FIGURES} == trained
+
+
+def test_a_large_picture_becomes_a_small_one_that_looks_the_same(draw):
+    noise = np.random.default_rng(0).integers(0, 256, (500, 500, 1), dtype=np.uint8)
+    picture, content = Image.fromarray(np.repeat(noise, 3, axis=2)), io.BytesIO()
+    picture.save(content, "png", compress_level=0)
+    small = draw.shrink(content.getvalue())
+    assert len(small) < draw.LARGEST < len(content.getvalue())
+    again = np.asarray(Image.open(io.BytesIO(small)).convert("RGB"), float)
+    assert np.mean(np.abs(again - np.asarray(picture, float))) < 1
+    assert draw.shrink(small) == small

@@ -10,7 +10,15 @@ from matplotlib.figure import Figure
 from dlf_dynamics.analysis.bifurcation.bifurcations import Bifurcations
 from dlf_dynamics.analysis.bifurcation.frozen import FrozenDiagram
 from dlf_dynamics.analysis.bifurcation.instabilities import Instability
-from dlf_dynamics.analysis.plots import COLOURS, STYLE
+from dlf_dynamics.analysis.style import (
+    COLOURS,
+    STYLE,
+    draw_points,
+    label_decades,
+    legend_entries,
+    scale_height,
+    set_span,
+)
 from dlf_dynamics.streams import drawable
 
 OVERLAP = 0.5
@@ -43,12 +51,15 @@ def instability_figure(found: Bifurcations) -> Figure:
             column[0].set_title(drawable(f"onset {event.onset}\n{kind}"))
             column[-1].set_xlabel("step")
             column[-1].locator_params(axis="x", nbins=4)
+            steps = found.motion.steps[_rows(found, event)]
             for ax in column:
                 _mark(ax, event)
+                set_span(ax, int(steps[0]), int(steps[-1]))
+            label_decades(column[0])
         axes[0, 0].set_ylabel("F")
         axes[1, 0].set_ylabel("projection on the\ntop eigenvector")
         axes[2, 0].set_ylabel("sharpness at centres")
-        handles, labels = axes[1, 0].get_legend_handles_labels()
+        handles, labels = legend_entries(*axes[1])
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
@@ -71,8 +82,8 @@ def diagram_figure(found: Bifurcations) -> Figure:
                 ax.axvline(diagram.actual, color=COLOURS[5], lw=0.8, ls="--")
         axes[0, 0].set_ylabel("projection on the\ntop eigenvector")
         axes[1, 0].set_ylabel("largest Lyapunov\nexponent per step")
-        handles = [h for ax in axes[:, 0] for h in ax.get_legend_handles_labels()[0]]
-        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+        handles, labels = legend_entries(*axes.ravel())
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -127,8 +138,9 @@ def _draw_loss(ax: Axes, found: Bifurcations, event: Instability) -> None:
     """The loss at each step, coloured by the period."""
     rows = _rows(found, event)
     steps = found.motion.steps[rows]
-    _coloured(ax, steps, found.motion.loss[rows], found.motion.periods[rows])
-    ax.set_yscale("log")
+    loss = found.motion.loss[rows]
+    _coloured(ax, steps, loss, found.motion.periods[rows])
+    scale_height(ax, loss)
 
 
 def _draw_projection(ax: Axes, found: Bifurcations, event: Instability) -> None:
@@ -142,8 +154,7 @@ def _draw_projection(ax: Axes, found: Bifurcations, event: Instability) -> None:
         "rod equation": (event.rod_amplitude, event.settled, "D", COLOURS[7]),
     }
     for name, (size, step, marker, colour) in predictions.items():
-        places, sizes = ([step, step], [size, -size]) if np.isfinite(size) else ([], [])
-        ax.plot(places, sizes, marker, color=colour, ms=4, mfc="none", label=name)
+        ax.plot([step, step], [size, -size], marker, color=colour, ms=4, mfc="none", label=name)
     limit = 1.15 * np.nanmax(np.abs(projection), initial=1e-12)
     ax.set_ylim(-limit, limit)
 
@@ -157,12 +168,10 @@ def _draw_sharpness(ax: Axes, found: Bifurcations, event: Instability) -> None:
 
 
 def _coloured(ax: Axes, steps: np.ndarray, values: np.ndarray, periods: np.ndarray) -> None:
+    known = steps[np.isfinite(values)]
     for period, name in _NAMES.items():
-        mask = periods == period
-        colour = _PERIOD_COLOURS[period]
-        # Rasterised, or a vector file would hold every point.
-        ax.plot(steps[mask], values[mask], ".", ms=1, color=colour, rasterized=True)
-        ax.plot([], [], ".", ms=5, color=colour, label=name)  # to be seen in the legend
+        shown = np.where(periods == period, values, np.nan)
+        draw_points(ax, steps, shown, _PERIOD_COLOURS[period], name, among=known)
 
 
 def _mark(ax: Axes, event: Instability) -> None:

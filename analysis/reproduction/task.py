@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-from dlf_dynamics.analysis.plots import save
 from dlf_dynamics.analysis.reproduction.page import Page
 from dlf_dynamics.analysis.spectrum import (
     Spectrum,
@@ -27,6 +26,7 @@ from dlf_dynamics.analysis.spectrum import (
 from dlf_dynamics.analysis.study.study import Study
 from dlf_dynamics.analysis.study.studyfile import StudyResults
 from dlf_dynamics.analysis.study.sweep import sweep
+from dlf_dynamics.analysis.style import save
 from dlf_dynamics.config import RunConfig, SpectrumConfig
 from dlf_dynamics.errors import FileError, StaleError
 from dlf_dynamics.outputs import hold

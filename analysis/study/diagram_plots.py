@@ -19,9 +19,9 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from dlf_dynamics.analysis.plots import COLOURS, STYLE
 from dlf_dynamics.analysis.study.phase_diagram import PhaseDiagram
 from dlf_dynamics.analysis.study.selection import describe
+from dlf_dynamics.analysis.style import COLOURS, STYLE, set_title
 from dlf_dynamics.streams import drawable
 
 MOST_PRINTED = 60
@@ -137,7 +137,7 @@ def draw_phase_diagram(diagram: PhaseDiagram) -> Figure:
     """
     with mpl.rc_context(STYLE):
         figure = _draw_row(diagram) if diagram.y_key is None else _draw_plane(diagram)
-        figure.suptitle(_title(diagram), fontsize=8)
+        set_title(figure, _title(diagram))
         return figure
 
 

@@ -11,9 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
-from dlf_dynamics.analysis.plots import COLOURS, STYLE
 from dlf_dynamics.analysis.study.diagram_plots import draw_phase_diagram, setting
 from dlf_dynamics.analysis.study.outcome import CURVES
 from dlf_dynamics.analysis.study.phase_diagram import phase_diagram, usable_runs
@@ -29,6 +27,14 @@ from dlf_dynamics.analysis.study.selection import (
     select,
 )
 from dlf_dynamics.analysis.study.studyfile import StudyResults
+from dlf_dynamics.analysis.style import (
+    COLOURS,
+    STYLE,
+    draw_curve,
+    label_decades,
+    label_steps,
+    set_title,
+)
 from dlf_dynamics.errors import ConfigError
 
 __all__ = ["draw_curves", "draw_phase_diagram", "draw_study"]
@@ -41,9 +47,6 @@ MOST_LINES = 10
 
 _MOST_COLOURS = 6
 """Lines up to which they have distinct colours; beyond, they have shades."""
-
-_FEW_DECADES = 1e3
-"""Ratio of the ends of an axis up to which numbers between the powers of ten are labelled, too."""
 
 _ALWAYS = ("accuracy", "instabilities")
 _IF_MEASURED = ("validation_accuracy", "sharpness", "ntk")
@@ -192,7 +195,7 @@ def draw_curves(
             ax.remove()
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=7)
-        figure.suptitle(_title(selection, groups), fontsize=8)
+        set_title(figure, _title(selection, groups))
         return figure
 
 
@@ -245,22 +248,19 @@ def _draw_means(ax: Axes, results: StudyResults, groups: Sequence[_Group], name:
         missing = f" ({len(group.runs)} of {group.planned} runs)"
         label = group.label + (missing if len(group.runs) < group.planned else "")
         style = "--" if group.static else "-"
-        ax.plot(x[known], mean[known], style, color=colour, lw=1, label=label)
+        draw_curve(ax, x[known], mean[known], ls=style, color=colour, lw=1, label=label)
         ax.fill_between(x[known], *_band(mean, error, known), color=colour, alpha=0.2, lw=0)
         least = min(least, np.min(mean, initial=np.inf, where=known & (mean > 0)))
     if name in _LOGARITHMIC and np.isfinite(least):
         ax.set_yscale("log")
         ax.set_ylim(bottom=max(ax.get_ylim()[0], least / 2))
-        bottom, top = ax.get_ylim()
-        if top < _FEW_DECADES * bottom:
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        label_decades(ax)
     ax.set_ylabel(_WORDS[name])
-    ax.set_xlabel("step" if len(drawn) == 1 else "fraction of the run")
     if len(drawn) == 1:
-        ax.xaxis.set_major_formatter(EngFormatter(sep="", places=None))
-    ax.margins(x=0)
+        label_steps(ax)
+    else:
+        ax.set_xlabel("fraction of the run")
+    ax.margins(x=0.015)
     if not np.any(np.isfinite(values)):
         ax.text(0.5, 0.5, "not measured", ha="center", va="center", transform=ax.transAxes)
 

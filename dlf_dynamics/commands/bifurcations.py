@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from dlf_dynamics.commands.figures import FigureFiles, draw_bifurcations
 from dlf_dynamics.commands.terminal import (
     CROSSED,
     UNDECIDED,
@@ -79,7 +80,7 @@ class Bifurcations:
         write_whole(table, report.csv_text(found.instabilities).encode())
         say(f"wrote {output}, {table}")
         if not self.no_figures:
-            _draw(found, self.path.with_suffix(""))
+            draw_bifurcations(found, FigureFiles(self.path.with_suffix("")))
         if self.json:
             print(json.dumps(report.summary(found), indent=1))
         else:
@@ -233,19 +234,3 @@ def _with_progress(
                 raise KeyboardInterrupt
 
         return work(parts=parts, progress=told)
-
-
-def _draw(found: Any, stem: Path) -> None:
-    from dlf_dynamics.analysis import plots
-    from dlf_dynamics.analysis.bifurcation.plots import diagram_figure, instability_figure
-
-    figures = {}
-    if found.instabilities:
-        figures["instabilities"] = instability_figure(found)
-    if found.diagrams:
-        figures["diagrams"] = diagram_figure(found)
-    for name, figure in figures.items():
-        written = plots.save(figure, stem.with_name(f"{stem.name}.{name}"))
-        say("wrote " + ", ".join(map(str, written)))
-    if not figures:
-        say("no figure: the run does not oscillate in these steps")

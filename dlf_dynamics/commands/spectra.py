@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from dlf_dynamics.commands.figures import FigureFiles, draw_bifurcations, draw_run, figure_files
 from dlf_dynamics.commands.studies import DiagramOptions, is_study
 from dlf_dynamics.commands.terminal import (
     Flattened,
@@ -22,6 +23,7 @@ from dlf_dynamics.commands.terminal import (
     show,
 )
 from dlf_dynamics.config import SpectrumConfig, span_of
+from dlf_dynamics.errors import FileError
 from dlf_dynamics.startup import check_writable, open_recorded
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ class Spectrum:
             parts.clear()
         say(f"wrote {output}")
         if not self.no_figures:
-            _draw(run, found, self.path.with_suffix(""), zoom)
+            draw_run(run, found, FigureFiles(self.path.with_suffix("")), zoom)
         if self.json:
             print(json.dumps(report.summary(found), indent=1))
         else:
@@ -114,59 +116,69 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Plot:
-    """Draw the figures of a run again, from RUN.h5 and RUN.spectrum.h5, or those of a study.
+    """Draw all figures of a run again, or those of a study.
 
-    Of a study file they are phase diagrams, averaged over the seeds, with the static loss (A = 1)
-    as a row of its own, the difference to it and the standard errors; and curves if there are any.
+    Of a run they are those of the run file, of RUN.spectrum.h5 and of RUN.bifurcations.h5, as far
+    as these are there. Of a study file they are phase diagrams, averaged over the seeds, with the
+    static loss (A = 1) as a row of its own, the difference to it and the standard errors; and
+    curves if there are any.
 
-      dlf-dynamics plot run.h5
+      dlf-dynamics plot run.h5 -o figure.pdf
       dlf-dynamics plot study.h5 --quantity validation_accuracy --x schedule.period
     """
 
     path: RunPath
     """Run file or study file."""
     spectrum: Path | None = None
-    """Result file of `spectrum`; none means RUN.spectrum.h5."""
+    """Result file of `spectrum`; none means RUN.spectrum.h5, if it is there."""
+    bifurcations: Path | None = None
+    """Result file of `bifurcations`; none means RUN.bifurcations.h5, if it is there."""
     problem: ProblemName = None
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Name of the figures without suffix; none means that of the run file."""
+    """Name of the figures, in the format of its suffix: .png, .svg or .pdf; without suffix they are
+    png and svg. None means the name of the run file."""
     zoom: str | None = None
     """Steps a:b of the figure's second column; none means around the second burst."""
     diagram: Annotated[DiagramOptions, Flattened] = field(default_factory=DiagramOptions)
 
     def execute(self) -> int:
         """Draws."""
+        files = figure_files(self.output, self.path)
         if is_study(self.path):
-            return self.diagram.draw(self.path, self.output or self.path.with_suffix(""))
+            return self.diagram.draw(self.path, files)
         zoom = None if self.zoom is None else span_of(self.zoom, "zoom")
         run = open_recorded(self.path, 0, self.problem)
-        from dlf_dynamics.analysis.spectrum import default_path, load_spectrum
+        from dlf_dynamics.analysis import spectrum
+        from dlf_dynamics.analysis.bifurcation import bifurcations
 
-        found = load_spectrum(self.spectrum or default_path(self.path), run)
-        for line in found.source.caution:
+        found: dict[str, Any] = {}
+        refused: dict[str, FileError] = {}
+        for name, chosen, place, load in (
+            ("spectrum", self.spectrum, spectrum.default_path, spectrum.load_spectrum),
+            (
+                "bifurcations",
+                self.bifurcations,
+                bifurcations.default_path,
+                bifurcations.load_bifurcations,
+            ),
+        ):
+            path = chosen or place(self.path)
+            if chosen is None and not path.exists():
+                say(f"without {path}, which `dlf-dynamics {name} {self.path}` makes")
+                continue
+            try:
+                found[name] = load(path, run)
+            except FileError as error:  # the other figures do not depend on it
+                refused[name] = error
+        for line in next((result.source.caution for result in found.values()), []):
             say(line)
-        _draw(run, found, self.output or self.path.with_suffix(""), zoom)
+        if "spectrum" not in refused:
+            draw_run(run, found.get("spectrum"), files, zoom)
+        if "bifurcations" in found:
+            draw_bifurcations(found["bifurcations"], files)
+        for error in refused.values():
+            raise error
         return 0
-
-
-def _draw(run: Any, spectrum: Any, stem: Path, zoom: tuple[float, float] | None) -> None:
-    from dlf_dynamics.analysis import plots
-
-    written = plots.save(plots.run_figure(run, spectrum, zoom), stem)
-    if spectrum.watched:
-        second = stem.with_name(f"{stem.name}.bifurcation")
-        written += plots.save(plots.bifurcation_figure(run, spectrum), second)
-    if spectrum.densities:
-        from dlf_dynamics.analysis.density_plots import density_figure
-
-        third = stem.with_name(f"{stem.name}.density")
-        written += plots.save(density_figure(spectrum), third)
-    if spectrum.infinite_width is not None:
-        from dlf_dynamics.analysis.kernel_plots import kernel_figure
-
-        fourth = stem.with_name(f"{stem.name}.kernels")
-        written += plots.save(kernel_figure(spectrum), fourth)
-    say("wrote " + ", ".join(map(str, written)))
 
 
 def _verify(run: Any, spectrum: Any, *, quiet: bool) -> int:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from dlf_dynamics.commands.figures import FigureFiles
 from dlf_dynamics.commands.terminal import interruptible, say
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import format_name
@@ -125,16 +126,14 @@ class DiagramOptions:
     fix: tuple[str, ...] = ()
     """Of a study: KEY=VALUE of further keys, of which a diagram takes one value."""
 
-    def draw(self, path: Path, stem: Path) -> int:
-        """Draws and writes the figures beside the stem."""
+    def draw(self, path: Path, files: FigureFiles) -> int:
+        """Draws and writes the figures."""
         start_jax("float64", 1, 0)
-        from dlf_dynamics.analysis import plots
         from dlf_dynamics.analysis.study.studyfile import read_study
 
         for name, figure in self._figures(read_study(path)).items():
             suffix = name.replace(", ", ".").replace(" ", "-").replace("/", "-")
-            written = plots.save(figure, stem.with_name(f"{stem.name}.{suffix}"))
-            say("wrote " + ", ".join(map(str, written)))
+            files.write(figure, suffix)
         return 0
 
     def _figures(self, results: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import QuadMesh
 
-from dlf_dynamics.analysis import plots
+from dlf_dynamics.analysis import style
 from dlf_dynamics.analysis.density_plots import density_figure
 from dlf_dynamics.analysis.spectrum import load_spectrum, save_spectrum
 from dlf_dynamics.config import SpectrumConfig
@@ -22,7 +22,7 @@ def test_each_operator_has_a_heat_map_and_curves_at_its_steps(spectrum, tmp_path
     legends = [ax.get_legend() for ax in figure.axes]
     labels = [[t.get_text() for t in legend.get_texts()] for legend in legends if legend]
     assert labels == [["step 0", "step 28", "step 60"]] * 3
-    for path in plots.save(figure, tmp_path / "density"):
+    for path in style.save(figure, tmp_path / "density"):
         assert path.stat().st_size > 5000
 
 

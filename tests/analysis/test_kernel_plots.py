@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dlf_dynamics.analysis import plots
+from dlf_dynamics.analysis import style
 from dlf_dynamics.analysis.events import Oscillation
 from dlf_dynamics.analysis.infinite_width import InfiniteWidth
 from dlf_dynamics.analysis.kernel_plots import kernel_figure
@@ -46,14 +46,16 @@ def test_the_panels_show_eigenvalues_distances_and_alignment(found, tmp_path):
     np.testing.assert_array_equal(lines(ranks)["infinite width, Θ"], found.ntk)
     np.testing.assert_array_equal(lines(ranks)["run, step 0"], found.eigenvalues[0])
     assert along.get_ylim() == ranks.get_ylim()
-    from_limit, from_start, first = list(lines(distances).values())
+    from_limit, from_start, first, *_ = list(lines(distances).values())
+    # The distance of K_0 from itself, which a logarithmic axis does not have, is told.
+    assert [text.get_text() for text in distances.texts] == ["0"]
     np.testing.assert_array_equal(from_limit, found.distance)
     np.testing.assert_array_equal(from_start, found.movement)
     np.testing.assert_array_equal(first, 0.25)
     np.testing.assert_array_equal(next(iter(lines(alignment).values())), found.alignment)
     np.testing.assert_allclose(lines(shares)["NNGP"], found.nngp / 1.3)
     assert "of normal weights" in figure.get_suptitle()
-    for path in plots.save(figure, tmp_path / "kernels"):
+    for path in style.save(figure, tmp_path / "kernels"):
         assert path.stat().st_size > 5000
 
 

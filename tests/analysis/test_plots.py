@@ -1,13 +1,15 @@
 """What the figures draw, not where they draw it."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dlf_dynamics import OptimizerConfig, ScheduleConfig
-from dlf_dynamics.analysis import plots
+from dlf_dynamics import LossConfig, OptimizerConfig, ScheduleConfig
+from dlf_dynamics.analysis import plots, style
+from dlf_dynamics.analysis.style import Points
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.errors import FileError
 from dlf_dynamics.streams import printable
@@ -20,6 +22,21 @@ def new_axes():
 def lines(ax):
     """Labelled lines by their label."""
     return {line.get_label(): line for line in ax.get_lines()}
+
+
+def finite(line):
+    """The points of a line that are drawn."""
+    x, y = (np.asarray(values, float) for values in line.get_data())
+    return x[np.isfinite(y)], y[np.isfinite(y)]
+
+
+def shows(figure, span):
+    """Whether a panel shows a span of steps, with a narrow margin."""
+    margin = 0.02 * (span[1] - span[0])
+    return any(
+        span[0] - margin < left < span[0] and span[1] < right < span[1] + margin
+        for left, right in (ax.get_xlim() for ax in figure.axes)
+    )
 
 
 CASES = {
@@ -41,7 +58,7 @@ def test_both_figures_are_drawn_and_written_for_every_kind_of_run(
     config = replace(small, **changes)
     run, spectrum = trained(config), analysed(config, SpectrumConfig(**settings))
     for name, draw in (("run", plots.run_figure), ("bifurcation", plots.bifurcation_figure)):
-        paths = plots.save(draw(run, spectrum), tmp_path / name)
+        paths = style.save(draw(run, spectrum), tmp_path / name)
         assert [path.name for path in paths] == [f"{name}.png", f"{name}.svg"]
         assert paths[0].read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in paths[1].read_bytes()
@@ -65,7 +82,7 @@ def test_a_run_with_a_burst_gets_a_zoom_around_it(eventful, trained, analysed):
     assert zoom is not None
     assert 0 <= zoom[0] < burst.burst_start < burst.burst_end < zoom[1] <= 1000
     figure = plots.run_figure(run, spectrum)
-    assert any(np.allclose(ax.get_xlim(), zoom) for ax in figure.axes)
+    assert shows(figure, zoom)
 
 
 def test_a_run_without_bursts_has_no_zoom(small, trained, analysed):
@@ -74,7 +91,7 @@ def test_a_run_without_bursts_has_no_zoom(small, trained, analysed):
 
 def test_a_chosen_zoom_is_shown(small, trained, analysed):
     figure = plots.run_figure(trained(small), analysed(small), zoom=(20, 40))
-    assert any(np.allclose(ax.get_xlim(), (20, 40)) for ax in figure.axes)
+    assert shows(figure, (20, 40))
 
 
 def test_the_sharpness_panel_draws_each_converged_value_and_the_threshold(small, trained, analysed):
@@ -86,8 +103,7 @@ def test_the_sharpness_panel_draws_each_converged_value_and_the_threshold(small,
         ("at the iterate", iterate.eigenvalues[:, 0], spectrum.hessian.steps),
         ("at the 1:2:1 centre", centre.eigenvalues[1:, 0], spectrum.hessian.steps[1:]),
     ):
-        np.testing.assert_array_equal(drawn[label].get_xdata(), steps)
-        np.testing.assert_array_equal(drawn[label].get_ydata(), values)
+        np.testing.assert_array_equal(finite(drawn[label]), (steps, values))
     np.testing.assert_allclose(drawn["threshold"].get_ydata(), 2 / 0.3)
     assert "not converged" not in drawn
 
@@ -103,7 +119,7 @@ def test_values_that_did_not_converge_are_drawn_as_such(small, trained, analysed
     plots.draw_sharpness(ax, trained(small), replace(spectrum, hessian=hessian))
     drawn = lines(ax)
     np.testing.assert_array_equal(drawn["not converged"].get_xdata(), [14, 35])
-    assert len(drawn["at the 1:2:1 centre"].get_xdata()) == 7
+    assert len(finite(drawn["at the 1:2:1 centre"])[0]) == 7
 
 
 def test_without_a_threshold_none_is_drawn(small, trained, analysed):
@@ -130,6 +146,7 @@ def test_scalars_are_drawn_at_every_step(draw, name, small, trained, analysed):
     np.testing.assert_array_equal(line.get_xdata(), np.arange(61))
     np.testing.assert_array_equal(line.get_ydata(), run.scalars[name])
     assert [extra.get_label() for extra in held_out] == ["held out"] * (name == "accuracy")
+    assert line.get_label() == "training" or name == "loss"
     for extra in held_out:
         np.testing.assert_array_equal(extra.get_xdata(), run.checkpoint_steps)
         np.testing.assert_array_equal(extra.get_ydata(), run.validation["accuracy"])
@@ -214,28 +231,137 @@ def test_the_title_says_what_the_threshold_is_and_what_is_not_converged(small, t
     spectrum = analysed(small, settings)
     assert spectrum.not_converged > 0
     figure = plots.run_figure(trained(small), spectrum)
-    title = figure.get_suptitle()
+    title = " ".join(figure.get_suptitle().split())
     assert spectrum.label in title
     assert f"{spectrum.not_converged} checkpoints not converged" in title
 
 
+def panels(figure):
+    return [ax.get_ylabel() for ax in figure.axes if ax.get_ylabel()]
+
+
+def test_a_static_loss_has_no_panel_of_class_weights(small, trained, analysed):
+    static = replace(small, schedule=ScheduleConfig(name="static"))
+    gamma = r"$\Gamma_i$"
+    assert gamma in panels(plots.run_figure(trained(small), analysed(small)))
+    assert gamma not in panels(plots.run_figure(trained(static), analysed(static)))
+
+
+def test_of_a_run_alone_the_run_file_is_drawn(small, trained):
+    figure = plots.run_figure(trained(small), None)
+    assert [label.split("(")[0] for label in panels(figure)] == [
+        r"$\Gamma_i$",
+        "$F$",
+        "$F",
+        "accuracy",
+    ]
+    assert "threshold" not in figure.get_suptitle()
+
+
+def test_both_ends_of_the_spectrum_are_drawn(small, trained, analysed):
+    spectrum = analysed(small, SpectrumConfig(which="both", k=2, max_matvecs=200))
+    figure = plots.run_figure(trained(small), spectrum)
+    axes = {ax.get_ylabel(): ax for ax in figure.axes}
+    for label, column in ((r"$\lambda_{\max}$", 0), (r"$\lambda_{\min}$", 3)):
+        values = spectrum.hessian.iterate.eigenvalues[:, column]
+        _, y = finite(lines(axes[label])["at the iterate"])
+        np.testing.assert_array_equal(y, values)
+    assert "threshold" not in lines(axes[r"$\lambda_{\min}$"])
+
+
+def test_of_the_smallest_eigenvalues_the_smallest_is_drawn(small, trained, analysed):
+    spectrum = analysed(small, SpectrumConfig(which="smallest", k=2, max_matvecs=200))
+    figure = plots.run_figure(trained(small), spectrum)
+    assert r"$\lambda_{\max}$" not in panels(figure)
+    (ax,) = [ax for ax in figure.axes if ax.get_ylabel() == r"$\lambda_{\min}$"]
+    _, y = finite(lines(ax)["at the iterate"])
+    np.testing.assert_array_equal(y, spectrum.hessian.iterate.eigenvalues.min(axis=1))
+
+
+def test_a_threshold_is_not_drawn_beside_what_it_does_not_apply_to(small, trained, analysed):
+    ax, spectrum = new_axes(), analysed(small, SpectrumConfig(static=True))
+    assert np.any(np.isfinite(spectrum.thresholds))
+    plots.draw_sharpness(ax, trained(small), spectrum)
+    assert "threshold" not in lines(ax)
+
+
+def test_a_zoom_that_is_nearly_the_whole_run_is_left_out(eventful, trained, analysed):
+    spectrum = analysed(eventful)
+    wide = replace(spectrum.bursts[0], burst_start=100, burst_end=900)
+    assert plots.default_zoom(trained(eventful), replace(spectrum, oscillations=[wide])) is None
+
+
+def test_a_run_that_diverges_is_drawn_and_named_so(small, trained):
+    loss = LossConfig(name="squared-error")
+    schedule = ScheduleConfig(name="static")
+    config = replace(small, loss=loss, schedule=schedule, optimizer=OptimizerConfig("gd", 1e3))
+    run = trained(config)
+    assert run.status == "diverged"
+    figure = plots.run_figure(run, None)
+    figure.draw_without_rendering()
+    assert f"diverged at step {run.steps[-1]}" in figure.get_suptitle()
+
+
+def test_the_points_of_a_sparse_run_are_seen(small, trained, analysed):
+    figure = plots.run_figure(trained(small), analysed(small))
+    figure.draw_without_rendering()
+    points = [line for ax in figure.axes for line in ax.get_lines() if isinstance(line, Points)]
+    assert len(points) >= 6
+    assert min(line.get_markersize() for line in points) > 3
+
+
+def test_a_figure_without_points_on_the_frame(small, trained, analysed):
+    figure = plots.run_figure(trained(small), analysed(small))
+    for ax in figure.axes:
+        (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+        for line in (line for line in ax.get_lines() if isinstance(line, Points)):
+            x, y = finite(line)
+            assert left < x.min()
+            assert x.max() < right
+            told = len(ax.texts) > 0
+            assert told or (low < y.min() and y.max() < high)
+
+
+def test_changes_of_the_loss_out_of_sight_are_told(small, trained, analysed):
+    run = trained(small)
+    figure = plots.run_figure(run, None)
+    (ax,) = [ax for ax in figure.axes if "t{-}1" in ax.get_ylabel()]
+    change = np.diff(run.scalars["loss"])
+    low, high = ax.get_ylim()
+    assert low == -high
+    hidden = np.sum(np.abs(change) > high)
+    assert hidden <= max(1, 0.02 * len(change) + 1)
+    told = [text.get_text().split()[0] for text in ax.texts]
+    assert (hidden > 0) == (len(told) > 0)
+
+
+def test_letters_stay_letters_in_vector_files(small, trained, tmp_path):
+    svg, pdf = style.save(plots.run_figure(trained(small), None), tmp_path / "run", ["svg", "pdf"])
+    assert "accuracy</text>" in svg.read_text()
+    # Characters of private use, which only its own font has, are boxes elsewhere.
+    assert not re.search("[\ue000-\uf8ff]", svg.read_text())
+    assert b"/Type3" not in pdf.read_bytes()
+    assert b"/FontFile2" in pdf.read_bytes()
+
+
 def test_into_a_missing_directory_nothing_is_written(tmp_path):
     with pytest.raises(FileError, match=r"cannot be written: directory .*none does not exist"):
-        plots.save(Figure(), tmp_path / "none" / "figure")
+        style.save(Figure(), tmp_path / "none" / "figure")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_only_the_formats_that_are_asked_for_are_written(tmp_path):
     figure = Figure()
     figure.subplots().plot([0, 1])
-    assert plots.save(figure, tmp_path / "one", ["svg"]) == [tmp_path / "one.svg"]
+    assert style.save(figure, tmp_path / "one", ["svg"]) == [tmp_path / "one.svg"]
     assert [path.name for path in tmp_path.iterdir()] == ["one.svg"]
 
 
-def test_the_same_figure_gives_the_same_svg(tmp_path):
+@pytest.mark.parametrize("suffix", ["svg", "pdf", "png"])
+def test_the_same_figure_gives_the_same_bytes(suffix, tmp_path):
     contents = []
     for name in ("one", "two"):
         figure = Figure()
         figure.subplots().plot([0, 1])
-        contents.append(plots.save(figure, tmp_path / name, ["svg"])[0].read_bytes())
+        contents.append(style.save(figure, tmp_path / name, [suffix])[0].read_bytes())
     assert contents[0] == contents[1]

@@ -6,7 +6,7 @@ from matplotlib.collections import PolyCollection, QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 
-from dlf_dynamics.analysis import plots
+from dlf_dynamics.analysis import style
 from dlf_dynamics.analysis.study.diagram_plots import (
     AXES,
     QUANTITIES,
@@ -123,7 +123,7 @@ def test_the_panels_show_mean_difference_and_error_with_the_static_runs_undernea
     assert axes[1].get_xlabel() == "period T (steps)"
     assert axes[0].get_xlim() == axes[1].get_xlim() == pytest.approx((20 / 3**0.5, 540 * 3**0.5))
     assert "training accuracy; 3 runs in each cell" in figure.get_suptitle()
-    for path in plots.save(figure, tmp_path / "diagram"):
+    for path in style.save(figure, tmp_path / "diagram"):
         assert path.stat().st_size > 5000
 
 

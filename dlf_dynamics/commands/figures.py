@@ -1,0 +1,87 @@
+"""Which figures a command draws, and into which files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlf_dynamics.commands.terminal import say
+from dlf_dynamics.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = ("png", "svg", "pdf")
+
+
+@dataclass(frozen=True)
+class FigureFiles:
+    """Names of figures.
+
+    Attributes:
+        stem: `run` makes run.png, run.density.png, ...
+        formats: one file for each.
+    """
+
+    stem: Path
+    formats: tuple[str, ...] = ("png", "svg")
+
+    def write(self, figure: Figure, part: str = "") -> None:
+        """Writes a figure in all formats, and says so."""
+        from dlf_dynamics.analysis.style import save
+
+        stem = self.stem.with_name(f"{self.stem.name}.{part}") if part else self.stem
+        say("wrote " + ", ".join(map(str, save(figure, stem, self.formats))))
+
+
+def figure_files(output: Path | None, path: Path) -> FigureFiles:
+    """Those named by `-o`, of the format of its suffix; without one, those beside a file.
+
+    Raises:
+        ConfigError: when the suffix is not that of a format.
+    """
+    if output is None:
+        return FigureFiles(path.with_suffix(""))
+    if not output.suffix:
+        return FigureFiles(output)
+    chosen = output.suffix[1:]
+    if chosen not in FORMATS:
+        raise ConfigError(
+            f"output is {output}; expected a name that ends in "
+            f"{', '.join(f'.{name}' for name in FORMATS)}, or has no suffix (png and svg)"
+        )
+    return FigureFiles(output.with_suffix(""), (chosen,))
+
+
+def draw_run(
+    run: Any, spectrum: Any | None, files: FigureFiles, zoom: tuple[float, float] | None
+) -> None:
+    """The figures of a run and its spectrum; without one, that of the run file alone."""
+    from dlf_dynamics.analysis import plots
+
+    files.write(plots.run_figure(run, spectrum, zoom))
+    if spectrum is None:
+        return
+    if spectrum.watched:
+        files.write(plots.bifurcation_figure(run, spectrum), "bifurcation")
+    if spectrum.densities:
+        from dlf_dynamics.analysis.density_plots import density_figure
+
+        files.write(density_figure(spectrum), "density")
+    if spectrum.infinite_width is not None:
+        from dlf_dynamics.analysis.kernel_plots import kernel_figure
+
+        files.write(kernel_figure(spectrum), "kernels")
+
+
+def draw_bifurcations(found: Any, files: FigureFiles) -> None:
+    """The figures of the instabilities of a run."""
+    from dlf_dynamics.analysis.bifurcation.plots import diagram_figure, instability_figure
+
+    if found.instabilities:
+        files.write(instability_figure(found), "instabilities")
+    if found.diagrams:
+        files.write(diagram_figure(found), "diagrams")
+    if not (found.instabilities or found.diagrams):
+        say("no figure of instabilities: the run does not oscillate in these steps")
