@@ -202,7 +202,8 @@ def stability(
         problem: whose loss the optimizer minimises.
         params: before the update of this step.
         optimizer: an optax transformation, linear in the gradients but for a preconditioner, and
-            the same for all parameters.
+            the same for all parameters; make it once, as each one is tried (see
+            `instability_threshold`).
         opt_state: its state before that update; needed where it has a preconditioner.
         step: t, the number of updates made: for weights, and learning rates that change.
         tol: see `sharpness`, like the next three.

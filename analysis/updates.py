@@ -35,8 +35,9 @@ def threshold_at(update: FlatUpdate, step: int) -> float:
     try:
         zero = jnp.zeros(update.layout.size, update.layout.dtypes[0])
         state = update.optimizer.init(update.layout.unflatten(zero))
+        threshold = float(instability_threshold(update.optimizer, np.array([step]))[0])
         require_alike(update, state, zero.size, zero.dtype)
-        return float(instability_threshold(update.optimizer, np.array([step]))[0])
+        return threshold
     except Exception as error:
         words = " ".join(str(error).split())
         raise ConfigError(f"the optimizer has no threshold: {words}") from error

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, PyTree
 
 from dlf_dynamics.config import OptimizerConfig, RunConfig
@@ -100,6 +101,14 @@ def build(
     return assemble(config, layout, dataset, schedule, config.optimizer, origin)
 
 
+def optimizer_of(update: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optimizer of a run of so many steps."""
+    # A number instead of a constant schedule spares the optimizer a counter in its state.
+    scheduled = update.learning_rate_schedule != "constant" or update.warmup_steps > 0
+    rate = learning_rate_schedule(update, steps) if scheduled else update.learning_rate
+    return make_optimizer(update, rate)
+
+
 def assemble(
     config: RunConfig,
     layout: Layout,
@@ -122,12 +131,9 @@ def assemble(
         held_out = _problem(config, layout, dataset.validation, None)
         validation = replace(held_out, origin=problem.origin, order=problem.order)
     rate = learning_rate_schedule(update, config.steps)
-    # A number instead of a constant schedule spares the optimizer a counter in its state.
-    scheduled = update.learning_rate_schedule != "constant" or update.warmup_steps > 0
-    optimizer = make_optimizer(update, rate if scheduled else update.learning_rate)
     return Dynamics(
         problem,
-        optimizer,
+        optimizer_of(update, config.steps),
         rate,
         schedule,
         config.batch_size,

@@ -72,13 +72,13 @@ def has_mean_squares(state: Any) -> bool:
     return bool(_mean_squares(state))
 
 
-def hold_mean_squares(state: Any) -> Any:
+def hold_mean_squares(state: Any, size: float = _LARGE) -> Any:
     """The state long after the start, with mean squares so large that they stay what they are."""
 
     def held(node: Any) -> Any:
         if not isinstance(node, _MEAN_SQUARES):
             return node
-        large = jax.tree.map(lambda leaf: jnp.full_like(leaf, _LARGE**2), node.nu)
+        large = jax.tree.map(lambda leaf: jnp.full_like(leaf, size**2), node.nu)
         if isinstance(node, optax.ScaleByAdamState):
             return node._replace(nu=large, count=jnp.full_like(node.count, 10**6))
         return node._replace(nu=large)

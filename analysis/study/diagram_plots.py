@@ -59,7 +59,8 @@ QUANTITIES = {
     "oscillating_steps": "steps within instabilities",
     "sharpness": "sharpness of the static loss after the last update",
     "sharpness_error": "residual of the sharpness",
-    "threshold": "threshold of instability at the last step",
+    "threshold": "critical eigenvalue at the last step",
+    "preconditioned_sharpness": "preconditioned sharpness of the static loss",
     "ntk": "largest eigenvalue of the NTK",
     "seconds": "seconds of training",
 }

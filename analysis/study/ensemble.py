@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -160,6 +160,7 @@ class History:
         kept_steps: of the parameters that were to be kept.
         kept: shape (kept, params).
         params: after the last update.
+        optimizer_state: after the last update.
     """
 
     columns: dict[str, np.ndarray]
@@ -168,6 +169,7 @@ class History:
     kept_steps: Int[np.ndarray, " kept"]
     kept: Float[np.ndarray, "kept params"]
     params: Float[np.ndarray, " params"]
+    optimizer_state: Any
 
 
 class Ensemble:
@@ -246,7 +248,7 @@ class Ensemble:
         counts = pace.single()
         _, snapshots, rows = self._advance(states, counts, counts > 0, pace.capacity)
         log.add(step, counts, snapshots, rows, last=True)
-        return log.histories(np.asarray(states.params))
+        return log.histories(states)
 
     def _initial_states(self) -> State:
         blank = self.dynamics[0].initial_state(self._params[0])
@@ -292,8 +294,9 @@ class _Log:
                 self._kept.append((step, np.asarray(snapshots.params[:, index])))
             step += int(counts[index])
 
-    def histories(self, params: np.ndarray) -> list[History]:
-        """Run by run."""
+    def histories(self, states: State) -> list[History]:
+        """Run by run, with the states after the last update."""
+        params = np.asarray(states.params)
         rows, validation = np.concatenate(self.rows, axis=1), np.stack(self._validation, axis=1)
         kept_steps = np.array([step for step, _ in self._kept], int)
         return [
@@ -304,6 +307,7 @@ class _Log:
                 kept_steps,
                 np.array([vectors[run] for _, vectors in self._kept]),
                 params[run],
+                jax.tree.map(lambda leaf, run=run: leaf[run], states.optimizer_state),
             )
             for run in range(len(params))
         ]

@@ -16,14 +16,17 @@ from jaxtyping import Array, Float, Int
 from dlf_dynamics.analysis.bifurcation.periods import periods_of_loss
 from dlf_dynamics.analysis.events import find_oscillations
 from dlf_dynamics.analysis.measurements import Measurement
-from dlf_dynamics.analysis.measures import ntk_spectrum, sharpness
-from dlf_dynamics.analysis.stability import instability_threshold
+from dlf_dynamics.analysis.measures import ntk_spectrum, sharpness, stability
 from dlf_dynamics.analysis.study.ensemble import Ensemble, History
 from dlf_dynamics.analysis.study.outcome import CURVES, Outcome
 from dlf_dynamics.analysis.study.study import Measures
-from dlf_dynamics.config import OptimizerConfig, RunConfig
+from dlf_dynamics.analysis.updates import threshold_at
+from dlf_dynamics.assembly import optimizer_of
+from dlf_dynamics.config import RunConfig
 from dlf_dynamics.dynamics import Dynamics
-from dlf_dynamics.optimizers import learning_rate_schedule, make_optimizer
+from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.layout import Layout
+from dlf_dynamics.optimizers import FlatUpdate, is_adaptive
 from dlf_dynamics.problem import Problem
 
 
@@ -97,7 +100,7 @@ def _outcome(
         found |= _of_all_examples(dynamics, params, config.steps, config.batch_size)
     if validation.shape[1]:
         found["validation_loss"], found["validation_accuracy"] = validation[-1].tolist()
-    found |= _last(config, dynamics.problem, params, measures)
+    found |= _last(config, dynamics.problem, params, history.optimizer_state, measures)
     return Outcome("complete", curves=curves, **found)
 
 
@@ -174,16 +177,17 @@ def _curves(
 
 
 def _last(
-    config: RunConfig, problem: Problem, params: Array, measures: Measures
+    config: RunConfig, problem: Problem, params: Array, state: Any, measures: Measures
 ) -> dict[str, float]:
-    """What is measured of the last parameters."""
+    """What is measured of the last parameters, and of the optimizer's state with them."""
     found: dict[str, float] = {}
     static = problem.static()
     if measures.sharpness:
         largest = sharpness(static, params)
         found["sharpness"] = _value(largest)
         found["sharpness_error"] = largest.residual if largest.converged else np.nan
-        found["threshold"] = _threshold(config.optimizer, config.steps, config.batch_size is None)
+        if config.batch_size is None:
+            found |= _edge(config, static, params, state, found["sharpness"])
     if measures.ntk_examples:
         kernel = ntk_spectrum(static, params, num_examples=measures.ntk_examples, k=1)
         found["ntk"] = float(kernel.eigenvalues[0])
@@ -195,13 +199,24 @@ def _value(found: Measurement) -> float:
     return found.value if found.converged else np.nan
 
 
-@lru_cache(maxsize=1024)
-def _threshold(config: OptimizerConfig, steps: int, full_batch: bool) -> float:
-    """At the last step; of optimizers for whose plain Hessian there is one."""
-    if not full_batch or config.name in ("rmsprop", "adam", "adamw"):
-        return np.nan
-    optimizer = make_optimizer(config, learning_rate_schedule(config, steps))
-    return float(instability_threshold(optimizer, np.array([steps - 1]))[0])
+def _edge(
+    config: RunConfig, static: Problem, params: Array, state: Any, plain: float
+) -> dict[str, float]:
+    """The threshold at the last step and the eigenvalue that it is one of; nothing without one."""
+    step = config.steps - 1
+    optimizer = _optimizer(config.optimizer, config.steps)
+    try:
+        if not is_adaptive(optimizer):
+            threshold = threshold_at(FlatUpdate(optimizer, Layout.of(params)), step)
+            return {"threshold": threshold, "preconditioned_sharpness": plain}
+        found = stability(static, params, optimizer, opt_state=state, step=step)
+    except ConfigError:
+        return {}
+    return {"threshold": found.threshold, "preconditioned_sharpness": _value(found)}
+
+
+_optimizer = lru_cache(maxsize=1024)(optimizer_of)
+"""A single one for runs with the same, as its threshold is confirmed once."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,13 @@ class Outcome:
         oscillating_steps: steps within them.
         sharpness: largest eigenvalue of the Hessian of the static loss after the last update.
         sharpness_error: its residual; NaN where it did not converge, then `sharpness` is NaN, too.
-        threshold: eigenvalue at which the optimizer becomes unstable, at the last step.
+        threshold: critical eigenvalue of the optimizer at the last step, with which
+            `preconditioned_sharpness` is to be compared; NaN for mini-batches, and for an optimizer
+            that has none.
+        preconditioned_sharpness: largest eigenvalue of P^-1/2 H P^-1/2 after the last update, H the
+            Hessian of the static loss and P the preconditioner of the next update, frozen. Where
+            the optimizer has none, P is 1, and it is `sharpness`. NaN where it did not converge or
+            there is no threshold.
         ntk: largest eigenvalue of the NTK after the last update.
         seconds: that the run took, compilation included; of runs trained together, its share.
         curves: of CURVES, at evenly spaced steps; there, the first three are of what the step was
@@ -74,6 +80,7 @@ class Outcome:
     sharpness: float = np.nan
     sharpness_error: float = np.nan
     threshold: float = np.nan
+    preconditioned_sharpness: float = np.nan
     ntk: float = np.nan
     seconds: float = np.nan
     curves: Float[np.ndarray, "points curves"] = field(

@@ -37,13 +37,14 @@ from dlf_dynamics.provenance import provenance
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.runwriter import new_file, writing
 
-FORMAT = Format("study file", "dlf-dynamics-study", "1.0", "replace it with --overwrite")
+FORMAT = Format("study file", "dlf-dynamics-study", "1.1", "replace it with --overwrite")
 
 STATUSES = ("complete", "diverged", "failed")
 """What may become of a run; the file holds their place in this order."""
 
 _MESSAGE_BYTES = 256
 _COLUMNS = tuple(f"columns/{name}" for name in NUMBERS)
+_SINCE_1_1 = "columns/preconditioned_sharpness"
 _Rows = dict[str, np.ndarray]
 
 
@@ -117,6 +118,8 @@ class StudyWriter:
         row = self._checked_row(index, outcome)
         with writing(self._file, self._path):
             for path, value in [*row.items(), ("run", index)]:
+                if path == _SINCE_1_1 and path not in self._file:
+                    continue
                 dataset = dataset_at(self._file, path)
                 dataset[self._rows] = value
                 dataset.flush()
@@ -259,7 +262,9 @@ def _complete_rows(file: h5py.File) -> _Rows:
     runs = dataset_at(file, "run")[()]
     rows = int(np.argmax(runs < 0)) if (runs < 0).any() else len(runs)
     paths = ["status", "message", *_COLUMNS, *(["curves"] if "curves" in file else [])]
-    return {"run": runs[:rows]} | {path: dataset_at(file, path)[:rows] for path in paths}
+    missing = {} if _SINCE_1_1 in file else {_SINCE_1_1: np.full(rows, np.nan)}
+    found = {path: dataset_at(file, path)[:rows] for path in paths if path not in missing}
+    return {"run": runs[:rows]} | missing | found
 
 
 @contextmanager

@@ -171,7 +171,7 @@ def test_an_unknown_operator_is_named():
 
 
 def test_along_a_loop_nothing_is_compiled_again():
-    adam = optax.adam(0.1)
+    gd, adam = optax.sgd(0.1), optax.adam(0.1)
     compilations = []
 
     def listen(event, duration, **_):
@@ -183,7 +183,7 @@ def test_along_a_loop_nothing_is_compiled_again():
         # Another problem that is equal but for its data is no reason either.
         problem = replace(PROBLEM, inputs=INPUTS + seed)
         sharpness(problem, params, step=seed)
-        stability(problem, params, optax.sgd(0.1), step=seed)
+        stability(problem, params, gd, step=seed)
         ntk_spectrum(problem, params)
         stability(problem, params, adam, opt_state=adam.init(params), step=seed)
 

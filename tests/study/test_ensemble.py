@@ -5,9 +5,10 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from dlf_dynamics import train
+from dlf_dynamics import assembly, train
 from dlf_dynamics.analysis.study import ensemble, measuring
 from dlf_dynamics.analysis.study.ensemble import Ensemble, History, Stopped
 from dlf_dynamics.analysis.study.measuring import measure
@@ -147,6 +148,7 @@ def test_everything_about_a_run_agrees_with_an_independent_calculation(tmp_path)
     assert found.ntk == pytest.approx(np.linalg.eigvalsh(kernel)[-1], rel=1e-10)
     # Nesterov's method on a quadratic: (2 + 2β) / ((1 + 2β) η).
     assert found.threshold == pytest.approx((2 + 2 * 0.6) / ((1 + 2 * 0.6) * 0.2), rel=1e-9)
+    assert found.preconditioned_sharpness == found.sharpness
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "squared-error-per-output"])
@@ -218,7 +220,7 @@ def test_the_kinds_of_instabilities_are_told_by_the_loss():
     loss[400:500] += 0.002 * np.array([0, 1, 0.5, 1.8])[steps[400:500] % 4]
     columns = {"loss": loss, "update_cosine": cosine}
     none = np.zeros(0)
-    history = History(columns, none, none, none, none, none)
+    history = History(columns, none, none, none, none, none, ())
     assert measuring._events(loss, history) == {
         "instabilities": 3,
         "bursts": 1,
@@ -229,13 +231,49 @@ def test_the_kinds_of_instabilities_are_told_by_the_loss():
     }
 
 
-def test_mini_batches_and_adaptive_methods_have_no_threshold():
-    adaptive = replace(CONFIG, optimizer=OptimizerConfig("adam", 0.01), steps=20)
-    batches = replace(CONFIG, batch_size=5, steps=20)
-    for config in (adaptive, batches):
+def test_mini_batches_have_no_threshold():
+    (found,) = measure([replace(CONFIG, batch_size=5, steps=20)], Measures(sharpness=True))
+    assert np.isnan([found.threshold, found.preconditioned_sharpness]).all()
+    assert np.isfinite(found.sharpness)
+    # Updates of mini-batches oppose each other without any instability.
+    kinds = (found.instabilities, found.bursts, found.irregular, found.oscillating_steps)
+    assert np.all(np.isnan(kinds))
+
+
+def test_the_threshold_of_adam_stands_beside_the_sharpness_that_is_compared_with_it(tmp_path):
+    optimizer = OptimizerConfig("adam", 0.01)
+    config = replace(CONFIG, optimizer=optimizer, steps=20, checkpoint_every=1)
+    run = train(replace(config, steps=21), tmp_path / "run.h5")  # the last checkpoint is at step 20
+    (found,) = measure([config], Measures(sharpness=True))
+    (point,) = run.recorded(np.array([20]))
+    static = run.problem.static_objective
+    slope = np.asarray(jax.grad(static)(jnp.asarray(point.params)))
+    squares = np.asarray(run.state(point).optimizer_state[0].nu)
+    squares = optimizer.beta2 * squares + (1 - optimizer.beta2) * slope**2
+    bias1, bias2 = (1 - beta**21 for beta in (optimizer.beta1, optimizer.beta2))
+    root = np.sqrt(bias1 * (np.sqrt(squares / bias2) + optimizer.epsilon))
+    dense = np.asarray(jax.hessian(static)(jnp.asarray(point.params)))
+    assert found.sharpness == pytest.approx(np.linalg.eigvalsh(dense)[-1], rel=1e-5)
+    scaled = np.linalg.eigvalsh(dense / np.outer(root, root))
+    assert found.preconditioned_sharpness == pytest.approx(scaled[-1], rel=1e-5)
+    assert found.threshold == pytest.approx(38 / 0.01, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("make", "has"), [(optax.nadam, True), (optax.sign_sgd, False)], ids=["nadam", "sign_sgd"]
+)
+def test_a_threshold_is_told_of_what_an_optimizer_does_and_not_of_its_name(monkeypatch, make, has):
+    monkeypatch.setattr(assembly, "make_optimizer", lambda config, rate: make(rate))
+    measuring._optimizer.cache_clear()
+    try:
+        # Another form for each than anywhere else, so that nothing compiled is taken for it.
+        config = replace(CONFIG, optimizer=OptimizerConfig("gd", 0.0123), steps=22 + has)
         (found,) = measure([config], Measures(sharpness=True))
-        assert np.isnan(found.threshold)
-        assert np.isfinite(found.sharpness)
-        # Updates of mini-batches oppose each other without any instability.
-        kinds = (found.instabilities, found.bursts, found.irregular, found.oscillating_steps)
-        assert np.all(np.isnan(kinds)) == (config is batches)
+    finally:
+        measuring._optimizer.cache_clear()
+    assert np.isfinite(found.sharpness)
+    if not has:
+        assert np.isnan([found.threshold, found.preconditioned_sharpness]).all()
+        return
+    assert found.threshold == pytest.approx(38 / 2.8 / 0.0123, rel=1e-9)
+    assert abs(found.preconditioned_sharpness / found.sharpness - 1) > 0.1

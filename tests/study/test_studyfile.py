@@ -73,6 +73,18 @@ def path(tmp_path):
     return path
 
 
+def test_a_file_of_version_1_0_is_read_and_continued_without_the_later_column(path):
+    with h5py.File(path, "a") as file:
+        del file["columns/preconditioned_sharpness"]
+        file.attrs["format_version"] = "1.0"
+    with reopen(path, STUDY) as writer:
+        writer.append(2, Outcome("complete", steps=9, threshold=4.0, curves=np.ones((3, 6))))
+    results = read_study(path)
+    assert results.complete
+    assert results.columns["threshold"][2] == 4
+    assert np.isnan(results.columns["preconditioned_sharpness"]).all()
+
+
 def test_what_was_appended_is_read_in_the_order_of_the_study(path):
     results = read_study(path)
     assert (results.path, results.study) == (path, STUDY)

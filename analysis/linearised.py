@@ -1,0 +1,160 @@
+"""An optimizer's update on a quadratic, linearised in one parameter and the optimizer's state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int, PyTree
+
+from dlf_dynamics.optimizers import held_preconditioner, hold_mean_squares
+
+Maps = tuple[Float[np.ndarray, "steps n n"], Float[np.ndarray, "steps n n"]]
+"""A and B such that the update of each step on the curvature λ is z ↦ (A + λB) z."""
+
+_Rest = tuple[list[Array], list[bool], Any]
+
+_WARM = 2
+"""Updates in which nothing happens, after which marks of the first update are gone."""
+
+
+def linear_maps(optimizer: optax.GradientTransformation, steps: Int[np.ndarray, " steps"]) -> Maps:
+    """The update of each step; z holds a parameter first, then what of the state belongs to it.
+
+    The curvature is in units of the preconditioner, which is held.
+    """
+    distinct, place = np.unique(steps, return_inverse=True)
+    if not _counts(optimizer):
+        distinct, place = distinct[:1], np.zeros(len(steps), int)
+    # Of a few lengths, so that few programs are compiled.
+    count = max(16, 1 << (len(distinct) - 1).bit_length())
+    with jax.enable_x64(True):
+        found = _jacobians(optimizer)(jnp.asarray(np.resize(distinct, count), jnp.int32))
+    at_zero, at_one = map(np.asarray, found)
+    return at_zero[place], (at_one - at_zero)[place]
+
+
+def spectral_radii(maps: Maps, curvatures: Float[np.ndarray, " steps"]) -> np.ndarray:
+    """Largest modulus of a multiplier of each map at a curvature of its own."""
+    matrices = maps[0] + curvatures[:, None, None] * maps[1]
+    return np.max(np.abs(np.linalg.eigvals(matrices)), axis=1)
+
+
+def critical_curvatures(maps: Maps) -> Float[np.ndarray, " steps"]:
+    """For each map the λ > 0 at which its spectral radius exceeds 1, by bisection; or infinity."""
+    size = maps[0].shape[1]
+    rows, place = np.unique(np.concatenate(maps, axis=1), axis=0, return_inverse=True)
+    distinct = rows[:, :size], rows[:, size:]
+
+    def unstable(curvature: np.ndarray) -> np.ndarray:
+        return spectral_radii(distinct, curvature) > 1 + 1e-13
+
+    low, high = np.zeros(len(rows)), np.full(len(rows), 1e-12)
+    while not np.all(ever := unstable(high)) and np.max(high) < 1e30:
+        low, high = np.where(ever, low, high), np.where(ever, high, 2 * high)
+    for _ in range(100):
+        middle = (low + high) / 2
+        beyond = unstable(middle)
+        low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
+    # To the digits that are right, so that 2 is 2.
+    found = np.array([float(f"{value:.13g}") for value in (low + high) / 2])
+    return np.where(ever, found, np.inf)[place.reshape(-1)]
+
+
+def state_at(
+    optimizer: optax.GradientTransformation, params: PyTree, step: Any, counting: Any = False
+) -> Any:
+    """The optimizer's state at a step up to which nothing happened, at parameters that are 0.
+
+    Args:
+        optimizer: an optax transformation.
+        params: whose form counts.
+        step: to which the counts in the state are set.
+        counting: whether they are left as they are instead, after the two updates that are made.
+    """
+    zero = jax.tree.map(jnp.zeros_like, params)
+    state = with_counts(optimizer.init(zero), step, counting)
+    for _ in range(_WARM):
+        _, after = optimizer.update(zero, hold_mean_squares(state), zero)
+        state = with_counts(as_before(state, after), step, counting)
+    return state
+
+
+def with_counts(state: Any, step: Any, counting: Any = False) -> Any:
+    """The state with every whole number in it set to the step, unless it counts by itself."""
+
+    def counted(leaf: Array) -> Array:
+        whole = jnp.issubdtype(leaf.dtype, jnp.integer)
+        return jnp.where(counting, leaf, jnp.asarray(step).astype(leaf.dtype)) if whole else leaf
+
+    return jax.tree.map(counted, state)
+
+
+def as_before(state: Any, after: Any) -> Any:
+    """The state after an update, in the types of the one before it."""
+    return jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), state, after)
+
+
+def unit(optimizer: optax.GradientTransformation) -> float:
+    """The preconditioner of a parameter while the mean squares are held."""
+    nothing = jnp.zeros(1)
+    state = hold_mean_squares(optimizer.init(nothing))
+    return float(jnp.squeeze(held_preconditioner(optimizer.update(nothing, state, nothing)[1])))
+
+
+def _counts(optimizer: optax.GradientTransformation) -> bool:
+    """Whether anything in its state counts the steps."""
+    leaves = jax.tree.leaves(jax.eval_shape(optimizer.init, jnp.zeros(1)))
+    return any(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in leaves)
+
+
+@lru_cache(maxsize=64)
+def _jacobians(
+    optimizer: optax.GradientTransformation,
+) -> Callable[[Int[Array, " steps"]], tuple[Array, Array]]:
+    """Compiled: of the update at steps, at curvatures 0 and 1 in units of the preconditioner."""
+    one = unit(optimizer)
+
+    def jacobian(step: Array, curvature: float) -> Array:
+        position = jnp.zeros(1)
+        start = position, hold_mean_squares(state_at(optimizer, position, step))
+        moving, constants = _split(start)
+        vector, unravel = ravel_pytree(moving)
+
+        def update(vector: Array) -> Array:
+            position, state = _join(unravel(vector), constants)
+            change, state = optimizer.update(
+                curvature * position, hold_mean_squares(state), position
+            )
+            return ravel_pytree(_split((position + change, state))[0])[0]
+
+        return jax.jacfwd(update)(vector)
+
+    return jax.jit(jax.vmap(lambda step: (jacobian(step, 0.0), jacobian(step, one))))
+
+
+def _split(tree: PyTree) -> tuple[list[Array], _Rest]:
+    """The floating-point leaves that belong to the parameter, and the rest.
+
+    Numbers for all parameters, such as a learning rate, are no part of the motion.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    moves = [jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim > 0 for leaf in leaves]
+    return [leaf for leaf, own in zip(leaves, moves, strict=True) if own], (
+        leaves,
+        moves,
+        structure,
+    )
+
+
+def _join(moving: list[Array], constants: _Rest) -> Any:
+    leaves, moves, structure = constants
+    remaining = iter(moving)
+    joined = [next(remaining) if own else leaf for leaf, own in zip(leaves, moves, strict=True)]
+    return jax.tree.unflatten(structure, joined)
