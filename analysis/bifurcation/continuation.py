@@ -79,8 +79,11 @@ def continue_cycle(
     Arclength is that of (parameter, first point), where a change of the point by its own size
     counts as much as one of the parameter through the whole range (Kuznetsov 2004, §10.2). Steps
     are halved where Newton's method fails, the branch turns sharply, or two bifurcations fall into
-    one step. Folds are where the parameter turns back; other bifurcations where a multiplier passes
-    the unit circle: out and back within a step is not seen. Each is refined on the branch itself.
+    one step. Folds are where the parameter turns back; other bifurcations where the number of
+    multipliers outside the unit circle changes: out and back within a step is not seen. Each is
+    refined on the branch itself, where a determinant vanishes (Kuznetsov 2004, §10.3): those of
+    J + 1 and J - 1, and the product of μ_i μ_j - 1 over all pairs of multipliers. Unlike a
+    multiplier these are smooth where a pair of multipliers meets on the real axis.
 
     Args:
         map_: the map.
@@ -283,9 +286,10 @@ class _Stretch(NamedTuple):
         """The bifurcation of a kind between the two points, refined."""
         test, walk = self._test(kind), self.walk
         refine = self._interpolated if kind == "branch point" else self._refined
-        node, left, error = refine(test) or (self.after, np.inf, np.inf)
+        node, error = refine(test) or (self.after, np.inf)
         error /= max(abs(node.parameter), walk.until[1] - walk.until[0])
-        residual = max(node.place.gap(walk.floor), left)
+        left = abs(node.tangent[-1]) if kind == "fold" else self._distance(kind, node)
+        residual = max(node.place.gap(walk.floor), left) if np.isfinite(error) else np.inf
         return classify(walk.map_, node.place, kind, node.multipliers, residual, error)
 
     def halves(self, bifurcation: Bifurcation) -> bool:
@@ -303,17 +307,29 @@ class _Stretch(NamedTuple):
         if kind in ("fold", "branch point") and self.now.rises != self.after.rises:
             return lambda node: float(node.tangent[-1])
         neutral = _neutral(self.now, self.after)
+        ends = [_determinant(kind, node.multipliers, neutral) for node in (self.now, self.after)]
+        scale = max(log for _, log in ends)
         before = np.sum(excess(kind, self.now.multipliers, neutral) > 0)
 
-        def test(node: _Node) -> float:
+        def determinant(node: _Node) -> float:
+            sign, log = _determinant(kind, node.multipliers, neutral)
+            return sign * float(np.exp(log - scale))
+
+        def counted(node: _Node) -> float:
             found = excess(kind, node.multipliers, neutral)
-            least = abs(found[0]) if len(found) else np.nan
+            least = abs(found[0]) if len(found) else 1.0
             return float(least if np.sum(found > 0) == before else -least)
 
-        return test
+        # Where two multipliers cross together the determinant keeps its sign.
+        return determinant if ends[0][0] * ends[1][0] < 0 else counted
 
-    def _refined(self, test: Callable[[_Node], float]) -> tuple[_Node, float, float] | None:
-        """Where a test function vanishes, what is left of it, and the error of the parameter."""
+    def _distance(self, kind: Kind, node: _Node) -> float:
+        """Of the closest multiplier that a kind is about from the unit circle."""
+        found = excess(kind, node.multipliers, _neutral(self.now, self.after))
+        return float(np.min(np.abs(found), initial=np.inf))
+
+    def _refined(self, test: Callable[[_Node], float]) -> tuple[_Node, float] | None:
+        """Where a test function vanishes, and the error of the parameter."""
         root = self.root(test)
         places = () if root is None else (root, *(root + 1e-3 * self.length * np.array([-1, 1])))
         nodes = [node for place in places if (node := self.at(place)) is not None]
@@ -321,9 +337,9 @@ class _Stretch(NamedTuple):
             return None
         left, low, high = (test(node) for node in nodes)
         slope = abs(high - low) / (2e-3 * self.length)
-        return nodes[0], abs(left), (abs(left) + 1e-15) / slope if slope else np.inf
+        return nodes[0], (abs(left) + 1e-15) / slope if slope else np.inf
 
-    def _interpolated(self, test: Callable[[_Node], float]) -> tuple[_Node, float, float] | None:
+    def _interpolated(self, test: Callable[[_Node], float]) -> tuple[_Node, float] | None:
         """The same at a branch point, where the corrector is singular, from its neighbourhood."""
         root, at_zero, error = self.root(test, precision=1e-2), np.empty(0), np.inf
         for _ in range(2):
@@ -340,14 +356,34 @@ class _Stretch(NamedTuple):
             root, error = float(at_zero[0]), float(abs(at_zero[-1] - coarser[-1]))
         points = at_zero[1:-1].reshape(self.now.place.points.shape)
         place = linearise(self.walk.map_, points, at_zero[-1])
-        node = self.now._replace(place=place, multipliers=multipliers_of(place.condensed().matrix))
-        closest = excess("branch point", node.multipliers, _neutral(self.now, self.after))
-        return node, float(np.min(np.abs(closest), initial=np.inf)), error
+        multipliers = multipliers_of(place.condensed().matrix)
+        return self.now._replace(place=place, multipliers=multipliers), error
 
 
 def _neutral(now: _Node, after: _Node) -> int:
     """Multipliers that stay at 1: directions in which the map does not move at all."""
     return min(int(np.sum(np.abs(node.multipliers - 1) < ROUNDING)) for node in (now, after))
+
+
+def _determinant(
+    kind: Kind, multipliers: Complex[np.ndarray, " n"], neutral: int
+) -> tuple[float, float]:
+    """Sign and logarithm of what vanishes at a bifurcation, from all multipliers.
+
+    To rounding the product of the eigenvalues is the determinant of J + 1 or J - 1: eigenvalues are
+    exact ones of a matrix that differs from J by rounding. Of J - 1, multipliers that are always at
+    1 are left out, and so they are of the pairs.
+    """
+    rest = multipliers[np.argsort(np.abs(multipliers - 1), kind="stable")[neutral:]]
+    if kind == "neimark-sacker":
+        first, second = np.triu_indices(len(rest), 1)
+        factors = rest[first] * rest[second] - 1
+    else:
+        factors = multipliers + 1 if kind == "flip" else rest - 1
+    sizes = np.abs(factors)
+    if not np.all(sizes > 0):  # or NaN
+        return 0.0, -np.inf
+    return float(np.sign(np.prod(factors / sizes).real)), float(np.sum(np.log(sizes)))
 
 
 def _crossings(now: _Node, after: _Node) -> list[Kind]:

@@ -17,7 +17,13 @@ from dlf_dynamics.analysis.bifurcation.bifurcations import (
 )
 from dlf_dynamics.analysis.bifurcation.periods import periods_of_iterates
 from dlf_dynamics.analysis.bifurcation.plots import diagram_figure, instability_figure
-from dlf_dynamics.analysis.bifurcation.report import csv_text, instabilities_table, summary, verdict
+from dlf_dynamics.analysis.bifurcation.report import (
+    closing_lines,
+    csv_text,
+    instabilities_table,
+    summary,
+    verdict,
+)
 from dlf_dynamics.analysis.events import find_oscillations
 from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.errors import ConfigError, FileError
@@ -148,6 +154,19 @@ def test_what_did_not_converge_is_never_labelled(eventful, trained):
     assert verdict(found)[0] == "undecided"
     assert all(event.criticality == "" and event.crossed == -1 for event in found.instabilities)
     assert all(np.isnan(event.flip_amplitude) for event in found.instabilities)
+    # Why there is no kind is kept and printed.
+    (line,) = (line for line in closing_lines(found) if line.startswith("kind of "))
+    assert line == (
+        "kind of 1 not told: the top eigenvector at the centre of the onset did not converge"
+    )
+
+
+def test_a_kind_or_the_reason_why_there_is_none(found):
+    for event in found.instabilities:
+        assert bool(event.criticality) != bool(event.criticality_reason)
+    twice = replace(found.instabilities[0], criticality="", criticality_reason="a second one")
+    some = replace(found, instabilities=[twice, replace(twice, criticality_reason=""), twice])
+    assert "kind of 1, 3 not told: a second one" in closing_lines(some)
 
 
 def test_a_mini_batch_run_gets_no_threshold_and_an_adaptive_one_the_words(small, trained):
