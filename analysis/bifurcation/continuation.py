@@ -12,7 +12,6 @@ from jaxtyping import Array, Bool, Complex, Float
 from scipy.interpolate import BarycentricInterpolator, CubicHermiteSpline
 
 from dlf_dynamics.analysis.bifurcation.cycles import (
-    ROUNDING,
     Cycle,
     Linearisation,
     correct,
@@ -23,8 +22,14 @@ from dlf_dynamics.analysis.bifurcation.cycles import (
     multipliers_of,
     solve,
 )
+from dlf_dynamics.analysis.bifurcation.detection import (
+    crossed,
+    determinant,
+    excess,
+    neutral_count,
+)
 from dlf_dynamics.analysis.bifurcation.maps import Map
-from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation, Kind, classify, excess
+from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation, Kind, classify
 
 Direction = Literal["both", "increasing", "decreasing"]
 Status = Literal["range left", "max points", "step too small", "not converged", "period halved"]
@@ -234,7 +239,8 @@ class _Walk:
                 after, used = self._to_end(now, after, length)
             status = "not converged" if after is None else "step too small"
             if after is not None and now.tangent @ after.tangent > np.cos(SHARPEST_TURN):
-                kinds = _crossings(now, after)
+                turns = now.rises != after.rises
+                kinds = crossed(now.multipliers, after.multipliers, turns)
                 if len(kinds) < 2 or used < 1e-3 * self.step:
                     return after, used, kinds
             length /= 2
@@ -306,13 +312,13 @@ class _Stretch(NamedTuple):
         """A function that changes sign at the bifurcation, and is 0 there."""
         if kind in ("fold", "branch point") and self.now.rises != self.after.rises:
             return lambda node: float(node.tangent[-1])
-        neutral = _neutral(self.now, self.after)
-        ends = [_determinant(kind, node.multipliers, neutral) for node in (self.now, self.after)]
+        neutral = neutral_count(self.now.multipliers, self.after.multipliers)
+        ends = [determinant(kind, node.multipliers, neutral) for node in (self.now, self.after)]
         scale = max(log for _, log in ends)
         before = np.sum(excess(kind, self.now.multipliers, neutral) > 0)
 
-        def determinant(node: _Node) -> float:
-            sign, log = _determinant(kind, node.multipliers, neutral)
+        def vanishing(node: _Node) -> float:
+            sign, log = determinant(kind, node.multipliers, neutral)
             return sign * float(np.exp(log - scale))
 
         def counted(node: _Node) -> float:
@@ -321,11 +327,13 @@ class _Stretch(NamedTuple):
             return float(least if np.sum(found > 0) == before else -least)
 
         # Where two multipliers cross together the determinant keeps its sign.
-        return determinant if ends[0][0] * ends[1][0] < 0 else counted
+        return vanishing if ends[0][0] * ends[1][0] < 0 else counted
 
     def _distance(self, kind: Kind, node: _Node) -> float:
         """Of the closest multiplier that a kind is about from the unit circle."""
-        found = excess(kind, node.multipliers, _neutral(self.now, self.after))
+        found = excess(
+            kind, node.multipliers, neutral_count(self.now.multipliers, self.after.multipliers)
+        )
         return float(np.min(np.abs(found), initial=np.inf))
 
     def _refined(self, test: Callable[[_Node], float]) -> tuple[_Node, float] | None:
@@ -358,51 +366,6 @@ class _Stretch(NamedTuple):
         place = linearise(self.walk.map_, points, at_zero[-1])
         multipliers = multipliers_of(place.condensed().matrix)
         return self.now._replace(place=place, multipliers=multipliers), error
-
-
-def _neutral(now: _Node, after: _Node) -> int:
-    """Multipliers that stay at 1: directions in which the map does not move at all."""
-    return min(int(np.sum(np.abs(node.multipliers - 1) < ROUNDING)) for node in (now, after))
-
-
-def _determinant(
-    kind: Kind, multipliers: Complex[np.ndarray, " n"], neutral: int
-) -> tuple[float, float]:
-    """Sign and logarithm of what vanishes at a bifurcation, from all multipliers.
-
-    To rounding the product of the eigenvalues is the determinant of J + 1 or J - 1: eigenvalues are
-    exact ones of a matrix that differs from J by rounding. Of J - 1, multipliers that are always at
-    1 are left out, and so they are of the pairs.
-    """
-    rest = multipliers[np.argsort(np.abs(multipliers - 1), kind="stable")[neutral:]]
-    if kind == "neimark-sacker":
-        first, second = np.triu_indices(len(rest), 1)
-        factors = rest[first] * rest[second] - 1
-    else:
-        factors = multipliers + 1 if kind == "flip" else rest - 1
-    sizes = np.abs(factors)
-    if not np.all(sizes > 0):  # or NaN
-        return 0.0, -np.inf
-    return float(np.sign(np.prod(factors / sizes).real)), float(np.sum(np.log(sizes)))
-
-
-def _crossings(now: _Node, after: _Node) -> list[Kind]:
-    """Bifurcations between two points."""
-    neutral = _neutral(now, after)
-
-    def change(kind: Kind) -> int:
-        before, beyond = (excess(kind, node.multipliers, neutral) > 0 for node in (now, after))
-        return int(np.sum(beyond)) - int(np.sum(before))
-
-    ones, flips, pairs = change("branch point"), change("flip"), change("neimark-sacker")
-    if pairs and (ones, flips) in ((-2 * pairs, 0), (0, -2 * pairs)):
-        ones = flips = pairs = 0  # a pair outside the circle met on the real axis
-    turns = now.rises != after.rises
-    folds = int(turns and ones % 2 == 1)
-    points = abs(ones) - folds + int(turns and not folds)
-    kinds: tuple[Kind, ...] = ("fold", "branch point", "flip", "neimark-sacker")
-    counts = zip(kinds, (folds, points, abs(flips), abs(pairs)), strict=True)
-    return [kind for kind, count in counts for _ in range(count)]
 
 
 def _branch(parts: list[_Part], shape: tuple[int, ...], message: str = "") -> Branch:

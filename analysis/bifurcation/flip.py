@@ -13,22 +13,20 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from dlf_dynamics.analysis.eigensolver import top_eigenpairs
+from dlf_dynamics.analysis.bifurcation.directions import (
+    Vector,
+    hessian_product,
+    second_eigenvalue,
+    top_eigenvector,
+)
 from dlf_dynamics.analysis.ritz import rounding
 from dlf_dynamics.problem import Problem, Step
 
-Vector = Float[Array, " params"]
 Objective = Problem | Callable[[Vector], Float[Array, ""]]
 Criticality = Literal["supercritical", "subcritical", ""]
 
 HORIZON = 100
 """Steps of the response where none are given."""
-
-MOST_MATVECS = 200
-"""Hessian products at most, for the eigenvector where none is given and for the second one."""
-
-ROUGH = 1e-2
-"""Relative residual with which the second eigenvalue is looked for at first."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +215,7 @@ def flip_coefficient(
     accuracy = float(jnp.finfo(params.dtype).eps) ** 0.4 if tol is None else tol
     loss = as_function(objective, step)
     key = jax.random.key(0) if key is None else key
-    top = _top_eigenvector(loss, params, accuracy, key) if eigenvector is None else eigenvector
+    top = top_eigenvector(loss, params, accuracy, key) if eigenvector is None else eigenvector
     direction = _unit(top, params)
     expansion = _expand(loss, params, direction)
     force = expansion.second - jnp.vdot(direction, expansion.second) * direction
@@ -230,7 +228,12 @@ def flip_coefficient(
         float(learning_rate),
         accuracy,
     )
-    return _with_second(found, loss, params, direction, accuracy, key)
+    if not found.converged:
+        return found
+    second, interval = second_eigenvalue(
+        loss, params, direction, found.eigenvalue, 2 / found.learning_rate, accuracy, key
+    )
+    return replace(found, second_eigenvalue=second, second_interval=interval)
 
 
 def as_function(objective: Objective, step: Step) -> Partial:
@@ -242,68 +245,6 @@ def as_function(objective: Objective, step: Step) -> Partial:
 
 def _loss_at(problem: Problem, step: Step, params: Vector) -> Float[Array, ""]:
     return problem.objective(params, step)
-
-
-def _product(loss: Partial, params: Vector, vector: Vector) -> Vector:
-    """With the Hessian."""
-    return jax.jvp(jax.grad(loss), (params,), (vector,))[1]
-
-
-def _top_eigenvector(
-    loss: Partial, params: Vector, tol: float, key: PRNGKeyArray
-) -> Float[np.ndarray, " params"]:
-    pairs = top_eigenpairs(
-        Partial(_product, loss, params),
-        params.size,
-        1,
-        tol=tol / 2,  # so that a product made otherwise confirms it
-        max_matvecs=MOST_MATVECS,
-        key=key,
-        dtype=params.dtype,
-    )
-    return pairs.eigenvectors[0]
-
-
-def _off(loss: Partial, params: Vector, direction: Vector, value: Array, vector: Vector) -> Vector:
-    """P H P - |λ| v vᵀ, of which v is no top eigenvector."""
-    along = jnp.vdot(direction, vector)
-    product = _product(loss, params, vector - along * direction)
-    product = product - jnp.vdot(direction, product) * direction
-    return product - along * jnp.abs(value) * direction
-
-
-def _with_second(
-    found: FlipCoefficient,
-    loss: Partial,
-    params: Vector,
-    direction: Vector,
-    tol: float,
-    key: PRNGKeyArray,
-) -> FlipCoefficient:
-    """With the largest eigenvalue off v, as closely as it takes to tell its side of the flip."""
-    if not found.converged:
-        return found
-    if params.size == 1:
-        return replace(found, second_eigenvalue=-np.inf, second_interval=(-np.inf, -np.inf))
-    value = jnp.asarray(found.eigenvalue, params.dtype)
-    for accuracy in (max(ROUGH, tol), tol):
-        pairs = top_eigenpairs(
-            Partial(_off, loss, params, direction, value),
-            params.size,
-            1,
-            tol=accuracy,
-            max_matvecs=MOST_MATVECS,
-            key=jax.random.fold_in(key, 1),  # not that by which v was found
-            dtype=params.dtype,
-        )
-        if not pairs.converged[0]:
-            continue
-        low, high = map(float, pairs.intervals[0])
-        second = float(pairs.eigenvalues[0])
-        found = replace(found, second_eigenvalue=second, second_interval=(low, high))
-        if not low < 2 / found.learning_rate < high:
-            break
-    return found
 
 
 def _unit(eigenvector: Vector | Float[np.ndarray, " params"], params: Vector) -> Vector:
@@ -360,7 +301,7 @@ def _moments(
 
     # Linearising once and for all made no product cheaper at 1e6 parameters, and holds more.
     def multiply(vector: Vector, _: None) -> tuple[Vector, tuple[Array, Array]]:
-        following = vector - rate * _product(loss, params, vector)
+        following = vector - rate * hessian_product(loss, params, vector)
         # Rounding leaves a part along v, which would grow where ηλ > 2.
         following = following - jnp.vdot(direction, following) * direction
         return following, (jnp.vdot(vector, vector), jnp.vdot(vector, following))

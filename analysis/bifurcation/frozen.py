@@ -133,15 +133,9 @@ def _diagram(
     map_ = training_map(run, step, parameter)
     state = training_state(_state(replay, step))
     direction = jnp.asarray(centre.vector)
-    evenly = np.linspace(low, high, VALUES)
-    # The weights of whole steps are those of the run.
-    evenly = np.round(evenly) if parameter == "time" else evenly
-    values = np.union1d(evenly, actual)
+    values, some = _values(parameter, low, high, actual)
     orbits, diverged = _orbits(map_, state, values, direction)
-    some = np.union1d(evenly[:: VALUES // EXPONENTS], actual)
-    # With momentum a deviation along the eigenvector is one of the velocity as well.
-    basis = jnp.kron(jnp.eye(len(state) // run.num_params), direction)
-    basis = jnp.pad(basis, ((0, 0), (0, len(state) - basis.shape[1])))
+    basis = _basis(direction, len(state))
     spectra = [_exponent(map_, state, value, basis, step) for value in some]
     places = _places(run, step, parameter, some, actual)
     branches = follow_branches(
@@ -168,6 +162,16 @@ def _diagram(
     )
 
 
+def _values(
+    parameter: TrainingParameter, low: float, high: float, actual: float
+) -> tuple[Float[np.ndarray, " values"], Float[np.ndarray, " exponents"]]:
+    """Values for orbits, and for exponents and branches, the run's own among both."""
+    evenly = np.linspace(low, high, VALUES)
+    if parameter == "time":  # the weights of whole steps are those of the run
+        evenly = np.round(evenly)
+    return np.union1d(evenly, actual), np.union1d(evenly[:: VALUES // EXPONENTS], actual)
+
+
 def _orbits(
     map_: Map, state: Array, values: Float[np.ndarray, " values"], direction: Array
 ) -> tuple[Float[np.ndarray, "values recorded"], Bool[np.ndarray, " values"]]:
@@ -183,6 +187,12 @@ def _orbits(
     )
     before, now, after = found.up[:, :-2], found.up[:, 1:-1], found.up[:, 2:]
     return (2 * now - before - after) / 4, found.diverged_up
+
+
+def _basis(direction: Array, size: int) -> Float[Array, "parts n"]:
+    """The direction in the parameters and in the velocity: with momentum deviations are in both."""
+    basis = jnp.kron(jnp.eye(size // len(direction)), direction)
+    return jnp.pad(basis, ((0, 0), (0, size - basis.shape[1])))
 
 
 def _projection(direction: Array, state: Array) -> Array:

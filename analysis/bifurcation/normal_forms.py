@@ -38,7 +38,6 @@ DEGENERATE = 1e-8
 RESONANCE = 1e-3
 """Distance of a multiplier's power from 1 within which a resonance is too close."""
 
-
 PRECISION = 1e-9
 """Error of a bifurcation's parameter, relative to it and to the range, that counts as refined."""
 
@@ -137,23 +136,6 @@ def normal_form(
         return _alone(_flip(system, right, left), system.jacobian, -1)
     quadratic = float(np.real(left @ system.derivative(right, right))) / 2
     return NormalForm(quadratic, "", "")
-
-
-def excess(
-    kind: Kind, multipliers: Complex[np.ndarray, " n"], neutral: int = 0
-) -> Float[np.ndarray, " k"]:
-    """How far outside the unit circle the multipliers are that a kind is about, closest first.
-
-    As many of those closest to 1 as are always there, `neutral`, are left out.
-    """
-    real = np.real(multipliers)[np.abs(np.imag(multipliers)) <= ROUNDING]
-    if kind == "neimark-sacker":
-        found, neutral = np.log(np.abs(multipliers[np.imag(multipliers) > ROUNDING])), 0
-    elif kind == "flip":
-        found, neutral = -1 - real, 0
-    else:
-        found = real - 1
-    return found[np.argsort(np.abs(found))][neutral:]
 
 
 def classify(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from dlf_dynamics.analysis.bifurcation import flip
+from dlf_dynamics.analysis.bifurcation import directions
 from dlf_dynamics.analysis.bifurcation.flip import flip_coefficient
 from dlf_dynamics.problem import Problem
 
@@ -322,7 +322,7 @@ def test_a_second_direction_is_told_from_its_flip_as_far_as_numbers_go():
 
 
 def test_a_second_eigenvalue_that_does_not_converge_leaves_no_label(monkeypatch):
-    monkeypatch.setattr(flip, "MOST_MATVECS", 4)
+    monkeypatch.setattr(directions, "MOST_MATVECS", 4)
     curvatures = jnp.linspace(0.1, 1.0, 300)
 
     def many(x):
