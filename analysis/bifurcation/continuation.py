@@ -12,7 +12,6 @@ from jaxtyping import Array, Bool, Complex, Float
 from scipy.interpolate import BarycentricInterpolator, CubicHermiteSpline
 
 from dlf_dynamics.analysis.bifurcation.cycles import (
-    ROUNDING,
     Cycle,
     Linearisation,
     correct,
@@ -23,8 +22,14 @@ from dlf_dynamics.analysis.bifurcation.cycles import (
     multipliers_of,
     solve,
 )
+from dlf_dynamics.analysis.bifurcation.detection import (
+    crossed,
+    determinant,
+    excess,
+    neutral_count,
+)
 from dlf_dynamics.analysis.bifurcation.maps import Map
-from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation, Kind, classify, excess
+from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation, Kind, classify
 from dlf_dynamics.reprs import brief
 
 Direction = Literal["both", "increasing", "decreasing"]
@@ -81,8 +86,11 @@ def continue_cycle(
     Arclength is that of (parameter, first point), where a change of the point by its own size
     counts as much as one of the parameter through the whole range (Kuznetsov 2004, §10.2). Steps
     are halved where Newton's method fails, the branch turns sharply, or two bifurcations fall into
-    one step. Folds are where the parameter turns back; other bifurcations where a multiplier passes
-    the unit circle: out and back within a step is not seen. Each is refined on the branch itself.
+    one step. Folds are where the parameter turns back; other bifurcations where the number of
+    multipliers outside the unit circle changes: out and back within a step is not seen. Each is
+    refined on the branch itself, where a determinant vanishes (Kuznetsov 2004, §10.3): those of
+    J + 1 and J - 1, and the product of μ_i μ_j - 1 over all pairs of multipliers. Unlike a
+    multiplier these are smooth where a pair of multipliers meets on the real axis.
 
     Args:
         map_: the map.
@@ -233,7 +241,8 @@ class _Walk:
                 after, used = self._to_end(now, after, length)
             status = "not converged" if after is None else "step too small"
             if after is not None and now.tangent @ after.tangent > np.cos(SHARPEST_TURN):
-                kinds = _crossings(now, after)
+                turns = now.rises != after.rises
+                kinds = crossed(now.multipliers, after.multipliers, turns)
                 if len(kinds) < 2 or used < 1e-3 * self.step:
                     return after, used, kinds
             length /= 2
@@ -285,9 +294,10 @@ class _Stretch(NamedTuple):
         """The bifurcation of a kind between the two points, refined."""
         test, walk = self._test(kind), self.walk
         refine = self._interpolated if kind == "branch point" else self._refined
-        node, left, error = refine(test) or (self.after, np.inf, np.inf)
+        node, error = refine(test) or (self.after, np.inf)
         error /= max(abs(node.parameter), walk.until[1] - walk.until[0])
-        residual = max(node.place.gap(walk.floor), left)
+        left = abs(node.tangent[-1]) if kind == "fold" else self._distance(kind, node)
+        residual = max(node.place.gap(walk.floor), left) if np.isfinite(error) else np.inf
         return classify(walk.map_, node.place, kind, node.multipliers, residual, error)
 
     def halves(self, bifurcation: Bifurcation) -> bool:
@@ -304,18 +314,32 @@ class _Stretch(NamedTuple):
         """A function that changes sign at the bifurcation, and is 0 there."""
         if kind in ("fold", "branch point") and self.now.rises != self.after.rises:
             return lambda node: float(node.tangent[-1])
-        neutral = _neutral(self.now, self.after)
+        neutral = neutral_count(self.now.multipliers, self.after.multipliers)
+        ends = [determinant(kind, node.multipliers, neutral) for node in (self.now, self.after)]
+        scale = max(log for _, log in ends)
         before = np.sum(excess(kind, self.now.multipliers, neutral) > 0)
 
-        def test(node: _Node) -> float:
+        def vanishing(node: _Node) -> float:
+            sign, log = determinant(kind, node.multipliers, neutral)
+            return sign * float(np.exp(log - scale))
+
+        def counted(node: _Node) -> float:
             found = excess(kind, node.multipliers, neutral)
-            least = abs(found[0]) if len(found) else np.nan
+            least = abs(found[0]) if len(found) else 1.0
             return float(least if np.sum(found > 0) == before else -least)
 
-        return test
+        # Where two multipliers cross together the determinant keeps its sign.
+        return vanishing if ends[0][0] * ends[1][0] < 0 else counted
 
-    def _refined(self, test: Callable[[_Node], float]) -> tuple[_Node, float, float] | None:
-        """Where a test function vanishes, what is left of it, and the error of the parameter."""
+    def _distance(self, kind: Kind, node: _Node) -> float:
+        """Of the closest multiplier that a kind is about from the unit circle."""
+        found = excess(
+            kind, node.multipliers, neutral_count(self.now.multipliers, self.after.multipliers)
+        )
+        return float(np.min(np.abs(found), initial=np.inf))
+
+    def _refined(self, test: Callable[[_Node], float]) -> tuple[_Node, float] | None:
+        """Where a test function vanishes, and the error of the parameter."""
         root = self.root(test)
         places = () if root is None else (root, *(root + 1e-3 * self.length * np.array([-1, 1])))
         nodes = [node for place in places if (node := self.at(place)) is not None]
@@ -323,9 +347,9 @@ class _Stretch(NamedTuple):
             return None
         left, low, high = (test(node) for node in nodes)
         slope = abs(high - low) / (2e-3 * self.length)
-        return nodes[0], abs(left), (abs(left) + 1e-15) / slope if slope else np.inf
+        return nodes[0], (abs(left) + 1e-15) / slope if slope else np.inf
 
-    def _interpolated(self, test: Callable[[_Node], float]) -> tuple[_Node, float, float] | None:
+    def _interpolated(self, test: Callable[[_Node], float]) -> tuple[_Node, float] | None:
         """The same at a branch point, where the corrector is singular, from its neighbourhood."""
         root, at_zero, error = self.root(test, precision=1e-2), np.empty(0), np.inf
         for _ in range(2):
@@ -342,33 +366,8 @@ class _Stretch(NamedTuple):
             root, error = float(at_zero[0]), float(abs(at_zero[-1] - coarser[-1]))
         points = at_zero[1:-1].reshape(self.now.place.points.shape)
         place = linearise(self.walk.map_, points, at_zero[-1])
-        node = self.now._replace(place=place, multipliers=multipliers_of(place.condensed().matrix))
-        closest = excess("branch point", node.multipliers, _neutral(self.now, self.after))
-        return node, float(np.min(np.abs(closest), initial=np.inf)), error
-
-
-def _neutral(now: _Node, after: _Node) -> int:
-    """Multipliers that stay at 1: directions in which the map does not move at all."""
-    return min(int(np.sum(np.abs(node.multipliers - 1) < ROUNDING)) for node in (now, after))
-
-
-def _crossings(now: _Node, after: _Node) -> list[Kind]:
-    """Bifurcations between two points."""
-    neutral = _neutral(now, after)
-
-    def change(kind: Kind) -> int:
-        before, beyond = (excess(kind, node.multipliers, neutral) > 0 for node in (now, after))
-        return int(np.sum(beyond)) - int(np.sum(before))
-
-    ones, flips, pairs = change("branch point"), change("flip"), change("neimark-sacker")
-    if pairs and (ones, flips) in ((-2 * pairs, 0), (0, -2 * pairs)):
-        ones = flips = pairs = 0  # a pair outside the circle met on the real axis
-    turns = now.rises != after.rises
-    folds = int(turns and ones % 2 == 1)
-    points = abs(ones) - folds + int(turns and not folds)
-    kinds: tuple[Kind, ...] = ("fold", "branch point", "flip", "neimark-sacker")
-    counts = zip(kinds, (folds, points, abs(flips), abs(pairs)), strict=True)
-    return [kind for kind, count in counts for _ in range(count)]
+        multipliers = multipliers_of(place.condensed().matrix)
+        return self.now._replace(place=place, multipliers=multipliers), error
 
 
 def _branch(parts: list[_Part], shape: tuple[int, ...], message: str = "") -> Branch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -13,20 +13,21 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from dlf_dynamics.analysis.eigensolver import top_eigenpairs
+from dlf_dynamics.analysis.bifurcation.directions import (
+    Vector,
+    hessian_product,
+    second_eigenvalue,
+    top_eigenvector,
+)
 from dlf_dynamics.analysis.ritz import rounding
 from dlf_dynamics.problem import Problem, Step
 from dlf_dynamics.reprs import brief
 
-Vector = Float[Array, " params"]
 Objective = Problem | Callable[[Vector], Float[Array, ""]]
 Criticality = Literal["supercritical", "subcritical", ""]
 
 HORIZON = 100
 """Steps of the response where none are given."""
-
-MOST_MATVECS = 200
-"""Hessian products for the eigenvector at most, where none is given."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,11 @@ class FlipCoefficient:
         learning_rate: η.
         gradient_norm: ‖∇F‖; it is 0 at the fixed points that the theorem is about.
         multiplier: Rayleigh quotient of I - ηH at what M = P (I - ηH) P leaves of P g₃, of
-            M^⌊(N-1)/2⌋ P g₃; 0 where nothing is left. Below -1, another direction oscillates as
-            well, and the coefficient means nothing; above 1, another one has negative curvature,
-            and the answer has no limit.
-        message: in words.
+            M^⌊(N-1)/2⌋ P g₃; 0 where nothing is left. Above 1, another direction has negative
+            curvature, and the answer has no limit.
+        second_eigenvalue: largest eigenvalue of H on the complement of v, which the second largest
+            of H does not exceed; -inf where v is all there is, NaN where it did not converge.
+        second_interval: its two ends, by the residual.
     """
 
     coefficient: float
@@ -77,7 +79,8 @@ class FlipCoefficient:
     learning_rate: float
     gradient_norm: float
     multiplier: float
-    message: str
+    second_eigenvalue: float
+    second_interval: tuple[float, float]
     __repr__ = brief
 
     @property
@@ -87,31 +90,69 @@ class FlipCoefficient:
 
     @property
     def criticality(self) -> Criticality:
-        """`supercritical`, `subcritical`, or empty where it is not decided.
+        """`supercritical`, `subcritical`, or empty where it is not decided, see `reason`.
 
-        It holds for the answer of N steps. It is not decided where the eigenvector has not
-        converged, c is within its error, or another direction oscillates, nor where c < 0 and the
-        answer is unbounded or would make it positive if it went on for N more steps at the pace of
-        `drift`.
+        It holds for the answer of N steps.
         """
-        margin = float(np.finfo(self.eigenvector.dtype).eps) ** 0.5
-        undecided = abs(self.coefficient) <= self.error or self.multiplier <= -1 + margin
-        if not self.converged or undecided:
+        if self.reason:
             return ""
+        return "supercritical" if self.coefficient > 0 else "subcritical"
+
+    @property
+    def reason(self) -> str:
+        """Why the criticality is not decided; empty where it is.
+
+        It is not decided where the eigenvector has not converged, c is within its error, or a
+        second direction is at or beyond its own flip, nor where c < 0 and the answer is unbounded
+        or would make it positive if it went on for N more steps at the pace of `drift`.
+        """
+        if not (np.all(np.isfinite(self.finite_time)) and np.isfinite(self.error)):
+            return "not finite: derivatives overflow, or another direction is unstable"
+        if not self.converged:
+            return f"no eigenvector of positive curvature: residual {self.residual:.1e}"
+        if abs(self.coefficient) <= self.error:
+            return f"the coefficient is 0 within its error of {self.error:.1e}"
+        return self._second() or self._growing()
+
+    def _second(self) -> str:
+        """Whether a second direction oscillates: then the motion is not that along v alone."""
+        margin = float(np.finfo(self.eigenvector.dtype).eps) ** 0.5
+        low, high = (self.learning_rate * end for end in self.second_interval)
+        if high < 2 - margin:
+            return ""
+        if low > 2 + margin:
+            return f"a second direction oscillates: ηλ = {low:.6g} or more"
+        if np.isnan(high):
+            return "the largest eigenvalue of the other directions did not converge"
+        return f"a second direction may oscillate: ηλ is between {low:.9g} and {high:.9g}"
+
+    def _growing(self) -> str:
+        """Whether the answer of the other parameters may turn a negative sign."""
         if self.coefficient > 0:
-            return "supercritical"
+            return ""
+        if self.multiplier > 1 + float(np.finfo(self.eigenvector.dtype).eps) ** 0.5:
+            return (
+                "c < 0 for now, but another direction has negative curvature, and the answer grows"
+            )
         ahead = self.horizon * (self.learning_rate * self.drift) ** 2 / 2
-        bounded = self.multiplier <= 1 + margin and self.coefficient + ahead < 0
-        return "subcritical" if bounded else ""
+        return "c < 0 for now, but the drift may turn it" if self.coefficient + ahead >= 0 else ""
+
+    @property
+    def message(self) -> str:
+        """In words."""
+        words = f"answer of {self.horizon} steps"
+        return f"{words}; no criticality: {self.reason}" if self.reason else words
 
     def amplitude(self, excess: float | None = None) -> float:
-        """Half-distance √(ε/c) of the period-2 orbit, to leading order in ε; NaN if none is stable.
+        """Half-distance √(ε/c) of the period-2 orbit, to leading order in ε.
+
+        NaN where no stable one is known: unless the flip is supercritical.
 
         Args:
             excess: ε; none means that of the learning rate.
         """
         excess = self.excess if excess is None else excess
-        exists = self.converged and self.coefficient > 0 and excess >= 0
+        exists = self.criticality == "supercritical" and excess >= 0
         return float(np.sqrt(excess / self.coefficient)) if exists else float("nan")
 
 
@@ -133,10 +174,14 @@ def flip_coefficient(
     In training H is singular. R is therefore the answer in finite time, [I - (I - ηH)^N] H⁻¹ off v
     and 1/λ on it, which never inverts a null direction.
 
-    It takes ⌈N/2⌉ Hessian products, and derivatives of the gradient along v up to the third, which
-    must exist: piecewise linear activations have kinks that they do not see. For momentum, use the
-    learning rate of gradient descent that has the same period-2 orbits, η/(1+β) of heavy ball and
-    η(1+2β)/(1+β) of Nesterov; the orbits of their full response are the same, but not c_N.
+    A second direction at or beyond its flip makes the sign meaningless, whether or not the motion
+    along v excites it: it is looked for by a Lanczos pass on the complement of v.
+
+    Besides that pass it takes ⌈N/2⌉ Hessian products, and derivatives of the gradient along v up to
+    the third, which must exist: piecewise linear activations have kinks that they do not see. For
+    momentum, use the learning rate of gradient descent that has the same period-2 orbits, η/(1+β)
+    of heavy ball and η(1+2β)/(1+β) of Nesterov; the orbits of their full response are the same, but
+    not c_N.
 
     With N = 20 and a million parameters this takes the time of 30 gradients (benchmarks/README.md);
     finding the eigenvector, where none is given, takes some 200 more.
@@ -148,7 +193,7 @@ def flip_coefficient(
         eigenvector: v, of any length; none computes the top one.
         horizon: N; none means 100.
         step: of the problem's weights.
-        key: for the eigenvector where none is given; none means `jax.random.key(0)`.
+        key: for the random vectors of the eigensolver; none means `jax.random.key(0)`.
         tol: largest residual of a converged eigenvector, relative to λ; none means eps^0.4, 5e-7
             in float64.
 
@@ -171,19 +216,26 @@ def flip_coefficient(
     params = jnp.asarray(params)
     accuracy = float(jnp.finfo(params.dtype).eps) ** 0.4 if tol is None else tol
     loss = as_function(objective, step)
-    top = _top_eigenvector(loss, params, accuracy, key) if eigenvector is None else eigenvector
+    key = jax.random.key(0) if key is None else key
+    top = top_eigenvector(loss, params, accuracy, key) if eigenvector is None else eigenvector
     direction = _unit(top, params)
     expansion = _expand(loss, params, direction)
     force = expansion.second - jnp.vdot(direction, expansion.second) * direction
     rate = jnp.asarray(learning_rate, params.dtype)
     moments = _moments(loss, params, direction, force, rate, products=-(-horizon // 2))
-    return _summarise(
+    found = _summarise(
         jax.device_get(expansion),
         np.asarray(moments, float)[: horizon + 1],
         np.asarray(direction),
         float(learning_rate),
         accuracy,
     )
+    if not found.converged:
+        return found
+    second, interval = second_eigenvalue(
+        loss, params, direction, found.eigenvalue, 2 / found.learning_rate, accuracy, key
+    )
+    return replace(found, second_eigenvalue=second, second_interval=interval)
 
 
 def as_function(objective: Objective, step: Step) -> Partial:
@@ -195,26 +247,6 @@ def as_function(objective: Objective, step: Step) -> Partial:
 
 def _loss_at(problem: Problem, step: Step, params: Vector) -> Float[Array, ""]:
     return problem.objective(params, step)
-
-
-def _product(loss: Partial, params: Vector, vector: Vector) -> Vector:
-    """With the Hessian."""
-    return jax.jvp(jax.grad(loss), (params,), (vector,))[1]
-
-
-def _top_eigenvector(
-    loss: Partial, params: Vector, tol: float, key: PRNGKeyArray | None
-) -> Float[np.ndarray, " params"]:
-    pairs = top_eigenpairs(
-        Partial(_product, loss, params),
-        params.size,
-        1,
-        tol=tol / 2,  # so that a product made otherwise confirms it
-        max_matvecs=MOST_MATVECS,
-        key=jax.random.key(0) if key is None else key,
-        dtype=params.dtype,
-    )
-    return pairs.eigenvectors[0]
 
 
 def _unit(eigenvector: Vector | Float[np.ndarray, " params"], params: Vector) -> Vector:
@@ -271,7 +303,7 @@ def _moments(
 
     # Linearising once and for all made no product cheaper at 1e6 parameters, and holds more.
     def multiply(vector: Vector, _: None) -> tuple[Vector, tuple[Array, Array]]:
-        following = vector - rate * _product(loss, params, vector)
+        following = vector - rate * hessian_product(loss, params, vector)
         # Rounding leaves a part along v, which would grow where ηλ > 2.
         following = following - jnp.vdot(direction, following) * direction
         return following, (jnp.vdot(vector, vector), jnp.vdot(vector, following))
@@ -300,11 +332,6 @@ def _summarise(
     converged = finite and eigenvalue > 0 and residual <= tol * eigenvalue
     last = 2 * ((horizon - 1) // 2)
     multiplier = float(moments[last + 1] / moments[last]) if finite and moments[last] > 0 else 0.0
-    message = f"answer of {horizon} steps{_growth(multiplier)}"
-    if not finite:
-        message = "not finite: derivatives overflow, or another direction is unstable"
-    elif not converged:
-        message = f"no eigenvector of positive curvature: residual {residual:.1e}"
     return FlipCoefficient(
         coefficient=float(finite_time[-1]),
         error=float(error),
@@ -319,15 +346,9 @@ def _summarise(
         learning_rate=rate,
         gradient_norm=float(np.linalg.norm(expansion.gradient)),
         multiplier=multiplier,
-        message=message,
+        second_eigenvalue=float("nan"),
+        second_interval=(float("nan"), float("nan")),
     )
-
-
-def _growth(multiplier: float) -> str:
-    if abs(multiplier) <= 1 + 1e-6:
-        return ""
-    does = "oscillates" if multiplier < 0 else "has negative curvature"
-    return f", which grows: another direction {does}"
 
 
 def _coefficients(

@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Complex, Float, Int
 
-from dlf_dynamics.analysis.bifurcation.branches import Branches, Frozen, follow_branches
+from dlf_dynamics.analysis.bifurcation.branches import Frozen, follow_branches
 from dlf_dynamics.analysis.bifurcation.diagrams import orbit_diagram
 from dlf_dynamics.analysis.bifurcation.location import Centre, centre_of
 from dlf_dynamics.analysis.bifurcation.lyapunov import LyapunovSpectrum, lyapunov_exponents
 from dlf_dynamics.analysis.bifurcation.maps import (
     Map,
     TrainingParameter,
+    equivalent_rate,
     rate_at,
     training_map,
     training_state,
@@ -25,6 +26,7 @@ from dlf_dynamics.analysis.replay import Replay
 from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.dynamics import State
 from dlf_dynamics.reprs import brief
+from dlf_dynamics.run import Run
 from dlf_dynamics.schedules import Triangle
 
 VALUES = 100
@@ -49,21 +51,28 @@ class FrozenDiagram:
 
     Attributes:
         step: at which the loss is frozen.
-        parameter: `learning_rate`, or `time` inside the pulse.
+        parameter: `learning_rate`, or `rate_factor` where a recorded optimizer keeps that to
+            itself; `time` inside the pulse.
         actual: the run's own value of it at that step.
-        values: of the parameter, increasing.
+        values: of the parameter, increasing, `actual` among them; of the time, whole steps.
         orbits: projections of θ_t - c_t, with c_t = ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1), on the top
             eigenvector at the centre of the step; NaN where the orbit diverged.
         diverged: whether it did.
-        exponent_values: values of the parameter at which there are exponents.
+        exponent_values: values of the parameter at which there are exponents and branches, `actual`
+            among them.
         exponents: largest Lyapunov exponent per update.
-        overlap: mean squared overlap of its tangent vector with the top eigenvector. A positive
+        overlap: mean squared overlap of its tangent vector with the top eigenvector, with momentum
+            in the parameters and in the velocity together. A positive
             exponent of small overlap is a slow direction of negative curvature, not chaos.
         converged: of the exponents.
-        branch_centre: see `Branches.centre`, at the values of the exponents; of gradient descent
-            without momentum only, NaN else.
-        branch_amplitude: see `Branches.amplitude`.
-        branch_multiplier: see `Branches.multiplier`.
+        branch_centre: see `Branches.centre`.
+        branch_opposed: see `Branches.opposed`, and so on.
+        branch_amplitude: of the orbit of period 2.
+        branch_residual: of the rod equation.
+        branch_multiplier: complex.
+        branch_multiplier_residual: of its eigenvector.
+        branch_neutral: multipliers that were counted near +1.
+        branch_stability: what is known of them, as bytes.
     """
 
     step: int
@@ -77,13 +86,20 @@ class FrozenDiagram:
     overlap: Float[np.ndarray, " exponents"]
     converged: Bool[np.ndarray, " exponents"]
     branch_centre: Float[np.ndarray, " exponents"]
+    branch_opposed: Float[np.ndarray, " exponents"]
     branch_amplitude: Float[np.ndarray, " exponents"]
-    branch_multiplier: Float[np.ndarray, " exponents"]
+    branch_residual: Float[np.ndarray, " exponents"]
+    branch_multiplier: Complex[np.ndarray, " exponents"]
+    branch_multiplier_residual: Float[np.ndarray, " exponents"]
+    branch_neutral: Int[np.ndarray, " exponents"]
+    branch_stability: np.ndarray
     __repr__ = brief
 
 
 def frozen_diagrams(replay: Replay, solver: Solver, step: int) -> list[FrozenDiagram]:
     """Against the learning rate, and against the time inside the pulse where there are pulses.
+
+    Where the learning rate is not known, against the factor by which it is multiplied.
 
     Args:
         replay: of a run of full-batch gradient descent, with momentum or without.
@@ -95,9 +111,9 @@ def frozen_diagrams(replay: Replay, solver: Solver, step: int) -> list[FrozenDia
     """
     run = replay.run
     rate = rate_at(run, step)
-    ranges: dict[TrainingParameter, tuple[float, float, float]] = {
-        "learning_rate": (rate / 4, 3 * rate / 2, rate)
-    }
+    ranges: dict[TrainingParameter, tuple[float, float, float]] = {"rate_factor": (0.25, 1.5, 1.0)}
+    if rate is not None:
+        ranges = {"learning_rate": (rate / 4, 3 * rate / 2, rate)}
     schedule = run.dynamics.schedule
     if isinstance(schedule, Triangle):
         begin = step - step % schedule.pulse_steps
@@ -118,13 +134,21 @@ def _diagram(
     run = replay.run
     map_ = training_map(run, step, parameter)
     state = training_state(_state(replay, step))
-    velocity = np.zeros(len(state) - run.num_params)
-    direction = jnp.asarray(np.concatenate([centre.vector, velocity]))
-    values = np.linspace(low, high, VALUES)
+    direction = jnp.asarray(centre.vector)
+    values, some = _values(parameter, low, high, actual)
     orbits, diverged = _orbits(map_, state, values, direction)
-    some = values[:: VALUES // EXPONENTS]
-    spectra = [_exponent(map_, state, value, direction, step) for value in some]
-    branches = _branches(replay, map_, state, direction, step, parameter, some)
+    basis = _basis(direction, len(state))
+    spectra = [_exponent(map_, state, value, basis, step) for value in some]
+    places = _places(run, step, parameter, some, actual)
+    branches = follow_branches(
+        map_,
+        run.problem,
+        state,
+        direction,
+        places,
+        TRANSIENT,  # and a few more, into the steps that are recorded
+        smooth=not run.kinks,
+    )
     return FrozenDiagram(
         step=step,
         parameter=parameter,
@@ -136,10 +160,18 @@ def _diagram(
         exponents=np.array([spectrum.exponents[0] for spectrum in spectra]),
         overlap=np.array([spectrum.overlap[0] for spectrum in spectra]),
         converged=np.array([spectrum.converged[0] for spectrum in spectra]),
-        branch_centre=branches.centre,
-        branch_amplitude=branches.amplitude,
-        branch_multiplier=branches.multiplier,
+        **{f"branch_{name}": part for name, part in branches._asdict().items() if name != "values"},
     )
+
+
+def _values(
+    parameter: TrainingParameter, low: float, high: float, actual: float
+) -> tuple[Float[np.ndarray, " values"], Float[np.ndarray, " exponents"]]:
+    """Values for orbits, and for exponents and branches, the run's own among both."""
+    evenly = np.linspace(low, high, VALUES)
+    if parameter == "time":  # the weights of whole steps are those of the run
+        evenly = np.round(evenly)
+    return np.union1d(evenly, actual), np.union1d(evenly[:: VALUES // EXPONENTS], actual)
 
 
 def _orbits(
@@ -150,7 +182,7 @@ def _orbits(
         map_,
         state,
         values,
-        Partial(jnp.dot, direction),
+        Partial(_projection, direction),
         transient=TRANSIENT,
         recorded=RECORDED + 2,
         follow=False,
@@ -159,33 +191,36 @@ def _orbits(
     return (2 * now - before - after) / 4, found.diverged_up
 
 
-def _branches(
-    replay: Replay,
-    map_: Map,
-    state: Array,
-    direction: Array,
+def _basis(direction: Array, size: int) -> Float[Array, "parts n"]:
+    """The direction in the parameters and in the velocity: with momentum deviations are in both."""
+    basis = jnp.kron(jnp.eye(size // len(direction)), direction)
+    return jnp.pad(basis, ((0, 0), (0, size - basis.shape[1])))
+
+
+def _projection(direction: Array, state: Array) -> Array:
+    return direction @ state[: len(direction)]
+
+
+def _places(
+    run: Run,
     step: int,
     parameter: TrainingParameter,
     values: Float[np.ndarray, " values"],
-) -> Branches:
-    run = replay.run
-    if len(state) > run.num_params:
-        nothing = np.full(len(values), np.nan)
-        return Branches(values, nothing, nothing, nothing)
-    rate = rate_at(run, step)
-    places = [
-        Frozen(float(value), float(value), step)
-        if parameter == "learning_rate"
-        # The weights of whole steps are those of the map.
-        else Frozen(float(np.round(value)), rate, round(float(value)))
-        for value in values
+    actual: float,
+) -> list[Frozen]:
+    """What values of the parameter mean for gradient descent."""
+    if parameter == "time":
+        rate = equivalent_rate(run, step)
+        return [Frozen(float(value), rate, round(float(value))) for value in values]
+    # The critical eigenvalue 2/E is a number plus one over the factor: plain, or with decay.
+    whole, half = (2 / equivalent_rate(run, step, factor) for factor in (1.0, 0.5))
+    limits = 2 * whole - half + (half - whole) * actual / values
+    return [
+        Frozen(float(v), float(2 / limit), step) for v, limit in zip(values, limits, strict=True)
     ]
-    return follow_branches(map_, run.problem, state, direction, places, TRANSIENT + RECORDED)
 
 
-def _exponent(
-    map_: Map, state: Array, value: float, direction: Array, step: int
-) -> LyapunovSpectrum:
+def _exponent(map_: Map, state: Array, value: float, basis: Array, step: int) -> LyapunovSpectrum:
     return lyapunov_exponents(
         map_,
         state,
@@ -194,7 +229,7 @@ def _exponent(
         EXPONENT_STEPS,
         transient=TRANSIENT,
         key=jax.random.key(step),
-        basis=direction[None],
+        basis=basis,
     )
 
 

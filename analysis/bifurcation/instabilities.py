@@ -82,6 +82,7 @@ class Instability:
         drift: of the flip coefficient.
         criticality: `supercritical`, `subcritical`, `non-smooth` for a piecewise-linear activation,
             or empty where it could not be told.
+        criticality_reason: why it could not be told; empty where it was.
         rod_amplitude: of the rod equation at the centre of the settled step, if the period is 2.
         rod_residual: of that, relative.
     """
@@ -112,6 +113,7 @@ class Instability:
     c_20: float
     drift: float
     criticality: str
+    criticality_reason: str
     rod_amplitude: float
     rod_residual: float
 
@@ -249,10 +251,12 @@ def _size(
         whole = float(np.linalg.norm(there.offset))
         found |= {"amplitude": amplitude, "alignment": amplitude / whole}
     if refusal(run) or run.dynamics.adaptive:
-        return found
+        reason = refusal(run) or "the preconditioner changes from step to step"
+        return found | {"criticality_reason": reason}
     centre, rate = centre_of(replay, solver, window.onset), equivalent_rate(run, window.onset)
     if not centre.converged:
-        return found
+        reason = "the top eigenvector at the centre of the onset did not converge"
+        return found | {"criticality_reason": reason}
     flip = flip_coefficient(
         run.problem,
         jnp.asarray(centre.params),
@@ -269,17 +273,19 @@ def _size(
 
 def _normal_form(run: Run, flip: FlipCoefficient) -> dict[str, object]:
     if not flip.converged:
-        return {}
+        return {"criticality_reason": flip.reason}
     found: dict[str, object] = {
         "coefficient": flip.coefficient,
         **{f"c_{n}": float(flip.finite_time[n]) for n in (0, 5, 20)},
         "drift": flip.drift,
         "criticality": flip.criticality,
+        "criticality_reason": flip.reason,
         "flip_amplitude": flip.amplitude(),
     }
     if run.kinks:
         # The derivatives do not see the kinks that the oscillation crosses.
-        found |= {"criticality": NON_SMOOTH, "flip_amplitude": float("nan")}
+        found |= {"criticality": NON_SMOOTH, "criticality_reason": ""}
+        found["flip_amplitude"] = float("nan")
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
@@ -25,7 +26,7 @@ from dlf_dynamics.schedules import Schedule, Triangle
 
 State = Float[Array, " n"]
 Parameter = Float[Array, ""] | float
-TrainingParameter = Literal["learning_rate", "amplitude", "class_weight", "time"]
+TrainingParameter = Literal["learning_rate", "rate_factor", "amplitude", "class_weight", "time"]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["step"], meta_fields=[])
@@ -67,7 +68,10 @@ def training_map(
     The state is the flat parameters and, for heavy ball and Nesterov, the velocity after them; see
     `training_state`. The loss does not change from step to step. One of these is the parameter:
 
-    * `learning_rate`;
+    * `learning_rate`, where it is known: of runs of `train`, and of recorded ones whose optimizer
+      has no state;
+    * `rate_factor`, by which each update is multiplied: 1 is the run itself, and the learning rate
+      is that of the run times this;
     * `amplitude` of the pulse, at the frozen step;
     * `class_weight` of one class, all others being those of the frozen step;
     * `time`: the step itself, a real number; class weights are linear between whole steps.
@@ -80,7 +84,8 @@ def training_map(
 
     Raises:
         ValueError: for an adaptive optimizer, whose map changes with its step count and
-            preconditioner; for a mini-batch run; or for an amplitude of a schedule that has none.
+            preconditioner; for a mini-batch run; for a learning rate that is not known; or for an
+            amplitude of a schedule that has none.
     """
     dynamics = run.dynamics
     if parameter not in get_args(TrainingParameter):
@@ -97,24 +102,47 @@ def training_map(
         raise ValueError("the run's schedule has no amplitude; expected one of triangular pulses")
     if parameter == "class_weight" and not isinstance(run.problem.example_weights, ClassWeights):
         raise ValueError("the run's loss has no class weights that could be the parameter")
+    rate = rate_at(run, step)
+    if parameter == "learning_rate" and rate is None:
+        raise ValueError(
+            "the optimizer of a recorded run with momentum keeps its learning rate to itself; "
+            "expected the parameter rate_factor, which multiplies it"
+        )
     layout = dynamics.state_layout(jnp.zeros(run.num_params, run.dtype))
     update = _Update(layout, parameter, class_label)
-    return Map(Partial(update, dynamics, jnp.int32(step), jnp.asarray(rate_at(run, step))))
+    return Map(Partial(update, dynamics, jnp.int32(step), jnp.asarray(rate or 1.0)))
 
 
-def rate_at(run: Run, step: int) -> float:
-    """Learning rate at a step.
+def rate_at(run: Run, step: int) -> float | None:
+    """Learning rate at a step; none where the optimizer keeps it to itself.
 
-    Where the optimizer keeps it to itself, it is that of gradient descent with the same orbits of
-    period 2.
+    Of an optimizer without state it is what a gradient of 1 is multiplied by.
     """
     known = float(run.dynamics.learning_rate(step))
-    return equivalent_rate(run, step) if np.isnan(known) else known
+    if not np.isnan(known):
+        return known
+    params = jnp.zeros(run.num_params, run.dtype)
+    layout = run.dynamics.state_layout(params)
+    if any(dtype.startswith("float") for dtype in layout.dtypes):
+        return None
+    counts = [jnp.full(shape, step, dtype) for shape, dtype in _leaves(layout)]
+    state = jax.tree.unflatten(layout.structure, counts)
+    changes = [run.dynamics.update(params + slope, state, params)[0][0] for slope in (0.0, 1.0)]
+    return float(changes[0] - changes[1])
 
 
-def equivalent_rate(run: Run, step: int) -> float:
-    """Learning rate of gradient descent that has the same orbits of period 2."""
-    return 2 / float(instability_threshold(run.dynamics.optimizer, np.array([step]))[0])
+def equivalent_rate(run: Run, step: int, factor: float = 1.0) -> float:
+    """Learning rate of gradient descent that has the same orbits of period 2.
+
+    Args:
+        run: whose optimizer it is.
+        step: number of updates made before.
+        factor: by which each update is multiplied.
+    """
+    optimizer = run.dynamics.optimizer
+    if factor != 1:
+        optimizer = optax.chain(optimizer, optax.scale(factor))
+    return 2 / float(instability_threshold(optimizer, np.array([step]))[0])
 
 
 def training_state(state: TrainingState) -> State:
@@ -126,6 +154,11 @@ def _moving_leaves(state: Any) -> list[Array]:
     """What an optimizer's state has beside counts."""
     leaves = jax.tree.leaves(state)
     return [leaf.ravel() for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+
+def _leaves(layout: Layout) -> Iterable[tuple[tuple[int, ...], str]]:
+    """Shape and type of each leaf of an optimizer's state."""
+    return zip(layout.shapes, layout.dtypes, strict=True)
 
 
 @dataclass(frozen=True)
@@ -145,19 +178,19 @@ class _Update:
         gradient = jax.grad(problem.objective)(params, self._time(step, value))
         change, inner = dynamics.update(gradient, self._inner(state[num_params:], step), params)
         # A velocity does not depend on the learning rate, which scales the update as a whole.
-        scale = value / rate if self.parameter == "learning_rate" else 1.0
+        scales = {"learning_rate": value / rate, "rate_factor": value}
+        scale = scales.get(self.parameter, 1.0)
         return jnp.concatenate([params + scale * change, *_moving_leaves(inner)])
 
     @property
     def _moving(self) -> int:
         """Numbers of the optimizer's state that are part of the map's state."""
-        kinds = zip(self.layout.shapes, self.layout.dtypes, strict=True)
-        return sum(prod(shape) for shape, dtype in kinds if dtype.startswith("float"))
+        return sum(prod(shape) for shape, kind in _leaves(self.layout) if kind.startswith("float"))
 
     def _inner(self, velocity: Array, step: Array) -> Any:
         """The optimizer's state, with its counts at the frozen step."""
         leaves, start = [], 0
-        for shape, dtype in zip(self.layout.shapes, self.layout.dtypes, strict=True):
+        for shape, dtype in _leaves(self.layout):
             if not dtype.startswith("float"):
                 leaves.append(jnp.full(shape, step, dtype))
                 continue

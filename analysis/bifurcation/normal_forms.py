@@ -20,6 +20,7 @@ from dlf_dynamics.analysis.bifurcation.cycles import (
     find_cycle,
     first_points,
     linearise,
+    multipliers_of,
     solve,
 )
 from dlf_dynamics.analysis.bifurcation.maps import Map
@@ -38,7 +39,6 @@ DEGENERATE = 1e-8
 RESONANCE = 1e-3
 """Distance of a multiplier's power from 1 within which a resonance is too close."""
 
-
 PRECISION = 1e-9
 """Error of a bifurcation's parameter, relative to it and to the range, that counts as refined."""
 
@@ -55,8 +55,9 @@ class Bifurcation:
         period: of the cycle.
         multiplier: the critical one, as computed.
         coefficient: of the normal form, see `normal_form`; NaN when it cannot be had.
-        criticality: on the centre manifold; empty for kinds that have none, for a coefficient that
-            is 0 to rounding, and whenever `converged` is false.
+        criticality: empty for kinds that have none, for a coefficient that is 0 to rounding, where
+            another multiplier is on or outside the unit circle but for those at +1, and whenever
+            `converged` is false.
         residual: largest of the cycle's own and of what is left of the test function.
         converged: whether the parameter is known to 1e-9.
         message: why it is not converged, or why no coefficient or criticality is given.
@@ -80,7 +81,8 @@ class NormalForm(NamedTuple):
 
     Attributes:
         coefficient: NaN when it cannot be had.
-        criticality: empty where the kind has none, the coefficient is 0 to rounding, or unknown.
+        criticality: empty where the kind has none, the coefficient is 0 to rounding or unknown, or
+            another multiplier is on or outside the unit circle but for those at +1.
         message: why a coefficient or a criticality is missing; empty otherwise.
     """
 
@@ -109,7 +111,9 @@ def normal_form(
       2 B(q, (1-J)^-1 B(q,q̄)) + B(q̄, (μ²-J)^-1 B(q,q))⟩, with p = w̄; negative is supercritical: a
       stable invariant circle. None at strong resonances, μ^k = 1 for k up to 4.
 
-    What is born is stable only if no other multiplier is outside the unit circle.
+    Where another multiplier is on or outside the unit circle, what is born there is not stable, or
+    it cannot be told, whatever the sign: then there is no criticality. Multipliers at +1, of
+    directions in which the map does not move, are no obstacle.
 
     Args:
         map_: the map f.
@@ -126,31 +130,14 @@ def normal_form(
     """
     system = _System(map_, points, parameter)
     if kind == "neimark-sacker":
-        return _neimark_sacker(system, multiplier)
+        return _alone(_neimark_sacker(system, multiplier), system.jacobian, multiplier)
     if (vectors := system.eigenvectors(-1 if kind == "flip" else 1)) is None:
         return NormalForm(np.nan, "", "the critical multiplier is not a simple one")
     right, left = vectors
     if kind == "flip":
-        return _flip(system, right, left)
+        return _alone(_flip(system, right, left), system.jacobian, -1)
     quadratic = float(np.real(left @ system.derivative(right, right))) / 2
     return NormalForm(quadratic, "", "")
-
-
-def excess(
-    kind: Kind, multipliers: Complex[np.ndarray, " n"], neutral: int = 0
-) -> Float[np.ndarray, " k"]:
-    """How far outside the unit circle the multipliers are that a kind is about, closest first.
-
-    As many of those closest to 1 as are always there, `neutral`, are left out.
-    """
-    real = np.real(multipliers)[np.abs(np.imag(multipliers)) <= ROUNDING]
-    if kind == "neimark-sacker":
-        found, neutral = np.log(np.abs(multipliers[np.imag(multipliers) > ROUNDING])), 0
-    elif kind == "flip":
-        found, neutral = -1 - real, 0
-    else:
-        found = real - 1
-    return found[np.argsort(np.abs(found))][neutral:]
 
 
 def classify(
@@ -361,6 +348,21 @@ def _neimark_sacker(system: _System, multiplier: complex) -> NormalForm:
     )
     real = [float(np.real(term / unit)) / 2 for term in terms]
     return _judged(sum(real), sum(map(abs, real)), positive="subcritical")
+
+
+def _alone(form: NormalForm, jacobian: Float[np.ndarray, "n n"], multiplier: complex) -> NormalForm:
+    """The same without its criticality where other multipliers are on or outside the circle."""
+    if not form.criticality:
+        return form
+    others = multipliers_of(jacobian)
+    for critical in {complex(multiplier), complex(multiplier).conjugate()}:
+        others = np.delete(others, np.argmin(np.abs(others - critical)))
+    others = others[np.abs(others - 1) > CLOSE]
+    largest = float(np.max(np.abs(others), initial=0))
+    if largest < 1 - CLOSE:
+        return form
+    why = f"another multiplier is on or outside the unit circle: its modulus is {largest:.6g}"
+    return form._replace(criticality="", message=why)
 
 
 def _judged(coefficient: float, size: float, *, positive: Criticality) -> NormalForm:

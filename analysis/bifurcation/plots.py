@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dlf_dynamics.analysis.bifurcation.bifurcations import Bifurcations
+from dlf_dynamics.analysis.bifurcation.branches import NEUTRAL
 from dlf_dynamics.analysis.bifurcation.frozen import FrozenDiagram
 from dlf_dynamics.analysis.bifurcation.instabilities import Instability
 from dlf_dynamics.analysis.style import (
@@ -28,6 +29,17 @@ MOST = 4
 """Instabilities that are drawn, the longest ones."""
 
 _PERIOD_COLOURS = {2: COLOURS[0], 4: COLOURS[1], 8: COLOURS[2], -1: COLOURS[3], 0: "#999999"}
+_PARAMETERS = {
+    "learning_rate": "learning rate",
+    "rate_factor": "learning rate / the run's own",
+    "time": "step whose class weights are used",
+}
+_STABILITIES = {
+    "stable": ("-", "stable"),
+    "none found": ("--", f"no multiplier beyond {1 + NEUTRAL:g} found"),
+    "unstable": (":", "unstable"),
+    "unknown": ("-.", "stability not told"),
+}
 _NAMES = {0: "not oscillating", 2: "period 2", 4: "period 4", 8: "period 8", -1: "irregular"}
 
 
@@ -76,38 +88,54 @@ def diagram_figure(found: Bifurcations) -> Figure:
             _draw_orbits(above, diagram)
             _draw_exponents(below, diagram)
             above.set_title(f"loss of step {diagram.step}")
-            name = drawable(diagram.parameter.replace("_", " "))
+            name = drawable(_PARAMETERS.get(diagram.parameter, diagram.parameter))
             below.set_xlabel(f"{name} (dashed: of the run)")
             for ax in (above, below):
                 ax.axvline(diagram.actual, color=COLOURS[5], lw=0.8, ls="--")
         axes[0, 0].set_ylabel("projection on the\ntop eigenvector")
         axes[1, 0].set_ylabel("largest Lyapunov\nexponent per step")
         handles, labels = legend_entries(*axes.ravel())
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        columns = min(columns, 2)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
 def _draw_orbits(ax: Axes, diagram: FrozenDiagram) -> None:
-    """The oscillation of each orbit about its moving centre, and its branches; dotted: unstable."""
+    """The oscillation of each orbit about its moving centre, with centre and orbit of period 2."""
     values = np.repeat(diagram.values, diagram.orbits.shape[1])
-    ax.plot(values, diagram.orbits.ravel(), ".", ms=1, color=COLOURS[0], rasterized=True)
-    places = diagram.exponent_values
-    branches = (
-        (np.zeros(len(places)), diagram.branch_centre, COLOURS[7], "centre"),
-        (diagram.branch_amplitude, diagram.branch_multiplier, COLOURS[1], "orbit of period 2"),
-        (-diagram.branch_amplitude, diagram.branch_multiplier, COLOURS[1], None),
-    )
-    for height, multiplier, colour, name in branches:
-        for stable, style in ((True, "-"), (False, ":")):
-            shown = _neighbours(np.abs(multiplier) < 1 if stable else np.abs(multiplier) >= 1)
-            label = None if name is None else f"{name}, {'' if stable else 'un'}stable"
-            line = np.where(shown & np.isfinite(multiplier), height, np.nan)
-            ax.plot(places, line, style, color=colour, lw=1, label=label)
+    points = diagram.orbits.ravel()
+    ax.plot(values, points, ".", ms=1, color=COLOURS[0], rasterized=True)
+    centre, flat = diagram.branch_centre, np.zeros(len(diagram.branch_centre))
+    for opposed, colour, name in (  # in between the motion is irregular, and has no centre
+        (0, COLOURS[7], "nothing oscillates"),
+        (1, "#999999", "centre of an oscillation"),
+    ):
+        for beyond, style, side in ((False, "-", ""), (True, ":", ", beyond its flip")):
+            shown = (diagram.branch_opposed == opposed) & (
+                (centre < -1) if beyond else (centre >= -1)
+            )
+            _draw_branch(ax, diagram, shown, [flat], style, colour, name + side)
+    sizes = diagram.branch_amplitude
+    for stability, (style, words) in _STABILITIES.items():
+        shown = np.isfinite(sizes) & (diagram.branch_stability == stability.encode())
+        name = f"period 2, {words}"
+        _draw_branch(ax, diagram, shown, [sizes, -sizes], style, COLOURS[1], name)
 
 
-def _neighbours(mask: np.ndarray) -> np.ndarray:
-    """The mask with the place after each of its runs, so that lines of both styles meet."""
-    return mask | np.append(False, mask[:-1])
+def _draw_branch(
+    ax: Axes,
+    diagram: FrozenDiagram,
+    shown: np.ndarray,
+    heights: list[np.ndarray],
+    style: str,
+    colour: str,
+    name: str,
+) -> None:
+    """Where it is shown, with dots, so that single values are seen; named only if anywhere."""
+    for number, height in enumerate(heights if np.any(shown) else ()):
+        line = np.where(shown, height, np.nan)
+        label = name if number == 0 else None
+        ax.plot(diagram.exponent_values, line, f".{style}", color=colour, lw=1, ms=3, label=label)
 
 
 def _draw_exponents(ax: Axes, diagram: FrozenDiagram) -> None:
@@ -118,11 +146,17 @@ def _draw_exponents(ax: Axes, diagram: FrozenDiagram) -> None:
         (oscillating, COLOURS[5], "exponent along the top eigenvector"),
         (~oscillating, COLOURS[7], "exponent of another direction"),
     ):
-        for fine, fill in ((diagram.converged, colour), (~diagram.converged, "none")):
-            places = mask & fine
-            label = name if fill != "none" else None
-            values, exponents = diagram.exponent_values[places], diagram.exponents[places]
-            ax.plot(values, exponents, "o", ms=3, mec=colour, mfc=fill, label=label)
+        for fine, fill, words in (
+            (diagram.converged, colour, ""),
+            (~diagram.converged, "none", ", not converged"),
+        ):
+            places = mask & fine & np.isfinite(diagram.exponents)
+            if np.any(places):
+                values, exponents = diagram.exponent_values[places], diagram.exponents[places]
+                label = name + words
+                ax.plot(
+                    values, exponents, "o", ms=3, mec=colour, mfc=fill, color=colour, label=label
+                )
 
 
 def _rows(found: Bifurcations, event: Instability) -> slice:

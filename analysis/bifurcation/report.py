@@ -113,6 +113,7 @@ def closing_lines(found: Bifurcations) -> list[str]:
         found.note,
         *found.source.caution,
         *verdict(found)[1],
+        *_undecided_kinds(found),
     ]
     if found.unwatched:
         lines.append(f"instabilities are not told: {found.unwatched}")
@@ -122,6 +123,15 @@ def closing_lines(found: Bifurcations) -> list[str]:
             "coefficient does not see them"
         )
     return lines
+
+
+def _undecided_kinds(found: Bifurcations) -> list[str]:
+    """Why the kind of some oscillations could not be told, one line for each reason."""
+    numbers: dict[str, list[str]] = {}
+    for number, event in enumerate(found.instabilities, start=1):
+        if event.criticality_reason:
+            numbers.setdefault(event.criticality_reason, []).append(str(number))
+    return [f"kind of {', '.join(some)} not told: {why}" for why, some in numbers.items()]
 
 
 def _threshold(found: Bifurcations) -> str:

@@ -313,6 +313,19 @@ def test_what_did_not_converge_is_never_labelled(eventful, trained):
     assert verdict(found)[0] == "undecided"
     assert all(event.criticality == "" and event.crossed == -1 for event in found.instabilities)
     assert all(np.isnan(event.flip_amplitude) for event in found.instabilities)
+    # Why there is no kind is kept and printed.
+    (line,) = (line for line in closing_lines(found) if line.startswith("kind of "))
+    assert line == (
+        "kind of 1 not told: the top eigenvector at the centre of the onset did not converge"
+    )
+
+
+def test_a_kind_or_the_reason_why_there_is_none(found):
+    for event in found.instabilities:
+        assert bool(event.criticality) != bool(event.criticality_reason)
+    twice = replace(found.instabilities[0], criticality="", criticality_reason="a second one")
+    some = replace(found, instabilities=[twice, replace(twice, criticality_reason=""), twice])
+    assert "kind of 1, 3 not told: a second one" in closing_lines(some)
 
 
 def test_a_mini_batch_run_gets_no_threshold_and_an_adaptive_one_the_words(small, trained):
@@ -414,6 +427,64 @@ def test_frozen_diagrams_have_a_branch_on_each_side_above_the_flip(
     above, below = np.max(rate.orbits[-1]), np.min(rate.orbits[-1])
     assert above > 0 > below
     assert np.all(rate.overlap <= 1 + 1e-12)
+    for diagram in both:
+        own = int(np.flatnonzero(diagram.exponent_values == diagram.actual)[0])
+        assert diagram.actual in diagram.values
+        assert diagram.branch_opposed[own] == 1
+        assert diagram.branch_amplitude[own] > 0
+        assert diagram.branch_stability[own] in (b"none found", b"unstable")
+        assert np.isfinite(diagram.branch_multiplier[own])
+    # Where nothing oscillates there is no orbit on the line at 0.
+    assert rate.branch_opposed[0] == 0
+    assert np.isnan(rate.branch_amplitude[0])
+    assert rate.branch_stability[0] == b""
+
+
+def test_the_legend_of_a_diagram_has_what_is_drawn_and_nothing_else():
+    values, nan = np.arange(6.0), np.nan
+    diagram = frozen.FrozenDiagram(
+        step=7,
+        parameter="rate_factor",
+        actual=1.0,
+        values=values,
+        orbits=np.zeros((6, 2)),
+        diverged=np.zeros(6, bool),
+        exponent_values=values,
+        exponents=np.array([-1.0, 0, 0, 0, 0, nan]),
+        overlap=np.array([0.1, 0.9, 0.1, 0.1, 0.1, 0.9]),
+        converged=np.array([True, True, False, True, True, False]),
+        branch_centre=np.array([0.5, -1.2, 0.9, -1.1, -1.3, nan]),
+        branch_opposed=np.array([0, 0, 1, 1, 0.5, nan]),
+        branch_amplitude=np.array([nan, nan, 0.1, 0.2, 0.3, nan]),
+        branch_residual=np.zeros(6),
+        branch_multiplier=np.zeros(6, complex),
+        branch_multiplier_residual=np.zeros(6),
+        branch_neutral=np.zeros(6, int),
+        branch_stability=np.array([b"", b"", b"stable", b"none found", b"unstable", b""]),
+    )
+    figure = diagram_figure(SimpleNamespace(diagrams=[diagram]))
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == {
+        "nothing oscillates",
+        "nothing oscillates, beyond its flip",
+        "centre of an oscillation",
+        "centre of an oscillation, beyond its flip",
+        "period 2, stable",
+        "period 2, no multiplier beyond 1.02 found",
+        "period 2, unstable",
+        "exponent along the top eigenvector",
+        "exponent of another direction",
+        "exponent of another direction, not converged",
+    }
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    (shown,) = np.nonzero(np.isfinite(lines["nothing oscillates"].get_ydata()))
+    assert shown.tolist() == [0]  # and not on the other side of the flip, nor where it is irregular
+    assert figure.axes[1].get_xlabel() == "learning rate / the run's own (dashed: of the run)"
+    calm = replace(diagram, branch_amplitude=np.full(6, nan), converged=np.ones(6, bool))
+    (legend,) = diagram_figure(SimpleNamespace(diagrams=[calm])).legends
+    words = " ".join(text.get_text() for text in legend.get_texts())
+    assert "period 2" not in words
+    assert "not converged" not in words
 
 
 @pytest.mark.parametrize(

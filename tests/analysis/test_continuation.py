@@ -245,6 +245,91 @@ def test_heavy_ball_flips_at_its_own_threshold():
     np.testing.assert_allclose(doubled.points[:, 0] ** 2, 2 / rate - curvature, rtol=1e-9)
 
 
+def heavy_ball(gradient, momentum):
+    """Of a loss of the positions, whose parameter is the learning rate or one of the gradient."""
+
+    def step(state, parameter):
+        position, velocity = jnp.split(state, 2)
+        rate, force = gradient(position, parameter)
+        velocity = momentum * velocity - rate * force
+        return jnp.concatenate([position + velocity, velocity])
+
+    return Map(step)
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99])
+def test_a_flip_is_located_though_a_complex_pair_met_within_the_step(momentum):
+    # On the double well multipliers are complex up to η = (1 + √β)² / 2, just before 1 + β.
+    map_ = heavy_ball(lambda x, rate: (rate, x * (x**2 - 1)), momentum)
+    branch = continue_cycle(map_, np.array([1.0, 0]), 0.5, 1, until=(0.1, 3))
+    flip = only(branch, "flip")
+    assert summary(branch) == [("flip", "supercritical")]
+    np.testing.assert_allclose(flip.parameter, 1 + momentum, rtol=1e-12)
+    np.testing.assert_allclose(flip.multiplier, -1, atol=1e-10)
+    # Period 2 is that of gradient descent with η / (1 + β), which flips at 1 with c = 8.
+    doubled = switch_branch(map_, flip)
+    assert doubled.stable
+    rate = doubled.parameter / (1 + momentum)
+    half = np.abs(doubled.points[0, 0] - doubled.points[1, 0]) / 2
+    np.testing.assert_allclose(half, np.sqrt(1 - 1 / rate) / 2, rtol=1e-9)
+
+
+@pytest.mark.parametrize("b", [0.3, 0.7, -0.5, -0.9, -0.99])
+def test_the_curves_of_the_henon_map(b):
+    henon = Map(lambda x, a: jnp.array([1 - a * x[0] ** 2 + x[1], b * x[0]]))
+    fold, flip, second = -((1 - b) ** 2) / 4, 3 * (1 - b) ** 2 / 4, (1 - b) ** 2 + (1 + b) ** 2 / 4
+    middle = 0.5 * flip
+    fixed = (b - 1 + np.sqrt((1 - b) ** 2 + 4 * middle)) / (2 * middle)
+    until = 1.5 * fold, 1.2 * flip
+    branch = continue_cycle(henon, np.array([fixed, b * fixed]), middle, 1, until=until)
+    np.testing.assert_allclose(only(branch, "fold").parameter, fold, rtol=1e-12)
+    np.testing.assert_allclose(only(branch, "flip").parameter, flip, rtol=1e-12)
+    assert len(branch.bifurcations) == 2
+    doubled = switch_branch(henon, only(branch, "flip"))
+    until = flip, flip + 1.5 * (second - flip)
+    further = continue_cycle(henon, doubled, until=until, direction="increasing")
+    np.testing.assert_allclose(only(further, "flip").parameter, second, rtol=1e-12)
+
+
+def test_a_transcritical_point_is_located_though_a_complex_pair_met_within_the_step():
+    # The curvature at 0 is -p: multipliers are complex up to p = -(1 - √β)² / η = -0.0013.
+    map_ = heavy_ball(lambda x, p: (2.0, x**2 - p * x), 0.9)
+    branch = continue_cycle(map_, np.zeros(2), -0.5, 1, until=(-1, 0.33))
+    found = only(branch, "branch point")
+    assert summary(branch) == [("branch point", "")]
+    np.testing.assert_allclose(found.parameter, 0, atol=1e-10)
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_circle_is_born_though_the_pair_was_real_at_the_start_of_the_step(copies):
+    # Multipliers of trace 1.45 are real up to the determinant 1.45²/4 = 0.526, complex at 1.
+    def step(x, p):
+        first, second = jnp.split(x, 2)
+        pulled = first * (first**2 + second**2)
+        return jnp.concatenate([second - pulled, 1.45 * second - p * first])
+
+    settings = {"until": (0.4, 1.3), "step": 0.8, "direction": "increasing"}
+    branch = continue_cycle(Map(step), np.zeros(2 * copies), 0.5, 1, **settings)
+    assert [found.kind for found in branch.bifurcations] == ["neimark-sacker"] * copies
+    for born in branch.bifurcations:
+        np.testing.assert_allclose(born.parameter, 1, rtol=1e-12)
+        np.testing.assert_allclose(born.multiplier, np.exp(1j * np.arccos(1.45 / 2)), rtol=1e-9)
+        assert born.residual < 1e-9
+        assert born.converged
+        assert bool(born.criticality) == (copies == 1)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_two_multipliers_that_cross_together_are_both_told(momentum):
+    map_ = heavy_ball(lambda x, rate: (rate, x * (x**2 - 1)), momentum)
+    start = np.array([1.0, 1, 0, 0])
+    branch = continue_cycle(map_, start, 0.5, 1, until=(0.1, 3))
+    assert summary(branch) == [("flip", ""), ("flip", "")]
+    for flip in branch.bifurcations:
+        np.testing.assert_allclose(flip.parameter, 1 + momentum, rtol=1e-9)
+        assert flip.message
+
+
 @pytest.mark.parametrize("curvatures", [(1.0, 3.0), (3.0, 3.0), (3.0, 0.0)])
 def test_a_quadratic_flips_into_nothing(curvatures):
     bowl = descent(lambda x: jnp.sum(jnp.array(curvatures) * x**2) / 2)
@@ -260,6 +345,27 @@ def test_a_quadratic_flips_into_nothing(curvatures):
         doubled = switch_branch(bowl, found)
         assert not doubled.converged
         assert doubled.message == found.message
+
+
+def test_a_flip_beside_an_unstable_direction_has_a_coefficient_and_no_label():
+    # x flips at 2/1.2; at the flip of y, at 2/1.1, x is unstable, whatever happens to y.
+    loss = lambda x: 0.6 * x[0] ** 2 + 0.55 * x[1] ** 2 - x[0] ** 4 / 4 + x[1] ** 4 / 4  # noqa: E731
+    branch = continue_cycle(descent(loss), np.zeros(2), 1.5, 1, until=(1.4, 2))
+    first, second = branch.bifurcations
+    np.testing.assert_allclose([first.parameter, second.parameter], [2 / 1.2, 2 / 1.1], rtol=1e-12)
+    np.testing.assert_allclose([first.coefficient, second.coefficient], [2 / 1.2, -2 / 1.1])
+    assert (first.criticality, second.criticality) == ("supercritical", "")
+    assert second.message == (
+        "another multiplier is on or outside the unit circle: its modulus is 1.18182"
+    )
+    # The doubled cycle is there all the same.
+    doubled = switch_branch(descent(loss), second)
+    assert doubled.converged
+    assert not doubled.stable
+    # Two at once are told apart by no coefficient.
+    together = descent(lambda x: x @ x / 2 + x[0] ** 4 / 4 - x[1] ** 4 / 4)
+    flips = continue_cycle(together, np.zeros(2), 1.5, 1, until=(1.4, 2.3)).bifurcations
+    assert [found.criticality for found in flips] == ["", ""]
 
 
 def test_a_flip_on_a_line_of_fixed_points_is_not_judged_where_it_drifts_along():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
+from dlf_dynamics.analysis.bifurcation import directions
 from dlf_dynamics.analysis.bifurcation.flip import flip_coefficient
 from dlf_dynamics.problem import Problem
 
@@ -260,7 +261,8 @@ def test_two_unstable_directions_or_a_drift_that_goes_on_have_no_label():
     found = flip_coefficient(both, jnp.zeros(2), 2.5, eigenvector=along)
     assert found.multiplier == pytest.approx(1 - 2.5 * 0.95, abs=1e-8)
     assert found.criticality == ""
-    assert "another direction oscillates" in found.message
+    assert found.reason == "a second direction oscillates: ηλ = 2.375 or more"
+    assert found.message.endswith(f"no criticality: {found.reason}")
 
     def flat(slope, x):
         return x[0] ** 2 / 2 + slope * x[0] ** 2 * x[1] + x[0] ** 4 / 4
@@ -270,6 +272,67 @@ def test_two_unstable_directions_or_a_drift_that_goes_on_have_no_label():
         found = flip_coefficient(Partial(flat, slope), jnp.zeros(2), 2.0, eigenvector=along)
         assert found.coefficient == pytest.approx(800 * slope**2 - 2, abs=1e-10)
         assert found.criticality == criticality
+
+
+def two_flips(x):
+    """Supercritical along y, subcritical along x, at the same learning rate."""
+    return x @ x / 2 + x[0] ** 4 / 4 - x[1] ** 4 / 4
+
+
+def second_beyond(x):
+    """Beyond the flip of x that of y, which nothing on the x-axis excites."""
+    return 0.6 * x[0] ** 2 + 0.55 * x[1] ** 2 - x[0] ** 4 / 4 + x[1] ** 4 / 4
+
+
+@pytest.mark.parametrize(
+    ("loss", "rate", "second"), [(two_flips, 2.02, 1.0), (second_beyond, 2 / 1.05, 1.1)]
+)
+@pytest.mark.parametrize("given", [False, True])
+def test_a_second_direction_beyond_its_flip_leaves_no_label(loss, rate, second, given):
+    along = jnp.array([1.0, 0.0]) if given else None
+    found = flip_coefficient(loss, jnp.zeros(2), rate, eigenvector=along)
+    assert found.converged
+    assert found.multiplier == 0  # the motion along v does not excite the other direction
+    assert found.second_eigenvalue == pytest.approx(second, abs=1e-12)
+    assert found.criticality == ""
+    assert f"a second direction oscillates: ηλ = {rate * second:.6g} or more" in found.message
+    assert np.isnan(found.amplitude(0.01))
+
+
+def pair(second, x):
+    return (x[0] ** 2 + second * x[1] ** 2) / 2 - x[0] ** 4 / 4
+
+
+def test_a_second_direction_is_told_from_its_flip_as_far_as_numbers_go():
+    along = jnp.array([1.0, 0.0])
+    for gap, criticality in ((0.5, "supercritical"), (1e-6, "supercritical"), (0, ""), (1e-9, "")):
+        found = flip_coefficient(Partial(pair, 1 - gap), jnp.zeros(2), 2.0, eigenvector=along)
+        assert found.criticality == criticality
+        low, high = found.second_interval
+        assert low <= 1 - gap <= high
+    assert found.reason.startswith("a second direction may oscillate: ηλ is between")
+    # The eigenvector that was given need not be the top one.
+    lower = flip_coefficient(Partial(pair, 3.0), jnp.zeros(2), 1.9, eigenvector=along)
+    assert lower.reason == "a second direction oscillates: ηλ = 5.7 or more"
+    alone = flip_coefficient(double_well, jnp.ones(1), 1.0)
+    assert alone.second_eigenvalue == -np.inf
+    valley = flip_coefficient(Partial(pair, -0.3), jnp.zeros(2), 2.0, eigenvector=along)
+    assert valley.second_eigenvalue == pytest.approx(-0.3, abs=1e-12)
+    assert valley.criticality == "supercritical"
+
+
+def test_a_second_eigenvalue_that_does_not_converge_leaves_no_label(monkeypatch):
+    monkeypatch.setattr(directions, "MOST_MATVECS", 4)
+    curvatures = jnp.linspace(0.1, 1.0, 300)
+
+    def many(x):
+        return jnp.sum(curvatures * x**2) / 2 - x[-1] ** 4 / 4
+
+    found = flip_coefficient(many, jnp.zeros(300), 2.0, eigenvector=jnp.eye(300)[-1])
+    assert found.converged
+    assert np.isnan(found.second_eigenvalue)
+    assert found.reason == "the largest eigenvalue of the other directions did not converge"
+    assert found.criticality == ""
 
 
 def test_a_predicted_amplitude_is_that_of_a_stable_orbit():

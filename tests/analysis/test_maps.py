@@ -1,14 +1,21 @@
 """Maps, and the training map against the run's own updates."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from dlf_dynamics import OptimizerConfig, ScheduleConfig
-from dlf_dynamics.analysis.bifurcation.maps import Map, training_map, training_state
+from dlf_dynamics import OptimizerConfig, Problem, Recorder, ScheduleConfig, open_run
+from dlf_dynamics.analysis.bifurcation import frozen
+from dlf_dynamics.analysis.bifurcation.maps import Map, rate_at, training_map, training_state
+from dlf_dynamics.analysis.bifurcation.plots import diagram_figure
+from dlf_dynamics.analysis.replay import Replay
+from dlf_dynamics.analysis.trajectory import Solver
+from dlf_dynamics.config import SpectrumConfig
 
 
 def states(run, first, count):
@@ -44,6 +51,7 @@ def test_at_the_runs_own_parameter_it_is_the_runs_update(optimizer, small, train
     assert weights[1] != 1  # the step is inside a pulse
     for parameter, value in (
         ("learning_rate", rate),
+        ("rate_factor", 1.0),
         ("amplitude", small.schedule.amplitude),
         ("time", float(step)),
         ("class_weight", float(weights[1])),
@@ -78,12 +86,77 @@ def test_the_parameter_moves_what_it_is_named_after(small, trained):
     heavier[2] = 3.5
     for parameter, value, theta_after in (
         ("learning_rate", 0.7, expected(weights, 0.7)),
+        ("rate_factor", 0.7, expected(weights, 0.7 * rate)),
         ("amplitude", 5.5, expected(other(step))),
         ("time", step + 0.25, expected(between)),
         ("class_weight", 3.5, expected(heavier)),
     ):
         found = training_map(run, step, parameter, class_label=2)(theta, value)
         np.testing.assert_allclose(found, theta_after, rtol=0, atol=1e-14)
+
+
+def recorded(path, optimizer, steps=8):
+    """A recorded loop on a curve with a valley of curvature 3, and the run that it leaves."""
+    problem = Problem(
+        lambda theta, inputs: inputs * theta,
+        lambda outputs, targets: 1.5 * jnp.sum(outputs**2, axis=-1) + jnp.sum(outputs**4, axis=-1),
+        jnp.ones((1, 2)),
+        jnp.zeros(1),
+    )
+    params = jnp.array([0.3, -0.2])
+    state = optimizer.init(params)
+    with Recorder(path, problem, optimizer=optimizer) as run:
+        for step in range(steps + 1):
+            run.record(step, params, state)
+            change, state = optimizer.update(jax.grad(problem.objective)(params, 0), state, params)
+            params = params + change
+    return open_run(path, (problem, optimizer, jnp.zeros(2)))
+
+
+def test_a_recorded_run_with_momentum_has_a_factor_in_place_of_its_learning_rate(tmp_path):
+    run = recorded(tmp_path / "own.h5", optax.sgd(0.2, momentum=0.5))
+    with pytest.raises(
+        ValueError, match=r"keeps its learning rate to itself; expected .*rate_fact"
+    ):
+        training_map(run, 3)
+    now, following = states(run, 3, 1)
+    map_, step = training_map(run, 3, "rate_factor"), int(now.step)
+    np.testing.assert_allclose(
+        map_(training_state(now), 1.0), training_state(following), rtol=1e-14
+    )
+    moved = map_(training_state(now), 2.0)[:2] - now.params
+    np.testing.assert_allclose(moved, 2 * (following.params - now.params), rtol=1e-14)
+    # Along the diagrams' axis, too, 1 is the run: the flip is at (2 + 2β) / (0.2 · 3) = 5.
+    found = frozen.frozen_diagrams(Replay(run), solver(run), step)
+    (diagram,) = found
+    assert (diagram.parameter, diagram.actual) == ("rate_factor", 1.0)
+    assert 1.0 in diagram.values
+    assert 1.0 in diagram.exponent_values
+    rates = (1 - diagram.branch_centre) / 3  # at rest the top eigenvalue is 3
+    np.testing.assert_allclose(rates, 0.2 * diagram.exponent_values / 1.5, rtol=1e-6)
+    figure = diagram_figure(SimpleNamespace(diagrams=found))
+    assert figure.axes[1].get_xlabel() == "learning rate / the run's own (dashed: of the run)"
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.4])
+def test_a_recorded_run_of_plain_descent_has_its_learning_rate(decay, tmp_path):
+    optimizer = optax.chain(
+        optax.add_decayed_weights(decay), optax.sgd(lambda step: 0.2 + 0 * step)
+    )
+    run = recorded(tmp_path / "own.h5", optimizer)
+    assert rate_at(run, 3) == pytest.approx(0.2, rel=1e-14)
+    now, following = states(run, 3, 1)
+    found = training_map(run, 3)(training_state(now), 0.2)
+    np.testing.assert_allclose(found, training_state(following), rtol=1e-14)
+    # Twice the rate has the threshold 2/(2η) - w, and E is 2 over it.
+    places = frozen._places(run, 3, "learning_rate", np.array([0.1, 0.4]), 0.2)
+    np.testing.assert_allclose(
+        [place.rate for place in places], [2 / (20 - decay), 2 / (5 - decay)], rtol=1e-9
+    )
+
+
+def solver(run):
+    return Solver.from_config(run, SpectrumConfig(k=1, tol=1e-8, audit_every=1))
 
 
 def test_a_map_is_iterated_and_is_an_argument_of_compiled_functions():
@@ -98,7 +171,7 @@ def test_a_map_is_iterated_and_is_an_argument_of_compiled_functions():
         ({"optimizer": OptimizerConfig("adam", learning_rate=0.01)}, "time", "adam has no map"),
         ({"batch_size": 5}, "time", "mini-batches: each update is another map"),
         ({"schedule": ScheduleConfig("static")}, "amplitude", "schedule has no amplitude"),
-        ({}, "temperature", "parameter is 'temperature'; expected one of learning_rate, amplitude"),
+        ({}, "temperature", "parameter is 'temperature'; expected one of learning_rate, rate_fact"),
     ],
 )
 def test_what_has_no_such_map_is_refused(changes, parameter, message, small, trained):
