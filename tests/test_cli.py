@@ -182,7 +182,7 @@ def test_nan_in_the_data_is_named(capsys, tmp_path):
     line = refused(
         capsys, "train", "--data.name", "npz", "--data.path", path, "-o", tmp_path / "run.h5"
     )
-    assert "inputs[3, 1] is nan (1 values not finite)" in line
+    assert "inputs[3, 1] is nan (1 value not finite)" in line
     assert not (tmp_path / "run.h5").exists()
 
 
