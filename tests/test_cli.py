@@ -87,6 +87,7 @@ def test_version_is_that_of_the_package(capsys):
         (["--batch-size", "301"], "batch_size is 301; expected at most the number of examples"),
         (["--model.outputs", "2"], "labels go up to 2 but the network has 2 outputs"),
         (["--threads", "-1"], "threads is -1"),
+        (["--threads", "4097"], "threads is 4097; expected at least 0 and at most 4096"),
         (["missing.toml"], "configuration missing.toml cannot be read: No such file"),
         (["nosuchfile"], "configuration nosuchfile cannot be read: No such file"),
         (["."], "configuration . cannot be read: Is a directory"),
