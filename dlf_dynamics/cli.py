@@ -30,8 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out.flush()
         if out.fault:
             code = fail(f"what was printed could not be written: {out.fault}", USER_ERROR)
-    if arguments is None:  # nothing is left that Ctrl-C could stop
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if arguments is None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left that it could stop
+        if code > 128:  # what still computes would crash when the interpreter is taken down
+            os._exit(code)
     return code
 
 

@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 
 from dlf_dynamics.binaryfiles import Images, read_cifar10, read_mnist, require_size
 from dlf_dynamics.config import DataConfig
-from dlf_dynamics.errors import DataError, UserError, shortened, shown
+from dlf_dynamics.errors import DataError, UserError, counted, shortened, shown
 from dlf_dynamics.memory import require_memory
 from dlf_dynamics.reprs import brief
 
+_LARGEST = {"float32": 3.4028e38, "bfloat16": 3.3895e38, "float16": 65504.0}
 MOST_LABEL = 2**31 - 2
 """Classes are counted in 32 bits."""
 
@@ -356,23 +357,31 @@ def _require_finite(inputs: np.ndarray, origin: str) -> None:
     if len(bad):
         place = tuple(int(i) for i in bad[0])
         raise DataError(
-            f"{origin}: inputs{list(place)} is {inputs[place]} ({len(bad)} values not finite); "
-            "remove or replace those examples"
+            f"{origin}: inputs{list(place)} is {inputs[place]} ({counted(len(bad), 'value')} not "
+            "finite); remove or replace those examples"
         )
 
 
-def require_classes(dataset: Dataset, outputs: int | None) -> None:
-    """Refuses classes without examples, unless the number of outputs says that they are meant.
+def require_trainable(dataset: Dataset, outputs: int | None, dtype: str) -> None:
+    """Refuses numbers beyond the type of the run, and classes without examples.
 
-    A class without examples would get its own output and its own pulse.
+    A class without examples would get its own output and its own pulse; it may, where the number of
+    outputs says that it is meant.
 
     Args:
         dataset: to train on.
         outputs: of the network, as configured; none means one per class.
+        dtype: in which the network computes.
 
     Raises:
-        DataError: when a label below the largest one is missing.
+        DataError: when an input is too large, or a label below the largest one is missing.
     """
+    largest = float(np.max(np.abs(dataset.inputs)))
+    if dtype != "float64" and largest > _LARGEST[dtype]:
+        raise DataError(
+            f"inputs go up to {largest:.3g}; expected at most {_LARGEST[dtype]:.3g} in {dtype}: "
+            "scale them, or set dtype to float64"
+        )
     found = np.unique(dataset.labels)
     if outputs is not None or len(found) == dataset.num_classes:
         return

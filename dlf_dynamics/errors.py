@@ -29,6 +29,15 @@ class StaleError(FileError):
         self.found = found
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things in words.
+
+    >>> counted(0, "crossing"), counted(1, "crossing"), counted(70_000, "update")
+    ('0 crossings', '1 crossing', '70000 updates')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def shortened(text: str, most: int) -> str:
     """The text, its middle left out where it has more characters than `most`.
 

@@ -37,18 +37,23 @@ MOST_DEVICES = 16
 """Cores that are used at most as devices of their own."""
 
 
+MOST_THREADS = 4096
+"""More than any machine has; XLA would try to start as many as it is told."""
+
+
 def start_jax(dtype: str, threads: int, size: float, *, many: bool = False) -> None:
     """Sets what must be set before JAX starts: threads, devices and precision.
 
     Args:
         dtype: of the computation.
-        threads: of the CPU; 0 chooses one for small problems and all for others.
+        threads: of the CPU, at most `MOST_THREADS`; 0 chooses one for small problems and all for
+            others.
         size: of the problem.
         many: whether there is independent work at many checkpoints. Small problems then have each
             core as a device of its own.
     """
-    if threads < 0:
-        raise ConfigError(f"threads is {threads}; expected at least 0")
+    if not 0 <= threads <= MOST_THREADS:
+        raise ConfigError(f"threads is {threads}; expected at least 0 and at most {MOST_THREADS}")
     import jax
 
     chosen = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]

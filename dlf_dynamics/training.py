@@ -14,7 +14,7 @@ from dlf_dynamics import runfile
 from dlf_dynamics.assembly import build, initial_parameters
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import to_json
-from dlf_dynamics.datasets import Dataset, load_dataset, require_classes
+from dlf_dynamics.datasets import Dataset, load_dataset, require_trainable
 from dlf_dynamics.dynamics import Dynamics, State, advance, scalar_columns
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.layout import Layout
@@ -71,7 +71,7 @@ def _train(
     stop: Callable[[], bool],
 ) -> Run:
     dataset = load_dataset(config.data) if dataset is None else dataset
-    require_classes(dataset, config.model.outputs)
+    require_trainable(dataset, config.model.outputs, config.dtype)
     tree = initial_parameters(config, dataset)
     layout = Layout.of(tree)
     params = layout.flatten(tree)

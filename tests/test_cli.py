@@ -87,6 +87,7 @@ def test_version_is_that_of_the_package(capsys):
         (["--batch-size", "301"], "batch_size is 301; expected at most the number of examples"),
         (["--model.outputs", "2"], "labels go up to 2 but the network has 2 outputs"),
         (["--threads", "-1"], "threads is -1"),
+        (["--threads", "4097"], "threads is 4097; expected at least 0 and at most 4096"),
         (["missing.toml"], "configuration missing.toml cannot be read: No such file"),
         (["nosuchfile"], "configuration nosuchfile cannot be read: No such file"),
         (["."], "configuration . cannot be read: Is a directory"),
@@ -182,7 +183,7 @@ def test_nan_in_the_data_is_named(capsys, tmp_path):
     line = refused(
         capsys, "train", "--data.name", "npz", "--data.path", path, "-o", tmp_path / "run.h5"
     )
-    assert "inputs[3, 1] is nan (1 values not finite)" in line
+    assert "inputs[3, 1] is nan (1 value not finite)" in line
     assert not (tmp_path / "run.h5").exists()
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from dlf_dynamics import binaryfiles, memory
 from dlf_dynamics.config import DataConfig
-from dlf_dynamics.datasets import Dataset, check_dataset, load_dataset, require_classes
+from dlf_dynamics.datasets import Dataset, check_dataset, load_dataset, require_trainable
 from dlf_dynamics.errors import ConfigError, DataError, UserError
 
 
@@ -150,7 +150,7 @@ def test_unusable_arrays_are_refused_by_their_origin(inputs, labels, message):
 @pytest.mark.skipif(np.finfo(np.longdouble).max < 1e400, reason="no type longer than float64")
 def test_numbers_too_large_for_float64_are_not_finite():
     inputs = np.array([[1, np.longdouble("1e400")]])
-    with pytest.raises(DataError, match=r"inputs\[0, 1\] is 1e\+400 \(1 values not finite\)"):
+    with pytest.raises(DataError, match=r"inputs\[0, 1\] is 1e\+400 \(1 value not finite\)"):
         check_dataset(inputs, np.array([0]), "there")
 
 
@@ -165,10 +165,24 @@ def test_numbers_too_large_for_float64_are_not_finite():
 def test_classes_without_examples_have_to_be_asked_for(labels, message):
     dataset = Dataset(np.ones((3, 2)), np.array(labels))
     with pytest.raises(DataError, match=message):
-        require_classes(dataset, None)
-    require_classes(dataset, max(labels) + 1)
+        require_trainable(dataset, None, "float64")
+    require_trainable(dataset, max(labels) + 1, "float64")
     whole = Dataset(dataset.inputs, np.unique(labels, return_inverse=True)[1])
-    require_classes(whole, None)
+    require_trainable(whole, None, "float64")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most"), [("float32", 1e38), ("bfloat16", 1e38), ("float16", 6e4)]
+)
+def test_inputs_have_to_fit_into_the_type_of_the_run(dtype, most):
+    labels = np.array([0, 1])
+    require_trainable(Dataset(np.array([[1.0], [-most]]), labels), None, dtype)
+    large = Dataset(np.array([[1.0], [-4 * most]]), labels)
+    require_trainable(large, None, "float64")
+    with pytest.raises(
+        DataError, match=rf"inputs go up to [\d.e+]+; expected at most .* in {dtype}"
+    ):
+        require_trainable(large, None, dtype)
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,10 @@ def _pooled(
             if stop():
                 wish.set()
                 queue.clear()
+    except KeyboardInterrupt:  # the second one
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
     finally:
         wish.set()
         pool.shutdown(cancel_futures=True)

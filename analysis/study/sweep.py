@@ -9,7 +9,7 @@ from pathlib import Path
 from dlf_dynamics.analysis.study import jobs
 from dlf_dynamics.analysis.study.study import Study
 from dlf_dynamics.analysis.study.studyfile import StudyResults, create, read_study, reopen
-from dlf_dynamics.datasets import load_dataset, require_classes
+from dlf_dynamics.datasets import load_dataset, require_trainable
 from dlf_dynamics.errors import ConfigError
 
 BATCH_ON_ACCELERATOR = 32
@@ -56,8 +56,8 @@ def sweep(
             raise ConfigError(f"{name} is {value}; expected at least 0")
     for data in {config.data for config in study.configs}:
         dataset = load_dataset(data)  # what is wrong with a file is told before anything starts
-        for outputs in {c.model.outputs for c in study.configs if c.data == data}:
-            require_classes(dataset, outputs)
+        for needs in {(c.model.outputs, c.dtype) for c in study.configs if c.data == data}:
+            require_trainable(dataset, *needs)
     path = Path(path)
     if resume and path.exists():
         writer = reopen(path, study, retry_failed=retry_failed)

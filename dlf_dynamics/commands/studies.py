@@ -12,7 +12,7 @@ import tyro
 
 from dlf_dynamics.commands.figures import FigureFiles
 from dlf_dynamics.commands.terminal import interruptible, say
-from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.errors import ConfigError, counted
 from dlf_dynamics.hdf5 import format_name
 from dlf_dynamics.startup import check_writable, start_jax
 
@@ -169,5 +169,5 @@ def _settings(assignments: tuple[str, ...], results: Any) -> dict[str, Any]:
 
 def _count(statuses: list[str | None]) -> str:
     counts = Counter(statuses)
-    runs = f"{len(statuses)} runs"
+    runs = counted(len(statuses), "run")
     return ", ".join([runs, *(f"{counts[s]} {s}" for s in counts if s not in (None, "complete"))])
