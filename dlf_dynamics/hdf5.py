@@ -66,21 +66,24 @@ def format_name(path: Path) -> str | None:
 
 
 def check_format(file: h5py.File, path: Path, expected: Format) -> None:
-    """Raises FileError unless the file names this format, in the same major version."""
+    """Raises FileError unless the file names this format, in the same major version.
+
+    It is a StaleError where the version is an older one.
+    """
     found = file.attrs.get("format")
     if found != expected.name:
         raise FileError(
             f"{path} is not a dlf-dynamics {expected.kind} (format {found!r}, "
             f"not {expected.name!r})"
         )
-    major = expected.version.split(".")[0]
     stored = str(file.attrs.get("format_version"))
-    if stored.split(".")[0].isdigit() and int(stored.split(".")[0]) < int(major):
-        made = (
-            f"{path} was made by an older version (format {stored}; this program reads {major}.x)"
+    major, found_major = (version.split(".")[0] for version in (expected.version, stored))
+    if found_major.isdecimal() and int(found_major) < int(major):
+        raise StaleError(
+            f"{path} was made by an older version (format {stored}; this program reads {major}.x)",
+            expected.remedy,
         )
-        raise StaleError(made, expected.remedy)
-    if stored.split(".")[0] != major:
+    if found_major != major:
         raise FileError(
             f"{path} has format version {stored}; this program reads {major}.x: "
             "use a newer dlf-dynamics"
