@@ -42,7 +42,7 @@ def summary(spectrum: Spectrum) -> dict[str, Any]:
         "ntk": None if spectrum.ntk is None else _kernel(spectrum.ntk),
         "infinite_width": _limits(spectrum.infinite_width),
         "densities": {name: _moments(found) for name, found in spectrum.densities.items()},
-        "oscillations_known": spectrum.watched,
+        "oscillations_known": not spectrum.unwatched,
         "bursts": len(spectrum.bursts),
         "oscillations": [dataclasses.asdict(window) for window in spectrum.oscillations],
         "crossings": [dataclasses.asdict(crossing) for crossing in spectrum.crossings],
@@ -157,7 +157,7 @@ def closing_lines(spectrum: Spectrum) -> list[str]:
 
 
 def _count_oscillations(spectrum: Spectrum) -> str:
-    if not spectrum.watched:
+    if spectrum.unwatched:
         return f"oscillations are not told: {spectrum.unwatched}; "
     return (
         f"{counted(len(spectrum.bursts), 'burst')}, "

@@ -89,7 +89,7 @@ class Spectrum:
             print(json.dumps(report.summary(found), indent=1))
         else:
             console = Console()
-            if found.watched:
+            if not found.unwatched:
                 console.print(report.events_table(found))
             for line in report.closing_lines(found):
                 console.print(line, highlight=False)
@@ -154,7 +154,7 @@ def _draw(run: Any, spectrum: Any, stem: Path, zoom: tuple[float, float] | None)
     from dlf_dynamics.analysis import plots
 
     written = plots.save(plots.run_figure(run, spectrum, zoom), stem)
-    if spectrum.watched:
+    if not spectrum.unwatched:
         second = stem.with_name(f"{stem.name}.bifurcation")
         written += plots.save(plots.bifurcation_figure(run, spectrum), second)
     if spectrum.densities:
