@@ -136,6 +136,18 @@ def find_crossings(
     ]
 
 
+def why_unwatched(batch_size: int | None, update_cosine: Float[np.ndarray, " steps"]) -> str:
+    """Why no oscillations can be told from the update cosines of a run; empty where they can."""
+    if batch_size is not None:
+        return BATCH_NOISE
+    if not np.any(np.isfinite(update_cosine)):
+        return (
+            "no update cosines were recorded (`dlf-dynamics bifurcations` makes the steps again "
+            "and tells them)"
+        )
+    return ""
+
+
 def find_oscillations(
     steps: Int[np.ndarray, " steps"],
     loss: Float[np.ndarray, " steps"],

@@ -15,6 +15,7 @@ from dlf_dynamics.analysis.infinite_width import InfiniteWidth
 from dlf_dynamics.analysis.ntk import NTKSpectrum
 from dlf_dynamics.analysis.spectrum import Spectrum
 from dlf_dynamics.analysis.trajectory import MOST, POINTS
+from dlf_dynamics.errors import counted
 
 
 def summary(spectrum: Spectrum) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def summary(spectrum: Spectrum) -> dict[str, Any]:
         "ntk": None if spectrum.ntk is None else _kernel(spectrum.ntk),
         "infinite_width": _limits(spectrum.infinite_width),
         "densities": {name: _moments(found) for name, found in spectrum.densities.items()},
-        "oscillations_known": spectrum.watched,
+        "oscillations_known": not spectrum.unwatched,
         "bursts": len(spectrum.bursts),
         "oscillations": [dataclasses.asdict(window) for window in spectrum.oscillations],
         "crossings": [dataclasses.asdict(crossing) for crossing in spectrum.crossings],
@@ -217,7 +218,7 @@ def _above_line(spectrum: Spectrum) -> str:
 
 
 def _count_oscillations(spectrum: Spectrum) -> str:
-    if not spectrum.watched:
+    if spectrum.unwatched:
         return f"oscillations are not told: {spectrum.unwatched}"
     bursts, windows = len(spectrum.bursts), len(spectrum.oscillations)
     return f"{counted(bursts, 'burst')}, {counted(windows, 'oscillation')}"
@@ -236,15 +237,6 @@ def _count_crossings(spectrum: Spectrum, at: str) -> str:
     more = [f"{states.count(s)} {s}" for s in ("refined", "unresolved") if s in states]
     line = f"{counted(len(states), 'crossing')} at {at}s"
     return line + (f" ({', '.join(more)})" if more else "")
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things, one of them without the plural's s.
-
-    >>> counted(1, "crossing"), counted(2801, "checkpoint")
-    ('1 crossing', '2,801 checkpoints')
-    """
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _ntk_line(ntk: NTKSpectrum) -> str:

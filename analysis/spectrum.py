@@ -18,11 +18,11 @@ from dlf_dynamics.analysis.crossings import resolve_crossings
 from dlf_dynamics.analysis.curvature import Curvature
 from dlf_dynamics.analysis.density import Density, density
 from dlf_dynamics.analysis.events import (
-    BATCH_NOISE,
     Crossing,
     Oscillation,
     find_oscillations,
     join_crossings,
+    why_unwatched,
 )
 from dlf_dynamics.analysis.hessian import Audit, Eigenvalues, HessianSpectrum, hessian_spectrum
 from dlf_dynamics.analysis.infinite_width import InfiniteWidth, check_kernels, infinite_width
@@ -89,11 +89,6 @@ class Spectrum:
     unwatched: str = ""
     infinite_width: InfiniteWidth | None = None
     __repr__ = brief
-
-    @property
-    def watched(self) -> bool:
-        """Whether oscillations are told."""
-        return not self.unwatched
 
     @property
     def bursts(self) -> list[Oscillation]:
@@ -268,7 +263,7 @@ def _with_events(
         resolved = resolve_crossings(run, solver, hessian, thresholds)
         hessian, crossings, sides = resolved.hessian, resolved.found, resolved.sides
     loss, cosine = run.scalars["loss"], run.scalars["update_cosine"]
-    unwatched = _unwatched(run)
+    unwatched = why_unwatched(run.dynamics.batch_size, cosine)
     windows = [] if unwatched else find_oscillations(run.steps, loss, cosine)
     return Spectrum(
         source=run.source,
@@ -289,18 +284,6 @@ def _with_events(
         oscillations=join_crossings(windows, crossings),
         unwatched=unwatched,
     )
-
-
-def _unwatched(run: Run) -> str:
-    """Why the update cosines of a run tell no oscillations; empty where they do."""
-    if run.dynamics.batch_size is not None:
-        return BATCH_NOISE
-    if not np.any(np.isfinite(run.scalars["update_cosine"])):
-        return (
-            "no update cosines were recorded (`dlf-dynamics bifurcations` makes the steps again "
-            "and tells them)"
-        )
-    return ""
 
 
 def save_spectrum(spectrum: Spectrum, path: Path) -> None:

@@ -33,9 +33,9 @@ def counted(count: int, noun: str) -> str:
     """A number of things in words.
 
     >>> counted(0, "crossing"), counted(1, "crossing"), counted(70_000, "update")
-    ('0 crossings', '1 crossing', '70000 updates')
+    ('0 crossings', '1 crossing', '70,000 updates')
     """
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def shortened(text: str, most: int) -> str:

@@ -205,29 +205,33 @@ def look_at_each_step(
             continue
 
         def piece(steps: np.ndarray = steps) -> Arrays:
-            made = look_at(replay, solver, steps)._asdict() | {"deviation": replay.deviation}
-            del made["vectors"]
-            return made
+            made = look_at(replay, solver, steps)
+            # Of the eigenvectors nothing is needed.
+            made = made._replace(vectors=made.vectors[:, :0])
+            return made._asdict() | {"deviation": replay.deviation}
 
         arrays = parts.get_or_make(f"each-{first}", piece)
         replay.deviation = max(replay.deviation, float(arrays.pop("deviation")))
-        arrays["vectors"] = np.zeros((len(steps), 0))
         motion = looked_further(motion, steps, Curvatures(**arrays))
         done += len(steps)
         progress(done)
         limits = thresholds_of(replay, motion)
         if np.any(sides(motion.intervals, motion.converged, limits) > 0):
             break
-    if crossings_of(motion, thresholds_of(replay, motion)) != found.crossings:
+    return _looked_closer(run, found, replay, solver, motion)
+
+
+def _looked_closer(
+    run: Run, found: Bifurcations, replay: Replay, solver: Solver, motion: Motion
+) -> Bifurcations:
+    """What was found, with the curvature at more steps."""
+    limits = thresholds_of(replay, motion)
+    if crossings_of(motion, limits) != found.crossings:
         config = dataclasses.replace(found.config, diagrams="none")
         again = _with_events(run, config, replay, solver, motion, Parts(None))
         return dataclasses.replace(again, config=found.config, diagrams=found.diagrams)
     return dataclasses.replace(
-        found,
-        motion=motion,
-        thresholds=thresholds_of(replay, motion),
-        note=replay.note,
-        deviation=replay.deviation,
+        found, motion=motion, thresholds=limits, note=replay.note, deviation=replay.deviation
     )
 
 

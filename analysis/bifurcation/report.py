@@ -16,7 +16,8 @@ from dlf_dynamics.analysis.bifurcation.bifurcations import Bifurcations
 from dlf_dynamics.analysis.bifurcation.instabilities import NON_SMOOTH, Instability
 from dlf_dynamics.analysis.bifurcation.location import not_looked_at
 from dlf_dynamics.analysis.replay import FAITHFUL
-from dlf_dynamics.analysis.report import counted, finite
+from dlf_dynamics.analysis.report import finite
+from dlf_dynamics.errors import counted
 
 COLUMNS = ("", "oscillation", "above", "lag", "period", "amplitude", "kind")
 

@@ -63,7 +63,7 @@ def draw_run(
     files.write(plots.run_figure(run, spectrum, zoom))
     if spectrum is None:
         return
-    if spectrum.watched:
+    if not spectrum.unwatched:
         files.write(plots.bifurcation_figure(run, spectrum), "bifurcation")
     if spectrum.densities:
         from dlf_dynamics.analysis.density_plots import density_figure

@@ -90,7 +90,7 @@ class Spectrum:
         if self.json:
             print(json.dumps(report.summary(found), indent=1))
         else:
-            table = [report.events_table(found)] if found.watched else []
+            table = [report.events_table(found)] if not found.unwatched else []
             show(*table, *report.closing_lines(found))
         return _verify(run, found, quiet=self.quiet) if self.verify_dense else 0
 

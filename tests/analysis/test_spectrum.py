@@ -255,7 +255,7 @@ def test_opposing_updates_of_mini_batches_are_no_oscillation(small, analysed, tr
     run, spectrum = trained(config), analysed(config)
     assert find_oscillations(run.steps, run.scalars["loss"], run.scalars["update_cosine"])
     assert spectrum.oscillations == []
-    assert not spectrum.watched
+    assert spectrum.unwatched
     assert "oscillations are not told: with mini-batches" in "".join(report.closing_lines(spectrum))
 
 
