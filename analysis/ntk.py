@@ -141,9 +141,8 @@ def ntk_spectrum(
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; expected at least 1")
     indices = np.arange(len(run.checkpoint_steps)) if checkpoints is None else checkpoints
-    check_engine(
-        run, engine, num_examples=num_examples, trace_outputs=trace_outputs, max_dense=max_dense
-    )
+    of_kernel = {"num_examples": num_examples, "trace_outputs": trace_outputs}
+    check_engine(run, engine, **of_kernel, max_dense=max_dense)
     problem = first_examples(run, num_examples)
     rows = _num_rows(run, problem, trace_outputs)
     classes = max(run.num_classes, 1)
@@ -161,8 +160,7 @@ def ntk_spectrum(
         found.append(part)
         progress(sum(len(part.pairs.eigenvalues) for part in found))
     spectrum = _spectrum(task, jax.tree.map(lambda *arrays: np.concatenate(arrays), *found))
-    examples = balanced_examples(run, num_examples)
-    return _with_classes(spectrum, task, examples, aligned) if examples else spectrum
+    return _with_classes(spectrum, task, balanced_examples(run, num_examples), aligned)
 
 
 def balanced_examples(run: Run, num_examples: int) -> list[int]:
@@ -182,7 +180,9 @@ def balanced_examples(run: Run, num_examples: int) -> list[int]:
 def _with_classes(
     spectrum: NTKSpectrum, task: _Task, examples: list[int], aligned: Checkpoints | None
 ) -> NTKSpectrum:
-    """Alignment and class blocks of the kernel on other examples, NaN where not asked for."""
+    """Alignment and class blocks on other examples, if any; NaN where not asked for."""
+    if not examples:
+        return spectrum
     asked = np.isin(task.indices, task.indices if aligned is None else aligned)
     problem = task.run.problem.take(jnp.array(examples))
     kernels = kernels_along(task.run, task.indices[asked], problem, engine=task.engine)

@@ -70,10 +70,11 @@ def _limits(found: InfiniteWidth | None) -> dict[str, list[float]] | None:
     return None if found is None else {name: getattr(found, name).tolist() for name in names}
 
 
-def _moments(density: Density) -> dict[str, list[float]]:
-    """Trace and Frobenius norm at each step, with their standard errors."""
-    names = ("steps", "trace", "trace_error", "frobenius", "frobenius_error")
-    return {name: getattr(density, name).tolist() for name in names}
+def _moments(density: Density) -> dict[str, Any]:
+    """Trace and Frobenius norm at each step, with half widths of their intervals of 95 %."""
+    names = ("steps", "trace", "trace_radius", "frobenius", "frobenius_radius")
+    found = {name: getattr(density, name).tolist() for name in names}
+    return found | {"num_probes": density.num_probes, "num_steps": density.num_steps}
 
 
 def _above(spectrum: Spectrum) -> dict[str, Any] | None:
@@ -282,10 +283,11 @@ def _limit_line(found: InfiniteWidth) -> str:
 def _density_line(name: str, density: Density) -> str:
     last = -1
     return (
-        f"{name} density at {len(density.steps)} checkpoints; at step {density.steps[last]} trace "
-        f"{density.trace[last]:.4g} ± {density.trace_error[last]:.2g}, Frobenius norm "
-        f"{density.frobenius[last]:.4g} ± {density.frobenius_error[last]:.2g} "
-        f"({density.num_probes} probes of {density.num_steps} steps)"
+        f"{name} density at {_number(len(density.steps), 'checkpoint')}; at step "
+        f"{density.steps[last]} trace {density.trace[last]:.4g} ± "
+        f"{density.trace_radius[last]:.2g}, Frobenius norm {density.frobenius[last]:.4g} ± "
+        f"{density.frobenius_radius[last]:.2g} "
+        f"(95 %, {density.num_probes} probes of {density.num_steps} steps)"
     )
 
 

@@ -39,7 +39,7 @@ class Verification:
         num_values: Hessian eigenvalues that were compared.
         not_converged: Hessian eigenvalues left out, as they are reported as not converged.
         densities: by operator, the largest distance of trace or Frobenius norm from the exact one,
-            in standard errors.
+            in half widths of their intervals.
     """
 
     hessian: float
@@ -60,7 +60,7 @@ class Verification:
         for name, distance in self.densities.items():
             found.append(
                 f"dense check of the {name} density: trace and Frobenius norm within "
-                f"{distance:.1f} standard errors"
+                f"{distance:.1f} half widths of their 95 % intervals"
             )
         return found
 
@@ -244,7 +244,7 @@ def _any(values: Any) -> bool:
 
 
 def _density_distance(run: Run, spectrum: Spectrum, state: State, density: Density) -> float:
-    """Of trace and Frobenius norm, in standard errors; 0 where the density was not computed."""
+    """Of trace and Frobenius norm, in half widths; 0 where the density was not computed."""
     (rows,) = np.nonzero(density.steps == int(state.step))
     if len(rows) == 0:
         return 0.0
@@ -259,6 +259,6 @@ def _density_distance(run: Run, spectrum: Spectrum, state: State, density: Densi
     row = rows[0]
     exact = np.array([np.trace(dense), np.linalg.norm(dense)])
     found = np.array([density.trace[row], density.frobenius[row]])
-    errors = np.array([density.trace_error[row], density.frobenius_error[row]])
+    errors = np.array([density.trace_radius[row], density.frobenius_radius[row]])
     rounding = 1e-6 * np.abs(exact)
     return float(np.max(np.maximum(np.abs(found - exact) - rounding, 0) / (errors + rounding)))
