@@ -79,7 +79,7 @@ def from_json(text: str) -> RunConfig:
     Raises:
         ConfigError: when a key or a value is not known here.
     """
-    return override(RunConfig(), json.loads(text))
+    return override(RunConfig(), require_table(json.loads(text), "the configuration"))
 
 
 def override(base: Config, values: Mapping[str, Any], prefix: str = "") -> Config:

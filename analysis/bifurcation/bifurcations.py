@@ -23,15 +23,19 @@ from dlf_dynamics.analysis.stability import (
 )
 from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.config import BifurcationConfig, SpectrumConfig, span_of
+from dlf_dynamics.configfile import in_type, override
 from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.hdf5 import damaged
+from dlf_dynamics.hdf5 import content_of
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.resultfile import (
     Arrays,
     Parts,
+    hints,
     inside,
     pack,
     pack_table,
+    require_shapes,
+    typed,
     unpack,
     unpack_table,
 )
@@ -260,17 +264,19 @@ def load_bifurcations(path: str | Path, run: Run | None = None) -> Bifurcations:
     result = resultfile.read(path, "bifurcations")
     if run is not None:
         resultfile.require_run(path, result, run.path, run.run_id)
-    try:
+    with content_of(path, resultfile.FORMAT):
+        motion = typed(Motion, inside(result.arrays, "motion"))
+        looked_at = hints(Motion)["values"]
+        thresholds = (result.arrays.get("threshold"), looked_at)
+        require_shapes({"motion/values": (motion.values, looked_at), "threshold": thresholds})
         return Bifurcations(
             run_id=result.run_id,
-            config=BifurcationConfig(**result.config["bifurcations"]),
-            label=result.config["label"],
-            note=result.config["note"],
-            motion=Motion(**inside(result.arrays, "motion")),
+            config=override(BifurcationConfig(), result.config["bifurcations"]),
+            label=in_type(result.config["label"], str, "label"),
+            note=in_type(result.config["note"], str, "note"),
+            motion=motion,
             thresholds=result.arrays["threshold"],
             crossings=unpack_table(Crossing, inside(result.arrays, "crossings")),
             instabilities=unpack_table(Instability, inside(result.arrays, "instabilities")),
             diagrams=_ungrouped(inside(result.arrays, "diagrams")),
         )
-    except (KeyError, TypeError) as error:
-        raise damaged(path, resultfile.FORMAT, error) from error

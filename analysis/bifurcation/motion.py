@@ -42,7 +42,8 @@ class Motion(NamedTuple):
         values: largest eigenvalue of the run's operator at the centres of these.
         intervals: of the values.
         converged: of the values.
-        vectors: top eigenvectors there, unit, their signs followed.
+        vectors: top eigenvectors there, unit, their signs followed; of joined pieces the first and
+            the last.
     """
 
     steps: Int[np.ndarray, " steps"]
@@ -57,7 +58,7 @@ class Motion(NamedTuple):
     values: Float[np.ndarray, " looked"]
     intervals: Float[np.ndarray, "looked 2"]
     converged: Bool[np.ndarray, " looked"]
-    vectors: Float[np.ndarray, "looked params"]
+    vectors: Float[np.ndarray, "kept params"]
 
     @property
     def periods(self) -> Int[np.ndarray, " steps"]:
