@@ -36,10 +36,8 @@ from dlf_dynamics.provenance import provenance
 from dlf_dynamics.resultfile import (
     Parts,
     Record,
-    concatenate,
     inside,
     pack,
-    pack_table,
     unpack,
     unpack_table,
 )
@@ -236,7 +234,7 @@ def _in_parts(
         arrays = parts.get_or_make(f"{name}-{len(found)}", lambda some=some: pack(compute(some)))
         found.append(unpack(kind, arrays))
         progress(start + len(some))
-    return concatenate(found)
+    return resultfile.concatenate(found)
 
 
 def select_checkpoints(run: Run, config: SpectrumConfig) -> Checkpoints:
@@ -322,7 +320,7 @@ def save_spectrum(spectrum: Spectrum, path: Path) -> None:
         arrays |= {f"{name}/{key}": value for key, value in pack(record).items()}
     tables = vars(spectrum) | {"audits": hessian.audits}
     for name, kind in _TABLES.items():
-        table = pack_table(kind, tables[name])
+        table = resultfile.pack_table(kind, tables[name])
         arrays |= {f"{name}/{key}": column for key, column in table.items()}
     settings = {
         "spectrum": dataclasses.asdict(spectrum.config),

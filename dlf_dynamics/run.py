@@ -187,7 +187,8 @@ class Run:
         if self._rebuilt:
             return np.stack([point.params for (point,) in self.points(chosen, 1)])
         with open_file(self.path) as file:
-            return read_rows(file, "parameters/value", chosen)
+            (values,) = read_rows(file, ["parameters/value"], chosen)
+            return values
 
     def points(self, checkpoints: Checkpoints, chunk: int) -> Iterator[list[Point]]:
         """Streams checkpoints, given by index, in lists of at most `chunk`."""
@@ -209,10 +210,9 @@ class Run:
 
     def _recorded(self, file: Any, chosen: Int[np.ndarray, " chosen"]) -> list[Point]:
         names = ("parameters/value", "previous_update/value", "optimizer/value")
-        columns = [
-            read_rows(file, name, chosen) if name in file else np.zeros((len(chosen), 0))
-            for name in names
-        ]
+        there = [name for name in names if name in file]
+        found = dict(zip(there, read_rows(file, there, chosen), strict=True))
+        columns = [found.get(name, np.zeros((len(chosen), 0))) for name in names]
         steps = (self.checkpoint_steps[chosen] - self._rebuilt).tolist()
         return [Point(*row) for row in zip(steps, *columns, strict=True)]
 
@@ -270,7 +270,8 @@ class Run:
         """`loss` (static) and `accuracy` on the examples held out; empty without them."""
         with open_file(self.path) as file:
             count = len(self.checkpoint_steps)
-            found = [read_rows(file, path, np.arange(count)) for path in VALIDATION if path in file]
+            there = [path for path in VALIDATION if path in file]
+            found = read_rows(file, there, np.arange(count))
         return dict(zip(("loss", "accuracy"), found, strict=False))
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import h5py
@@ -69,22 +70,23 @@ def require_header(file: h5py.File) -> None:
 
 
 def read_rows(
-    file: h5py.File, path: str, chosen: Int[np.ndarray, " chosen"]
-) -> Shaped[np.ndarray, "chosen *row"]:
-    """What some checkpoints, given by index in any order, have of a value.
+    file: h5py.File, paths: Sequence[str], chosen: Int[np.ndarray, " chosen"]
+) -> list[Shaped[np.ndarray, "chosen *row"]]:
+    """What some checkpoints, given by index in any order, have of some values.
 
     Raises:
         ContentError: when a row is not what was written.
     """
-    values = _taken(dataset_at(file, path), chosen)
+    values = [_taken(dataset_at(file, path), chosen) for path in paths]
     if has_checksums(file):
-        names = covered(dataset_at(file, CHECKSUM_OF["checkpoints"]))
-        if path not in names:
-            raise ContentError(f"/{path} has no checksums")
-        expected = _taken(dataset_at(file, CHECKSUM_OF["checkpoints"]), chosen)
+        sums = dataset_at(file, CHECKSUM_OF["checkpoints"])
+        names, expected = covered(sums), _taken(sums, chosen)
         steps = _taken(dataset_at(file, STEP_OF["checkpoints"]), chosen)
-        changed = checksums.of_rows(steps, values) != expected[:, names.index(path)]
-        _require_unchanged(f"/{path}", steps[changed])
+        for path, rows in zip(paths, values, strict=True):
+            if path not in names:
+                raise ContentError(f"/{path} has no checksums")
+            changed = checksums.of_rows(steps, rows) != expected[:, names.index(path)]
+            _require_unchanged(f"/{path}", steps[changed])
     return values
 
 
@@ -190,5 +192,5 @@ def is_sparse(file: h5py.File, steps: Int[np.ndarray, " checkpoints"]) -> bool:
     """Whether the update before some checkpoint was not recorded."""
     if "previous_update/known" not in file:
         return False
-    known = read_rows(file, "previous_update/known", np.arange(len(steps))) > 0
-    return not bool(np.all(known | (steps == 0)))
+    (known,) = read_rows(file, ["previous_update/known"], np.arange(len(steps)))
+    return not bool(np.all((known > 0) | (steps == 0)))

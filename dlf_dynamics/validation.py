@@ -97,9 +97,11 @@ def _checkpoints(file: h5py.File) -> Iterator[str]:
             continue
         row = dataset_at(file, entry.path)[:1].nbytes
         for block in _blocks(rows, row):
-            found = list(_fault(read_rows, file, entry.path, block))
+            found = list(_fault(read_rows, file, [entry.path], block))
             if not found and entry.path == "parameters/value":
-                found = list(_not_finite(read_rows(file, entry.path, block), block[0]))
+                found = list(
+                    _not_finite(dataset_at(file, entry.path)[block[0] : block[-1] + 1], block[0])
+                )
             yield from found
             if found:
                 break
