@@ -181,9 +181,7 @@ def test_a_foreign_file_is_no_kind(tmp_path, capsys):
     with h5py.File(path, "w") as file:
         file["x"] = 1
     assert main(["validate", str(path)]) == 2
-    assert "is not a file of dlf-dynamics; expected a run, result or study" in (
-        capsys.readouterr().err
-    )
+    assert "is not a dlf-dynamics run file, result file or study file" in (capsys.readouterr().err)
 
 
 def spoil_row(path, name, place):

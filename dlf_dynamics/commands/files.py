@@ -101,7 +101,7 @@ def _kind_of(path: Path) -> _Kind:
     if path.exists() and format_name(path) == resultfile.FORMAT.name:
         return _Kind(_result_info, _result_problems, _result_repaired)
     if path.is_file() and format_name(path) != schema.FORMAT.name:
-        raise FileError(f"{path} is not a file of dlf-dynamics; expected a run, result or study")
+        raise FileError(f"{path} is not a dlf-dynamics run file, result file or study file")
     return _Kind(_run_info, _run_problems, _run_repaired)
 
 
