@@ -164,7 +164,9 @@ def _require_root(optimizer: optax.GradientTransformation) -> None:
                 slope = jnp.full(1, part * size)
                 change, after = optimizer.update(slope, held, nothing)
                 root = held_preconditioner(after)
-                ratios.append(float(jnp.squeeze((change - rest) * root / slope)))
+                ratios.append(
+                    float(jnp.squeeze((jnp.asarray(change) - jnp.asarray(rest)) * root / slope))
+                )
     if not np.allclose(ratios, ratios[0], rtol=1e-6, atol=0):
         raise _refused(
             "divides by something else than the root of the mean square of its next update, such "
@@ -278,9 +280,9 @@ def _reasons(optimizer: optax.GradientTransformation) -> Iterator[str]:
         [_answers(optimizer, scale * g, at_rest)[2:] for g in (slopes, nudged)]
         for scale in (1e-6, 1e3)
     )
-    if np.array_equal(*small) and np.array_equal(*large):
+    if np.array_equal(small[0], small[1]) and np.array_equal(large[0], large[1]):
         yield "takes the signs of the gradients"
-    if np.array_equal(*large):
+    if np.array_equal(large[0], large[1]):
         yield "cuts large gradients"
     larger = _answers(optimizer, 1e6 * slopes, at_rest)[2:]
     if np.allclose(larger, large[0], rtol=0.1, atol=1e-9):

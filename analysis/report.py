@@ -57,7 +57,7 @@ def summary(spectrum: Spectrum) -> dict[str, Any]:
     return finite(content)
 
 
-def _kernel(ntk: NTKSpectrum) -> dict[str, list[float]]:
+def _kernel(ntk: NTKSpectrum) -> dict[str, list[Any]]:
     """What the kernel is like at each step."""
     names = ("steps", "trace", "captured", "effective_rank", "alignment")
     found = {name: getattr(ntk, name).tolist() for name in names}
@@ -283,7 +283,7 @@ def _limit_line(found: InfiniteWidth) -> str:
 def _density_line(name: str, density: Density) -> str:
     last = -1
     return (
-        f"{name} density at {_number(len(density.steps), 'checkpoint')}; at step "
+        f"{name} density at {counted(len(density.steps), 'checkpoint')}; at step "
         f"{density.steps[last]} trace {density.trace[last]:.4g} ± "
         f"{density.trace_radius[last]:.2g}, Frobenius norm {density.frobenius[last]:.4g} ± "
         f"{density.frobenius_radius[last]:.2g} "

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 Matvec = Callable[[Float[Array, " n"]], Float[Array, " n"]]
@@ -66,7 +67,7 @@ def rounding(num_params: int, dtype: Any) -> float:
     return float(np.finfo(dtype).eps) * (4 + num_params**0.5)
 
 
-def is_lost(asymmetry: Array | np.ndarray, norm: Array | np.ndarray) -> Array | np.ndarray:
+def is_lost(asymmetry: ArrayLike, norm: Array | np.ndarray) -> Array | np.ndarray:
     """Whether products prove nothing, so that more of them do not help either.
 
     They are then not those of a symmetric operator, or of one that is smaller than the rounding of

@@ -31,8 +31,9 @@ from dlf_dynamics.analysis.ritz import Ends
 from dlf_dynamics.analysis.stability import instability_threshold, refusal, threshold_label
 from dlf_dynamics.analysis.trajectory import POINTS, Solver
 from dlf_dynamics.config import SpectrumConfig
+from dlf_dynamics.configfile import in_type, override
 from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.hdf5 import damaged
+from dlf_dynamics.hdf5 import content_of
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.resultfile import (
@@ -41,7 +42,6 @@ from dlf_dynamics.resultfile import (
     in_parts,
     inside,
     pack,
-    pack_table,
     unpack,
     unpack_table,
 )
@@ -311,7 +311,7 @@ def save_spectrum(spectrum: Spectrum, path: Path) -> None:
         arrays |= {f"{name}/{key}": value for key, value in pack(record).items()}
     tables = vars(spectrum) | {"audits": hessian.audits}
     for name, kind in _TABLES.items():
-        table = pack_table(kind, tables[name])
+        table = resultfile.pack_table(kind, tables[name])
         arrays |= {f"{name}/{key}": column for key, column in table.items()}
     settings = {
         "asked": dataclasses.asdict(spectrum.asked),
@@ -340,46 +340,52 @@ def load_spectrum(path: str | Path, run: Run | None = None) -> Spectrum:
     """
     path = Path(path)
     result = resultfile.read(path, "spectrum", run)
-    try:
+    with content_of(path, resultfile.FORMAT):
         return _from_result(result)
-    except (KeyError, TypeError) as error:
-        raise damaged(path, resultfile.FORMAT, error) from error
 
 
 def _from_result(result: resultfile.Result) -> Spectrum:
     arrays, settings = result.arrays, result.config
-    config = SpectrumConfig(**settings["spectrum"])
+    _require_shapes(arrays)
     at = {
         name: Eigenvalues(*(arrays[f"hessian/{name}/{key}"] for key in Eigenvalues._fields))
         for name in POINTS
     }
-    curvature = dict(settings["curvature"])
-    curvature["span"] = curvature["span"] and tuple(curvature["span"])
     hessian = HessianSpectrum(
         arrays["step"],
         **at,
-        curvature=Curvature(**curvature),
-        ends=Ends(*settings["ends"]),
-        tol=settings["spectrum"]["tol"],
+        curvature=resultfile.typed(Curvature, settings["curvature"]),
+        ends=resultfile.typed(Ends, dict(zip(Ends._fields, settings["ends"], strict=True))),
+        tol=in_type(settings["spectrum"]["tol"], float, "tol"),
         audits=unpack_table(Audit, inside(arrays, "audits")),
         incomplete=arrays.get("incomplete", np.zeros(len(arrays["step"]), bool)),
     )
     densities = {name: _unpacked(Density, arrays, f"density/{name}") for name in DENSITIES}
     return Spectrum(
         source=result.source,
-        asked=SpectrumConfig(**settings["asked"]),
-        config=config,
+        asked=override(SpectrumConfig(), settings["asked"]),
+        config=override(SpectrumConfig(), settings["spectrum"]),
         hessian=hessian,
         ntk=_unpacked(NTKSpectrum, arrays, "ntk"),
         densities={name: found for name, found in densities.items() if found is not None},
         thresholds=arrays["threshold"],
-        label=settings["label"],
+        label=in_type(settings["label"], str, "label"),
         sides=arrays["side"],
         crossings=unpack_table(Crossing, inside(arrays, "crossings")),
         oscillations=unpack_table(Oscillation, inside(arrays, "oscillations")),
-        unwatched=settings["unwatched"],
+        unwatched=in_type(settings["unwatched"], str, "unwatched"),
         infinite_width=_unpacked(InfiniteWidth, arrays, "infinite_width"),
     )
+
+
+def _require_shapes(arrays: resultfile.Arrays) -> None:
+    """Raises ContentError unless what is not a record of its own is there and fits together."""
+    hints = resultfile.hints
+    fields = {"step": hints(HessianSpectrum)["steps"], "side": hints(Spectrum)["sides"]}
+    fields["threshold"] = hints(Spectrum)["thresholds"]
+    for at in POINTS:
+        fields |= {f"hessian/{at}/{name}": hint for name, hint in hints(Eigenvalues).items()}
+    resultfile.require_shapes({name: (arrays.get(name), hint) for name, hint in fields.items()})
 
 
 def _unpacked(kind: type[Record], arrays: resultfile.Arrays, group: str) -> Record | None:

@@ -314,12 +314,11 @@ def _solve(
 
 def _nothing(solver: Solver, dtype: Any) -> subspace.Solution:
     """Of a point that does not exist; no product is made."""
-    count, nan = solver.ends.total, np.array(np.nan, dtype)
-    vectors = np.full((count, solver.size), nan)
-    guarded, none = np.zeros(count, bool), np.int32(0)
-    gram = np.full((count, count), nan)
+    count, nan = solver.ends.total, jnp.asarray(np.nan, dtype)
+    vectors, gram = jnp.full((count, solver.size), nan), jnp.full((count, count), nan)
+    guarded, none = jnp.zeros(count, bool), jnp.int32(0)
     pairs = RitzPairs(vectors[:, 0], vectors, gram, guarded, nan, nan, nan, none)
-    return subspace.Solution(pairs, vectors)
+    return jax.device_get(subspace.Solution(pairs, vectors))
 
 
 def _certified(pairs: RitzPairs, vectors: np.ndarray, solver: Solver) -> _Solved:

@@ -8,7 +8,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 from dlf_dynamics.datasets import digest
 from dlf_dynamics.dynamics import Dynamics
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.hdf5 import ContentError, json_object
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.schedules import Static
@@ -37,8 +38,17 @@ class Recording:
 
     @classmethod
     def from_json(cls, text: str) -> Recording:
-        """Reads what `to_json` wrote."""
-        return cls(**json.loads(text))
+        """Reads what `to_json` wrote; what it does not know is of a newer version.
+
+        Raises:
+            ContentError: when it is something else.
+        """
+        content = json_object(text, "/recording")
+        known = {name: content.get(name) for name in get_type_hints(cls)}
+        for name, kind in get_type_hints(cls).items():
+            if not isinstance(known[name], kind):
+                raise ContentError(f"/recording has {name} {known[name]!r}; expected {kind}")
+        return cls(**known)  # type: ignore[arg-type]
 
     def to_json(self) -> str:
         """As text."""

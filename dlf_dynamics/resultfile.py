@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import h5py
 import numpy as np
+from jaxtyping import jaxtyped
 
-from dlf_dynamics.errors import FileError, StaleError
-from dlf_dynamics.hdf5 import Format, check_format, damaged, open_for_reading, text, write_error
+from dlf_dynamics.configfile import in_type
+from dlf_dynamics.errors import ConfigError, FileError, StaleError
+from dlf_dynamics.hdf5 import (
+    ContentError,
+    Format,
+    attribute,
+    dataset_at,
+    format_name,
+    json_object,
+    reading,
+    text,
+    write_error,
+)
 from dlf_dynamics.outputs import partial_path
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.source import Source
@@ -25,6 +39,8 @@ if TYPE_CHECKING:
     from dlf_dynamics.run import Run
 
 FORMAT = Format("result file", "dlf-dynamics-result", "2.0", "compute it anew")
+
+_TEXTS = ("config", "provenance")
 
 Record = TypeVar("Record")
 
@@ -72,6 +88,7 @@ def write(path: Path, result: Result) -> None:
         file["provenance"] = result.provenance
         for name, array in result.arrays.items():
             file[name] = np.asarray(array)
+        file.attrs["sha256"] = _sha256(file)
     write_whole(path, content.getvalue())
 
 
@@ -106,29 +123,61 @@ def read(path: Path, analysis: str, run: Run | None) -> Result:
     """
     if not path.is_file():
         raise FileError(f"result file {path} does not exist; `dlf-dynamics {analysis}` makes one")
-    try:
-        with open_for_reading(path, FORMAT) as file:
-            _check(file, path, analysis)
-            arrays: Arrays = {}
-            file.visititems(
-                lambda name, item: (
-                    arrays.update({name: item[()]})
-                    if isinstance(item, h5py.Dataset) and name not in ("config", "provenance")
-                    else None
-                )
-            )
-            result = Result(
-                analysis,
-                Source(**json.loads(str(file.attrs["source"]))),
-                json.loads(text(file, "config")),
-                text(file, "provenance"),
-                arrays,
-            )
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise damaged(path, FORMAT, error) from error
+    with reading(path, FORMAT) as file:
+        found = attribute(file, "analysis")
+        if found != analysis:
+            raise FileError(f"{path} is a result of {found}; expected one of {analysis}")
+        result = _content(file, analysis)
     if run is not None:
         result.source.require(run, str(path), f"`{_command(path, analysis, run)}` computes it anew")
     return result
+
+
+def analysis_of(path: Path) -> str:
+    """The analysis that a result file says it is of.
+
+    Raises:
+        FileError: when it cannot be read.
+    """
+    with reading(path, FORMAT) as file:
+        return attribute(file, "analysis")
+
+
+def _content(file: h5py.File, analysis: str) -> Result:
+    if attribute(file, "sha256") != _sha256(file):
+        raise ContentError("it is not what was written (its digest differs)")
+    names = [name for name in _datasets(file) if name not in _TEXTS]
+    json_object(text(file, "provenance"), "/provenance")
+    return Result(
+        analysis,
+        typed(Source, json_object(attribute(file, "source"), "its source")),
+        json_object(text(file, "config"), "/config"),
+        text(file, "provenance"),
+        {name: dataset_at(file, name)[()] for name in names},
+    )
+
+
+def _datasets(file: h5py.File) -> list[str]:
+    found: list[str] = []
+    file.visititems(
+        lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None
+    )
+    return sorted(found)
+
+
+def _sha256(file: h5py.File) -> str:
+    """Digest of the attributes of the root, but for itself and the version, and of all datasets."""
+    found = hashlib.sha256()
+    for name in sorted(set(file.attrs) - {"sha256", "format_version"}):
+        found.update(repr((name, str(file.attrs[name]))).encode())
+    for name in _datasets(file):
+        if name in _TEXTS:
+            found.update(repr((name, text(file, name))).encode())
+            continue
+        array = np.asarray(dataset_at(file, name)[()])
+        found.update(repr((name, array.dtype.str, array.shape)).encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 def require_result(path: Path, analysis: str, run: Run) -> None:
@@ -139,11 +188,15 @@ def require_result(path: Path, analysis: str, run: Run) -> None:
     """
     if not path.exists():
         return
-    found = None
-    with suppress(FileError), open_for_reading(path, FORMAT) as file:
-        found = file.attrs.get("format"), file.attrs.get("analysis")
-    damaged = found is None and path == _usual_path(analysis, run)
-    if not damaged and found != (FORMAT.name, analysis):
+    kind, found = None, None
+    with suppress(FileError):
+        kind = format_name(path)
+    if kind == FORMAT.name:
+        try:
+            found = analysis_of(path)
+        except FileError:  # damaged, or of an older version
+            found = analysis
+    if found != analysis and not (kind is None and path == _usual_path(analysis, run)):
         raise FileError(
             f"{path} exists and is not a result of {analysis}; write elsewhere with -o, or "
             "remove it"
@@ -160,13 +213,6 @@ def _command(path: Path, analysis: str, run: Run) -> str:
     return f"dlf-dynamics {analysis} {run.path}" + ("" if usual else f" -o {path}")
 
 
-def _check(file: h5py.File, path: Path, analysis: str) -> None:
-    check_format(file, path, FORMAT)
-    found = file.attrs.get("analysis")
-    if found != analysis:
-        raise FileError(f"{path} is a result of {found}; expected one of {analysis}")
-
-
 def pack(record: Any) -> Arrays:
     """A dataclass of arrays and settings as arrays alone, the settings as JSON."""
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
@@ -176,9 +222,68 @@ def pack(record: Any) -> Arrays:
 
 
 def unpack(kind: type[Record], arrays: Mapping[str, Any]) -> Record:
-    """The inverse of `pack`."""
+    """The inverse of `pack`.
+
+    Raises:
+        ContentError: when a field is missing or is not what its annotation says.
+    """
     columns = {name: value for name, value in arrays.items() if name != "settings"}
-    return kind(**columns, **json.loads(bytes(arrays["settings"])))
+    settings = arrays.get("settings", b"{}")
+    if not isinstance(settings, bytes):
+        raise ContentError("settings is not a text")
+    return typed(kind, columns | json_object(settings.decode(), "settings"))
+
+
+def typed(kind: type[Record], values: Mapping[str, Any]) -> Record:
+    """A dataclass or named tuple of these fields, each of which is what its annotation says.
+
+    Raises:
+        ContentError: when a field is missing, unknown, or something else.
+    """
+    fields, checked = hints(kind), dict(values)
+    for name in checked:
+        if name not in fields:
+            raise ContentError(f"{name} is not a field of {kind.__name__}")
+    arrays = {name for name in fields if _is_array(fields[name])} & checked.keys()
+    require_shapes({name: (checked[name], fields[name]) for name in sorted(arrays)})
+    for name in checked.keys() - arrays:
+        if fields[name] is not np.ndarray or not isinstance(checked[name], np.ndarray):
+            checked[name] = _in_type(checked[name], fields[name], name)
+    try:
+        return kind(**checked)
+    except TypeError as error:
+        raise ContentError(str(error)) from error
+
+
+def require_shapes(arrays: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raises ContentError unless arrays, by name, are what their annotations say.
+
+    Axes of one name have one length in all of them.
+    """
+    with jaxtyped("context"):
+        for name, (value, hint) in arrays.items():
+            if not isinstance(value, hint):
+                expected = f"{hint.dtype.__name__} of ({hint.dim_str.strip()})"
+                raise ContentError(f"{name} is {_described(value)}; expected {expected}")
+
+
+hints = cache(get_type_hints)
+"""Evaluated annotations of the fields of a dataclass or named tuple, by name."""
+
+
+def _is_array(hint: Any) -> bool:
+    return hasattr(hint, "dim_str")
+
+
+def _described(value: Any) -> str:
+    return f"{value.dtype} of shape {value.shape}" if hasattr(value, "dtype") else repr(value)[:50]
+
+
+def _in_type(value: Any, hint: Any, name: str) -> Any:
+    try:
+        return in_type(value, hint, name)
+    except ConfigError as error:
+        raise ContentError(str(error)) from error
 
 
 def inside(arrays: Mapping[str, Any], group: str) -> Arrays:
@@ -227,10 +332,21 @@ def pack_table(kind: type, rows: Sequence[Any]) -> Arrays:
 
 
 def unpack_table(kind: type[Record], arrays: Mapping[str, Any]) -> list[Record]:
-    """The inverse of `pack_table`."""
-    columns = [np.asarray(arrays[field.name]).tolist() for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    decoded = [[v.decode() if isinstance(v, bytes) else v for v in c] for c in columns]
-    return [kind(*row) for row in zip(*decoded, strict=True)]
+    """The inverse of `pack_table`.
+
+    Raises:
+        ContentError: when a column is missing, longer than others, or of another type.
+    """
+    kinds, columns = hints(kind), []
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        column = np.asarray(arrays.get(field.name))
+        expected = "S" if kinds[field.name] is str else np.dtype(kinds[field.name]).kind
+        if column.ndim != 1 or (len(column) and column.dtype.kind != expected):
+            raise ContentError(f"{field.name} is {_described(column)}; expected a column")
+        columns.append([v.decode() if isinstance(v, bytes) else v for v in column.tolist()])
+    if len({len(column) for column in columns}) > 1:
+        raise ContentError(f"the columns of {kind.__name__} are not of one length")
+    return [kind(*row) for row in zip(*columns, strict=True)]
 
 
 class Parts:

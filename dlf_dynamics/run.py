@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -19,16 +18,26 @@ from jaxtyping import Float, Int
 from dlf_dynamics import schema
 from dlf_dynamics.assembly import build, parameter_layout
 from dlf_dynamics.config import RunConfig
-from dlf_dynamics.configfile import from_json
 from dlf_dynamics.datasets import Dataset, load_dataset
 from dlf_dynamics.dynamics import SCALARS, Dynamics, State
 from dlf_dynamics.errors import ConfigError, FileError
-from dlf_dynamics.hdf5 import dataset_at, text
+from dlf_dynamics.hdf5 import ContentError, attribute, damaged, dataset_at, json_object, text
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.matching import require_match
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.recording import Recording, Setup
-from dlf_dynamics.runfile import complete_steps, open_file
+from dlf_dynamics.runfile import open_file
+from dlf_dynamics.runreader import (
+    complete_steps,
+    is_sparse,
+    read_config,
+    read_data,
+    read_rows,
+    read_scalars,
+    require_header,
+    resume_state,
+    width,
+)
 from dlf_dynamics.runwriter import Point
 from dlf_dynamics.schedules import Schedule, Tabulated
 from dlf_dynamics.schema import VALIDATION
@@ -82,14 +91,16 @@ class Run:
     def __init__(self, path: Path, setup: Setup | None = None) -> None:
         self.path = path
         with open_file(path) as file:
-            self.run_id = str(file.attrs["run_id"])
+            self.run_id = attribute(file, "run_id")
             self.status = text(file, "status")
             self.recording = None
             if "recording" in file:
                 self.recording = Recording.from_json(text(file, "recording"))
-            self._config = read_config(file, path)
+            self._config = read_config(file)
             self.dtype = dataset_at(file, "parameters/value").dtype.name
-            self.provenance: Mapping[str, Any] = json.loads(text(file, "provenance"))
+            self.provenance: Mapping[str, Any] = json_object(
+                text(file, "provenance"), "its provenance"
+            )
             # Rows are written first, so they are read last: no checkpoint is without its row.
             self.checkpoint_steps: Int[np.ndarray, " checkpoints"] = complete_steps(
                 file, "checkpoints"
@@ -97,13 +108,17 @@ class Run:
             self.steps: Int[np.ndarray, " steps"] = complete_steps(file, "steps")
             self.source = source_of(file, self.status, self.steps, self.checkpoint_steps)
             self.num_params = int(dataset_at(file, "parameters/value").shape[1])
-            self.data_sha256 = str(file["data"].attrs["sha256"])
-            self._rebuilt = self.own_updates and _is_sparse(file, self.checkpoint_steps)
+            self._state_size = width(file, "optimizer/value")
+            self._num_weights = width(file, "scalars/class_weights/value")
+            self.data_sha256 = attribute(file["data"], "sha256")
+            self._rebuilt = self.own_updates and is_sparse(file, self.checkpoint_steps)
             # What an analysis needs of the step before is known one step later, once that is made.
             self.checkpoint_steps = self.checkpoint_steps + self._rebuilt
             self.own_schedule = False
             if "scalars/class_weights" in file:
-                self.own_schedule = bool(file["scalars/class_weights"].attrs["own_schedule"])
+                weights = file["scalars/class_weights"]
+                self.own_schedule = attribute(weights, "own_schedule", bool)
+            require_header(file)
         if setup is not None and self.recording is None:
             raise ConfigError(f"{path} is a run of `dlf-dynamics train`; it needs no problem")
         self._setup = setup
@@ -131,10 +146,8 @@ class Run:
         """What each step recorded, by name (`loss`, `update_cosine`, `class_weights`, ...)."""
         count = len(self.steps)
         with self._file() as file:
-            found = {
-                entry.path.split("/")[1]: dataset_at(file, entry.path)[:count]
-                for entry in schema.growing("steps", schema.entries(file))
-            }
+            recorded = read_scalars(file, slice(count))
+        found = {path.split("/")[1]: values for path, values in recorded.items()}
         missing = {name: np.full(count, np.nan) for name in SCALARS if name not in found}
         return {"class_weights": np.zeros((count, 0))} | found | missing
 
@@ -191,50 +204,53 @@ class Run:
         if self._rebuilt:
             return np.stack([point.params for (point,) in self.points(chosen, 1)])
         with self._file() as file:
-            recorded = dataset_at(file, "parameters/value")
-            if isinstance(checkpoints, slice) and len(chosen):
-                return recorded[chosen.min() : chosen.max() + 1][chosen - chosen.min()]
-            return recorded[chosen]
+            (values,) = read_rows(file, ["parameters/value"], chosen)
+            return values
 
     def points(self, checkpoints: Checkpoints, chunk: int) -> Iterator[list[Point]]:
         """Streams checkpoints, given by index, in lists of at most `chunk`."""
+        for points in self._streamed(checkpoints, chunk):
+            if self._rebuilt:
+                yield [point_of(_following(self.dynamics, self.state(p))) for p in points]
+            else:
+                yield points
+
+    def _streamed(self, checkpoints: Checkpoints, chunk: int) -> Iterator[list[Point]]:
         with self._file() as file:
             for start in range(0, len(checkpoints), chunk):
-                yield self._points(file, np.asarray(checkpoints[start : start + chunk]))
+                yield self._recorded(file, np.asarray(checkpoints[start : start + chunk]))
 
     def recorded(self, chosen: Int[np.ndarray, " chosen"]) -> list[Point]:
         """Checkpoints as they are in the file, also where the update before them is not known."""
         with self._file() as file:
             return self._recorded(file, chosen)
 
-    def _recorded(self, file: h5py.File, chosen: Int[np.ndarray, " chosen"]) -> list[Point]:
+    def _recorded(self, file: Any, chosen: Int[np.ndarray, " chosen"]) -> list[Point]:
         names = ("parameters/value", "previous_update/value", "optimizer/value")
-        columns = [_rows(file, name, chosen) for name in names]
+        there = [name for name in names if name in file]
+        found = dict(zip(there, read_rows(file, there, chosen), strict=True))
+        columns = [found.get(name, np.zeros((len(chosen), 0))) for name in names]
         steps = (self.checkpoint_steps[chosen] - self._rebuilt).tolist()
         return [Point(*row) for row in zip(steps, *columns, strict=True)]
-
-    def _points(self, file: h5py.File, chosen: Int[np.ndarray, " chosen"]) -> list[Point]:
-        points = self._recorded(file, chosen)
-        if not self._rebuilt:
-            return points
-        return [point_of(_following(self.dynamics, self.state(point))) for point in points]
 
     def resume_point(self) -> Point:
         """Where the run continues: the interrupted step if it was recorded, else a checkpoint.
 
         Raises:
-            FileError: when nothing was recorded yet.
+            FileError: when nothing was recorded yet, or where it stopped is damaged.
         """
         if len(self.checkpoint_steps) == 0:
             raise FileError(f"{self.path} has no checkpoint to continue from; train anew")
-        last = len(self.checkpoint_steps) - 1
+        ((point,),) = self.points([len(self.checkpoint_steps) - 1], 1)
         with self._file() as file:
-            (point,) = self._points(file, np.array([last]))
-            step = int(_row(file, "resume/step", ())) if "resume/step" in file else -1
-            if step <= point.step:
-                return point
-            names = ("resume/parameters", "resume/previous_update", "resume/optimizer")
-            return Point(step, *(_row(file, name, ...) for name in names))
+            try:
+                stopped = resume_state(file)
+            except ContentError as error:
+                raise FileError(
+                    f"{self.path} is damaged: {error}; `dlf-dynamics repair {self.path}` leaves "
+                    "that out, and the run goes on from its last checkpoint"
+                ) from error
+        return point if stopped is None or stopped.step <= point.step else stopped
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -243,9 +259,9 @@ class Run:
         Raises:
             FileError: when the recipe no longer gives the data that the run was trained on.
         """
-        with self._file() as file:
-            if "data/inputs" in file:
-                return Dataset(_row(file, "data/inputs", ...), _row(file, "data/targets", ...))
+        stored = self._stored_data("inputs", "targets", self.data_sha256)
+        if stored is not None:
+            return stored
         dataset = dataclasses.replace(load_dataset(self.config.data), validation=None)
         if dataset.sha256() != self.data_sha256:
             raise FileError(f"{self.path}: the data are not those that the run was trained on")
@@ -255,19 +271,24 @@ class Run:
     def held_out(self) -> Dataset | None:
         """The examples held out for validation, which analyses do not need; none without them."""
         with self._file() as file:
-            if "data/validation_inputs" in file:
-                inputs = _row(file, "data/validation_inputs", ...)
-                return Dataset(inputs, _row(file, "data/validation_targets", ...))
-            if VALIDATION[0] not in file or "data/inputs" in file:
-                return None
+            sha256 = file["data"].attrs.get("validation_sha256")
+            without = VALIDATION[0] not in file or "data/inputs" in file
+        stored = self._stored_data("validation_inputs", "validation_targets", sha256)
+        if stored is not None or without:
+            return stored
         return load_dataset(self.config.data).validation
+
+    def _stored_data(self, inputs: str, targets: str, sha256: str | None) -> Dataset | None:
+        with self._file() as file:
+            return read_data(file, inputs, targets, sha256)
 
     @cached_property
     def validation(self) -> Mapping[str, Float[np.ndarray, " checkpoints"]]:
         """`loss` (static) and `accuracy` on the examples held out; empty without them."""
         with self._file() as file:
             count = len(self.checkpoint_steps)
-            found = [dataset_at(file, path)[:count] for path in VALIDATION if path in file]
+            there = [path for path in VALIDATION if path in file]
+            found = read_rows(file, there, np.arange(count))
         return dict(zip(("loss", "accuracy"), found, strict=False))
 
     @cached_property
@@ -277,13 +298,28 @@ class Run:
         with jax.ensure_compile_time_eval():
             if self.recording is None:
                 schedule = self._recorded_schedule()
-                return build(self.config, self.dataset, schedule, self.origin)
+                found = build(self.config, self.dataset, schedule, self.origin)
+                self._require_fit(found)
+                return found
             if self._setup is not None:
                 return self._setup.dynamics(self.recording)
         raise ConfigError(
             f"{self.path} was recorded in a loop of one's own, and does not hold its model; give "
             "it with --problem module:function (open_run(path, (problem, optimizer, params)))"
         )
+
+    def _require_fit(self, dynamics: Dynamics) -> None:
+        """Raises FileError unless what was recorded has the form that the configuration gives."""
+        state = dynamics.state_layout(jnp.zeros(self.layout.size, self.dtype))
+        classes = len(dynamics.schedule(jnp.int32(0)))
+        for path, found, expected in (
+            ("parameters/value", self.num_params, self.layout.size),
+            ("optimizer/value", self._state_size, state.size),
+            ("scalars/class_weights/value", self._num_weights, classes),
+        ):
+            if found != expected:
+                reason = f"/{path} has {found} columns, its configuration gives {expected}"
+                raise damaged(self.path, schema.FORMAT, reason)
 
     @property
     def origin(self) -> Float[np.ndarray, " params"] | None:
@@ -325,42 +361,6 @@ class Run:
         if not self.own_schedule:
             return None
         return Tabulated(jnp.asarray(self.scalars["class_weights"]))
-
-
-def read_config(file: h5py.File, path: Path) -> RunConfig | dict[str, Any]:
-    """The configuration of an open run file; of a recorded run what its author gave.
-
-    Raises:
-        FileError: when it cannot be read.
-    """
-    try:
-        content = text(file, "config")
-        return json.loads(content) if "recording" in file else from_json(content)
-    except (ConfigError, json.JSONDecodeError) as error:
-        raise FileError(f"{path} is damaged: its configuration: {error}") from error
-
-
-def _rows(file: h5py.File, path: str, chosen: Int[np.ndarray, " chosen"]) -> np.ndarray:
-    """Some rows of a dataset, in any order."""
-    if path not in file:
-        return np.zeros((len(chosen), 0))
-    dataset, first, last = dataset_at(file, path), np.min(chosen), np.max(chosen)
-    if last - first < 2 * len(chosen):  # neighbours are read in one go
-        return dataset[first : last + 1][chosen - first]
-    return np.stack([dataset[index] for index in chosen])
-
-
-def _row(file: h5py.File, path: str, index: Any) -> np.ndarray:
-    """Part of a dataset; nothing where the run has no such dataset (no optimizer state)."""
-    return dataset_at(file, path)[index] if path in file else np.zeros(0)
-
-
-def _is_sparse(file: h5py.File, steps: Int[np.ndarray, " checkpoints"]) -> bool:
-    """Whether the update before some checkpoint was not recorded."""
-    if "previous_update/known" not in file:
-        return False
-    known = dataset_at(file, "previous_update/known")[: len(steps)] > 0
-    return not bool(np.all(known | (steps == 0)))
 
 
 @jax.jit

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,23 +16,30 @@ from typing import Any
 
 import h5py
 import numpy as np
-from jaxtyping import Int
 
 from dlf_dynamics import schema
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import to_json
+from dlf_dynamics.datasets import digest
 from dlf_dynamics.errors import FileError
 from dlf_dynamics.hdf5 import (
-    check_format,
-    damaged,
+    ContentError,
     dataset_at,
-    open_for_reading,
     own_chunks,
+    reading,
     text,
 )
 from dlf_dynamics.outputs import Output, handed_over, hold
+from dlf_dynamics.runreader import (
+    complete_steps,
+    grown,
+    has_checksums,
+    header_sha256,
+    require_header,
+    resume_state,
+)
 from dlf_dynamics.runwriter import RESUME, RunWriter, new_file
-from dlf_dynamics.schema import FORMAT, STEP_OF, Entry
+from dlf_dynamics.schema import CHECKSUM_OF, FORMAT, RESUME_CHECKSUM, STEP_OF, Entry
 
 INLINE_DATA_BYTES = 64 * 2**20
 """Data sets up to this size are stored in the run file; larger ones by recipe and hash."""
@@ -119,6 +126,8 @@ def create(path: Path | Output, header: Header, sizes: Sizes) -> RunWriter:
             group["targets"] = header.targets
             if header.validation is not None:
                 group["validation_inputs"], group["validation_targets"] = header.validation
+                group.attrs["validation_sha256"] = digest(*header.validation)
+        file.attrs["header_sha256"] = header_sha256(file)
         file.flush()
         return RunWriter(file, output)
 
@@ -143,6 +152,9 @@ def copy(
 ) -> None:
     """Copies the complete rows of a run file, those before step `upto`, by way of a new file.
 
+    Rows keep the checksums that they have: one that was damaged stays known as such. A file of an
+    older version stays one.
+
     Raises:
         FileError: when the source cannot be read or the target not written, or another process
             writes it.
@@ -164,22 +176,31 @@ def copy(
                 old.copy(name, new)
         new["config"] = text(old, "config") if config is None else to_json(config)
         new["provenance"] = text(old, "provenance")
+        if config is not None and has_checksums(old):
+            require_header(old)
+            new.attrs["header_sha256"] = header_sha256(new)
         for axis in STEP_OF:
             _copy_rows(old, new, axis, upto)
         if upto is None:
             status = text(old, "status").replace("running", "interrupted")
             dataset_at(new, "status")[()] = status.encode()
-        if upto is None and "resume/step" in old:
-            for path in (*RESUME, "resume/step"):
-                if path in old:
-                    dataset_at(new, path)[...] = dataset_at(old, path)[...]
+            _copy_resume(old, new)
         new.close()
+
+
+def _copy_resume(old: h5py.File, new: h5py.File) -> None:
+    """Copies where the run stopped, unless that is damaged: it goes on from a checkpoint then."""
+    with suppress(ContentError):
+        if resume_state(old) is not None:
+            for path in (*RESUME, RESUME_CHECKSUM, "resume/step"):
+                if path in new:
+                    dataset_at(new, path)[...] = dataset_at(old, path)[...]
 
 
 def _copy_rows(old: h5py.File, new: h5py.File, axis: str, upto: int | None) -> None:
     steps = complete_steps(old, axis)
     length = len(steps) if upto is None else int(np.searchsorted(steps, upto))
-    for path in _grown(old, axis):
+    for path in grown(old, axis):
         source, target = dataset_at(old, path), dataset_at(new, path)
         target.resize(length, axis=0)
         block = (target.chunks or (1,))[0]
@@ -189,41 +210,31 @@ def _copy_rows(old: h5py.File, new: h5py.File, axis: str, upto: int | None) -> N
         target.flush()
 
 
-def complete_steps(file: h5py.File, axis: str) -> Int[np.ndarray, " rows"]:
-    """Steps along an axis for which all values are there."""
-    lengths = [len(dataset_at(file, path)) for path in _grown(file, axis)]
-    return dataset_at(file, STEP_OF[axis])[: min(lengths)]
-
-
 @contextmanager
-def open_file(path: Path) -> Iterator[h5py.File]:
+def open_file(path: Path, check: Callable[[h5py.File], None] | None = None) -> Iterator[h5py.File]:
     """Opens a run file for reading, also while it is written or after its writer was killed.
+
+    Args:
+        path: of the file.
+        check: as of `hdf5.reading`; none checks that the datasets are there and fit together.
 
     Raises:
         FileError: when it is missing, foreign, damaged or of a newer format.
     """
     if not path.is_file():
         raise FileError(f"run file {path} does not exist; `dlf-dynamics train -o {path}` makes one")
-    file = open_for_reading(path, FORMAT)
-    try:
-        _check(file, path)
+    with reading(path, FORMAT, check or _check) as file:
         yield file
-    except (OSError, RuntimeError, KeyError) as error:
-        raise damaged(path, FORMAT, error) from error
-    finally:
-        file.close()
 
 
-def _check(file: h5py.File, path: Path) -> None:
-    check_format(file, path, FORMAT)
-    missing = [e.path for e in schema.entries(file) if not e.optional and e.path not in file]
-    if missing:
-        raise FileError(f"{path} is damaged: /{missing[0]} is missing")
-    if file.swmr_mode and _is_cut_off(file, path):
-        raise damaged(path, FORMAT, "its end was cut off")
+def _check(file: h5py.File) -> None:
+    for fault in schema.faults(file, schema.entries(file)):
+        raise ContentError(fault)
+    if file.swmr_mode and is_cut_off(file):
+        raise ContentError("its end was cut off")
 
 
-def _is_cut_off(file: h5py.File, path: Path) -> bool:
+def is_cut_off(file: h5py.File) -> bool:
     """Whether rows that the steps promise lie beyond the end of a file that was not closed.
 
     HDF5 does not notice: it looks for a missing index for ever, and reads missing rows as zeros.
@@ -231,17 +242,17 @@ def _is_cut_off(file: h5py.File, path: Path) -> bool:
     and then each chunk has its place looked up.
     """
     lengths = [(name, len(dataset_at(file, steps))) for name, steps in STEP_OF.items()]
-    grown = [
-        (dataset_at(file, path), rows) for name, rows in lengths for path in _grown(file, name)
+    datasets = [
+        (dataset_at(file, path), rows) for name, rows in lengths for path in grown(file, name)
     ]
-    size, ends = path.stat().st_size, [0]
-    for dataset, rows in grown:
+    size, ends = Path(file.filename).stat().st_size, [0]
+    for dataset, rows in datasets:
         chunk = dataset.chunks or (1,)
         pieces = prod(-(-n // c) for n, c in zip((rows, *dataset.shape[1:]), chunk, strict=True))
         ends[0] += pieces * prod(chunk) * dataset.dtype.itemsize
     if ends[0] > size:
         return True
-    for dataset, rows in grown:
+    for dataset, rows in datasets:
         dataset.id.chunk_iter(
             lambda chunk, rows=rows: ends.append(
                 chunk.byte_offset + chunk.size if chunk.chunk_offset[0] < rows else 0
@@ -250,19 +261,15 @@ def _is_cut_off(file: h5py.File, path: Path) -> bool:
     return max(ends) > size
 
 
-def _grown(file: h5py.File, axis: str) -> list[str]:
-    """Paths of the datasets that grow along an axis, their steps last."""
-    entries = (entry.path for entry in schema.growing(axis, schema.entries(file)))
-    return [path for path in (*entries, STEP_OF[axis]) if path in file]
-
-
 def _declare(file: h5py.File, dtype: str, sizes: Sizes, entries: tuple[Entry, ...]) -> None:
     """Creates every dataset that the writer fills, without rows."""
     file.create_dataset("status", data=b"running", dtype=_STATUS_TYPE)
-    for entry in entries:
+    lengths = vars(sizes) | {"checkpoints": 0, "steps": 0}
+    for entry in entries:  # checksums last: how many values there are is known then
         if entry.kind == "text" or entry.path.startswith("data/"):
             continue
-        shape = _shape(entry, sizes)
+        lengths["values"] = len(_declared(file, "checkpoints", entries))
+        shape = tuple(lengths[name] for name in entry.dims)
         if 0 in shape[entry.growing :]:
             continue
         options: dict[str, Any] = {}
@@ -275,15 +282,18 @@ def _declare(file: h5py.File, dtype: str, sizes: Sizes, entries: tuple[Entry, ..
             units=entry.units, dims=list(entry.dims), description=entry.description
         )
     for axis, steps in STEP_OF.items():
-        for entry in schema.growing(axis, entries):
-            link = entry.path.replace("/value", "/step")
-            if entry.path in file and link not in file:
+        values = _declared(file, axis, entries)
+        for path in values:
+            link = path.replace("/value", "/step")
+            if link not in file:
                 file[link] = file[steps]
+        if CHECKSUM_OF[axis] in file:
+            file[CHECKSUM_OF[axis]].attrs["values"] = values
 
 
-def _shape(entry: Entry, sizes: Sizes) -> tuple[int, ...]:
-    lengths = {"checkpoints": 0, "steps": 0, **vars(sizes)}
-    return tuple(lengths[name] for name in entry.dims)
+def _declared(file: h5py.File, axis: str, entries: tuple[Entry, ...]) -> list[str]:
+    """Paths of the values along an axis that the file has."""
+    return [entry.path for entry in schema.growing(axis, entries) if entry.path in file]
 
 
 def _chunks(shape: tuple[int, ...]) -> dict[str, Any]:

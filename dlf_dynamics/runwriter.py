@@ -17,12 +17,13 @@ import h5py
 import numpy as np
 from jaxtyping import Float, Int
 
+from dlf_dynamics import checksums
 from dlf_dynamics.errors import FileError
-from dlf_dynamics.hdf5 import dataset_at, errno, has_own_chunks, write_error
+from dlf_dynamics.hdf5 import ContentError, dataset_at, errno, has_own_chunks, write_error
 from dlf_dynamics.memory import bytes_in_words
 from dlf_dynamics.outputs import Output, partial_path
 from dlf_dynamics.reprs import brief
-from dlf_dynamics.schema import STEP_OF, VALIDATION
+from dlf_dynamics.schema import CHECKSUM_OF, RESUME_CHECKSUM, STEP_OF, VALIDATION
 
 RESUME = ("resume/parameters", "resume/previous_update", "resume/optimizer")
 """The vectors of the state at which an interrupted run stopped."""
@@ -57,6 +58,7 @@ class RunWriter:
         self._output = output
         self._path = output.path
         self._columns: dict[str, _Column] = {}
+        self._covered: dict[str, list[str]] = {}
 
     def __enter__(self) -> RunWriter:
         return self
@@ -97,9 +99,15 @@ class RunWriter:
         """Records where an interrupted run stopped, so that it continues from that very step."""
         vectors = (point.params, point.previous_update, point.optimizer)
         with writing(self._file, self._path):
+            stored = []
             for path, vector in zip(RESUME, vectors, strict=True):
                 if path in self._file:
-                    dataset_at(self._file, path)[...] = vector
+                    dataset = dataset_at(self._file, path)
+                    stored.append(np.asarray(vector, dataset.dtype))
+                    dataset[...] = stored[-1]
+            if RESUME_CHECKSUM in self._file:
+                found = checksums.of_vectors(point.step, stored)
+                dataset_at(self._file, RESUME_CHECKSUM)[()] = found
             self._file.flush()
             dataset_at(self._file, "resume/step")[()] = point.step
             self._file.flush()
@@ -115,10 +123,40 @@ class RunWriter:
     ) -> None:
         """Values first, steps last: a row exists when its step does."""
         with writing(self._file, self._path):
-            for path, rows in [*values.items(), (STEP_OF[axis], steps)]:
-                if path not in self._columns:
-                    self._columns[path] = _Column(dataset_at(self._file, path))
-                self._columns[path].append(rows)
+            steps = np.asarray(steps, np.int64)
+            rows = {path: self._column(path).in_type(value) for path, value in values.items()}
+            if CHECKSUM_OF[axis] in self._file:
+                rows[CHECKSUM_OF[axis]] = self._checksums(axis, steps, rows)
+            for path, value in [*rows.items(), (STEP_OF[axis], steps)]:
+                self._column(path).append(value)
+
+    def _column(self, path: str) -> _Column:
+        if path not in self._columns:
+            self._columns[path] = _Column(dataset_at(self._file, path))
+        return self._columns[path]
+
+    def _checksums(
+        self, axis: str, steps: Int[np.ndarray, " rows"], rows: Mapping[str, np.ndarray]
+    ) -> Int[np.ndarray, "rows ..."]:
+        """Of the rows as they will be on file."""
+        if axis not in self._covered:
+            self._covered[axis] = covered(dataset_at(self._file, CHECKSUM_OF[axis]))
+        values = [rows[path] for path in self._covered[axis]]
+        if axis == "steps":
+            return checksums.of_joined_rows(steps, values)
+        return np.stack([checksums.of_rows(steps, value) for value in values], axis=1)
+
+
+def covered(sums: h5py.Dataset) -> list[str]:
+    """Paths of the values that a dataset of checksums is of, in its order.
+
+    Raises:
+        ContentError: when it does not say.
+    """
+    names = np.asarray(sums.attrs.get("values"))
+    if names.ndim != 1 or not all(isinstance(name, str) for name in names):
+        raise ContentError("the checksums do not say what they are of")
+    return names.tolist()
 
 
 def _rows(vectors: list[np.ndarray]) -> np.ndarray:
@@ -140,6 +178,10 @@ class _Column:
         if has_own_chunks(dataset):
             self._file = cast(int, dataset.file.id.get_vfd_handle())
 
+    def in_type(self, rows: np.ndarray) -> np.ndarray:
+        """Rows as they are stored."""
+        return np.ascontiguousarray(rows, self._dtype)
+
     def append(self, rows: np.ndarray) -> None:
         """Writes rows after the last."""
         first, self._length = self._length, self._length + len(rows)
@@ -148,7 +190,7 @@ class _Column:
             self._dataset[first:] = rows
         else:
             for number, row in enumerate(rows, start=first):
-                _write(self._file, np.ascontiguousarray(row, self._dtype), self._place(number))
+                _write(self._file, row, self._place(number))
             self._let_go(self._file, first)
         self._dataset.flush()
 

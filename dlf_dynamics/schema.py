@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import h5py
+import numpy as np
 
-from dlf_dynamics.hdf5 import Format
+from dlf_dynamics.hdf5 import ContentError, Format, minor_version
 
-FORMAT = Format("run file", "dlf-dynamics-run", "1.2", "it cannot be repaired")
+FORMAT = Format("run file", "dlf-dynamics-run", "1.3", "it cannot be repaired")
+
+WITH_CHECKSUMS = 3
+"""Minor version from which on run files have checksums."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ SCHEMA: tuple[Entry, ...] = (
         "inputs; absent when over 64 MiB, and where the data are the user's own",
         True,
     ),
-    Entry("data/targets", ("examples",), "number", "", "class labels", True),
+    Entry("data/targets", ("examples",), "int", "", "class labels", True),
     Entry(
         "data/validation_inputs",
         ("held out", "..."),
@@ -64,7 +69,7 @@ SCHEMA: tuple[Entry, ...] = (
         "inputs of the examples held out; absent as those above",
         True,
     ),
-    Entry("data/validation_targets", ("held out",), "number", "", "their class labels", True),
+    Entry("data/validation_targets", ("held out",), "int", "", "their class labels", True),
     Entry("parameters/value", ("checkpoints", "params"), "float", "", "parameters θ_t, flat"),
     Entry("parameters/step", ("checkpoints",), "int", "updates", "t of each checkpoint"),
     Entry(
@@ -126,12 +131,29 @@ SCHEMA: tuple[Entry, ...] = (
     Entry("resume/previous_update", ("params",), "float", "", "as at a checkpoint", True),
     Entry("resume/optimizer", ("state",), "float", "", "as at a checkpoint", True),
     Entry("resume/step", (), "int", "updates", "-1 unless the run was interrupted", True),
+    Entry(
+        "checksums/checkpoints",
+        ("checkpoints", "values"),
+        "int",
+        "CRC-32",
+        "of each value of a checkpoint, after its step",
+    ),
+    Entry(
+        "checksums/steps", ("steps",), "int", "CRC-32", "of all scalars of a row, after its step"
+    ),
+    Entry(
+        "checksums/resume", (), "int", "CRC-32", "of the vectors in `/resume`, after the step", True
+    ),
 )
 """Every dataset of a run file. Values are written before the step that makes them valid."""
 
 STEP_OF = {"checkpoints": "parameters/step", "steps": "scalars/step"}
 """Where the steps of a growing axis are kept; `<group>/step` beside each value links to it."""
 
+CHECKSUM_OF = {"checkpoints": "checksums/checkpoints", "steps": "checksums/steps"}
+"""Where the checksums of rows are kept; attribute `values` there says what they are of."""
+
+RESUME_CHECKSUM = "checksums/resume"
 
 VALIDATION = ("validation_loss/value", "validation_accuracy/value")
 """What is evaluated on the examples held out, in the order of `Dynamics.validate`."""
@@ -156,17 +178,65 @@ def recorded(scalars: Sequence[str]) -> tuple[Entry, ...]:
     known = {entry.path: entry for entry in SCHEMA}
     paths = [own_scalar(name) for name in scalars]
     columns = [known.get(entry.path, entry) for entry in paths]
-    absent = ("resume/", *VALIDATION)
+    absent = ("resume/", RESUME_CHECKSUM, *VALIDATION)
     rest = [e for e in SCHEMA if not e.path.startswith(absent) and not _is_scalar(e)]
     return (*rest, *columns)
 
 
 def entries(file: h5py.File) -> tuple[Entry, ...]:
-    """The entries of an open run file."""
+    """The entries of an open run file, by what it is and its version."""
     if "recording" not in file:
-        return trained(validation=VALIDATION[0] in file)
-    scalars = file["scalars"]
-    return recorded([name for name in scalars if name != "step"])  # type: ignore[union-attr]
+        found = trained(validation=VALIDATION[0] in file)
+    else:
+        scalars = file.get("scalars")
+        if not isinstance(scalars, h5py.Group):
+            raise ContentError("/scalars is missing")
+        found = recorded([str(name) for name in scalars if name != "step"])
+    if minor_version(file) >= WITH_CHECKSUMS:
+        return found
+    return tuple(entry for entry in found if not entry.path.startswith("checksums/"))
+
+
+_KINDS: dict[str, tuple[Any, ...]] = {
+    "float": (np.float64, np.float32),
+    "int": (np.signedinteger,),
+    "number": (np.floating, np.integer),
+    "text": (np.bytes_, np.object_),
+}
+
+
+def faults(file: h5py.File, entries: Sequence[Entry]) -> Iterator[str]:
+    """How the datasets of an open file differ from what they should be, a line each.
+
+    Compared are presence, number of axes, type and the lengths of shared axes. Axes that grow are
+    left out: the last row of some may not be there yet.
+    """
+    lengths: dict[str, tuple[int, str]] = {}
+    types: dict[str, tuple[Any, str]] = {}
+    for entry in entries:
+        dataset = file.get(entry.path)
+        if dataset is None and not entry.optional:
+            yield f"/{entry.path} is missing"
+        if dataset is None:
+            continue
+        if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
+            yield f"/{entry.path} is a group, or has no values; expected a dataset"
+            continue
+        if "..." not in entry.dims and dataset.ndim != len(entry.dims):
+            yield f"/{entry.path} has {dataset.ndim} axes; expected {len(entry.dims)}"
+        elif dataset.ndim < len(entry.dims):
+            yield f"/{entry.path} has {dataset.ndim} axes; expected at least {len(entry.dims)}"
+        kinds = _KINDS[entry.kind]
+        native = dataset.dtype.isnative and any(np.issubdtype(dataset.dtype, k) for k in kinds)
+        expected, first = types.setdefault(entry.kind, (dataset.dtype, entry.path))
+        if not native or (entry.kind == "float" and dataset.dtype != expected):
+            told = entry.kind if not native else f"{expected}, as /{first}"
+            yield f"/{entry.path} is of type {dataset.dtype}; expected {told}"
+        fixed = zip(entry.dims[entry.growing :], dataset.shape[entry.growing :], strict=False)
+        for axis, length in fixed:
+            other, first = lengths.setdefault(axis, (length, entry.path))
+            if length != other and axis != "...":
+                yield f"/{entry.path} has {length} {axis}; expected {other}, as /{first}"
 
 
 def _is_scalar(entry: Entry) -> bool:
@@ -174,9 +244,9 @@ def _is_scalar(entry: Entry) -> bool:
 
 
 def growing(axis: str, of: Sequence[Entry] = SCHEMA) -> Iterator[Entry]:
-    """The entries that grow along this axis, the axis's own steps left out."""
+    """The entries that grow along this axis, its own steps and checksums left out."""
     for entry in of:
-        if entry.dims[:1] == (axis,) and entry.path != STEP_OF[axis]:
+        if entry.dims[:1] == (axis,) and entry.path not in (STEP_OF[axis], CHECKSUM_OF[axis]):
             yield entry
 
 

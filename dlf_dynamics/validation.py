@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import h5py
 import numpy as np
 
 from dlf_dynamics import schema
-from dlf_dynamics.configfile import from_json
-from dlf_dynamics.datasets import digest
-from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.hdf5 import text
-from dlf_dynamics.runfile import open_file
+from dlf_dynamics.config import RunConfig
+from dlf_dynamics.hdf5 import ContentError, attribute, dataset_at, json_object, text
+from dlf_dynamics.recording import Recording
+from dlf_dynamics.runfile import is_cut_off, open_file
+from dlf_dynamics.runreader import (
+    complete_steps,
+    grown,
+    read_config,
+    read_data,
+    read_rows,
+    read_scalars,
+    require_header,
+    resume_state,
+)
 from dlf_dynamics.schema import STEP_OF
 
 STATUSES = ("running", "complete", "interrupted", "diverged")
+
+_BLOCK_BYTES = 2**24
 
 
 def problems(path: Path) -> list[str]:
@@ -26,26 +37,26 @@ def problems(path: Path) -> list[str]:
     Raises:
         FileError: when it cannot even be opened as a run file.
     """
-    with open_file(path) as file:
-        return [
-            *_entries(file),
-            *_texts(file),
-            *_axes(file),
-            *_values(file),
-            *_data(file),
-        ]
+    with open_file(path, check=_nothing) as file:
+        found = list(schema.faults(file, schema.entries(file)))
+        if not found and file.swmr_mode and is_cut_off(file):
+            found = ["its end was cut off"]
+        if not found:
+            found = [*_texts(file), *_axes(file), *_data(file)]
+            found += [*_checkpoints(file), *_scalars(file), *_resume(file), *_progress(file)]
+        return found
 
 
-def _entries(file: h5py.File) -> Iterator[str]:
-    for entry in schema.entries(file):
-        if entry.path not in file:
-            continue
-        dataset = cast(h5py.Dataset, file[entry.path])
-        if "..." not in entry.dims and dataset.ndim != len(entry.dims):
-            yield f"/{entry.path} has {dataset.ndim} axes; expected {len(entry.dims)}"
-        kind = {"float": np.floating, "int": np.integer}.get(entry.kind)
-        if kind is not None and not np.issubdtype(dataset.dtype, kind):
-            yield f"/{entry.path} is of type {dataset.dtype}; expected {entry.kind}"
+def _nothing(file: h5py.File) -> None:
+    """What `open_file` looks for, as all of it is listed here."""
+
+
+def _fault(read: Any, *arguments: Any) -> Iterator[str]:
+    """What a reader finds wrong."""
+    try:
+        read(*arguments)
+    except ContentError as error:
+        yield str(error)
 
 
 def _texts(file: h5py.File) -> Iterator[str]:
@@ -54,41 +65,113 @@ def _texts(file: h5py.File) -> Iterator[str]:
         yield f"/status is {status!r}; expected one of {', '.join(STATUSES)}"
     if status == "running":
         yield "/status is 'running': still being written, or its writer was killed (repair it)"
+    found = [*_fault(read_config, file)]
+    found += _fault(lambda: json_object(text(file, "provenance"), "/provenance"))
     if "recording" in file:
-        return
-    try:
-        from_json(text(file, "config"))
-    except (ConfigError, ValueError) as error:
-        yield f"/config: {error}"
+        found += _fault(lambda: Recording.from_json(text(file, "recording")))
+    yield from found or _fault(require_header, file)
 
 
 def _axes(file: h5py.File) -> Iterator[str]:
     for axis, path in STEP_OF.items():
-        steps = cast(h5py.Dataset, file[path])[:]
+        steps = dataset_at(file, path)[:]
         if len(steps) and (steps[0] < 0 or np.any(np.diff(steps) <= 0)):
             yield f"/{path} does not increase"
-        for entry in schema.growing(axis, schema.entries(file)):
-            if entry.path in file:
-                length = len(cast(h5py.Dataset, file[entry.path]))
-                if length != len(steps):
-                    yield f"/{entry.path} has {length} rows; expected {len(steps)}, as /{path}"
-
-
-def _values(file: h5py.File) -> Iterator[str]:
-    parameters = cast(h5py.Dataset, file["parameters/value"])
-    for index in range(len(parameters)):
-        if not np.all(np.isfinite(parameters[index])):
-            yield f"/parameters/value[{index}] is not finite"
-            return
+        for other in grown(file, axis):
+            length = len(dataset_at(file, other))
+            if length != len(steps):
+                yield f"/{other} has {length} rows; expected {len(steps)}, as /{path}"
 
 
 def _data(file: h5py.File) -> Iterator[str]:
-    if "data/inputs" not in file:
+    yield from _fault(read_data, file, "inputs", "targets", attribute(file["data"], "sha256"))
+    sha256 = file["data"].attrs.get("validation_sha256")
+    yield from _fault(read_data, file, "validation_inputs", "validation_targets", sha256)
+
+
+def _checkpoints(file: h5py.File) -> Iterator[str]:
+    """What is wrong with the values of checkpoints, the first fault of each dataset."""
+    rows = np.arange(len(complete_steps(file, "checkpoints")))
+    for entry in schema.growing("checkpoints", schema.entries(file)):
+        if entry.path not in file:
+            continue
+        row = dataset_at(file, entry.path)[:1].nbytes
+        for block in _blocks(rows, row):
+            found = list(_fault(read_rows, file, [entry.path], block))
+            if not found and entry.path == "parameters/value":
+                found = list(
+                    _not_finite(dataset_at(file, entry.path)[block[0] : block[-1] + 1], block[0])
+                )
+            yield from found
+            if found:
+                break
+
+
+def _not_finite(parameters: np.ndarray, first: int) -> Iterator[str]:
+    finite = np.all(np.isfinite(parameters), axis=1)
+    if not np.all(finite):
+        yield f"/parameters/value[{first + int(np.argmin(finite))}] is not finite"
+
+
+def _scalars(file: h5py.File) -> Iterator[str]:
+    for block in _blocks(np.arange(len(complete_steps(file, "steps"))), 256):
+        found = list(_fault(read_scalars, file, slice(block[0], block[-1] + 1)))
+        yield from found
+        if found:
+            return
+
+
+def _blocks(rows: np.ndarray, row_bytes: int) -> Iterator[np.ndarray]:
+    length = max(_BLOCK_BYTES // max(row_bytes, 1), 1)
+    for start in range(0, len(rows), length):
+        yield rows[start : start + length]
+
+
+def _resume(file: h5py.File) -> Iterator[str]:
+    yield from _fault(resume_state, file)
+    if text(file, "status") in ("complete", "diverged") and "resume/step" in file:
+        step = int(dataset_at(file, "resume/step")[()])
+        if step != -1:
+            yield f"/resume/step is {step} in a run that is {text(file, 'status')}"
+
+
+def _progress(file: h5py.File) -> Iterator[str]:
+    """Whether the rows of a run of `train` are those of its status and configuration."""
+    status = text(file, "status")
+    try:
+        config = read_config(file)
+    except ContentError:
         return
-    inputs, targets = (
-        cast(h5py.Dataset, file[f"data/{name}"])[...] for name in ("inputs", "targets")
-    )
-    if len(inputs) != len(targets):
-        yield f"/data/targets has {len(targets)} rows; expected {len(inputs)}, as /data/inputs"
-    elif digest(inputs, targets) != file["data"].attrs["sha256"]:
-        yield "/data does not have the hash that was recorded when training began"
+    if not isinstance(config, RunConfig):
+        return
+    steps = complete_steps(file, "steps")
+    last = int(steps[-1]) if len(steps) else -1
+    if not np.array_equal(steps, np.arange(len(steps))):
+        yield "/scalars/step leaves out steps"
+    if last > config.steps or (status == "complete" and last < config.steps):
+        yield f"/scalars/step ends at {last} in a run of {config.steps} steps that is {status}"
+    bad = np.flatnonzero(~np.isfinite(dataset_at(file, "scalars/loss/value")[: len(steps)]))
+    if status == "diverged" and bad[-1:].tolist() == [len(steps) - 1]:
+        bad = bad[:-1]
+    elif status == "diverged":
+        yield f"/scalars/loss/value is finite at the last step of a run that is {status}"
+    if len(bad):
+        yield f"/scalars/loss/value[{bad[0]}] is not finite in a run that is {status}"
+    yield from _places(file, config, status, last)
+
+
+def _places(file: h5py.File, config: RunConfig, status: str, last: int) -> Iterator[str]:
+    """Whether the checkpoints are at the steps where they should be."""
+    found = complete_steps(file, "checkpoints").tolist()
+    end = last - 1 if status == "diverged" else last
+    expected = [*range(0, end + 1, config.checkpoint_every)]
+    if status != "diverged" and last == config.steps and last not in expected:
+        expected.append(last)
+    if status not in ("complete", "diverged"):  # the last ones may not have been written
+        expected = expected[: len(found)]
+    if found != expected:
+        wrong = next((a for a, b in zip(found, expected, strict=False) if a != b), None)
+        told = f"step {wrong}" if wrong is not None else f"{len(found)} of {len(expected)}"
+        yield (
+            f"/parameters/step has {told}; expected every {config.checkpoint_every} of {end} steps"
+        )

@@ -19,6 +19,7 @@ from dlf_dynamics.config import (
 )
 from dlf_dynamics.errors import FileError
 from dlf_dynamics.run import open_run, stack_points
+from dlf_dynamics.runreader import header_sha256
 from dlf_dynamics.training import resume, train
 
 CONFIG = RunConfig(
@@ -183,6 +184,7 @@ def test_large_data_are_stored_by_recipe_and_checked_by_digest(tmp_path, monkeyp
     assert np.array_equal(open_run(path).dataset.inputs, open_run(original).dataset.inputs)
     with h5py.File(path, "r+") as file:
         file["data"].attrs["sha256"] = "0" * 64
+        file.attrs["header_sha256"] = header_sha256(file)
     with pytest.raises(FileError, match=r"the data are not those that the run was trained on"):
         _ = open_run(path).dataset
 

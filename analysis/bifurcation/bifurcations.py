@@ -39,16 +39,20 @@ from dlf_dynamics.analysis.replay import Replay
 from dlf_dynamics.analysis.stability import refusal, threshold_label
 from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.config import BifurcationConfig, SpectrumConfig, span_of
+from dlf_dynamics.configfile import in_type, override
 from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.hdf5 import damaged
+from dlf_dynamics.hdf5 import content_of
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.resultfile import (
     Arrays,
     Parts,
+    hints,
     inside,
     pack,
     pack_table,
+    require_shapes,
+    typed,
     unpack,
     unpack_table,
 )
@@ -371,16 +375,20 @@ def load_bifurcations(path: str | Path, run: Run | None = None) -> Bifurcations:
     """
     path = Path(path)
     result = resultfile.read(path, "bifurcations", run)
-    try:
+    with content_of(path, resultfile.FORMAT):
+        motion = typed(Motion, inside(result.arrays, "motion"))
+        looked_at = hints(Motion)["values"]
+        thresholds = (result.arrays.get("threshold"), looked_at)
+        require_shapes({"motion/values": (motion.values, looked_at), "threshold": thresholds})
+        fields = hints(Bifurcations)
+        told = {name: in_type(result.config[name], fields[name], name) for name in _TOLD}
         return Bifurcations(
             source=result.source,
-            config=BifurcationConfig(**result.config["bifurcations"]),
-            **{name: result.config[name] for name in _TOLD},
-            motion=Motion(**inside(result.arrays, "motion")),
+            config=override(BifurcationConfig(), result.config["bifurcations"]),
+            **told,
+            motion=motion,
             thresholds=result.arrays["threshold"],
             crossings=unpack_table(Crossing, inside(result.arrays, "crossings")),
             instabilities=unpack_table(Instability, inside(result.arrays, "instabilities")),
             diagrams=_ungrouped(inside(result.arrays, "diagrams")),
         )
-    except (KeyError, TypeError) as error:
-        raise damaged(path, resultfile.FORMAT, error) from error

@@ -191,7 +191,7 @@ def _at(
     if not opposed:
         return row
     means = _averages(damped[:, :num_params], (1, 2, 1)), (centre, half)
-    orbit = _orbit(problem, means, place, AT_REST * size)
+    orbit = _orbit(problem, means, place, float(AT_REST * size))
     if orbit is None:
         return row
     centre, rod = orbit
@@ -265,7 +265,8 @@ def _orbit(
         size = np.linalg.norm(half)
         if not least < size < np.inf:
             continue
-        rod = rod_amplitude(problem, jnp.asarray(centre), place.rate, half, step=place.step)
+        start = jnp.asarray(half)
+        rod = rod_amplitude(problem, jnp.asarray(centre), place.rate, start, step=place.step)
         if rod.converged or (rod.residual <= NEARLY and rod.error <= NEARLY**0.5):
             return centre, rod
     return None
@@ -306,7 +307,7 @@ def _multipliers(product: Partial, dtype: np.dtype, size: int) -> Multipliers:
     if not np.isfinite(found.multiplier_residual):
         return found
     vector = vectors(int(np.argmin(np.abs(values - found.multiplier))))
-    parts = [product(jnp.asarray(part, dtype)) for part in (vector.real, vector.imag)]
+    parts = [product(jnp.asarray(part, dtype)) for part in (np.real(vector), np.imag(vector))]
     image = np.asarray(parts[0], float) + 1j * np.asarray(parts[1], float)
     fresh = float(np.linalg.norm(image - found.multiplier * vector))
     stability = found.stability if fresh <= 10 * eps**0.4 else "unknown"

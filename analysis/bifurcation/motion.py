@@ -47,7 +47,7 @@ class Motion(NamedTuple):
         iterate_intervals: of the largest eigenvalue at the iterates; NaN where that did not
             converge, or was not computed.
         vectors: top eigenvectors at the centres that `follow` looked at, unit, their signs
-            followed.
+            followed; of joined pieces the first and the last.
     """
 
     steps: Int[np.ndarray, " steps"]

@@ -19,17 +19,20 @@ import h5py
 import numpy as np
 from jaxtyping import Bool, Float
 
-from dlf_dynamics import resultfile, schema
+from dlf_dynamics import checksums, resultfile, schema
 from dlf_dynamics.analysis.study.outcome import CURVES, NUMBERS, Outcome
 from dlf_dynamics.analysis.study.study import Study
 from dlf_dynamics.configfile import to_json
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.hdf5 import (
+    ContentError,
     Format,
-    check_format,
-    damaged,
+    attribute,
     dataset_at,
-    open_for_reading,
+    format_name,
+    json_object,
+    minor_version,
+    reading,
     text,
 )
 from dlf_dynamics.outputs import EXISTS, Output, handed_over
@@ -38,6 +41,9 @@ from dlf_dynamics.reprs import brief
 from dlf_dynamics.runwriter import new_file, writing
 
 FORMAT = Format("study file", "dlf-dynamics-study", "1.1", "replace it with --overwrite")
+
+_WITH_CHECKSUMS = 1
+"""Minor version from which on rows have checksums, and a preconditioned sharpness."""
 
 STATUSES = ("complete", "diverged", "failed")
 """What may become of a run; the file holds their place in this order."""
@@ -142,7 +148,20 @@ class StudyWriter:
             if outcome.curves.shape != shape:
                 raise ValueError(f"curves have shape {outcome.curves.shape}; expected {shape}")
             row["curves"] = outcome.curves
+        if "checksum" in self._file:
+            row["checksum"] = self._checksum(index, row)
         return row
+
+    def _checksum(self, index: int, row: dict[str, Any]) -> int:
+        """Of the row as it will be on file."""
+        layout = _layout(self._study, 1, checked=True)
+        del layout["checksum"]
+        stored = {
+            path: np.full(shape, row.get(path, fill), kind)
+            for path, (shape, kind, fill) in layout.items()
+        }
+        stored["run"][:] = index
+        return int(_checksums(stored)[0])
 
 
 def create(path: Path, study: Study, overwrite: bool = False) -> StudyWriter:
@@ -156,7 +175,7 @@ def create(path: Path, study: Study, overwrite: bool = False) -> StudyWriter:
     with handed_over(path, None if overwrite else EXISTS) as output:
         origin = provenance()
         configs = [to_json(config) for config in study.configs]
-        with _laid_out(output, study, configs, origin, len(study)) as file:
+        with _laid_out(output, study, configs, origin, len(study), version=FORMAT.version) as file:
             file.attrs["created"] = json.loads(origin)["created"]
             return StudyWriter(file, output, study, 0, set())
 
@@ -165,7 +184,8 @@ def reopen(path: Path, study: Study, retry_failed: bool = False) -> StudyWriter:
     """Opens a study file to continue it.
 
     The complete rows are copied to a new file that then replaces the old one, so that a kill at any
-    moment leaves one or the other. A run that failed counts as done, unless it is tried again; then
+    moment leaves one or the other; they keep their checksums, and a file of an older version stays
+    one. A run that failed counts as done, unless it is tried again; then
     its row stays until there is another.
 
     Raises:
@@ -186,6 +206,7 @@ def _continued(output: Output, study: Study, *, retry_failed: bool) -> StudyWrit
         )
     with _open(path) as file:
         rows, origin = _complete_rows(file), text(file, "provenance")
+        version = attribute(file, "format_version")
     kept = np.sort(list(_last_rows(rows["run"]).values())).astype(int)
     done = {
         k
@@ -193,10 +214,11 @@ def _continued(output: Output, study: Study, *, retry_failed: bool) -> StudyWrit
         if status is not None and not (retry_failed and status == "failed")
     }
     length = len(kept) + len(study) - len(done)
-    with _laid_out(output, study, old.configs, origin, length) as new:
+    with _laid_out(output, study, old.configs, origin, length, version=version) as new:
         new.attrs["created"] = old.created
         for name, values in rows.items():
-            dataset_at(new, name)[: len(kept)] = values[kept]
+            if name in new:  # a file of an older version stays one
+                dataset_at(new, name)[: len(kept)] = values[kept]
         return StudyWriter(new, output, study, len(kept), done)
 
 
@@ -211,18 +233,47 @@ def read_study(path: Path) -> StudyResults:
             f"study file {path} does not exist; `dlf-dynamics sweep STUDY.toml -o {path}` makes one"
         )
     with _open(path) as file:
-        try:
-            study = Study.from_json(text(file, "study"))
-        except ConfigError as error:
-            raise FileError(f"{path} is damaged: its study: {error}; {FORMAT.remedy}") from error
-        configs = [config.decode() for config in dataset_at(file, "configs")[()]]
-        rows = _complete_rows(file)
-        origin, created = json.loads(text(file, "provenance")), str(file.attrs["created"])
-    if len(configs) != len(study) or (rows["run"] >= len(study)).any():
-        raise damaged(path, FORMAT, "its runs are not those of its study")
+        return _results(path, file)
+
+
+def _results(path: Path, file: h5py.File) -> StudyResults:
+    try:
+        study = Study.from_json(text(file, "study"))
+        _check_layout(file, study)
+    except ConfigError as error:
+        raise ContentError(f"its study: {error}") from error
+    configs = [config.decode() for config in dataset_at(file, "configs")[()]]
+    rows = _complete_rows(file)
+    if (rows["run"] >= len(study)).any():
+        raise ContentError("its runs are not those of its study")
     if not np.isin(rows["status"], range(len(STATUSES))).all():
-        raise damaged(path, FORMAT, "it has an unknown status")
-    return StudyResults(path, study, origin, created, configs, **_in_order(rows, len(study)))
+        raise ContentError("it has an unknown status")
+    if "checksum" in rows:
+        changed = rows["run"][_checksums(rows) != rows["checksum"]]
+        if len(changed):
+            raise ContentError(f"its row of run {changed[0]} is not what was written")
+    return StudyResults(
+        path,
+        study,
+        json_object(text(file, "provenance"), "its provenance"),
+        attribute(file, "created"),
+        configs,
+        **_in_order(rows, len(study)),
+    )
+
+
+def _check_layout(file: h5py.File, study: Study) -> None:
+    """Raises ContentError unless the datasets are those that a file of this study has."""
+    runs = dataset_at(file, "run")
+    checked = minor_version(file) >= _WITH_CHECKSUMS
+    layout = _layout(study, len(runs) if runs.ndim else 0, checked=checked)
+    configs = dataset_at(file, "configs")
+    layout["configs"] = ((len(study),), f"S{max(configs.dtype.itemsize, 1)}", b"")
+    for path, (shape, kind, _) in layout.items():
+        dataset = dataset_at(file, path)
+        if (dataset.shape, dataset.dtype) != (shape, np.dtype(kind)):
+            found = f"{dataset.dtype} of shape {dataset.shape}"
+            raise ContentError(f"/{path} is {found}; expected {np.dtype(kind)} of shape {shape}")
 
 
 def _in_order(rows: _Rows, runs: int) -> dict[str, Any]:
@@ -249,6 +300,12 @@ def _in_order(rows: _Rows, runs: int) -> dict[str, Any]:
     }
 
 
+def _checksums(rows: _Rows) -> np.ndarray:
+    """Of rows, whatever checksums they have."""
+    names = ["status", "message", *_COLUMNS, *(["curves"] if "curves" in rows else [])]
+    return checksums.of_joined_rows(rows["run"], [rows[name] for name in names])
+
+
 def _last_rows(runs: np.ndarray) -> dict[int, int]:
     """The last row of each run that has one."""
     return {run: row for row, run in enumerate(runs.tolist())}
@@ -261,43 +318,30 @@ def _complete_rows(file: h5py.File) -> _Rows:
     """
     runs = dataset_at(file, "run")[()]
     rows = int(np.argmax(runs < 0)) if (runs < 0).any() else len(runs)
-    paths = ["status", "message", *_COLUMNS, *(["curves"] if "curves" in file else [])]
-    missing = {} if _SINCE_1_1 in file else {_SINCE_1_1: np.full(rows, np.nan)}
-    found = {path: dataset_at(file, path)[:rows] for path in paths if path not in missing}
+    checked = minor_version(file) >= _WITH_CHECKSUMS
+    more = [*(["curves"] if "curves" in file else []), *(["checksum"] if checked else [])]
+    paths = ["status", "message", *_columns(checked=checked), *more]
+    found = {path: dataset_at(file, path)[:rows] for path in paths}
+    missing = {} if checked else {_SINCE_1_1: np.full(rows, np.nan)}
     return {"run": runs[:rows]} | missing | found
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
-    file = open_for_reading(path, FORMAT)
-    try:
-        found = file.attrs.get("format")
-        for other in (schema.FORMAT, resultfile.FORMAT):
-            if found == other.name:
-                raise FileError(f"{path} is a {other.kind}, not a study file")
-        check_format(file, path, FORMAT)
+    found = format_name(path)
+    for other in (schema.FORMAT, resultfile.FORMAT):
+        if found == other.name:
+            raise FileError(f"{path} is a {other.kind}, not a study file")
+    with reading(path, FORMAT) as file:
         yield file
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise damaged(path, FORMAT, error) from error
-    finally:
-        file.close()
 
 
 @contextmanager
 def _laid_out(
-    output: Output, study: Study, configs: list[str], origin: str, rows: int
+    output: Output, study: Study, configs: list[str], origin: str, rows: int, *, version: str
 ) -> Iterator[h5py.File]:
     """A new file with everything but its rows, for which it has room."""
-    points = study.measures.curve_points
-    # Shape, type and what stands there before a row is written.
-    layout: dict[str, tuple[tuple[int, ...], Any, Any]] = {
-        "run": ((rows,), np.int64, -1),
-        "status": ((rows,), np.int8, -1),
-        "message": ((rows,), f"S{_MESSAGE_BYTES}", b""),
-        **dict.fromkeys(_COLUMNS, ((rows,), np.float64, np.nan)),
-    }
-    if points:
-        layout["curves"] = ((rows, points, len(CURVES)), np.float64, np.nan)
+    points, layout = study.measures.curve_points, _layout(study, rows, checked=version != "1.0")
     definition, encoded = study.to_json(), np.array([config.encode() for config in configs])
     size = sum(np.dtype(kind).itemsize * prod(shape) for shape, kind, _ in layout.values())
     with new_file(output, size + encoded.nbytes + len(definition) + 2**20) as file:
@@ -305,13 +349,35 @@ def _laid_out(
             options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             options.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             file.create_dataset(name, shape, kind, fillvalue=fill, dcpl=options)
-        file.attrs.update(format=FORMAT.name, format_version=FORMAT.version)
+        file.attrs.update(format=FORMAT.name, format_version=version)
         file["study"], file["provenance"], file["configs"] = definition, origin, encoded
         dataset_at(file, "status").attrs["names"] = list(STATUSES)
         if points:
             fractions = np.linspace(0.0, 1.0, points)
             file["curves"].attrs.update(names=list(CURVES), fraction_of_run=fractions)
         yield file
+
+
+def _columns(*, checked: bool) -> tuple[str, ...]:
+    """Paths of the columns of numbers, in a file with checksums or of an older version."""
+    return _COLUMNS if checked else tuple(path for path in _COLUMNS if path != _SINCE_1_1)
+
+
+def _layout(
+    study: Study, rows: int, *, checked: bool
+) -> dict[str, tuple[tuple[int, ...], Any, Any]]:
+    """Shape, type and what stands there before a row is written, of each dataset of rows."""
+    layout: dict[str, tuple[tuple[int, ...], Any, Any]] = {
+        "run": ((rows,), np.int64, -1),
+        "status": ((rows,), np.int8, -1),
+        "message": ((rows,), f"S{_MESSAGE_BYTES}", b""),
+        **({"checksum": ((rows,), np.int64, 0)} if checked else {}),
+        **dict.fromkeys(_columns(checked=checked), ((rows,), np.float64, np.nan)),
+    }
+    points = study.measures.curve_points
+    if points:
+        layout["curves"] = ((rows, points, len(CURVES)), np.float64, np.nan)
+    return layout
 
 
 def _cut(message: str) -> bytes:
