@@ -141,13 +141,8 @@ def ntk_spectrum(
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; expected at least 1")
     indices = np.arange(len(run.checkpoint_steps)) if checkpoints is None else checkpoints
-    check_engine(
-        run,
-        engine,
-        num_examples=num_examples,
-        trace_outputs=trace_outputs,
-        max_dense=max_dense,
-    )
+    asked: dict[str, Any] = {"num_examples": num_examples, "trace_outputs": trace_outputs}
+    check_engine(run, engine, **asked, max_dense=max_dense)
     problem = first_examples(run, num_examples)
     rows = _num_rows(run, problem, trace_outputs)
     classes = max(run.num_classes, 1)
