@@ -16,7 +16,15 @@ import h5py
 import numpy as np
 
 from dlf_dynamics.errors import FileError
-from dlf_dynamics.hdf5 import Format, check_format, damaged, open_for_reading, text, write_error
+from dlf_dynamics.hdf5 import (
+    Format,
+    check_format,
+    damaged,
+    open_for_reading,
+    require_replaceable,
+    text,
+    write_error,
+)
 from dlf_dynamics.reprs import brief
 
 FORMAT = Format("result file", "dlf-dynamics-result", "1.0", "compute it anew")
@@ -76,6 +84,7 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         FileError: when it cannot be written; an older file stays as it was.
     """
+    require_replaceable(path)
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_bytes(content)

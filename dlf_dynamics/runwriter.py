@@ -18,7 +18,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dlf_dynamics.errors import FileError
-from dlf_dynamics.hdf5 import dataset_at, errno, has_own_chunks, write_error
+from dlf_dynamics.hdf5 import (
+    dataset_at,
+    errno,
+    has_own_chunks,
+    require_replaceable,
+    write_error,
+)
 from dlf_dynamics.memory import bytes_in_words
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.schema import STEP_OF, VALIDATION
@@ -186,6 +192,7 @@ def new_file(path: Path, size: int = _LAID_OUT_BYTES) -> Iterator[h5py.File]:
     Raises:
         FileError: when it cannot be written.
     """
+    require_replaceable(path)
     partial = path.with_name(path.name + ".partial")
     try:
         try:
