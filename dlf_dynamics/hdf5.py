@@ -291,6 +291,18 @@ def errno(error: Exception) -> int | None:
     return int(told[1]) if told else getattr(error, "errno", None)
 
 
+def require_replaceable(path: Path) -> None:
+    """Refuses to put a file in the place of a folder, a device or a pipe, which that would remove.
+
+    Raises:
+        FileError: when there is something at the path that is not a file.
+    """
+    if path.is_dir():
+        raise FileError(f"{path} is a directory; expected the name of a file")
+    if path.exists() and not path.is_file():
+        raise FileError(f"{path} is a device or a pipe; expected the name of a file")
+
+
 def write_error(path: Path, error: Exception) -> FileError:
     """A line that says why a file could not be written."""
     if not path.parent.is_dir():

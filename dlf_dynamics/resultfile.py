@@ -28,6 +28,7 @@ from dlf_dynamics.hdf5 import (
     format_name,
     json_object,
     reading,
+    require_replaceable,
     text,
     write_error,
 )
@@ -98,6 +99,7 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         FileError: when it cannot be written; an older file stays as it was.
     """
+    require_replaceable(path)
     partial = partial_path(path)
     try:
         partial.write_bytes(content)

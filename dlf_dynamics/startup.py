@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.errors import ConfigError, FileError
-from dlf_dynamics.hdf5 import dataset_at
+from dlf_dynamics.hdf5 import dataset_at, require_replaceable
 from dlf_dynamics.runfile import open_file
 
 if TYPE_CHECKING:
@@ -110,8 +110,7 @@ def recorded_config(path: Path) -> RunConfig:
 
 def check_writable(path: Path) -> None:
     """Refuses an output that could not be written, before any work is done."""
-    if path.is_dir():
-        raise FileError(f"{path} is a directory; expected the name of a file")
+    require_replaceable(path)
     if not path.parent.is_dir():
         raise FileError(f"{path} cannot be written: directory {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK):

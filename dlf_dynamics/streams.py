@@ -49,8 +49,8 @@ def say(line: str) -> None:
 
 
 def fail(line: str, code: int) -> int:
-    """Says what went wrong; returns the exit code."""
-    say(f"dlf-dynamics: {line}")
+    """Says what went wrong, in a line of bounded length; returns the exit code."""
+    say(f"dlf-dynamics: {shortened(line, 1000)}")
     return code
 
 

@@ -1,6 +1,7 @@
 """The command line as a user meets it: commands, one-line errors, signals."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,10 @@ import pytest
 from dlf_dynamics import open_run
 from dlf_dynamics.cli import main
 from dlf_dynamics.commands import COMMANDS
+from dlf_dynamics.errors import FileError
 from dlf_dynamics.presets import PRESETS
+from dlf_dynamics.resultfile import write_whole
+from dlf_dynamics.runwriter import new_file
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -257,6 +261,25 @@ def test_spectrum_refuses_bad_options(capsys, run_path, arguments, expected):
 def test_an_output_directory_must_exist_and_be_writable(capsys, tmp_path):
     assert "does not exist" in refused(capsys, "train", "-o", tmp_path / "no" / "run.h5")
     assert "is a directory" in refused(capsys, "train", "-o", tmp_path)
+    assert len(refused(capsys, "info", tmp_path / ("x" * 5000))) < 1100
+
+
+def test_a_device_or_a_pipe_is_not_replaced_by_a_result(capsys, run_path, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for command in (
+        ["train", "--overwrite", "-o", pipe],
+        ["spectrum", run_path, "-o", pipe],
+        ["bifurcations", run_path, "-o", pipe],
+    ):
+        assert "pipe is a device or a pipe; expected the name" in refused(capsys, *command)
+    message = "is a device or a pipe; expected the name of a file"
+    with pytest.raises(FileError, match=message):
+        write_whole(pipe, b"")
+    with pytest.raises(FileError, match=message), new_file(pipe):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    assert pipe.is_fifo()
 
 
 def test_spectrum_writes_results_figures_and_a_table(capsys, run_path):

@@ -67,7 +67,7 @@ def test_a_missing_directory_is_named_and_nothing_is_left(tmp_path, result):
 
 def test_a_path_that_is_a_directory_is_refused_and_the_partial_file_removed(tmp_path):
     (tmp_path / "taken").mkdir()
-    with pytest.raises(FileError, match="cannot be written: Is a directory"):
+    with pytest.raises(FileError, match="is a directory; expected the name of a file"):
         resultfile.write_whole(tmp_path / "taken", b"content")
     assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]
 

@@ -278,7 +278,7 @@ def test_a_file_that_cannot_be_written_says_why(tmp_path, path):
     with pytest.raises(FileError, match=r"cannot be written: directory .*run\.h5 does not exist"):
         runfile.copy(path, path / "under.h5")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(FileError, match="cannot be written: Is a directory"):
+    with pytest.raises(FileError, match="is a directory; expected the name of a file"):
         runfile.copy(path, tmp_path / "folder")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "run.h5"]
 
