@@ -116,7 +116,7 @@ def test_what_was_appended_is_read_in_the_order_of_the_study(path):
 def test_the_file_explains_itself(path):
     with h5py.File(path) as file:
         assert file.attrs["format"] == "dlf-dynamics-study"
-        assert file.attrs["format_version"] == "1.0"
+        assert file.attrs["format_version"] == "1.1"
         assert file["run"][()].tolist() == [3, 0, 1, -1]
         names = np.asarray(file["status"].attrs["names"])
         assert names[file["status"][:3]].tolist() == ["complete", "failed", "diverged"]
