@@ -54,6 +54,10 @@ _EXPECTED = (
 )
 
 
+class NotTried(ValueError):
+    """An update that cannot be made on parameters of another form, or of gradients alone."""
+
+
 def _refused(reason: str) -> ValueError:
     return ValueError(f"the optimizer's update {reason}; {_EXPECTED}")
 
@@ -129,9 +133,10 @@ def _require_tried(optimizer: optax.GradientTransformation) -> None:
                 jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), params)
     except Exception as error:
         words = " ".join(str(error).split())[:200]
-        raise _refused(
+        reason = _refused(
             f"cannot be made from gradients and parameters of any form alone ({words})"
-        ) from error
+        )
+        raise NotTried(str(reason)) from error
 
 
 def _require_one_side(

@@ -384,8 +384,9 @@ def _title(run: Run, spectrum: Spectrum | None) -> str:
 def _subject(run: Run) -> str:
     """What was trained, and how."""
     if run.recording is not None:
-        batches = "full batch" if run.recording.full_batch else "mini-batches"
-        return f"{run.num_params} parameters; {run.optimizer_name}, {batches}; {run.dtype}"
+        batches = ", full batch" if run.recording.full_batch else ", mini-batches"
+        how = f"{run.optimizer_name}{batches if run.recording.has_optimizer else ''}"
+        return f"{run.num_params} parameters; {how}; {run.dtype}"
     c = run.config
     model = "-".join(map(str, c.model.widths)) or "linear"
     batches = "" if c.batch_size is None else f", batches of {c.batch_size}"

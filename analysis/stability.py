@@ -12,8 +12,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from dlf_dynamics.analysis.linearised import critical_curvatures, linear_maps, spectral_radii
-from dlf_dynamics.analysis.linearity import require_confirmed, require_linear
+from dlf_dynamics.analysis.linearity import NotTried, require_confirmed, require_linear
 from dlf_dynamics.optimizers import has_mean_squares, hold_mean_squares
+from dlf_dynamics.recording import NO_OPTIMIZER
 from dlf_dynamics.run import Run
 
 _LARGE_SLOPE = 1e5
@@ -111,6 +112,8 @@ def growth_factors(
 def refusal(run: Run) -> str | None:
     """Why no threshold may be drawn into this run's spectrum; none when it may."""
     dynamics = run.dynamics
+    if dynamics.optimizer is NO_OPTIMIZER:
+        return "no threshold: the run was recorded without its optimizer"
     if dynamics.batch_size is not None:
         return (
             "mini-batches: the threshold holds for the full-batch update only; the noise of "
@@ -141,8 +144,12 @@ _REFUSALS = (ValueError, TypeError, KeyError, AttributeError)
 def _require_one_rule(run: Run) -> None:
     """Raises one of `_REFUSALS` unless the optimizer has a threshold."""
     dynamics = run.dynamics
-    instability_threshold(dynamics.optimizer, np.array([0, 10]))
     state = dynamics.initial_state(jnp.zeros(run.num_params, run.dtype)).optimizer_state
+    try:
+        instability_threshold(dynamics.optimizer, np.array([0, 10]))
+    except NotTried:  # as a rule for each layer cannot: then that is the reason
+        require_alike(dynamics.update, state, run.num_params, run.dtype)
+        raise
     require_alike(dynamics.update, state, run.num_params, run.dtype)
 
 

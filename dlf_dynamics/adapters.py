@@ -4,6 +4,10 @@ Each function freezes what is not trained and takes the model as it is when it i
 dropout and with the running statistics of batch norm: eigenvalues need a loss that is the same
 every time it is computed. Adapt a model once, before the loop; every `apply` compiles anew.
 
+Running statistics are frozen as they are in the model that is adapted. Training changes them, so
+`Recorder` refuses such a model unless it is told that the loop leaves them alone: `statistics_of`
+tells what an adapted model has of them.
+
 The frameworks are imported when a function is called, so none of them is required.
 """
 
@@ -18,6 +22,19 @@ from jaxtyping import Array, PyTree
 from dlf_dynamics.errors import ConfigError
 
 Apply = Callable[[Any, Array], Array]
+
+
+def statistics_of(apply: Apply) -> tuple[str, ...]:
+    """Names of what an adapted model holds frozen that training would change."""
+    return getattr(apply, "statistics", ())
+
+
+def _with_statistics(apply: Apply, state: PyTree) -> Apply:
+    """The function, which tells of the state that is frozen in it."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    named = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
+    apply.statistics = tuple(named)  # type: ignore[attr-defined]
+    return apply
 
 
 def from_equinox(model: Any, state: Any = None, *, batched: bool = False) -> tuple[Apply, PyTree]:
@@ -48,8 +65,9 @@ def from_equinox(model: Any, state: Any = None, *, batched: bool = False) -> tup
         return combined(inputs) if state is None else combined(inputs, state)[0]
 
     if batched:
-        return of_one, params
-    return jax.vmap(of_one, in_axes=(None, 0), axis_name="batch"), params
+        return _with_statistics(of_one, state), params
+    apply = jax.vmap(of_one, in_axes=(None, 0), axis_name="batch")
+    return _with_statistics(apply, state), params
 
 
 def from_linen(module: Any, variables: PyTree, **options: Any) -> tuple[Apply, PyTree]:
@@ -86,7 +104,7 @@ def from_linen(module: Any, variables: PyTree, **options: Any) -> tuple[Apply, P
     def apply(params: PyTree, inputs: Array) -> Array:
         return module.apply({**frozen, "params": params}, inputs, **options)
 
-    return apply, variables["params"]
+    return _with_statistics(apply, frozen), variables["params"]
 
 
 def from_nnx(model: Any) -> tuple[Apply, PyTree]:
@@ -113,7 +131,8 @@ def from_nnx(model: Any) -> tuple[Apply, PyTree]:
     def apply(params: PyTree, inputs: Array) -> Array:
         return nnx.merge(graph, params, rest)(inputs)
 
-    return apply, nnx.to_pure_dict(variables)
+    changed, _ = nnx.split_state(rest, nnx.Not(nnx.RngState), ...)
+    return _with_statistics(apply, nnx.to_pure_dict(changed)), nnx.to_pure_dict(variables)
 
 
 def from_haiku(
@@ -162,7 +181,7 @@ def from_haiku(
                 "dropout off, for example with from_haiku(..., is_training=False)"
             ) from error
 
-    return apply, params
+    return _with_statistics(apply, state), params
 
 
 def _names(variables: PyTree) -> str:

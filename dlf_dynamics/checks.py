@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from dlf_dynamics.adapters import statistics_of
 from dlf_dynamics.errors import ConfigError, DataError, UserError
 from dlf_dynamics.problem import Problem, Step
 
@@ -110,6 +111,22 @@ def check_parameters(params: PyTree) -> None:
         raise DataError(f"params have no leaves; expected floating-point arrays: {_KEEP_FLOATS}")
     if first[1] not in (np.float32, np.float64):
         raise DataError(f"params are arrays of {first[1]}; expected float32 or float64: {_CONVERT}")
+
+
+def check_statistics(problem: Problem) -> None:
+    """Tries whether a model is one whose parameters are all that training changes of it.
+
+    Raises:
+        ConfigError: when it was adapted with running statistics, frozen as they were then.
+    """
+    names = statistics_of(problem.apply)
+    if names:
+        listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise ConfigError(
+            f"the model holds statistics that training changes and parameters do not tell "
+            f"({listed}); expected them among what is recorded, or fixed_statistics=True where the "
+            "loop leaves them as they are: see docs/own/models.md"
+        )
 
 
 def _check_hashable(problem: Problem) -> None:

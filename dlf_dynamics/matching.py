@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ def _complaints(run: Run, setup: Setup) -> Iterator[str]:
         layout = str(file["parameters"].attrs["layout"])
         stored = dataset_at(file, "optimizer/value").shape[1] if "optimizer/value" in file else 0
         objectives = dataset_at(file, "objective/value")[: len(run.checkpoint_steps)]
-    if setup.layout.describe() != layout:
+    if _form(setup.layout.describe()) != _form(layout):
         yield _differing(setup.layout.describe().splitlines(), layout.splitlines())
         return
     dtypes = set(setup.layout.dtypes)
@@ -58,6 +59,15 @@ def _complaints(run: Run, setup: Setup) -> Iterator[str]:
         return
     yield from _losses(run, objectives)
     yield from _updates(run)
+
+
+def _form(described: str) -> list[tuple[str, ...]]:
+    """Names, shape and place of each array, whatever kind of container holds it.
+
+    So a model's own containers, such as `nnx.State`, are the dictionaries that stand for them.
+    """
+    lines = [line.split(" ", 1) for line in described.splitlines()]
+    return [(*re.findall(r"\w+", re.sub(r"\.value$", "", path)), rest) for path, rest in lines]
 
 
 def _differing(found: list[str], recorded: list[str]) -> str:

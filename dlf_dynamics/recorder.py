@@ -17,13 +17,13 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from dlf_dynamics import runfile
-from dlf_dynamics.checks import check_problem
+from dlf_dynamics.checks import check_problem, check_statistics
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.outputs import hold
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.provenance import provenance
-from dlf_dynamics.recording import Recording, Setup
+from dlf_dynamics.recording import NO_NAME, NO_OPTIMIZER, Recording, Setup
 from dlf_dynamics.runfile import Header, Sizes
 from dlf_dynamics.runwriter import Point, RunWriter
 
@@ -55,10 +55,11 @@ class Recorder:
         path: str | Path,
         problem: Problem,
         *,
-        optimizer: optax.GradientTransformation,
+        optimizer: optax.GradientTransformation | None,
         config: Mapping[str, Any] | None = None,
         every: int = 1,
         full_batch: bool = True,
+        fixed_statistics: bool = False,
         name: str = "the loop's optimizer",
         overwrite: bool = False,
     ) -> None:
@@ -67,17 +68,21 @@ class Recorder:
         Args:
             path: of the run file to write.
             problem: that the loop minimises, of its pytree of parameters.
-            optimizer: the optax transformation that makes the updates.
+            optimizer: the optax transformation that makes the updates; none where it is not known
+                or not from optax: then only the parameters are recorded, and there is no threshold.
             config: what is to be kept with the run; anything that JSON can hold.
             every: steps between checkpoints, where `record` is called at each step. The step before
                 each is looked at, too: the analyses need three consecutive iterates.
             full_batch: whether each update is that of the problem's whole loss, so that it can be
                 made again. Otherwise no threshold is drawn, and nothing is replayed.
+            fixed_statistics: whether the loop leaves running statistics (of batch norm) as they are
+                in the problem's model; a model that was adapted with such is refused otherwise.
             name: of the optimizer, for labels.
             overwrite: whether to replace an existing file.
 
         Raises:
-            ConfigError: when `every` is less than 1, or `config` is not for JSON.
+            ConfigError: when `every` is less than 1, `config` is not for JSON, or the model has
+                running statistics that are not recorded.
             FileError: when the file exists or cannot be written, or another process writes it.
         """
         self.path = Path(path)
@@ -85,12 +90,16 @@ class Recorder:
             raise ConfigError(f"every is {every}; expected at least 1")
         self._remedy = None if overwrite else "pass overwrite=True, or record elsewhere"
         hold(self.path, self._remedy).release()  # told now, and not after a first update
+        if not fixed_statistics:
+            check_statistics(problem)
         try:
             self._config = json.dumps(dict(config or {}), indent=1)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"config cannot be kept as JSON: {error}") from error
-        self._problem, self._optimizer, self._every = problem, optimizer, every
-        self._recording = Recording(name, full_batch)
+        self._problem, self._every = problem, every
+        if optimizer is None:
+            optimizer, name, full_batch = NO_OPTIMIZER, NO_NAME, False
+        self._optimizer, self._recording = optimizer, Recording(name, full_batch)
         self._before: tuple[int, PyTree] | None = None
         self._watched: list[Any] = []
         self._donates = True

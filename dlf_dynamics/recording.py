@@ -23,6 +23,12 @@ from dlf_dynamics.layout import Layout
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.schedules import Static
 
+NO_OPTIMIZER = optax.set_to_zero()
+"""In the place of an optimizer that is not known; nothing is updated by it."""
+
+NO_NAME = "no optimizer"
+"""Its name in a recording."""
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -35,6 +41,11 @@ class Recording:
 
     optimizer: str
     full_batch: bool
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether it was given."""
+        return self.optimizer != NO_NAME
 
     @classmethod
     def from_json(cls, text: str) -> Recording:
@@ -60,12 +71,12 @@ class Setup(NamedTuple):
 
     Attributes:
         problem: of a pytree of parameters.
-        optimizer: the optax transformation that makes the updates.
+        optimizer: the optax transformation that makes the updates; none where it is not known.
         params: parameters of the problem; their form counts, not their values.
     """
 
     problem: Problem
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformation | None
     params: PyTree
 
     @property
@@ -80,9 +91,10 @@ class Setup(NamedTuple):
         batch of all examples stands for them.
         """
         layout = self.layout
+        optimizer = self.optimizer if recording.has_optimizer else None
         return Dynamics(
             self.problem.flat(layout),
-            self.optimizer,
+            NO_OPTIMIZER if optimizer is None else optimizer,
             _unknown_rate,
             Static(0),
             batch_size=None if recording.full_batch else self.problem.num_examples,
@@ -127,7 +139,11 @@ def load_setup(name: str) -> Setup:
 def _checked(name: str, found: Any) -> Setup:
     parts = tuple(found) if isinstance(found, tuple) else (found,)
     kinds = [type(part).__name__ for part in parts]
-    if len(parts) == 3 and isinstance(parts[0], Problem) and hasattr(parts[1], "update"):
+    if (
+        len(parts) == 3
+        and isinstance(parts[0], Problem)
+        and (parts[1] is None or hasattr(parts[1], "update"))
+    ):
         return Setup(*parts)
     raise ConfigError(
         f"{name} returned {', '.join(kinds)}; expected (problem, optimizer, params): a Problem, an "

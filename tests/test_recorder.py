@@ -222,8 +222,31 @@ def test_mini_batches_get_eigenvalues_but_no_threshold_and_nothing_is_replayed(t
     assert "products each at the iterate alone" in text
     assert "bifurcations" not in text
     assert "crossings are not known, as there is no threshold" in text
-    with pytest.raises(ConfigError, match="mini-batches that are not known; its steps cannot"):
+    with pytest.raises(
+        ConfigError, match="mini-batches that are not known, or without its optimizer; its"
+    ):
         compute_bifurcations(run)
+
+
+def test_parameters_alone_have_eigenvalues_at_the_iterates_and_nothing_that_takes_updates(
+    recorded, tmp_path
+):
+    _, own, (problem, optimizer, params), visited = recorded
+    path = tmp_path / "alone.h5"
+    with Recorder(path, problem, optimizer=None, every=100) as run:
+        for step in range(0, 401, 100):
+            run.record(step, visited[step])
+    settings = SpectrumConfig(k=2, every=1, ntk_examples=0)
+    expected = compute_spectrum(own, replace(settings, every=10)).hessian.iterate.eigenvalues[:5]
+    for given in (None, optimizer):
+        run = open_run(path, (problem, given, params))
+        found = compute_spectrum(run, settings)
+        np.testing.assert_allclose(found.hessian.iterate.eigenvalues, expected, rtol=1e-6)
+        assert np.all(np.isnan(found.hessian.centre.eigenvalues))
+        assert np.all(np.isnan(found.thresholds))
+        assert found.label == "no threshold: the run was recorded without its optimizer"
+    with pytest.raises(ConfigError, match="without its optimizer; its steps cannot be made again"):
+        compute_bifurcations(run, BifurcationConfig())
 
 
 @pytest.mark.parametrize("rule", ["two learning rates", "clipped"])
@@ -231,14 +254,17 @@ def test_a_run_of_an_optimizer_without_a_threshold_has_its_spectrum_and_the_reas
     slow, fast = optax.sgd(0.05), optax.adam(0.01)
     labels = ((0, 0), (1, 1))
     optimizer, reason = {
-        "two learning rates": (optax.multi_transform({0: slow, 1: fast}, labels), "not the same"),
-        "clipped": (optax.chain(optax.clip(0.1), slow), "not (linear|the same)"),
+        "two learning rates": (
+            optax.multi_transform({0: slow, 1: fast}, labels),
+            "is not the same",
+        ),
+        "clipped": (optax.chain(optax.clip(0.1), slow), "cuts large gradients"),
     }[rule]
     setup = own_setup(CONFIG, optimizer)
     loop(tmp_path / "own.h5", setup, 20, every=10)
     run = open_run(tmp_path / "own.h5", setup)
     found = compute_spectrum(run, SpectrumConfig(ntk_examples=0))
-    assert re.search(f"no threshold: the optimizer's update is {reason}", found.label)
+    assert re.search(f"no threshold: the optimizer's update {reason}", found.label)
     assert np.all(np.isnan(found.thresholds))
     assert np.all(found.hessian.iterate.converged)
     assert not found.hessian.curvature.preconditioned

@@ -151,8 +151,8 @@ def compute_bifurcations(
     config = BifurcationConfig() if config is None else config
     if not run.own_updates:
         raise ConfigError(
-            f"{run.path} was recorded of mini-batches that are not known; its steps cannot be made "
-            "again, and nothing is known between its checkpoints"
+            f"{run.path} was recorded of mini-batches that are not known, or without its "
+            "optimizer; its steps cannot be made again, and nothing is known between checkpoints"
         )
     parts = Parts(None) if parts is None else parts
     start, stop = span_of_steps(run, config)
