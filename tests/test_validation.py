@@ -173,9 +173,7 @@ FAULTS = {
     ),
 }
 
-OLD_LOSS = "scalars/loss/value"
-
-FAULTS = {
+OLD_FAULTS = {
     "finite": (
         lambda file: set_item(file, "parameters/value", (2, 1), np.nan),
         "/parameters/value[2] is not finite",
