@@ -91,25 +91,80 @@ def test_missing_foreign_and_newer_files_are_refused(small, trained, analysed, t
         load_spectrum(path)
 
 
-@pytest.mark.parametrize("name", ["step", "hessian/centre/residuals", "oscillations/burst"])
-def test_a_file_that_lacks_an_array_is_damaged(name, small, analysed, tmp_path):
-    path = tmp_path / "spectrum.h5"
+def make_old(file):
+    """Takes from a result its digest, which is new in version 1.1; all else is looked at then."""
+    file.attrs["format_version"] = "1.0"
+    del file.attrs["sha256"]
+
+
+def put(name, make):
+    """Puts something made of a dataset in its place."""
+
+    def spoil(file):
+        content = file[name][()]
+        del file[name]
+        file[name] = make(content)
+
+    return spoil
+
+
+def with_settings(change):
+    def make(content):
+        settings = json.loads(content)
+        change(settings)
+        return json.dumps(settings)
+
+    return put("config", make)
+
+
+FAULTS = {
+    "no steps": (lambda f: f.__delitem__("step"), "step is None; expected Int of"),
+    "no residuals": (lambda f: f.__delitem__("hessian/centre/residuals"), "residuals is None"),
+    "no column": (lambda f: f.__delitem__("oscillations/burst"), "burst is object of shape"),
+    "a group": (
+        lambda f: (f.__delitem__("threshold"), f.create_group("threshold")),
+        "threshold is None; expected Float of",
+    ),
+    "fewer checkpoints": (put("step", lambda v: v[:-1]), "of \\(checkpoints"),
+    "more axes": (put("side", lambda v: v[None]), "side is int64 of shape"),
+    "another type": (put("step", lambda v: v.astype("f8")), "step is float64 of shape"),
+    "longer column": (put("crossings/at", lambda v: np.zeros(3, "S4")), "not of one length"),
+    "unknown setting": (
+        with_settings(lambda s: s["spectrum"].update(unknown=1)),
+        "unknown is not a key",
+    ),
+    "setting of a type": (
+        with_settings(lambda s: s["spectrum"].update(k="three")),
+        "k is 'three'; expected a whole number",
+    ),
+    "label": (with_settings(lambda s: s.update(label=[1])), "label is \\[1\\]; expected a string"),
+    "operator": (
+        with_settings(lambda s: s["curvature"].update(colour="red")),
+        "colour is not a field of Curvature",
+    ),
+    "ends": (with_settings(lambda s: s.update(ends=["a", "b"])), "is 'a'; expected a whole number"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_file_whose_content_is_not_that_of_a_spectrum_is_damaged(
+    fault, small, analysed, tmp_path
+):
+    path, (spoil, line) = tmp_path / "spectrum.h5", FAULTS[fault]
     save_spectrum(analysed(small), path)
     with h5py.File(path, "a") as file:
-        del file[name]
-    with pytest.raises(FileError, match=r"is damaged: .*; compute it anew"):
+        make_old(file)
+        spoil(file)
+    with pytest.raises(FileError, match=f"is damaged: .*{line}.*; compute it anew"):
         load_spectrum(path)
 
 
-def test_a_file_with_settings_unknown_here_is_damaged(small, analysed, tmp_path):
+def test_a_file_that_changed_after_it_was_written_is_damaged(small, analysed, tmp_path):
     path = tmp_path / "spectrum.h5"
     save_spectrum(analysed(small), path)
     with h5py.File(path, "a") as file:
-        settings = json.loads(file["config"][()])
-        settings["spectrum"]["unknown"] = 1
-        del file["config"]
-        file["config"] = json.dumps(settings)
-    with pytest.raises(FileError, match=r"is damaged: .*'unknown'; compute it anew"):
+        file["threshold"][0] = 1.0
+    with pytest.raises(FileError, match=r"is damaged: it is not what was written \(its digest"):
         load_spectrum(path)
 
 
