@@ -13,13 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from dlf_dynamics.analysis.plots import COLOURS, STYLE
 from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture, with_error
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task, counted
 from dlf_dynamics.analysis.study.measuring import curve_steps
 from dlf_dynamics.analysis.study.outcome import CURVES
 from dlf_dynamics.analysis.study.study import Measures, Study
 from dlf_dynamics.analysis.study.studyfile import StudyResults
+from dlf_dynamics.analysis.style import COLOURS, STYLE
 from dlf_dynamics.config import LossName
 from dlf_dynamics.presets import PRESETS
 
