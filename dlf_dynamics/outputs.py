@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlf_dynamics.errors import FileError
-from dlf_dynamics.hdf5 import require_replaceable, write_error
+from dlf_dynamics.hdf5 import write_error
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -47,7 +47,6 @@ class Output:
 
     def __init__(self, path: Path, remedy: str | None = None) -> None:
         """Takes the lock; see `hold`."""
-        require_replaceable(path)
         self.path = path
         self.target = Path(os.path.realpath(path)) if path.is_symlink() else path
         self._remedy = remedy

@@ -19,7 +19,14 @@ from jaxtyping import Float, Int
 
 from dlf_dynamics import checksums
 from dlf_dynamics.errors import FileError
-from dlf_dynamics.hdf5 import ContentError, dataset_at, errno, has_own_chunks, write_error
+from dlf_dynamics.hdf5 import (
+    ContentError,
+    dataset_at,
+    errno,
+    has_own_chunks,
+    require_replaceable,
+    write_error,
+)
 from dlf_dynamics.memory import bytes_in_words
 from dlf_dynamics.outputs import Output, partial_path
 from dlf_dynamics.reprs import brief
@@ -231,6 +238,7 @@ def new_file(output: Output, size: int = _LAID_OUT_BYTES) -> Iterator[h5py.File]
         FileError: when it cannot be written, or there is one by now that is not to be replaced.
     """
     path, partial = output.path, partial_path(output.target)
+    require_replaceable(path)
     try:
         try:
             _require_space(path, size)
