@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -147,9 +148,10 @@ def _require_one_rule(run: Run) -> None:
     state = dynamics.initial_state(jnp.zeros(run.num_params, run.dtype)).optimizer_state
     try:
         instability_threshold(dynamics.optimizer, np.array([0, 10]))
-    except NotTried:  # as a rule for each layer cannot: then that is the reason
-        require_alike(dynamics.update, state, run.num_params, run.dtype)
-        raise
+    except NotTried as error:  # as a rule for each layer cannot: then that is the reason
+        with suppress(TypeError, KeyError, AttributeError):
+            require_alike(dynamics.update, state, run.num_params, run.dtype)
+        raise error
     require_alike(dynamics.update, state, run.num_params, run.dtype)
 
 
