@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -16,6 +17,8 @@ from dlf_dynamics.analysis.linearity import NotTried, require_confirmed, require
 from dlf_dynamics.optimizers import has_mean_squares, hold_mean_squares
 from dlf_dynamics.recording import NO_OPTIMIZER
 from dlf_dynamics.run import Run
+
+Update = Callable[[Array, Any, Array], tuple[Array, Any]]
 
 _LARGE_SLOPE = 1e5
 """Of a gradient: divided by mean squares that are held it is far above the rounding of what is
@@ -145,12 +148,29 @@ def _require_one_rule(run: Run) -> None:
     """Raises one of `_REFUSALS` unless the optimizer has a threshold."""
     dynamics = run.dynamics
     state = dynamics.initial_state(jnp.zeros(run.num_params, run.dtype)).optimizer_state
-    try:
+    with reason_in_full(dynamics.update, state, run.num_params, run.dtype):
         instability_threshold(dynamics.optimizer, np.array([0, 10]))
-    except NotTried:  # as a rule for each layer cannot: then that is the reason
-        require_alike(dynamics.update, state, run.num_params, run.dtype)
-        raise
-    require_alike(dynamics.update, state, run.num_params, run.dtype)
+
+
+@contextmanager
+def reason_in_full(update: Update, state: Any, num_params: int, dtype: Any) -> Iterator[None]:
+    """Where a threshold is asked for: requires one rule for all parameters, too.
+
+    A rule for each layer cannot be tried on other parameters; then that is the reason.
+
+    Args:
+        update: see `require_alike`, like the rest.
+        state: of the optimizer, at the start.
+        num_params: length of the vectors.
+        dtype: of the vectors.
+    """
+    try:
+        yield
+    except NotTried as error:
+        with suppress(TypeError, KeyError, AttributeError):
+            require_alike(update, state, num_params, dtype)
+        raise error
+    require_alike(update, state, num_params, dtype)
 
 
 def threshold_label(run: Run, *, applies: bool = True) -> str:
@@ -166,7 +186,7 @@ def threshold_label(run: Run, *, applies: bool = True) -> str:
 
 
 def require_alike(
-    update: Callable[[Array, Any, Array], tuple[Array, Any]],
+    update: Update,
     initial_state: Any,
     num_params: int,
     dtype: Any,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from dlf_dynamics.analysis.stability import instability_threshold, require_alike
+from dlf_dynamics.analysis.stability import instability_threshold, reason_in_full
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.operators import gradient
 from dlf_dynamics.optimizers import FlatUpdate, preconditioner
@@ -35,9 +35,9 @@ def threshold_at(update: FlatUpdate, step: int) -> float:
     try:
         zero = jnp.zeros(update.layout.size, update.layout.dtypes[0])
         state = update.optimizer.init(update.layout.unflatten(zero))
-        threshold = float(instability_threshold(update.optimizer, np.array([step]))[0])
-        require_alike(update, state, zero.size, zero.dtype)
-        return threshold
+        with reason_in_full(update, state, zero.size, zero.dtype):
+            threshold = instability_threshold(update.optimizer, np.array([step]))
+        return float(threshold[0])
     except Exception as error:
         words = " ".join(str(error).split())
         raise ConfigError(f"the optimizer has no threshold: {words}") from error

@@ -169,9 +169,7 @@ REFUSED = {
     "gathers the gradients of several steps": optax.MultiSteps(
         optax.sgd(0.1), 4
     ).gradient_transformation(),
-    "cannot be made from gradients": optax.chain(
-        optax.add_decayed_weights(0.1, mask={"a": True, "b": False}), optax.sgd(0.1)
-    ),
+    "cannot be made from gradients": optax.polyak_sgd(),
 }
 
 
