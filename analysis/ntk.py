@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -86,7 +86,7 @@ class NTKSpectrum:
     effective_rank: Float[np.ndarray, " checkpoints"]
     alignment: Float[np.ndarray, " checkpoints"]
     class_blocks: Float[np.ndarray, "checkpoints classes classes"]
-    class_examples: list[int] = field(default_factory=list)
+    class_examples: tuple[int, ...] = ()
     __repr__ = brief
 
 
@@ -192,7 +192,7 @@ def _with_classes(
     columns = {name: np.full_like(getattr(spectrum, name), np.nan) for name in names}
     for name, column in columns.items():
         column[asked] = np.concatenate([column[:0], *(getattr(some, name) for some in found)])
-    return replace(spectrum, **columns, class_examples=examples)
+    return replace(spectrum, **columns, class_examples=tuple(examples))
 
 
 def first_examples(run: Run, num_examples: int) -> Problem:

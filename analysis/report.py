@@ -61,7 +61,7 @@ def _kernel(ntk: NTKSpectrum) -> dict[str, list[Any]]:
     """What the kernel is like at each step."""
     names = ("steps", "trace", "captured", "effective_rank", "alignment")
     found = {name: getattr(ntk, name).tolist() for name in names}
-    return found | {"class_examples": ntk.class_examples}
+    return found | {"class_examples": list(ntk.class_examples)}
 
 
 def _limits(found: InfiniteWidth | None) -> dict[str, list[float]] | None:

@@ -15,6 +15,7 @@ from dlf_dynamics import open_run
 from dlf_dynamics.cli import main
 from dlf_dynamics.commands import COMMANDS
 from dlf_dynamics.errors import FileError
+from dlf_dynamics.outputs import hold
 from dlf_dynamics.presets import PRESETS
 from dlf_dynamics.resultfile import write_whole
 from dlf_dynamics.runwriter import new_file
@@ -276,7 +277,7 @@ def test_a_device_or_a_pipe_is_not_replaced_by_a_result(capsys, run_path, tmp_pa
     message = "is a device or a pipe; expected the name of a file"
     with pytest.raises(FileError, match=message):
         write_whole(pipe, b"")
-    with pytest.raises(FileError, match=message), new_file(pipe):
+    with pytest.raises(FileError, match=message), hold(Path(pipe)) as output, new_file(output):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
     assert pipe.is_fifo()

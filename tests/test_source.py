@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 NET = ["--data.points-per-class", "20", "--model.widths", "10", "--model.activation", "tanh"]
 RUN = [*NET, "--model.init", "glorot-normal", "--schedule.amplitude", "40", "--quiet"]
-RUN += ["--optimizer.learning-rate", "3", "--schedule.period", "400", "--checkpoint-every", "7"]
+RUN += ["--optimizer.learning-rate", "2", "--schedule.period", "400", "--checkpoint-every", "7"]
 
 SPECTRUM = ["--k", "1", "--ntk-examples", "0", "--quiet", "--no-figures"]
 BIFURCATIONS = BifurcationConfig(diagrams="none")
@@ -65,7 +65,7 @@ def test_a_run_that_is_continued_keeps_its_name_and_changes_its_state(states):
 
 def test_check_looks_anew_at_a_run_that_has_grown(run, states, capsys):
     command = ["check", str(run), "--fail-on-crossing", "--quiet"]
-    assert main(command) != 1
+    assert main(command) == 0
     grow(run, states)
     capsys.readouterr()
     assert main(command) == 1
@@ -85,7 +85,7 @@ def test_plot_refuses_the_spectrum_of_a_run_that_has_grown(run, states, capsys):
     grow(run, states)
     capsys.readouterr()
     assert main(["plot", str(run)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = capsys.readouterr().err.splitlines()[-1]
     assert line.endswith(f"complete; `dlf-dynamics spectrum {run}` computes it anew")
     assert not run.with_suffix(".png").exists()
     old, now = load_spectrum(run.with_suffix(".spectrum.h5")), open_run(run)
@@ -155,7 +155,7 @@ def test_what_a_result_of_a_run_in_training_is_of_is_said(run, capsys):
     assert main(["plot", str(run)]) == 0
     assert line in capsys.readouterr().err
     assert main(["check", str(run), "--quiet"]) == 0
-    assert line in capsys.readouterr().out
+    assert line in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_run_that_takes_the_place_of_another_is_not_read_as_that_one(run, states, tmp_path):

@@ -15,6 +15,7 @@ from rich.table import Table
 from dlf_dynamics.cli import main
 from dlf_dynamics.commands.terminal import show
 from dlf_dynamics.progress import Stop
+from dlf_dynamics.runreader import header_sha256
 from dlf_dynamics.streams import printable
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -74,6 +75,7 @@ def test_ctrl_c_while_modules_are_imported_is_one_line():
 COMPUTE = """
     import jax
     from dlf_dynamics.progress import Stop
+from dlf_dynamics.runreader import header_sha256
 
     long = jax.jit(lambda x: jax.lax.while_loop(lambda x: x > 0, lambda x: 0.5 * x + 1, x))
     with Stop().listening():
@@ -214,6 +216,7 @@ def test_info_shows_the_text_of_a_file(capsys, run_path, tmp_path):
         text = file["provenance"][()].decode()
         del file["provenance"]
         file["provenance"] = text.replace('"argv"', '"\\u001b[2J\\u0007argv"')
+        file.attrs["header_sha256"] = header_sha256(file)
     assert main(["info", str(path)]) == 0
     printed = capsys.readouterr().out
     assert "\\x1b[2J\\x07argv" in printed

@@ -78,7 +78,10 @@ FAULTS = {
         lambda file: replace_dataset(file, "config", '{"stepz": 3}'),
         "its configuration: stepz is not a key; did you mean steps?",
     ),
-    "JSON": (lambda file: replace_dataset(file, "config", "{"), "its configuration: Expecting"),
+    "JSON": (
+        lambda file: replace_dataset(file, "config", "{"),
+        "its configuration: the configuration is no JSON: Expecting",
+    ),
     "order": (
         lambda file: set_item(file, "scalars/step", 3, 2),
         "/scalars/step does not increase",

@@ -49,7 +49,8 @@ def show(*results: str | Table) -> None:
     """Prints results on stdout, each from a new line."""
     console = _Console(markup=False, emoji=False, highlight=False)
     for result in results:
-        console.print(result)
+        # A line is a line, also in a pipe; tables keep to the width.
+        console.print(result, soft_wrap=isinstance(result, str))
 
 
 def interruptible(work: Callable[[Stop], Any], again: str) -> Any:
