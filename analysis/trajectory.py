@@ -62,6 +62,8 @@ class Solver(NamedTuple):
         max_matvecs: products per checkpoint and point at most.
         seed: of the random directions.
         segment_length: checkpoints in a segment, from one audit to the next where they are needed.
+        cold: whether each checkpoint is solved from random starts alone, also of a large network:
+            from the eigenvectors of another one, an eigenvalue that rose since may be missed.
     """
 
     curvature: Curvature
@@ -71,6 +73,7 @@ class Solver(NamedTuple):
     max_matvecs: int
     seed: int
     segment_length: int
+    cold: bool = False
 
     @classmethod
     def from_config(cls, run: Run, config: SpectrumConfig) -> Solver:
@@ -149,9 +152,10 @@ def solve_segment(
     if solver.one_pass:
         solved = _by_passes(run, solver, source, points)
         return _segment(solved, [], last, solver, keep_vectors=keep_vectors)
-    solved, audits = _by_warm_starts(run, solver, source, thresholds, last, points)
+    solved, audits = _one_by_one(run, solver, source, thresholds, last, points)
     if not all(audit[2] for audit in audits):
-        solved, _ = _by_warm_starts(run, solver, source, thresholds, None, points, always_cold=True)
+        anew = solver._replace(cold=True)
+        solved, _ = _one_by_one(run, anew, source, thresholds, None, points)
     return _segment(solved, audits, last, solver, keep_vectors=keep_vectors)
 
 
@@ -253,24 +257,25 @@ def _chosen(both: Float[Array, "2 params"], points: tuple[str, ...]) -> Array:
     return both[np.array([POINTS.index(point) for point in points])]
 
 
-def _by_warm_starts(
+def _one_by_one(
     run: Run,
     solver: Solver,
     source: Source,
     thresholds: Float[np.ndarray, " checkpoints"],
     last: np.ndarray | None,
     points: tuple[str, ...],
-    *,
-    always_cold: bool = False,
 ) -> tuple[list[_Solved], list[tuple]]:
-    """One checkpoint after another; audited at the last one, and where a threshold is crossed."""
+    """One checkpoint after another, each from the one before unless the solver is cold.
+
+    They are audited at the last one, and where a threshold is crossed.
+    """
     solved, audits = [], []
     sides = [0] * len(points)
     for index, (point,) in enumerate(source(1)):
         state = run.state(point)
         pairs, vectors = [], []
         for place, params in enumerate(_chosen(both_points(run.dynamics, state), points)):
-            start = None if always_cold or last is None else _usable(last[place])
+            start = None if solver.cold or last is None else _usable(last[place])
             found = _solve(run, solver, state, params, start)
             side = _side(found.pairs, solver, thresholds[index])
             due = index == len(thresholds) - 1 or side * sides[place] < 0

@@ -277,7 +277,7 @@ def test_a_device_or_a_pipe_is_not_replaced_by_a_result(capsys, run_path, tmp_pa
     message = "is a device or a pipe; expected the name of a file"
     with pytest.raises(FileError, match=message):
         write_whole(pipe, b"")
-    with pytest.raises(FileError, match=message), hold(Path(pipe)) as output, new_file(output):
+    with pytest.raises(FileError, match=message), hold(pipe) as output, new_file(output):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
     assert pipe.is_fifo()

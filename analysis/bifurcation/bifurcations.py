@@ -253,10 +253,9 @@ def _piece(run: Run, config: BifurcationConfig) -> int:
 
 def _solver(run: Run, config: BifurcationConfig, looks: int) -> Solver:
     """For the largest eigenvalue, at so many steps of a piece."""
-    settings = SpectrumConfig(
-        k=1, tol=config.tol, max_matvecs=config.max_matvecs, seed=config.seed, audit_every=1
-    )
-    return Solver.from_config(run, settings)._replace(segment_length=looks)
+    settings = SpectrumConfig(k=1, tol=config.tol, max_matvecs=config.max_matvecs, seed=config.seed)
+    # Cold, as `check` says "below" of each step that was looked at.
+    return Solver.from_config(run, settings)._replace(segment_length=looks, cold=True)
 
 
 def _with_events(

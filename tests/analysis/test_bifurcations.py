@@ -18,6 +18,7 @@ from dlf_dynamics import (
     ScheduleConfig,
     train,
 )
+from dlf_dynamics.analysis import trajectory
 from dlf_dynamics.analysis.bifurcation import frozen, instabilities
 from dlf_dynamics.analysis.bifurcation.bifurcations import (
     compute_bifurcations,
@@ -36,6 +37,7 @@ from dlf_dynamics.analysis.bifurcation.report import (
 )
 from dlf_dynamics.analysis.events import find_oscillations
 from dlf_dynamics.config import BifurcationConfig
+from dlf_dynamics.datasets import check_dataset
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.resultfile import Parts
 
@@ -63,6 +65,32 @@ def test_the_events_do_not_depend_on_which_checkpoints_were_recorded(
     assert same(other.instabilities, found.instabilities)
     assert len(found.crossings) >= 3
     assert len(found.instabilities) >= 1
+
+
+def test_an_eigenvalue_that_rises_out_of_another_space_is_not_missed(tmp_path, monkeypatch):
+    """Classes on features of their own take turns, so that the top eigenvectors are orthogonal."""
+    rng = np.random.default_rng(0)
+    inputs = np.zeros((24, 12))
+    for label in range(2):
+        features = rng.normal(size=(12, 6))
+        inputs[12 * label :][:12, 6 * label :][:, :6] = features - features.mean(axis=0)
+    labels = np.repeat([0, 1], 12)
+    config = RunConfig(
+        model=ModelConfig(widths=(), init="glorot-normal"),
+        loss=LossConfig("squared-error"),
+        schedule=ScheduleConfig(amplitude=9.0, period=20),
+        optimizer=OptimizerConfig(learning_rate=0.02),
+        steps=80,
+    )
+    dataset = check_dataset(inputs, labels, "disjoint")
+    run = train(config, tmp_path / "run.h5", dataset=dataset)
+    monkeypatch.setattr(trajectory, "PASS_SIZE", 0)  # as if it were a large network
+    motion = compute_bifurcations(run, replace(CONFIG, every=4)).motion
+    hessian = jax.jit(jax.hessian(run.problem.objective))
+    params = run.parameters()[0]  # the loss is quadratic: its Hessian depends on the step alone
+    top = [eigh(hessian(params, int(step)), eigvals_only=True)[-1] for step in motion.looked_at]
+    np.testing.assert_allclose(motion.values, top, rtol=1e-6)
+    assert len({int(step) // 20 for step in motion.looked_at}) == 4
 
 
 def test_crossings_are_at_the_steps_at_which_the_dense_sharpness_crosses(
