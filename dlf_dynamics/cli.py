@@ -140,7 +140,8 @@ def _one_line(complaint: str, command: str) -> str:
     for part in paragraphs:
         if part[0].startswith("Available subcommands: "):
             told += f"; commands: {part[0].partition(': ')[2]}"
-    return f"{told.rstrip('. ') or 'the options could not be read'} (see --help)"
+    told = shortened(told.rstrip(". "), 500)
+    return f"{told or 'the options could not be read'} (see --help)"
 
 
 def _misplaced(found: re.Match[str]) -> str:

@@ -85,12 +85,14 @@ def _run(name: str, check: Check, seeds: range, originals: Path, scratch: Path, 
 
 
 def _kind(fault: str) -> str:
-    for word in ("Traceback", "hang", "valid", "process died"):
-        if word in fault:
-            return {"Traceback": "tracebacks", "hang": "hangs", "valid": "false verdicts"}.get(
-                word, word
-            )
-    return "others"
+    kinds = {
+        "Traceback": "tracebacks",
+        "hang": "hangs",
+        "process died": "dead processes",
+        "other rows": "wrong rows",
+        "says valid": "false verdicts",
+    }
+    return next((kind for word, kind in kinds.items() if word in fault), "others")
 
 
 if __name__ == "__main__":
