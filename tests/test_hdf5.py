@@ -34,7 +34,7 @@ def originals(tmp_path_factory):
     with create(folder / "study.h5", Study(CONFIG, (("model.seed", (0, 1, 2)),))) as writer:
         writer.append(1, Outcome("complete", loss=0.5))
     arrays = {"values": np.arange(5.0), "names": np.array([b"a", b"b"])}
-    write(folder / "part.h5", Result("spectrum part", run.run_id, {"k": 1}, "{}", arrays))
+    write(folder / "part.h5", Result("spectrum part", run.source, {"k": 1}, "{}", arrays))
     return folder
 
 

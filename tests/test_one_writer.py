@@ -91,7 +91,7 @@ def test_a_study_that_is_being_written_is_left_alone(tmp_path, capsys):
 def test_a_result_that_is_being_computed_is_left_alone(analysis, path, capsys):
     result = "bifurcations" if analysis == "check" else analysis
     output = path.with_suffix(f".{result}.h5")
-    parts = Parts(path.with_suffix(f".{result}.parts"), result, open_run(path))
+    parts = Parts(path.with_suffix(f".{result}.parts"), result, open_run(path), {})
     with hold(output):
         parts.get_or_make("first", lambda: {"x": np.ones(1)})
         line = line_of(capsys, analysis, path, "--quiet")

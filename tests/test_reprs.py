@@ -72,7 +72,7 @@ def test_a_repr_tells_types_shapes_and_counts():
         "a" * 500,
         np.zeros((2801, 3)),
         np.array([1.5, np.nan]),
-        [Branches(*[np.zeros(9)] * 4)] * 7,
+        [Branches(*[np.zeros(9)] * 9)] * 7,
         SpectrumConfig(),
         {"loss": np.zeros(9), "accuracy": np.zeros(9)},
     )
@@ -100,7 +100,7 @@ def test_what_is_traced_shows_itself():
 
     double(np.ones(2))
     assert shown[0].count("=float64[2]") == 6
-    assert repr(Branches(*[jnp.ones(2)] * 4)).count("=[1.0, 1.0]") == 4
+    assert repr(Branches(*[jnp.ones(2)] * 9)).count("=[1.0, 1.0]") == 9
 
 
 def test_the_largest_things_are_shown_at_once():

@@ -61,7 +61,7 @@ def predicted_onset(
         visible: amplitude that is seen at each step.
 
     >>> predicted_onset(np.full(100, 2.0), 1e-6, np.full(100, 1.0))
-    20
+    21
     """
     with np.errstate(over="ignore", invalid="ignore"):
         # What a step makes of the deviation is there at the next one.
@@ -83,7 +83,7 @@ def forgotten_from(
         amplitude: of the oscillation at each step, or more.
         noise: standard deviation of what each step adds.
 
-    >>> forgotten_from(np.full(10, 0.1), np.ones(10), 1e-6)
+    >>> forgotten_from(np.full(10, 0.1), np.ones(10), 2e-6)
     4
     """
     with np.errstate(divide="ignore", invalid="ignore"):

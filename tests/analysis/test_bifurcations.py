@@ -245,10 +245,10 @@ def test_what_else_is_known_keeps_a_run_from_being_called_below(calm):
     run, found = calm
     each = look_at_each_step(run, found)
     reason = lambda **changes: verdict(replace(each, **changes))  # noqa: E731
-    answer, (line,) = reason(status="diverged")
+    answer, (line,) = reason(source=replace(each.source, status="diverged"))
     assert answer == "undecided"
     assert line.startswith("cannot be told: the run diverged, though it was not seen above")
-    answer, (line,) = reason(status="running")
+    answer, (line,) = reason(source=replace(each.source, status="running"))
     assert answer == "undecided"
     assert "still being written, or its writer was killed" in line
     answer, (line,) = reason(deviation=1e-3, note="replayed steps miss the checkpoints")

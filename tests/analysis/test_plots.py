@@ -69,7 +69,7 @@ def test_both_figures_are_drawn_and_written_for_every_kind_of_run(
 def test_text_of_others_is_drawn_as_text(name, small, trained, analysed, tmp_path):
     run, spectrum = trained(small), replace(analysed(small), label=name)
     figure = plots.bifurcation_figure(run, spectrum)
-    plots.save(figure, tmp_path / "run", ["png"])
+    style.save(figure, tmp_path / "run", ["png"])
     title = figure.get_suptitle()
     assert printable(name[:100]) in title.replace(r"\$", "$")
     assert len(title) < 1000
