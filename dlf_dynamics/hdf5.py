@@ -208,8 +208,10 @@ def check_format(file: h5py.File, path: Path, expected: Format) -> None:
             f"not {expected.name!r})"
         )
     stored = attribute(file, "format_version")
+    if not re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,4}", stored):
+        raise ContentError(f"its format version is {stored[:100]!r}")
     major, found_major = (version.split(".")[0] for version in (expected.version, stored))
-    if found_major.isdecimal() and int(found_major) < int(major):
+    if int(found_major) < int(major):
         raise StaleError(
             f"{path} was made by an older version (format {stored[:100]}; this program reads "
             f"{major}.x)",
@@ -220,8 +222,6 @@ def check_format(file: h5py.File, path: Path, expected: Format) -> None:
             f"{path} has format version {stored[:100]}; this program reads {major}.x: "
             "use a newer dlf-dynamics"
         )
-    if not re.fullmatch(r"\d{1,4}\.\d{1,4}", stored):
-        raise ContentError(f"its format version is {stored[:100]!r}")
 
 
 def minor_version(file: h5py.File) -> int:

@@ -75,7 +75,6 @@ def test_ctrl_c_while_modules_are_imported_is_one_line():
 COMPUTE = """
     import jax
     from dlf_dynamics.progress import Stop
-from dlf_dynamics.runreader import header_sha256
 
     long = jax.jit(lambda x: jax.lax.while_loop(lambda x: x > 0, lambda x: 0.5 * x + 1, x))
     with Stop().listening():
