@@ -46,8 +46,9 @@ def check_file(seed: int, originals: Path, folder: Path, worker: Worker) -> tupl
             faults.append(f"{' '.join(arguments)}: {fault}")
         if arguments[0] in ("info", "validate", "plot", "check") and path.read_bytes() != damaged:
             faults.append(f"{' '.join(arguments)}: changed the file")
-        if arguments[0] in ("train", "sweep", "repair"):
-            path.write_bytes(damaged)
+        # What continues a file changes it, and parts go once their analysis is whole.
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(damaged)
     faults += _contradictions(ends)
     if ends["validate"].code == 0:
         faults += _other_rows(path, originals / name)
