@@ -248,7 +248,7 @@ def typed(kind: type[Record], values: Mapping[str, Any]) -> Record:
             raise ContentError(f"{name} is not a field of {kind.__name__}")
     arrays = {name for name in fields if _is_array(fields[name])} & checked.keys()
     require_shapes({name: (checked[name], fields[name]) for name in sorted(arrays)})
-    for name in checked.keys() - arrays:
+    for name in sorted(checked.keys() - arrays):  # the same complaint each time
         if fields[name] is not np.ndarray or not isinstance(checked[name], np.ndarray):
             checked[name] = _in_type(checked[name], fields[name], name)
     try:

@@ -142,7 +142,10 @@ FAULTS = {
         with_settings(lambda s: s["curvature"].update(colour="red")),
         "colour is not a field of Curvature",
     ),
-    "ends": (with_settings(lambda s: s.update(ends=["a", "b"])), "is 'a'; expected a whole number"),
+    "ends": (
+        with_settings(lambda s: s.update(ends=["a", "b"])),
+        "bottom is 'b'; expected a whole number",
+    ),
 }
 
 
