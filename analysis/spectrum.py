@@ -332,7 +332,7 @@ def load_spectrum(path: str | Path, run: Run | None = None) -> Spectrum:
 
     Args:
         path: of the file.
-        run: that it must be of, in the state that it is in now; none takes any.
+        run: the run that it must be of, in its present state; none takes any.
 
     Raises:
         FileError: when it cannot be read or is damaged.

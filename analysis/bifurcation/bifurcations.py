@@ -194,8 +194,8 @@ def look_at_each_step(
     Only steps that were not looked at are, and the events are told anew if crossings were found.
 
     Args:
-        run: that was analysed.
-        found: of `compute_bifurcations`.
+        run: the run that was analysed.
+        found: the result of `compute_bifurcations`.
         parts: where finished parts are kept, so that an interrupted analysis goes on.
         progress: told how many steps are done.
     """
@@ -366,7 +366,7 @@ def load_bifurcations(path: str | Path, run: Run | None = None) -> Bifurcations:
 
     Args:
         path: of the file.
-        run: that it must be of, in the state that it is in now; none takes any.
+        run: the run that it must be of, in its present state; none takes any.
 
     Raises:
         FileError: when it cannot be read or is damaged.

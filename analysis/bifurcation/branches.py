@@ -82,7 +82,7 @@ class Branches(NamedTuple):
             oscillates by more than `AT_REST`.
         amplitude: of the orbit of period 2, along the top eigenvector of the diagram; NaN where
             nothing oscillates, no orbit was found, or it lies across this direction.
-        residual: of the rod equation, relative.
+        residual: relative residual of the rod equation.
         multiplier: of two steps on the orbit, the one of largest modulus that was found, but for
             the neutral ones.
         multiplier_residual: ‖Jx - μx‖ for its eigenvector x of unit length, from fresh products;

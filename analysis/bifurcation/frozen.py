@@ -67,10 +67,10 @@ class FrozenDiagram:
         converged: of the exponents.
         branch_centre: see `Branches.centre`.
         branch_opposed: see `Branches.opposed`, and so on.
-        branch_amplitude: of the orbit of period 2.
-        branch_residual: of the rod equation.
+        branch_amplitude: amplitude of the orbit of period 2.
+        branch_residual: residual of the rod equation.
         branch_multiplier: complex.
-        branch_multiplier_residual: of its eigenvector.
+        branch_multiplier_residual: residual of its eigenvector.
         branch_neutral: multipliers that were counted near +1.
         branch_stability: what is known of them, as bytes.
     """
