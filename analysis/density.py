@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from dlf_dynamics.analysis.devices import filled, map_over_devices
 from dlf_dynamics.analysis.ritz import rounding, unit_outside
@@ -307,7 +307,7 @@ def _summarise(
     """
     mean, error = _mean(np.asarray(rules.outside), axis=-2)
     square, (spread, square_spread) = mean[..., 1], np.moveaxis(error, -1, 0)
-    quantile = student_t.ppf(0.975, settings.num_probes - 2)
+    quantile = stdtrit(settings.num_probes - 2, 0.975)  # of Student's t distribution
     share = quantile * square_spread / np.where(square > 0, square, 1)
     factor = quantile * np.where(share > 0, np.expm1(share) / np.where(share > 0, share, 1), 1)
     trace, square = np.moveaxis(np.asarray(rules.inside) + mean, -1, 0)

@@ -25,10 +25,15 @@ from dlf_dynamics.problem import Problem
 from dlf_dynamics.schedules import Schedule, make_schedule
 
 
-def initial_parameters(config: RunConfig, dataset: Dataset) -> PyTree:
+def initial_parameters(config: RunConfig, dataset: Dataset, key: Array | None = None) -> PyTree:
     """The parameters at step 0.
 
     Those of bfloat16 and float16 are the ones of float32, rounded.
+
+    Args:
+        config: of the run.
+        dataset: inputs and labels.
+        key: to draw them with, of two numbers, instead of the one of the run's seed.
 
     Raises:
         ConfigError: when float64 is asked for and not enabled in JAX, or when there is not as much
@@ -39,9 +44,8 @@ def initial_parameters(config: RunConfig, dataset: Dataset) -> PyTree:
     model = make_model(config.model)
     _require_fit(config, dataset)
     with random_stream(config):
-        key = jax.random.PRNGKey(config.model.seed)
         drawn = model.init(
-            key,
+            jax.random.PRNGKey(config.model.seed) if key is None else key,
             dataset.inputs.shape[1:],
             num_outputs(config, dataset),
             jnp.dtype(config.vector_dtype),
@@ -72,7 +76,9 @@ def _require_fit(config: RunConfig, dataset: Dataset) -> None:
 
 def parameter_layout(config: RunConfig, dataset: Dataset) -> Layout:
     """The form of the parameters; to draw them would take seconds, most of them compiling."""
-    return Layout.of(jax.eval_shape(lambda: initial_parameters(config, dataset)))
+    # With a key that is known, they would be drawn where constants are folded (`Run.dynamics`).
+    key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    return Layout.of(jax.eval_shape(lambda key: initial_parameters(config, dataset, key), key))
 
 
 def build(
@@ -80,6 +86,7 @@ def build(
     dataset: Dataset,
     schedule: Schedule | None = None,
     origin: Float[Array | np.ndarray, " params"] | None = None,
+    layout: Layout | None = None,
 ) -> Dynamics:
     """The dynamics of a run.
 
@@ -88,6 +95,7 @@ def build(
         dataset: inputs and labels.
         schedule: class weights to use instead of those of the configuration.
         origin: the run's initial parameters, flat, where the network is expanded about them.
+        layout: of the parameters, where the caller has found it; it takes half a second.
 
     Raises:
         ConfigError: when float64 is asked for and not enabled in JAX.
@@ -97,7 +105,7 @@ def build(
     classes = num_outputs(config, dataset)
     epoch = epoch_steps(len(dataset.labels), config.batch_size)
     schedule = schedule or make_schedule(config.schedule, classes, epoch)
-    layout = parameter_layout(config, dataset)
+    layout = layout or parameter_layout(config, dataset)
     return assemble(config, layout, dataset, schedule, config.optimizer, origin)
 
 

@@ -298,7 +298,7 @@ class Run:
         with jax.ensure_compile_time_eval():
             if self.recording is None:
                 schedule = self._recorded_schedule()
-                found = build(self.config, self.dataset, schedule, self.origin)
+                found = build(self.config, self.dataset, schedule, self.origin, self.layout)
                 self._require_fit(found)
                 return found
             if self._setup is not None:
@@ -385,7 +385,7 @@ def stack_points(run: Run, points: Sequence[Point]) -> State:
     layout = run.dynamics.state_layout(jnp.asarray(params[0]))
     return State(
         jnp.asarray(params),
-        jnp.stack([p.previous_update for p in points]),
+        jnp.asarray(np.stack([p.previous_update for p in points])),
         jax.vmap(layout.unflatten)(jnp.asarray(optimizer)),
         jnp.array([p.step for p in points], jnp.int32),
     )
