@@ -5,7 +5,8 @@
   python tests/stress kills --count 100     SIGKILL at any moment, then --resume, bit for bit
 
 Each number is reproduced by its seed: `--seed N --count 1`. The exit code is 1 where anything was
-found: a traceback, a hang, a wrong row, a verdict of "valid" on a file that others call damaged.
+found: a traceback, a hang, a wrong row, a verdict of "valid" on a file that others call damaged; or
+where the harness itself failed, which does not end the run.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -65,7 +67,10 @@ def _run(name: str, check: Check, seeds: range, originals: Path, scratch: Path, 
         if not hasattr(local, "worker"):
             local.worker = Worker()
             workers.append(local.worker)
-        return seed, *check(seed, originals, scratch / f"{name}-{seed}", local.worker)
+        try:
+            return seed, *check(seed, originals, scratch / f"{name}-{seed}", local.worker)
+        except Exception:
+            return seed, "not checked", [f"the harness failed: {traceback.format_exc(limit=-3)}"]
 
     bad, kinds = 0, Counter()
     with ThreadPoolExecutor(jobs) as pool:
@@ -86,6 +91,7 @@ def _run(name: str, check: Check, seeds: range, originals: Path, scratch: Path, 
 
 def _kind(fault: str) -> str:
     kinds = {
+        "the harness failed": "errors of the harness",
         "Traceback": "tracebacks",
         "hang": "hangs",
         "process died": "dead processes",
