@@ -32,6 +32,7 @@ from dlf_dynamics.runreader import (
     is_sparse,
     read_config,
     read_data,
+    read_held_out,
     read_rows,
     read_scalars,
     require_header,
@@ -259,7 +260,8 @@ class Run:
         Raises:
             FileError: when the recipe no longer gives the data that the run was trained on.
         """
-        stored = self._stored_data("inputs", "targets", self.data_sha256)
+        with self._file() as file:
+            stored = read_data(file, "inputs", "targets", self.data_sha256)
         if stored is not None:
             return stored
         dataset = dataclasses.replace(load_dataset(self.config.data), validation=None)
@@ -271,16 +273,11 @@ class Run:
     def held_out(self) -> Dataset | None:
         """The examples held out for validation, which analyses do not need; none without them."""
         with self._file() as file:
-            sha256 = file["data"].attrs.get("validation_sha256")
+            stored = read_held_out(file)
             without = VALIDATION[0] not in file or "data/inputs" in file
-        stored = self._stored_data("validation_inputs", "validation_targets", sha256)
         if stored is not None or without:
             return stored
         return load_dataset(self.config.data).validation
-
-    def _stored_data(self, inputs: str, targets: str, sha256: str | None) -> Dataset | None:
-        with self._file() as file:
-            return read_data(file, inputs, targets, sha256)
 
     @cached_property
     def validation(self) -> Mapping[str, Float[np.ndarray, " checkpoints"]]:

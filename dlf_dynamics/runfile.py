@@ -228,7 +228,7 @@ def open_file(path: Path, check: Callable[[h5py.File], None] | None = None) -> I
 
 
 def _check(file: h5py.File) -> None:
-    for fault in schema.faults(file, schema.entries(file)):
+    for fault in schema.faults(file):
         raise ContentError(fault)
     if file.swmr_mode and is_cut_off(file):
         raise ContentError("its end was cut off")
@@ -284,7 +284,7 @@ def _declare(file: h5py.File, dtype: str, sizes: Sizes, entries: tuple[Entry, ..
     for axis, steps in STEP_OF.items():
         values = _declared(file, axis, entries)
         for path in values:
-            link = path.replace("/value", "/step")
+            link = schema.step_beside(path)
             if link not in file:
                 file[link] = file[steps]
         if CHECKSUM_OF[axis] in file:

@@ -24,8 +24,8 @@ from dlf_dynamics.hdf5 import (
     minor_version,
     text,
 )
-from dlf_dynamics.runwriter import RESUME, Point, covered
-from dlf_dynamics.schema import CHECKSUM_OF, RESUME_CHECKSUM, STEP_OF
+from dlf_dynamics.runwriter import RESUME, Point
+from dlf_dynamics.schema import CHECKSUM_OF, RESUME_CHECKSUM, STEP_OF, covered
 
 
 def grown(file: h5py.File, axis: str) -> list[str]:
@@ -79,8 +79,8 @@ def read_rows(
     """
     values = [_taken(dataset_at(file, path), chosen) for path in paths]
     if has_checksums(file):
-        sums = dataset_at(file, CHECKSUM_OF["checkpoints"])
-        names, expected = covered(sums), _taken(sums, chosen)
+        names = covered(file, "checkpoints")
+        expected = _taken(dataset_at(file, CHECKSUM_OF["checkpoints"]), chosen)
         steps = _taken(dataset_at(file, STEP_OF["checkpoints"]), chosen)
         for path, rows in zip(paths, values, strict=True):
             if path not in names:
@@ -100,7 +100,7 @@ def read_scalars(file: h5py.File, rows: slice) -> dict[str, np.ndarray]:
     found = {path: dataset_at(file, path)[rows] for path in paths}
     if has_checksums(file):
         expected = dataset_at(file, CHECKSUM_OF["steps"])
-        names, steps = covered(expected), dataset_at(file, STEP_OF["steps"])[rows]
+        names, steps = covered(file, "steps"), dataset_at(file, STEP_OF["steps"])[rows]
         if set(names) != set(paths):
             raise ContentError("/scalars has other datasets than checksums are there for")
         sums = checksums.of_joined_rows(steps, [found[name] for name in names])
@@ -166,6 +166,18 @@ def read_data(file: h5py.File, inputs: str, targets: str, sha256: str | None) ->
         return check_dataset(found[0], found[1], where)
     except DataError as error:
         raise ContentError(str(error)) from error
+
+
+def read_held_out(file: h5py.File) -> Dataset | None:
+    """The examples held out for validation; none where they are not in the file.
+
+    Raises:
+        ContentError: when they are not what was written, or no data.
+    """
+    sha256 = file["data"].attrs.get("validation_sha256")
+    if sha256 is not None:
+        dataset_at(file, "data/validation_inputs")
+    return read_data(file, "validation_inputs", "validation_targets", sha256)
 
 
 def read_config(file: h5py.File) -> RunConfig | dict[str, Any]:

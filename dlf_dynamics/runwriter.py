@@ -20,7 +20,6 @@ from jaxtyping import Float, Int
 from dlf_dynamics import checksums
 from dlf_dynamics.errors import FileError
 from dlf_dynamics.hdf5 import (
-    ContentError,
     dataset_at,
     errno,
     has_own_chunks,
@@ -30,7 +29,7 @@ from dlf_dynamics.hdf5 import (
 from dlf_dynamics.memory import bytes_in_words
 from dlf_dynamics.outputs import Output, partial_path
 from dlf_dynamics.reprs import brief
-from dlf_dynamics.schema import CHECKSUM_OF, RESUME_CHECKSUM, STEP_OF, VALIDATION
+from dlf_dynamics.schema import CHECKSUM_OF, RESUME_CHECKSUM, STEP_OF, VALIDATION, covered
 
 RESUME = ("resume/parameters", "resume/previous_update", "resume/optimizer")
 """The vectors of the state at which an interrupted run stopped."""
@@ -147,23 +146,11 @@ class RunWriter:
     ) -> Int[np.ndarray, "rows ..."]:
         """Of the rows as they will be on file."""
         if axis not in self._covered:
-            self._covered[axis] = covered(dataset_at(self._file, CHECKSUM_OF[axis]))
+            self._covered[axis] = covered(self._file, axis)
         values = [rows[path] for path in self._covered[axis]]
         if axis == "steps":
             return checksums.of_joined_rows(steps, values)
         return np.stack([checksums.of_rows(steps, value) for value in values], axis=1)
-
-
-def covered(sums: h5py.Dataset) -> list[str]:
-    """Paths of the values that a dataset of checksums is of, in its order.
-
-    Raises:
-        ContentError: when it does not say.
-    """
-    names = np.asarray(sums.attrs.get("values"))
-    if names.ndim != 1 or not all(isinstance(name, str) for name in names):
-        raise ContentError("the checksums do not say what they are of")
-    return names.tolist()
 
 
 def _rows(vectors: list[np.ndarray]) -> np.ndarray:

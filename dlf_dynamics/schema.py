@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import h5py
 import numpy as np
 
-from dlf_dynamics.hdf5 import ContentError, Format, minor_version
+from dlf_dynamics.hdf5 import ContentError, Format, dataset_at, minor_version
 
 FORMAT = Format("run file", "dlf-dynamics-run", "1.3", "it cannot be repaired")
 
@@ -28,6 +28,7 @@ class Entry:
         units: of the values.
         description: one line.
         optional: whether a valid file may lack it.
+        beside: path of another dataset; where that is, this one is, too.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Entry:
     units: str
     description: str
     optional: bool = False
+    beside: str = ""
 
     @property
     def growing(self) -> bool:
@@ -59,8 +61,9 @@ SCHEMA: tuple[Entry, ...] = (
         "",
         "inputs; absent when over 64 MiB, and where the data are the user's own",
         True,
+        beside="data/targets",
     ),
-    Entry("data/targets", ("examples",), "int", "", "class labels", True),
+    Entry("data/targets", ("examples",), "int", "", "class labels", True, beside="data/inputs"),
     Entry(
         "data/validation_inputs",
         ("held out", "..."),
@@ -68,8 +71,17 @@ SCHEMA: tuple[Entry, ...] = (
         "",
         "inputs of the examples held out; absent as those above",
         True,
+        beside="data/validation_targets",
     ),
-    Entry("data/validation_targets", ("held out",), "int", "", "their class labels", True),
+    Entry(
+        "data/validation_targets",
+        ("held out",),
+        "int",
+        "",
+        "their class labels",
+        True,
+        beside="data/validation_inputs",
+    ),
     Entry("parameters/value", ("checkpoints", "params"), "float", "", "parameters θ_t, flat"),
     Entry("parameters/step", ("checkpoints",), "int", "updates", "t of each checkpoint"),
     Entry(
@@ -86,6 +98,7 @@ SCHEMA: tuple[Entry, ...] = (
         "",
         "of a run of `Recorder`: 1 where the step before was seen, 0 where the update is NaN",
         True,
+        beside="recording",
     ),
     Entry(
         "optimizer/value",
@@ -94,6 +107,7 @@ SCHEMA: tuple[Entry, ...] = (
         "",
         "optimizer state before the update of step t, flat",
         True,
+        beside="resume/optimizer",
     ),
     Entry(
         "objective/value",
@@ -102,6 +116,7 @@ SCHEMA: tuple[Entry, ...] = (
         "",
         "of a run of `Recorder`: F(θ_t, t) of its problem; NaN where it was not evaluated",
         True,
+        beside="recording",
     ),
     Entry(
         "validation_loss/value",
@@ -110,6 +125,7 @@ SCHEMA: tuple[Entry, ...] = (
         "nats or squared outputs",
         "static loss of θ_t on the examples held out; absent where there are none",
         True,
+        beside="validation_accuracy/value",
     ),
     Entry(
         "validation_accuracy/value",
@@ -118,6 +134,7 @@ SCHEMA: tuple[Entry, ...] = (
         "fraction",
         "of the examples held out, those whose largest output is their label's",
         True,
+        beside="validation_loss/value",
     ),
     _scalar("loss", "nats or squared outputs", "F(θ_t, t), weighted, on the examples of step t"),
     _scalar("static_loss", "nats or squared outputs", "the same with all weights 1"),
@@ -127,10 +144,18 @@ SCHEMA: tuple[Entry, ...] = (
     _scalar("update_cosine", "", "cosine of the updates θ_(t+1) - θ_t and θ_t - θ_(t-1)"),
     _scalar("class_weights", "", "Γ_i(t), summing to the number of classes", "classes"),
     Entry("scalars/step", ("steps",), "int", "updates", "t of each row"),
-    Entry("resume/parameters", ("params",), "float", "", "where an interrupted run stopped", True),
-    Entry("resume/previous_update", ("params",), "float", "", "as at a checkpoint", True),
-    Entry("resume/optimizer", ("state",), "float", "", "as at a checkpoint", True),
-    Entry("resume/step", (), "int", "updates", "-1 unless the run was interrupted", True),
+    Entry("resume/parameters", ("params",), "float", "", "where an interrupted run stopped"),
+    Entry("resume/previous_update", ("params",), "float", "", "as at a checkpoint"),
+    Entry(
+        "resume/optimizer",
+        ("state",),
+        "float",
+        "",
+        "as at a checkpoint",
+        True,
+        beside="optimizer/value",
+    ),
+    Entry("resume/step", (), "int", "updates", "-1 unless the run was interrupted"),
     Entry(
         "checksums/checkpoints",
         ("checkpoints", "values"),
@@ -141,9 +166,7 @@ SCHEMA: tuple[Entry, ...] = (
     Entry(
         "checksums/steps", ("steps",), "int", "CRC-32", "of all scalars of a row, after its step"
     ),
-    Entry(
-        "checksums/resume", (), "int", "CRC-32", "of the vectors in `/resume`, after the step", True
-    ),
+    Entry("checksums/resume", (), "int", "CRC-32", "of the vectors in `/resume`, after the step"),
 )
 """Every dataset of a run file. Values are written before the step that makes them valid."""
 
@@ -179,22 +202,46 @@ def recorded(scalars: Sequence[str]) -> tuple[Entry, ...]:
     paths = [own_scalar(name) for name in scalars]
     columns = [known.get(entry.path, entry) for entry in paths]
     absent = ("resume/", RESUME_CHECKSUM, *VALIDATION)
-    rest = [e for e in SCHEMA if not e.path.startswith(absent) and not _is_scalar(e)]
+    rest = [e for e in SCHEMA if not e.path.startswith(absent) and not _is_scalar(e.path)]
     return (*rest, *columns)
 
 
 def entries(file: h5py.File) -> tuple[Entry, ...]:
-    """The entries of an open run file, by what it is and its version."""
+    """The entries of an open run file: by what it is, its version, and what has checksums.
+
+    Raises:
+        ContentError: when it does not say.
+    """
+    checked = minor_version(file) >= WITH_CHECKSUMS
+    summed = {axis: covered(file, axis) if checked else [] for axis in CHECKSUM_OF}
     if "recording" not in file:
-        found = trained(validation=VALIDATION[0] in file)
+        there = (path in file or path in summed["checkpoints"] for path in VALIDATION)
+        found = trained(validation=any(there))
     else:
+        names = [path.split("/")[1] for path in summed["steps"] if _is_scalar(path)]
         scalars = file.get("scalars")
         if not isinstance(scalars, h5py.Group):
             raise ContentError("/scalars is missing")
-        found = recorded([str(name) for name in scalars if name != "step"])
-    if minor_version(file) >= WITH_CHECKSUMS:
-        return found
-    return tuple(entry for entry in found if not entry.path.startswith("checksums/"))
+        names += [str(name) for name in scalars if name not in ("step", *names)]
+        found = recorded(names)
+    if not checked:
+        return tuple(entry for entry in found if not entry.path.startswith("checksums/"))
+    required = {path for paths in summed.values() for path in paths}
+    return tuple(replace(e, optional=e.optional and e.path not in required) for e in found)
+
+
+def covered(file: h5py.File, axis: str) -> list[str]:
+    """Paths of the values that the checksums along an axis are of, in their order.
+
+    Raises:
+        ContentError: when they do not say.
+    """
+    sums = dataset_at(file, CHECKSUM_OF[axis])
+    names = np.asarray(sums.attrs.get("values"))
+    named = names.ndim == 1 and all(isinstance(name, str) for name in names)
+    if not named or sums.shape[1:] not in ((), names.shape):
+        raise ContentError(f"attribute values of /{CHECKSUM_OF[axis]} does not name its values")
+    return names.tolist()
 
 
 _KINDS: dict[str, tuple[Any, ...]] = {
@@ -205,17 +252,26 @@ _KINDS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def faults(file: h5py.File, entries: Sequence[Entry]) -> Iterator[str]:
-    """How the datasets of an open file differ from what they should be, a line each.
+def faults(file: h5py.File) -> Iterator[str]:
+    """How the datasets of an open run file differ from what they should be, a line each.
 
     Compared are presence, number of axes, type and the lengths of shared axes. Axes that grow are
     left out: the last row of some may not be there yet.
     """
+    try:
+        expected = entries(file)
+    except ContentError as error:
+        yield str(error)
+    else:
+        yield from _differences(file, expected)
+
+
+def _differences(file: h5py.File, expected: Sequence[Entry]) -> Iterator[str]:
     lengths: dict[str, tuple[int, str]] = {}
     types: dict[str, tuple[Any, str]] = {}
-    for entry in entries:
+    for entry in expected:
         dataset = file.get(entry.path)
-        if dataset is None and not entry.optional:
+        if dataset is None and (not entry.optional or entry.beside in file):
             yield f"/{entry.path} is missing"
         if dataset is None:
             continue
@@ -228,19 +284,24 @@ def faults(file: h5py.File, entries: Sequence[Entry]) -> Iterator[str]:
             yield f"/{entry.path} has {dataset.ndim} axes; expected at least {len(entry.dims)}"
         kinds = _KINDS[entry.kind]
         native = dataset.dtype.isnative and any(np.issubdtype(dataset.dtype, k) for k in kinds)
-        expected, first = types.setdefault(entry.kind, (dataset.dtype, entry.path))
-        if not native or (entry.kind == "float" and dataset.dtype != expected):
-            told = entry.kind if not native else f"{expected}, as /{first}"
+        other, first = types.setdefault(entry.kind, (dataset.dtype, entry.path))
+        if not native or (entry.kind == "float" and dataset.dtype != other):
+            told = entry.kind if not native else f"{other}, as /{first}"
             yield f"/{entry.path} is of type {dataset.dtype}; expected {told}"
         fixed = zip(entry.dims[entry.growing :], dataset.shape[entry.growing :], strict=False)
         for axis, length in fixed:
-            other, first = lengths.setdefault(axis, (length, entry.path))
-            if length != other and axis != "...":
-                yield f"/{entry.path} has {length} {axis}; expected {other}, as /{first}"
+            same, first = lengths.setdefault(axis, (length, entry.path))
+            if length != same and axis != "...":
+                yield f"/{entry.path} has {length} {axis}; expected {same}, as /{first}"
 
 
-def _is_scalar(entry: Entry) -> bool:
-    return entry.path.startswith("scalars/") and entry.path.endswith("/value")
+def _is_scalar(path: str) -> bool:
+    return path.startswith("scalars/") and path.endswith("/value")
+
+
+def step_beside(path: str) -> str:
+    """Where the steps of a growing value are found, as another name of those of its axis."""
+    return f"{path.rpartition('/')[0]}/step"
 
 
 def growing(axis: str, of: Sequence[Entry] = SCHEMA) -> Iterator[Entry]:

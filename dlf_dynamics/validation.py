@@ -19,6 +19,7 @@ from dlf_dynamics.runreader import (
     grown,
     read_config,
     read_data,
+    read_held_out,
     read_rows,
     read_scalars,
     require_header,
@@ -38,7 +39,7 @@ def problems(path: Path) -> list[str]:
         FileError: when it cannot even be opened as a run file.
     """
     with open_file(path, check=_nothing) as file:
-        found = list(schema.faults(file, schema.entries(file)))
+        found = list(schema.faults(file))
         if not found and file.swmr_mode and is_cut_off(file):
             found = ["its end was cut off"]
         if not found:
@@ -81,12 +82,15 @@ def _axes(file: h5py.File) -> Iterator[str]:
             length = len(dataset_at(file, other))
             if length != len(steps):
                 yield f"/{other} has {length} rows; expected {len(steps)}, as /{path}"
+        values = (entry.path for entry in schema.growing(axis, schema.entries(file)))
+        for name in sorted({schema.step_beside(value) for value in values if value in file}):
+            if file.get(name) != file[path]:
+                yield f"/{name} is not the dataset /{path}; expected another name of it (repair it)"
 
 
 def _data(file: h5py.File) -> Iterator[str]:
     yield from _fault(read_data, file, "inputs", "targets", attribute(file["data"], "sha256"))
-    sha256 = file["data"].attrs.get("validation_sha256")
-    yield from _fault(read_data, file, "validation_inputs", "validation_targets", sha256)
+    yield from _fault(read_held_out, file)
 
 
 def _checkpoints(file: h5py.File) -> Iterator[str]:

@@ -2,10 +2,21 @@ import shutil
 from dataclasses import replace
 
 import h5py
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from dlf_dynamics import DataConfig, ModelConfig, OptimizerConfig, RunConfig, schema, train
+from dlf_dynamics import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Problem,
+    Recorder,
+    RunConfig,
+    schema,
+    train,
+)
 from dlf_dynamics.configfile import to_json
 from dlf_dynamics.errors import FileError
 from dlf_dynamics.validation import problems
@@ -45,6 +56,11 @@ def set_item(file: h5py.File, name: str, place, value) -> None:
     dataset = file[name]
     assert isinstance(dataset, h5py.Dataset)
     dataset[place] = value
+
+
+def as_group(file: h5py.File, name: str) -> None:
+    del file[name]
+    file.create_group(name)
 
 
 def test_a_file_that_training_wrote_has_no_problems(path):
@@ -162,6 +178,18 @@ FAULTS = {
         lambda file: file.attrs.update(created="today"),
         "its configuration, provenance or attributes are not what was written",
     ),
+    "data held out that are gone": (
+        lambda file: [file.pop(f"data/validation_{name}") for name in ("inputs", "targets")],
+        "/data/validation_inputs is missing",
+    ),
+    "steps beside a value": (
+        lambda file: replace_dataset(file, "scalars/accuracy/step", np.arange(21)),
+        "/scalars/accuracy/step is not the dataset /scalars/step; expected another name of it",
+    ),
+    "columns of checksums": (
+        lambda file: file["checksums/checkpoints"].attrs.update(values=["parameters/value"]),
+        "attribute values of /checksums/checkpoints does not name its values",
+    ),
     "resume beyond the run": (
         lambda file: set_item(file, "resume/step", (), 150),
         "/resume/step is 150, and the rows end at step 20",
@@ -235,6 +263,35 @@ def test_what_does_not_fit_the_status_is_told_of_files_without_checksums(fault, 
     with h5py.File(path, "a") as file:
         spoil(file)
     assert any(found.startswith(line) for found in problems(path))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A run of `Recorder`, with a scalar of its own and an optimizer that has a state."""
+    path = tmp_path_factory.mktemp("recorded") / "run.h5"
+    params, optimizer = jnp.ones(3), optax.sgd(0.1, momentum=0.5)
+    problem = Problem.from_loss(lambda params, step: jnp.sum(params**2))
+    with Recorder(path, problem, optimizer=optimizer, every=2) as run:
+        for step in range(6):
+            run.record(step, params, optimizer.init(params), loss=1.0, own=2.0)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["valid", "recorded"])
+@pytest.mark.parametrize("make", [h5py.Group.__delitem__, as_group], ids=["gone", "a group"])
+def test_each_part_of_a_file_is_missed(kind, make, request, tmp_path):
+    whole = request.getfixturevalue(kind)
+    assert problems(whole) == []
+    with h5py.File(whole) as file:
+        values = [entry.path for entry in schema.entries(file) if entry.path in file]
+        steps = {f"{path.rpartition('/')[0]}/step" for path in values}
+        parts = {*values, *(path for path in steps if path in file)}
+    assert {"previous_update/known", "scalars/own/step"} <= parts or kind == "valid"
+    for part in sorted(parts):
+        path = shutil.copy(whole, tmp_path / "run.h5")
+        with h5py.File(path, "a") as file:
+            make(file, part)
+        assert problems(path), part
 
 
 def test_all_faults_are_told(path):
