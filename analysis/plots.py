@@ -32,6 +32,7 @@ from dlf_dynamics.analysis.style import (
     set_span,
     set_title,
 )
+from dlf_dynamics.errors import FileError
 from dlf_dynamics.run import Run
 from dlf_dynamics.schedules import Triangle
 from dlf_dynamics.streams import drawable
@@ -209,8 +210,11 @@ def run_figure(run: Run, spectrum: Spectrum | None, zoom: Span | None = None) ->
         zoom: first and last step of the second column; none means around the second burst.
 
     Raises:
+        FileError: when the run has no rows yet.
         StaleError: when the run is no longer in the state of which the spectrum is.
     """
+    if len(run.steps) == 0:
+        raise FileError(f"{run.path} has no rows; expected at least one to draw; train on or anew")
     if spectrum is not None:
         spectrum.source.require(run, "the spectrum", "compute it anew")
     with mpl.rc_context(STYLE):

@@ -65,6 +65,7 @@ class Replay:
     """
 
     def __init__(self, run: Run) -> None:
+        run.require_checkpoints("replay from")
         self.run = run
         self.deviation = 0.0
         self.last = _last_step(run)

@@ -234,14 +234,18 @@ class Run:
         steps = (self.checkpoint_steps[chosen] - self._rebuilt).tolist()
         return [Point(*row) for row in zip(steps, *columns, strict=True)]
 
+    def require_checkpoints(self, purpose: str) -> None:
+        """Raises FileError where the run stopped before it recorded any parameters."""
+        if len(self.checkpoint_steps) == 0:
+            raise FileError(f"{self.path} has no checkpoint to {purpose}; train anew")
+
     def resume_point(self) -> Point:
         """Where the run continues: the interrupted step if it was recorded, else a checkpoint.
 
         Raises:
             FileError: when nothing was recorded yet, or where it stopped is damaged.
         """
-        if len(self.checkpoint_steps) == 0:
-            raise FileError(f"{self.path} has no checkpoint to continue from; train anew")
+        self.require_checkpoints("continue from")
         ((point,),) = self.points([len(self.checkpoint_steps) - 1], 1)
         with self._file() as file:
             try:
@@ -251,7 +255,15 @@ class Run:
                     f"{self.path} is damaged: {error}; `dlf-dynamics repair {self.path}` leaves "
                     "that out, and the run goes on from its last checkpoint"
                 ) from error
-        return point if stopped is None or stopped.step <= point.step else stopped
+        if stopped is not None and stopped.step > point.step:
+            point = stopped
+        last = int(self.steps[-1]) if len(self.steps) else -1
+        if last < point.step:
+            raise FileError(
+                f"{self.path} is damaged: its rows end at step {last}, and its state is of step "
+                f"{point.step}; train anew"
+            )
+        return point
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -323,6 +335,7 @@ class Run:
         """The initial parameters, where the network was expanded about them; none elsewhere."""
         if self.recording is not None or not self.config.linearize:
             return None
+        self.require_checkpoints("take the initial parameters from")
         (point,) = self.recorded(np.array([0]))
         return point.params
 

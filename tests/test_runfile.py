@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dlf_dynamics import runfile, schema
+from dlf_dynamics.cli import main
 from dlf_dynamics.config import (
     DataConfig,
     LossConfig,
@@ -354,6 +355,39 @@ def test_a_run_without_checkpoints_cannot_be_continued(path):
         open_run(path).resume_point()
     with pytest.raises(FileError, match="has no checkpoint to continue from; train anew"):
         resume(path)
+
+
+@pytest.mark.parametrize("command", ["bifurcations", "check"])
+def test_a_run_without_checkpoints_cannot_be_replayed(command, path, capsys):
+    with h5py.File(path, "a") as file:
+        file["optimizer/value"].resize(0, axis=0)
+    assert main([command, str(path), "--quiet"]) == 2
+    expected = f"{path} has no checkpoint to replay from; train anew\n"
+    assert capsys.readouterr().err == f"dlf-dynamics: {expected}"
+
+
+def test_an_expanded_network_without_its_first_checkpoint_is_told_of(tmp_path):
+    path = train(replace(CONFIG, linearize=1), tmp_path / "run.h5").path
+    with h5py.File(path, "a") as file:
+        file["parameters/step"].resize(0, axis=0)
+    with pytest.raises(FileError, match="has no checkpoint to take the initial parameters from"):
+        _ = open_run(path).dynamics
+
+
+def test_a_run_without_rows_is_not_drawn(path, capsys):
+    runfile.copy(path, path, upto=0)
+    assert main(["plot", str(path)]) == 2
+    told = f"{path} has no rows; expected at least one to draw; train on or anew\n"
+    assert capsys.readouterr().err.endswith(f"\ndlf-dynamics: {told}")
+
+
+@pytest.mark.parametrize("rows", [0, 20])
+def test_a_run_whose_rows_end_before_its_state_is_not_continued(rows, path, capsys):
+    with h5py.File(path, "a") as file:
+        file["scalars/loss/value"].resize(rows, axis=0)
+    assert main(["train", "--resume", "-o", str(path), "--quiet"]) == 2
+    told = f"its rows end at step {rows - 1}, and its state is of step 33; train anew\n"
+    assert capsys.readouterr().err == f"dlf-dynamics: {path} is damaged: {told}"
 
 
 FULL_COPY = """
