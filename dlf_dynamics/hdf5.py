@@ -31,6 +31,12 @@ MOST_TEXT = 2**24
 _READ_ATTEMPTS = 27
 """Of a piece of a file that is being written: 0.1 s."""
 
+_TEXTS_BYTES = 2**20
+"""At the beginning and at the end of a file, within which this program writes its texts."""
+
+_HEAP = re.compile(rb"GCOL\x01\0\0\0(.{8})", re.DOTALL)
+"""The beginning of a heap of texts, with its length."""
+
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -54,6 +60,9 @@ _FAULTS = (
 """What reading a damaged file may raise, in HDF5, h5py, NumPy or json."""
 
 _LINKS = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "a link to another file"}
+
+_OF_HDF5 = re.compile(r".*?(?:Unable to|Can't) [a-z ]+ \(([A-Za-z].*?)\)?[\"']?")
+"""A complaint of HDF5: what could not be done, and why."""
 
 _checked: deque[tuple[Any, ...]] = deque(maxlen=16)
 """Files that were looked through as they are now: an analysis opens its run many times."""
@@ -156,19 +165,39 @@ def _open(path: Path, expected: Format) -> h5py.File:
     if not os.access(path, os.R_OK):
         raise _unreadable(path, expected)
     with path.open("rb") as raw:
-        header = raw.read(36)
+        header = raw.read(_TEXTS_BYTES)
+        raw.seek(-min(path.stat().st_size, _TEXTS_BYTES), os.SEEK_END)
+        tail = raw.read(_TEXTS_BYTES)
     if header[:8] != _SIGNATURE:
         raise FileError(f"{path} is not a dlf-dynamics {expected.kind} (not HDF5)")
+    _require_ends(header)
+    _require_ends(tail)
     try:
         return h5py.File(path, "r")
     except OSError as error:
         # The superblock flags a file that a writer has open, or had when it was killed, and knows
         # the length it then had. No other file is for SWMR mode.
-        was_left = len(header) == 36 and bool(header[11] & 4)
+        was_left = len(header) >= 36 and bool(header[11] & 4)
         laid_out = int.from_bytes(header[28:36], "little") <= path.stat().st_size
         if not was_left or not laid_out or "checksum" in str(error):
             raise
     return _open_while_written(path)
+
+
+def _require_ends(content: bytes) -> None:
+    """Raises ContentError where HDF5 would go through a heap of texts for ever.
+
+    A heap is a chain of objects of 16 bytes and what they hold, each of which has its length. HDF5
+    does not ask whether the room that is left, which has the number 0, has a length at all.
+    """
+    for heap in _HEAP.finditer(content):
+        place, end = heap.end(), heap.start() + int.from_bytes(heap[1], "little")
+        while place + 16 <= min(end, len(content)):
+            number = int.from_bytes(content[place : place + 2], "little")
+            length = int.from_bytes(content[place + 8 : place + 16], "little")
+            place += 16 + -(-length // 8) * 8 if number else length
+            if place > end or (number, length) == (0, 0):
+                raise ContentError("its texts have no end")
 
 
 def _open_while_written(path: Path) -> h5py.File:
@@ -280,8 +309,8 @@ def damaged(path: Path, expected: Format, error: BaseException | str) -> FileErr
         reason = "its texts are nested too deeply"
     else:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        if not isinstance(error, UserError | str):
-            reason = reason.rsplit("(", 1)[-1].rstrip(")")
+        by_hdf5 = None if isinstance(error, UserError | str) else _OF_HDF5.fullmatch(reason)
+        reason = by_hdf5[1] if by_hdf5 else reason
     return FileError(f"{path} is damaged: {reason[:300]}; {expected.remedy}")
 
 

@@ -121,15 +121,24 @@ def create(path: Path | Output, header: Header, sizes: Sizes) -> RunWriter:
             file[_WEIGHTS].attrs["own_schedule"] = header.own_schedule
         group = file.create_group("data")
         group.attrs.update(kind=header.data_kind, sha256=header.data_sha256)
-        if header.inputs is not None and header.inputs.nbytes <= INLINE_DATA_BYTES:
-            group["inputs"] = header.inputs
-            group["targets"] = header.targets
-            if header.validation is not None:
-                group["validation_inputs"], group["validation_targets"] = header.validation
-                group.attrs["validation_sha256"] = digest(*header.validation)
+        data = _stored_data(header)
+        if "validation_inputs" in data:
+            held_out = data["validation_inputs"], data["validation_targets"]
+            group.attrs["validation_sha256"] = digest(*held_out)
         file.attrs["header_sha256"] = header_sha256(file)
+        for name, values in data.items():  # after all texts
+            group[name] = values
         file.flush()
         return RunWriter(file, output)
+
+
+def _stored_data(header: Header) -> dict[str, Any]:
+    """The data that the file holds, by name."""
+    if header.inputs is None or header.inputs.nbytes > INLINE_DATA_BYTES:
+        return {}
+    names = ("inputs", "targets", "validation_inputs", "validation_targets")
+    values = (header.inputs, header.targets, *(header.validation or ()))
+    return dict(zip(names, values, strict=False))
 
 
 def _of_train(header: Header) -> tuple[Entry, ...]:
@@ -171,11 +180,11 @@ def copy(
         for group in ("parameters", _WEIGHTS):
             if group in old:
                 new[group].attrs.update(dict(old[group].attrs))
-        for name in ("data", "recording"):
-            if name in old:
-                old.copy(name, new)
         new["config"] = text(old, "config") if config is None else to_json(config)
         new["provenance"] = text(old, "provenance")
+        for name in ("recording", "data"):
+            if name in old:
+                old.copy(name, new)
         if config is not None and has_checksums(old):
             require_header(old)
             new.attrs["header_sha256"] = header_sha256(new)

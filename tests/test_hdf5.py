@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -12,7 +13,9 @@ from dlf_dynamics.analysis.study.study import Study
 from dlf_dynamics.analysis.study.studyfile import Outcome, create, read_study, reopen
 from dlf_dynamics.cli import main
 from dlf_dynamics.errors import FileError
+from dlf_dynamics.hdf5 import damaged, format_name
 from dlf_dynamics.resultfile import Result, write
+from dlf_dynamics.schema import FORMAT
 from dlf_dynamics.training import resume
 
 CONFIG = RunConfig(
@@ -315,6 +318,31 @@ def test_a_study_file_of_version_1_0_stays_one(folder):
         assert "checksum" not in file
         assert file.attrs["format_version"] == "1.0"
     assert read_study(path).columns["loss"][:2].tolist() == [1.5, 0.5]
+
+
+@pytest.mark.parametrize("name", ["run.h5", "part.h5", "study.h5"])
+@pytest.mark.parametrize("length", [0, 2**63, 2**64 - 24])
+def test_texts_that_hdf5_would_read_for_ever_are_told_at_once(name, length, folder):
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    first = content.index(b"GCOL") + 16
+    content[first : first + 16] = bytes(8) + length.to_bytes(8, "little")
+    path.write_bytes(content)
+    with pytest.raises(FileError, match="is damaged: its texts have no end"):
+        format_name(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyError("Unable to synchronously open object (object 'x' doesn't exist)"), "object 'x' "),
+        (OSError("Can't read data (file read failed: time = now\n, size = 3)"), "file read failed"),
+        (TypeError("Can't broadcast (10, 1) -> (10, 2)"), "Can't broadcast (10, 1) -> (10, 2);"),
+        (ValueError("no JSON: line 1 (char 0)"), "no JSON: line 1 (char 0);"),
+    ],
+)
+def test_a_complaint_of_hdf5_is_cut_to_its_reason_and_others_are_told_whole(error, told):
+    assert f"run.h5 is damaged: {told}" in str(damaged(Path("run.h5"), FORMAT, error))
 
 
 def test_a_wrong_superblock_is_told_at_once(folder):
