@@ -64,8 +64,8 @@ _LINKS = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "a link to another fi
 _OF_HDF5 = re.compile(r".*?(?:Unable to|Can't) [a-z ]+ \(([A-Za-z].*?)\)?[\"']?")
 """A complaint of HDF5: what could not be done, and why."""
 
-_checked: deque[tuple[Any, ...]] = deque(maxlen=16)
-"""Files that were looked through as they are now: an analysis opens its run many times."""
+_checked: deque[tuple[Any, ...]] = deque(maxlen=32)
+"""Checks of files as they are now that found nothing: an analysis opens its run many times."""
 
 Value = TypeVar("Value")
 
@@ -108,14 +108,19 @@ def reading(
         FileError: when it may not be read, is foreign, newer or damaged, or leads out of itself.
     """
     with _opened(path, expected) as file:
-        found = path.stat()
-        state = (check, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        state = _state(path, check)
         check_format(file, path, expected)
         if state not in _checked:
             _check_storage(file, path)
             check(file)
             _checked.append(state)
         yield file
+
+
+def _state(path: Path, check: Callable[..., None]) -> tuple[Any, ...]:
+    """What a check has found good, for as long as it stays the same."""
+    found = path.stat()
+    return check, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def format_name(path: Path) -> str | None:
@@ -165,39 +170,44 @@ def _open(path: Path, expected: Format) -> h5py.File:
     if not os.access(path, os.R_OK):
         raise _unreadable(path, expected)
     with path.open("rb") as raw:
-        header = raw.read(_TEXTS_BYTES)
-        raw.seek(-min(path.stat().st_size, _TEXTS_BYTES), os.SEEK_END)
-        tail = raw.read(_TEXTS_BYTES)
+        header = raw.read(36)
     if header[:8] != _SIGNATURE:
         raise FileError(f"{path} is not a dlf-dynamics {expected.kind} (not HDF5)")
-    _require_ends(header)
-    _require_ends(tail)
+    state = _state(path, _require_ends)
+    if state not in _checked:
+        _require_ends(path)
+        _checked.append(state)
     try:
         return h5py.File(path, "r")
     except OSError as error:
         # The superblock flags a file that a writer has open, or had when it was killed, and knows
         # the length it then had. No other file is for SWMR mode.
-        was_left = len(header) >= 36 and bool(header[11] & 4)
+        was_left = len(header) == 36 and bool(header[11] & 4)
         laid_out = int.from_bytes(header[28:36], "little") <= path.stat().st_size
         if not was_left or not laid_out or "checksum" in str(error):
             raise
     return _open_while_written(path)
 
 
-def _require_ends(content: bytes) -> None:
+def _require_ends(path: Path) -> None:
     """Raises ContentError where HDF5 would go through a heap of texts for ever.
 
     A heap is a chain of objects of 16 bytes and what they hold, each of which has its length. HDF5
     does not ask whether the room that is left, which has the number 0, has a length at all.
     """
-    for heap in _HEAP.finditer(content):
-        place, end = heap.end(), heap.start() + int.from_bytes(heap[1], "little")
-        while place + 16 <= min(end, len(content)):
-            number = int.from_bytes(content[place : place + 2], "little")
-            length = int.from_bytes(content[place + 8 : place + 16], "little")
-            place += 16 + -(-length // 8) * 8 if number else length
-            if place > end or (number, length) == (0, 0):
-                raise ContentError("its texts have no end")
+    with path.open("rb") as raw:
+        head = raw.read(_TEXTS_BYTES)
+        raw.seek(max(path.stat().st_size - _TEXTS_BYTES, len(head)))
+        tail = raw.read(_TEXTS_BYTES)
+    for content in (head, tail):
+        for heap in _HEAP.finditer(content):
+            place, end = heap.end(), heap.start() + int.from_bytes(heap[1], "little")
+            while place + 16 <= min(end, len(content)):
+                number = int.from_bytes(content[place : place + 2], "little")
+                length = int.from_bytes(content[place + 8 : place + 16], "little")
+                place += 16 + -(-length // 8) * 8 if number else length
+                if place > end or (number, length) == (0, 0):
+                    raise ContentError("its texts have no end")
 
 
 def _open_while_written(path: Path) -> h5py.File:
