@@ -9,18 +9,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from dlf_dynamics.analysis.certificate import CONVERGED
 from dlf_dynamics.analysis.events import Crossing, find_crossings, sides
 from dlf_dynamics.analysis.hessian import Eigenvalues, HessianSpectrum
+from dlf_dynamics.analysis.points import POINTS
 from dlf_dynamics.analysis.replay import Replay
 from dlf_dynamics.analysis.stability import instability_threshold
-from dlf_dynamics.analysis.trajectory import POINTS, Solver, Source, solve_segment
+from dlf_dynamics.analysis.trajectory import Solver, solve_segment
 from dlf_dynamics.reprs import brief
-from dlf_dynamics.resultfile import Arrays
 from dlf_dynamics.run import Run
 from dlf_dynamics.runwriter import Point
-
-TIGHTER = 1e-3
-"""Factor on the tolerance where an interval does not clear the threshold."""
 
 FINER = 8
 """Steps between two checkpoints that are looked at where that did not help."""
@@ -57,7 +55,7 @@ def resolve_crossings(
     """
     before = _sides(hessian, thresholds)
     undecided = np.flatnonzero(np.any((before == 0) & _known(hessian), axis=1))
-    tight = _tightened(solver, run)
+    tight = solver.tightened(run)
     if len(undecided):
         hessian = _refined(run, tight, hessian, undecided)
     after = _sides(hessian, thresholds)
@@ -85,49 +83,31 @@ def _known(hessian: HessianSpectrum) -> Bool[np.ndarray, "checkpoints points"]:
     return np.isfinite(np.stack([getattr(hessian, at).eigenvalues[:, 0] for at in POINTS], axis=1))
 
 
-def _tightened(solver: Solver, run: Run) -> Solver:
-    """For the largest eigenvalue as precisely as the run's numbers allow."""
-    precision = float(100 * np.finfo(run.dtype).eps)
-    return solver._replace(
-        tol=max(TIGHTER * solver.tol, precision),
-        max_matvecs=4 * solver.max_matvecs,
-    )
-
-
-def _solved(run: Run, solver: Solver, source: Source, count: int) -> Arrays:
-    """Every state from a random start of its own, in segments of one."""
-    nothing = np.full(count, np.nan)
-    if solver.one_pass:
-        return solve_segment(run, solver, source, nothing)
-    each = [
-        solve_segment(run, solver, lambda _, point=point: [[point]], nothing[:1])
-        for points in source(1)
-        for point in points
-    ]
-    return {name: np.concatenate([arrays[name] for arrays in each]) for name in each[0]}
-
-
 def _refined(
     run: Run, solver: Solver, hessian: HessianSpectrum, rows: Int[np.ndarray, " rows"]
 ) -> HessianSpectrum:
-    """The spectrum with some rows solved again, where that gave narrower intervals."""
+    """The spectrum with some rows solved again, where that narrowed the first interval."""
     indices = np.searchsorted(run.checkpoint_steps, hessian.steps[rows])
-    arrays = _solved(run, solver, partial(run.points, indices), len(rows))
+    arrays = solve_segment(run, solver, partial(run.points, indices))
     count = solver.ends.total
     changed: dict[str, Eigenvalues] = {}
     for place, at in enumerate(POINTS):
         found: Eigenvalues = getattr(hessian, at)
         columns: dict[str, Any] = {name: np.array(a) for name, a in found._asdict().items()}
-        new = {name: arrays[name][:, place] for name in ("eigenvalues", "residuals", "intervals")}
-        # Converged stays what it was by the tolerance that was asked for.
+        new = {name: arrays[name][:, place] for name in found._fields if name != "modes"}
         with np.errstate(invalid="ignore"):
-            better = new["residuals"] < columns["residuals"][rows, :count]
-        better &= arrays["converged"][:, place]
+            widths = np.diff(new["intervals"][:, 0])[:, 0]
+            narrower = widths < np.diff(columns["intervals"][rows, 0])[:, 0]
+        better = (new["status"][:, 0] == CONVERGED) & (narrower | ~found.converged[rows, 0])
+        better &= np.isfinite(found.eigenvalues[rows, 0])
+        chosen = rows[better]
         for name, value in new.items():
-            mask = better[..., None] if value.ndim == 3 else better
-            columns[name][rows, :count] = np.where(mask, value, columns[name][rows, :count])
-        columns["converged"][rows, :count] |= better
-        columns["num_matvecs"][rows] += arrays["num_matvecs"][:, place]
+            if name == "num_matvecs":
+                columns[name][rows] += value
+            elif columns[name].ndim == 1 or name == "rank_bounds":
+                columns[name][chosen] = value[better]
+            else:
+                columns[name][chosen, :count] = value[better]
         changed[at] = Eigenvalues(**columns)
     return replace(hessian, **changed)
 
@@ -139,10 +119,11 @@ def _settled(run: Run, solver: Solver, crossing: Crossing, needed: set[int]) -> 
         return replace(crossing, state="refined" if refined else "certain")
     points = states_between(run, crossing.step_before, crossing.step_after)
     steps = np.array([point.step for point in points])
-    arrays = _solved(run, solver, lambda n: _lists(points, n), len(points))
+    arrays = solve_segment(run, solver, lambda n: _lists(points, n))
     place = POINTS.index(crossing.at)
     thresholds = instability_threshold(run.dynamics.optimizer, steps)
-    side = sides(arrays["intervals"][:, place, 0], arrays["converged"][:, place, 0], thresholds)
+    certain = arrays["status"][:, place, 0] == CONVERGED
+    side = sides(arrays["intervals"][:, place, 0], certain, thresholds)
     values = arrays["eigenvalues"][:, place, 0]
     closer = find_crossings(steps, values, side, thresholds, crossing.at)
     same = [c for c in closer if c.direction == crossing.direction]

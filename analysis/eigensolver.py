@@ -1,7 +1,8 @@
-"""Extreme eigenvalues of a symmetric operator, each with an interval that contains one."""
+"""Extreme eigenvalues of a symmetric operator, certified from both sides."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -12,16 +13,12 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from dlf_dynamics.analysis import subspace
-from dlf_dynamics.analysis.lanczos import lanczos
-from dlf_dynamics.analysis.ritz import (
-    GUARD_GROWTH,
-    Ends,
-    Matvec,
-    RitzPairs,
-    is_lost,
-    rounding,
-)
+from dlf_dynamics.analysis.bounds import Recurrence
+from dlf_dynamics.analysis.certificate import BUDGET, STATUSES, Certificate, Evidence, certify
+from dlf_dynamics.analysis.chain import FAILURE_PROBABILITY, Goal
+from dlf_dynamics.analysis.lanczos import Pass, lanczos
+from dlf_dynamics.analysis.ritz import Ends, Matvec, is_lost, rayleigh_ritz, rounding
+from dlf_dynamics.analysis.solution import CHAIN_STEPS, solve
 from dlf_dynamics.operators import check_operator
 from dlf_dynamics.reprs import brief
 
@@ -30,66 +27,49 @@ Which = Literal["largest", "smallest", "both"]
 PASS_SIZE = 10_000
 """Orders up to which one compiled Lanczos pass is faster than a host loop over its products."""
 
-PASS_MATVECS = 200
-"""Products up to which it is; its whole basis is kept."""
-
-
-class Certificate(NamedTuple):
-    """What is certain of Ritz pairs; leading axes are those of the pairs, checkpoints for example.
-
-    Attributes:
-        residuals: ‖A v - λ v‖ from fresh products.
-        intervals: lower and upper ends; in exact arithmetic each contains an eigenvalue, and
-            pairs whose intervals meet contain as many as they are (Parlett, Theorems 4.5.1 and
-            11.5.1). Rounding of a product is allowed for. Where products are rounding and little
-            else, they contain 0 and, but for bad luck, all eigenvalues.
-        gap_intervals: the sharper ones of Kato and Temple (Parlett, Theorem 4.6.1), which hold
-            where nothing was missed; NaN where a neighbour is too near to tell.
-        converged: residual at most `tol` times the norm of the operator, as far as it was seen,
-            the guard left the value alone, and the products are those of a symmetric operator.
-    """
-
-    residuals: Float[np.ndarray, "*batch count"]
-    intervals: Float[np.ndarray, "*batch count 2"]
-    gap_intervals: Float[np.ndarray, "*batch count 2"]
-    converged: Bool[np.ndarray, "*batch count"]
+PASS_STEPS = 64
+"""Steps of the pass at most; its whole basis is kept. Harder operators go on in the host loop."""
 
 
 @dataclass(frozen=True)
 class Eigenpairs:
     """Eigenvalues of one operator, largest first, and how far each can be trusted.
 
-    That no eigenvalue further out was missed cannot be proven by products. A random vector, the
-    guard, was followed until a missed one would have stood out, where `converged` says so.
-
     Attributes:
         eigenvalues: Rayleigh quotients, shape (k,), or (2k,) for both ends.
         eigenvectors: orthonormal, one per row.
-        residuals: as in `Certificate`, like the next three.
+        residuals: as in `Certificate`, like all up to `rank_bounds`.
         intervals: shape (k, 2).
-        gap_intervals: shape (k, 2).
-        converged: per value; the others are Ritz values.
+        upper_bound: of all eigenvalues.
+        lower_bound: of all eigenvalues.
+        rank_bounds: of the next ones beyond those that are wanted.
+        status: of each value, see `certificate.STATUSES`.
+        failure_probability: of each bound.
         orthogonality: largest entry of |V Vᵀ - 1|.
-        num_matvecs: products that were made, the fresh ones included.
-        status: `converged`, `budget` (products spent before) or `not finite`.
+        num_matvecs: products that were made, the fresh ones and the chain's included.
         message: what was done and, where needed, what to try.
-        method: `lanczos` (one compiled pass) or `block` (host loop with restarts).
-        subspace: vectors to start from for a nearby operator.
+        method: `lanczos` (one compiled pass) or `thick restart` (host loop).
     """
 
     eigenvalues: Float[np.ndarray, " k"]
     eigenvectors: Float[np.ndarray, "k n"]
     residuals: Float[np.ndarray, " k"]
     intervals: Float[np.ndarray, "k 2"]
-    gap_intervals: Float[np.ndarray, "k 2"]
-    converged: Bool[np.ndarray, " k"]
+    upper_bound: float
+    lower_bound: float
+    rank_bounds: tuple[float, float]
+    status: tuple[str, ...]
+    failure_probability: float
     orthogonality: float
     num_matvecs: int
-    status: Literal["converged", "budget", "not finite"]
     message: str
-    method: Literal["lanczos", "block"]
-    subspace: Float[Array, "start n"]
+    method: Literal["lanczos", "thick restart"]
     __repr__ = brief
+
+    @property
+    def converged(self) -> Bool[np.ndarray, " k"]:
+        """Which values are certified from both sides; the others are Ritz values."""
+        return np.array([status == STATUSES[0] for status in self.status])
 
 
 def top_eigenpairs(
@@ -101,13 +81,18 @@ def top_eigenpairs(
     tol: float,
     max_matvecs: int,
     key: PRNGKeyArray,
-    initial_vectors: Float[Array, "start n"] | None = None,
+    initial_vectors: Float[Array | np.ndarray, "start n"] | None = None,
+    certificate_matvec: Callable[[Float[np.ndarray, " n"]], Any] | None = None,
+    failure_probability: float = FAILURE_PROBABILITY,
+    rank_tolerance: float | None = None,
+    tracked: bool = False,
     dtype: Any = float,
 ) -> Eigenpairs:
     """The k largest or smallest eigenvalues of a symmetric operator, or k from each end.
 
-    Small operators go through one compiled Lanczos pass, large ones and warm starts through block
-    Rayleigh-Ritz with restarts, whose memory is bounded.
+    Small operators go through one compiled Lanczos pass, others and warm starts through thick
+    restarts, whose memory is bounded. One value from an end is bounded by the coefficients of its
+    own search; several, and warm starts, by a random chain in the complement of their vectors.
 
     Args:
         matvec: product with the operator, traceable by JAX. A `jax.tree_util.Partial` is compiled
@@ -116,9 +101,15 @@ def top_eigenpairs(
         k: number of eigenvalues.
         which: end of the spectrum.
         tol: largest residual that counts as converged, relative to the norm of the operator.
-        max_matvecs: products at most, the fresh ones included.
-        key: of the random directions.
-        initial_vectors: `subspace` of a nearby operator, to start from.
+        max_matvecs: products at most, the fresh ones and the chain's included.
+        key: of the random vectors. The bounds hold if it is independent of the operator.
+        initial_vectors: eigenvectors of a nearby operator, to start from.
+        certificate_matvec: product with the same operator in float64, of a float64 vector, for
+            Rayleigh quotients and residuals; the error of `matvec` is then measured against it.
+        failure_probability: of each bound.
+        rank_tolerance: how far outside of what was found a missed eigenvalue may be, relative to
+            the spread of the spectrum; none means 0.03, infinity leaves the chain out.
+        tracked: whether to leave it out for a warm start.
         dtype: of the vectors.
 
     Raises:
@@ -127,37 +118,35 @@ def top_eigenpairs(
 
     >>> matrix = jnp.diag(jnp.arange(50.0))
     >>> found = top_eigenpairs(
-    ...     lambda v: matrix @ v, 50, 2, tol=1e-3, max_matvecs=60, key=jax.random.key(0)
+    ...     lambda v: matrix @ v, 50, 2, tol=1e-3, max_matvecs=90, key=jax.random.key(0)
     ... )
     >>> found.eigenvalues.round(2).tolist(), found.converged.tolist()
     ([49.0, 48.0], [True, True])
     """
     matvec = matvec if isinstance(matvec, Partial) else Partial(matvec)
     ends = make_ends(k, num_params, which)
-    least = 2 * ends.total + 2
-    if max_matvecs < least:
-        raise ValueError(f"max_matvecs is {max_matvecs}; expected at least {least} for k = {k}")
-    _check_shape(matvec, num_params, dtype)
-    one_pass = num_params <= PASS_SIZE and max_matvecs <= PASS_MATVECS and initial_vectors is None
-    if one_pass:
-        settings = _Settings(num_params, ends, tol, max_matvecs, jnp.dtype(dtype))
-        pairs = _one_pass(matvec, key, settings=settings)
-        start = pairs.vectors
-    else:
-        pairs, start = subspace.solve(
-            Partial(_as_it_is, matvec),
-            num_params,
-            ends,
-            tol=tol,
-            max_matvecs=max_matvecs,
-            key=key,
-            initial_vectors=initial_vectors,
-            dtype=dtype,
-        )
-    found = eigenpairs(jax.device_get(pairs), start, ends, tol, "lanczos" if one_pass else "block")
-    if not is_symmetric(pairs, num_params):
-        check_operator(matvec, num_params, key, dtype)
-    return found
+    goal = Goal(ends, tol, failure_probability).within(rank_tolerance)
+    _check(matvec, num_params, goal, max_matvecs, dtype)
+    spent = 0
+    if num_params <= PASS_SIZE and initial_vectors is None and certificate_matvec is None:
+        plan = Plan.of(num_params, goal, max_matvecs, jnp.dtype(dtype))
+        evidence, found = _by_pass(matvec, key, goal, plan)
+        if not worth_going_on(evidence, found, max_matvecs):
+            return _told(matvec, key, evidence, found, goal, "lanczos")
+        spent = int(evidence.num_matvecs)
+    evidence = solve(
+        Partial(_as_it_is, matvec),
+        num_params,
+        goal,
+        max_matvecs=max_matvecs,
+        spent=spent,
+        key=key,
+        initial_vectors=initial_vectors,
+        certificate_matvec=certificate_matvec,
+        tracked=tracked,
+        dtype=dtype,
+    )
+    return _told(matvec, key, evidence, certify(evidence, goal, tracked=tracked), goal)
 
 
 def make_ends(k: int, num_params: int, which: Which) -> Ends:
@@ -178,18 +167,85 @@ def make_ends(k: int, num_params: int, which: Which) -> Ends:
     return choices[which]
 
 
-class _Settings(NamedTuple):
+class Plan(NamedTuple):
+    """Of a compiled pass, hashable for `jax.jit`.
+
+    Attributes:
+        num_params: order of the operator.
+        goal: the form of what is asked for.
+        capacity: steps of the pass at most.
+        chain_length: steps of the chain at most; 0 leaves it out.
+        dtype: of the vectors.
+    """
+
     num_params: int
-    ends: Ends
-    tol: float
-    max_matvecs: int
+    goal: Goal
+    capacity: int
+    chain_length: int
     dtype: Any
 
+    @classmethod
+    def of(cls, num_params: int, goal: Goal, max_matvecs: int, dtype: Any) -> Plan:
+        """With a pass of so many products at most."""
+        count = goal.ends.total
+        capacity = min(num_params, max_matvecs - count, max(PASS_STEPS, 4 * count + 20))
+        chained = not goal.alone and goal.ranked
+        left = max(max_matvecs - count - capacity, 0)
+        length = min(num_params - count, max(left, max_matvecs // 3), CHAIN_STEPS) if chained else 0
+        if chained and left < length:
+            capacity = max(max_matvecs - count - length, count + 2)
+        return cls(num_params, goal.form, min(capacity, num_params), length, dtype)
 
-@partial(jax.jit, static_argnames="settings")
-def _one_pass(matvec: Matvec, key: PRNGKeyArray, *, settings: _Settings) -> RitzPairs:
-    n, ends, tol, max_matvecs, dtype = settings
-    return lanczos(matvec, n, ends, tol=tol, max_matvecs=max_matvecs, key=key, dtype=dtype)
+    def run(self, matvec: Matvec, key: PRNGKeyArray, tolerances: tuple[Any, Any]) -> Pass:
+        """The pass, to be traced."""
+        n, goal, capacity, length, dtype = self
+        sizes = {"capacity": capacity, "chain_length": length}
+        return lanczos(matvec, n, goal.having(tolerances), **sizes, key=key, dtype=dtype)
+
+
+def _by_pass(
+    matvec: Matvec, key: PRNGKeyArray, goal: Goal, plan: Plan
+) -> tuple[Evidence, Certificate]:
+    evidence = evidence_of(_one_pass(matvec, key, goal.tolerances, plan=plan), plan)
+    return evidence, certify(evidence, goal)
+
+
+@partial(jax.jit, static_argnames="plan")
+def _one_pass(
+    matvec: Matvec, key: PRNGKeyArray, tolerances: tuple[Any, Any], *, plan: Plan
+) -> Pass:
+    return plan.run(matvec, key, tolerances)
+
+
+def evidence_of(brought: Pass, plan: Plan) -> Evidence:
+    """Of one pass, or of many with leading axes, on the host."""
+    found: Any = jax.tree.map(np.asarray, brought)
+    chain = Recurrence(found.chain_alphas, found.chain_betas, found.chain_started)
+    own = Recurrence(found.alphas, found.betas, found.started)
+    return Evidence(
+        rayleigh_ritz(found.vectors, found.products),
+        own,
+        chain if plan.chain_length else None,
+        found.extent,
+        found.norm.astype(float),
+        found.asymmetry.astype(float),
+        found.whole,
+        found.num_matvecs,
+        None,
+        plan.dtype,
+        plan.dtype,
+    )
+
+
+def worth_going_on(
+    evidence: Evidence, certificate: Certificate, max_matvecs: int
+) -> Bool[np.ndarray, "*batch"]:
+    """Where a pass left something open that more products may settle."""
+    unsettled = np.any(certificate.status == BUDGET, axis=-1)
+    count = certificate.status.shape[-1]
+    enough = max_matvecs - evidence.num_matvecs >= 4 * count + 4
+    hopeless = evidence.whole | is_lost(evidence.asymmetry, evidence.norm, evidence.dtype)
+    return unsettled & enough & ~hopeless
 
 
 def _as_it_is(matvec: Matvec) -> Matvec:
@@ -201,7 +257,12 @@ def _multiply(matvec: Matvec, vector: Array) -> Array:
     return matvec(vector)
 
 
-def _check_shape(matvec: Matvec, num_params: int, dtype: Any) -> None:
+def _check(matvec: Matvec, num_params: int, goal: Goal, max_matvecs: int, dtype: Any) -> None:
+    count = goal.ends.total
+    if max_matvecs < 2 * count + 2:
+        raise ValueError(
+            f"max_matvecs is {max_matvecs}; expected at least {2 * count + 2} for k = {count}"
+        )
     vector = jax.ShapeDtypeStruct((num_params,), dtype)
     product = jax.eval_shape(_multiply, matvec, vector)
     found = (getattr(product, "shape", None), getattr(product, "dtype", None))
@@ -212,95 +273,45 @@ def _check_shape(matvec: Matvec, num_params: int, dtype: Any) -> None:
         )
 
 
-def is_symmetric(pairs: RitzPairs, num_params: int) -> bool:
-    """Whether what was seen of the operator is symmetric but for rounding."""
-    allowed = 100 * rounding(num_params, pairs.values.dtype)
-    return not bool(np.any(np.asarray(pairs.asymmetry) > allowed * np.asarray(pairs.norm)))
-
-
-def eigenpairs(
-    pairs: RitzPairs,
-    start: Float[Array, "start n"],
-    ends: Ends,
-    tol: float,
-    method: Literal["lanczos", "block"],
+def _told(
+    matvec: Matvec,
+    key: PRNGKeyArray,
+    evidence: Evidence,
+    certificate: Certificate,
+    goal: Goal,
+    method: Literal["lanczos", "thick restart"] = "thick restart",
 ) -> Eigenpairs:
-    """Ritz pairs with their certificate and a verdict in words."""
-    certificate = certify(pairs, ends, tol)
-    matvecs = int(pairs.num_matvecs)
-    words = {"lanczos": "one Lanczos pass", "block": "block Rayleigh-Ritz with restarts"}[method]
-    count, good = len(pairs.values), int(np.sum(certificate.converged))
-    status, advice = "converged", ""
-    if not np.all(np.isfinite(pairs.values)):
-        status, advice = "not finite", "; the operator gives values that are not finite"
-    elif good < count:
-        status, advice = "budget", "; allow more products (max_matvecs) or a larger tol"
+    """Ritz pairs with their certificate and a verdict in words, or what is wrong with products.
+
+    Raises:
+        ValueError: when the operator is not linear or not symmetric.
+    """
+    size = evidence.pairs.vectors.shape[-1]
+    if np.any(evidence.asymmetry > 100 * rounding(size, evidence.dtype) * evidence.norm):
+        check_operator(matvec, size, key, evidence.dtype)
+    pairs, matvecs = evidence.pairs, int(evidence.num_matvecs)
+    status = tuple(STATUSES[place] for place in certificate.status.tolist())
+    words = {"lanczos": "one Lanczos pass", "thick restart": "Lanczos with thick restarts"}[method]
+    good, advice = status.count("converged"), ""
+    if "not finite" in status:
+        advice = "; the operator gives values that are not finite"
+    elif "budget" in status:
+        advice = "; allow more products (max_matvecs) or a larger tol"
+    for choice in ("unranked", "tracked"):
+        if choice in status:
+            advice += f"; {status.count(choice)} {choice}, by choice"
     return Eigenpairs(
-        np.asarray(pairs.values),
-        np.asarray(pairs.vectors),
-        *certificate,
+        pairs.values,
+        pairs.vectors,
+        certificate.residuals,
+        certificate.intervals,
+        float(certificate.upper_bound),
+        float(certificate.lower_bound),
+        (float(certificate.rank_bounds[0]), float(certificate.rank_bounds[1])),
+        status,
+        goal.failure_probability,
         orthogonality=float(pairs.orthogonality),
         num_matvecs=matvecs,
-        status=status,
-        message=f"{good} of {count} converged after {matvecs} products of {words}{advice}",
+        message=f"{good} of {len(status)} converged after {matvecs} products of {words}{advice}",
         method=method,
-        subspace=start,
     )
-
-
-def certify(pairs: RitzPairs, ends: Ends, tol: float) -> Certificate:
-    """What is certain of Ritz pairs, also of many at once."""
-    values = np.asarray(pairs.values, np.float64)
-    gram = np.asarray(pairs.residual_gram, np.float64)
-    residuals = np.sqrt(np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), 0))
-    size, dtype = pairs.vectors.shape[-1], pairs.values.dtype
-    norm = np.asarray(pairs.norm, np.float64)[..., None]
-    lost = np.asarray(is_lost(pairs.asymmetry, pairs.norm))[..., None]
-    with np.errstate(invalid="ignore"):
-        converged = (residuals <= tol * norm) & np.asarray(pairs.guarded) & ~lost
-    # Of a random unit vector ‖A q‖ is at least this part of every |λ|, but for bad luck.
-    share = np.where(lost, GUARD_GROWTH * size**0.5, rounding(size, dtype))
-    # Squares of smaller numbers leave the range, so that norms of them are 0.
-    noise = share * norm + float(np.finfo(dtype).tiny) ** 0.5
-    radius = _radius(values, residuals + noise, gram)
-    intervals = np.stack([values - radius, values + radius], axis=-1)
-    gaps = _gap_intervals(values, intervals, residuals, ends, noise)
-    return Certificate(residuals, intervals, gaps, converged)
-
-
-def _radius(values: np.ndarray, radius: np.ndarray, gram: np.ndarray) -> np.ndarray:
-    """Half widths such that intervals that meet contain as many eigenvalues as they are."""
-    lower, upper = values - radius, values + radius
-    with np.errstate(invalid="ignore"):
-        meet = np.any(lower[..., :-1] <= upper[..., 1:], axis=-1, keepdims=True)
-    finite = np.nan_to_num(gram, nan=0.0, posinf=0.0, neginf=0.0)
-    together = np.sqrt(np.maximum(np.linalg.eigvalsh(finite)[..., -1:], 0))
-    return np.where(meet, radius + together, radius)
-
-
-def _gap_intervals(
-    values: np.ndarray,
-    intervals: np.ndarray,
-    residuals: np.ndarray,
-    ends: Ends,
-    noise: np.ndarray,
-) -> np.ndarray:
-    """Kato and Temple's intervals between the neighbours' intervals, where both are known."""
-    outermost = np.full_like(values[..., :1], np.inf)
-    above = np.concatenate([outermost, intervals[..., :-1, 0]], axis=-1)
-    below = np.concatenate([intervals[..., 1:, 1], -outermost], axis=-1)
-    # Next to the inner ends lie eigenvalues that were not asked for.
-    if ends.bottom == 0:
-        below[..., -1] = np.nan
-    elif ends.top == 0:
-        above[..., 0] = np.nan
-    else:
-        below[..., ends.top - 1] = above[..., ends.top] = np.nan
-    with np.errstate(invalid="ignore", divide="ignore"):
-        known = (below < values) & (values < above)
-        lower = values - residuals**2 / (above - values) - noise
-        upper = values + residuals**2 / (values - below) + noise
-    # Where a gap is less than the residual, they are not sharper.
-    lower = np.maximum(lower, intervals[..., 0])
-    upper = np.minimum(upper, intervals[..., 1])
-    return np.where(known[..., None], np.stack([lower, upper], axis=-1), np.nan)

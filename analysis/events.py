@@ -14,6 +14,9 @@ from jaxtyping import Bool, Float, Int
 OSCILLATING_COSINE = -0.5
 """Successive updates at a larger angle than this cosine's count as oscillating."""
 
+THRESHOLD_ROUNDING = 1e-12
+"""Relative error of a threshold, which is the root of a function."""
+
 MERGE_STEPS = 50
 """Oscillating steps closer than this belong to one window."""
 
@@ -91,8 +94,9 @@ def sides(
 ) -> Int[np.ndarray, " checkpoints"]:
     """1 surely above the threshold, -1 surely below, 0 unresolved or not converged."""
     with np.errstate(invalid="ignore"):
-        above = converged & (intervals[:, 0] > thresholds)
-        below = converged & (intervals[:, 1] < thresholds)
+        rounding = THRESHOLD_ROUNDING * np.nan_to_num(np.abs(thresholds), posinf=0.0)
+        above = converged & (intervals[:, 0] > thresholds + rounding)
+        below = converged & (intervals[:, 1] < thresholds - rounding)
     return above.astype(int) - below.astype(int)
 
 

@@ -10,12 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from dlf_dynamics.analysis.certificate import CONVERGED, NOT_FINITE
 from dlf_dynamics.analysis.curvature import Curvature
 from dlf_dynamics.analysis.modes import follow_modes
+from dlf_dynamics.analysis.points import POINTS
 from dlf_dynamics.analysis.ritz import Ends
 from dlf_dynamics.analysis.trajectory import (
     MOST,
-    POINTS,
     Solver,
     Source,
     below_cut,
@@ -34,8 +35,11 @@ class Eigenvalues(NamedTuple):
     Attributes:
         eigenvalues: shape (checkpoints, k).
         residuals: from fresh products.
-        intervals: lower and upper ends; see `eigensolver.Certificate`.
-        converged: per value; the others are Ritz values, not to be relied on.
+        intervals: lower and upper ends; see `certificate.Certificate`, like the next four.
+        status: of each value, a place in `certificate.STATUSES`.
+        upper_bound: of all eigenvalues; infinite where nothing bounds them.
+        lower_bound: of all eigenvalues.
+        rank_bounds: of the next ones beyond those that were wanted at the top and at the bottom.
         num_matvecs: products, shape (checkpoints,).
         modes: number of the mode that each eigenvector continues; see `modes.follow_modes`.
     """
@@ -43,28 +47,18 @@ class Eigenvalues(NamedTuple):
     eigenvalues: Float[np.ndarray, "checkpoints k"]
     residuals: Float[np.ndarray, "checkpoints k"]
     intervals: Float[np.ndarray, "checkpoints k 2"]
-    converged: Bool[np.ndarray, "checkpoints k"]
+    status: Int[np.ndarray, "checkpoints k"]
+    upper_bound: Float[np.ndarray, " checkpoints"]
+    lower_bound: Float[np.ndarray, " checkpoints"]
+    rank_bounds: Float[np.ndarray, "checkpoints 2"]
     num_matvecs: Int[np.ndarray, " checkpoints"]
     modes: Int[np.ndarray, "checkpoints k"]
     __repr__ = brief
 
-
-@dataclass(frozen=True)
-class Audit:
-    """A checkpoint that was solved from the one before, and then anew from a random start.
-
-    Attributes:
-        step: of the checkpoint.
-        at: `iterate` or `centre`.
-        agreed: whether the intervals of each eigenvalue met; where not, the values since the audit
-            before were solved anew from random starts.
-        difference: largest difference of the eigenvalues, relative to the largest.
-    """
-
-    step: int
-    at: str
-    agreed: bool
-    difference: float
+    @property
+    def converged(self) -> Bool[np.ndarray, "checkpoints k"]:
+        """Which values are certified from both sides; the others decide nothing."""
+        return self.status == CONVERGED
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,8 @@ class HessianSpectrum:
         curvature: which operator.
         ends: how many eigenvalues were asked for from the top and from the bottom.
         tol: relative residual that counts as converged.
-        audits: those that were made; none where every checkpoint has a random start of its own.
+        failure_probability: of each bound, at each checkpoint and point.
+        precision: in which eigenvalues and residuals were computed.
         incomplete: where more eigenvalues may lie above the fraction of the threshold that was
             asked for than are there, as the limit on their number was met or a value above it did
             not converge; false without such a fraction.
@@ -92,7 +87,8 @@ class HessianSpectrum:
     curvature: Curvature
     ends: Ends
     tol: float
-    audits: list[Audit]
+    failure_probability: float
+    precision: str
     incomplete: Bool[np.ndarray, " checkpoints"]
     __repr__ = brief
 
@@ -115,7 +111,7 @@ def hessian_spectrum(
         run: a recorded run.
         checkpoints: indices into `run.checkpoint_steps`, in any order; none means all.
         config: which operator, how many eigenvalues and how precisely.
-        thresholds: at each chosen checkpoint, for `config.above` and the audits at crossings.
+        thresholds: at each chosen checkpoint, for `config.above`.
         parts: where finished parts are kept, so that an interrupted analysis goes on.
         progress: told how many checkpoints are done.
 
@@ -152,7 +148,7 @@ def _enough(
     """A segment, with so many eigenvalues that all above the fraction of the threshold are in."""
     source: Source = partial(run.points, indices)
     while True:
-        arrays = solve_segment(run, solver, source, thresholds, *before)
+        arrays = solve_segment(run, solver, source, *before)
         most = max(solver.ends) >= min(MOST, solver.size)
         if most or np.all(below_cut(arrays, _cuts(thresholds, above), solver.size)):
             return arrays
@@ -187,16 +183,9 @@ def _joined(
 ) -> HessianSpectrum:
     """The segments one after another, in the order that was asked for."""
     steps = run.checkpoint_steps[order]
-    audits, start = [], 0
-    for arrays in segments:
-        audits += [
-            Audit(int(steps[start + int(i)]), POINTS[int(p)], bool(agreed), float(difference))
-            for i, p, agreed, difference in arrays["audits"]
-        ]
-        start += len(arrays["eigenvalues"])
     iterate, centre = (_at_point(segments, point, place) for point in range(len(POINTS)))
     first = steps[place] == 0
-    blank = {name: _without(getattr(centre, name), first) for name in Eigenvalues._fields[:4]}
+    blank = {name: _without(getattr(centre, name), first, missing) for name, missing in _BLANK}
     centre = centre._replace(**blank)
     return HessianSpectrum(
         steps[place],
@@ -204,35 +193,48 @@ def _joined(
         centre,
         solver.curvature,
         solver.ends,
-        solver.tol,
-        audits,
+        solver.goal.tol,
+        solver.goal.failure_probability,
+        solver.dtype(run).name,
         np.any([_incomplete(at, cuts[place], solver.size) for at in (iterate, centre)], axis=0),
     )
+
+
+_BLANK = (
+    ("eigenvalues", np.nan),
+    ("residuals", np.nan),
+    ("intervals", np.nan),
+    ("status", NOT_FINITE),
+    ("upper_bound", np.inf),
+    ("lower_bound", -np.inf),
+)
+"""What stands where nothing was computed."""
 
 
 def _at_point(segments: list[Arrays], point: int, place: np.ndarray) -> Eigenvalues:
     count = max(arrays["eigenvalues"].shape[2] for arrays in segments)
     columns = {}
-    for name, missing in (
-        ("eigenvalues", np.nan),
-        ("residuals", np.nan),
-        ("intervals", np.nan),
-        ("converged", False),
-    ):
+    for name, missing in _BLANK:
         padded = [_padded(arrays[name][:, point], count, missing) for arrays in segments]
         columns[name] = np.concatenate(padded)[place]
-    matvecs = np.concatenate([arrays["num_matvecs"][:, point] for arrays in segments])[place]
+    for name in ("rank_bounds", "num_matvecs"):
+        columns[name] = np.concatenate([arrays[name][:, point] for arrays in segments])[place]
     modes = follow_modes([m[point] for arrays in segments for m in arrays["overlaps"]], count)
-    return Eigenvalues(**columns, num_matvecs=matvecs, modes=modes[place])
+    return Eigenvalues(**columns, modes=modes[place])
 
 
-def _padded(array: np.ndarray, count: int, missing: float | bool) -> np.ndarray:
+def _padded(array: np.ndarray, count: int, missing: float) -> np.ndarray:
     """More columns, where another segment needed more eigenvalues."""
+    if array.ndim == 1:
+        return array
     widths = [(0, 0), (0, count - array.shape[1]), *[(0, 0)] * (array.ndim - 2)]
     return np.pad(array, widths, constant_values=missing)
 
 
-def _without(array: np.ndarray, rows: Bool[np.ndarray, " checkpoints"]) -> np.ndarray:
-    """The array with some rows blank: NaN, or false."""
-    mask = rows.reshape(-1, *[1] * (array.ndim - 1))
-    return array & ~mask if array.dtype == bool else np.where(mask, np.nan, array)
+def _without(
+    array: np.ndarray, rows: Bool[np.ndarray, " checkpoints"], missing: float
+) -> np.ndarray:
+    """The array with some rows blank."""
+    return np.where(
+        rows.reshape(-1, *[1] * (array.ndim - 1)), np.asarray(missing, array.dtype), array
+    )

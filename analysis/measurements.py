@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, PyTree
 
 from dlf_dynamics.analysis.eigensolver import Eigenpairs
+from dlf_dynamics.analysis.events import sides
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.reprs import brief
 
@@ -91,10 +92,10 @@ class Stability(Measurement):
     @property
     def verdict(self) -> Verdict:
         """`undecided` where the threshold lies in the interval, or nothing has converged."""
-        low, high = self.interval
-        if self.converged and high < self.threshold:
-            return "stable"
-        return "unstable" if self.converged and low > self.threshold else "undecided"
+        limits = np.array([self.threshold])
+        (side,) = sides(np.array([self.interval]), np.array([self.converged]), limits)
+        verdicts: tuple[Verdict, ...] = ("undecided", "unstable", "stable")
+        return verdicts[side]
 
     def __str__(self) -> str:
         return f"{self.verdict}: {super().__str__()}, threshold {self.threshold:g}, {self.label}"

@@ -18,6 +18,7 @@ import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
+from dlf_dynamics.analysis.chain import RANK_TOLERANCE, TIGHTER
 from dlf_dynamics.analysis.eigensolver import Eigenpairs, Which, top_eigenpairs
 from dlf_dynamics.analysis.kernel import KernelProduct, gram_matrix, output_shape, sums_by_blocks
 from dlf_dynamics.analysis.measurements import (
@@ -207,7 +208,7 @@ def stability(
         opt_state: its state before that update; needed where it has a preconditioner.
         step: t, the number of updates made: for weights, and learning rates that change.
         tol: see `sharpness`, like the next three.
-        max_matvecs: products at most.
+        max_matvecs: products at most; four times as many where an interval holds the threshold.
         batch_size: examples at a time.
         seed: of the random start vectors.
 
@@ -237,7 +238,15 @@ def stability(
         label = "preconditioned Hessian of the weighted loss, frozen preconditioner"
     solver = _Solver(tol, max_matvecs, batch_size, seed)
     found = solver.pairs(flat, vector, step, scale=scale)
-    return Stability(**_largest(found), threshold=threshold, label=label)
+    judged = Stability(**_largest(found), threshold=threshold, label=label)
+    if judged.converged and judged.verdict == "undecided":
+        closer = solver._replace(
+            rank_tolerance=TIGHTER * RANK_TOLERANCE, max_matvecs=4 * max_matvecs
+        )
+        found = closer.pairs(flat, vector, step, scale=scale)
+        closer = Stability(**_largest(found), threshold=threshold, label=label)
+        judged = closer if closer.converged else judged
+    return judged
 
 
 @dataclass(frozen=True)
@@ -273,6 +282,7 @@ class _Solver(NamedTuple):
     max_matvecs: int
     batch_size: int | None
     seed: int
+    rank_tolerance: float | None = None
 
     def pairs(
         self,
@@ -303,6 +313,7 @@ class _Solver(NamedTuple):
             tol=usual if self.tol is None else self.tol,
             max_matvecs=self.max_matvecs,
             key=jax.random.key(self.seed),
+            rank_tolerance=self.rank_tolerance,
             dtype=dtype,
         )
 

@@ -12,6 +12,7 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dlf_dynamics.analysis.certificate import BUDGET, STATUSES, TRACKED, UNRANKED
 from dlf_dynamics.analysis.events import OSCILLATING_COSINE, Oscillation
 from dlf_dynamics.analysis.report import threshold_line
 from dlf_dynamics.analysis.spectrum import Spectrum
@@ -117,7 +118,7 @@ def draw_smallest(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
 def _draw_eigenvalues(
     ax: Axes, spectrum: Spectrum, column: int, which: str, beside: np.ndarray
 ) -> None:
-    """One of the extreme eigenvalues: dots where it converged, crosses elsewhere."""
+    """One of the extreme eigenvalues: dots where it is certified, other marks elsewhere."""
     hessian = spectrum.hessian
     for found, colour, label in (
         (hessian.iterate, COLOURS[4], "at the iterate"),
@@ -127,10 +128,11 @@ def _draw_eigenvalues(
         values = np.where(fine, found.eigenvalues[:, column], np.nan)
         draw_points(ax, hessian.steps, values, colour, label)
         _bands(ax, hessian.steps[fine], found.intervals[fine, column], colour)
-        bad = ~fine & np.isfinite(found.eigenvalues[:, column])
-        if np.any(bad):
-            ritz = found.eigenvalues[bad, column]
-            ax.plot(hessian.steps[bad], ritz, "x", color=colour, ms=3, label="not converged")
+        for status, (marker, meaning) in _UNSURE.items():
+            bad = found.status[:, column] == status
+            if np.any(bad & np.isfinite(found.eigenvalues[:, column])):
+                ritz = found.eigenvalues[bad, column]
+                ax.plot(hessian.steps[bad], ritz, marker, color=colour, ms=3, label=meaning)
     points = (hessian.iterate, hessian.centre)
     scale_height(ax, *(found.eigenvalues[:, column] for found in points), beside)
     symbol = {"hessian": "H", "ggn": "G", "remainder": "H-G"}[hessian.curvature.operator]
@@ -156,6 +158,13 @@ def draw_ntk(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
         return
     draw_points(ax, spectrum.ntk.steps, spectrum.ntk.eigenvalues[:, 0])
 
+
+_UNSURE = {
+    UNRANKED: ("+", STATUSES[UNRANKED]),
+    TRACKED: ("1", STATUSES[TRACKED]),
+    BUDGET: ("x", "not converged"),
+}
+"""How values that are not certified are marked and called."""
 
 PANELS: tuple[Panel, ...] = (
     draw_class_weights,

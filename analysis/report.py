@@ -9,12 +9,14 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from dlf_dynamics.analysis.certificate import STATUSES
 from dlf_dynamics.analysis.density import Density
 from dlf_dynamics.analysis.events import Crossing
 from dlf_dynamics.analysis.infinite_width import InfiniteWidth
 from dlf_dynamics.analysis.ntk import NTKSpectrum
+from dlf_dynamics.analysis.points import POINTS
 from dlf_dynamics.analysis.spectrum import Spectrum
-from dlf_dynamics.analysis.trajectory import MOST, POINTS
+from dlf_dynamics.analysis.trajectory import MOST
 from dlf_dynamics.errors import counted
 
 
@@ -40,7 +42,9 @@ def summary(spectrum: Spectrum) -> dict[str, Any]:
         "above": _above(spectrum),
         "failed": spectrum.failed,
         "unresolved": spectrum.unresolved,
-        "audits": [dataclasses.asdict(audit) for audit in hessian.audits],
+        "statuses": _statuses(spectrum),
+        "failure_probability": spectrum.failure_probability,
+        "precision": hessian.precision,
         "matvecs_per_checkpoint_and_point": _mean_products(spectrum),
         "largest_sharpness_at_centres": float(np.nanmax(centre, initial=-np.inf)),
         "largest_ntk_eigenvalue": (
@@ -94,6 +98,13 @@ def _num_values(spectrum: Spectrum) -> int:
     """Eigenvalues at iterates and centres, converged or not."""
     found = [getattr(spectrum.hessian, at).eigenvalues for at in POINTS]
     return int(np.sum(np.isfinite(found)))
+
+
+def _statuses(spectrum: Spectrum) -> dict[str, int]:
+    """How many eigenvalues there are of each status, but for those that there are not."""
+    known = [getattr(spectrum.hessian, at) for at in POINTS]
+    found = np.concatenate([at.status[np.isfinite(at.eigenvalues)] for at in known])
+    return {name: int(np.sum(found == place)) for place, name in enumerate(STATUSES)}
 
 
 def _has_centres(spectrum: Spectrum) -> bool:
@@ -178,14 +189,6 @@ def closing_lines(spectrum: Spectrum) -> list[str]:
         lines.insert(2, _above_line(spectrum))
     if spectrum.failed:
         lines.append(f"failed, the loss is not finite there: steps {spectrum.failed}")
-    if hessian.audits:
-        disagreed = [audit for audit in hessian.audits if not audit.agreed]
-        lines.append(f"{len(hessian.audits)} audits from random starts, {len(disagreed)} disagreed")
-        lines += [
-            f"audit at step {audit.step} ({audit.at}) disagreed by {audit.difference:.1e}; the "
-            "checkpoints before it were solved anew from random starts"
-            for audit in disagreed
-        ]
     if spectrum.ntk is not None:
         lines.append(_ntk_line(spectrum.ntk))
     if spectrum.infinite_width is not None:
@@ -201,11 +204,17 @@ def _points_line(spectrum: Spectrum) -> str:
 
 def _convergence_line(spectrum: Spectrum) -> str:
     """Of all values, whatever their rank."""
-    bad, total = int(np.sum(spectrum.unsure)), _num_values(spectrum)
-    line = f"{bad} of {total} eigenvalues not converged"
-    if not bad:
-        return line
-    return line + f", at {counted(spectrum.not_converged, 'checkpoint')}"
+    counts, total = _statuses(spectrum), _num_values(spectrum)
+    by_choice = [f"{counts[name]} {name}" for name in ("unranked", "tracked") if counts[name]]
+    bad = int(np.sum(spectrum.unsure)) - counts["unranked"] - counts["tracked"]
+    line = ", ".join([f"{bad} of {total} eigenvalues not converged", *by_choice])
+    if spectrum.not_converged:
+        line += f", at {counted(spectrum.not_converged, 'checkpoint')}"
+    precision = spectrum.hessian.precision
+    return line + (
+        f"; those that are have an upper bound each, which fail with a probability of "
+        f"{spectrum.failure_probability:.1e} in all; computed in {precision}"
+    )
 
 
 def _above_line(spectrum: Spectrum) -> str:

@@ -1,4 +1,4 @@
-"""Ritz pairs, and what the two eigensolvers share: orthogonalisation, steps of a guard."""
+"""Ritz pairs, and what the eigensolvers share: ends of a spectrum, rounding, orthogonalisation."""
 
 from __future__ import annotations
 
@@ -8,15 +8,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 Matvec = Callable[[Float[Array, " n"]], Float[Array, " n"]]
-
-LEAST_GUARD = 4
-"""Steps that the guard is followed for at least."""
-
-GUARD_GROWTH = 10
-"""A missed eigenvector with this part of its typical share in the guard still stands out."""
 
 
 class Ends(NamedTuple):
@@ -38,28 +32,23 @@ class Ends(NamedTuple):
 
 
 class RitzPairs(NamedTuple):
-    """Ritz pairs, largest first, and what is known of them.
+    """Ritz pairs in float64, largest first; leading axes are those of the operators.
 
     Attributes:
-        values: Rayleigh quotients from fresh products.
+        values: Rayleigh quotients.
         vectors: orthonormal, one per row.
-        residual_gram: inner products of the residuals A v - λ v of fresh products.
-        guarded: whether the guard was followed far enough to exclude, but for bad luck, that an
-            eigenvalue further out was missed.
+        residual_gram: inner products of the residuals A v - λ v.
         orthogonality: largest entry of |V Vᵀ - 1|.
         asymmetry: largest difference of two entries that are equal for a symmetric operator.
-        norm: largest ‖A q‖ of a unit vector that was seen.
-        num_matvecs: products that were made, the fresh ones included.
+        norm: largest ‖A v‖.
     """
 
-    values: Float[Array, " count"]
-    vectors: Float[Array, "count n"]
-    residual_gram: Float[Array, "count count"]
-    guarded: Bool[Array, " count"]
-    orthogonality: Float[Array, ""]
-    asymmetry: Float[Array, ""]
-    norm: Float[Array, ""]
-    num_matvecs: Int[Array, ""]
+    values: Float[np.ndarray, "*batch count"]
+    vectors: Float[np.ndarray, "*batch count n"]
+    residual_gram: Float[np.ndarray, "*batch count count"]
+    orthogonality: Float[np.ndarray, "*batch"]
+    asymmetry: Float[np.ndarray, "*batch"]
+    norm: Float[np.ndarray, "*batch"]
 
 
 def rounding(num_params: int, dtype: Any) -> float:
@@ -67,13 +56,13 @@ def rounding(num_params: int, dtype: Any) -> float:
     return float(np.finfo(dtype).eps) * (4 + num_params**0.5)
 
 
-def is_lost(asymmetry: ArrayLike, norm: Array | np.ndarray) -> Array | np.ndarray:
+def is_lost(asymmetry: ArrayLike, norm: ArrayLike, dtype: Any) -> Any:
     """Whether products prove nothing, so that more of them do not help either.
 
     They are then not those of a symmetric operator, or of one that is smaller than the rounding of
     the terms that cancel in it. `check_operator` has the same limit.
     """
-    return asymmetry > np.finfo(norm.dtype).eps ** 0.4 * norm
+    return asymmetry > float(np.finfo(dtype).eps) ** 0.4 * norm
 
 
 def orthogonalise(
@@ -97,51 +86,38 @@ def unit_outside(vector: Float[Array, " n"], basis: Float[Array, "m n"]) -> Floa
     return vector / jnp.where(left, jnp.linalg.norm(vector), 1)
 
 
-def rayleigh_ritz(vectors: Float[Array, "count n"], products: Float[Array, "count n"]) -> RitzPairs:
-    """Ritz pairs in the span of orthonormal vectors whose products with the operator are given."""
-    matrix = vectors @ products.T
-    precise = ((matrix + matrix.T) / 2).astype(jnp.result_type(float))
-    values, rotation = jnp.linalg.eigh(precise, symmetrize_input=False)
-    values, rotation = values[::-1].astype(matrix.dtype), rotation[:, ::-1].astype(matrix.dtype)
-    vectors, products = rotation.T @ vectors, rotation.T @ products
-    residuals = products - values[:, None] * vectors
+def rayleigh_ritz(
+    vectors: Float[Array | np.ndarray, "*batch count n"],
+    products: Float[Array | np.ndarray, "*batch count n"],
+) -> RitzPairs:
+    """Ritz pairs, in float64, in the span of vectors whose products with the operator are given.
+
+    The vectors are orthonormal to the rounding of their own type; what is left of that is taken out
+    of them and of their products alike. NaN where one of them is not finite.
+    """
+    vectors, products = np.asarray(vectors, float), np.asarray(products, float)
+    gram = vectors @ np.swapaxes(vectors, -1, -2)
+    bad = ~np.all(np.isfinite(vectors) & np.isfinite(products), axis=(-1, -2), keepdims=True)
+    independent = _departure(gram)[..., None, None] < 0.5
+    inverse = np.linalg.inv(np.linalg.cholesky(np.where(independent, gram, np.eye(gram.shape[-1]))))
+    vectors, products = inverse @ vectors, inverse @ np.where(bad, 0.0, products)
+    matrix = vectors @ np.swapaxes(products, -1, -2)
+    turned = np.swapaxes(matrix, -1, -2)
+    values, rotation = np.linalg.eigh(np.where(independent, (matrix + turned) / 2, 0.0))
+    values, rotation = values[..., ::-1], np.swapaxes(rotation[..., ::-1], -1, -2)
+    vectors, products = rotation @ vectors, rotation @ products
+    residuals = products - values[..., None] * vectors
+    nothing = np.where(bad | ~independent, np.nan, 0.0)
     return RitzPairs(
-        values=values,
-        vectors=vectors,
-        residual_gram=residuals @ residuals.T,
-        guarded=jnp.zeros(len(values), bool),
-        orthogonality=jnp.max(jnp.abs(vectors @ vectors.T - jnp.eye(len(values)))),
-        asymmetry=jnp.max(jnp.abs(matrix - matrix.T)),
-        norm=jnp.max(jnp.linalg.norm(products, axis=1)),
-        num_matvecs=jnp.int32(len(values)),
+        values + nothing[..., 0],
+        vectors,
+        residuals @ np.swapaxes(residuals, -1, -2) + nothing,
+        _departure(vectors @ np.swapaxes(vectors, -1, -2)),
+        np.max(np.abs(matrix - turned), axis=(-1, -2), initial=0.0),
+        np.max(np.linalg.norm(products, axis=-1), axis=-1, initial=0.0) + nothing[..., 0, 0],
     )
 
 
-def guard_steps(
-    above: Float[Array | np.ndarray, " top"],
-    below: Float[Array | np.ndarray, " bottom"],
-    rest: Float[Array | np.ndarray, " 2"],
-    num_params: int,
-) -> Float[Array, " count"]:
-    """Steps after which a missed eigenvector of each wanted value would stand out of a guard.
-
-    On the interval of the values that are not wanted the Chebyshev polynomial of degree m stays
-    below 1; at the wanted value it must grow to `GUARD_GROWTH` √n, as 1/√n is a typical share and
-    one in twelve is less than a tenth of it.
-
-    Args:
-        above: wanted values at the top.
-        below: wanted values at the bottom.
-        rest: least and largest of the others; NaN where there are none.
-        num_params: order n.
-    """
-    low, high = rest
-    distance = jnp.concatenate([above - high, low - below]) / (high - low)
-    growth = jnp.arccosh(1 + 2 * jnp.nan_to_num(distance, nan=1e30, posinf=1e30))
-    return jnp.arccosh(GUARD_GROWTH * jnp.sqrt(1.0 * num_params)) / growth
-
-
-def in_place(left_alone: Bool[Array, " count"], ends: Ends) -> Bool[Array, " count"]:
-    """Which values kept their place: none further out moved, which would shift those within."""
-    top, bottom = left_alone[: ends.top], left_alone[ends.top :]
-    return jnp.concatenate([jnp.cumprod(top), jnp.cumprod(bottom[::-1])[::-1]]) > 0
+def _departure(gram: Float[np.ndarray, "*batch count count"]) -> Float[np.ndarray, "*batch"]:
+    """Largest entry of |G - 1|."""
+    return np.max(np.abs(gram - np.eye(gram.shape[-1])), axis=(-1, -2), initial=0.0)

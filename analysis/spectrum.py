@@ -24,12 +24,13 @@ from dlf_dynamics.analysis.events import (
     join_crossings,
     why_unwatched,
 )
-from dlf_dynamics.analysis.hessian import Audit, Eigenvalues, HessianSpectrum, hessian_spectrum
+from dlf_dynamics.analysis.hessian import Eigenvalues, HessianSpectrum, hessian_spectrum
 from dlf_dynamics.analysis.infinite_width import InfiniteWidth, check_kernels, infinite_width
 from dlf_dynamics.analysis.ntk import NTKSpectrum, ntk_spectrum
+from dlf_dynamics.analysis.points import POINTS
 from dlf_dynamics.analysis.ritz import Ends
 from dlf_dynamics.analysis.stability import instability_threshold, refusal, threshold_label
-from dlf_dynamics.analysis.trajectory import POINTS, Solver
+from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.configfile import in_type, override
 from dlf_dynamics.errors import ConfigError
@@ -50,7 +51,7 @@ from dlf_dynamics.source import Source
 
 DENSITIES = ("hessian", "ggn", "ntk")
 
-_TABLES: dict[str, type] = {"crossings": Crossing, "oscillations": Oscillation, "audits": Audit}
+_TABLES: dict[str, type] = {"crossings": Crossing, "oscillations": Oscillation}
 _NTK_PART, _DENSITY_PART = 500, 10
 
 
@@ -112,6 +113,12 @@ class Spectrum:
         """Values that did not converge; not those that there are not."""
         known = np.isfinite(self._at_points("eigenvalues"))
         return known & ~self._at_points("converged")
+
+    @property
+    def failure_probability(self) -> float:
+        """That any upper bound on the largest eigenvalue at these checkpoints fails, at most."""
+        told = np.isfinite(self._at_points("upper_bound"))
+        return min(float(np.sum(told)) * self.hessian.failure_probability, 1.0)
 
     @property
     def failed(self) -> list[int]:
@@ -309,9 +316,8 @@ def save_spectrum(spectrum: Spectrum, path: Path) -> None:
         packed["infinite_width"] = spectrum.infinite_width
     for name, record in packed.items():
         arrays |= {f"{name}/{key}": value for key, value in pack(record).items()}
-    tables = vars(spectrum) | {"audits": hessian.audits}
     for name, kind in _TABLES.items():
-        table = resultfile.pack_table(kind, tables[name])
+        table = resultfile.pack_table(kind, getattr(spectrum, name))
         arrays |= {f"{name}/{key}": column for key, column in table.items()}
     settings = {
         "asked": dataclasses.asdict(spectrum.asked),
@@ -320,6 +326,7 @@ def save_spectrum(spectrum: Spectrum, path: Path) -> None:
         "unwatched": spectrum.unwatched,
         "curvature": dataclasses.asdict(hessian.curvature),
         "ends": list(hessian.ends),
+        "precision": hessian.precision,
     }
     resultfile.write(
         path,
@@ -357,7 +364,10 @@ def _from_result(result: resultfile.Result) -> Spectrum:
         curvature=resultfile.typed(Curvature, settings["curvature"]),
         ends=resultfile.typed(Ends, dict(zip(Ends._fields, settings["ends"], strict=True))),
         tol=in_type(settings["spectrum"]["tol"], float, "tol"),
-        audits=unpack_table(Audit, inside(arrays, "audits")),
+        failure_probability=in_type(
+            settings["spectrum"]["failure_probability"], float, "failure_probability"
+        ),
+        precision=in_type(settings["precision"], str, "precision"),
         incomplete=arrays.get("incomplete", np.zeros(len(arrays["step"]), bool)),
     )
     densities = {name: _unpacked(Density, arrays, f"density/{name}") for name in DENSITIES}

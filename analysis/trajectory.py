@@ -1,7 +1,9 @@
 """Segments of a run: eigenvalues of the curvature at neighbouring checkpoints.
 
-Small networks go through one compiled Lanczos pass for many checkpoints, each from a random start.
-Large ones are solved one after another, each from the eigenvectors of the one before, and audited.
+Small networks go through one compiled Lanczos pass for many checkpoints. Large ones, and what a
+pass left open, are solved one after another. Each has random vectors of its own, so that nothing
+depends on what was found before; only a `tracked` run follows the eigenvectors of the checkpoint
+before, and claims nothing.
 """
 
 from __future__ import annotations
@@ -16,14 +18,24 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from dlf_dynamics.analysis import subspace
-from dlf_dynamics.analysis.basis import Operator
+from dlf_dynamics.analysis.certificate import Certificate, Evidence, certify
+from dlf_dynamics.analysis.chain import TIGHTER, Goal
 from dlf_dynamics.analysis.curvature import Curvature
 from dlf_dynamics.analysis.devices import filled, map_over_devices, one_ahead, rounded_up
-from dlf_dynamics.analysis.eigensolver import PASS_SIZE, Certificate, certify, make_ends
-from dlf_dynamics.analysis.lanczos import lanczos
+from dlf_dynamics.analysis.eigensolver import (
+    PASS_SIZE,
+    Plan,
+    evidence_of,
+    make_ends,
+    worth_going_on,
+)
+from dlf_dynamics.analysis.float64 import Wide, computes_in_float64
+from dlf_dynamics.analysis.krylov import Operator
+from dlf_dynamics.analysis.lanczos import Pass
 from dlf_dynamics.analysis.modes import overlaps
+from dlf_dynamics.analysis.points import POINTS, both_points, places_of
 from dlf_dynamics.analysis.ritz import Ends, RitzPairs
+from dlf_dynamics.analysis.solution import solve
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.dynamics import Dynamics, State
 from dlf_dynamics.errors import ConfigError
@@ -32,14 +44,11 @@ from dlf_dynamics.resultfile import Arrays
 from dlf_dynamics.run import Run, stack_points
 from dlf_dynamics.runwriter import Point
 
-POINTS = ("iterate", "centre")
-"""Where the curvature is taken at each checkpoint, in the order of the arrays' second axis."""
-
-CENTRE = ("centre",)
-"""The centre alone, at half the price."""
-
 MOST = 64
 """Eigenvalues to which k grows at most, to have all above a fraction of the threshold."""
+
+_STREAM = 1729
+"""Folded into the keys of an analysis, so that they are none that the run used."""
 
 _SEGMENT_WORK = 10**8
 """Checkpoints times examples times parameters in a segment, roughly: some seconds of work."""
@@ -57,23 +66,22 @@ class Solver(NamedTuple):
     Attributes:
         curvature: which operator.
         size: its order.
-        ends: how many eigenvalues.
-        tol: relative residual that counts as converged.
+        goal: how many eigenvalues, how precisely, how certain.
         max_matvecs: products per checkpoint and point at most.
         seed: of the random directions.
-        segment_length: checkpoints in a segment, from one audit to the next where they are needed.
-        cold: whether each checkpoint is solved from random starts alone, also of a large network:
-            from the eigenvectors of another one, an eigenvalue that rose since may be missed.
+        segment_length: checkpoints in a segment.
+        tracked: whether each checkpoint starts from the one before, without a chain.
+        precise: whether eigenvalues and residuals are computed in float64, whatever the run's type.
     """
 
     curvature: Curvature
     size: int
-    ends: Ends
-    tol: float
+    goal: Goal
     max_matvecs: int
     seed: int
     segment_length: int
-    cold: bool = False
+    tracked: bool = False
+    precise: bool = True
 
     @classmethod
     def from_config(cls, run: Run, config: SpectrumConfig) -> Solver:
@@ -82,30 +90,55 @@ class Solver(NamedTuple):
         size = curvature.size(run.num_params)
         ends = make_ends(min(config.k, size), size, config.which)
         tol = config.tol or (1e-6 if run.dtype == "float64" else 1e-3)
+        goal = Goal(
+            ends, tol, config.failure_probability, config.rank_tolerance, not config.unranked
+        )
         work = max(run.problem.num_examples, 1) * run.num_params
         length = int(np.clip(_SEGMENT_WORK // work, *_SEGMENTS))
-        length = length if size <= PASS_SIZE else config.audit_every
-        return cls(curvature, size, ends, tol, config.max_matvecs, config.seed, length)
+        precise = config.certificate == "float64" and computes_in_float64(run, curvature)
+        most, seed, tracked = config.max_matvecs, config.seed, config.tracked
+        return cls(curvature, size, goal, most, seed, length, tracked, precise)
+
+    @property
+    def ends(self) -> Ends:
+        """How many eigenvalues."""
+        return self.goal.ends
 
     @property
     def one_pass(self) -> bool:
         """Whether many checkpoints go through one compiled pass."""
-        return self.size <= PASS_SIZE
+        return self.size <= PASS_SIZE and not self.tracked
 
     @property
     def chunk(self) -> int:
         """Checkpoints that go through the compiled pass in one call."""
         return rounded_up(min(_CHUNK * jax.device_count(), self.segment_length))
 
+    def dtype(self, run: Run) -> np.dtype:
+        """Of eigenvalues and residuals."""
+        return np.dtype(float if self.precise else run.dtype)
+
+    def plan(self, run: Run) -> Plan:
+        """Of the compiled pass."""
+        return Plan.of(self.size, self.goal, self.max_matvecs, self.dtype(run))
+
+    def tightened(self, run: Run) -> Solver:
+        """As precise as the numbers allow, where an interval does not clear the threshold."""
+        goal, precision = self.goal, float(100 * np.finfo(run.dtype).eps)
+        tol = min(goal.tol, max(TIGHTER * goal.tol, precision))
+        goal = goal._replace(tol=tol, rank_tolerance=TIGHTER * goal.rank_tolerance)
+        return self._replace(goal=goal, max_matvecs=4 * self.max_matvecs)
+
     def doubled(self) -> Solver:
         """For twice as many of the largest eigenvalues, `MOST` at most; products in proportion."""
         k = min(2 * self.ends.top, MOST, self.size)
         products = -(-self.max_matvecs * k // self.ends.top)
-        return self._replace(ends=Ends(k, 0), max_matvecs=products)
+        return self._replace(goal=self.goal._replace(ends=Ends(k, 0)), max_matvecs=products)
 
-    def key(self, step: Any) -> PRNGKeyArray:
-        """Of the random directions at a step."""
-        return jax.random.fold_in(jax.random.key(self.seed), step)
+    def key(self, step: Any, place: Any = 0) -> PRNGKeyArray:
+        """Of the random directions at a step and point: a stream of the analysis alone."""
+        stream = jax.random.fold_in(jax.random.key(self.seed), _STREAM)
+        return jax.random.fold_in(jax.random.fold_in(stream, step), place)
 
 
 Source = Callable[[int], Iterable[list[Point]]]
@@ -117,15 +150,14 @@ class _Solved(NamedTuple):
 
     certificate: Certificate
     values: Float[np.ndarray, "checkpoints points k"]
-    num_matvecs: Array
-    vectors: Float[np.ndarray, "checkpoints points rows n"]
+    num_matvecs: np.ndarray
+    vectors: Float[np.ndarray, "checkpoints points k n"]
 
 
 def solve_segment(
     run: Run,
     solver: Solver,
     source: Source,
-    thresholds: Float[np.ndarray, " checkpoints"],
     before: Arrays | None = None,
     *,
     points: tuple[str, ...] = POINTS,
@@ -137,102 +169,126 @@ def solve_segment(
         run: that they belong to.
         solver: what to compute.
         source: of the checkpoints.
-        thresholds: at each; NaN where there is none. Where one is crossed, a warm start is audited.
-        before: of the segment before, whose last eigenvectors are followed and started from.
+        before: of the segment before, whose last eigenvectors are followed.
         points: where at each checkpoint, of POINTS.
         keep_vectors: whether to return the eigenvectors at all checkpoints.
 
     Returns:
-        `eigenvalues`, `residuals`, `intervals`, `converged`, `num_matvecs`: axes (checkpoints,
-        points, ...), see `hessian.Eigenvalues`; `overlaps` with the eigenvectors of the checkpoint
-        before; `vectors`, those of the last one, to go on from; `audits`: index, point, whether
-        it agreed, and relative difference; and `eigenvectors` (checkpoints, points, k, n) if kept.
+        `eigenvalues`, `residuals`, `intervals`, `status`, `upper_bound`, `lower_bound`,
+        `rank_bounds`, `num_matvecs`: axes (checkpoints, points, ...), see `hessian.Eigenvalues`;
+        `overlaps` with the eigenvectors of the checkpoint before; `vectors`, those of the last one,
+        to go on from; and `eigenvectors` (checkpoints, points, k, n) if kept.
     """
     last = None if before is None else before["vectors"]
     if solver.one_pass:
         solved = _by_passes(run, solver, source, points)
-        return _segment(solved, [], last, solver, keep_vectors=keep_vectors)
-    solved, audits = _one_by_one(run, solver, source, thresholds, last, points)
-    if not all(audit[2] for audit in audits):
-        anew = solver._replace(cold=True)
-        solved, _ = _one_by_one(run, anew, source, thresholds, None, points)
-    return _segment(solved, audits, last, solver, keep_vectors=keep_vectors)
-
-
-def _segment(
-    solved: list[_Solved],
-    audits: list[tuple],
-    last: np.ndarray | None,
-    solver: Solver,
-    *,
-    keep_vectors: bool,
-) -> Arrays:
+    else:
+        solved = _one_by_one(run, solver, source, last, points)
     parts = [
-        {"eigenvalues": s.values, "num_matvecs": s.num_matvecs, **_stored(s.certificate)}
+        {"eigenvalues": s.values, "num_matvecs": s.num_matvecs, **s.certificate._asdict()}
         for s in solved
     ]
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    arrays["overlaps"] = _overlaps(solved, last, solver.ends.total)
+    arrays["overlaps"] = _overlaps(solved, last)
     arrays["vectors"] = solved[-1].vectors[-1]
-    arrays["audits"] = np.array(audits, float).reshape(-1, 4)
     if keep_vectors:
-        wanted = slice(solver.ends.total)
-        arrays["eigenvectors"] = np.concatenate([s.vectors[:, :, wanted] for s in solved])
+        arrays["eigenvectors"] = np.concatenate([s.vectors for s in solved])
     return arrays
 
 
-def _stored(certificate: Certificate) -> Arrays:
-    names = ("residuals", "intervals", "converged")
-    return {name: getattr(certificate, name) for name in names}
-
-
-def _overlaps(solved: list[_Solved], last: np.ndarray | None, count: int) -> np.ndarray:
+def _overlaps(solved: list[_Solved], last: np.ndarray | None) -> np.ndarray:
     found = []
     for vectors in (v for s in solved for v in s.vectors):
         before = vectors[:, :0] if last is None else last
-        found.append([overlaps(before[i], vectors[i, :count]) for i in range(len(vectors))])
+        found.append([overlaps(before[i], vectors[i]) for i in range(len(vectors))])
         last = vectors
     return np.array(found)
 
 
 def _by_passes(run: Run, solver: Solver, source: Source, points: tuple[str, ...]) -> list[_Solved]:
-    def begun() -> Iterator[tuple[int, RitzPairs]]:
+    plan, wide = solver.plan(run), Wide(run, needed=solver.precise)
+
+    def begun() -> Iterator[tuple[list[Point], Any]]:
         for some in source(solver.chunk):
             states = stack_points(run, filled(some, solver.chunk))
-            yield len(some), _analyse(run.dynamics, states, solver=solver, points=points)
+            places = places_of(run.dynamics, states, points=points)
+            with wide.enabled():
+                found = _analyse(
+                    wide.dynamics,
+                    wide(states),
+                    wide(places),
+                    solver.goal.tolerances,
+                    solver=solver._replace(goal=solver.goal.form, max_matvecs=0),
+                    plan=plan,
+                )
+            yield some, (places, found)
 
     solved = []
-    for count, pairs in one_ahead(begun()):
-        pairs = jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], pairs)
-        solved.append(_certified(pairs, pairs.vectors, solver))
+    for some, (places, found) in one_ahead(begun()):
+        rows = slice(len(some))
+        found = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], found)
+        evidence = evidence_of(found, plan)
+        certificate = certify(evidence, solver.goal)
+        result = _Solved(
+            certificate, evidence.pairs.values, evidence.num_matvecs, evidence.pairs.vectors
+        )
+        again = worth_going_on(evidence, certificate, solver.max_matvecs)
+        for row, place in np.argwhere(again).tolist():
+            spent = int(evidence.num_matvecs[row, place])
+            params = np.asarray(places)[row, place]
+            better = _solve(run, solver, run.state(some[row]), place, params, spent=spent)
+            result = _replaced(result, row, place, better, solver)
+        solved.append(result)
     return solved
 
 
-@partial(jax.jit, static_argnames=("solver", "points"))
+def _replaced(solved: _Solved, row: int, place: int, evidence: Evidence, solver: Solver) -> _Solved:
+    """With one checkpoint and point solved anew."""
+    new = _of_one(evidence, solver)
+
+    def put(old: np.ndarray, value: np.ndarray) -> np.ndarray:
+        old = np.array(old)
+        old[row, place] = value[0, 0]
+        return old
+
+    return jax.tree.map(put, solved, new)
+
+
+def _of_one(evidence: Evidence, solver: Solver) -> _Solved:
+    """Of one checkpoint and point."""
+    certificate = certify(evidence, solver.goal, tracked=solver.tracked)
+    pairs = evidence.pairs
+    solved = _Solved(certificate, pairs.values, evidence.num_matvecs, pairs.vectors)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[None, None], solved)
+
+
+@partial(jax.jit, static_argnames=("solver", "plan"))
 def _analyse(
-    dynamics: Dynamics, states: State, *, solver: Solver, points: tuple[str, ...]
-) -> RitzPairs:
-    """Ritz pairs at the iterates and at the centres of a chunk of states, or at one of the two."""
+    dynamics: Dynamics,
+    states: State,
+    places: Float[Array, "states points params"],
+    tolerances: tuple[Array, Array],
+    *,
+    solver: Solver,
+    plan: Plan,
+) -> Pass:
+    """What Lanczos passes tell at some points of a chunk of states."""
 
-    def at_state(state: State) -> RitzPairs:
-        def solve(params: Float[Array, " params"]) -> RitzPairs:
-            return lanczos(
-                solver.curvature(dynamics, state, params),
-                solver.size,
-                solver.ends,
-                tol=solver.tol,
-                max_matvecs=solver.max_matvecs,
-                key=solver.key(state.step),
-                dtype=params.dtype,
-            )
+    def at_state(chosen: tuple[State, Array]) -> Pass:
+        state, params = chosen
 
-        def at_point(params: Float[Array, " params"]) -> RitzPairs:
-            nothing = jax.tree.map(_missing, jax.eval_shape(solve, params))
-            return jax.lax.cond(jnp.all(jnp.isfinite(params)), solve, lambda _: nothing, params)
+        def solve(point: tuple[Array, Array]) -> Pass:
+            key = solver.key(state.step, point[1])
+            return plan.run(solver.curvature(dynamics, state, point[0]), key, tolerances)
 
-        return jax.lax.map(at_point, _chosen(both_points(dynamics, state), points))
+        def at_point(point: tuple[Array, Array]) -> Pass:
+            nothing = jax.tree.map(_missing, jax.eval_shape(solve, point))
+            finite = jnp.all(jnp.isfinite(point[0]))
+            return jax.lax.cond(finite, solve, lambda _: nothing, point)
 
-    return map_over_devices(at_state, states)
+        return jax.lax.map(at_point, (params, jnp.arange(len(params))))
+
+    return map_over_devices(at_state, (states, places))
 
 
 def _missing(leaf: jax.ShapeDtypeStruct) -> Array:
@@ -241,57 +297,24 @@ def _missing(leaf: jax.ShapeDtypeStruct) -> Array:
     return jnp.full(leaf.shape, fill, leaf.dtype)
 
 
-@jax.jit
-def both_points(dynamics: Dynamics, state: State) -> Float[Array, "points params"]:
-    """The iterate, and the centre ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1).
-
-    It is NaN where the update before is not known; at step 0 that is 0.
-    """
-    following, _ = dynamics.step(state)
-    centre = state.params + (following.previous_update - state.previous_update) / 4
-    return jnp.stack([state.params, centre])
-
-
-def _chosen(both: Float[Array, "2 params"], points: tuple[str, ...]) -> Array:
-    """Of what `both_points` gives, those that are asked for."""
-    return both[np.array([POINTS.index(point) for point in points])]
-
-
 def _one_by_one(
     run: Run,
     solver: Solver,
     source: Source,
-    thresholds: Float[np.ndarray, " checkpoints"],
     last: np.ndarray | None,
     points: tuple[str, ...],
-) -> tuple[list[_Solved], list[tuple]]:
-    """One checkpoint after another, each from the one before unless the solver is cold.
-
-    They are audited at the last one, and where a threshold is crossed.
-    """
-    solved, audits = [], []
-    sides = [0] * len(points)
-    for index, (point,) in enumerate(source(1)):
-        state = run.state(point)
-        pairs, vectors = [], []
-        for place, params in enumerate(_chosen(both_points(run.dynamics, state), points)):
-            start = None if solver.cold or last is None else _usable(last[place])
-            found = _solve(run, solver, state, params, start)
-            side = _side(found.pairs, solver, thresholds[index])
-            due = index == len(thresholds) - 1 or side * sides[place] < 0
-            if start is not None and due:
-                warm, found = found, _solve(run, solver, state, params, None)
-                audits.append((index, place, *_compared(warm.pairs, found.pairs, solver)))
-                spent = warm.pairs.num_matvecs + found.pairs.num_matvecs
-                found = found._replace(pairs=found.pairs._replace(num_matvecs=spent))
-            sides[place] = side or sides[place]
-            pairs.append(found.pairs)
-            missing = solver.ends.total + 2 - len(found.subspace)
-            vectors.append(np.pad(found.subspace, ((0, missing), (0, 0))))
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves)[None], *pairs)
-        last = np.stack(vectors)
-        solved.append(_certified(stacked, last[None], solver))
-    return solved, audits
+) -> list[_Solved]:
+    solved = []
+    chosen = np.array([POINTS.index(point) for point in points])
+    for (point,) in source(1):
+        state, found = run.state(point), []
+        places = np.asarray(both_points(run.dynamics, state))[chosen]
+        for place, params in enumerate(places):
+            start = _usable(last[place]) if solver.tracked and last is not None else None
+            found.append(_of_one(_solve(run, solver, state, place, params, start), solver))
+        solved.append(jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *found))
+        last = solved[-1].vectors[0]
+    return solved
 
 
 def _usable(vectors: np.ndarray) -> np.ndarray | None:
@@ -300,52 +323,51 @@ def _usable(vectors: np.ndarray) -> np.ndarray | None:
 
 
 def _solve(
-    run: Run, solver: Solver, state: State, params: Array, start: np.ndarray | None
-) -> subspace.Solution:
+    run: Run,
+    solver: Solver,
+    state: State,
+    place: int,
+    params: np.ndarray,
+    start: np.ndarray | None = None,
+    *,
+    spent: int = 0,
+) -> Evidence:
     if not np.all(np.isfinite(params)):
-        return _nothing(solver, params.dtype)
-    found = subspace.solve(
-        Partial(solver.curvature, run.dynamics, state, params),
-        solver.size,
-        solver.ends,
-        tol=solver.tol,
-        max_matvecs=solver.max_matvecs,
-        key=solver.key(state.step),
-        initial_vectors=None if start is None else jnp.asarray(start),
-        dtype=params.dtype,
-    )
-    return jax.device_get(found)
+        return _nothing(solver, solver.dtype(run))
+    wide, key = Wide(run, needed=solver.precise), solver.key(int(state.step), place)
+    settings: dict[str, Any] = {
+        "max_matvecs": solver.max_matvecs,
+        "key": key,
+        "spent": spent,
+        "initial_vectors": start,
+        "tracked": solver.tracked,
+    }
+    point = (state, jnp.asarray(params))
+    if wide.needed:
+        with wide.enabled():
+            precise = Partial(solver.curvature, wide.dynamics, *wide(point))
+            if solver.size <= PASS_SIZE:
+                return solve(precise, solver.size, solver.goal, **settings)
+        settings["certificate_matvec"] = partial(_product_in, wide, precise)
+    operator = Partial(solver.curvature, run.dynamics, *point)
+    return solve(operator, solver.size, solver.goal, dtype=params.dtype, **settings)
 
 
-def _nothing(solver: Solver, dtype: Any) -> subspace.Solution:
+def _product_in(wide: Wide, operator: Operator, vector: Float[np.ndarray, " n"]) -> np.ndarray:
+    """A product in float64, from outside of its context."""
+    with wide.enabled():
+        return np.asarray(_product(operator, jnp.asarray(vector)))
+
+
+def _nothing(solver: Solver, dtype: Any) -> Evidence:
     """Of a point that does not exist; no product is made."""
-    count, nan = solver.ends.total, jnp.asarray(np.nan, dtype)
-    vectors, gram = jnp.full((count, solver.size), nan), jnp.full((count, count), nan)
-    guarded, none = jnp.zeros(count, bool), jnp.int32(0)
-    pairs = RitzPairs(vectors[:, 0], vectors, gram, guarded, nan, nan, nan, none)
-    return jax.device_get(subspace.Solution(pairs, vectors))
-
-
-def _certified(pairs: RitzPairs, vectors: np.ndarray, solver: Solver) -> _Solved:
-    certificate = certify(pairs, solver.ends, solver.tol)
-    return _Solved(certificate, np.asarray(pairs.values), pairs.num_matvecs, vectors)
-
-
-def _side(pairs: RitzPairs, solver: Solver, threshold: float) -> int:
-    lower, upper = certify(pairs, solver.ends, solver.tol).intervals[0]
-    return int(lower > threshold) - int(upper < threshold)
-
-
-def _compared(warm: RitzPairs, cold: RitzPairs, solver: Solver) -> tuple[bool, float]:
-    """Whether the intervals of each converged value meet, and the largest relative difference."""
-    one, other = (certify(pairs, solver.ends, solver.tol) for pairs in (warm, cold))
-    both = one.converged & other.converged
-    apart = np.maximum(one.intervals[:, 0], other.intervals[:, 0]) > np.minimum(
-        one.intervals[:, 1], other.intervals[:, 1]
+    count, nan = solver.ends.total, np.full((), np.nan)
+    vectors = np.full((count, solver.size), nan)
+    blank = RitzPairs(vectors[:, 0], vectors, np.full((count, count), nan), nan, nan, nan)
+    none, dtype = np.full((), False), np.dtype(dtype)
+    return Evidence(
+        blank, None, None, np.full(2, nan), nan, nan, none, np.full((), 0), nan, dtype, dtype
     )
-    difference = np.max(np.abs(warm.values - cold.values)[both], initial=0.0)
-    largest = np.max(np.abs(cold.values))
-    return not np.any(apart & both), float(difference / largest) if largest else 0.0
 
 
 def below_cut(

@@ -209,8 +209,9 @@ class SpectrumConfig:
     """Take each n-th checkpoint."""
     steps: str = ":"
     """Steps a:b to look at, a included and b not; either may be left out."""
-    k: int = 3
-    """Number of Hessian eigenvalues."""
+    k: int = 1
+    """Number of Hessian eigenvalues. The largest is bounded from above by its own search; for more,
+    a random chain looks for what was missed."""
     which: Literal["largest", "smallest", "both"] = "largest"
     """End of the spectrum; both takes k from each."""
     above: float | None = None
@@ -243,18 +244,28 @@ class SpectrumConfig:
     tol: float | None = None
     """Residual that counts as converged, relative to the norm of the operator; none means 1e-6, or
     1e-3 in float32."""
-    max_matvecs: int = 48
+    max_matvecs: int = 200
     """Products per checkpoint and point at most."""
+    failure_probability: float = 1e-6
+    """Of each upper bound on the largest eigenvalue, at each checkpoint and point."""
+    rank_tolerance: float = 0.03
+    """How far above what was found a missed eigenvalue may be, relative to the spread of the
+    spectrum."""
+    unranked: bool = False
+    """Do not look for missed eigenvalues where k is more than 1. Such values decide nothing."""
+    tracked: bool = False
+    """Start each checkpoint from the eigenvectors of the one before and do not look for missed
+    ones: fewer products, for large networks, and values that decide nothing."""
+    certificate: Literal["float64", "float32"] = "float64"
+    """Precision in which eigenvalues and residuals of a float32 run are computed, at the recorded
+    parameters; float32 for a device that has no fast float64."""
     batch_size: int | None = None
     """Examples that go through the network at a time; none takes all at once."""
-    audit_every: int = 20
-    """A large network's checkpoints start from the eigenvectors of the one before; each n-th, and
-    each crossing, is solved anew from a random start and compared."""
     seed: int = 0
     """Seed of the random start vectors."""
 
     def __post_init__(self) -> None:
-        counts = {"every": 1, "k": 1, "ntk_examples": 0, "audit_every": 1, "batch_size": 1}
+        counts = {"every": 1, "k": 1, "ntk_examples": 0, "batch_size": 1}
         _check_counts(self, counts | dict.fromkeys(_SPREAD, 1) | {"max_matvecs": 1})
         span_of(self.steps, "steps")
         if self.above is not None and not self.above > 0:
@@ -265,6 +276,16 @@ class SpectrumConfig:
             raise ConfigError("ntk_examples is 0; expected at least 1 where infinite_width is true")
         if self.tol is not None and not 0 < self.tol < 1:
             raise ConfigError(f"tol is {self.tol}; expected a number between 0 and 1")
+        if not 0 < self.failure_probability < 1:
+            raise ConfigError(
+                f"failure_probability is {self.failure_probability}; expected a number between 0 "
+                "and 1"
+            )
+        if not self.rank_tolerance > 0:
+            raise ConfigError(
+                f"rank_tolerance is {self.rank_tolerance}; expected a number above 0 (--unranked "
+                "leaves out what it is for)"
+            )
         ends = 2 if self.which == "both" else 1
         if self.max_matvecs < 2 * ends * self.k + 2:
             raise ConfigError(
@@ -286,7 +307,7 @@ class BifurcationConfig:
     tol: float | None = None
     """Residual that counts as converged, relative to the norm of the operator; none means 1e-6, or
     1e-3 in float32."""
-    max_matvecs: int = 48
+    max_matvecs: int = 200
     """Products per eigenvalue at most."""
     horizon: int = 100
     """Steps after which the answer of the other parameters to an oscillation is taken, for the flip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -39,6 +39,11 @@ class Layout:
         # result_type takes ten times as long, and `Recorder` asks at each record.
         kinds = [x.dtype if isinstance(x, Array) else jnp.result_type(x) for x in leaves]
         return cls(structure, tuple(map(jnp.shape, leaves)), tuple(kind.name for kind in kinds))
+
+    def widened(self) -> Layout:
+        """The same with float64 in the place of float32."""
+        dtypes = tuple("float64" if name == "float32" else name for name in self.dtypes)
+        return replace(self, dtypes=dtypes)
 
     @property
     def size(self) -> int:

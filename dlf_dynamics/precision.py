@@ -1,9 +1,10 @@
-"""Half precision: numbers with fewer bits than the float32 vectors that hold them."""
+"""Types of numbers: fewer bits than the float32 vectors that hold them, or more."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,16 @@ def rounded(values: Float[Array, "*shape"], precision: str) -> Float[Array, "*sh
     return jnp.where(
         jnp.abs(values) < float(kind.smallest_normal), jnp.round(values / step) * step, nearest
     )
+
+
+def widened(tree: PyTree) -> PyTree:
+    """A pytree with float64 in the place of float32, its numbers the same."""
+
+    def wide(leaf: Any) -> Any:
+        narrow = hasattr(leaf, "dtype") and leaf.dtype == jnp.float32
+        return leaf.astype(jnp.float64) if narrow else leaf
+
+    return jax.tree.map(wide, tree)
 
 
 @dataclass(frozen=True)

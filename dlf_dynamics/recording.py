@@ -84,13 +84,17 @@ class Setup(NamedTuple):
         """The form of the parameters."""
         return Layout.of(self.params)
 
-    def dynamics(self, recording: Recording) -> Dynamics:
+    def dynamics(self, recording: Recording, layout: Layout | None = None) -> Dynamics:
         """The loop as dynamics of the flat parameters.
 
         Where updates are of mini-batches that are not known, its own ones are not replayed: a
         batch of all examples stands for them.
+
+        Args:
+            recording: what the run file tells of the loop.
+            layout: of the parameters, in other types than the model's own.
         """
-        layout = self.layout
+        layout = self.layout if layout is None else layout
         optimizer = self.optimizer if recording.has_optimizer else None
         return Dynamics(
             self.problem.flat(layout),

@@ -39,7 +39,7 @@ from dlf_dynamics.source import Source
 if TYPE_CHECKING:
     from dlf_dynamics.run import Run
 
-FORMAT = Format("result file", "dlf-dynamics-result", "2.0", "compute it anew")
+FORMAT = Format("result file", "dlf-dynamics-result", "3.0", "compute it anew")
 
 _TEXTS = ("config", "provenance")
 

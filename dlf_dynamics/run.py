@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.hdf5 import ContentError, attribute, damaged, dataset_at, json_object, text
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.matching import require_match
+from dlf_dynamics.precision import widened
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.recording import Recording, Setup
 from dlf_dynamics.runfile import open_file
@@ -303,15 +304,29 @@ class Run:
     @cached_property
     def dynamics(self) -> Dynamics:
         """Problem, optimizer and schedule, as they were trained."""
+        found = self._dynamics(lambda layout: layout)
+        if self.recording is None:
+            self._require_fit(found)
+        return found
+
+    @cached_property
+    def precise(self) -> Dynamics:
+        """The same functions of the same numbers in float64, for a run of any type.
+
+        It is to be used where JAX computes in float64.
+        """
+        with jax.enable_x64(True):
+            return widened(self._dynamics(Layout.widened))
+
+    def _dynamics(self, form: Callable[[Layout], Layout]) -> Dynamics:
         # Kept, so it must not hold tracers when it is first asked for in a traced function.
         with jax.ensure_compile_time_eval():
             if self.recording is None:
                 schedule = self._recorded_schedule()
-                found = build(self.config, self.dataset, schedule, self.origin, self.layout)
-                self._require_fit(found)
-                return found
+                layout = form(self.layout)
+                return build(self.config, self.dataset, schedule, self.origin, layout)
             if self._setup is not None:
-                return self._setup.dynamics(self.recording)
+                return self._setup.dynamics(self.recording, form(self.layout))
         raise ConfigError(
             f"{self.path} was recorded in a loop of one's own, and does not hold its model; give "
             "it with --problem module:function (open_run(path, (problem, optimizer, params)))"

@@ -240,14 +240,15 @@ def test_commands_refuse_missing_foreign_truncated_and_newer_files(
         (["--steps", "12"], "steps is '12'; expected a:b"),
         (["--every", "0"], "every is 0; expected at least 1"),
         (["--k", "0"], "k is 0; expected at least 1"),
-        (["--k", "30"], "max_matvecs is 48; expected at least 62 for k = 30"),
+        (["--k", "100"], "max_matvecs is 200; expected at least 202 for k = 100"),
         (["--tol", "2"], "tol is 2.0; expected a number between 0 and 1"),
         (["--above", "-1"], "above is -1.0; expected a fraction above 0, or none"),
         (["--above", "1", "--which", "both"], "which is 'both'; expected 'largest' where above"),
         (["--class-label", "3"], "class_label is 3; expected 0 to 2, or none"),
         (["--block", "weights"], "no parameters at path 'weights'; expected one of ''"),
         (["--batch-size", "0"], "batch_size is 0; expected at least 1"),
-        (["--audit-every", "0"], "audit_every is 0; expected at least 1"),
+        (["--failure-probability", "1"], "failure_probability is 1.0; expected a number between"),
+        (["--rank-tolerance", "0"], "rank_tolerance is 0.0; expected a number above 0"),
         (["--density-checkpoints", "0"], "density_checkpoints is 0; expected at least 1"),
         (["--operator", "jacobian"], "invalid choice"),
         (["--zoom", "5:2"], "zoom is '5:2'; expected a:b with a < b"),
@@ -347,7 +348,7 @@ def test_json_alone_is_on_stdout(capsys, run_path):
 
 
 def test_verify_dense_prints_the_worst_difference(capsys, run_path):
-    arguments = ["spectrum", str(run_path), "--every", "5", "--verify-dense"]
+    arguments = ["spectrum", str(run_path), "--every", "5", "--k", "3", "--verify-dense"]
     assert main([*arguments, "--no-figures", "--quiet"]) == 0
     line = next(
         line

@@ -201,7 +201,7 @@ def test_a_loss_alone_can_be_recorded_and_has_a_hessian(tmp_path):
     loss = lambda params, step: jnp.sum(curvatures * params["x"] ** 2) / 2 + step * 0.0  # noqa: E731
     setup = (Problem.from_loss(loss), optax.sgd(0.1), {"x": jnp.ones(3)})
     loop(tmp_path / "own.h5", setup, 20, every=5)
-    found = compute_spectrum(open_run(tmp_path / "own.h5", setup))
+    found = compute_spectrum(open_run(tmp_path / "own.h5", setup), SpectrumConfig(k=3))
     np.testing.assert_allclose(found.hessian.iterate.eigenvalues, [[5, 3, 1]] * 5, rtol=1e-12)
     assert found.ntk is None
     with pytest.raises(ConfigError, match=r"made by Problem\.from_loss and has no outputs"):

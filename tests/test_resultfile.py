@@ -104,14 +104,14 @@ def test_a_foreign_hdf5_file_is_refused(tmp_path):
 
 def test_a_newer_version_is_refused_by_its_number(path):
     with h5py.File(path, "a") as file:
-        file.attrs["format_version"] = "3.0"
-    with pytest.raises(FileError, match=r"format version 3\.0; this program reads 2\.x"):
+        file.attrs["format_version"] = "4.0"
+    with pytest.raises(FileError, match=r"format version 4\.0; this program reads 3\.x"):
         resultfile.read(path, "spectrum", None)
 
 
 def test_a_newer_minor_version_is_read(path):
     with h5py.File(path, "a") as file:
-        file.attrs["format_version"] = "2.7"
+        file.attrs["format_version"] = "3.7"
     assert resultfile.read(path, "spectrum", None).source == SOURCE
 
 
@@ -150,7 +150,7 @@ def test_settings_that_are_not_json_are_damage(path):
 def test_a_file_of_an_older_format_does_not_know_what_it_is_of(path):
     with h5py.File(path, "a") as file:
         file.attrs["format_version"] = "1.0"
-    line = r"was made by an older version \(format 1\.0; this program reads 2\.x\); compute it anew"
+    line = r"was made by an older version \(format 1\.0; this program reads 3\.x\); compute it anew"
     with pytest.raises(StaleError, match=line):
         resultfile.read(path, "spectrum", run_in(SOURCE))
 

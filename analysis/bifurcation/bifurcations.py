@@ -255,7 +255,7 @@ def _solver(run: Run, config: BifurcationConfig, looks: int) -> Solver:
     """For the largest eigenvalue, at so many steps of a piece."""
     settings = SpectrumConfig(k=1, tol=config.tol, max_matvecs=config.max_matvecs, seed=config.seed)
     # Cold, as `check` says "below" of each step that was looked at.
-    return Solver.from_config(run, settings)._replace(segment_length=looks, cold=True)
+    return Solver.from_config(run, settings)._replace(segment_length=looks)
 
 
 def _with_events(

@@ -11,12 +11,14 @@ from dlf_dynamics.analysis.bifurcation.motion import (
     Curvatures,
     Motion,
     curvatures,
+    looked_again,
     looked_further,
 )
 from dlf_dynamics.analysis.events import Crossing, find_crossings, sides
+from dlf_dynamics.analysis.points import both_points
 from dlf_dynamics.analysis.replay import Replay
 from dlf_dynamics.analysis.stability import instability_threshold
-from dlf_dynamics.analysis.trajectory import Solver, both_points
+from dlf_dynamics.analysis.trajectory import Solver
 
 
 class Centre(NamedTuple):
@@ -55,7 +57,30 @@ def centre_of(replay: Replay, solver: Solver, step: int) -> Centre:
 
 
 def look_at(replay: Replay, solver: Solver, steps: Int[np.ndarray, " steps"]) -> Curvatures:
-    """The curvature at the centres of some steps, in increasing order, which are replayed."""
+    """The curvature at the centres of some steps, in increasing order, which are replayed.
+
+    Where an interval does not clear the threshold, it is looked at closer.
+    """
+    found = _seen(replay, solver, steps)
+    limits = instability_threshold(replay.run.dynamics.optimizer, steps)
+    undecided = sides(found.intervals, found.converged, limits) == 0
+    undecided &= np.isfinite(found.values)
+    if not np.any(undecided):
+        return found
+    closer = _seen(replay, solver.tightened(replay.run), steps[undecided])
+    width = lambda looks: np.where(looks.converged, np.diff(looks.intervals)[:, 0], np.inf)  # noqa: E731
+    narrower = width(closer) < width(found)[undecided]
+    rows = np.flatnonzero(undecided)[narrower]
+
+    def put(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+        old = np.array(old)
+        old[rows] = new[narrower]
+        return old
+
+    return Curvatures(*map(put, found, closer))
+
+
+def _seen(replay: Replay, solver: Solver, steps: Int[np.ndarray, " steps"]) -> Curvatures:
     parts = []
     for stretch in replay.stretches(int(steps[0]), int(steps[-1]) + 1):
         inside = steps[(steps >= stretch.first) & (steps < stretch.first + len(stretch))]
@@ -81,14 +106,21 @@ def crossings_of(motion: Motion, thresholds: Float[np.ndarray, " looked"]) -> li
 def locate_crossings(replay: Replay, solver: Solver, motion: Motion) -> Motion:
     """The motion, looked at step by step wherever the centre changes side.
 
-    So each crossing is between two successive steps, where the intervals allow.
+    So each crossing is between two successive steps, where the intervals allow. Steps that were on
+    neither side are looked at closer first.
 
     Args:
         replay: of the run.
         solver: for the largest eigenvalue.
         motion: the curvature at some steps.
     """
-    for crossing in crossings_of(motion, thresholds_of(replay, motion)):
+    limits = thresholds_of(replay, motion)
+    undecided = sides(motion.intervals, motion.converged, limits) == 0
+    undecided &= np.isfinite(motion.values)
+    if np.any(undecided):
+        steps = motion.looked_at[undecided]
+        motion = looked_again(motion, steps, look_at(replay, solver, steps))
+    for crossing in crossings_of(motion, limits):
         between = np.arange(crossing.step_before + 1, crossing.step_after)
         steps = np.setdiff1d(between, motion.looked_at)
         if len(steps):

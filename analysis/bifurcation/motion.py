@@ -13,8 +13,10 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from dlf_dynamics.analysis.bifurcation.periods import LAGS, periods_of_iterates
+from dlf_dynamics.analysis.certificate import CONVERGED
+from dlf_dynamics.analysis.points import CENTRE, POINTS
 from dlf_dynamics.analysis.replay import Replay, Stretch
-from dlf_dynamics.analysis.trajectory import CENTRE, POINTS, Solver, solve_segment
+from dlf_dynamics.analysis.trajectory import Solver, solve_segment
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.models import Convolutional, FullyConnected, make_model
 from dlf_dynamics.reprs import brief
@@ -100,18 +102,17 @@ def curvatures(
     """At the centres of steps of a stretch, and at the iterates if these are among the points."""
     states = [stretch.point(step) for step in steps]
     lists = lambda most: [states[i : i + most] for i in range(0, len(states), most)]  # noqa: E731
-    nothing = np.full(len(steps), np.nan)
-    found = solve_segment(run, solver, lists, nothing, points=points, keep_vectors=True)
+    found = solve_segment(run, solver, lists, points=points, keep_vectors=True)
     at = points.index("centre")
-    values, intervals, converged, vectors = (
-        found[name][:, at, 0] for name in ("eigenvalues", "intervals", "converged", "eigenvectors")
+    values, intervals, status, vectors = (
+        found[name][:, at, 0] for name in ("eigenvalues", "intervals", "status", "eigenvectors")
     )
     of_iterates = np.full(intervals.shape, np.nan)
     if "iterate" in points:
         at = points.index("iterate")
-        known = found["converged"][:, at, 0]
+        known = found["status"][:, at, 0] == CONVERGED
         of_iterates[known] = found["intervals"][known, at, 0]
-    return Curvatures(values, intervals, converged, of_iterates, vectors)
+    return Curvatures(values, intervals, status == CONVERGED, of_iterates, vectors)
 
 
 def follow(
@@ -165,6 +166,15 @@ def looked_further(motion: Motion, steps: Int[np.ndarray, " more"], found: Curva
         for name, column in motion.looks.items()
     }
     return motion._replace(**whole)
+
+
+def looked_again(motion: Motion, steps: Int[np.ndarray, " some"], found: Curvatures) -> Motion:
+    """The motion with other values at the centres of some steps that were looked at."""
+    rows, looks = np.searchsorted(motion.looked_at, steps), {}
+    for name in ("values", "intervals", "converged"):
+        looks[name] = np.array(getattr(motion, name))
+        looks[name][rows] = getattr(found, name)
+    return motion._replace(**looks)
 
 
 def joined(pieces: Sequence[Motion]) -> Motion:

@@ -85,7 +85,7 @@ def test_what_stays_undecided_is_unresolved(found, monkeypatch):
     wide = widened(hessian, [row])
     monkeypatch.setattr(crossings, "_refined", lambda run, solver, hessian, rows: hessian)
     blind = solver._replace(max_matvecs=6)
-    monkeypatch.setattr(crossings, "_tightened", lambda solver, run: blind)
+    monkeypatch.setattr(Solver, "tightened", lambda solver, run: blind)
     resolved = resolve_crossings(run, solver, wide, thresholds)
     first = at_centres(resolved)[0]
     assert first.state == "unresolved"

@@ -156,7 +156,7 @@ def test_a_recorded_run_of_plain_descent_has_its_learning_rate(decay, tmp_path):
 
 
 def solver(run):
-    return Solver.from_config(run, SpectrumConfig(k=1, tol=1e-8, audit_every=1))
+    return Solver.from_config(run, SpectrumConfig(k=1, tol=1e-8))
 
 
 def test_a_map_is_iterated_and_is_an_argument_of_compiled_functions():

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from dlf_dynamics import LossConfig, OptimizerConfig, ScheduleConfig
 from dlf_dynamics.analysis import plots, style
+from dlf_dynamics.analysis.certificate import BUDGET, TRACKED, UNRANKED
 from dlf_dynamics.analysis.style import Points
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.errors import FileError
@@ -111,16 +112,17 @@ def test_the_sharpness_panel_draws_each_converged_value_and_the_threshold(small,
 
 def test_values_that_did_not_converge_are_drawn_as_such(small, trained, analysed):
     spectrum = analysed(small)
-    converged = np.array(spectrum.hessian.centre.converged)
-    converged[[2, 5], 0] = False
-    hessian = replace(
-        spectrum.hessian, centre=spectrum.hessian.centre._replace(converged=converged)
-    )
+    status = np.array(spectrum.hessian.centre.status)
+    status[[2, 5], 0] = BUDGET
+    status[[3, 4], 0] = UNRANKED, TRACKED
+    hessian = replace(spectrum.hessian, centre=spectrum.hessian.centre._replace(status=status))
     ax = new_axes()
     plots.draw_sharpness(ax, trained(small), replace(spectrum, hessian=hessian))
     drawn = lines(ax)
     np.testing.assert_array_equal(drawn["not converged"].get_xdata(), [14, 35])
-    assert len(finite(drawn["at the 1:2:1 centre"])[0]) == 7
+    np.testing.assert_array_equal(drawn["unranked"].get_xdata(), [21])
+    np.testing.assert_array_equal(drawn["tracked"].get_xdata(), [28])
+    assert len(finite(drawn["at the 1:2:1 centre"])[0]) == 5
 
 
 def test_without_a_threshold_none_is_drawn(small, trained, analysed):

@@ -78,7 +78,7 @@ def test_without_oscillations_the_table_has_no_row(small, analysed):
 
 @pytest.mark.parametrize("static", [False, True])
 def test_the_closing_lines_say_of_which_loss_and_with_which_threshold(static, small, analysed):
-    spectrum = analysed(small, SpectrumConfig(static=static))
+    spectrum = analysed(small, SpectrumConfig(static=static, k=3))
     text = "\n".join(closing_lines(spectrum))
     assert ("static loss" if static else "weighted loss") in text
     assert spectrum.label in text
@@ -89,7 +89,7 @@ def test_the_closing_lines_say_of_which_loss_and_with_which_threshold(static, sm
 
 
 def test_every_value_that_is_not_converged_counts_whatever_its_rank(small, analysed):
-    settings = SpectrumConfig(which="both", k=3, max_matvecs=14, ntk_examples=0)
+    settings = SpectrumConfig(which="both", k=3, max_matvecs=16, ntk_examples=0)
     spectrum = analysed(replace(small, model=replace(small.model, widths=(12,))), settings)
     found = [spectrum.hessian.iterate, spectrum.hessian.centre]
     known = [np.isfinite(at.eigenvalues) for at in found]

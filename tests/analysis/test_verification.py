@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dlf_dynamics.analysis import Spectrum
+from dlf_dynamics.analysis.certificate import BUDGET
 from dlf_dynamics.analysis.verification import verify_dense
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.errors import ConfigError
@@ -21,9 +22,9 @@ def tamper(spectrum: Spectrum, at: str, row: int, factor: float) -> Spectrum:
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("small", SpectrumConfig()),
-        ("small", SpectrumConfig(static=True, ntk_full=True)),
-        ("adaptive", SpectrumConfig()),
+        ("small", SpectrumConfig(k=3)),
+        ("small", SpectrumConfig(k=3, static=True, ntk_full=True)),
+        ("adaptive", SpectrumConfig(k=3)),
     ],
 )
 def test_good_spectra_agree_with_the_dense_matrices(name, settings, request, trained, analysed):
@@ -75,12 +76,10 @@ def test_the_static_spectrum_taken_for_the_weighted_one_is_found(small, trained,
 
 
 def test_values_that_are_not_converged_are_left_out_and_counted(small, trained, analysed):
-    spectrum = tamper(analysed(small, SpectrumConfig(ntk_examples=0)), "iterate", 2, 2.0)
-    converged = np.array(spectrum.hessian.iterate.converged)
-    converged[2, 0] = False
-    hessian = replace(
-        spectrum.hessian, iterate=spectrum.hessian.iterate._replace(converged=converged)
-    )
+    spectrum = tamper(analysed(small, SpectrumConfig(k=3, ntk_examples=0)), "iterate", 2, 2.0)
+    status = np.array(spectrum.hessian.iterate.status)
+    status[2, 0] = BUDGET
+    hessian = replace(spectrum.hessian, iterate=spectrum.hessian.iterate._replace(status=status))
     found = verify_dense(trained(small), replace(spectrum, hessian=hessian))
     assert found.hessian < 1e-9
     assert (found.num_values, found.not_converged) == (3 * (10 + 9) - 1, 1)
