@@ -32,7 +32,7 @@ class Recurrence:
             rounding of a product. NaN where there was no step.
         started: where a chain begins: with a random vector, outside of the span of those before,
             which is invariant.
-        restarts: by the number of a step, Ritz values of the vectors that were kept before it and
+        restarts: Ritz values of the vectors that were kept before a step, by its number, and
             their couplings with its q.
     """
 
@@ -100,7 +100,7 @@ def upper_bound(
     """What no eigenvalue exceeds, in exact arithmetic, but for the failure probability.
 
     Args:
-        recurrence: of chains whose first vectors are uniform on the sphere.
+        recurrence: coefficients of chains whose first vectors are uniform on the sphere.
         num_params: dimension of the space that they are drawn from.
         failure_probability: δ.
 

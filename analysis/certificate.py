@@ -22,7 +22,6 @@ more of them do not help. `not finite`: the operator is not.
 
 CONVERGED, UNRANKED, TRACKED, BUDGET, NOT_FINITE = range(len(STATUSES))
 
-
 ALLOWANCE = 10
 """Roundings of a product that are allowed for: of terms that cancel in it there are more."""
 
@@ -31,7 +30,7 @@ class Evidence(NamedTuple):
     """What is known of one or more operators; leading axes are those of the pairs.
 
     Attributes:
-        pairs: from fresh products.
+        pairs: Ritz pairs from fresh products.
         own: coefficients of the search, where it began at random; none elsewhere.
         chain: coefficients of a chain in the complement of the vectors; none where it was left out.
         extent: least and largest Ritz value of the search.
@@ -39,10 +38,10 @@ class Evidence(NamedTuple):
         asymmetry: largest difference of two entries that are equal for a symmetric operator.
         whole: whether the search filled the space.
         num_matvecs: products that were made.
-        noise: of a product in the search and the chain, as it was measured; none where rounding is
-            all that is known.
-        dtype: of the search.
-        fresh_dtype: of the fresh products.
+        noise: error of a product in the search and the chain, as it was measured; none where
+            rounding is all that is known.
+        dtype: type of the numbers in the search.
+        fresh_dtype: type of the numbers in the fresh products.
     """
 
     pairs: RitzPairs
@@ -68,12 +67,12 @@ class Certificate(NamedTuple):
             Parlett, Theorem 10.1.1), the other end is the upper bound, or what the chain and the
             residuals allow. Of the others they contain some eigenvalue (Theorem 4.5.1), and those
             that meet contain as many as they are (11.5.1). Rounding is allowed for.
-        upper_bound: of all eigenvalues; infinite where nothing bounds them, and where none are
-            wanted from the top.
-        lower_bound: of all eigenvalues, likewise.
+        upper_bound: what no eigenvalue exceeds; infinite where nothing bounds them, and where none
+            are wanted from the top.
+        lower_bound: what none is below, likewise.
         rank_bounds: upper bound on the next eigenvalue beyond those at the top, and lower bound on
             the next beyond those at the bottom; infinite where no chain tells.
-        status: of each value, a place in `STATUSES`.
+        status: what is certain of each value, a place in `STATUSES`.
     """
 
     residuals: Float[np.ndarray, "*batch count"]

@@ -13,11 +13,10 @@ from dlf_dynamics.analysis.bounds import INDEPENDENT, share_limit
 from dlf_dynamics.analysis.ritz import Ends, Matvec, rounding, unit_outside
 
 FAILURE_PROBABILITY = 1e-6
-"""Of each bound."""
+"""Probability with which each bound may fail."""
 
 RANK_TOLERANCE = 0.03
 """How far outside of what was found a missed eigenvalue may be, relative to the spread."""
-
 
 TIGHTER = 1e-3
 """Factor on the tolerances where an interval does not clear the threshold."""
@@ -29,7 +28,7 @@ class Goal(NamedTuple):
     Attributes:
         ends: how many eigenvalues.
         tol: largest residual aimed at, relative to the operator's norm.
-        failure_probability: of each upper bound.
+        failure_probability: how often each upper bound may fail.
         rank_tolerance: how far outside of what was found a missed eigenvalue may be, relative to
             the spread of the spectrum.
         ranked: whether a missed eigenvalue is looked for.
@@ -68,7 +67,7 @@ class Goal(NamedTuple):
         """Whether one value is wanted from an end, which a search from a random start bounds."""
         return max(self.ends) <= 1
 
-    def room(self, extent: Float[Array, " 2"], norm: Array) -> Array:
+    def room(self, extent: Float[Array | np.ndarray, " 2"], norm: Array | float) -> Any:
         """How far outside a missed eigenvalue may be; not 0 where the operator is."""
         least = jnp.finfo(jnp.result_type(norm)).tiny
         return self.rank_tolerance * (extent[1] - extent[0]) + 0.9 * self.tol * norm + least
@@ -81,7 +80,7 @@ class Growth(NamedTuple):
         t: the two places.
         usual: log of the growth from which on it tells anything.
         ratio: p of the last step over p of the one before.
-        log: of the last step.
+        log: log |p(t)| of the last step.
         best: largest of all steps of the chain.
         told: what the chains before it have told.
         chains: how many were begun.
@@ -146,7 +145,7 @@ class Chain(NamedTuple):
         betas: norm of what was left of A q, at least its rounding; NaN where there was no step.
         started: where a chain begins; one that is exhausted is followed by another.
         length: steps made.
-        growth: of its polynomial where no eigenvalue may be beyond.
+        growth: how its polynomial has grown where no eigenvalue may be beyond.
         norm: largest ‖A q‖ seen.
         done: whether the bound is reached or cannot be reached, or both vectors are exhausted.
     """

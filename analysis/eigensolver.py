@@ -40,11 +40,11 @@ class Eigenpairs:
         eigenvectors: orthonormal, one per row.
         residuals: as in `Certificate`, like all up to `rank_bounds`.
         intervals: shape (k, 2).
-        upper_bound: of all eigenvalues.
-        lower_bound: of all eigenvalues.
-        rank_bounds: of the next ones beyond those that are wanted.
-        status: of each value, see `certificate.STATUSES`.
-        failure_probability: of each bound.
+        upper_bound: what no eigenvalue exceeds.
+        lower_bound: what none is below.
+        rank_bounds: bounds on the next ones beyond those that are wanted.
+        status: what is certain of each value, see `certificate.STATUSES`.
+        failure_probability: how often each bound may fail.
         orthogonality: largest entry of |V Vᵀ - 1|.
         num_matvecs: products that were made, the fresh ones and the chain's included.
         message: what was done and, where needed, what to try.

@@ -36,10 +36,10 @@ class Eigenvalues(NamedTuple):
         eigenvalues: shape (checkpoints, k).
         residuals: from fresh products.
         intervals: lower and upper ends; see `certificate.Certificate`, like the next four.
-        status: of each value, a place in `certificate.STATUSES`.
-        upper_bound: of all eigenvalues; infinite where nothing bounds them.
-        lower_bound: of all eigenvalues.
-        rank_bounds: of the next ones beyond those that were wanted at the top and at the bottom.
+        status: what is certain of each value, a place in `certificate.STATUSES`.
+        upper_bound: what no eigenvalue exceeds; infinite where nothing bounds them.
+        lower_bound: what none is below.
+        rank_bounds: bounds on the next ones beyond those that were wanted at the top and at the bottom.
         num_matvecs: products, shape (checkpoints,).
         modes: number of the mode that each eigenvector continues; see `modes.follow_modes`.
     """
@@ -74,8 +74,8 @@ class HessianSpectrum:
         curvature: which operator.
         ends: how many eigenvalues were asked for from the top and from the bottom.
         tol: relative residual that counts as converged.
-        failure_probability: of each bound, at each checkpoint and point.
-        precision: in which eigenvalues and residuals were computed.
+        failure_probability: how often each bound may fail, at each checkpoint and point.
+        precision: type of numbers in which eigenvalues and residuals were computed.
         incomplete: where more eigenvalues may lie above the fraction of the threshold that was
             asked for than are there, as the limit on their number was met or a value above it did
             not converge; false without such a fraction.

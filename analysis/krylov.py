@@ -44,7 +44,7 @@ class Space(NamedTuple):
     Attributes:
         vectors: Ritz vectors of the wanted values, one per row, orthonormal to rounding.
         values: their Ritz values, largest first.
-        recurrence: of a search that began at random; of a warm start it proves nothing.
+        recurrence: coefficients of a search that began at random; of a warm start it proves nothing.
         extent: least and largest Ritz value.
         norm: largest ‖A q‖ seen.
         asymmetry: largest difference of two entries that are equal for a symmetric operator.
@@ -218,7 +218,7 @@ class _Krylov:
         left_out = not (goal.ranked and goal.alone and self.random)
         if left_out or self.size == self.num_params or self.norm == 0:
             return True
-        room = goal.rank_tolerance * (ascending[-1] - ascending[0]) + 0.9 * goal.tol * self.norm
+        room = goal.room(ascending[[0, -1]], self.norm)
         limit = -np.log(goal.failure_probability)
         sides = [self.recurrence] * goal.ends.top + [self.recurrence.reflected()] * goal.ends.bottom
         places = [ascending[-1]] * goal.ends.top + [-ascending[0]] * goal.ends.bottom

@@ -178,7 +178,9 @@ def check(matrix, found, k, which, *, tol, max_matvecs):
     return exact
 
 
-@pytest.mark.parametrize(("dtype", "tol"), PRECISIONS)
+@pytest.mark.parametrize(
+    ("dtype", "tol"), [PRECISIONS[0], pytest.param(*PRECISIONS[1], marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("which", WHICH)
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_marked_converged_is_right_for_every_spectrum(method, which, dtype, tol):
