@@ -39,7 +39,7 @@ class Eigenvalues(NamedTuple):
         status: what is certain of each value, a place in `certificate.STATUSES`.
         upper_bound: what no eigenvalue exceeds; infinite where nothing bounds them.
         lower_bound: what none is below.
-        rank_bounds: bounds on the next ones beyond those that were wanted at the top and at the bottom.
+        rank_bounds: bounds on the next ones beyond those wanted at the top and at the bottom.
         num_matvecs: products, shape (checkpoints,).
         modes: number of the mode that each eigenvector continues; see `modes.follow_modes`.
     """

@@ -44,7 +44,7 @@ class Space(NamedTuple):
     Attributes:
         vectors: Ritz vectors of the wanted values, one per row, orthonormal to rounding.
         values: their Ritz values, largest first.
-        recurrence: coefficients of a search that began at random; of a warm start it proves nothing.
+        recurrence: coefficients of the search; those of a warm start prove nothing.
         extent: least and largest Ritz value.
         norm: largest ‖A q‖ seen.
         asymmetry: largest difference of two entries that are equal for a symmetric operator.
