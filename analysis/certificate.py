@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Int
 
 from dlf_dynamics.analysis.bounds import Recurrence, upper_bound
 from dlf_dynamics.analysis.chain import Goal
-from dlf_dynamics.analysis.ritz import Ends, RitzPairs, is_lost, rounding
+from dlf_dynamics.analysis.ritz import Ends, RitzPairs, is_lost
+from dlf_dynamics.analysis.vectors import rounding
 
 STATUSES = ("converged", "unranked", "tracked", "budget", "not finite")
 """Of a value; the number of each is stored.
@@ -31,6 +32,7 @@ class Evidence(NamedTuple):
 
     Attributes:
         pairs: Ritz pairs from fresh products.
+        num_params: order n of the operator.
         own: coefficients of the search, where it began at random; none elsewhere.
         chain: coefficients of a chain in the complement of the vectors; none where it was left out.
         extent: least and largest Ritz value of the search.
@@ -45,6 +47,7 @@ class Evidence(NamedTuple):
     """
 
     pairs: RitzPairs
+    num_params: int
     own: Recurrence | None
     chain: Recurrence | None
     extent: Float[np.ndarray, "*batch 2"]
@@ -98,7 +101,7 @@ def certify(evidence: Evidence, goal: Goal, *, tracked: bool = False) -> Certifi
     """
     pairs, ends = evidence.pairs, goal.ends
     residuals = np.sqrt(np.maximum(np.diagonal(pairs.residual_gram, axis1=-2, axis2=-1), 0))
-    size, norm = pairs.vectors.shape[-1], np.fmax(evidence.norm, pairs.norm)
+    size, norm = evidence.num_params, np.fmax(evidence.norm, pairs.norm)
     asymmetry = np.fmax(evidence.asymmetry, pairs.asymmetry)
     lost = is_lost(asymmetry, norm, evidence.dtype)
     # Of a random unit vector ‖A q‖ is at least 1/√n of every |λ|, but for bad luck. Squares of
@@ -145,7 +148,7 @@ def _upper(
 ) -> tuple[Float[np.ndarray, "*batch top"], Float[np.ndarray, "*batch 2"]]:
     """Upper bounds: of each value at the top; of all eigenvalues and of the next one."""
     values, count = evidence.pairs.values, goal.ends.total
-    size = evidence.pairs.vectors.shape[-1]
+    size = evidence.num_params
     noise = evidence.noise
     if noise is None:
         noise = ALLOWANCE * rounding(size, evidence.dtype) * evidence.norm

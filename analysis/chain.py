@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dlf_dynamics.analysis.bounds import INDEPENDENT, share_limit
-from dlf_dynamics.analysis.ritz import Ends, Matvec, rounding, unit_outside
+from dlf_dynamics.analysis.ritz import Ends, Matvec
+from dlf_dynamics.analysis.vectors import Form, Rows, Vector, rounding
 
 FAILURE_PROBABILITY = 1e-6
 """Probability with which each bound may fail."""
@@ -150,9 +151,9 @@ class Chain(NamedTuple):
         done: whether the bound is reached or cannot be reached, or both vectors are exhausted.
     """
 
-    spare: Float[Array, " n"]
-    before: Float[Array, " n"]
-    last: Float[Array, " n"]
+    spare: Vector
+    before: Vector
+    last: Vector
     alphas: Float[Array, " most"]
     betas: Float[Array, " most"]
     started: Bool[Array, " most_plus_1"]
@@ -163,7 +164,8 @@ class Chain(NamedTuple):
 
 
 def begin_chain(
-    vectors: Float[Array, "count n"],
+    form: Form,
+    vectors: Rows,
     values: Float[Array, " count"],
     extent: Float[Array, " 2"],
     norm: Float[Array, ""],
@@ -174,6 +176,7 @@ def begin_chain(
     """A random vector outside of some vectors.
 
     Args:
+        form: of the vectors.
         vectors: orthonormal, one per row.
         values: Ritz values of these, largest first, those of the bottom last.
         extent: least and largest Ritz value.
@@ -182,50 +185,61 @@ def begin_chain(
         most: steps at most.
         key: independent of the operator and of what the vectors were found with.
     """
-    dtype = vectors.dtype
-    drawn = jax.random.normal(key, (2, vectors.shape[1]), dtype)
-    first, spare = (unit_outside(vector, vectors) for vector in drawn)
+    dtype, count = form.dtype, goal.ends.total
+    drawn = form.random(key, 2)
+    first, spare = (form.unit_outside(form.row(drawn, row), vectors) for row in range(2))
     room, top = goal.room(extent, norm), goal.ends.top
     upper = values[top - 1] if top else jnp.inf
     lower = values[top] if goal.ends.bottom else -jnp.inf
     blank = jnp.full(most, jnp.nan, dtype)
     at = jnp.stack([jnp.asarray(upper + room, float), jnp.asarray(room - lower, float)])
-    done = ~jnp.all(jnp.isfinite(vectors)) | (jnp.linalg.norm(first) == 0)
-    zero = jnp.zeros_like(first)
+    finite = jnp.all(jnp.isfinite(form.inner(vectors, vectors)))
+    done = ~finite | (form.norm(first) == 0)
+    zero = form.map(jnp.zeros_like, first)
     norm = jnp.asarray(norm, dtype)
-    growth = Growth.at(at, vectors.shape[1] - vectors.shape[0])
+    growth = Growth.at(at, form.num_params - count)
     started = jnp.zeros(most + 1, bool).at[0].set(True)
     return Chain(spare, zero, first, blank, blank, started, jnp.int32(0), growth, norm, done)
 
 
 def follow_chain(
-    matvec: Matvec, vectors: Float[Array, "count n"], chain: Chain, goal: Goal, steps: Any
+    form: Form, matvec: Matvec, vectors: Rows, chain: Chain, goal: Goal, steps: Any
 ) -> Chain:
     """The chain after so many more steps, or fewer where it is done."""
     stop = jnp.minimum(chain.length + steps, len(chain.alphas))
-    floor = rounding(vectors.shape[1], vectors.dtype)
+    floor = rounding(form.num_params, form.dtype)
+
+    def less(vector: Vector, *parts: tuple[Array, Vector]) -> Vector:
+        for factor, part in parts:
+            vector = form.map(jnp.subtract, vector, form.scaled(part, factor))
+        return vector
+
+    def outside(vector: Vector) -> Vector:
+        inside = form.combined(form.inner(vectors, vector), vectors)
+        return form.map(jnp.subtract, vector, inside)
 
     def step(chain: Chain) -> Chain:
         place = chain.length
         begins = chain.started[place]
         product = matvec(chain.last)
-        norm = jnp.maximum(chain.norm, jnp.linalg.norm(product))
-        rest = product - (vectors @ product) @ vectors
+        norm = jnp.maximum(chain.norm, form.norm(product))
+        rest = outside(product)
         beta_before = jnp.where(begins, 0, chain.betas[place - 1])
-        alpha = jnp.vdot(chain.last, rest)
-        rest = rest - alpha * chain.last - beta_before * chain.before
+        alpha = form.inner(chain.last, rest)
+        rest = less(rest, (alpha, chain.last), (beta_before, chain.before))
         # Once more, as what is left may be much less than what was taken out.
-        rest = rest - (vectors @ rest) @ vectors - jnp.vdot(chain.last, rest) * chain.last
-        remaining = jnp.linalg.norm(rest)
+        rest = less(outside(rest), (form.inner(chain.last, rest), chain.last))
+        remaining = form.norm(rest)
         exhausted = remaining <= floor * norm
         beta = jnp.maximum(remaining, floor * norm)
         growth = chain.growth.stepped(alpha, beta, beta_before, begins)
-        following = rest / jnp.where(remaining > 0, remaining, 1)
+        following = form.scaled(rest, 1 / jnp.where(remaining > 0, remaining, 1))
+        last = form.map(lambda *pair: jnp.where(exhausted, *pair), chain.spare, following)
         ended = growth.reached(goal) | growth.missed(goal) | (exhausted & (growth.chains > 1))
         return Chain(
             spare=chain.spare,
             before=chain.last,
-            last=jnp.where(exhausted, chain.spare, following),
+            last=form.placed(last),
             alphas=chain.alphas.at[place].set(alpha),
             betas=chain.betas.at[place].set(beta),
             started=chain.started.at[place + 1].set(exhausted),

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.special import stdtrit
 
 from dlf_dynamics.analysis.devices import filled, map_over_devices
-from dlf_dynamics.analysis.ritz import rounding, unit_outside
+from dlf_dynamics.analysis.vectors import Form, rounding
 from dlf_dynamics.operators import Matvec, ggn, hessian, ntk
 from dlf_dynamics.problem import Problem, Step
 from dlf_dynamics.reprs import brief
@@ -129,7 +129,7 @@ def slq(
         start = vector / jnp.linalg.norm(vector)
         basis, tridiagonal = _lanczos(matvec, start, num_steps)
         held = jnp.where(first, basis, held)
-        rest = unit_outside(start, held)
+        rest = Form.flat(size, dtype).unit_outside(start, held)
         product = matvec(rest)
         dimension = size - jnp.sum(jnp.any(held != 0, axis=1))
         outside = dimension * jnp.stack([jnp.vdot(rest, product), jnp.vdot(product, product)])

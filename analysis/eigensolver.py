@@ -11,14 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from dlf_dynamics.analysis.bounds import Recurrence
 from dlf_dynamics.analysis.certificate import BUDGET, STATUSES, Certificate, Evidence, certify
 from dlf_dynamics.analysis.chain import FAILURE_PROBABILITY, Goal
 from dlf_dynamics.analysis.lanczos import Pass, lanczos
-from dlf_dynamics.analysis.ritz import Ends, Matvec, is_lost, rayleigh_ritz, rounding
+from dlf_dynamics.analysis.ritz import Ends, Matvec, is_lost, rayleigh_ritz
 from dlf_dynamics.analysis.solution import CHAIN_STEPS, solve
+from dlf_dynamics.analysis.vectors import Form, Operator, rounding
+from dlf_dynamics.layout import Layout
 from dlf_dynamics.operators import check_operator
 from dlf_dynamics.reprs import brief
 
@@ -37,7 +39,7 @@ class Eigenpairs:
 
     Attributes:
         eigenvalues: Rayleigh quotients, shape (k,), or (2k,) for both ends.
-        eigenvectors: orthonormal, one per row.
+        eigenvectors: orthonormal, one per row; of a pytree with an axis in front of each leaf.
         residuals: as in `Certificate`, like all up to `rank_bounds`.
         intervals: shape (k, 2).
         upper_bound: what no eigenvalue exceeds.
@@ -52,7 +54,7 @@ class Eigenpairs:
     """
 
     eigenvalues: Float[np.ndarray, " k"]
-    eigenvectors: Float[np.ndarray, "k n"]
+    eigenvectors: Float[np.ndarray, "k n"] | PyTree
     residuals: Float[np.ndarray, " k"]
     intervals: Float[np.ndarray, "k 2"]
     upper_bound: float
@@ -81,12 +83,13 @@ def top_eigenpairs(
     tol: float,
     max_matvecs: int,
     key: PRNGKeyArray,
-    initial_vectors: Float[Array | np.ndarray, "start n"] | None = None,
+    initial_vectors: Float[Array | np.ndarray, "start n"] | PyTree | None = None,
     certificate_matvec: Callable[[Float[np.ndarray, " n"]], Any] | None = None,
     failure_probability: float = FAILURE_PROBABILITY,
     rank_tolerance: float | None = None,
     tracked: bool = False,
     dtype: Any = float,
+    like: PyTree | None = None,
 ) -> Eigenpairs:
     """The k largest or smallest eigenvalues of a symmetric operator, or k from each end.
 
@@ -110,9 +113,13 @@ def top_eigenpairs(
         rank_tolerance: how far outside of what was found a missed eigenvalue may be, relative to
             the spread of the spectrum; none means 0.03, infinity leaves the chain out.
         tracked: whether to leave it out for a warm start.
-        dtype: of the vectors.
+        dtype: of the vectors, where they are flat.
+        like: a pytree whose form the vectors have, of arrays or their `jax.ShapeDtypeStruct`s, n
+            numbers in all. Where its leaves lie on several devices, so do all vectors; each inner
+            product is one exchange between the devices, and no vector is gathered.
 
     Raises:
+        DataError: when leaves of `like` differ in type or lie on different meshes.
         ValueError: when k is not between 1 and n, the products are too few, or the operator is not
             linear, not symmetric or of another shape.
 
@@ -126,17 +133,18 @@ def top_eigenpairs(
     matvec = matvec if isinstance(matvec, Partial) else Partial(matvec)
     ends = make_ends(k, num_params, which)
     goal = Goal(ends, tol, failure_probability).within(rank_tolerance)
-    _check(matvec, num_params, goal, max_matvecs, dtype)
-    spent = 0
-    if num_params <= PASS_SIZE and initial_vectors is None and certificate_matvec is None:
+    form = Form.flat(num_params, dtype) if like is None else Form.like(like)
+    _check(matvec, num_params, form, goal, max_matvecs)
+    spent, alone = 0, initial_vectors is None and certificate_matvec is None
+    if num_params <= PASS_SIZE and alone and like is None:
         plan = Plan.of(num_params, goal, max_matvecs, jnp.dtype(dtype))
         evidence, found = _by_pass(matvec, key, goal, plan)
         if not worth_going_on(evidence, found, max_matvecs):
-            return _told(matvec, key, evidence, found, goal, "lanczos")
+            return _told(matvec, form, key, evidence, found, goal, "lanczos")
         spent = int(evidence.num_matvecs)
     evidence = solve(
         Partial(_as_it_is, matvec),
-        num_params,
+        form,
         goal,
         max_matvecs=max_matvecs,
         spent=spent,
@@ -144,9 +152,8 @@ def top_eigenpairs(
         initial_vectors=initial_vectors,
         certificate_matvec=certificate_matvec,
         tracked=tracked,
-        dtype=dtype,
     )
-    return _told(matvec, key, evidence, certify(evidence, goal, tracked=tracked), goal)
+    return _told(matvec, form, key, evidence, certify(evidence, goal, tracked=tracked), goal)
 
 
 def make_ends(k: int, num_params: int, which: Which) -> Ends:
@@ -196,9 +203,10 @@ class Plan(NamedTuple):
             capacity = max(max_matvecs - count - length, count + 2)
         return cls(num_params, goal.form, min(capacity, num_params), length, dtype)
 
-    def run(self, matvec: Matvec, key: PRNGKeyArray, tolerances: tuple[Any, Any]) -> Pass:
+    def run(self, operator: Operator, key: PRNGKeyArray, tolerances: tuple[Any, Any]) -> Pass:
         """The pass, to be traced."""
         n, goal, capacity, length, dtype = self
+        matvec = Form.flat(n, dtype).matvec(operator)
         sizes = {"capacity": capacity, "chain_length": length}
         return lanczos(matvec, n, goal.having(tolerances), **sizes, key=key, dtype=dtype)
 
@@ -214,7 +222,7 @@ def _by_pass(
 def _one_pass(
     matvec: Matvec, key: PRNGKeyArray, tolerances: tuple[Any, Any], *, plan: Plan
 ) -> Pass:
-    return plan.run(matvec, key, tolerances)
+    return plan.run(lambda: matvec, key, tolerances)
 
 
 def evidence_of(brought: Pass, plan: Plan) -> Evidence:
@@ -223,7 +231,8 @@ def evidence_of(brought: Pass, plan: Plan) -> Evidence:
     chain = Recurrence(found.chain_alphas, found.chain_betas, found.chain_started)
     own = Recurrence(found.alphas, found.betas, found.started)
     return Evidence(
-        rayleigh_ritz(found.vectors, found.products),
+        rayleigh_ritz(found.vectors.astype(float), found.products.astype(float)),
+        plan.num_params,
         own,
         chain if plan.chain_length else None,
         found.extent,
@@ -257,24 +266,41 @@ def _multiply(matvec: Matvec, vector: Array) -> Array:
     return matvec(vector)
 
 
-def _check(matvec: Matvec, num_params: int, goal: Goal, max_matvecs: int, dtype: Any) -> None:
+def _check(matvec: Matvec, num_params: int, form: Form, goal: Goal, max_matvecs: int) -> None:
     count = goal.ends.total
     if max_matvecs < 2 * count + 2:
         raise ValueError(
             f"max_matvecs is {max_matvecs}; expected at least {2 * count + 2} for k = {count}"
         )
-    vector = jax.ShapeDtypeStruct((num_params,), dtype)
-    product = jax.eval_shape(_multiply, matvec, vector)
-    found = (getattr(product, "shape", None), getattr(product, "dtype", None))
-    if found != (vector.shape, vector.dtype):
+    if form.num_params != num_params:
         raise ValueError(
-            f"the product has shape {found[0]} and type {found[1]}; expected those of the vector, "
-            f"{vector.shape} and {vector.dtype}"
+            f"num_params is {num_params}; expected {form.num_params}, the numbers in `like`"
         )
+    vector = jax.eval_shape(form.zeros)
+    product = jax.eval_shape(_multiply, matvec, vector)
+    if _described(product) != _described(vector):
+        raise ValueError(
+            f"the product has {_described(product)}; expected the vector's {_described(vector)}"
+        )
+
+
+def _described(tree: Any) -> str:
+    """Shapes and types of an array, or of the leaves of a pytree."""
+    leaves = [f"shape {jnp.shape(x)} and type {jnp.result_type(x)}" for x in jax.tree.leaves(tree)]
+    structure = jax.tree.structure(tree)
+    form = "" if structure == jax.tree.structure(0) else f"the form {structure} with "
+    return form + (", ".join(leaves) or "no numbers")
+
+
+def _of_flat(matvec: Matvec, form: Form) -> Matvec:
+    """As a function of flat vectors, whatever the form of its own."""
+    layout = Layout.of(jax.eval_shape(form.zeros))
+    return lambda vector: layout.flatten(matvec(layout.unflatten(vector)))
 
 
 def _told(
     matvec: Matvec,
+    form: Form,
     key: PRNGKeyArray,
     evidence: Evidence,
     certificate: Certificate,
@@ -286,9 +312,9 @@ def _told(
     Raises:
         ValueError: when the operator is not linear or not symmetric.
     """
-    size = evidence.pairs.vectors.shape[-1]
+    size = evidence.num_params
     if np.any(evidence.asymmetry > 100 * rounding(size, evidence.dtype) * evidence.norm):
-        check_operator(matvec, size, key, evidence.dtype)
+        check_operator(_of_flat(matvec, form), size, key, evidence.dtype)
     pairs, matvecs = evidence.pairs, int(evidence.num_matvecs)
     status = tuple(STATUSES[place] for place in certificate.status.tolist())
     words = {"lanczos": "one Lanczos pass", "thick restart": "Lanczos with thick restarts"}[method]
@@ -300,9 +326,10 @@ def _told(
     for choice in ("unranked", "tracked"):
         if choice in status:
             advice += f"; {status.count(choice)} {choice}, by choice"
+    flat = form.structure == jax.tree.structure(0)
     return Eigenpairs(
         pairs.values,
-        pairs.vectors,
+        np.asarray(form.whole(pairs.vectors)) if flat else pairs.vectors,
         certificate.residuals,
         certificate.intervals,
         float(certificate.upper_bound),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +19,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dlf_dynamics.analysis.bounds import Recurrence
 from dlf_dynamics.analysis.chain import Goal
-from dlf_dynamics.analysis.ritz import Matvec, is_lost, rounding, unit_outside
-
-Operator = Callable[[], Matvec]
-"""Makes the matvec while it is traced, so that what products share is computed once a call. A
-`jax.tree_util.Partial`: what it holds are arguments of the compiled programs."""
+from dlf_dynamics.analysis.ritz import is_lost
+from dlf_dynamics.analysis.vectors import Form, Operator, Rows, Vector, rounding
 
 LEAST_BASIS = 20
 """Vectors of the basis at least, where the space has as many dimensions."""
 
 SMALL, SMALL_BASIS = 10_000, 60
 """Up to this order, more of them cost little."""
-
-_COLUMNS = 2**16
-"""Columns of the basis that are treated at a time, so that they stay in the cache."""
 
 _QUICK = 50_000
 """Orders up to which a product takes no longer than a look at the small matrix."""
@@ -53,7 +47,7 @@ class Space(NamedTuple):
         done: whether residuals and bound are as small as was asked for.
     """
 
-    vectors: Float[Array, "count n"]
+    vectors: Rows
     values: Float[np.ndarray, " count"]
     recurrence: Recurrence
     extent: tuple[float, float]
@@ -66,34 +60,32 @@ class Space(NamedTuple):
 
 def search(
     operator: Operator,
-    num_params: int,
+    form: Form,
     goal: Goal,
     *,
     max_matvecs: int,
     key: PRNGKeyArray,
-    start: Float[Array, " n"] | None = None,
-    dtype: Any = float,
+    start: Vector | None = None,
     progress: Callable[[int], None] = lambda matvecs: None,
 ) -> Space:
     """Ritz vectors at the ends of the spectrum of a symmetric operator.
 
     Args:
         operator: makes the matvec.
-        num_params: order n of the operator.
+        form: of the vectors.
         goal: what is asked for. From a random start the search goes on until its own coefficients
             bound what may be further out.
         max_matvecs: products at most.
         key: of the random vectors.
         start: to begin with; none is a random vector.
-        dtype: of the vectors.
         progress: told the number of products so far.
     """
-    krylov = _Krylov(operator, num_params, goal, key, start, dtype)
+    krylov = _Krylov(operator, form, goal, key, start)
     while True:
         progress(krylov.made)
         look = krylov.look()
         left = max_matvecs - krylov.made
-        if look.done or look.hopeless or left <= 0 or krylov.size == num_params:
+        if look.done or look.hopeless or left <= 0 or krylov.size == form.num_params:
             return krylov.space(look)
         if krylov.size == krylov.capacity:
             krylov.restart(look)
@@ -130,27 +122,27 @@ class _Krylov:
     def __init__(
         self,
         operator: Operator,
-        num_params: int,
+        form: Form,
         goal: Goal,
         key: PRNGKeyArray,
-        start: Array | None,
-        dtype: Any,
+        start: Vector | None,
     ) -> None:
-        self.operator, self.num_params, self.goal = operator, num_params, goal
-        self.key, self.dtype, self.random = key, dtype, start is None
-        least = SMALL_BASIS if num_params <= SMALL else LEAST_BASIS
-        self.capacity = min(num_params, max(least, 2 * goal.ends.total + 10))
+        self.operator, self.form, self.goal = operator, form, goal
+        self.key, self.random = key, start is None
+        self.num_params, self.dtype = form.num_params, form.dtype
+        least = SMALL_BASIS if self.num_params <= SMALL else LEAST_BASIS
+        self.capacity = min(self.num_params, max(least, 2 * goal.ends.total + 10))
         self.matrix = np.zeros((self.capacity + 1,) * 2)
         self.size = self.made = self.drawn = 0
         self.norm = self.asymmetry = 0.0
         self.steps: list[tuple[float, float, bool]] = []
         self.restarts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self.basis = jnp.zeros((self.capacity + 1, num_params), dtype)
+        self.basis = _blank(form, self.capacity + 1)
         self.begins = True
         if start is None:
             self._draw()
         else:
-            self.basis = self.basis.at[0].set(jnp.asarray(start, dtype) / jnp.linalg.norm(start))
+            self.basis = _with_first_row(self.basis, start, form=form)
 
     @property
     def floor(self) -> float:
@@ -167,7 +159,7 @@ class _Krylov:
     def _draw(self) -> None:
         """Begins a chain with a random direction outside of the basis."""
         key = jax.random.fold_in(self.key, self.drawn)
-        self.basis = _with_random_row(self.basis, self.size, key)
+        self.basis = _with_random_row(self.basis, self.size, key, form=self.form)
         self.drawn += 1
         self.begins = True
 
@@ -175,7 +167,8 @@ class _Krylov:
         """Lanczos steps, until the basis is full or the chain exhausted."""
         steps = min(steps, self.capacity - self.size)
         scale = jnp.asarray(self.norm, self.dtype)
-        self.basis, found = _extended(self.operator, self.basis, self.size, steps, scale)
+        arguments = self.operator, self.basis, self.size, steps, scale
+        self.basis, found = _extended(*arguments, form=self.form)
         overlaps, remaining, norm, made = jax.device_get(found)
         self.norm = float(norm)
         for row, left in zip(overlaps[:made].astype(float), remaining[:made].tolist(), strict=True):
@@ -236,7 +229,7 @@ class _Krylov:
         rotation = np.zeros((self.capacity + 1,) * 2)
         rotation[:kept, : self.size] = look.rotation[:, places].T
         rotation[kept, self.size] = 1.0
-        self.basis = _rotated(self.basis, jnp.asarray(rotation, self.dtype))
+        self.basis = _rotated(self.basis, jnp.asarray(rotation, self.dtype), form=self.form)
         couplings = self.matrix[self.size, self.size - 1] * look.rotation[-1, places]
         values = look.ascending[places]
         self.matrix[:] = 0.0
@@ -251,7 +244,7 @@ class _Krylov:
         rotation = np.zeros((self.goal.ends.total, self.capacity + 1))
         rotation[: len(look.wanted), : self.size] = look.rotation[:, look.wanted].T
         return Space(
-            _combined(self.basis, jnp.asarray(rotation, self.dtype)),
+            combined(self.basis, jnp.asarray(rotation, self.dtype), form=self.form),
             look.ascending[look.wanted],
             self.recurrence,
             (float(look.ascending[0]), float(look.ascending[-1])),
@@ -263,36 +256,48 @@ class _Krylov:
         )
 
 
-@partial(jax.jit, donate_argnames="basis")
-def _with_random_row(basis: Float[Array, "rows n"], row: Array, key: PRNGKeyArray) -> Array:
-    drawn = jax.random.normal(key, basis.shape[1:], basis.dtype)
-    earlier = jnp.where(jnp.arange(len(basis))[:, None] < row, basis, 0)
-    return basis.at[row].set(unit_outside(drawn, earlier))
+@partial(jax.jit, static_argnames=("form", "rows"))
+def _blank(form: Form, rows: int) -> Rows:
+    return form.zeros(rows)
 
 
-@partial(jax.jit, donate_argnames="basis")
+@partial(jax.jit, static_argnames="form", donate_argnames="basis")
+def _with_first_row(basis: Rows, row: Vector, *, form: Form) -> Rows:
+    return form.with_row(basis, 0, form.placed(form.scaled(row, 1 / form.norm(row))))
+
+
+@partial(jax.jit, static_argnames="form", donate_argnames="basis")
+def _with_random_row(basis: Rows, place: Array, key: PRNGKeyArray, *, form: Form) -> Rows:
+    earlier = form.rows_before(basis, place)
+    return form.with_row(basis, place, form.unit_outside(form.random(key), earlier))
+
+
+@partial(jax.jit, static_argnames="form", donate_argnames="basis")
 def _extended(
     operator: Operator,
-    basis: Float[Array, "rows n"],
+    basis: Rows,
     size: Int[Array, ""],
     steps: Int[Array, ""],
     norm: Float[Array, ""],
-) -> tuple[Array, tuple[Array, Array, Array, Array]]:
+    *,
+    form: Form,
+) -> tuple[Rows, tuple[Array, Array, Array, Array]]:
     """The basis with more rows; overlaps and norms of what was left, step by step; the norm."""
-    matvec = operator()
-    rows, num_params = basis.shape
-    overlaps, remaining = jnp.zeros((rows, rows), basis.dtype), jnp.zeros(rows, basis.dtype)
+    matvec = form.matvec(operator)
+    rows = len(jax.tree.leaves(basis)[0])
+    floor = rounding(form.num_params, form.dtype)
+    overlaps, remaining = jnp.zeros((rows, rows), form.dtype), jnp.zeros(rows, form.dtype)
 
     def step(carry: tuple) -> tuple:
-        made, going, basis, overlaps, remaining, norm = carry
+        made, _, basis, overlaps, remaining, norm = carry
         place = size + made
-        product = matvec(basis[place])
-        norm = jnp.maximum(norm, jnp.linalg.norm(product))
-        rest, taken, left = _outside(basis, product, place)
-        basis = basis.at[place + 1].set(rest / jnp.where(left > 0, left, 1))
-        going = left > rounding(num_params, basis.dtype) * norm
+        product = matvec(form.row(basis, place))
+        norm = jnp.maximum(norm, form.norm(product))
+        rest, taken = form.outside(product, basis, jnp.arange(rows) <= place)
+        left = form.norm(rest)
+        basis = form.with_row(basis, place + 1, form.scaled(rest, 1 / jnp.where(left > 0, left, 1)))
         overlaps, remaining = overlaps.at[made].set(taken), remaining.at[made].set(left)
-        return made + 1, going, basis, overlaps, remaining, norm
+        return made + 1, left > floor * norm, form.placed(basis), overlaps, remaining, norm
 
     start = (jnp.int32(0), jnp.array(True), basis, overlaps, remaining, norm)
     unfinished = lambda carry: (carry[0] < steps) & carry[1]  # noqa: E731
@@ -300,30 +305,12 @@ def _extended(
     return basis, (overlaps, remaining, norm, made)
 
 
-def _outside(basis: Array, vector: Array, place: Array) -> tuple[Array, Array, Array]:
-    """What of a vector is outside of the rows up to a place, its overlaps with them, its norm."""
-    used = jnp.arange(len(basis)) <= place
-    first = jnp.where(used, basis @ vector, 0)
-    vector = vector - first @ basis
-    second = jnp.where(used, basis @ vector, 0)
-    vector = vector - second @ basis
-    return vector, first + second, jnp.linalg.norm(vector)
+@partial(jax.jit, static_argnames="form", donate_argnames="basis")
+def _rotated(basis: Rows, rotation: Float[Array, "rows rows"], *, form: Form) -> Rows:
+    return form.rotated(rotation, basis)
 
 
-@partial(jax.jit, donate_argnames="basis")
-def _rotated(basis: Float[Array, "rows n"], rotation: Float[Array, "rows rows"]) -> Array:
-    """Rotated in place, some columns at a time, so that a restart needs no second basis."""
-    whole = basis.shape[1] // _COLUMNS
-
-    def some(i: Array, basis: Array) -> Array:
-        columns = jax.lax.dynamic_slice_in_dim(basis, i * _COLUMNS, _COLUMNS, axis=1)
-        return jax.lax.dynamic_update_slice(basis, rotation @ columns, (0, i * _COLUMNS))
-
-    if whole:
-        basis = jax.lax.fori_loop(0, whole, some, basis)
-    return basis.at[:, whole * _COLUMNS :].set(rotation @ basis[:, whole * _COLUMNS :])
-
-
-@jax.jit
-def _combined(basis: Float[Array, "rows n"], rotation: Float[Array, "count rows"]) -> Array:
-    return rotation @ basis
+@partial(jax.jit, static_argnames="form")
+def combined(rows: Rows, coefficients: Float[Array, "count rows"], *, form: Form) -> Rows:
+    """Combinations of rows."""
+    return form.placed(form.combined(coefficients, rows))

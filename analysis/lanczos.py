@@ -14,10 +14,8 @@ from dlf_dynamics.analysis.chain import Goal, Growth, begin_chain, follow_chain
 from dlf_dynamics.analysis.ritz import (
     Matvec,
     is_lost,
-    orthogonalise,
-    rounding,
-    unit_outside,
 )
+from dlf_dynamics.analysis.vectors import Form, rounding
 
 DRAWS = INDEPENDENT
 """Random vectors that are drawn before the pass begins."""
@@ -91,6 +89,11 @@ class _Krylov(NamedTuple):
     drawn: Int[Array, ""]
 
     @property
+    def form(self) -> Form:
+        """Of the vectors."""
+        return Form.flat(self.basis.shape[1], self.basis.dtype)
+
+    @property
     def floor(self) -> Float[Array, ""]:
         """What rounding leaves of a product."""
         return rounding(self.basis.shape[1], self.basis.dtype) * self.norm
@@ -99,7 +102,7 @@ class _Krylov(NamedTuple):
         """The next random unit vector orthogonal to the basis; 0 when that fills the space."""
         # Drawing in the loop would take longer to compile than all else. A shifted vector is new.
         vector = jnp.roll(self.draws[self.drawn % DRAWS], self.drawn)
-        return unit_outside(vector, self.basis)
+        return self.form.unit_outside(vector, self.basis)
 
 
 class _Look(NamedTuple):
@@ -223,7 +226,7 @@ def _expand(matvec: Matvec, krylov: _Krylov) -> _Krylov:
     basis, size = krylov.basis, krylov.size
     product = matvec(basis[size])
     norm = jnp.maximum(krylov.norm, jnp.linalg.norm(product))
-    rest, overlaps = orthogonalise(product, basis)
+    rest, overlaps = krylov.form.outside(product, basis)
     overlaps = overlaps[:-1]
     remaining = jnp.linalg.norm(rest)
     exhausted = remaining <= rounding(basis.shape[1], basis.dtype) * norm
@@ -338,10 +341,10 @@ def _judged(
     if chain_length and goal.ranked:
         key = jax.random.fold_in(key, CHAIN_STREAM)
         found = (vectors, look.values, look.extent, krylov.norm)
-        chain = begin_chain(*found, goal, chain_length, key)
+        chain = begin_chain(krylov.form, *found, goal, chain_length, key)
         useless = whole | jnp.any(look.excess > 0) | ~progress.done
         chain = chain._replace(done=chain.done | useless)
-        chain = follow_chain(matvec, vectors, chain, goal, chain_length)
+        chain = follow_chain(krylov.form, matvec, vectors, chain, goal, chain_length)
         alphas, betas, started = chain.alphas, chain.betas, chain.started[:-1]
     return Pass(
         vectors,

@@ -1,4 +1,4 @@
-"""Ritz pairs, and what the eigensolvers share: ends of a spectrum, rounding, orthogonalisation."""
+"""Ritz pairs, and what the eigensolvers share: ends of a spectrum, signs of lost symmetry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-Matvec = Callable[[Float[Array, " n"]], Float[Array, " n"]]
+Matvec = Callable[[Any], Any]
 
 
 class Ends(NamedTuple):
@@ -32,11 +32,11 @@ class Ends(NamedTuple):
 
 
 class RitzPairs(NamedTuple):
-    """Ritz pairs in float64, largest first; leading axes are those of the operators.
+    """Ritz pairs, largest first; leading axes are those of the operators.
 
     Attributes:
         values: Rayleigh quotients.
-        vectors: orthonormal, one per row.
+        vectors: orthonormal, one per row: an array, or a pytree on the devices.
         residual_gram: inner products of the residuals A v - λ v.
         orthogonality: largest entry of |V Vᵀ - 1|.
         asymmetry: largest difference of two entries that are equal for a symmetric operator.
@@ -44,16 +44,11 @@ class RitzPairs(NamedTuple):
     """
 
     values: Float[np.ndarray, "*batch count"]
-    vectors: Float[np.ndarray, "*batch count n"]
+    vectors: Any
     residual_gram: Float[np.ndarray, "*batch count count"]
     orthogonality: Float[np.ndarray, "*batch"]
     asymmetry: Float[np.ndarray, "*batch"]
     norm: Float[np.ndarray, "*batch"]
-
-
-def rounding(num_params: int, dtype: Any) -> float:
-    """Of a product and of inner products of n terms, as it adds up in practice; relative."""
-    return float(np.finfo(dtype).eps) * (4 + num_params**0.5)
 
 
 def is_lost(asymmetry: ArrayLike, norm: ArrayLike, dtype: Any) -> Any:
@@ -65,57 +60,61 @@ def is_lost(asymmetry: ArrayLike, norm: ArrayLike, dtype: Any) -> Any:
     return asymmetry > float(np.finfo(dtype).eps) ** 0.4 * norm
 
 
-def orthogonalise(
-    vector: Float[Array, " n"], basis: Float[Array, "m n"]
-) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
-    """Two sweeps of Gram-Schmidt; twice is enough (Parlett, §6.9)."""
-    first = basis @ vector
-    vector = vector - first @ basis
-    second = basis @ vector
-    return vector - second @ basis, first + second
+class Algebra(NamedTuple):
+    """What is computed of whole vectors; all else is of small matrices on the host.
 
-
-def unit_outside(vector: Float[Array, " n"], basis: Float[Array, "m n"]) -> Float[Array, " n"]:
-    """What of a vector is orthogonal to the basis, at unit length; 0 when that is only rounding."""
-    vector, _ = orthogonalise(vector / jnp.linalg.norm(vector), basis)
-    length = jnp.linalg.norm(vector)
-    left = length > rounding(basis.shape[1], basis.dtype)
-    vector = jnp.where(left, vector / jnp.where(left, length, 1), 0)
-    # What is left of a vector that lay almost in the basis is orthogonal only to rounding.
-    vector, _ = orthogonalise(vector, basis)
-    return vector / jnp.where(left, jnp.linalg.norm(vector), 1)
-
-
-def rayleigh_ritz(
-    vectors: Float[Array | np.ndarray, "*batch count n"],
-    products: Float[Array | np.ndarray, "*batch count n"],
-) -> RitzPairs:
-    """Ritz pairs, in float64, in the span of vectors whose products with the operator are given.
-
-    The vectors are orthonormal to the rounding of their own type; what is left of that is taken out
-    of them and of their products alike. NaN where one of them is not finite.
+    Attributes:
+        inner: inner products of rows with rows.
+        combined: combinations of rows, by a matrix.
+        residuals: rows minus as many others, each times its number.
+        finite: whether all rows are.
     """
-    vectors, products = np.asarray(vectors, float), np.asarray(products, float)
-    gram = vectors @ np.swapaxes(vectors, -1, -2)
-    bad = ~np.all(np.isfinite(vectors) & np.isfinite(products), axis=(-1, -2), keepdims=True)
-    independent = _departure(gram)[..., None, None] < 0.5
-    inverse = np.linalg.inv(np.linalg.cholesky(np.where(independent, gram, np.eye(gram.shape[-1]))))
-    vectors, products = inverse @ vectors, inverse @ np.where(bad, 0.0, products)
-    matrix = vectors @ np.swapaxes(products, -1, -2)
-    turned = np.swapaxes(matrix, -1, -2)
-    values, rotation = np.linalg.eigh(np.where(independent, (matrix + turned) / 2, 0.0))
-    values, rotation = values[..., ::-1], np.swapaxes(rotation[..., ::-1], -1, -2)
-    vectors, products = rotation @ vectors, rotation @ products
-    residuals = products - values[..., None] * vectors
-    nothing = np.where(bad | ~independent, np.nan, 0.0)
-    return RitzPairs(
-        values + nothing[..., 0],
-        vectors,
-        residuals @ np.swapaxes(residuals, -1, -2) + nothing,
-        _departure(vectors @ np.swapaxes(vectors, -1, -2)),
-        np.max(np.abs(matrix - turned), axis=(-1, -2), initial=0.0),
-        np.max(np.linalg.norm(products, axis=-1), axis=-1, initial=0.0) + nothing[..., 0, 0],
-    )
+
+    inner: Callable[[Any, Any], np.ndarray]
+    combined: Callable[[np.ndarray, Any], Any]
+    residuals: Callable[[Any, np.ndarray, Any], Any]
+    finite: Callable[[Any], np.ndarray]
+
+
+HOST = Algebra(
+    lambda some, others: some @ np.swapaxes(others, -1, -2),
+    np.matmul,
+    lambda products, values, vectors: products - values[..., None] * vectors,
+    lambda rows: np.all(np.isfinite(rows), axis=(-1, -2)),
+)
+"""NumPy arrays, one vector in each row; leading axes are those of the operators."""
+
+
+def rayleigh_ritz(vectors: Any, products: Any, algebra: Algebra = HOST) -> RitzPairs:
+    """Ritz pairs in the span of vectors whose products with the operator are given.
+
+    The vectors are orthonormal to the rounding of their type; what is left of that is taken out of
+    them and of their products alike. NaN where one of them is not finite.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        gram = algebra.inner(vectors, vectors)
+        finite = algebra.finite(vectors) & algebra.finite(products)
+        independent = (_departure(gram) < 0.5) & finite
+        usable = independent[..., None, None]
+        unit = np.where(usable, gram, np.eye(gram.shape[-1]))
+        inverse = np.linalg.inv(np.linalg.cholesky(unit))
+        matrix = inverse @ algebra.inner(vectors, products) @ np.swapaxes(inverse, -1, -2)
+        turned = np.swapaxes(matrix, -1, -2)
+        values, rotation = np.linalg.eigh(np.where(usable, (matrix + turned) / 2, 0.0))
+        values = values[..., ::-1]
+        rotation = np.swapaxes(rotation[..., ::-1], -1, -2) @ inverse
+        vectors, products = (algebra.combined(rotation, rows) for rows in (vectors, products))
+        lengths = np.sqrt(np.diagonal(algebra.inner(products, products), axis1=-2, axis2=-1))
+        residuals = algebra.residuals(products, values, vectors)
+        nothing = np.where(independent, 0.0, np.nan)
+        return RitzPairs(
+            values + nothing[..., None],
+            vectors,
+            algebra.inner(residuals, residuals) + nothing[..., None, None],
+            _departure(algebra.inner(vectors, vectors)),
+            np.max(np.abs(np.where(usable, matrix - turned, 0.0)), axis=(-1, -2), initial=0.0),
+            np.max(lengths, axis=-1, initial=0.0) + nothing,
+        )
 
 
 def _departure(gram: Float[np.ndarray, "*batch count count"]) -> Float[np.ndarray, "*batch"]:

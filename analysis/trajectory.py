@@ -30,12 +30,12 @@ from dlf_dynamics.analysis.eigensolver import (
     worth_going_on,
 )
 from dlf_dynamics.analysis.float64 import Wide, computes_in_float64
-from dlf_dynamics.analysis.krylov import Operator
 from dlf_dynamics.analysis.lanczos import Pass
 from dlf_dynamics.analysis.modes import overlaps
 from dlf_dynamics.analysis.points import POINTS, both_points, places_of
 from dlf_dynamics.analysis.ritz import Ends, RitzPairs
 from dlf_dynamics.analysis.solution import solve
+from dlf_dynamics.analysis.vectors import Form, Operator
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.dynamics import Dynamics, State
 from dlf_dynamics.errors import ConfigError
@@ -279,7 +279,8 @@ def _analyse(
 
         def solve(point: tuple[Array, Array]) -> Pass:
             key = solver.key(state.step, point[1])
-            return plan.run(solver.curvature(dynamics, state, point[0]), key, tolerances)
+            operator = partial(solver.curvature, dynamics, state, point[0])
+            return plan.run(operator, key, tolerances)
 
         def at_point(point: tuple[Array, Array]) -> Pass:
             nothing = jax.tree.map(_missing, jax.eval_shape(solve, point))
@@ -347,10 +348,10 @@ def _solve(
         with wide.enabled():
             precise = Partial(solver.curvature, wide.dynamics, *wide(point))
             if solver.size <= PASS_SIZE:
-                return solve(precise, solver.size, solver.goal, **settings)
+                return solve(precise, Form.flat(solver.size, float), solver.goal, **settings)
         settings["certificate_matvec"] = partial(_product_in, wide, precise)
     operator = Partial(solver.curvature, run.dynamics, *point)
-    return solve(operator, solver.size, solver.goal, dtype=params.dtype, **settings)
+    return solve(operator, Form.flat(solver.size, params.dtype), solver.goal, **settings)
 
 
 def _product_in(wide: Wide, operator: Operator, vector: Float[np.ndarray, " n"]) -> np.ndarray:
@@ -365,9 +366,9 @@ def _nothing(solver: Solver, dtype: Any) -> Evidence:
     vectors = np.full((count, solver.size), nan)
     blank = RitzPairs(vectors[:, 0], vectors, np.full((count, count), nan), nan, nan, nan)
     none, dtype = np.full((), False), np.dtype(dtype)
-    return Evidence(
-        blank, None, None, np.full(2, nan), nan, nan, none, np.full((), 0), nan, dtype, dtype
-    )
+    zero = np.full((), 0)
+    known = (blank, solver.size, None, None, np.full(2, nan), nan, nan, none, zero, nan)
+    return Evidence(*known, dtype, dtype)
 
 
 def below_cut(

@@ -12,6 +12,7 @@ from dlf_dynamics.analysis.chain import Goal
 from dlf_dynamics.analysis.eigensolver import top_eigenpairs
 from dlf_dynamics.analysis.krylov import search
 from dlf_dynamics.analysis.ritz import Ends
+from dlf_dynamics.analysis.vectors import Form
 
 DELTA = 1e-6
 
@@ -106,7 +107,8 @@ def test_the_polynomial_goes_on_through_restarts(monkeypatch):
         diagonal = flat(n, seed)
         operator = Partial(lambda d: lambda v: d * v, jnp.asarray(diagonal))
         goal = Goal(Ends(1, 0), 1e-9, DELTA, 1e-4)
-        space = search(operator, n, goal, max_matvecs=150, key=jax.random.key(seed))
+        form = Form.flat(n, float)
+        space = search(operator, form, goal, max_matvecs=150, key=jax.random.key(seed))
         assert space.recurrence.restarts
         bound = upper_bound(space.recurrence, n, DELTA)
         assert 1.2 - 1e-12 <= bound <= 1.2 + 1e-3

@@ -1,0 +1,300 @@
+"""`Form`: the vectors of an operator, one flat array or a pytree, on one device or on many.
+
+Rows of vectors (a basis) are the same pytree with one more axis in front. Where leaves lie on
+several devices, all stays where it is: an inner product, or a block of them, is one exchange of its
+numbers between the devices, and combinations need none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from dlf_dynamics.errors import DataError
+
+Vector = PyTree[Float[Array, "..."]]
+Rows = PyTree[Float[Array, "rows ..."]]
+Operator = Callable[[], Callable[[Vector], Vector]]
+"""Makes the matvec while it is traced, so that what products share is computed once a call. A
+`jax.tree_util.Partial`: what it holds are arguments of the compiled programs."""
+
+_COLUMNS = 2**16
+"""Numbers of each row that are treated at a time, so that they stay in the cache."""
+
+_EXACT = "highest"
+"""Precision of matrix products: GPUs round float32 to ten bits in them where they are let."""
+
+
+def rounding(num_params: int, dtype: Any) -> float:
+    """Of a product and of inner products of n terms, as it adds up in practice; relative."""
+    return float(np.finfo(dtype).eps) * (4 + num_params**0.5)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What vectors look like and where they lie, hashable for `jax.jit`.
+
+    Attributes:
+        structure: of the pytree.
+        shapes: of its leaves.
+        dtype: of all of them, by name.
+        num_params: dimension n of the space.
+        mesh: devices; none where all is on one.
+        specs: how the leaves are shared out over the mesh.
+
+    >>> form = Form.like({"weights": jnp.zeros((2, 3)), "bias": jnp.zeros(3)})
+    >>> ones = form.map(jnp.ones_like, form.zeros())
+    >>> form.num_params, float(form.norm(ones)) ** 2
+    (9, 9.0)
+    """
+
+    structure: Any
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: str
+    num_params: int
+    mesh: Mesh | None = None
+    specs: tuple[PartitionSpec, ...] = ()
+
+    @classmethod
+    def flat(cls, num_params: int, dtype: Any, mesh: Mesh | None = None) -> Form:
+        """One array, in equal parts on the devices; zeros fill up the last part."""
+        size = num_params if mesh is None else -(-num_params // mesh.size) * mesh.size
+        specs = () if mesh is None else (PartitionSpec(mesh.axis_names),)
+        one = jax.tree.structure(0)
+        return cls(one, ((size,),), jnp.dtype(dtype).name, num_params, mesh, specs)
+
+    @classmethod
+    def like(cls, tree: PyTree) -> Form:
+        """That of a pytree of arrays, or of `jax.ShapeDtypeStruct`s, where they lie.
+
+        Raises:
+            DataError: when leaves differ in type, or lie on different sets of several devices.
+        """
+        leaves, structure = jax.tree.flatten(tree)
+        shapes = tuple(tuple(jnp.shape(leaf)) for leaf in leaves)
+        names = sorted({jnp.result_type(leaf).name for leaf in leaves})
+        if len(names) != 1 or not jnp.issubdtype(names[0], jnp.floating):
+            raise DataError(
+                f"leaves have the types {', '.join(names) or 'of nothing'}; expected one "
+                "floating-point type"
+            )
+        where = [getattr(leaf, "sharding", None) for leaf in leaves]
+        many = [s for s in where if isinstance(s, NamedSharding) and s.mesh.size > 1]
+        meshes: list[Any] = list(dict.fromkeys(sharding.mesh for sharding in many))
+        if len(meshes) > 1:
+            raise DataError(f"leaves lie on {len(meshes)} meshes of devices; expected one mesh")
+        mesh = meshes[0] if meshes else None
+        specs = tuple(s.spec if isinstance(s, NamedSharding) else PartitionSpec() for s in where)
+        size = sum(map(prod, shapes))
+        return cls(structure, shapes, names[0], size, mesh, specs if many else ())
+
+    def map(self, function: Callable[..., Any], *trees: Any) -> Any:
+        """A pytree from the leaves of others."""
+        return jax.tree.map(function, *trees)
+
+    def zeros(self, *rows: int) -> Any:
+        """Zeros, of one vector or of rows."""
+        leaves = [jnp.zeros((*rows, *shape), self.dtype) for shape in self.shapes]
+        return self.placed(jax.tree.unflatten(self.structure, leaves))
+
+    def random(self, key: PRNGKeyArray, *rows: int) -> Any:
+        """Independent normal numbers, the same however many devices there are."""
+        if self.structure == jax.tree.structure(0):
+            drawn = jax.random.normal(key, (*rows, self.num_params), self.dtype)
+            return self.placed(self._filled(drawn))
+        keys = jax.random.split(key, len(self.shapes))
+        leaves = [
+            jax.random.normal(k, (*rows, *shape), self.dtype)
+            for k, shape in zip(keys, self.shapes, strict=True)
+        ]
+        return self.placed(jax.tree.unflatten(self.structure, leaves))
+
+    def inner(self, some: Any, others: Any) -> Array:
+        """Inner products of vectors or rows with vectors or rows."""
+        if self.mesh is None:
+            return self._inner(some, others)
+        # Elsewhere than in `shard_map` there would be an exchange for each leaf.
+        axes = self.mesh.axis_names
+        return jax.shard_map(
+            lambda *parts: jax.lax.psum(self._inner(*parts), axes),
+            mesh=self.mesh,
+            in_specs=(self._spec(some), self._spec(others)),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )(some, others)
+
+    def norm(self, vector: Any) -> Array:
+        """Euclidean."""
+        return jnp.sqrt(self.inner(vector, vector))
+
+    def combined(self, coefficients: Array, rows: Any) -> Any:
+        """Σ_r c_r (row r), or one such for each row of coefficients."""
+        return self.map(
+            lambda leaf: jnp.tensordot(coefficients.astype(leaf.dtype), leaf, 1, precision=_EXACT),
+            rows,
+        )
+
+    def rotated(self, rotation: Float[Array, "rows rows"], basis: Any) -> Any:
+        """All rows at once, in place: no second basis is needed."""
+        turned = lambda basis: self.map(partial(_turned, rotation), basis)  # noqa: E731
+        if self.mesh is None:
+            return turned(basis)
+        spec = self._spec(basis)
+        mapped = jax.shard_map(
+            turned, mesh=self.mesh, in_specs=(spec,), out_specs=spec, check_vma=False
+        )
+        return mapped(basis)
+
+    def outside(self, vector: Any, basis: Any, used: Array | None = None) -> tuple[Any, Array]:
+        """What of a vector is outside of the rows, and its overlaps with them.
+
+        Two sweeps of Gram-Schmidt; twice is enough (Parlett, §6.9).
+
+        Args:
+            vector: any.
+            basis: orthonormal rows.
+            used: which of them count; none means all, the others being 0.
+        """
+        only = (lambda c: c) if used is None else (lambda c: jnp.where(used, c, 0))
+        first = only(self.inner(basis, vector))
+        vector = self.map(jnp.subtract, vector, self.combined(first, basis))
+        second = only(self.inner(basis, vector))
+        vector = self.map(jnp.subtract, vector, self.combined(second, basis))
+        return vector, first + second
+
+    def unit_outside(self, vector: Any, basis: Any) -> Any:
+        """What of a vector is orthogonal to the rows, of norm 1; 0 when that is only rounding."""
+        vector, _ = self.outside(self.scaled(vector, 1 / self.norm(vector)), basis)
+        length = self.norm(vector)
+        left = length > rounding(self.num_params, self.dtype)
+        vector = self.scaled(vector, jnp.where(left, 1 / jnp.where(left, length, 1), 0))
+        # What is left of a vector that lay almost in the rows is orthogonal only to rounding.
+        vector, _ = self.outside(vector, basis)
+        return self.scaled(vector, 1 / jnp.where(left, self.norm(vector), 1))
+
+    def scaled(self, vector: Any, factor: Array) -> Any:
+        """The vector times a number."""
+        return self.map(lambda leaf: leaf * factor.astype(leaf.dtype), vector)
+
+    def row(self, rows: Any, place: Int[Array, ""] | int) -> Any:
+        """One of the rows."""
+        return self.map(lambda leaf: leaf[place], rows)
+
+    def with_row(self, rows: Any, place: Int[Array, ""] | int, vector: Any) -> Any:
+        """The rows, one of them replaced."""
+        return self.map(lambda leaf, new: leaf.at[place].set(new), rows, vector)
+
+    def rows_before(self, rows: Any, place: Int[Array, ""]) -> Any:
+        """The rows before a place, and 0 in the place of the others."""
+
+        def kept(leaf: Array) -> Array:
+            before = jnp.arange(len(leaf)) < place
+            return jnp.where(before.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
+
+        return self.map(kept, rows)
+
+    def matvec(self, operator: Operator) -> Callable[[Any], Any]:
+        """Its products, in the full precision of their type and where the vectors lie."""
+        with jax.default_matmul_precision(_EXACT):
+            product = operator()
+
+        def made(vector: Any) -> Any:
+            with jax.default_matmul_precision(_EXACT):
+                return self.placed(self._filled(product(self._trimmed(vector))))
+
+        return made
+
+    def placed(self, tree: Any) -> Any:
+        """A vector or rows where they are to lie; left alone, a compiler may move them."""
+        if self.mesh is None:
+            return tree
+        explicit = all(kind == AxisType.Explicit for kind in self.mesh.axis_types)
+        put = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
+        return jax.tree.map(
+            lambda leaf, spec: put(leaf, self._sharding(spec)), tree, self._spec(tree)
+        )
+
+    def received(self, tree: Any) -> Any:
+        """Vectors or rows from elsewhere, in this type and place."""
+        tree = jax.tree.map(lambda leaf: jnp.asarray(leaf, self.dtype), tree)
+        if self.mesh is None:
+            return tree
+        tree = self._filled(tree)
+        return jax.tree.map(
+            lambda leaf, spec: jax.device_put(leaf, self._sharding(spec)),
+            tree,
+            self._spec(tree),
+        )
+
+    def whole(self, tree: Any) -> Any:
+        """A flat vector or rows without what fills them up, on every device."""
+        if self.mesh is None:
+            return tree
+        trimmed = jax.jit(self._trimmed, out_shardings=self._sharding(PartitionSpec()))
+        return trimmed(tree)
+
+    def _sharding(self, spec: PartitionSpec) -> NamedSharding:
+        assert self.mesh is not None
+        return NamedSharding(self.mesh, spec)
+
+    def _spec(self, tree: Any) -> Any:
+        leaves = jax.tree.leaves(tree)
+        specs = [
+            PartitionSpec(*[None] * (leaf.ndim - len(shape)), *spec)
+            for leaf, shape, spec in zip(leaves, self.shapes, self.specs, strict=True)
+        ]
+        return jax.tree.unflatten(self.structure, specs)
+
+    def _inner(self, some: Any, others: Any) -> Array:
+        """Of the parts on one device; leaves that several hold count once in all."""
+        total: Any = 0
+        leaves = zip(jax.tree.leaves(some), jax.tree.leaves(others), self.shapes, strict=True)
+        for place, (a, b, shape) in enumerate(leaves):
+            axes = tuple(tuple(range(leaf.ndim - len(shape), leaf.ndim)) for leaf in (a, b))
+            product = jnp.tensordot(a, b, axes, precision=_EXACT)
+            total = total + product / self._copies(place)
+        return total
+
+    def _copies(self, place: int) -> int:
+        """How many devices hold each number of a leaf."""
+        if self.mesh is None:
+            return 1
+        named = [axis for axis in jax.tree.leaves(tuple(self.specs[place])) if axis is not None]
+        return self.mesh.size // prod(self.mesh.shape[axis] for axis in named)
+
+    def _filled(self, tree: Any) -> Any:
+        """With zeros at the end, where a flat vector is longer than the space has dimensions."""
+        if sum(map(prod, self.shapes)) == self.num_params:
+            return tree
+        extra = self.shapes[0][0] - tree.shape[-1]
+        return jnp.pad(tree, [*[(0, 0)] * (tree.ndim - 1), (0, extra)])
+
+    def _trimmed(self, tree: Any) -> Any:
+        if sum(map(prod, self.shapes)) == self.num_params:
+            return tree
+        return tree[..., : self.num_params]
+
+
+def _turned(rotation: Float[Array, "rows rows"], leaf: Float[Array, "rows ..."]) -> Array:
+    rotation = rotation.astype(leaf.dtype)
+    columns = leaf.reshape(len(leaf), -1)
+    whole = columns.shape[1] // _COLUMNS
+    turn = partial(jnp.matmul, rotation, precision=_EXACT)
+
+    def some(i: Array, columns: Array) -> Array:
+        part = jax.lax.dynamic_slice_in_dim(columns, i * _COLUMNS, _COLUMNS, axis=1)
+        return jax.lax.dynamic_update_slice(columns, turn(part), (0, i * _COLUMNS))
+
+    if whole:
+        columns = jax.lax.fori_loop(0, whole, some, columns)
+    rest = slice(whole * _COLUMNS, None)
+    return columns.at[:, rest].set(turn(columns[:, rest])).reshape(leaf.shape)
