@@ -326,10 +326,9 @@ def _told(
     for choice in ("unranked", "tracked"):
         if choice in status:
             advice += f"; {status.count(choice)} {choice}, by choice"
-    flat = form.structure == jax.tree.structure(0)
     return Eigenpairs(
         pairs.values,
-        np.asarray(form.whole(pairs.vectors)) if flat else pairs.vectors,
+        pairs.vectors,
         certificate.residuals,
         certificate.intervals,
         float(certificate.upper_bound),

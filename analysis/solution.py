@@ -74,7 +74,10 @@ def solve(
         if not bool(chain.growth.missed(goal)) or work.left <= 3 * work.fresh + 4:
             break
         evidence = work.widened(evidence)
-    return evidence._replace(num_matvecs=np.asarray(spent + work.made))
+    pairs = evidence.pairs
+    if form.is_flat:
+        pairs = pairs._replace(vectors=form.on_host(pairs.vectors))
+    return evidence._replace(pairs=pairs, num_matvecs=np.asarray(spent + work.made))
 
 
 class _Work:
@@ -134,7 +137,7 @@ class _Work:
             pairs = rayleigh_ritz(vectors, rough, _algebra(form))
         else:
             self.made += 2 * count
-            precise, rough = (np.asarray(form.whole(rows), float) for rows in (vectors, rough))
+            precise, rough = (form.on_host(rows).astype(float) for rows in (vectors, rough))
             products = np.stack([np.asarray(self.certificate_matvec(row)) for row in precise])
             noise = np.max(np.linalg.norm(rough - products, axis=-1))
             pairs, fresh = rayleigh_ritz(precise, products), float
@@ -191,7 +194,7 @@ class _Work:
             # Where rounding is largest: on what products have made, not on random vectors.
             last = chain.last[None]
             pair = last, _products(self.operator, last, form=self.form)[0]
-            last, rough = (np.asarray(self.form.whole(rows)[0], float) for rows in pair)
+            last, rough = (self.form.on_host(rows)[0].astype(float) for rows in pair)
             error = np.linalg.norm(rough - np.asarray(self.certificate_matvec(last), float))
             before = 0.0 if evidence.noise is None else evidence.noise
             evidence = evidence._replace(noise=np.fmax(before, error))

@@ -112,7 +112,7 @@ class Solver(NamedTuple):
     @property
     def chunk(self) -> int:
         """Checkpoints that go through the compiled pass in one call."""
-        return rounded_up(min(_CHUNK * jax.device_count(), self.segment_length))
+        return rounded_up(min(_CHUNK * jax.local_device_count(), self.segment_length))
 
     def dtype(self, run: Run) -> np.dtype:
         """Of eigenvalues and residuals."""

@@ -108,7 +108,7 @@ class Form:
 
     def random(self, key: PRNGKeyArray, *rows: int) -> Any:
         """Independent normal numbers, the same however many devices there are."""
-        if self.structure == jax.tree.structure(0):
+        if self.is_flat:
             drawn = jax.random.normal(key, (*rows, self.num_params), self.dtype)
             return self.placed(self._filled(drawn))
         keys = jax.random.split(key, len(self.shapes))
@@ -235,12 +235,16 @@ class Form:
             self._spec(tree),
         )
 
-    def whole(self, tree: Any) -> Any:
-        """A flat vector or rows without what fills them up, on every device."""
-        if self.mesh is None:
-            return tree
-        trimmed = jax.jit(self._trimmed, out_shardings=self._sharding(PartitionSpec()))
-        return trimmed(tree)
+    @property
+    def is_flat(self) -> bool:
+        """Whether vectors are single arrays."""
+        return self.structure == jax.tree.structure(0)
+
+    def on_host(self, tree: Any) -> np.ndarray:
+        """Flat vectors or rows as NumPy's, without what fills them up; on every host if several."""
+        if self.mesh is not None and isinstance(tree, Array):
+            tree = jax.jit(self._trimmed, out_shardings=self._sharding(PartitionSpec()))(tree)
+        return np.asarray(tree)
 
     def _sharding(self, spec: PartitionSpec) -> NamedSharding:
         assert self.mesh is not None
