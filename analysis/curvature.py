@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +12,8 @@ from dlf_dynamics.analysis.stability import has_preconditioner
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.dynamics import Dynamics, State
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.memory import memory_limit
+from dlf_dynamics.microbatches import choose_batch_size
 from dlf_dynamics.operators import (
     Matvec,
     block,
@@ -23,6 +25,7 @@ from dlf_dynamics.operators import (
     remainder,
 )
 from dlf_dynamics.optimizers import preconditioner
+from dlf_dynamics.problem import Problem
 from dlf_dynamics.run import Run
 
 _OPERATORS = {"hessian": hessian, "ggn": ggn, "remainder": remainder}
@@ -68,7 +71,7 @@ class Curvature:
             indices = block_indices(run.unravel(np.zeros(run.num_params)), config.block)
             # The leaves of a branch of a pytree are neighbours in the flat vector.
             span = (int(indices[0]), int(indices[-1]) + 1)
-        return cls(
+        curvature = cls(
             has_preconditioner(run),
             config.operator,
             config.static,
@@ -76,6 +79,21 @@ class Curvature:
             span,
             config.batch_size,
         )
+        return curvature._within(run, config) if config.batch_size is None else curvature
+
+    def _within(self, run: Run, config: SpectrumConfig) -> Curvature:
+        """With as many examples at a time as memory holds."""
+        # What is certified in float64 takes twice the memory of a product in float32.
+        doubled = config.certificate == "float64" and run.dtype != "float64"
+        size = choose_batch_size(
+            _OPERATORS[self.operator],
+            self._problem(run.dynamics),
+            run.num_params,
+            run.dtype,
+            memory_limit(config.max_memory),
+            scale=2 if doubled else 1,
+        )
+        return replace(self, batch_size=size)
 
     @property
     def has_threshold(self) -> bool:
@@ -99,15 +117,18 @@ class Curvature:
 
     def __call__(self, dynamics: Dynamics, state: State, params: Float[Array, " params"]) -> Matvec:
         """Products with the operator at `params`, in the loss and with the P of `state`."""
-        problem = dynamics.problem.static() if self.static else dynamics.problem
-        if self.class_label is not None:
-            problem = problem.of_class(self.class_label)
         make = _OPERATORS[self.operator]
-        matvec = make(problem, params, state.step, batch_size=self.batch_size)
+        matvec = make(self._problem(dynamics), params, state.step, batch_size=self.batch_size)
         if self.preconditioned:
-            slope = gradient(dynamics.problem_at(state.step), state.params, state.step)
+            updated = dynamics.problem_at(state.step)
+            slope = gradient(updated, state.params, state.step, batch_size=self.batch_size)
             scale = preconditioner(dynamics.update, state.optimizer_state, slope)
             matvec = preconditioned(matvec, scale)
         if self.span is None:
             return matvec
         return block(matvec, jnp.arange(*self.span), params.size)
+
+    def _problem(self, dynamics: Dynamics) -> Problem:
+        """The loss whose curvature it is."""
+        problem = dynamics.problem.static() if self.static else dynamics.problem
+        return problem if self.class_label is None else problem.of_class(self.class_label)

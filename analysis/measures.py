@@ -31,6 +31,8 @@ from dlf_dynamics.analysis.updates import next_preconditioner, threshold_at
 from dlf_dynamics.checks import check_parameters
 from dlf_dynamics.errors import ConfigError, DataError
 from dlf_dynamics.layout import Layout
+from dlf_dynamics.memory import memory_limit
+from dlf_dynamics.microbatches import choose_batch_size
 from dlf_dynamics.operators import ggn, hessian, preconditioned, remainder
 from dlf_dynamics.optimizers import FlatUpdate, is_adaptive
 from dlf_dynamics.problem import Problem, Step
@@ -54,6 +56,7 @@ def sharpness(
     tol: float | None = None,
     max_matvecs: int = 200,
     batch_size: int | None = None,
+    max_memory: str | None = None,
     seed: int = 0,
 ) -> Measurement:
     """The largest eigenvalue of the Hessian of the loss as it is weighted at a step.
@@ -65,10 +68,14 @@ def sharpness(
         tol: residual that counts as converged, relative to the norm of the Hessian; none means
             1e-6, or 1e-3 in float32.
         max_matvecs: Hessian-vector products at most.
-        batch_size: examples that go through the model at a time; none takes all at once.
+        batch_size: examples that go through the model at a time; none takes as many as memory
+            holds.
+        max_memory: what products and their vectors may take on a device, such as "4GB", from which
+            `batch_size` is chosen; none means three quarters of what there is.
         seed: of the random start vectors.
 
     Raises:
+        ConfigError: when not even one example fits into the memory.
         DataError: when the parameters are not arrays of float32 or float64.
         ValueError: when there are too few products, or the operator is not symmetric.
 
@@ -76,7 +83,7 @@ def sharpness(
     >>> print(sharpness(problem, {"a": jnp.array(1.0), "b": jnp.ones(4)}))  # doctest: +ELLIPSIS
     eigenvalue 6 ± ..., converged
     """
-    solver = _Solver(tol, max_matvecs, batch_size, seed)
+    solver = _Solver(tol, max_matvecs, batch_size, seed, max_memory=max_memory)
     flat, _, vector = _flat(problem, params)
     return Measurement(**_largest(solver.pairs(flat, vector, step)))
 
@@ -92,6 +99,7 @@ def top_hessian(
     tol: float | None = None,
     max_matvecs: int = 200,
     batch_size: int | None = None,
+    max_memory: str | None = None,
     seed: int = 0,
 ) -> ParameterEigenpairs:
     """Extreme eigenvalues of the Hessian, with eigenvectors flat and as pytrees.
@@ -105,11 +113,13 @@ def top_hessian(
         step: t, for the weights.
         tol: residual that counts as converged.
         max_matvecs: products at most.
-        batch_size: examples at a time.
+        batch_size: examples at a time; none chooses, like the next one.
+        max_memory: what it may take.
         seed: of the random start vectors.
 
     Raises:
-        ConfigError: for a GGN or remainder of a problem without outputs.
+        ConfigError: for a GGN or remainder of a problem without outputs, or when not even one
+            example fits into the memory.
         DataError: when the parameters are not arrays of float32 or float64.
         ValueError: when k is too large or there are too few products for it.
 
@@ -120,7 +130,7 @@ def top_hessian(
     >>> abs(round(float(found.direction(0)["a"]), 3))
     1.0
     """
-    solver = _Solver(tol, max_matvecs, batch_size, seed)
+    solver = _Solver(tol, max_matvecs, batch_size, seed, max_memory=max_memory)
     flat, layout, vector = _flat(problem, params)
     found = solver.pairs(flat, vector, step, k=k, which=which, operator=operator)
     return ParameterEigenpairs(**_attributes(found), layout=layout)
@@ -190,6 +200,7 @@ def stability(
     tol: float | None = None,
     max_matvecs: int = 200,
     batch_size: int | None = None,
+    max_memory: str | None = None,
     seed: int = 0,
 ) -> Stability:
     """Whether full-batch training is stable at a point: sharpness against the threshold.
@@ -209,11 +220,13 @@ def stability(
         step: t, the number of updates made: for weights, and learning rates that change.
         tol: see `sharpness`, like the next three.
         max_matvecs: products at most; four times as many where an interval holds the threshold.
-        batch_size: examples at a time.
+        batch_size: examples at a time; none chooses, like the next one.
+        max_memory: what it may take.
         seed: of the random start vectors.
 
     Raises:
-        ConfigError: when the optimizer has no such threshold, or `opt_state` is missing.
+        ConfigError: when the optimizer has no such threshold, `opt_state` is missing, or not even
+            one example fits into the memory.
         DataError: when the parameters are not arrays of float32 or float64.
 
     >>> problem = Problem.from_loss(lambda p, step: 3 * p["a"] ** 2 + jnp.sum(p["b"] ** 2))
@@ -227,6 +240,8 @@ def stability(
     flat, layout, vector = _flat(problem, params)
     update = FlatUpdate(optimizer, layout)
     threshold = threshold_at(update, int(step))
+    solver = _Solver(tol, max_matvecs, batch_size, seed, max_memory=max_memory)
+    solver = solver.within(flat, vector)
     scale, label = None, "Hessian of the weighted loss"
     if is_adaptive(optimizer):
         if opt_state is None:
@@ -234,9 +249,10 @@ def stability(
                 "opt_state is missing; expected the state of this adaptive optimizer before the "
                 "update, as its preconditioner is in it (optimizer.init(params) at the start)"
             )
-        scale = next_preconditioner(flat, vector, jnp.int32(step), opt_state, update=update)
+        scale = next_preconditioner(
+            flat, vector, jnp.int32(step), opt_state, update=update, batch_size=solver.batch_size
+        )
         label = "preconditioned Hessian of the weighted loss, frozen preconditioner"
-    solver = _Solver(tol, max_matvecs, batch_size, seed)
     found = solver.pairs(flat, vector, step, scale=scale)
     judged = Stability(**_largest(found), threshold=threshold, label=label)
     if judged.converged and judged.verdict == "undecided":
@@ -283,6 +299,15 @@ class _Solver(NamedTuple):
     batch_size: int | None
     seed: int
     rank_tolerance: float | None = None
+    max_memory: str | None = None
+
+    def within(self, problem: Problem, params: Array, operator: Operator = "hessian") -> _Solver:
+        """With as many examples at a time as memory holds, unless it is said how many."""
+        if self.batch_size is not None:
+            return self
+        limit, make = memory_limit(self.max_memory), _OPERATORS[operator]
+        size = choose_batch_size(make, problem, params.size, params.dtype, limit)
+        return self._replace(batch_size=size)
 
     def pairs(
         self,
@@ -298,7 +323,7 @@ class _Solver(NamedTuple):
         """Of an operator in flat parameters."""
         if operator not in _OPERATORS:
             raise ConfigError(f"operator is {operator!r}; expected one of {', '.join(_OPERATORS)}")
-        product = _Product(operator, self.batch_size)
+        product = _Product(operator, self.within(problem, params, operator).batch_size)
         matvec = Partial(product, problem, params, jnp.int32(step), scale)
         return self.solve(matvec, params.size, k, which, params.dtype)
 

@@ -17,12 +17,19 @@ from dlf_dynamics.optimizers import FlatUpdate, preconditioner
 from dlf_dynamics.problem import Problem
 
 
-@partial(jax.jit, static_argnames="update")
+@partial(jax.jit, static_argnames=("update", "batch_size"))
 def next_preconditioner(
-    problem: Problem, params: Array, step: Array, state: Any, *, update: FlatUpdate
+    problem: Problem,
+    params: Array,
+    step: Array,
+    state: Any,
+    *,
+    update: FlatUpdate,
+    batch_size: int | None = None,
 ) -> Array:
     """The preconditioner of the next update of a flat problem."""
-    return preconditioner(update, state, gradient(problem, params, step))
+    slope = gradient(problem, params, step, batch_size=batch_size)
+    return preconditioner(update, state, slope)
 
 
 @lru_cache

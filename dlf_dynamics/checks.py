@@ -148,7 +148,7 @@ def _evaluate(problem: Problem, params: PyTree, step: Step) -> tuple[Array | Non
         outputs = _call("apply(params, inputs)", problem.outputs, params)
         _check_outputs(outputs, problem.num_examples)
         losses = _call("criterion(outputs, targets)", problem.criterion, outputs, problem.targets)
-        _check_losses(losses, outputs)
+        _check_losses(losses, outputs, jnp.shape(problem.targets))
         if problem.example_weights is not None:
             weights = _call(
                 "example_weights(step, targets)", problem.example_weights, step, problem.targets
@@ -170,7 +170,7 @@ def _check_outputs(outputs: Any, num_examples: int) -> None:
         )
 
 
-def _check_losses(losses: Any, outputs: Array) -> None:
+def _check_losses(losses: Any, outputs: Array, targets: tuple[int, ...]) -> None:
     shape, count = jnp.shape(losses), len(outputs)
     if shape[:1] != (count,):
         raise DataError(
@@ -178,7 +178,7 @@ def _check_losses(losses: Any, outputs: Array) -> None:
             "one loss for each example, not their mean"
         )
     # Outputs (n, 1) less targets (n,) are (n, n), and nobody would see it.
-    if count > 1 and shape == (count, count) and shape != outputs.shape:
+    if count > 1 and shape == (count, count) and shape not in (outputs.shape, targets):
         raise DataError(
             f"criterion gives losses of shape {shape} for outputs of shape {outputs.shape}; "
             "expected outputs and targets of one shape: drop the last axis of one or add it to "

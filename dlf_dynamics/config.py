@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dlf_dynamics.errors import ConfigError, shown
+from dlf_dynamics.memory import bytes_of
 from dlf_dynamics.ranges import MOST_SEED, MOST_STEPS, violations
 
 DatasetName = Literal["spiral", "swiss-roll", "blobs", "digits", "mnist", "cifar10", "npz"]
@@ -260,11 +261,16 @@ class SpectrumConfig:
     """Precision in which eigenvalues and residuals of a float32 run are computed, at the recorded
     parameters; float32 for a device that has no fast float64."""
     batch_size: int | None = None
-    """Examples that go through the network at a time; none takes all at once."""
+    """Examples that go through the network at a time; none takes as many as memory holds."""
+    max_memory: str | None = None
+    """Memory that products and their vectors may take on a device, such as 4GB, from which
+    batch_size is chosen; none means three quarters of what there is."""
     seed: int = 0
     """Seed of the random start vectors."""
 
     def __post_init__(self) -> None:
+        if self.max_memory is not None:
+            bytes_of(self.max_memory)
         counts = {"every": 1, "k": 1, "ntk_examples": 0, "batch_size": 1}
         _check_counts(self, counts | dict.fromkeys(_SPREAD, 1) | {"max_matvecs": 1})
         span_of(self.steps, "steps")

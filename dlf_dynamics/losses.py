@@ -1,42 +1,162 @@
-"""Per-example losses, and the weights that a schedule gives to them."""
+"""Per-example losses, their Hessians in the outputs, and the weights that a schedule gives to them.
+
+Outputs have any axes before the last, which holds the classes: (examples, classes) of a classifier,
+(examples, positions, classes) of a language model. Targets are labels, with one axis less, or one
+number for each output, such as probabilities or one-hot rows. Losses have the axes before the last.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from jaxtyping import Array, Float, Int
 
 from dlf_dynamics.config import LossConfig
 from dlf_dynamics.schedules import Schedule
 
-Outputs = Float[Array, "examples outputs"]
-Labels = Int[Array, " examples"]
+Outputs = Float[Array, "*examples outputs"]
+Labels = Int[Array, "*examples"]
+Targets = Labels | Outputs
+Losses = Float[Array, "*examples"]
+Criterion = Callable[[Outputs, Targets], Array]
+OutputProduct = Callable[[Outputs], Outputs]
+"""Multiplies a vector of the outputs' shape."""
 
 
-def cross_entropy(outputs: Outputs, labels: Labels) -> Float[Array, " examples"]:
-    """-log softmax(f)_y for each example (in nats)."""
+def cross_entropy(outputs: Outputs, targets: Targets) -> Losses:
+    """-log softmax(f)_y for each example (in nats), or -Σ_i Y_i log softmax(f)_i.
+
+    >>> outputs = jnp.array([[0.0, 0.0], [0.0, 1.0]])
+    >>> cross_entropy(outputs, jnp.array([0, 1])).round(4).tolist()
+    [0.6931, 0.3133]
+    """
     log_probabilities = jax.nn.log_softmax(outputs)
-    return -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)[:, 0]
+    if targets.shape == outputs.shape:
+        return -jnp.sum(targets * log_probabilities, axis=-1)
+    return -jnp.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0]
 
 
-def squared_error(outputs: Outputs, labels: Labels) -> Float[Array, " examples"]:
+def squared_error(outputs: Outputs, targets: Targets) -> Losses:
     """Σ_i (f_i - Y_i)² for each example, Y the one-hot label."""
-    return jnp.sum(squared_error_per_output(outputs, labels), axis=1)
+    return jnp.sum(squared_error_per_output(outputs, targets), axis=-1)
 
 
-def squared_error_per_output(outputs: Outputs, labels: Labels) -> Outputs:
+def squared_error_per_output(outputs: Outputs, targets: Targets) -> Outputs:
     """(f_i - Y_i)² for each example and output, Y the one-hot label."""
-    return (outputs - jax.nn.one_hot(labels, outputs.shape[1], dtype=outputs.dtype)) ** 2
+    if targets.shape != outputs.shape:
+        targets = jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype)
+    return (outputs - targets) ** 2
 
 
-CRITERIA: dict[str, Callable[[Outputs, Labels], Array]] = {
+CRITERIA: dict[str, Criterion] = {
     "cross-entropy": cross_entropy,
     "squared-error": squared_error,
     "squared-error-per-output": squared_error_per_output,
 }
+
+
+@dataclass(frozen=True)
+class MeanOverPositions:
+    """One loss per example from a criterion with one per example and position: their mean.
+
+    Attributes:
+        criterion: losses of shape (examples, positions, ...).
+
+    >>> criterion = MeanOverPositions(cross_entropy)
+    >>> criterion(jnp.zeros((3, 5, 2)), jnp.zeros((3, 5), int)).round(4).tolist()
+    [0.6931, 0.6931, 0.6931]
+    """
+
+    criterion: Criterion
+
+    def __call__(self, outputs: Outputs, targets: Targets) -> Float[Array, " examples"]:
+        """The mean over all axes but the first."""
+        losses = self.criterion(outputs, targets)
+        return jnp.mean(losses.reshape(len(losses), -1), axis=1)
+
+    def output_hessian(
+        self, outputs: Outputs, targets: Targets, weights: Float[Array, " examples"]
+    ) -> OutputProduct:
+        """See `output_hessian`."""
+        losses = jax.eval_shape(self.criterion, outputs, targets)
+        positions = int(np.prod(losses.shape[1:]))
+        each = weights.reshape(-1, *[1] * (len(losses.shape) - 1)) / positions
+        return output_hessian(
+            self.criterion, outputs, targets, jnp.broadcast_to(each, losses.shape)
+        )
+
+
+def output_hessian(
+    criterion: Callable[..., Any], outputs: Array, targets: Array, weights: Array
+) -> OutputProduct:
+    """Products with the Hessian of Σ w ℓ(f, y) with respect to the outputs f.
+
+    Cross entropy and squared errors, ours and those of optax, have it in closed form, in the memory
+    of the outputs and with no pass through the loss. A criterion that is an object with a method
+    `output_hessian(outputs, targets, weights)` says itself what it is; the products of any other
+    are derived.
+
+    Args:
+        criterion: ℓ, with rows that do not depend on each other.
+        outputs: f.
+        targets: y.
+        weights: w, in the shape of the losses.
+
+    >>> outputs, targets = jnp.array([[0.0, 0.0]]), jnp.array([0])
+    >>> product = output_hessian(cross_entropy, outputs, targets, jnp.array([2.0]))
+    >>> product(jnp.array([[1.0, 0.0]])).tolist()
+    [[0.5, -0.5]]
+    """
+    known = (form for function, form in _CLOSED_FORMS if function is criterion)
+    own = getattr(criterion, "output_hessian", None) or next(known, None)
+    if own is not None:
+        return own(outputs, targets, weights)
+    total = lambda outputs: jnp.sum(weights * criterion(outputs, targets))  # noqa: E731
+    return jax.linearize(jax.grad(total), outputs)[1]
+
+
+def _of_softmax(outputs: Outputs, targets: Targets, weights: Losses) -> OutputProduct:
+    """Products with w (diag(p) - p pᵀ) of each row, p the softmax (times ΣY of the targets)."""
+    probabilities = jax.nn.softmax(outputs)
+    if targets.ndim == outputs.ndim:
+        weights = weights * jnp.sum(targets, axis=-1)
+    likeliest = jnp.argmax(outputs, axis=-1)[..., None]
+
+    def product(vector: Outputs) -> Outputs:
+        # A constant in a row changes nothing. Without that of the likeliest class, a softmax that
+        # is nearly 0 and 1 keeps its digits: 1 - p would have lost them.
+        vector = vector - jnp.take_along_axis(vector, likeliest, axis=-1)
+        mean = jnp.sum(probabilities * vector, axis=-1, keepdims=True)
+        return weights[..., None] * probabilities * (vector - mean)
+
+    return product
+
+
+def _of_squares(factor: float, *, summed: bool) -> Callable[..., OutputProduct]:
+    """Products with the same number for all outputs, but for the weights."""
+
+    def hessian(outputs: Outputs, targets: Targets, weights: Array) -> OutputProduct:
+        scale = factor * (weights[..., None] if summed else weights)
+        return lambda vector: scale * vector
+
+    return hessian
+
+
+_CLOSED_FORMS: tuple[tuple[Criterion, Callable[..., OutputProduct]], ...] = (
+    (cross_entropy, _of_softmax),
+    (squared_error, _of_squares(2.0, summed=True)),
+    (squared_error_per_output, _of_squares(2.0, summed=False)),
+    (optax.softmax_cross_entropy, _of_softmax),
+    (optax.softmax_cross_entropy_with_integer_labels, _of_softmax),
+    (optax.squared_error, _of_squares(2.0, summed=False)),
+    (optax.l2_loss, _of_squares(1.0, summed=False)),
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +181,7 @@ class ClassWeights:
         return weights[None, :] if self.per_output else weights[labels]
 
 
-def make_criterion(config: LossConfig) -> Callable[[Outputs, Labels], Array]:
+def make_criterion(config: LossConfig) -> Criterion:
     """The loss that the configuration names."""
     return CRITERIA[config.name]
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
-from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.errors import ConfigError, shown
 
 _LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
 """Where Linux says how much a container may use, in its two versions."""
+
+_SHARE = 0.75
+"""Of a device's memory, what an analysis takes by default."""
 
 
 def total_memory() -> int:
@@ -41,6 +45,42 @@ def require_memory(needed: int, what: str, advice: str) -> None:
     if needed > there:
         found = f"at least {bytes_in_words(needed)} of {bytes_in_words(there)} memory"
         raise ConfigError(f"{what} takes {found}; {advice}")
+
+
+def device_memory() -> int:
+    """Bytes that one of JAX's devices has: a GPU's own, or its part of the machine's."""
+    import jax
+
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit:
+        return int(limit)
+    return total_memory() // (jax.local_device_count() if device.platform == "cpu" else 1)
+
+
+def memory_limit(most: str | None) -> int:
+    """Bytes that an analysis may take on a device: as many as are given, or most of what it has.
+
+    Raises:
+        ConfigError: when `most` is not a size.
+    """
+    return int(_SHARE * device_memory()) if most is None else bytes_of(most)
+
+
+def bytes_of(size: str) -> int:
+    """Bytes of a size that a person writes, in powers of 1,000.
+
+    Raises:
+        ConfigError: when it is not one.
+
+    >>> bytes_of("4GB"), bytes_of("1.5 MB"), bytes_of("800")
+    (4000000000, 1500000, 800)
+    """
+    found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([kMGT]?)B?\s*", size, re.ASCII)
+    count = int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " ")) if found else 0
+    if count < 1:
+        raise ConfigError(f"max_memory is {shown(size)}; expected a size such as 4GB or 500MB")
+    return count
 
 
 def bytes_in_words(count: int) -> str:

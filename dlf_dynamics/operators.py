@@ -24,9 +24,12 @@ Outputs = Float[Array, "examples outputs"]
 Matvec = Callable[[Float[Array, " n"]], Float[Array, " n"]]
 
 
-def gradient(problem: Problem, params: Vector, step: Step) -> Vector:
-    """∇F(θ, t)."""
-    return jax.grad(problem.objective)(params, step)
+def gradient(
+    problem: Problem, params: Vector, step: Step, *, batch_size: int | None = None
+) -> Vector:
+    """∇F(θ, t), of all examples in one pass, or of `batch_size` at a time."""
+    slope = lambda batch: jax.grad(batch.objective)(params, step)  # noqa: E731
+    return _mean(slope, problem, _piece(problem, batch_size), params)
 
 
 def hessian(
@@ -54,8 +57,8 @@ def ggn(problem: Problem, params: Vector, step: Step, *, batch_size: int | None 
     """Products with the generalized Gauss-Newton matrix Jᵀ H_ℓ J (Schraudolph 2002).
 
     J is the Jacobian of all outputs at θ, H_ℓ the Hessian of the weighted loss F(·, t) with
-    respect to the outputs. It is the Hessian of the loss of the linearised network; that of
-    `parameter_loss` is added in full.
+    respect to the outputs, in closed form where that is known (`Problem.output_hessian`). It is the
+    Hessian of the loss of the linearised network; that of `parameter_loss` is added in full.
 
     Args and errors are those of `hessian`.
 
@@ -72,7 +75,7 @@ def ggn(problem: Problem, params: Vector, step: Step, *, batch_size: int | None 
 
     def of_batch(batch: Problem) -> Matvec:
         outputs, push, pull = _derivative(batch, params)
-        _, curve = jax.linearize(lambda outputs: jax.grad(batch.loss)(outputs, step), outputs)
+        curve = batch.output_hessian(outputs, step)
         matvec = lambda vector: pull(curve(push(vector)))  # noqa: E731
         if batch.parameter_loss is None:
             return matvec
@@ -274,18 +277,24 @@ def _mean_over_batches(
     of_batch: Callable[[Problem], Matvec], problem: Problem, batch_size: int | None
 ) -> Matvec:
     """Σ_b (N_b / N) A_b: the operator of all data from those of batches, each a mean itself."""
-    num_examples = problem.num_examples
     size = _piece(problem, batch_size)
+    if size == problem.num_examples:
+        return of_batch(problem)
+    return lambda vector: _mean(lambda batch: of_batch(batch)(vector), problem, size, vector)
+
+
+def _mean(
+    of_batch: Callable[[Problem], Vector], problem: Problem, size: int, like: Vector
+) -> Vector:
+    """Σ_b (N_b / N) v_b over batches of a size; one batch is taken as it is."""
+    num_examples = problem.num_examples
     if size == num_examples:
         return of_batch(problem)
 
-    def matvec(vector: Vector) -> Vector:
-        def share(batch: Problem) -> Vector:
-            return batch.num_examples / num_examples * of_batch(batch)(vector)
+    def share(batch: Problem) -> Vector:
+        return batch.num_examples / num_examples * of_batch(batch)
 
-        return _sum_over_batches(share, problem, size, jnp.zeros_like(vector))
-
-    return matvec
+    return _sum_over_batches(share, problem, size, jnp.zeros_like(like))
 
 
 def _sum_over_batches(

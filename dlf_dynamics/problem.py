@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.layout import Layout
+from dlf_dynamics.losses import output_hessian
 from dlf_dynamics.reprs import brief
 
 Step = Int[Array, ""] | int
@@ -37,8 +38,26 @@ class _OfClass:
 
     def __call__(self, outputs: Array, targets: Array) -> Array:
         losses = self.criterion(outputs, targets)
-        chosen = (targets == self.label).reshape(-1, *[1] * (losses.ndim - 1))
-        return jnp.where(chosen, losses, jnp.zeros_like(losses))
+        return jnp.where(self._chosen(targets, losses), losses, jnp.zeros_like(losses))
+
+    def output_hessian(
+        self, outputs: Array, targets: Array, weights: Array
+    ) -> Callable[[Array], Array]:
+        """See `losses.output_hessian`."""
+        weights = jnp.where(self._chosen(targets, weights), weights, jnp.zeros_like(weights))
+        return output_hessian(self.criterion, outputs, targets, weights)
+
+    def _chosen(self, targets: Array, losses: Array) -> Array:
+        """Which targets are of the class, to broadcast against losses or their weights."""
+        chosen = targets == self.label
+        if targets.shape != losses.shape[: targets.ndim]:
+            if targets.size != len(losses):
+                raise ConfigError(
+                    f"the targets have shape {targets.shape} and the losses {losses.shape}; "
+                    "expected one label for each loss, of which the part of a class can be taken"
+                )
+            chosen = chosen.reshape(-1)
+        return chosen.reshape(*chosen.shape, *[1] * (losses.ndim - chosen.ndim))
 
 
 @dataclass(frozen=True)
@@ -66,7 +85,9 @@ class Problem:
 
     Attributes:
         apply: `apply(params, inputs) -> outputs`, deterministic; params any pytree of floats.
-        criterion: `criterion(outputs, targets) -> losses`, one loss per example, or one row.
+        criterion: `criterion(outputs, targets) -> losses`, one loss per example, or one row, whose
+            sum counts (`losses.MeanOverPositions` takes the mean). Products with the GGN are
+            cheaper where its Hessian is known; see `losses.output_hessian`.
         inputs: shape (examples, ...).
         targets: shape (examples, ...); class labels where accuracy is wanted.
         example_weights: `example_weights(step, targets)`, to broadcast against the losses; none
@@ -170,6 +191,18 @@ class Problem:
     def loss(self, outputs: Float[Array, "examples outputs"], step: Step) -> Float[Array, ""]:
         """The loss at this step as a function of the outputs."""
         return self.weigh(self.criterion(outputs, self.targets), step)
+
+    def output_hessian(
+        self, outputs: Float[Array, "examples outputs"], step: Step
+    ) -> Callable[[Array], Array]:
+        """Products with the Hessian of `loss` with respect to the outputs.
+
+        It is that of each loss, weighted; see `losses.output_hessian`.
+        """
+        losses = jax.eval_shape(self.criterion, outputs, self.targets)
+        # The loss is linear in the losses: its derivatives are what each of them counts.
+        weights = jax.grad(self.weigh)(jnp.zeros(losses.shape, losses.dtype), step)
+        return output_hessian(self.criterion, outputs, self.targets, weights)
 
     def objective(self, params: PyTree, step: Step) -> Float[Array, ""]:
         """The loss that is minimised at this step, F(θ, t)."""

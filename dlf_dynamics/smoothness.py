@@ -51,7 +51,7 @@ def _found(jaxpr: Any, moving: list[Any]) -> Iterator[str]:
 
 def _of_equation(equation: Any, active: list[bool], jaxpr: Any) -> Iterator[str]:
     primitive, name = equation.primitive.name, str(equation.params.get("name", ""))
-    programs = _programs(equation)
+    programs = programs_in(equation)
     if primitive.startswith(("custom_jvp", "custom_vjp")):
         names = [str(e.params.get("name", "")) for program in programs for e in program.eqns]
         yield from (name for name in names if name in _KINKED_RULES)
@@ -80,7 +80,7 @@ def _reaching(jaxpr: Any) -> set[int]:
     return reaching
 
 
-def _programs(equation: Any) -> list[Any]:
+def programs_in(equation: Any) -> list[Any]:
     """The programs in an equation, such as the body of a loop."""
     leaves = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns"))
     return [getattr(leaf, "jaxpr", leaf) for leaf in leaves if hasattr(leaf, "eqns")]
