@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from dlf_dynamics.analysis.devices import SharedProblem, mesh
+from dlf_dynamics.analysis.eigensolver import PASS_SIZE
 from dlf_dynamics.analysis.stability import has_preconditioner
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.dynamics import Dynamics, State
@@ -85,9 +88,13 @@ class Curvature:
         """With as many examples at a time as memory holds."""
         # What is certified in float64 takes twice the memory of a product in float32.
         doubled = config.certificate == "float64" and run.dtype != "float64"
+        problem, several = self._chosen(run.dynamics.problem), mesh()
+        if several is not None and self.size(run.num_params) > PASS_SIZE:
+            count = -(-problem.num_examples // several.size)  # on each device
+            problem = problem.take(jnp.arange(count))
         size = choose_batch_size(
             _OPERATORS[self.operator],
-            self._problem(run.dynamics),
+            problem,
             run.num_params,
             run.dtype,
             memory_limit(config.max_memory),
@@ -115,10 +122,27 @@ class Curvature:
             words += f", parameters {self.span[0]} to {self.span[1] - 1}"
         return words
 
-    def __call__(self, dynamics: Dynamics, state: State, params: Float[Array, " params"]) -> Matvec:
-        """Products with the operator at `params`, in the loss and with the P of `state`."""
-        make = _OPERATORS[self.operator]
-        matvec = make(self._problem(dynamics), params, state.step, batch_size=self.batch_size)
+    def __call__(
+        self,
+        dynamics: Dynamics,
+        state: State,
+        params: Float[Array, " params"],
+        shared: SharedProblem | None = None,
+    ) -> Matvec:
+        """Products with the operator at `params`, in the loss and with the P of `state`.
+
+        Args:
+            dynamics: of the run.
+            state: of a step.
+            params: where the operator is.
+            shared: the problem of the dynamics with its examples on several devices; none where
+                there is one.
+        """
+        matvec: Matvec
+        if shared is None:
+            matvec = self._made(dynamics.problem, params, state.step)
+        else:
+            matvec = partial(shared.product, self._made, (params, state.step))
         if self.preconditioned:
             updated = dynamics.problem_at(state.step)
             slope = gradient(updated, state.params, state.step, batch_size=self.batch_size)
@@ -128,7 +152,11 @@ class Curvature:
             return matvec
         return block(matvec, jnp.arange(*self.span), params.size)
 
-    def _problem(self, dynamics: Dynamics) -> Problem:
+    def _made(self, problem: Problem, params: Array, step: Array) -> Matvec:
+        make = _OPERATORS[self.operator]
+        return make(self._chosen(problem), params, step, batch_size=self.batch_size)
+
+    def _chosen(self, problem: Problem) -> Problem:
         """The loss whose curvature it is."""
-        problem = dynamics.problem.static() if self.static else dynamics.problem
+        problem = problem.static() if self.static else problem
         return problem if self.class_label is None else problem.of_class(self.class_label)

@@ -136,6 +136,22 @@ class SharedProblem:
         return sum(products[1:], products[0])
 
 
+_laid: list[tuple[Problem, SharedProblem]] = []
+"""What was laid on the devices last: along a run it is the same again and again."""
+
+
+def shared_problem(problem: Problem, several: Mesh | None) -> SharedProblem | None:
+    """The problem with its examples on the devices, laid there once; none where there is one."""
+    if several is None:
+        return None
+    for known, shared in _laid:
+        if known is problem and shared.mesh == several:
+            return shared
+    shared = SharedProblem.of(problem, several)
+    _laid[:] = [*_laid[-1:], (problem, shared)]  # a run's, and the same in float64
+    return shared
+
+
 def rounded_up(count: int) -> int:
     """The next multiple of the number of this process's devices."""
     return -(-count // jax.local_device_count()) * jax.local_device_count()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, PyTree
@@ -62,6 +63,8 @@ class ParameterEigenpairs(Eigenpairs):
 
     def direction(self, index: int = 0) -> PyTree:
         """An eigenvector as a pytree like the parameters, of norm 1 over all leaves."""
+        if not isinstance(self.eigenvectors, np.ndarray):
+            return jax.tree.map(lambda leaf: leaf[index], self.eigenvectors)
         return self.layout.unflatten(jnp.asarray(self.eigenvectors[index]))
 
 

@@ -28,6 +28,7 @@ from dlf_dynamics.analysis.measurements import (
     Stability,
 )
 from dlf_dynamics.analysis.updates import next_preconditioner, threshold_at
+from dlf_dynamics.analysis.vectors import Form
 from dlf_dynamics.checks import check_parameters
 from dlf_dynamics.errors import ConfigError, DataError
 from dlf_dynamics.layout import Layout
@@ -84,8 +85,7 @@ def sharpness(
     eigenvalue 6 ± ..., converged
     """
     solver = _Solver(tol, max_matvecs, batch_size, seed, max_memory=max_memory)
-    flat, _, vector = _flat(problem, params)
-    return Measurement(**_largest(solver.pairs(flat, vector, step)))
+    return Measurement(**_largest(solver.pairs(_Point.of(problem, params), step)))
 
 
 def top_hessian(
@@ -131,9 +131,9 @@ def top_hessian(
     1.0
     """
     solver = _Solver(tol, max_matvecs, batch_size, seed, max_memory=max_memory)
-    flat, layout, vector = _flat(problem, params)
-    found = solver.pairs(flat, vector, step, k=k, which=which, operator=operator)
-    return ParameterEigenpairs(**_attributes(found), layout=layout)
+    point = _Point.of(problem, params)
+    found = solver.pairs(point, step, k=k, which=which, operator=operator)
+    return ParameterEigenpairs(**_attributes(found), layout=point.layout)
 
 
 def ntk_spectrum(
@@ -177,7 +177,7 @@ def ntk_spectrum(
     for name, value in (("num_examples", num_examples), ("k", k)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; expected at least 1")
-    flat, _, vector = _flat(problem, params)
+    flat, vector, *_ = _Point.flat(problem, params)
     count = min(num_examples or problem.num_examples, problem.num_examples)
     rows = replace(flat, apply=_Rows(flat.apply)).take(jnp.arange(count))
     num_outputs = output_shape(rows, vector)[1]
@@ -237,11 +237,11 @@ def stability(
     >>> stability(problem, params, optax.sgd(0.5)).verdict
     'unstable'
     """
-    flat, layout, vector = _flat(problem, params)
-    update = FlatUpdate(optimizer, layout)
+    point = _Point.of(problem, params)
+    update = FlatUpdate(optimizer, point.layout)
     threshold = threshold_at(update, int(step))
     solver = _Solver(tol, max_matvecs, batch_size, seed, max_memory=max_memory)
-    solver = solver.within(flat, vector)
+    solver = solver.within(point)
     scale, label = None, "Hessian of the weighted loss"
     if is_adaptive(optimizer):
         if opt_state is None:
@@ -249,17 +249,19 @@ def stability(
                 "opt_state is missing; expected the state of this adaptive optimizer before the "
                 "update, as its preconditioner is in it (optimizer.init(params) at the start)"
             )
+        flat, vector, layout, _ = _Point.flat(problem, params)
         scale = next_preconditioner(
             flat, vector, jnp.int32(step), opt_state, update=update, batch_size=solver.batch_size
         )
+        scale = scale if point.is_flat else layout.unflatten(scale)
         label = "preconditioned Hessian of the weighted loss, frozen preconditioner"
-    found = solver.pairs(flat, vector, step, scale=scale)
+    found = solver.pairs(point, step, scale=scale)
     judged = Stability(**_largest(found), threshold=threshold, label=label)
     if judged.converged and judged.verdict == "undecided":
         closer = solver._replace(
             rank_tolerance=TIGHTER * RANK_TOLERANCE, max_matvecs=4 * max_matvecs
         )
-        found = closer.pairs(flat, vector, step, scale=scale)
+        found = closer.pairs(point, step, scale=scale)
         closer = Stability(**_largest(found), threshold=threshold, label=label)
         judged = closer if closer.converged else judged
     return judged
@@ -273,8 +275,8 @@ class _Product:
     batch_size: int | None
 
     def __call__(
-        self, problem: Problem, params: Array, step: Array, scale: Array | None, vector: Array
-    ) -> Array:
+        self, problem: Problem, params: PyTree, step: Array, scale: PyTree | None, vector: PyTree
+    ) -> PyTree:
         make = _OPERATORS[self.operator]
         matvec = make(problem, params, step, batch_size=self.batch_size)
         return (matvec if scale is None else preconditioned(matvec, scale))(vector)
@@ -301,33 +303,42 @@ class _Solver(NamedTuple):
     rank_tolerance: float | None = None
     max_memory: str | None = None
 
-    def within(self, problem: Problem, params: Array, operator: Operator = "hessian") -> _Solver:
+    def within(self, point: _Point, operator: Operator = "hessian") -> _Solver:
         """With as many examples at a time as memory holds, unless it is said how many."""
-        if self.batch_size is not None:
+        if self.batch_size is not None or not point.is_flat:
             return self
         limit, make = memory_limit(self.max_memory), _OPERATORS[operator]
-        size = choose_batch_size(make, problem, params.size, params.dtype, limit)
-        return self._replace(batch_size=size)
+        size, dtype = point.params.size, point.params.dtype
+        return self._replace(batch_size=choose_batch_size(make, point.problem, size, dtype, limit))
 
     def pairs(
         self,
-        problem: Problem,
-        params: Array,
+        point: _Point,
         step: Step,
         *,
         k: int = 1,
         which: Which = "largest",
         operator: Operator = "hessian",
-        scale: Array | None = None,
+        scale: PyTree | None = None,
     ) -> Eigenpairs:
-        """Of an operator in flat parameters."""
+        """Of an operator at a point."""
         if operator not in _OPERATORS:
             raise ConfigError(f"operator is {operator!r}; expected one of {', '.join(_OPERATORS)}")
-        product = _Product(operator, self.within(problem, params, operator).batch_size)
-        matvec = Partial(product, problem, params, jnp.int32(step), scale)
-        return self.solve(matvec, params.size, k, which, params.dtype)
+        product = _Product(operator, self.within(point, operator).batch_size)
+        matvec = Partial(product, point.problem, point.params, jnp.int32(step), scale)
+        size, dtype = point.layout.size, np.dtype(point.layout.dtypes[0])
+        like = None if point.is_flat else point.params
+        return self.solve(matvec, size, k, which, dtype, like)
 
-    def solve(self, matvec: Partial, size: int, k: int, which: Which, dtype: Any) -> Eigenpairs:
+    def solve(
+        self,
+        matvec: Partial,
+        size: int,
+        k: int,
+        which: Which,
+        dtype: Any,
+        like: PyTree | None = None,
+    ) -> Eigenpairs:
         """Of any symmetric operator."""
         usual = 1e-6 if dtype == np.float64 else 1e-3
         return top_eigenpairs(
@@ -340,14 +351,32 @@ class _Solver(NamedTuple):
             key=jax.random.key(self.seed),
             rank_tolerance=self.rank_tolerance,
             dtype=dtype,
+            like=like,
         )
 
 
-def _flat(problem: Problem, params: PyTree) -> tuple[Problem, Layout, Array]:
-    """The problem in flat parameters, their layout, and the vector."""
-    check_parameters(params)
-    layout = Layout.of(params)
-    return problem.flat(layout), layout, layout.flatten(params)
+class _Point(NamedTuple):
+    """A problem and its parameters: flat, or as they lie on several devices."""
+
+    problem: Problem
+    params: Any
+    layout: Layout
+    is_flat: bool
+
+    @classmethod
+    def of(cls, problem: Problem, params: PyTree) -> _Point:
+        """Flat where all is on one device."""
+        check_parameters(params)
+        if Form.like(params).mesh is None:
+            return cls.flat(problem, params)
+        return cls(problem, params, Layout.of(params), is_flat=False)
+
+    @classmethod
+    def flat(cls, problem: Problem, params: PyTree) -> _Point:
+        """One vector, wherever it lay."""
+        check_parameters(params)
+        layout = Layout.of(params)
+        return cls(problem.flat(layout), layout.flatten(params), layout, is_flat=True)
 
 
 def _attributes(found: Eigenpairs) -> dict[str, Any]:

@@ -15,13 +15,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from dlf_dynamics.analysis.certificate import Certificate, Evidence, certify
 from dlf_dynamics.analysis.chain import TIGHTER, Goal
 from dlf_dynamics.analysis.curvature import Curvature
-from dlf_dynamics.analysis.devices import filled, map_over_devices, one_ahead, rounded_up
+from dlf_dynamics.analysis.devices import (
+    filled,
+    map_over_devices,
+    mesh,
+    one_ahead,
+    rounded_up,
+    shared_problem,
+)
 from dlf_dynamics.analysis.eigensolver import (
     PASS_SIZE,
     Plan,
@@ -108,6 +116,11 @@ class Solver(NamedTuple):
     def one_pass(self) -> bool:
         """Whether many checkpoints go through one compiled pass."""
         return self.size <= PASS_SIZE and not self.tracked
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """Devices that the work at one checkpoint is shared out over; none for one of them."""
+        return None if self.size <= PASS_SIZE else mesh()
 
     @property
     def chunk(self) -> int:
@@ -343,15 +356,18 @@ def _solve(
         "initial_vectors": start,
         "tracked": solver.tracked,
     }
-    point = (state, jnp.asarray(params))
+    point, several = (state, jnp.asarray(params)), solver.mesh
     if wide.needed:
         with wide.enabled():
-            precise = Partial(solver.curvature, wide.dynamics, *wide(point))
+            shared = shared_problem(wide.dynamics.problem, several)
+            precise = Partial(solver.curvature, wide.dynamics, *wide(point), shared)
             if solver.size <= PASS_SIZE:
                 return solve(precise, Form.flat(solver.size, float), solver.goal, **settings)
         settings["certificate_matvec"] = partial(_product_in, wide, precise)
-    operator = Partial(solver.curvature, run.dynamics, *point)
-    return solve(operator, Form.flat(solver.size, params.dtype), solver.goal, **settings)
+    shared = shared_problem(run.problem, several)
+    operator = Partial(solver.curvature, run.dynamics, *point, shared)
+    form = Form.flat(solver.size, params.dtype, several)
+    return solve(operator, form, solver.goal, **settings)
 
 
 def _product_in(wide: Wide, operator: Operator, vector: Float[np.ndarray, " n"]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Matrix-free linear operators of a problem in flat parameters.
+"""Matrix-free linear operators of a problem, in flat parameters or in a pytree of them.
 
 Each operator is a function that multiplies a vector. Without `batch_size` the network is
 linearised once, when the operator is made, and all products share that pass. With it each product
@@ -9,6 +9,7 @@ outputs of an example must then not depend on the other examples.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -81,7 +82,7 @@ def ggn(problem: Problem, params: Vector, step: Step, *, batch_size: int | None 
             return matvec
         slope = lambda params: jax.grad(batch.penalty)(params, step)  # noqa: E731
         _, penalty = jax.linearize(slope, params)
-        return lambda vector: matvec(vector) + penalty(vector)
+        return lambda vector: jax.tree.map(jnp.add, matvec(vector), penalty(vector))
 
     return _mean_over_batches(of_batch, problem, batch_size)
 
@@ -148,8 +149,9 @@ def ntk(problem: Problem, params: Vector, *, batch_size: int | None = None) -> M
 
 def preconditioned(matvec: Matvec, preconditioner: Vector) -> Matvec:
     """Products with P^-1/2 A P^-1/2 for a diagonal P > 0; its eigenvalues are those of P^-1 A."""
-    scale = jax.lax.rsqrt(preconditioner)
-    return lambda vector: scale * matvec(scale * vector)
+    scale = jax.tree.map(jax.lax.rsqrt, preconditioner)
+    scaled = partial(jax.tree.map, jnp.multiply, scale)
+    return lambda vector: scaled(matvec(scaled(vector)))
 
 
 def block(matvec: Matvec, indices: Int[Array | np.ndarray, " block"], num_params: int) -> Matvec:
@@ -292,9 +294,10 @@ def _mean(
         return of_batch(problem)
 
     def share(batch: Problem) -> Vector:
-        return batch.num_examples / num_examples * of_batch(batch)
+        weight = batch.num_examples / num_examples
+        return jax.tree.map(lambda leaf: weight * leaf, of_batch(batch))
 
-    return _sum_over_batches(share, problem, size, jnp.zeros_like(like))
+    return _sum_over_batches(share, problem, size, jax.tree.map(jnp.zeros_like, like))
 
 
 def _sum_over_batches(
@@ -302,8 +305,9 @@ def _sum_over_batches(
 ) -> Vector:
     """Adds the term of each batch of `size` examples and that of the ones left over."""
     full, rest = _split(data, size)
-    total, _ = jax.lax.scan(lambda total, batch: (total + term(batch), None), start, full)
-    return sum(map(term, rest), total)
+    add = partial(jax.tree.map, jnp.add)
+    total, _ = jax.lax.scan(lambda total, batch: (add(total, term(batch)), None), start, full)
+    return reduce(add, map(term, rest), total)
 
 
 def _split(data: PyTree, size: int) -> tuple[PyTree, list[PyTree]]:

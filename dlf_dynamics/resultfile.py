@@ -359,10 +359,20 @@ class Parts:
     """
 
     def __init__(
-        self, folder: Path | None, analysis: str = "", run: Run | None = None, config: Any = None
+        self,
+        folder: Path | None,
+        analysis: str = "",
+        run: Run | None = None,
+        config: Any = None,
+        *,
+        kept: bool = True,
     ):
-        """Parts of an analysis of a run; without a folder, they are made each time."""
+        """Parts of an analysis of a run; without a folder, they are made each time.
+
+        Where they are not kept, as another process keeps them, those that are there now are used.
+        """
         self._folder = folder
+        self._there = None if kept or folder is None else set(folder.glob("*.h5"))
         self._analysis = f"{analysis} part"
         self._run = run
         self._config = json.loads(json.dumps(config))
@@ -406,7 +416,7 @@ class Parts:
         if self._folder is None or self._run is None:
             return make()
         path = self._folder / f"{name}.h5"
-        if path.exists():
+        if path.exists() if self._there is None else path in self._there:
             found = self._read(path)
             if found.config != self._config:
                 raise FileError(
@@ -415,6 +425,8 @@ class Parts:
                 )
             return found.arrays
         arrays = make()
+        if self._there is not None:
+            return arrays
         try:
             self._folder.mkdir(exist_ok=True)
         except OSError as error:

@@ -34,15 +34,19 @@ def problem_size(config: RunConfig) -> float:
 
 
 MOST_DEVICES = 16
-"""Cores that are used at most as devices of their own."""
+"""Cores that are used at most as devices of their own, where it is not said how many."""
 
 
 MOST_THREADS = 4096
 """More than any machine has; XLA would try to start as many as it is told."""
 
 
-def start_jax(dtype: str, threads: int, size: float, *, many: bool = False) -> None:
+def start_jax(
+    dtype: str, threads: int, size: float, *, many: bool = False, devices: int = 0
+) -> None:
     """Sets what must be set before JAX starts: threads, devices and precision.
+
+    Matrix products have the full precision of their type also on GPUs, which else round float32.
 
     Args:
         dtype: of the computation.
@@ -51,11 +55,17 @@ def start_jax(dtype: str, threads: int, size: float, *, many: bool = False) -> N
         size: of the problem.
         many: whether there is independent work at many checkpoints. Small problems then have each
             core as a device of its own.
+        devices: how many to use; 0 takes all GPUs, and of a CPU what suits the problem.
     """
+    if not 0 <= devices <= MOST_THREADS:
+        raise ConfigError(f"devices is {devices}; expected at least 0 and at most {MOST_THREADS}")
     if not 0 <= threads <= MOST_THREADS:
         raise ConfigError(f"threads is {threads}; expected at least 0 and at most {MOST_THREADS}")
     import jax
 
+    if devices:
+        _use_devices(devices)
+        threads = threads or max(1, _num_cores() // devices)
     chosen = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
     if many and size <= ONE_THREAD_SIZE and chosen < 1:
         cores = threads or _num_cores()
@@ -68,6 +78,63 @@ def start_jax(dtype: str, threads: int, size: float, *, many: bool = False) -> N
     elif size <= ONE_THREAD_SIZE:
         os.environ.setdefault("NPROC", "1")
     jax.config.update("jax_enable_x64", dtype == "float64")
+    jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def _use_devices(count: int) -> None:
+    """Lets JAX have so many: GPUs where there are some, else parts of the CPU."""
+    import jax
+
+    with suppress(RuntimeError):  # JAX has started: it is not the command line that calls
+        jax.config.update("jax_num_cpu_devices", count)
+        for flag in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
+            jax.config.update(flag, ",".join(map(str, range(count))))
+
+
+def _require_devices(count: int) -> None:
+    import jax
+
+    there = jax.local_device_count()
+    if there < count:
+        raise ConfigError(f"devices is {count}; expected at most {there}, as many as JAX has here")
+
+
+def join_processes() -> None:
+    """Makes this process one of several, whose devices are used together.
+
+    Raises:
+        ConfigError: when nothing tells which ones they are.
+    """
+    import jax
+
+    numbers = [os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
+    try:
+        count, place = (None if number is None else int(number) for number in numbers)
+        jax.distributed.initialize(num_processes=count, process_id=place)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"the processes did not meet ({reason}); expected them to be started by Slurm, Open "
+            "MPI or Kubernetes, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID in the environment"
+        ) from error
+
+
+def leads() -> bool:
+    """Whether this process is the one that writes and prints; alone it is."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def wait_for_others(where: str) -> None:
+    """Until every process has come to this place."""
+    import jax
+
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import sync_global_devices
+
+        sync_global_devices(where)
 
 
 def _num_cores() -> int:
@@ -77,20 +144,32 @@ def _num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def open_recorded(path: Path, threads: int, problem: str | None = None) -> Run:
+def open_recorded(
+    path: Path,
+    threads: int,
+    problem: str | None = None,
+    *,
+    devices: int = 0,
+    distributed: bool = False,
+) -> Run:
     """The run, with JAX started as it needs it.
 
     Args:
         path: of the run file.
         threads: as in `start_jax`.
         problem: `module:function` of a run that a loop of one's own recorded.
+        devices: as in `start_jax`.
+        distributed: whether this is one of several processes, see `join_processes`.
     """
     with open_file(path) as file:
         parameters = dataset_at(file, "parameters/value")
         dtype, num_params = parameters.dtype.name, parameters.shape[1]
         targets = file.get("data/targets")
         examples = float("inf") if targets is None else len(targets)  # type: ignore[arg-type]
-    start_jax(dtype, threads, num_params * examples, many=True)
+    start_jax(dtype, threads, num_params * examples, many=True, devices=devices)
+    if distributed:
+        join_processes()
+    _require_devices(devices)
     from dlf_dynamics.recording import load_setup
     from dlf_dynamics.run import open_run
 

@@ -64,10 +64,13 @@ class Bifurcations:
     """No progress bar."""
     threads: int = 0
     """Cores of a CPU to use; 0 takes all. On small problems each treats checkpoints of its own."""
+    devices: int = 0
+    """Devices to use, GPUs or parts of a CPU; 0 takes all GPUs. The examples of a large network and
+    the vectors are shared out over them, of small ones the checkpoints."""
 
     def execute(self) -> int:
         """Computes, writes, draws and prints."""
-        run = open_recorded(self.path, self.threads, self.problem)
+        run = open_recorded(self.path, self.threads, self.problem, devices=self.devices)
         from dlf_dynamics.analysis.bifurcation import bifurcations, report
         from dlf_dynamics.resultfile import write_whole
 
@@ -119,10 +122,12 @@ class Check:
     """No progress bar."""
     threads: int = 0
     """Cores of a CPU to use; 0 takes all."""
+    devices: int = 0
+    """Devices to use, GPUs or parts of a CPU; 0 takes all GPUs."""
 
     def execute(self) -> int:
         """Answers."""
-        run = open_recorded(self.path, self.threads, self.problem)
+        run = open_recorded(self.path, self.threads, self.problem, devices=self.devices)
         from dlf_dynamics.analysis.bifurcation import bifurcations, report
 
         output = bifurcations.default_path(self.path)

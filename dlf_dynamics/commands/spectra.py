@@ -24,7 +24,7 @@ from dlf_dynamics.commands.terminal import (
 )
 from dlf_dynamics.config import SpectrumConfig, span_of
 from dlf_dynamics.errors import FileError
-from dlf_dynamics.startup import check_writable, open_recorded
+from dlf_dynamics.startup import check_writable, leads, open_recorded
 
 if TYPE_CHECKING:
     from dlf_dynamics.resultfile import Parts
@@ -67,11 +67,23 @@ class Spectrum:
     """No progress bar."""
     threads: int = 0
     """Cores of a CPU to use; 0 takes all. On small problems each treats checkpoints of its own."""
+    devices: int = 0
+    """Devices to use, GPUs or parts of a CPU; 0 takes all GPUs. The examples of a large network and
+    the vectors are shared out over them, of small ones the checkpoints."""
+    distributed: bool = False
+    """This is one of several processes, on one machine or many, whose devices are used together:
+    start the same command in each, by Slurm or another launcher (docs: several devices)."""
 
     def execute(self) -> int:
         """Computes, writes, draws and prints."""
         zoom = None if self.zoom is None else span_of(self.zoom, "zoom")
-        run = open_recorded(self.path, self.threads, self.problem)
+        run = open_recorded(
+            self.path,
+            self.threads,
+            self.problem,
+            devices=self.devices,
+            distributed=self.distributed,
+        )
         from dlf_dynamics.analysis import report, spectrum
 
         output = self.output or spectrum.default_path(self.path)
@@ -80,8 +92,8 @@ class Spectrum:
         again = f"dlf-dynamics spectrum {self.path} --resume"
         with kept_parts(output, "spectrum", run, settings, resume=self.resume) as parts:
             found = interruptible(lambda stop: self._compute(run, parts, stop), again)
-            if isinstance(found, int):
-                return found
+            if isinstance(found, int) or not leads():
+                return found if isinstance(found, int) else 0
             spectrum.save_spectrum(found, output)
             parts.clear()
         say(f"wrote {output}")
@@ -104,7 +116,7 @@ class Spectrum:
         densities = len(spectrum.DENSITIES) * len(some) * self.settings.density
         before["infinite-width"] = 2 * len(chosen) + densities
         total = before["infinite-width"] + len(chosen) * self.settings.infinite_width
-        with bar("spectrum", total, quiet=self.quiet) as advance:
+        with bar("spectrum", total, quiet=self.quiet or not leads()) as advance:
 
             def told(what: str, done: int) -> None:
                 advance(before[what] + done)

@@ -81,8 +81,15 @@ def kept_parts(
     """
     from dlf_dynamics.outputs import hold
     from dlf_dynamics.resultfile import Parts, require_result
+    from dlf_dynamics.startup import leads, wait_for_others
 
     folder = output.with_suffix(".parts")
+    if not leads():
+        wait_for_others("parts are cleared")
+        parts = Parts(folder, analysis, run, settings, kept=False)
+        wait_for_others("parts are known")
+        yield parts
+        return
     with hold(output), hold(folder):  # outputs that differ in their suffix share the folder
         require_result(output, analysis, run)
         parts = Parts(folder, analysis, run, settings)
@@ -93,4 +100,6 @@ def kept_parts(
             say(f"{outdated}; starting anew")
         if not resume or outdated is not None:
             parts.clear()
+        wait_for_others("parts are cleared")
+        wait_for_others("parts are known")
         yield parts
