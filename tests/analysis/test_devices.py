@@ -1,80 +1,145 @@
-"""Work shared out over devices, in processes of their own that have more than one."""
+"""Several devices and several processes, against one device, in programs of their own."""
 
+import json
+import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
-import jax
+import h5py
 import numpy as np
+import pytest
 
-from dlf_dynamics import resultfile
-from dlf_dynamics.analysis.devices import filled, map_over_devices, one_ahead, rounded_up
-from dlf_dynamics.cli import main
+from dlf_dynamics.analysis.certificate import STATUSES
 
-THREE = """
-import jax
-jax.config.update("jax_num_cpu_devices", 3)
-import jax.numpy as jnp
-from dlf_dynamics import resultfile
-from dlf_dynamics.analysis.devices import map_over_devices, rounded_up
-
-@jax.jit
-def collatz(numbers, step):
-    # While loops of different lengths, and a value that is closed over.
-    def steps(n):
-        odd = lambda n: jnp.where(n % 2, 3 * n + step, n // 2)
-        return jax.lax.while_loop(lambda c: c[0] != 1, lambda c: (odd(c[0]), c[1] + 1), (n, 0))[1]
-    return map_over_devices(steps, numbers)
-
-found = collatz(jnp.array([1, 2, 3, 7, 27, 6]), jnp.int32(1))
-assert found.tolist() == [0, 1, 7, 16, 111, 8], found
-assert len(found.sharding.device_set) == 3
-assert [rounded_up(n) for n in (1, 3, 4)] == [3, 3, 6]
-try:
-    collatz(jnp.arange(1, 5), jnp.int32(1))
-except ValueError:
-    raise SystemExit(7)
-"""
+PROGRAM = Path(__file__).with_name("on_devices.py")
 
 
-def test_three_devices_take_a_third_each_and_refuse_what_they_cannot_share():
-    # The number of steps of the Collatz problem is known for every number.
-    assert subprocess.run([sys.executable, "-c", THREE], timeout=100, check=False).returncode == 7
+def found_on_devices(folder, *parts):
+    command = [sys.executable, str(PROGRAM), str(folder), *parts]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
-def test_on_one_device_it_is_a_map():
-    numbers = np.arange(5.0)
-    found = jax.jit(lambda batch: map_over_devices(lambda x: x**2, batch))(numbers)
-    np.testing.assert_array_equal(found, numbers**2)
-    assert rounded_up(7) == 7
+@pytest.fixture(scope="module")
+def quick_parts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quick")
+    return found_on_devices(folder, "devices", "top", "exchanges", "memory")
 
 
-def test_the_number_of_cores_does_not_change_a_bit(tmp_path):
-    run = tmp_path / "run.h5"
-    small = ["--model.widths", "5", "--checkpoint-every", "9", "--schedule.period", "50"]
-    main(["train", "--steps", "80", *small, "-o", str(run), "--quiet"])
-    contents = []
-    for threads in ("1", "3"):
-        output = tmp_path / f"{threads}.h5"
-        call = ["spectrum", str(run), "--threads", threads, "-o", str(output), "--density"]
-        program = [sys.executable, "-m", "dlf_dynamics.cli", *call, "--no-figures", "--quiet"]
-        subprocess.run(program, check=True, timeout=200, stdout=subprocess.DEVNULL)
-        contents.append(resultfile.read(output, "spectrum", None))
-    one, three = contents
-    assert one.config == three.config
-    assert len(one.arrays) > 40
-    for name, array in one.arrays.items():
-        assert np.asarray(array).tobytes() == np.asarray(three.arrays[name]).tobytes(), name
+def test_parameters_on_four_devices_have_the_eigenvalues_of_the_dense_hessian(quick_parts):
+    assert quick_parts["devices"] == 8
+    found = quick_parts["top"]
+    np.testing.assert_allclose(found["values"], found["exact"], rtol=1e-10)
+    assert found["status"] == ["converged"]
+    assert found["norm"] == pytest.approx(1, rel=1e-12)
+    assert all(found["in place"])
 
 
-def test_items_come_one_after_the_next_was_begun_and_lists_are_filled_up():
-    begun = []
+def test_a_step_exchanges_each_block_of_inner_products_once_and_gathers_nothing(quick_parts):
+    # The norm of the product, with which the first sweep of Gram-Schmidt may go, the second sweep,
+    # the norm of what is left.
+    assert quick_parts["exchanges"].pop("all-reduce") <= 4
+    assert not any(quick_parts["exchanges"].values())
 
-    def begin():
-        for i in range(3):
-            begun.append(i)
-            yield i
 
-    seen = [(item, len(begun)) for item in one_ahead(begin())]
-    assert seen == [(0, 2), (1, 3), (2, 3)]
-    assert list(one_ahead([])) == []
-    assert filled([4, 5], 4) == [4, 5, 5, 5]
+def test_memory_of_a_device_is_its_part(quick_parts):
+    (basis, step), *others = (quick_parts["memory"][count] for count in ("1", "4", "8"))
+    assert basis == 21 * 100_000 * 8
+    for count, (part, taken) in zip((4, 8), others, strict=True):
+        assert part == basis / count
+        assert taken <= 1.05 * step / count
+
+
+@pytest.mark.slow
+def test_measures_are_the_same_on_one_four_and_eight_devices(tmp_path):
+    one, *others = found_on_devices(tmp_path, "measured")["measured"]
+    for several in others:
+        np.testing.assert_allclose(several, one, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_parameters_of_flax_on_four_devices_are_measured_and_recorded(tmp_path):
+    found = found_on_devices(tmp_path, "flax", "recorded")
+    alone, there, width = found["flax"]
+    assert abs(alone - there) <= width
+    assert found["recorded"] is True
+
+
+@pytest.mark.slow
+def test_eigenvalues_along_a_run_are_those_of_one_device(tmp_path):
+    tolerances = (1e-12, 1e-5, 1e-12)
+    found = found_on_devices(tmp_path, "runs")["runs"]
+    for (one, eight), tol in zip(found, tolerances, strict=True):
+        np.testing.assert_allclose(eight[0], one[0], rtol=tol)
+        assert eight[1] == one[1]
+
+
+@pytest.fixture(scope="module")
+def wide_run(tmp_path_factory):
+    """A run of so many parameters that it counts as large, and of 31 examples and 3 classes."""
+    path = tmp_path_factory.mktemp("wide") / "run.h5"
+    options = "--data.name spiral --data.points-per-class 11 --model.widths 110 100"
+    options += " --schedule.name static --steps 4 --checkpoint-every 4"
+    program(["train", *options.split(), "-o", str(path)]).communicate()
+    return path
+
+
+def program(arguments, **environment):
+    command = [sys.executable, "-m", "dlf_dynamics.cli", *arguments]
+    variables = os.environ | environment
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=variables, **pipes)
+
+
+def eigenvalues(path):
+    with h5py.File(path) as file:
+        group = file["hessian/iterate"]
+        assert np.all(group["status"][...] == STATUSES.index("converged"))
+        return group["eigenvalues"][...]
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(wide_run, tmp_path):
+    settings = ["--k", "2", "--ntk-examples", "5", "--no-figures", "--quiet"]
+    alone = program(["spectrum", str(wide_run), "-o", str(tmp_path / "one.h5"), *settings])
+    alone.communicate()
+    assert alone.returncode == 0
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    shared = ["--devices", "2", "--distributed"]
+    both = [
+        program(
+            ["spectrum", str(wide_run), "-o", str(tmp_path / "two.h5"), *settings, *shared],
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(place),
+        )
+        for place in range(2)
+    ]
+    outputs = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert "Hessian of the weighted loss at 2 checkpoints" in outputs[0][0]
+    # On a CPU the library that connects the processes prints for itself.
+    assert all(line.startswith("[Gloo]") for line in outputs[1][0].splitlines())
+    one, two = eigenvalues(tmp_path / "one.h5"), eigenvalues(tmp_path / "two.h5")
+    np.testing.assert_allclose(two, one, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--devices", "-1"], "devices is -1; expected at least 0 and at most 4096"),
+        (["--distributed"], "the processes did not meet"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused_in_a_line(options, expected, trained, small):
+    path = str(trained(small).path)
+    process = program(["spectrum", path, *options], JAX_COORDINATOR_ADDRESS="")
+    _, error = process.communicate()
+    assert process.returncode == 2
+    assert len(error.splitlines()) == 1
+    assert expected in error
