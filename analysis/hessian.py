@@ -19,9 +19,11 @@ from dlf_dynamics.analysis.trajectory import (
     MOST,
     Solver,
     Source,
+    Watch,
     below_cut,
     check_deterministic,
     solve_segment,
+    unwatched,
 )
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.reprs import brief
@@ -101,6 +103,7 @@ def hessian_spectrum(
     thresholds: Float[np.ndarray, " checkpoints"] | None = None,
     parts: Parts | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    watch: Watch = unwatched,
 ) -> HessianSpectrum:
     """Extreme eigenvalues of the loss at each checkpoint's step.
 
@@ -114,6 +117,8 @@ def hessian_spectrum(
         thresholds: at each chosen checkpoint, for `config.above`.
         parts: where finished parts are kept, so that an interrupted analysis goes on.
         progress: told how many checkpoints are done.
+        watch: told how many products were made so far, at one point of one checkpoint after
+            another; small networks, which go through compiled passes, say nothing.
 
     Raises:
         ConfigError: for a class or a block of parameters that the run does not have, or when the
@@ -131,7 +136,9 @@ def hessian_spectrum(
     found: list[Arrays] = []
     for start in range(0, len(order), solver.segment_length):
         span = slice(start, start + solver.segment_length)
-        make = partial(_enough, run, solver, order[span], limits[span], found[-1:], config.above)
+        make = partial(
+            _enough, run, solver, order[span], limits[span], found[-1:], config.above, watch
+        )
         found.append(parts.get_or_make(f"hessian-{len(found)}", make))
         progress(min(span.stop, len(order)))
     return _joined(run, solver, order, place, found, _cuts(limits, config.above))
@@ -144,11 +151,12 @@ def _enough(
     thresholds: Float[np.ndarray, " checkpoints"],
     before: list[Arrays],
     above: float | None,
+    watch: Watch,
 ) -> Arrays:
     """A segment, with so many eigenvalues that all above the fraction of the threshold are in."""
     source: Source = partial(run.points, indices)
     while True:
-        arrays = solve_segment(run, solver, source, *before)
+        arrays = solve_segment(run, solver, source, *before, watch=watch)
         most = max(solver.ends) >= min(MOST, solver.size)
         if most or np.all(below_cut(arrays, _cuts(thresholds, above), solver.size)):
             return arrays

@@ -154,6 +154,7 @@ def compute_spectrum(
     *,
     parts: Parts | None = None,
     progress: Callable[[str, int], None] = lambda what, done: None,
+    watch: Callable[[int], None] = lambda matvecs: None,
 ) -> Spectrum:
     """Hessian and NTK spectra, threshold, crossings and oscillations of a run.
 
@@ -163,6 +164,7 @@ def compute_spectrum(
         parts: where finished parts are kept, so that an interrupted analysis goes on.
         progress: told `hessian`, `ntk`, `density` or `infinite-width` and how many checkpoints
             are done.
+        watch: see `hessian_spectrum`.
 
     Raises:
         ConfigError: when no checkpoint is selected, the run has no such class or block, the kernels
@@ -187,6 +189,7 @@ def compute_spectrum(
         thresholds=thresholds,
         parts=parts,
         progress=lambda done: progress("hessian", done),
+        watch=watch,
     )
     ntk = _ntk(run, config, chosen, parts, progress) if config.ntk_examples else None
     densities = _densities(run, config, chosen, parts, progress) if config.density else {}

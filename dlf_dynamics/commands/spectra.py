@@ -108,7 +108,7 @@ class Spectrum:
 
     def _compute(self, run: Run, parts: Parts, stop: Callable[[], bool]) -> Any:
         from dlf_dynamics.analysis import spectrum
-        from dlf_dynamics.progress import bar
+        from dlf_dynamics.progress import ProductMeter, bar
 
         chosen = spectrum.select_checkpoints(run, self.settings)
         some = spectrum.density_checkpoints(self.settings, chosen)
@@ -116,14 +116,24 @@ class Spectrum:
         densities = len(spectrum.DENSITIES) * len(some) * self.settings.density
         before["infinite-width"] = 2 * len(chosen) + densities
         total = before["infinite-width"] + len(chosen) * self.settings.infinite_width
+        meter = ProductMeter(2 * len(chosen), self.settings.max_matvecs)
         with bar("spectrum", total, quiet=self.quiet or not leads()) as advance:
 
             def told(what: str, done: int) -> None:
                 advance(before[what] + done)
+                if what == "hessian":
+                    meter.expect(2 * (len(chosen) - done))
+                    advance.note("")
                 if stop():
                     raise KeyboardInterrupt
 
-            return spectrum.compute_spectrum(run, self.settings, parts=parts, progress=told)
+            return spectrum.compute_spectrum(
+                run,
+                self.settings,
+                parts=parts,
+                progress=told,
+                watch=lambda made: advance.note(meter(made)),
+            )
 
 
 @dataclass(frozen=True)

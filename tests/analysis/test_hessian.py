@@ -242,10 +242,12 @@ def test_chosen_checkpoints_have_the_values_that_they_have_among_all(small, trai
 
 
 def test_progress_ends_at_the_number_of_checkpoints(small, trained):
-    told = []
-    hessian_spectrum(trained(replace(small, checkpoint_every=1)), progress=told.append)
+    told, products = [], []
+    run = trained(replace(small, checkpoint_every=1))
+    hessian_spectrum(run, progress=told.append, watch=products.append)
     assert told == sorted(told)
     assert told[-1] == 61
+    assert products == []  # of compiled passes nothing is told
 
 
 def test_k_is_at_most_the_number_of_parameters(small, trained):

@@ -1,5 +1,6 @@
 """Eigenvalues along a run, by the way of small and of large networks, against dense matrices."""
 
+import itertools
 from dataclasses import replace
 from functools import partial
 
@@ -8,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlf_dynamics import microbatches
 from dlf_dynamics.analysis import trajectory
 from dlf_dynamics.analysis.certificate import TRACKED, UNRANKED, Evidence, certify
 from dlf_dynamics.analysis.chain import Goal
+from dlf_dynamics.analysis.curvature import Curvature
 from dlf_dynamics.analysis.hessian import hessian_spectrum
 from dlf_dynamics.analysis.ritz import Ends, RitzPairs
 from dlf_dynamics.assembly import build
@@ -58,8 +61,14 @@ def assert_within(found, exact, count):
 @pytest.mark.parametrize("k", [1, 3])
 def test_a_large_network_has_the_eigenvalues_of_the_dense_hessian(k, large, dense):
     run, exact = dense
-    found = hessian_spectrum(run, config=SpectrumConfig(tol=1e-3, k=k)).iterate
+    told = []
+    spectrum = hessian_spectrum(run, config=SpectrumConfig(tol=1e-3, k=k), watch=told.append)
+    found = spectrum.iterate
     assert found.converged.all()
+    # Each solve begins anew, and tells of its products but for the fresh ones at the end.
+    ends = [a for a, b in itertools.pairwise([*told, 0]) if b < a]
+    assert len(ends) == np.sum(found.num_matvecs > 0) + np.sum(spectrum.centre.num_matvecs > 0)
+    assert max(ends) <= max(found.num_matvecs.max(), spectrum.centre.num_matvecs.max())
     assert_within(found, exact, k)
     np.testing.assert_allclose(found.eigenvalues, exact[:, :k], rtol=1e-3)
     assert np.all(exact[:, 0] <= found.upper_bound + 1e-12)
@@ -67,6 +76,27 @@ def test_a_large_network_has_the_eigenvalues_of_the_dense_hessian(k, large, dens
         assert np.all(exact[:, k] <= found.rank_bounds[:, 0] + 1e-12)
         spread = exact[:, 0] - exact[:, -1]
         assert np.all(found.rank_bounds[:, 0] - found.eigenvalues[:, -1] <= 0.04 * spread)
+
+
+@pytest.mark.parametrize(("dtype", "certificate"), [("float64", 1), ("float32", 2)])
+def test_memory_chooses_the_batches_of_a_run(dtype, certificate, small, trained, monkeypatch):
+    run = trained(replace(small, dtype=dtype))
+    count, itemsize = run.problem.num_examples, np.dtype(dtype).itemsize
+    monkeypatch.setattr(
+        microbatches, "_bytes_of_products", lambda *given: 1000 * (given[-1] or count)
+    )
+    microbatches._chosen.cache_clear()
+    vectors = certificate * microbatches.VECTORS * run.num_params * itemsize
+    limit = vectors + certificate * 1000 * count // 3 + 10
+    asked = SpectrumConfig(max_memory=f"{limit}B")
+    batch_size = Curvature.from_config(run, asked).batch_size
+    assert batch_size is not None
+    assert count / 5 < batch_size <= count / 3
+    assert Curvature.from_config(run, replace(asked, batch_size=7)).batch_size == 7
+    assert Curvature.from_config(run, SpectrumConfig()).batch_size is None
+    with pytest.raises(ConfigError, match=r"^max_memory is .*; expected at least .* one example"):
+        Curvature.from_config(run, SpectrumConfig(max_memory=f"{vectors}B"))
+    microbatches._chosen.cache_clear()
 
 
 def test_a_tracked_value_takes_few_products_and_is_not_certified(large, dense):
