@@ -21,6 +21,9 @@ INDEPENDENT = 4
 
 _DOUBLINGS, _HALVINGS = 200, 48
 
+_AT_ONCE = 256
+"""Places that are tried at a time, of one operator or of many."""
+
 
 @dataclass(frozen=True)
 class Recurrence:
@@ -54,6 +57,11 @@ class Recurrence:
         steps = slice(int(np.max(np.flatnonzero(made), initial=-1)) + 1)
         alphas, betas, started = (c[..., steps] for c in (self.alphas, self.betas, self.started))
         return Recurrence(alphas, betas, started, self.restarts)
+
+    def stretched(self) -> Recurrence:
+        """For several places t of each operator, which are in a last axis."""
+        columns = (c[..., None, :] for c in (self.alphas, self.betas, self.started))
+        return Recurrence(*columns, self.restarts)
 
     def certainty(
         self, t: Float[np.ndarray, "*batch"], num_params: int
@@ -127,8 +135,12 @@ def upper_bound(
                 break
             width = np.where(short, 2 * width, width)
             high = np.where(short, low + width, high)
-        for _ in range(_HALVINGS):
-            middle = low + (high - low) / 2
-            enough = recurrence.certainty(middle, num_params) >= limit
-            low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+        parts = max(2, _AT_ONCE // max(low.size, 1))
+        grid, steps = np.arange(parts + 1) / parts, recurrence.stretched()
+        for _ in range(int(np.ceil(_HALVINGS / np.log2(parts)))):
+            width = high - low
+            places = low[..., None] + width[..., None] * grid[1:-1]
+            # From one place on, all are enough.
+            short = np.sum(steps.certainty(places, num_params) < limit, axis=-1)
+            low, high = low + width * grid[short], low + width * grid[short + 1]
     return np.where(usable, high, np.inf)

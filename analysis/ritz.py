@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
@@ -24,11 +23,10 @@ class Ends(NamedTuple):
         """How many in all."""
         return self.top + self.bottom
 
-    def places(self, first: Array | int, size: int) -> Array:
+    def places(self, first: Array | int, size: int) -> Any:
         """Of the wanted ones, largest first, in an ascending array used from `first` on."""
-        top = size - 1 - np.arange(self.top)
-        bottom = first + np.arange(self.bottom)[::-1]
-        return jnp.concatenate([jnp.asarray(part, jnp.int32) for part in (top, bottom)])
+        places = np.r_[size - 1 - np.arange(self.top), np.arange(self.bottom)[::-1]]
+        return places + (np.arange(self.total) >= self.top) * first
 
 
 class RitzPairs(NamedTuple):
