@@ -301,12 +301,14 @@ class _Solver(NamedTuple):
     rank_tolerance: float | None = None
     max_memory: str | None = None
 
-    def within(self, problem: Problem, params: Array, operator: Operator = "hessian") -> _Solver:
+    def within(
+        self, problem: Problem, params: Array, operator: Operator = "hessian", count: int = 1
+    ) -> _Solver:
         """With as many examples at a time as memory holds, unless it is said how many."""
         if self.batch_size is not None:
             return self
         limit, make = memory_limit(self.max_memory), _OPERATORS[operator]
-        size = choose_batch_size(make, problem, params.size, params.dtype, limit)
+        size = choose_batch_size(make, problem, params.size, params.dtype, limit, count=count)
         return self._replace(batch_size=size)
 
     def pairs(
@@ -323,7 +325,8 @@ class _Solver(NamedTuple):
         """Of an operator in flat parameters."""
         if operator not in _OPERATORS:
             raise ConfigError(f"operator is {operator!r}; expected one of {', '.join(_OPERATORS)}")
-        product = _Product(operator, self.within(problem, params, operator).batch_size)
+        count = k * (2 if which == "both" else 1)
+        product = _Product(operator, self.within(problem, params, operator, count).batch_size)
         matvec = Partial(product, problem, params, jnp.int32(step), scale)
         return self.solve(matvec, params.size, k, which, params.dtype)
 
