@@ -253,13 +253,9 @@ def density(
     if operator == "ntk":
         size = jax.eval_shape(problem.outputs, jax.ShapeDtypeStruct((size,), float)).size
     elif batch_size is None:
-        # The basis of a probe has a vector for each step, about as solves keep for a quarter of it.
-        count, limit, make = -(-num_steps // 4), memory_limit(max_memory), _OPERATORS[operator]
-        batch_size = choose_batch_size(make, problem, size, run.dtype, limit, count=count)
-    settings = _Settings(
-        operator, size, min(num_steps, size), num_probes, str(run.dtype), batch_size
-    )
-    found, chunk = [], jax.device_count()
+        batch_size = _fitting(run, problem, operator, num_steps, max_memory)
+    form = (operator, size, min(num_steps, size), num_probes, str(run.dtype), batch_size)
+    settings, found, chunk = _Settings(*form), [], jax.device_count()
     # One checkpoint takes hundreds of products: a device has enough to do with one in a call.
     for points in run.points(indices, chunk):
         some = filled(points, chunk)
@@ -271,6 +267,15 @@ def density(
     rules = jax.tree.map(lambda *parts: np.stack(parts), *found)
     steps = run.checkpoint_steps[np.asarray(indices)]
     return _summarise(rules, steps, settings, static=static)
+
+
+def _fitting(
+    run: Run, problem: Problem, operator: str, num_steps: int, max_memory: str | None
+) -> int | None:
+    """Examples at a time that fit; none for all."""
+    # The basis of a probe has a vector for each step, about as solves keep for a quarter of it.
+    count, limit, make = -(-num_steps // 4), memory_limit(max_memory), _OPERATORS[operator]
+    return choose_batch_size(make, problem, run.num_params, run.dtype, limit, count=count)
 
 
 class _Settings(NamedTuple):
