@@ -98,6 +98,7 @@ class Curvature:
             run.num_params,
             run.dtype,
             memory_limit(config.max_memory),
+            count=config.k * (2 if config.which == "both" else 1),
             scale=2 if doubled else 1,
         )
         return replace(self, batch_size=size)

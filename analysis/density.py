@@ -15,12 +15,16 @@ from scipy.special import stdtrit
 
 from dlf_dynamics.analysis.devices import filled, map_over_devices
 from dlf_dynamics.analysis.vectors import Form, rounding
+from dlf_dynamics.memory import memory_limit
+from dlf_dynamics.microbatches import choose_batch_size
 from dlf_dynamics.operators import Matvec, ggn, hessian, ntk
 from dlf_dynamics.problem import Problem, Step
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Checkpoints, Run
 
 Operator = Literal["hessian", "ggn", "ntk"]
+
+_OPERATORS = {"hessian": hessian, "ggn": ggn}
 
 _WIDTHS_PER_RANGE = 100
 
@@ -206,6 +210,8 @@ def density(
     num_steps: int = 40,
     num_probes: int = 10,
     num_examples: int | None = None,
+    batch_size: int | None = None,
+    max_memory: str | None = None,
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Density:
@@ -223,10 +229,15 @@ def density(
         num_steps: products per probe; no more than the order of the operator are made.
         num_probes: random vectors per checkpoint.
         num_examples: of the kernel, the first ones; none means all.
+        batch_size: examples that go through the network at a time; none takes as many as memory
+            holds, and all of the kernel's.
+        max_memory: what products and their vectors may take on a device, such as "4GB"; none means
+            three quarters of what there is.
         seed: of the probes; each checkpoint's own depend on its step.
         progress: told how many checkpoints are done.
 
     Raises:
+        ConfigError: when not even one example fits into the memory.
         ValueError: when there is no such operator, or `num_examples` is given for another one than
             the kernel.
     """
@@ -241,8 +252,10 @@ def density(
     size = run.num_params
     if operator == "ntk":
         size = jax.eval_shape(problem.outputs, jax.ShapeDtypeStruct((size,), float)).size
-    settings = _Settings(operator, size, min(num_steps, size), num_probes, str(run.dtype))
-    found, chunk = [], jax.device_count()
+    elif batch_size is None:
+        batch_size = _fitting(run, problem, operator, num_steps, max_memory)
+    form = (operator, size, min(num_steps, size), num_probes, str(run.dtype), batch_size)
+    settings, found, chunk = _Settings(*form), [], jax.device_count()
     # One checkpoint takes hundreds of products: a device has enough to do with one in a call.
     for points in run.points(indices, chunk):
         some = filled(points, chunk)
@@ -256,6 +269,15 @@ def density(
     return _summarise(rules, steps, settings, static=static)
 
 
+def _fitting(
+    run: Run, problem: Problem, operator: str, num_steps: int, max_memory: str | None
+) -> int | None:
+    """Examples at a time that fit; none for all."""
+    # The basis of a probe has a vector for each step, about as solves keep for a quarter of it.
+    count, limit, make = -(-num_steps // 4), memory_limit(max_memory), _OPERATORS[operator]
+    return choose_batch_size(make, problem, run.num_params, run.dtype, limit, count=count)
+
+
 class _Settings(NamedTuple):
     """What is fixed for all checkpoints, hashable for `jax.jit`."""
 
@@ -264,6 +286,7 @@ class _Settings(NamedTuple):
     num_steps: int
     num_probes: int
     dtype: str
+    batch_size: int | None = None
 
 
 @partial(jax.jit, static_argnames="settings")
@@ -279,11 +302,11 @@ def _analyse(
 
     def at_checkpoint(checkpoint: tuple[Array, Array]) -> Quadrature:
         params, step = checkpoint
-        matvec = {
-            "hessian": lambda: hessian(problem, params, step),
-            "ggn": lambda: ggn(problem, params, step),
-            "ntk": lambda: ntk(problem, params),
-        }[settings.operator]()
+        batches = {"batch_size": settings.batch_size}
+        if settings.operator == "ntk":
+            matvec = ntk(problem, params, **batches)
+        else:
+            matvec = _OPERATORS[settings.operator](problem, params, step, **batches)
         return slq(
             matvec,
             settings.size,

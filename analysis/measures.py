@@ -303,13 +303,14 @@ class _Solver(NamedTuple):
     rank_tolerance: float | None = None
     max_memory: str | None = None
 
-    def within(self, point: _Point, operator: Operator = "hessian") -> _Solver:
+    def within(self, point: _Point, operator: Operator = "hessian", count: int = 1) -> _Solver:
         """With as many examples at a time as memory holds, unless it is said how many."""
         if self.batch_size is not None or not point.is_flat:
             return self
         limit, make = memory_limit(self.max_memory), _OPERATORS[operator]
         size, dtype = point.params.size, point.params.dtype
-        return self._replace(batch_size=choose_batch_size(make, point.problem, size, dtype, limit))
+        batch = choose_batch_size(make, point.problem, size, dtype, limit, count=count)
+        return self._replace(batch_size=batch)
 
     def pairs(
         self,
@@ -324,7 +325,8 @@ class _Solver(NamedTuple):
         """Of an operator at a point."""
         if operator not in _OPERATORS:
             raise ConfigError(f"operator is {operator!r}; expected one of {', '.join(_OPERATORS)}")
-        product = _Product(operator, self.within(point, operator).batch_size)
+        count = k * (2 if which == "both" else 1)
+        product = _Product(operator, self.within(point, operator, count).batch_size)
         matvec = Partial(product, point.problem, point.params, jnp.int32(step), scale)
         size, dtype = point.layout.size, np.dtype(point.layout.dtypes[0])
         like = None if point.is_flat else point.params

@@ -241,6 +241,8 @@ def _densities(
             operator=name,
             static=config.static,
             num_examples=examples,
+            batch_size=config.batch_size,
+            max_memory=config.max_memory,
             seed=config.seed,
         )
         start = number * len(some)

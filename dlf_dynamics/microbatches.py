@@ -7,7 +7,7 @@ so it is done only where a count of the values in a forward pass says that memor
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -22,9 +22,6 @@ from dlf_dynamics.smoothness import programs_in
 MakeMatvec = Callable[..., Matvec]
 """`operators.hessian` or one like it."""
 
-VECTORS = 32
-"""Vectors of the parameters' size that an eigenvalue solve keeps beside its products, roughly."""
-
 _AT_MOST, _USUALLY = 10, 3
 """A product's bytes over those of the values in a forward pass: more than any had; typical ones."""
 
@@ -32,8 +29,23 @@ _MARGIN = 0.9
 """Of the share that a proportion predicts, so that the prediction is met at the first try."""
 
 
+def kept_vectors(count: int) -> int:
+    """Vectors of the parameters' size that a solve for so many eigenvalues keeps, roughly.
+
+    They are the Krylov basis of a large network, and what judging the eigenvectors takes.
+    """
+    return max(20, 2 * count + 10) + 4 * count
+
+
 def choose_batch_size(
-    make: MakeMatvec, problem: Problem, num_params: int, dtype: Any, limit: int, *, scale: int = 1
+    make: MakeMatvec,
+    problem: Problem,
+    num_params: int,
+    dtype: Any,
+    limit: int,
+    *,
+    count: int = 1,
+    scale: int = 1,
 ) -> int | None:
     """The most examples at a time with which products and vectors fit into a limit.
 
@@ -43,7 +55,8 @@ def choose_batch_size(
         num_params: length of the vectors.
         dtype: of the vectors.
         limit: bytes that all together may take.
-        scale: how many times as large the numbers are in which products are really made.
+        count: number of eigenvalues.
+        scale: how many times as large the numbers are in which some products are made.
 
     Returns:
         None for all at once, whose products share one pass through the model.
@@ -55,10 +68,11 @@ def choose_batch_size(
         return None
     leaves, structure = jax.tree.flatten(problem)
     shapes = tuple((np.shape(leaf), np.dtype(leaf.dtype)) for leaf in leaves)
-    return _chosen(make, structure, shapes, num_params, np.dtype(dtype), limit, scale)
+    kept = kept_vectors(count) * num_params * np.dtype(dtype).itemsize
+    return _chosen(make, structure, shapes, num_params, np.dtype(dtype), limit, kept, scale)
 
 
-@cache
+@lru_cache
 def _chosen(
     make: MakeMatvec,
     structure: Any,
@@ -66,42 +80,53 @@ def _chosen(
     num_params: int,
     dtype: np.dtype,
     limit: int,
+    kept: int,
     scale: int,
 ) -> int | None:
     """Everything by value, so that it is found out once."""
     problem = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*shape) for shape in shapes])
     params = jax.ShapeDtypeStruct((num_params,), dtype)
-    count, vector = problem.targets.shape[0], num_params * dtype.itemsize * scale
-    room = limit - VECTORS * vector
+    count, room = problem.targets.shape[0], limit - kept
     forward = scale * _bytes_of_values(jax.make_jaxpr(Problem.outputs)(problem, params).jaxpr)
-    if _AT_MOST * (forward + vector) <= room:
+    if _AT_MOST * (forward + scale * num_params * dtype.itemsize) <= room:
         return None
 
     def need(batch_size: int | None) -> int:
         return scale * _bytes_of_products(make, problem, params, batch_size)
 
-    usual = _USUALLY * forward
-    if usual <= 2 * room and need(None) <= room:
+    if _USUALLY * forward <= 2 * room and need(None) <= room:
         return None
-    most = max(count // 2, 1)
-    size = int(np.clip(count * room / max(usual, 1), 1, most))
-    tried = {size: need(size)}
-    while tried[size] > room:
-        if size == 1:
-            raise ConfigError(_too_little(limit, tried[1], VECTORS * vector))
-        size = max(1, min(_fitting(tried, room), 3 * size // 4))
-        tried[size] = need(size)
-    larger = min(most, _fitting(tried, room))
-    if larger >= 2 * size and larger not in tried and need(larger) <= room:
-        size = larger
+    first = int(np.clip(count * room / max(_USUALLY * forward, 1), 1, max(count // 2, 1)))
+    size, needed = _largest(need, first, max(count // 2, 1), room)
+    if needed > room:
+        raise ConfigError(_too_little(limit, needed, kept))
     return _evenly(count, size)
 
 
-def _too_little(limit: int, product: int, vectors: int) -> str:
-    there, needed, alone = map(bytes_in_words, (limit, product + vectors, product))
+def _largest(need: Callable[[int], int], size: int, most: int, room: int) -> tuple[int, int]:
+    """The largest size that fits, up to a factor of 2, in a few tries; or 1; and what it needs."""
+    tried = {size: need(size)}
+    while tried[size] > room and size > 1:
+        size = max(1, min(_fitting(tried, room), 3 * size // 4))
+        tried[size] = need(size)
+    for _ in range(2):
+        # Of one size alone nobody knows what of its bytes are for each example.
+        least = 2 * size if len(tried) == 1 and size < most // 8 else 0
+        larger = min(most, max(least, _fitting(tried, room)))
+        if tried[size] > room or larger < 2 * size or larger in tried:
+            break
+        tried[larger] = need(larger)
+        if tried[larger] > room:
+            break
+        size = larger
+    return size, tried[size]
+
+
+def _too_little(limit: int, product: int, kept: int) -> str:
+    there, needed, alone, rest = map(bytes_in_words, (limit, product + kept, product, kept))
     return (
         f"max_memory is {there}; expected at least {needed}: {alone} for a product with one "
-        f"example at a time, the rest for {VECTORS} vectors of the parameters"
+        f"example at a time, and {rest} for vectors of the parameters"
     )
 
 

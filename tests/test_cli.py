@@ -254,6 +254,8 @@ def test_commands_refuse_missing_foreign_truncated_and_newer_files(
         (["--zoom", "5:2"], "zoom is '5:2'; expected a:b with a < b"),
         (["--ntk-example", "3"], "did you mean --ntk-examples?"),
         (["-o", "no/where.h5"], "directory no does not exist"),
+        (["--max-memory", "4 gigs"], "max_memory is '4 gigs'; expected a size such as 4GB"),
+        (["--max-memory", "1kB"], "one example at a time, and"),
     ],
 )
 def test_spectrum_refuses_bad_options(capsys, run_path, arguments, expected):

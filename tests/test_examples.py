@@ -1,6 +1,9 @@
 """The examples run, in short versions, and say what they should."""
 
 import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -162,6 +165,21 @@ def test_the_gpts_have_the_sizes_that_are_said(monkeypatch):
         shapes = jax.eval_shape(init, jax.random.key(0))
         count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
         assert count == pytest.approx(expected, rel=1e-3 if isinstance(expected, float) else 0)
+
+
+@SLOW
+def test_the_benchmark_of_large_models_measures_a_small_one(tmp_path):
+    script = ROOT / "benchmarks" / "large.py"
+    options = ["--sizes", "1e5", "--examples", "2", "--context", "16", "--steps", "2"]
+    command = [sys.executable, script, *options, "-o", tmp_path / "large"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    rows = json.loads((tmp_path / "large.json").read_text(encoding="utf-8"))
+    assert [row["micro_batches"] for row in rows] == [1, 2]
+    assert {row["parameters"] for row in rows} == {103_552}
+    assert all(row["status"] == ["converged"] * 3 for row in rows), done.stderr
+    np.testing.assert_allclose(*[row["eigenvalues"] for row in rows], rtol=1e-4)
+    assert (tmp_path / "large.md").read_text(encoding="utf-8").count("\n| 103,552 |") == 2
+    assert "all converged: True" in done.stdout
 
 
 def test_every_example_is_short_and_says_how_it_is_started():

@@ -15,7 +15,7 @@ from dlf_dynamics.analysis import measures
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.losses import cross_entropy
 from dlf_dynamics.memory import bytes_of, memory_limit
-from dlf_dynamics.microbatches import VECTORS, choose_batch_size
+from dlf_dynamics.microbatches import choose_batch_size, kept_vectors
 from dlf_dynamics.operators import ggn, hessian, remainder
 from dlf_dynamics.problem import Problem
 
@@ -39,7 +39,7 @@ def make(count=COUNT):
 
 PROBLEM, PARAMS = make()
 FLAT, VECTOR = PROBLEM.ravel(PARAMS)
-KEPT = VECTORS * VECTOR.nbytes
+KEPT = kept_vectors(1) * VECTOR.nbytes
 """Bytes that the vectors of a solve are counted with."""
 
 
@@ -81,26 +81,62 @@ def test_what_fits_by_what_xla_says_takes_all_examples_at_once(compiled):
     assert compiled == [None]
 
 
-@pytest.mark.parametrize("make", [hessian, ggn])
-@pytest.mark.parametrize("share", [0.3, 0.08])
-def test_the_chosen_batch_fits_and_a_far_larger_one_does_not(make, share, compiled):
-    room = int(share * needed(None, make))
-    size = choose(KEPT + room, make)
+def test_the_chosen_batch_fits_by_what_xla_says_and_a_far_larger_one_does_not(compiled):
+    room = int(0.3 * needed(None))
+    size = choose(KEPT + room)
     assert size is not None
     assert 1 <= size < COUNT
-    assert needed(size, make) <= room < needed(4 * size, make)
-    assert len(compiled) <= 5
+    assert needed(size) <= room < needed(4 * size)
+    assert len(compiled) <= 4
 
 
-def test_numbers_of_twice_the_size_halve_the_batch():
-    size, double = (choose(KEPT * scale + needed(None) // 4, scale=scale) for scale in (1, 2))
-    assert size is not None
-    assert double is not None
-    assert double < size < 3 * double
+@pytest.fixture
+def pretended(monkeypatch):
+    """A function that says what products need: so much, and so much for each example."""
+    sizes = []
+
+    def pretend(fixed, each):
+        def measure(make, problem, params, batch_size):
+            sizes.append(batch_size)
+            return fixed + each * (2 * COUNT if batch_size is None else batch_size)
+
+        sizes.clear()
+        microbatches._chosen.cache_clear()
+        monkeypatch.setattr(microbatches, "_bytes_of_products", measure)
+        return sizes
+
+    yield pretend
+    microbatches._chosen.cache_clear()
+
+
+@pytest.mark.parametrize("fixed", [0, 10**4, 10**6])
+@pytest.mark.parametrize("each", [10, 500, 3000])
+@pytest.mark.parametrize("most", [1, 7, 300, 499])
+def test_the_largest_batch_is_met_in_a_few_tries_whatever_the_model_needs(
+    fixed, each, most, pretended
+):
+    sizes = pretended(fixed, each)
+    size = choose(KEPT + fixed + each * most + each // 2)
+    assert len(sizes) <= 8
+    if size is None:  # so little that it is not looked into
+        assert 10 * each < 5000
+    else:
+        assert 0.4 * most <= size <= most
+
+
+def test_numbers_of_twice_the_size_and_more_eigenvalues_leave_less_for_an_example(pretended):
+    pretended(0, 3000)
+    limit = KEPT + 350 * 3000
+    sizes = [choose(limit), choose(limit, scale=2), choose(limit, count=40)]
+    assert sizes[0] in range(250, 351)
+    assert sizes[1] in range(125, 176)
+    assert sizes[2] < sizes[0]
+    # As many as the basis of the search holds, and four copies of the eigenvectors.
+    assert [kept_vectors(count) for count in (1, 3, 20)] == [24, 32, 130]
 
 
 def test_one_example_that_does_not_fit_is_told_in_one_line(compiled):
-    found = r"^max_memory is .* GB; expected at least .* GB: .* one example at a time, the rest for"
+    found = r"^max_memory is .* GB; expected at least .* one example at a time, and .* for vectors"
     with pytest.raises(ConfigError, match=found) as caught:
         choose(KEPT + 100)
     assert "\n" not in str(caught.value)
@@ -119,11 +155,11 @@ def test_batches_are_of_equal_parts(count, most, size):
 
 def test_products_in_batches_give_the_same_eigenvalues(compiled):
     limit = f"{(KEPT + needed(None) // 5) / 1e6:.3f}MB"
-    found = top_hessian(PROBLEM, PARAMS, 2, tol=1e-8, max_memory=limit)
+    found = top_hessian(PROBLEM, PARAMS, 1, tol=1e-8, max_memory=limit)
     assert compiled.count(None) == 0
     assert len(compiled) >= 1
     assert found.converged.all()
-    dense = np.linalg.eigvalsh(jax.jit(jax.hessian(FLAT.objective))(VECTOR, 0))[:-3:-1]
+    dense = np.linalg.eigvalsh(jax.jit(jax.hessian(FLAT.objective))(VECTOR, 0))[-1:]
     np.testing.assert_allclose(found.eigenvalues, dense, rtol=1e-10)
 
 

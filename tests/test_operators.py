@@ -210,6 +210,15 @@ def test_batches_give_the_hessian_of_all_data(batch_size):
     np.testing.assert_allclose(found, whole, rtol=0, atol=1e-14 * np.abs(whole).max())
 
 
+def test_batches_give_the_gradient_of_all_data():
+    problem, params = network((4,), "tanh", "cross-entropy")
+    problem = replace(problem, parameter_loss=lambda params, step: step * jnp.sum(params**2))
+    whole = np.asarray(jax.jit(jax.grad(problem.objective))(params, 7))
+    for batch_size in (4, 11):
+        found = jax.jit(partial(operators.gradient, batch_size=batch_size))(problem, params, 7)
+        np.testing.assert_allclose(found, whole, rtol=0, atol=1e-13 * np.abs(whole).max())
+
+
 @pytest.mark.parametrize(
     ("batch_size", "expected"),
     [(None, {11}), (1, {1}), (4, {4, 3}), (10, {10, 1}), (11, {11}), (1000, {11})],

@@ -269,6 +269,12 @@ def test_a_class_needs_a_label_for_each_loss():
             problem.of_class(1).objective(PARAMS, 0)
 
 
+def test_a_class_may_have_its_labels_in_a_column():
+    labels = jnp.array([[0], [1], [1]])
+    problem = Problem(lambda w, x: x * w, lambda f, y: f**2, jnp.arange(3.0), labels)
+    assert float(problem.of_class(1).objective(2.0, 0)) == pytest.approx((4 + 16) / 3)
+
+
 def test_criteria_that_are_equal_share_compilations():
     assert MeanOverPositions(cross_entropy) == MeanOverPositions(cross_entropy)
     assert (

@@ -116,13 +116,14 @@ class Spectrum:
         densities = len(spectrum.DENSITIES) * len(some) * self.settings.density
         before["infinite-width"] = 2 * len(chosen) + densities
         total = before["infinite-width"] + len(chosen) * self.settings.infinite_width
-        meter = ProductMeter(2 * len(chosen), self.settings.max_matvecs)
+        points = 2 if run.own_updates else 1  # without them there is no centre
+        meter = ProductMeter(points * len(chosen), self.settings.max_matvecs)
         with bar("spectrum", total, quiet=self.quiet or not leads()) as advance:
 
             def told(what: str, done: int) -> None:
                 advance(before[what] + done)
                 if what == "hessian":
-                    meter.expect(2 * (len(chosen) - done))
+                    meter.expect(points * (len(chosen) - done))
                     advance.note("")
                 if stop():
                     raise KeyboardInterrupt

@@ -17,6 +17,7 @@ from dlf_dynamics.analysis.density import (
     evaluate,
     slq,
 )
+from dlf_dynamics.errors import ConfigError
 
 
 @partial(jax.jit, static_argnames=("num_steps", "num_probes"))
@@ -321,6 +322,16 @@ def test_all_checkpoints_go_through_one_compilation_and_any_choice_gives_the_sam
     other = density(run, chosen, seed=1, **settings)
     assert _analyse._cache_size() <= before + 1
     assert np.all(other.trace != part.trace)
+
+
+def test_batches_change_nothing_but_rounding(small, trained):
+    run, settings = trained(small), {"num_steps": 4, "num_probes": 3}
+    whole = density(run, [4], **settings)
+    batches = density(run, [4], batch_size=7, **settings)
+    np.testing.assert_allclose(batches.nodes, whole.nodes, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(batches.trace, whole.trace, rtol=1e-9)
+    with pytest.raises(ConfigError, match=r"^max_memory is 1e-06 GB; expected at least"):
+        density(run, [4], max_memory="1kB", **settings)
 
 
 @pytest.mark.parametrize("operator", ["hessian", "ggn", "ntk"])

@@ -86,7 +86,7 @@ def test_memory_chooses_the_batches_of_a_run(dtype, certificate, small, trained,
         microbatches, "_bytes_of_products", lambda *given: 1000 * (given[-1] or count)
     )
     microbatches._chosen.cache_clear()
-    vectors = certificate * microbatches.VECTORS * run.num_params * itemsize
+    vectors = microbatches.kept_vectors(1) * run.num_params * itemsize
     limit = vectors + certificate * 1000 * count // 3 + 10
     asked = SpectrumConfig(max_memory=f"{limit}B")
     batch_size = Curvature.from_config(run, asked).batch_size
