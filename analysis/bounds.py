@@ -60,8 +60,8 @@ class Recurrence:
 
     def stretched(self) -> Recurrence:
         """For several places t of each operator, which are in a last axis."""
-        columns = (c[..., None, :] for c in (self.alphas, self.betas, self.started))
-        return Recurrence(*columns, self.restarts)
+        alphas, betas, started = (c[..., None, :] for c in (self.alphas, self.betas, self.started))
+        return Recurrence(alphas, betas, started, self.restarts)
 
     def certainty(
         self, t: Float[np.ndarray, "*batch"], num_params: int

@@ -146,6 +146,7 @@ def memory():
         operator = Partial(lambda: lambda vector: vector * jnp.arange(vector.size))
         program = krylov._extended.lower(operator, basis, 0, 5, jnp.zeros(()), form=form)
         told = program.compile().memory_analysis()
+        assert told is not None
         shard = basis.addressable_shards[0].data.nbytes
         taken[count] = [shard, told.argument_size_in_bytes + told.temp_size_in_bytes]
     return taken
@@ -194,7 +195,7 @@ if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
     folder = Path(sys.argv[1])
     parts = {
-        "devices": lambda: devices.mesh().size,
+        "devices": lambda: getattr(devices.mesh(), "size", 1),
         "top": top,
         "exchanges": exchanges,
         "memory": memory,
