@@ -233,11 +233,16 @@ class _Form(NamedTuple):
 
 
 def _require_outside(tree: PyTree) -> None:
-    """Raises ConfigError unless what is recorded are values."""
+    """Raises ConfigError unless what is recorded are values, all of them in this process."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
         raise ConfigError(
             "record was called inside a compiled function; expected it between calls: let "
             "lax.scan return the states to be recorded"
+        )
+    if not all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(tree)):
+        raise ConfigError(
+            "parts of the parameters or of the optimizer's state lie on devices of other "
+            "processes; expected all of them here: gather them before record"
         )
 
 

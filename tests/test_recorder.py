@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -362,6 +363,15 @@ def test_a_record_inside_a_compiled_function_is_refused(tmp_path):
         with pytest.raises(ConfigError, match="called inside a compiled function; expected it"):
             jax.jit(lambda params: run.record(0, params))(X)
         run.record(0, X)
+
+
+def test_parameters_that_other_processes_hold_are_refused(tmp_path):
+    elsewhere = SimpleNamespace(is_fully_addressable=False)
+    with (
+        recorder(tmp_path / "own.h5") as run,
+        pytest.raises(ConfigError, match="lie on devices of other processes; expected all of them"),
+    ):
+        run.record(0, {"x": elsewhere})
 
 
 def test_a_loss_that_is_not_scalar_is_refused(tmp_path):
