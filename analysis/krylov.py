@@ -268,8 +268,8 @@ def _with_first_row(basis: Rows, row: Vector, *, form: Form) -> Rows:
 
 @partial(jax.jit, static_argnames="form", donate_argnames="basis")
 def _with_random_row(basis: Rows, place: Array, key: PRNGKeyArray, *, form: Form) -> Rows:
-    earlier = form.rows_before(basis, place)
-    return form.with_row(basis, place, form.unit_outside(form.random(key), earlier))
+    earlier = jnp.arange(len(jax.tree.leaves(basis)[0])) < place
+    return form.with_row(basis, place, form.unit_outside(form.random(key), basis, earlier))
 
 
 @partial(jax.jit, static_argnames="form", donate_argnames="basis")

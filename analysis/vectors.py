@@ -179,14 +179,17 @@ class Form:
         vector = self.map(jnp.subtract, vector, self.combined(second, basis))
         return vector, first + second
 
-    def unit_outside(self, vector: Any, basis: Any) -> Any:
-        """What of a vector is orthogonal to the rows, of norm 1; 0 when that is only rounding."""
-        vector, _ = self.outside(self.scaled(vector, 1 / self.norm(vector)), basis)
+    def unit_outside(self, vector: Any, basis: Any, used: Array | None = None) -> Any:
+        """What of a vector is orthogonal to the rows, of norm 1; 0 when that is only rounding.
+
+        Args are those of `outside`.
+        """
+        vector, _ = self.outside(self.scaled(vector, 1 / self.norm(vector)), basis, used)
         length = self.norm(vector)
         left = length > rounding(self.num_params, self.dtype)
         vector = self.scaled(vector, jnp.where(left, 1 / jnp.where(left, length, 1), 0))
         # What is left of a vector that lay almost in the rows is orthogonal only to rounding.
-        vector, _ = self.outside(vector, basis)
+        vector, _ = self.outside(vector, basis, used)
         return self.scaled(vector, 1 / jnp.where(left, self.norm(vector), 1))
 
     def scaled(self, vector: Any, factor: Array) -> Any:
@@ -200,15 +203,6 @@ class Form:
     def with_row(self, rows: Any, place: Int[Array, ""] | int, vector: Any) -> Any:
         """The rows, one of them replaced."""
         return self.map(lambda leaf, new: leaf.at[place].set(new), rows, vector)
-
-    def rows_before(self, rows: Any, place: Int[Array, ""]) -> Any:
-        """The rows before a place, and 0 in the place of the others."""
-
-        def kept(leaf: Array) -> Array:
-            before = jnp.arange(len(leaf)) < place
-            return jnp.where(before.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
-
-        return self.map(kept, rows)
 
     def matvec(self, operator: Operator) -> Callable[[Any], Any]:
         """Its products, in the full precision of their type and where the vectors lie."""
