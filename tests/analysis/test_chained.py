@@ -1,0 +1,132 @@
+"""Families of matrices and saturated networks on which warm starts and float32 went wrong once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.tree_util import Partial
+
+from dlf_dynamics.analysis import trajectory
+from dlf_dynamics.analysis.eigensolver import top_eigenpairs
+from dlf_dynamics.analysis.hessian import hessian_spectrum
+from dlf_dynamics.config import SpectrumConfig
+from dlf_dynamics.problem import Problem
+from dlf_dynamics.recorder import Recorder
+from dlf_dynamics.run import open_run
+
+SIZE, POINTS = 200, 21
+
+
+def crossing(t, seed, coupling):
+    """Eigenvalues near 1 and 0.5 + t, uncoupled from each other or nearly so."""
+    rest = np.random.default_rng(seed).uniform(0, 0.3, SIZE - 2)
+    return np.concatenate([[1, 0.5 + t], rest]), coupling
+
+
+def rising(t, seed, coupling):
+    """A mode that rises out of the bulk, to above the largest eigenvalue, and sinks again."""
+    rest = np.random.default_rng(seed).uniform(0, 0.3, SIZE - 2)
+    return np.concatenate([[1, 0.2 + 1.2 * np.sin(np.pi * t)], rest]), coupling
+
+
+def matrix_of(family, t, seed, coupling):
+    values, coupling = family(t, seed, coupling)
+    matrix = np.diag(values)
+    matrix[0, 1] = matrix[1, 0] = coupling
+    turn, _ = np.linalg.qr(np.random.default_rng(seed + 1000).standard_normal((SIZE, SIZE)))
+    turned = turn @ matrix @ turn.T
+    return (turned + turned.T) / 2
+
+
+def product(matrix, vector):
+    return matrix @ vector
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("family", [crossing, rising])
+def test_chained_over_a_family_nothing_marked_converged_is_wrong(family, k):
+    wrong = converged = 0
+    for seed in range(20):
+        coupling = (0, 1e-6, 1e-3)[seed % 3]
+        start = None
+        for t in np.linspace(0, 1, POINTS):
+            matrix = matrix_of(family, t, seed, coupling)
+            exact = np.linalg.eigvalsh(matrix)[::-1][:k]
+            settings = {"tol": 1e-4, "max_matvecs": 90, "initial_vectors": start}
+            operator, key = Partial(product, jnp.asarray(matrix)), jax.random.key(seed)
+            found = top_eigenpairs(operator, SIZE, k, key=key, **settings)
+            low, high = found.intervals.T
+            outside = (exact < low - 1e-13) | (exact > high + 1e-13)
+            wrong += np.sum(found.converged & outside)
+            converged += np.sum(found.converged)
+            followed = top_eigenpairs(operator, SIZE, k, key=key, tracked=True, **settings)
+            assert start is None or not np.any(followed.converged)
+            start = followed.eigenvectors
+    assert wrong == 0
+    assert converged >= 0.99 * 20 * POINTS * k
+
+
+def saturated_run(folder):
+    """A network recorded with ever larger outputs, so that its loss falls from 1e-2 to 1e-9."""
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((12, 3)).astype(np.float32)
+    params = [rng.standard_normal((3, 6)).astype(np.float32), None]
+    hidden = np.tanh(inputs.astype(float) @ params[0])
+    labels = rng.integers(0, 3, 12)
+    # Outputs that fit the labels, from twelve examples by least squares on more features.
+    params[1] = np.linalg.lstsq(hidden, 4 * np.eye(3)[labels], rcond=None)[0].astype(np.float32)
+    labels = np.argmax(hidden @ params[1], axis=1)
+    problem = Problem(
+        lambda p, x: jnp.tanh(x @ p[0]) @ p[1],
+        optax.softmax_cross_entropy_with_integer_labels,
+        jnp.asarray(inputs),
+        jnp.asarray(labels),
+    )
+
+    def loss(scale):
+        logits = scale * hidden @ params[1].astype(float)
+        shifted = logits - logits[np.arange(12), labels][:, None]
+        return np.mean(np.log1p(np.sum(np.exp(shifted), axis=1) - 1))
+
+    setup = (problem, optax.sgd(0.1), jax.tree.map(jnp.asarray, params))
+    losses = []
+    with Recorder(folder / "run.h5", problem, optimizer=setup[1]) as run:
+        for step, target in enumerate(10.0 ** -np.arange(2, 10)):
+            low, high = 0.0, 1e6
+            for _ in range(100):
+                middle = (low + high) / 2
+                low, high = (middle, high) if loss(middle) > target else (low, middle)
+            losses.append(loss(high))
+            larger = [jnp.asarray(params[0]), jnp.asarray(high * params[1], jnp.float32)]
+            run.record(step, larger, setup[1].init(larger))
+    return open_run(folder / "run.h5", setup), np.array(losses)
+
+
+@pytest.mark.parametrize("operator", ["hessian", "ggn", "remainder"])
+@pytest.mark.parametrize("path", ["pass", pytest.param("restarts", marks=pytest.mark.slow)])
+def test_a_saturated_float32_run_has_the_eigenvalues_of_float64(
+    path, operator, tmp_path, monkeypatch
+):
+    run, losses = saturated_run(tmp_path)
+    np.testing.assert_allclose(losses, 10.0 ** -np.arange(2, 10), rtol=1e-6)
+    if path == "restarts":
+        monkeypatch.setattr(trajectory, "PASS_SIZE", 0)
+    settings = SpectrumConfig(k=2, operator=operator, max_matvecs=120)
+    found = hessian_spectrum(run, config=settings).iterate
+    problem = run.precise.problem
+    for row, params in enumerate(run.parameters()):
+        wide = jnp.asarray(params, float)
+        hessian = np.asarray(jax.hessian(problem.static_objective)(wide))
+        jac = np.asarray(jax.jacfwd(problem.outputs)(wide)).reshape(-1, wide.size)
+        outputs = problem.outputs(wide)
+        inner = jax.hessian(lambda outputs: problem.loss(outputs, 0))(outputs)
+        ggn = jac.T @ np.asarray(inner).reshape(len(jac), len(jac)) @ jac
+        matrix = {"hessian": hessian, "ggn": ggn, "remainder": hessian - ggn}[operator]
+        values = np.linalg.eigvalsh(matrix)
+        exact, slack = values[::-1][:2], 1e-12 * np.max(np.abs(values))
+        low, high = found.intervals[row].T
+        fine = found.converged[row]
+        assert np.all((low[fine] - slack <= exact[fine]) & (exact[fine] <= high[fine] + slack))
+        assert np.all(fine) or path == "restarts"
