@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from dlf_dynamics.streams import say
@@ -153,5 +153,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _leave(number: int) -> None:
     """Ends the process as a kill would; files are made to survive that."""
-    say("dlf-dynamics: interrupted; what was recorded or finished before is kept")
+    with suppress(OSError):  # not by sys.stderr, which somebody may have redirected
+        os.write(2, b"dlf-dynamics: interrupted; what was recorded or finished before is kept\n")
     os._exit(128 + number)
