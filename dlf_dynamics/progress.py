@@ -61,8 +61,14 @@ class Stop:
 
     numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "stopping after the current chunk") -> None:
+        """Hears nothing yet.
+
+        Args:
+            what: the program does when it has heard of the first signal, told then.
+        """
         self.signal = 0
+        self._what = what
         self._heard = 0
         self._over = threading.Event()
 
@@ -112,9 +118,7 @@ class Stop:
                 _leave(number[0])
 
     def _acknowledge(self) -> None:
-        say(
-            "dlf-dynamics: stopping after the current chunk; press Ctrl-C again to stop immediately"
-        )
+        say(f"dlf-dynamics: {self._what}; press Ctrl-C again to stop immediately")
 
     def _heard_within(self, seconds: float, signals: int) -> bool:
         """Whether the main thread has heard of so many signals after this time at the latest."""
@@ -129,6 +133,9 @@ class Interruption(Stop):
 
     numbers = (signal.SIGINT,)
 
+    def __init__(self) -> None:
+        super().__init__("stopping")
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         self._heard += 1
@@ -136,7 +143,7 @@ class Interruption(Stop):
 
     def _acknowledge(self) -> None:
         if not self._heard_within(_PATIENCE, 1):
-            say("dlf-dynamics: stopping; press Ctrl-C again to stop immediately")
+            super()._acknowledge()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -53,16 +53,17 @@ def show(*results: str | Table) -> None:
         console.print(result, soft_wrap=isinstance(result, str))
 
 
-def interruptible(work: Callable[[Stop], Any], again: str) -> Any:
+def interruptible(work: Callable[[Stop], Any], again: str, *what: str) -> Any:
     """What the work returns; when it was interrupted, the exit code, once that was said.
 
     Args:
         work: given what tells whether to stop; it raises KeyboardInterrupt then.
         again: the command that goes on.
+        what: the work does when it is to stop, if that is not to end the current chunk.
     """
     from dlf_dynamics.progress import Stop
 
-    stop = Stop()
+    stop = Stop(*what)
     try:
         with stop.listening():
             return work(stop)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -168,6 +169,52 @@ def test_a_killed_program_goes_on_with_what_is_left(reference, tmp_path):
     assert_equal(found, reference)
     kept = begun.done
     assert found.columns["seconds"][kept].tolist() == begun.columns["seconds"][kept].tolist()
+
+
+SLOW = """
+    import sys, time
+    from dlf_dynamics.analysis.study import measuring
+    from dlf_dynamics.cli import main
+
+    def compiling(configs, measures, stop):
+        print("ready", flush=True)
+        time.sleep(60)
+
+    # Processes of a pool run this file, too, under another name.
+    measuring.measure = compiling
+    if __name__ == "__main__":
+        sys.argv[1:] = ["sweep", "study.toml", "--quiet", "--processes", sys.argv[1]]
+        sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_one_ctrl_c_stops_a_sweep_whatever_its_runs_are_busy_with(processes, tmp_path):
+    (tmp_path / "study.toml").write_text(TOML)
+    (tmp_path / "slow.py").write_text(textwrap.dedent(SLOW))
+    program = subprocess.Popen(
+        [sys.executable, "slow.py", str(processes)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert program.stdout is not None
+    for _ in range(processes):
+        assert program.stdout.readline() == "ready\n"
+    os.killpg(program.pid, signal.SIGINT)  # as the terminal does
+    begun = time.monotonic()
+    # The pipes end when the processes of the pool have, too.
+    _, told = program.communicate(timeout=20)
+    assert time.monotonic() - begun < 10
+    assert program.returncode == 130
+    first, last = told.splitlines()
+    assert first == (
+        "dlf-dynamics: stopping; runs that do not end within a second are left for --resume; "
+        "press Ctrl-C again to stop immediately"
+    )
+    assert "continue with `dlf-dynamics sweep study.toml --resume`" in last
 
 
 # Dask leaves sockets and event loops to the garbage collector.
