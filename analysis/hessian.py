@@ -19,13 +19,15 @@ from dlf_dynamics.analysis.trajectory import (
     MOST,
     Solver,
     Source,
+    as_segment,
     below_cut,
     check_deterministic,
     solve_segment,
 )
 from dlf_dynamics.config import SpectrumConfig
+from dlf_dynamics.parts import Parts
 from dlf_dynamics.reprs import brief
-from dlf_dynamics.resultfile import Arrays, Parts
+from dlf_dynamics.resultfile import Arrays
 from dlf_dynamics.run import Checkpoints, Run
 
 
@@ -132,7 +134,8 @@ def hessian_spectrum(
     for start in range(0, len(order), solver.segment_length):
         span = slice(start, start + solver.segment_length)
         make = partial(_enough, run, solver, order[span], limits[span], found[-1:], config.above)
-        found.append(parts.get_or_make(f"hessian-{len(found)}", make))
+        parse = partial(as_segment, solver=solver, checkpoints=len(order[span]))
+        found.append(parts.get_or_make(f"hessian-{len(found)}", make, parse))
         progress(min(span.stop, len(order)))
     return _joined(run, solver, order, place, found, _cuts(limits, config.above))
 

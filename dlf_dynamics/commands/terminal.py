@@ -19,8 +19,8 @@ from dlf_dynamics.streams import say as say
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from dlf_dynamics.parts import Parts
     from dlf_dynamics.progress import Stop
-    from dlf_dynamics.resultfile import Parts
     from dlf_dynamics.run import Run
 
 DIVERGED, INVALID, CROSSED, UNDECIDED = 3, 1, 1, 4
@@ -81,7 +81,8 @@ def kept_parts(
     Output and parts are this process's to write while the block lasts.
     """
     from dlf_dynamics.outputs import hold
-    from dlf_dynamics.resultfile import Parts, require_result
+    from dlf_dynamics.parts import Parts
+    from dlf_dynamics.resultfile import require_result
 
     folder = output.with_suffix(".parts")
     with hold(output), hold(folder):  # outputs that differ in their suffix share the folder

@@ -217,6 +217,47 @@ def test_one_ctrl_c_stops_a_sweep_whatever_its_runs_are_busy_with(processes, tmp
     assert "continue with `dlf-dynamics sweep study.toml --resume`" in last
 
 
+IDLE = """
+    import multiprocessing, os, signal, sys, time
+    from pathlib import Path
+    from dlf_dynamics.analysis.study import measuring
+    from dlf_dynamics.analysis.study.outcome import Outcome
+    from dlf_dynamics.analysis.study.study import load_study
+    from dlf_dynamics.analysis.study.sweep import sweep
+
+    def measure(configs, measures, stop):
+        seed = configs[0].model.seed
+        if seed:
+            open("busy", "w").write(str(os.getpid()))
+            time.sleep(3)
+        return [Outcome("complete", steps=seed)]
+
+    def kill_the_idle_one(done):
+        if done:
+            while not os.path.exists("busy"):
+                time.sleep(0.1)
+            time.sleep(1)
+            busy = int(open("busy").read())
+            for process in multiprocessing.active_children():
+                if process.pid != busy:
+                    os.kill(process.pid, signal.SIGKILL)
+
+    measuring.measure = measure
+    if __name__ == "__main__":
+        found = sweep(load_study(Path("two.toml")), "two.h5", processes=2, progress=kill_the_idle_one)
+        print(found.statuses)
+"""
+
+
+def test_a_process_that_is_killed_while_it_waits_for_work_does_not_hang_the_others(tmp_path):
+    (tmp_path / "two.toml").write_text("grid.model.seed = [0, 1]")
+    (tmp_path / "idle.py").write_text(textwrap.dedent(IDLE))
+    # It holds the lock of the queue of jobs, on which the other one then waits for ever.
+    command = [sys.executable, "idle.py"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert found.stdout == "['complete', 'complete']\n", found.stderr
+
+
 # Dask leaves sockets and event loops to the garbage collector.
 @pytest.mark.filterwarnings("ignore")
 def test_a_cluster_gives_the_same_also_when_a_worker_is_killed(reference, tmp_path):
