@@ -12,14 +12,31 @@ from dlf_dynamics.parts import Parts
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-TRAIN = (
-    "train --quiet --data.points-per-class 6 --model.widths 3 --model.activation tanh "
-    "--schedule.period 60 --schedule.amplitude 20 --optimizer.learning-rate 8 --steps 130 "
-    "--checkpoint-every 4 -o run.h5"
-).split()
+TRAIN = [
+    "train",
+    "--quiet",
+    "--data.points-per-class",
+    "6",
+    "--model.widths",
+    "3",
+    "--model.activation",
+    "tanh",
+    "--schedule.period",
+    "60",
+    "--schedule.amplitude",
+    "20",
+    "--optimizer.learning-rate",
+    "8",
+    "--steps",
+    "130",
+    "--checkpoint-every",
+    "4",
+    "-o",
+    "run.h5",
+]
 ANALYSES = {
-    "spectrum": "--quiet --no-figures --ntk-examples 6 --density".split(),
-    "bifurcations": "--quiet --no-figures --every 10 --diagrams none".split(),
+    "spectrum": ["--quiet", "--no-figures", "--ntk-examples", "6", "--density"],
+    "bifurcations": ["--quiet", "--no-figures", "--every", "10", "--diagrams", "none"],
 }
 PARTS = {
     "spectrum": ("hessian-0", "ntk-0", "density-ggn-0"),

@@ -244,7 +244,8 @@ IDLE = """
 
     measuring.measure = measure
     if __name__ == "__main__":
-        found = sweep(load_study(Path("two.toml")), "two.h5", processes=2, progress=kill_the_idle_one)
+        study = load_study(Path("two.toml"))
+        found = sweep(study, "two.h5", processes=2, progress=kill_the_idle_one)
         print(found.statuses)
 """
 
