@@ -20,14 +20,16 @@ from dlf_dynamics.analysis.trajectory import (
     Solver,
     Source,
     Watch,
+    as_segment,
     below_cut,
     check_deterministic,
     solve_segment,
     unwatched,
 )
 from dlf_dynamics.config import SpectrumConfig
+from dlf_dynamics.parts import Parts
 from dlf_dynamics.reprs import brief
-from dlf_dynamics.resultfile import Arrays, Parts
+from dlf_dynamics.resultfile import Arrays
 from dlf_dynamics.run import Checkpoints, Run
 
 
@@ -139,7 +141,8 @@ def hessian_spectrum(
         make = partial(
             _enough, run, solver, order[span], limits[span], found[-1:], config.above, watch
         )
-        found.append(parts.get_or_make(f"hessian-{len(found)}", make))
+        parse = partial(as_segment, solver=solver, checkpoints=len(order[span]))
+        found.append(parts.get_or_make(f"hessian-{len(found)}", make, parse))
         progress(min(span.stop, len(order)))
     return _joined(run, solver, order, place, found, _cuts(limits, config.above))
 

@@ -334,6 +334,10 @@ def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
             draw_burst(ax, run, spectrum, burst)
             of = f" of {len(spectrum.bursts)}" if len(spectrum.bursts) > MOST_BURSTS else ""
             ax.set_title(f"burst {number + 1}{of}", fontsize=7)
+            if number % 3 == 0:
+                ax.set_ylabel("$F$")
+            if number == 0 and ax.get_legend_handles_labels()[1]:
+                ax.legend(loc="upper left", fontsize=6)
         if count > 1:
             pulses = ScalarMappable(BoundaryNorm(np.arange(count + 1) + 0.5, 256))
             ticks = range(1, count + 1, -(-count // 14))
@@ -367,7 +371,7 @@ def draw_burst(ax: Axes, run: Run, spectrum: Spectrum, burst: Oscillation) -> No
     steps, loss = run.steps[inside], run.scalars["loss"][inside]
     draw_points(ax, steps, loss)
     if burst.crossed >= 0:
-        ax.axvline(burst.crossed, color=_THRESHOLD, lw=0.7)
+        ax.axvline(burst.crossed, color=_THRESHOLD, lw=0.7, label="crossing up")
     _fit_loss(ax, loss, (steps[0], steps[-1]))
     ax.set_xlabel("step")
     ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))

@@ -35,17 +35,10 @@ from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.configfile import in_type, override
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import content_of
+from dlf_dynamics.parts import Parts, in_parts
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.reprs import brief
-from dlf_dynamics.resultfile import (
-    Parts,
-    Record,
-    in_parts,
-    inside,
-    pack,
-    unpack,
-    unpack_table,
-)
+from dlf_dynamics.resultfile import Record, inside, pack, unpack, unpack_table
 from dlf_dynamics.run import Checkpoints, Run
 from dlf_dynamics.source import Source
 
@@ -197,7 +190,8 @@ def compute_spectrum(
     if not config.infinite_width:
         return found
     compare = partial(infinite_width, run, chosen, num_examples=config.ntk_examples)
-    limits = unpack(InfiniteWidth, parts.get_or_make("infinite-width", lambda: pack(compare())))
+    parse = partial(unpack, InfiniteWidth, lengths={"checkpoints": len(chosen)})
+    limits = parts.get_or_make("infinite-width", lambda: pack(compare()), parse)
     progress("infinite-width", len(chosen))
     return replace(found, infinite_width=limits)
 

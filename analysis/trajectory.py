@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dlf_dynamics.analysis.certificate import Certificate, Evidence, certify
 from dlf_dynamics.analysis.chain import TIGHTER, Goal
@@ -47,8 +47,9 @@ from dlf_dynamics.analysis.vectors import Form, Operator
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.dynamics import Dynamics, State
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.hdf5 import ContentError
 from dlf_dynamics.operators import check_operator
-from dlf_dynamics.resultfile import Arrays
+from dlf_dynamics.resultfile import Arrays, typed
 from dlf_dynamics.run import Run, stack_points
 from dlf_dynamics.runwriter import Point
 
@@ -175,6 +176,39 @@ class _Solved(NamedTuple):
     vectors: Float[np.ndarray, "checkpoints points k n"]
 
 
+class Segment(NamedTuple):
+    """The arrays that `solve_segment` gives; see `hessian.Eigenvalues`.
+
+    Attributes:
+        overlaps: with the eigenvectors of the checkpoint before.
+        vectors: eigenvectors of the last checkpoint, to go on from.
+    """
+
+    eigenvalues: Float[np.ndarray, "checkpoints points k"]
+    residuals: Float[np.ndarray, "checkpoints points k"]
+    intervals: Float[np.ndarray, "checkpoints points k 2"]
+    status: Int[np.ndarray, "checkpoints points k"]
+    upper_bound: Float[np.ndarray, "checkpoints points"]
+    lower_bound: Float[np.ndarray, "checkpoints points"]
+    rank_bounds: Float[np.ndarray, "checkpoints points 2"]
+    num_matvecs: Int[np.ndarray, "checkpoints points"]
+    overlaps: Float[np.ndarray, "checkpoints points k k"]
+    vectors: Float[np.ndarray, "points k n"]
+
+
+def as_segment(arrays: Arrays, solver: Solver, checkpoints: int) -> Arrays:
+    """The arrays, if they are a segment of so many checkpoints, with all values that are wanted.
+
+    Raises:
+        ContentError: when they are not.
+    """
+    lengths = {"checkpoints": checkpoints, "points": len(POINTS), "n": solver.size}
+    found = typed(Segment, arrays, lengths)
+    if found.eigenvalues.shape[-1] < solver.ends.total:
+        raise ContentError(f"it has fewer eigenvalues than the {solver.ends.total} that are wanted")
+    return found._asdict()
+
+
 def solve_segment(
     run: Run,
     solver: Solver,
@@ -197,10 +231,7 @@ def solve_segment(
         watch: told of the products of single solves; compiled passes say nothing.
 
     Returns:
-        `eigenvalues`, `residuals`, `intervals`, `status`, `upper_bound`, `lower_bound`,
-        `rank_bounds`, `num_matvecs`: axes (checkpoints, points, ...), see `hessian.Eigenvalues`;
-        `overlaps` with the eigenvectors of the checkpoint before; `vectors`, those of the last one,
-        to go on from; and `eigenvectors` (checkpoints, points, k, n) if kept.
+        The arrays of `Segment`, and `eigenvectors` (checkpoints, points, k, n) if kept.
     """
     last = None if before is None else before["vectors"]
     if solver.one_pass:

@@ -1,48 +1,60 @@
-"""The command line: finds the command, reads its options, reports the user's errors in a line."""
+"""The program `dlf-dynamics`: runs a command line, and reports the user's errors in a line.
+
+All else is imported where Ctrl-C is heard already.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
-import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
-
-from dlf_dynamics import __version__, progress, streams
-from dlf_dynamics.errors import UserError, shortened
-from dlf_dynamics.streams import fail
-
-if TYPE_CHECKING:
-    from dlf_dynamics.config import RunConfig
-
-# All else is imported where Ctrl-C is heard already.
+from collections.abc import Sequence
 
 USER_ERROR = 2
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code."""
-    with streams.lenient() as out, progress.Interruption().listening():
-        code = _main(list(sys.argv[1:] if arguments is None else arguments))
-        out.flush()
-        if out.fault:
-            code = fail(f"what was printed could not be written: {out.fault}", USER_ERROR)
-    if arguments is None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left that it could stop
-        if code > 128:  # what still computes would crash when the interpreter is taken down
-            os._exit(code)
+    before = signal.signal(signal.SIGINT, _leave)
+    from dlf_dynamics import progress, streams
+
+    try:
+        with streams.lenient() as out, progress.Interruption().listening():
+            code = _main(list(sys.argv[1:] if arguments is None else arguments))
+            out.flush()
+            if out.fault:
+                told = f"what was printed could not be written: {out.fault}"
+                code = streams.fail(told, USER_ERROR)
+    except KeyboardInterrupt:  # just before the command began, or just after it had ended
+        code = streams.fail("interrupted", INTERRUPTED)
+    # When the program ends, nothing is left that a signal could stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN if arguments is None else before)
+    if arguments is None and code > 128:  # what still computes would crash Python's own end
+        os._exit(code)
     return code
 
 
+def _leave(number: int, frame: object) -> None:
+    """Ends the process while there is nothing yet that could."""
+    try:
+        os.write(2, b"dlf-dynamics: interrupted before it began\n")
+    finally:
+        os._exit(INTERRUPTED)
+
+
 def _main(arguments: list[str]) -> int:
+    from dlf_dynamics import __version__
+    from dlf_dynamics.errors import UserError, shortened
+    from dlf_dynamics.streams import fail
+
     if arguments == ["--version"]:
         print(f"dlf-dynamics {__version__}")
         return 0
     try:
-        return _parse(arguments).execute()
+        from dlf_dynamics.commandline import parse
+
+        return parse(arguments).execute()
     except SystemExit as stop:  # the help was printed
         return int(stop.code or 0)
     except UserError as error:
@@ -57,109 +69,8 @@ def _main(arguments: list[str]) -> int:
         name = "" if error.filename is None else f"{shortened(str(error.filename), 200)}: "
         return fail(f"{name}{error.strerror or error}", USER_ERROR)
     except KeyboardInterrupt:
-        return fail("interrupted; run files keep what was recorded, results were not written", 130)
-
-
-def _parse(arguments: list[str]) -> Any:
-    """The command with its options; tyro's boxed complaints become one line.
-
-    Raises:
-        UserError: for options that cannot be parsed.
-    """
-    from dlf_dynamics.commands import Train
-    from dlf_dynamics.configfile import unchecked
-    from dlf_dynamics.presets import PRESETS
-
-    # What options override is itself told by options: they are parsed for that first.
-    command = _parsed(arguments, unchecked(PRESETS["published"]))
-    return _parsed(arguments, command.base()) if isinstance(command, Train) else command
-
-
-def _parsed(arguments: list[str], base: RunConfig) -> Any:
-    """The command with its options, of which those of `train` override `base`."""
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return _parsed_by_tyro(arguments, base)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-    # Once more without line breaks, of which some would be in the middle of a name.
-    complaint = io.StringIO()
-    with contextlib.redirect_stderr(complaint), columns(10_000), contextlib.suppress(SystemExit):
-        _parsed_by_tyro(arguments, base)
-    raise UserError(_one_line(complaint.getvalue(), arguments[0] if arguments else ""))
-
-
-def _parsed_by_tyro(arguments: list[str], base: RunConfig) -> Any:
-    from typing import Annotated
-
-    import tyro
-
-    from dlf_dynamics.commands import COMMANDS, Train
-
-    kinds: Any = None
-    for name, command in COMMANDS.items():
-        options: dict[str, Any] = {"default": Train(run=base)} if command is Train else {}
-        kind = Annotated[command, tyro.conf.subcommand(name, **options)]
-        kinds = kind if kinds is None else kinds | kind
-    return tyro.cli(
-        kinds,
-        args=arguments,
-        prog="dlf-dynamics",
-        description="Neural-network training as a dynamical system: train with dynamical "
-        "loss functions, then compute spectra, thresholds and bifurcations along the run. "
-        "`dlf-dynamics COMMAND --help` explains each command.",
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-
-
-@contextlib.contextmanager
-def columns(width: int) -> Iterator[None]:
-    """Lets the terminal seem to be this wide."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(width)
-    try:
-        yield
-    finally:
-        del os.environ["COLUMNS"]
-        if before is not None:
-            os.environ["COLUMNS"] = before
-
-
-def _one_line(complaint: str, command: str) -> str:
-    """What tyro complains of, and the options of this command that are closest to it."""
-    lines = [line.strip("╭╮╰╯│ ") for line in complaint.splitlines()[1:]]
-    ruled = re.sub(r"\0?[─-]{9,}\0", "\f", "\0".join(lines)).strip("\f")
-    paragraphs = [part.split("\0") for part in ruled.split("\f")]
-    body = " ".join(line for line in paragraphs[0] if line)
-    body = re.sub(r"^Unrecognized or misplaced options: (.*?) Arguments are .*", _misplaced, body)
-    suggested = [part for part in paragraphs if part[0].startswith("Perhaps you meant")]
-    close = _closest(body, suggested[0][1:], command) if suggested else []
-    told = f"{body.rstrip('. ')}; did you mean {' or '.join(close)}?" if close else body
-    for part in paragraphs:
-        if part[0].startswith("Available subcommands: "):
-            told += f"; commands: {part[0].partition(': ')[2]}"
-    told = shortened(told.rstrip(". "), 500)
-    return f"{told or 'the options could not be read'} (see --help)"
-
-
-def _misplaced(found: re.Match[str]) -> str:
-    return "Unrecognized options: " + ", ".join(re.split(r" \(applied to [^)]*\) ?", found[1])[:-1])
-
-
-def _closest(body: str, suggestions: list[str], command: str) -> list[str]:
-    """Options of the command by the name that was typed, its group left out; else the first one."""
-    options: list[str] = []
-    name = ""
-    for line in suggestions:
-        if line.startswith("-"):
-            name = re.findall(r"--[\w.-]+", line)[0]
-        elif line == f"in dlf-dynamics {command} --help":
-            options.append(name)
-    typed = re.search(r"--([\w.-]+)", body)
-    same = [o for o in options if typed and o.lstrip("-").rpartition(".")[2] == typed[1]]
-    return same or options[:1]
+        told = "interrupted; run files keep what was recorded, results were not written"
+        return fail(told, INTERRUPTED)
 
 
 if __name__ == "__main__":

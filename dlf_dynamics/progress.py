@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType
 
@@ -126,8 +126,14 @@ class Stop:
 
     numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "stopping after the current chunk") -> None:
+        """Hears nothing yet.
+
+        Args:
+            what: the program does when it has heard of the first signal, told then.
+        """
         self.signal = 0
+        self._what = what
         self._heard = 0
         self._over = threading.Event()
 
@@ -177,9 +183,7 @@ class Stop:
                 _leave(number[0])
 
     def _acknowledge(self) -> None:
-        say(
-            "dlf-dynamics: stopping after the current chunk; press Ctrl-C again to stop immediately"
-        )
+        say(f"dlf-dynamics: {self._what}; press Ctrl-C again to stop immediately")
 
     def _heard_within(self, seconds: float, signals: int) -> bool:
         """Whether the main thread has heard of so many signals after this time at the latest."""
@@ -194,6 +198,9 @@ class Interruption(Stop):
 
     numbers = (signal.SIGINT,)
 
+    def __init__(self) -> None:
+        super().__init__("stopping")
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         self._heard += 1
@@ -201,7 +208,7 @@ class Interruption(Stop):
 
     def _acknowledge(self) -> None:
         if not self._heard_within(_PATIENCE, 1):
-            say("dlf-dynamics: stopping; press Ctrl-C again to stop immediately")
+            super()._acknowledge()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -218,5 +225,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _leave(number: int) -> None:
     """Ends the process as a kill would; files are made to survive that."""
-    say("dlf-dynamics: interrupted; what was recorded or finished before is kept")
+    with suppress(OSError):  # not by sys.stderr, which somebody may have redirected
+        os.write(2, b"dlf-dynamics: interrupted; what was recorded or finished before is kept\n")
     os._exit(128 + number)

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import h5py
 import numpy as np
-from jaxtyping import jaxtyped
+from jaxtyping import Shaped, jaxtyped
 
 from dlf_dynamics.configfile import in_type
-from dlf_dynamics.errors import ConfigError, FileError, StaleError
+from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.hdf5 import (
     ContentError,
     Format,
@@ -223,21 +223,30 @@ def pack(record: Any) -> Arrays:
     return arrays | {"settings": np.bytes_(json.dumps(settings))}
 
 
-def unpack(kind: type[Record], arrays: Mapping[str, Any]) -> Record:
+def unpack(
+    kind: type[Record], arrays: Mapping[str, Any], lengths: Mapping[str, int] | None = None
+) -> Record:
     """The inverse of `pack`.
 
     Raises:
-        ContentError: when a field is missing or is not what its annotation says.
+        ContentError: when a field is missing or is not what its annotation says; see `typed`.
     """
     columns = {name: value for name, value in arrays.items() if name != "settings"}
     settings = arrays.get("settings", b"{}")
     if not isinstance(settings, bytes):
         raise ContentError("settings is not a text")
-    return typed(kind, columns | json_object(settings.decode(), "settings"))
+    return typed(kind, columns | json_object(settings.decode(), "settings"), lengths)
 
 
-def typed(kind: type[Record], values: Mapping[str, Any]) -> Record:
+def typed(
+    kind: type[Record], values: Mapping[str, Any], lengths: Mapping[str, int] | None = None
+) -> Record:
     """A dataclass or named tuple of these fields, each of which is what its annotation says.
+
+    Args:
+        kind: its type.
+        values: of the fields, by name.
+        lengths: of axes of arrays, by name, as far as they are known.
 
     Raises:
         ContentError: when a field is missing, unknown, or something else.
@@ -247,7 +256,7 @@ def typed(kind: type[Record], values: Mapping[str, Any]) -> Record:
         if name not in fields:
             raise ContentError(f"{name} is not a field of {kind.__name__}")
     arrays = {name for name in fields if _is_array(fields[name])} & checked.keys()
-    require_shapes({name: (checked[name], fields[name]) for name in sorted(arrays)})
+    require_shapes({name: (checked[name], fields[name]) for name in sorted(arrays)}, lengths)
     for name in sorted(checked.keys() - arrays):  # the same complaint each time
         if fields[name] is not np.ndarray or not isinstance(checked[name], np.ndarray):
             checked[name] = _in_type(checked[name], fields[name], name)
@@ -257,15 +266,21 @@ def typed(kind: type[Record], values: Mapping[str, Any]) -> Record:
         raise ContentError(str(error)) from error
 
 
-def require_shapes(arrays: Mapping[str, tuple[Any, Any]]) -> None:
+def require_shapes(
+    arrays: Mapping[str, tuple[Any, Any]], lengths: Mapping[str, int] | None = None
+) -> None:
     """Raises ContentError unless arrays, by name, are what their annotations say.
 
-    Axes of one name have one length in all of them.
+    Axes of one name have one length in all of them, that in `lengths` if it is known.
     """
+    known = lengths or {}
     with jaxtyped("context"):
+        for axis, length in known.items():
+            isinstance(np.broadcast_to(False, length), Shaped[np.ndarray, axis])  # type: ignore[arg-type]
         for name, (value, hint) in arrays.items():
             if not isinstance(value, hint):
-                expected = f"{hint.dtype.__name__} of ({hint.dim_str.strip()})"
+                shape = " ".join(str(known.get(axis, axis)) for axis in hint.dim_str.split())
+                expected = f"{hint.dtype.__name__} of ({shape})"
                 raise ContentError(f"{name} is {_described(value)}; expected {expected}")
 
 
@@ -292,33 +307,6 @@ def inside(arrays: Mapping[str, Any], group: str) -> Arrays:
     """The arrays of a group, by their path within it."""
     start = f"{group}/"
     return {name.removeprefix(start): a for name, a in arrays.items() if name.startswith(start)}
-
-
-def concatenate(records: Sequence[Record]) -> Record:
-    """Dataclasses of equal settings as one, their arrays joined along the first axis."""
-    first: Any = records[0]
-    names = [name for name, value in vars(first).items() if isinstance(value, np.ndarray)]
-    joined = {name: np.concatenate([getattr(r, name) for r in records]) for name in names}
-    return dataclasses.replace(first, **joined)
-
-
-def in_parts(
-    kind: type[Record],
-    compute: Callable[[np.ndarray], Record],
-    chosen: Sequence[int] | np.ndarray,
-    length: int,
-    name: str,
-    parts: Parts,
-    progress: Callable[[int], None],
-) -> Record:
-    """What `compute` gives for all checkpoints, some at a time, each part kept when it is done."""
-    found = []
-    for start in range(0, len(chosen), length):
-        some = np.asarray(chosen[start : start + length])
-        arrays = parts.get_or_make(f"{name}-{len(found)}", lambda some=some: pack(compute(some)))
-        found.append(unpack(kind, arrays))
-        progress(start + len(some))
-    return concatenate(found)
 
 
 def pack_table(kind: type, rows: Sequence[Any]) -> Arrays:
@@ -349,98 +337,3 @@ def unpack_table(kind: type[Record], arrays: Mapping[str, Any]) -> list[Record]:
     if len({len(column) for column in columns}) > 1:
         raise ContentError(f"the columns of {kind.__name__} are not of one length")
     return [kind(*row) for row in zip(*columns, strict=True)]
-
-
-class Parts:
-    """Finished parts of a long analysis, each a result file, in a folder beside what they become.
-
-    A killed analysis leaves the parts that were finished. They are used again if they are of the
-    same run in the same state, and of the same settings.
-    """
-
-    def __init__(
-        self,
-        folder: Path | None,
-        analysis: str = "",
-        run: Run | None = None,
-        config: Any = None,
-        *,
-        kept: bool = True,
-    ):
-        """Parts of an analysis of a run; without a folder, they are made each time.
-
-        Where they are not kept, as another process keeps them, those that are there now are used.
-        """
-        self._folder = folder
-        self._there = None if kept or folder is None else set(folder.glob("*.h5"))
-        self._analysis = f"{analysis} part"
-        self._run = run
-        self._config = json.loads(json.dumps(config))
-
-    def outdated(self) -> str | None:
-        """Why the parts that are there cannot be used for the run as it is now; none if they can.
-
-        Raises:
-            FileError: when they cannot be read.
-        """
-        if self._folder is None:
-            return None
-        for path in sorted(self._folder.glob("*.h5")):
-            try:
-                self._read(path)
-            except StaleError as error:
-                return error.found
-        return None
-
-    def of_other_settings(self) -> bool:
-        """Whether there are parts that were made with other settings."""
-        if self._folder is None:
-            return False
-        paths = self._folder.glob("*.h5")
-        return any(self._read(path).config != self._config for path in paths)
-
-    def _read(self, path: Path) -> Result:
-        found = read(path, self._analysis, None)
-        if self._run is not None:
-            remedy = "leave --resume out to start anew"
-            found.source.require(self._run, f"what is in {self._folder}", remedy)
-        return found
-
-    def get_or_make(self, name: str, make: Callable[[], Arrays]) -> Arrays:
-        """The part of this name, from its file or made now and kept.
-
-        Raises:
-            FileError: when the file is of other settings.
-            StaleError: when it is of another run, or another state of it.
-        """
-        if self._folder is None or self._run is None:
-            return make()
-        path = self._folder / f"{name}.h5"
-        if path.exists() if self._there is None else path in self._there:
-            found = self._read(path)
-            if found.config != self._config:
-                raise FileError(
-                    f"{self._folder} holds parts of other settings; leave --resume out to start "
-                    "anew"
-                )
-            return found.arrays
-        arrays = make()
-        if self._there is not None:
-            return arrays
-        try:
-            self._folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise write_error(self._folder, error) from error
-        try:
-            write(path, Result(self._analysis, self._run.source, self._config, "{}", arrays))
-        finally:
-            with suppress(OSError):
-                self._folder.rmdir()  # it stays unless it is empty, no part having been written
-        return arrays
-
-    def clear(self) -> None:
-        """Deletes the parts."""
-        if self._folder is not None and self._folder.is_dir():
-            for path in self._folder.glob("*.h5*"):
-                path.unlink()
-            self._folder.rmdir()

@@ -228,7 +228,7 @@ def new_file(output: Output, size: int = _LAID_OUT_BYTES) -> Iterator[h5py.File]
     require_replaceable(path)
     try:
         try:
-            _require_space(path, size)
+            require_space(path, size)
             # HDF5 crashes when the disk fills while a file is laid out: find out before.
             _occupy(partial, size)
             file = h5py.File(partial, "w", libver="latest")
@@ -242,12 +242,21 @@ def new_file(output: Output, size: int = _LAID_OUT_BYTES) -> Iterator[h5py.File]
             partial.unlink(missing_ok=True)
 
 
-def _require_space(path: Path, size: int) -> None:
-    """Refuses a file that the disk cannot hold, before the disk is full of it."""
+def require_space(path: Path, size: int, advice: str = "") -> None:
+    """Refuses a file that the disk cannot hold, before the disk is full of it.
+
+    Args:
+        path: of the file.
+        size: bytes that it needs beside what it has.
+        advice: what to do instead.
+
+    Raises:
+        FileError: when the disk does not have them.
+    """
     free = shutil.disk_usage(path.parent).free
     if size > free:
         reason = f"it would take {bytes_in_words(size)}, and {bytes_in_words(free)} are free"
-        raise FileError(f"{path} cannot be written: {reason}")
+        raise FileError(f"{path} cannot be written: {reason}{advice}")
 
 
 def _occupy(path: Path, size: int) -> None:

@@ -23,7 +23,7 @@ from dlf_dynamics.pace import MAX_BYTES, Pace
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.run import Run, open_run, point_of
 from dlf_dynamics.runfile import Header, Sizes
-from dlf_dynamics.runwriter import Point, RunWriter
+from dlf_dynamics.runwriter import Point, RunWriter, require_space
 from dlf_dynamics.schedules import Schedule
 
 _RECORD_SECONDS = 0.5
@@ -82,9 +82,23 @@ def _train(
         state=Layout.of(state.optimizer_state).size,
         classes=len(dynamics.schedule(state.step)),
     )
+    _require_space(output.target, config, sizes, params.dtype.itemsize)
     header = _header(config, dataset, layout, own_schedule=schedule is not None)
     writer = runfile.create(output, header, sizes)
     return _run(output.path, config, dynamics, state, writer, progress, stop)
+
+
+def _require_space(path: Path, config: RunConfig, sizes: Sizes, itemsize: int) -> None:
+    """Refuses a run whose vectors and class weights alone would not fit on the disk.
+
+    One that diverges or is interrupted takes less; what is left is not foreseen.
+    """
+    checkpoints = config.steps // config.checkpoint_every + 1
+    vectors = (2 * sizes.params + sizes.state) * itemsize
+    weights = (config.steps + 1) * sizes.classes * itemsize
+    advice = "; make fewer --steps, record with a larger --checkpoint-every, or write elsewhere"
+    there = path.stat().st_size if path.is_file() else 0  # it is replaced, or grows
+    require_space(path, checkpoints * vectors + weights - there, advice)
 
 
 def _header(config: RunConfig, dataset: Dataset, layout: Layout, *, own_schedule: bool) -> Header:
@@ -151,6 +165,8 @@ def _resume(
     dataset = replace(run.dataset, validation=run.held_out)
     dynamics = build(config, dataset, schedule, origin=run.origin)
     state = run.state(point)
+    sizes = Sizes(state.params.size, len(point.optimizer), len(dynamics.schedule(state.step)))
+    _require_space(output.target, config, sizes, state.params.dtype.itemsize)
     writer = runfile.reopen(output, config, upto=point.step)
     return _run(path, config, dynamics, state, writer, progress, stop)
 

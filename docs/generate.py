@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from dlf_dynamics import PRESETS, cli, config
+from dlf_dynamics import PRESETS, cli, commandline, config
 
 WIDTH = 100
 """Columns in which the help is printed; in many more it is set in two columns."""
@@ -86,7 +86,7 @@ def command_help(command: str) -> str:
 
 def help_text(command: str) -> str:
     """What `dlf-dynamics COMMAND --help` prints."""
-    with contextlib.redirect_stdout(printed := io.StringIO()), cli.columns(WIDTH):
+    with contextlib.redirect_stdout(printed := io.StringIO()), commandline.columns(WIDTH):
         cli.main([*([command] if command else []), "--help"])
     return printed.getvalue()
 

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 import dlf_dynamics
-from dlf_dynamics import PRESETS, analysis, cli, config
+from dlf_dynamics import PRESETS, analysis, commandline, config
 from dlf_dynamics.analysis import bifurcation
 from dlf_dynamics.commands import COMMANDS
 
@@ -121,7 +121,7 @@ def test_commands_have_valid_options(command, tmp_path, monkeypatch):
     Path("rings.toml").write_text("steps = 1200\n")
     words = shlex.split(command)[1:]
     if "--resume" not in words or words[0] != "train":  # that would look for the run
-        assert cli._parse(words).execute
+        assert commandline.parse(words).execute
 
 
 def test_every_key_of_the_configuration_is_shown_with_its_meaning(generate):
@@ -170,7 +170,7 @@ def test_every_figure_of_the_pages_is_drawn_by_make_figures(draw):
 def test_the_commands_of_make_figures_make_what_it_takes(draw, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for command in draw.COMMANDS:
-        assert cli._parse(shlex.split(command)).execute
+        assert commandline.parse(shlex.split(command)).execute
     trained = {command.split("-o ")[1] for command in draw.COMMANDS if command.startswith("train")}
     assert {name.split(".")[0] + ".h5" for name in draw.FIGURES} == trained
 

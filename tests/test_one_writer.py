@@ -18,8 +18,8 @@ from dlf_dynamics.cli import main
 from dlf_dynamics.config import DataConfig, ModelConfig
 from dlf_dynamics.errors import FileError
 from dlf_dynamics.outputs import hold
+from dlf_dynamics.parts import Parts
 from dlf_dynamics.presets import PRESETS
-from dlf_dynamics.resultfile import Parts
 from dlf_dynamics.run import open_run
 from dlf_dynamics.training import train
 
@@ -93,10 +93,10 @@ def test_a_result_that_is_being_computed_is_left_alone(analysis, path, capsys):
     output = path.with_suffix(f".{result}.h5")
     parts = Parts(path.with_suffix(f".{result}.parts"), result, open_run(path), {})
     with hold(output):
-        parts.get_or_make("first", lambda: {"x": np.ones(1)})
+        parts.get_or_make("first", lambda: {"x": np.ones(1)}, dict)
         line = line_of(capsys, analysis, path, "--quiet")
         assert line.startswith(f"dlf-dynamics: {output} is being written by this process; wait")
-        assert parts.get_or_make("first", dict).keys() == {"x"}
+        assert parts.get_or_make("first", dict, dict).keys() == {"x"}
     with hold(path.with_suffix(f".{result}.parts")):
         line = line_of(capsys, analysis, path, "--quiet")
         assert ".parts is being written by this process; wait until" in line

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dlf_dynamics import cli
+from dlf_dynamics import commandline
 from dlf_dynamics.configfile import load_toml
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -38,7 +38,7 @@ def commands():
 def test_the_commands_have_valid_options(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.toml").write_text(blocks("toml")[0])
-    assert cli._parse(shlex.split(command)[1:]).execute
+    assert commandline.parse(shlex.split(command)[1:]).execute
 
 
 def test_the_toml_example_is_a_valid_configuration(tmp_path):

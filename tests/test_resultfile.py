@@ -8,7 +8,8 @@ import pytest
 
 from dlf_dynamics import resultfile
 from dlf_dynamics.errors import FileError, StaleError
-from dlf_dynamics.resultfile import Parts, Result, concatenate, pack, require_result, unpack
+from dlf_dynamics.parts import Parts, concatenate
+from dlf_dynamics.resultfile import Result, pack, require_result, unpack
 from dlf_dynamics.source import Source
 
 SOURCE = Source("abc", "complete", 100, 15, "0123")
@@ -218,8 +219,8 @@ def test_a_part_is_made_once_and_then_read(tmp_path):
         made.append(1)
         return {"values": np.arange(3.0)}
 
-    first = make_parts(tmp_path).get_or_make("hessian-0", make)
-    again = make_parts(tmp_path).get_or_make("hessian-0", make)
+    first = make_parts(tmp_path).get_or_make("hessian-0", make, dict)
+    again = make_parts(tmp_path).get_or_make("hessian-0", make, dict)
     assert made == [1]
     np.testing.assert_array_equal(first["values"], again["values"])
     parts = make_parts(tmp_path)
@@ -230,30 +231,30 @@ def test_a_part_is_made_once_and_then_read(tmp_path):
 
 def test_parts_of_other_settings_are_refused(tmp_path):
     settings = {"widths": (3, 4)}
-    make_parts(tmp_path, config=settings).get_or_make("x", lambda: {"x": np.zeros(1)})
+    make_parts(tmp_path, config=settings).get_or_make("x", lambda: {"x": np.zeros(1)}, dict)
     same, other = make_parts(tmp_path, config=settings), make_parts(tmp_path, config={"k": 4})
-    assert same.get_or_make("x", dict).keys() == {"x"}
+    assert same.get_or_make("x", dict, dict).keys() == {"x"}
     assert [parts.of_other_settings() for parts in (same, other)] == [False, True]
     assert other.outdated() is None
     with pytest.raises(FileError, match="holds parts of other settings; leave --resume out"):
-        other.get_or_make("x", dict)
+        other.get_or_make("x", dict, dict)
 
 
 @pytest.mark.parametrize("now", [GROWN, replace(SOURCE, run_id="other")])
 def test_parts_of_another_state_of_the_run_are_refused(now, tmp_path):
-    make_parts(tmp_path).get_or_make("x", lambda: {"x": np.zeros(1)})
+    make_parts(tmp_path).get_or_make("x", lambda: {"x": np.zeros(1)}, dict)
     assert make_parts(tmp_path).outdated() is None
     parts = make_parts(tmp_path, source=now)
     line = r"what is in .*parts (is of run\.h5 when it had steps 0 to 100|belongs to another run)"
     with pytest.raises(StaleError, match=rf"{line}.*; leave --resume out to start anew"):
-        parts.get_or_make("x", dict)
+        parts.get_or_make("x", dict, dict)
     assert str(parts.outdated()).startswith(f"what is in {tmp_path / 'parts'} ")
     parts.clear()
     assert parts.outdated() is None
 
 
 def test_parts_without_a_folder_are_made_each_time(tmp_path):
-    assert Parts(None).get_or_make("x", lambda: {"x": np.ones(1)})["x"].tolist() == [1.0]
+    assert Parts(None).get_or_make("x", lambda: {"x": np.ones(1)}, dict)["x"].tolist() == [1.0]
     parts = Parts(None)
     parts.clear()
     assert (parts.outdated(), parts.of_other_settings()) == (None, False)
@@ -261,7 +262,7 @@ def test_parts_without_a_folder_are_made_each_time(tmp_path):
 
 def test_a_folder_of_parts_that_cannot_be_made_is_named(tmp_path):
     with pytest.raises(FileError, match=r"cannot be written: directory .*none does not exist"):
-        make_parts(tmp_path / "none").get_or_make("x", dict)
+        make_parts(tmp_path / "none").get_or_make("x", dict, dict)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import h5py
 import jax.numpy as jnp
@@ -423,6 +425,20 @@ def test_a_full_disk_ends_a_copy_in_one_line_and_leaves_the_source(tmp_path):
         assert done.stdout == f"{path} cannot be written: File too large\n"
         assert path.read_bytes() == before
         assert [p.name for p in tmp_path.iterdir()] == ["run.h5"]
+
+
+def test_a_run_that_the_disk_cannot_hold_is_refused_before_it_begins(path, tmp_path, monkeypatch):
+    taken = path.stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000))
+    many = replace(CONFIG, steps=50_000, checkpoint_every=10)
+    line = r"it would take 0\.\d+ GB, and 0\.002 GB are free; make fewer --steps, record with a"
+    for name in ("new.h5", "run.h5"):
+        with pytest.raises(FileError, match=rf"{name} cannot be written: {line}"):
+            train(many, tmp_path / name, overwrite=True)
+    with pytest.raises(FileError, match=line):
+        resume(path, steps=1_000_000)
+    assert path.stat().st_size == taken
+    assert [p.name for p in tmp_path.iterdir()] == ["run.h5"]
 
 
 FULL = """

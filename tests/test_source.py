@@ -19,7 +19,7 @@ from dlf_dynamics.analysis.verification import verify_dense
 from dlf_dynamics.cli import main
 from dlf_dynamics.config import BifurcationConfig, SpectrumConfig
 from dlf_dynamics.errors import FileError, StaleError
-from dlf_dynamics.resultfile import Parts
+from dlf_dynamics.parts import Parts
 from dlf_dynamics.training import resume, train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import contextmanager
 
 import h5py
 import numpy as np
@@ -70,6 +71,67 @@ def test_ctrl_c_while_modules_are_imported_is_one_line():
     _, complaint = process.communicate(timeout=30)
     assert complaint == "dlf-dynamics: interrupted; what was recorded or finished before is kept\n"
     assert process.returncode == 130
+
+
+EARLY = """
+    import os, signal, sys
+    from dlf_dynamics import cli
+
+    class Signal:
+        def find_spec(self, name, path, target=None):
+            if name == "dlf_dynamics.progress":
+                os.kill(os.getpid(), signal.SIGINT)
+
+    print("ready", flush=True)
+    sys.meta_path.insert(0, Signal())
+    sys.exit(cli.main(["info", "run.h5"]))
+"""
+
+
+def test_ctrl_c_at_the_first_import_is_one_line():
+    process = begun(EARLY)
+    _, complaint = process.communicate(timeout=30)
+    assert complaint == "dlf-dynamics: interrupted before it began\n"
+    assert process.returncode == 130
+
+
+REDIRECTED = """
+    import contextlib, io, os, signal, sys
+    from dlf_dynamics import cli, commandline
+
+    class Signal:
+        def find_spec(self, name, path, target=None):
+            if name == "wanted_by_tyro":
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def parse(*_):
+        import wanted_by_tyro
+
+    print("ready", flush=True)
+    sys.meta_path.insert(0, Signal())
+    commandline._parsed_by_tyro = parse
+    sys.exit(cli.main(["info", "run.h5"]))
+"""
+
+
+def test_ctrl_c_while_options_are_parsed_is_one_line():
+    process = begun(REDIRECTED)  # what the parser complains of is collected then
+    _, complaint = process.communicate(timeout=30)
+    assert complaint == "dlf-dynamics: interrupted; what was recorded or finished before is kept\n"
+    assert process.returncode == 130
+
+
+def test_ctrl_c_between_the_handlers_is_one_line(monkeypatch, capsys):
+    @contextmanager
+    def interrupted(self):
+        raise KeyboardInterrupt
+        yield
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Stop, "listening", interrupted)
+    assert main(["info", "run.h5"]) == 130
+    assert capsys.readouterr().err == "dlf-dynamics: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 COMPUTE = """

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,9 +29,11 @@ from dlf_dynamics.analysis.bifurcation.motion import (
     joined,
     looked_further,
 )
+from dlf_dynamics.analysis.bifurcation.periods import LAGS
 from dlf_dynamics.analysis.events import (
     BATCH_NOISE,
     Crossing,
+    Oscillation,
     find_oscillations,
     join_crossings,
     sides,
@@ -41,12 +44,13 @@ from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.config import BifurcationConfig, SpectrumConfig, span_of
 from dlf_dynamics.configfile import in_type, override
 from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.hdf5 import content_of
+from dlf_dynamics.hdf5 import ContentError, content_of
+from dlf_dynamics.parts import Parts
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.resultfile import (
     Arrays,
-    Parts,
+    Record,
     hints,
     inside,
     pack,
@@ -170,15 +174,15 @@ def compute_bifurcations(
             made = follow(replay, solver, first, last, inside)
             return made._asdict() | {"deviation": replay.deviation}
 
-        arrays = parts.get_or_make(f"motion-{first}", piece)
-        replay.deviation = max(replay.deviation, float(arrays.pop("deviation")))
-        pieces.append(Motion(**arrays))
+        parse = partial(_as_piece, np.arange(first, last), np.array(inside), solver.size)
+        made, deviation = parts.get_or_make(f"motion-{first}", piece, parse)
+        replay.deviation = max(replay.deviation, deviation)
+        pieces.append(made)
         progress(last - start)
     motion = joined(pieces)
     if refusal(run) is None:
-        motion = motion._replace(
-            **parts.get_or_make("located", lambda: locate_crossings(replay, solver, motion).looks)
-        )
+        located = lambda: locate_crossings(replay, solver, motion).looks  # noqa: E731
+        motion = parts.get_or_make("located", located, partial(_as_located, motion))
     return _with_events(run, config, replay, solver, motion, parts)
 
 
@@ -214,15 +218,57 @@ def look_at_each_step(
             made = made._replace(vectors=made.vectors[:, :0])
             return made._asdict() | {"deviation": replay.deviation}
 
-        arrays = parts.get_or_make(f"each-{first}", piece)
-        replay.deviation = max(replay.deviation, float(arrays.pop("deviation")))
-        motion = looked_further(motion, steps, Curvatures(**arrays))
+        lengths = {"looked": len(steps), "params": 0}
+        parse = partial(_with_deviation, Curvatures, lengths)
+        looks, deviation = parts.get_or_make(f"each-{first}", piece, parse)
+        replay.deviation = max(replay.deviation, deviation)
+        motion = looked_further(motion, steps, looks)
         done += len(steps)
         progress(done)
         limits = thresholds_of(replay, motion)
         if np.any(sides(motion.intervals, motion.converged, limits) > 0):
             break
     return _looked_closer(run, found, replay, solver, motion)
+
+
+def _with_deviation(
+    kind: type[Record], lengths: Mapping[str, int], arrays: Arrays
+) -> tuple[Record, float]:
+    """A record of what was looked at, and by how much the replay missed a checkpoint."""
+    fields = {name: array for name, array in arrays.items() if name != "deviation"}
+    return typed(kind, fields, lengths), in_type(
+        np.asarray(arrays["deviation"]).item(), float, "deviation"
+    )
+
+
+def _as_piece(
+    steps: np.ndarray, looked_at: np.ndarray, size: int, arrays: Arrays
+) -> tuple[Motion, float]:
+    """The motion at these steps, looked at at some; raises where the arrays are not that."""
+    lengths = {"params": size, "followed": len(looked_at), "lags": len(LAGS)}
+    found, deviation = _with_deviation(Motion, lengths, arrays)
+    if not (np.array_equal(found.steps, steps) and np.array_equal(found.looked_at, looked_at)):
+        raise ContentError("it is of other steps")
+    return found, deviation
+
+
+def _as_located(motion: Motion, arrays: Arrays) -> Motion:
+    """The motion, looked at at more steps; raises where the arrays are not that."""
+    if set(arrays) != set(motion.looks):
+        raise ContentError(f"it has {', '.join(arrays)}; expected {', '.join(motion.looks)}")
+    found = typed(Motion, motion._asdict() | arrays)
+    looked_at = set(found.looked_at.tolist())
+    if not set(motion.looked_at.tolist()) <= looked_at <= set(motion.steps.tolist()):
+        raise ContentError("it is of other steps")
+    return found
+
+
+def _as_instability(window: Oscillation, arrays: Arrays) -> Instability:
+    """The instability of a window; raises where the arrays are not that."""
+    (found,) = unpack_table(Instability, arrays)
+    if (found.onset, found.end) != (window.onset, window.end):
+        raise ContentError("it is of another oscillation")
+    return found
 
 
 def _looked_closer(
@@ -282,8 +328,9 @@ def _with_events(
             lambda window=window: pack_table(
                 Instability, [describe(replay, solver, config, motion, window, crossings)]
             ),
+            partial(_as_instability, window),
         )
-        found += unpack_table(Instability, made)
+        found.append(made)
     return Bifurcations(
         source=run.source,
         config=config,
@@ -322,7 +369,7 @@ def _diagrams(
     found: list[FrozenDiagram] = []
     for step in steps:
         make = lambda step=step: _grouped(frozen_diagrams(replay, solver, step))  # noqa: E731
-        found += _ungrouped(parts.get_or_make(f"diagrams-{step}", make))
+        found += parts.get_or_make(f"diagrams-{step}", make, _ungrouped)
     return found
 
 

@@ -30,8 +30,8 @@ from dlf_dynamics.analysis.style import save
 from dlf_dynamics.config import RunConfig, SpectrumConfig
 from dlf_dynamics.errors import FileError, StaleError
 from dlf_dynamics.outputs import hold
+from dlf_dynamics.parts import Parts
 from dlf_dynamics.progress import bar
-from dlf_dynamics.resultfile import Parts
 from dlf_dynamics.run import Run, open_run
 from dlf_dynamics.training import resume, train
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, cast
 
 from dlf_dynamics.analysis.study.outcome import Outcome
@@ -19,6 +27,10 @@ from dlf_dynamics.startup import start_jax
 
 _ASK_SECONDS = 0.2
 """How often a wish to stop is looked for."""
+
+_GRACE_SECONDS = 1.0
+"""For jobs to end after a wish to stop; what is left of them is done again when resumed. Compiling
+may take much longer, and cannot be stopped."""
 
 Stop = Callable[[], bool]
 
@@ -92,12 +104,26 @@ def failed(error: BaseException | str) -> Outcome:
 
 
 def in_this_process(jobs: Sequence[Job], measures: Measures, stop: Stop) -> Iterator[Done]:
-    """One job after the other."""
-    for job in jobs:
-        outcomes = None if stop() else work(job, measures, stop)
-        if outcomes is None:
-            return
-        yield job, outcomes
+    """One job after the other, in a thread that is left alone when it does not stop in time."""
+    thread = ThreadPoolExecutor(1)
+    try:
+        for job in jobs:
+            outcomes = None if stop() else _in_time(thread.submit(work, job, measures, stop), stop)
+            if outcomes is None:
+                return
+            yield job, outcomes
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_time(future: Future[Any], stop: Stop) -> list[Outcome] | None:
+    """What comes of a job; none when it is not there soon after a wish to stop."""
+    while not stop():
+        with suppress(TimeoutError):
+            return future.result(_ASK_SECONDS)
+    with suppress(TimeoutError):
+        return future.result(_GRACE_SECONDS)
+    return None
 
 
 def in_processes(
@@ -127,11 +153,12 @@ def _pooled(
 ) -> Iterator[Done]:
     """Takes jobs from the queue, `width` at a time; `in_work` are those that were begun."""
     context = multiprocessing.get_context("spawn")
-    wish = context.Event()
+    wish, end = context.Event(), math.inf
     pool = ProcessPoolExecutor(width, context, _listen_to, (wish,))
     futures: dict[Future[Any], Job] = {}
+    others = set(multiprocessing.active_children())
     try:
-        while queue or futures:
+        while (queue or futures) and time.monotonic() < end:
             while queue and len(futures) < width and not wish.is_set():
                 job = queue.popleft()
                 in_work.append(job)
@@ -143,15 +170,15 @@ def _pooled(
                 in_work.remove(job)
                 if outcomes is not None:
                     yield job, outcomes
-            if stop():
+            if stop() and not wish.is_set():
                 wish.set()
                 queue.clear()
-    except KeyboardInterrupt:  # the second one
-        for process in multiprocessing.active_children():
-            process.kill()
-        raise
+                end = time.monotonic() + _GRACE_SECONDS
     finally:
         wish.set()
+        if futures:  # a second Ctrl-C, or the grace is over
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
         pool.shutdown(cancel_futures=True)
 
 

@@ -345,13 +345,16 @@ def _laid_out(
     definition, encoded = study.to_json(), np.array([config.encode() for config in configs])
     size = sum(np.dtype(kind).itemsize * prod(shape) for shape, kind, _ in layout.values())
     with new_file(output, size + encoded.nbytes + len(definition) + 2**20) as file:
+        # Texts first: only the two ends of a file are looked through for damaged ones.
+        file.attrs.update(format=FORMAT.name, format_version=version)
+        file["study"], file["provenance"] = definition, origin
         for name, (shape, kind, fill) in layout.items():
             options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             options.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            file.create_dataset(name, shape, kind, fillvalue=fill, dcpl=options)
-        file.attrs.update(format=FORMAT.name, format_version=version)
-        file["study"], file["provenance"], file["configs"] = definition, origin, encoded
-        dataset_at(file, "status").attrs["names"] = list(STATUSES)
+            made = file.create_dataset(name, shape, kind, fillvalue=fill, dcpl=options)
+            if name == "status":
+                made.attrs["names"] = list(STATUSES)
+        file["configs"] = encoded
         if points:
             fractions = np.linspace(0.0, 1.0, points)
             file["curves"].attrs.update(names=list(CURVES), fraction_of_run=fractions)
@@ -368,8 +371,8 @@ def _layout(
 ) -> dict[str, tuple[tuple[int, ...], Any, Any]]:
     """Shape, type and what stands there before a row is written, of each dataset of rows."""
     layout: dict[str, tuple[tuple[int, ...], Any, Any]] = {
-        "run": ((rows,), np.int64, -1),
         "status": ((rows,), np.int8, -1),
+        "run": ((rows,), np.int64, -1),
         "message": ((rows,), f"S{_MESSAGE_BYTES}", b""),
         **({"checksum": ((rows,), np.int64, 0)} if checked else {}),
         **dict.fromkeys(_columns(checked=checked), ((rows,), np.float64, np.nan)),

@@ -27,7 +27,7 @@ from dlf_dynamics.errors import FileError
 from dlf_dynamics.startup import check_writable, leads, open_recorded
 
 if TYPE_CHECKING:
-    from dlf_dynamics.resultfile import Parts
+    from dlf_dynamics.parts import Parts
     from dlf_dynamics.run import Run
 
 

@@ -78,7 +78,8 @@ class Sweep:
         dtypes = {config.dtype for config in study.configs}
         start_jax("float64" if "float64" in dtypes else "float32", 1, 0)
         again = f"dlf-dynamics sweep {self.study} --resume"
-        found = interruptible(lambda stop: self._sweep(study, output, stop), again)
+        what = "stopping; runs that do not end within a second are left for --resume"
+        found = interruptible(lambda stop: self._sweep(study, output, stop), again, what)
         if isinstance(found, int):
             return found
         say(f"wrote {output}: {_count(found.statuses)}")

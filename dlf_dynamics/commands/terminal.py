@@ -19,8 +19,8 @@ from dlf_dynamics.streams import say as say
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from dlf_dynamics.parts import Parts
     from dlf_dynamics.progress import Stop
-    from dlf_dynamics.resultfile import Parts
     from dlf_dynamics.run import Run
 
 DIVERGED, INVALID, CROSSED, UNDECIDED = 3, 1, 1, 4
@@ -53,16 +53,17 @@ def show(*results: str | Table) -> None:
         console.print(result, soft_wrap=isinstance(result, str))
 
 
-def interruptible(work: Callable[[Stop], Any], again: str) -> Any:
+def interruptible(work: Callable[[Stop], Any], again: str, *what: str) -> Any:
     """What the work returns; when it was interrupted, the exit code, once that was said.
 
     Args:
         work: given what tells whether to stop; it raises KeyboardInterrupt then.
         again: the command that goes on.
+        what: the work does when it is to stop, if that is not to end the current chunk.
     """
     from dlf_dynamics.progress import Stop
 
-    stop = Stop()
+    stop = Stop(*what)
     try:
         with stop.listening():
             return work(stop)
@@ -80,7 +81,8 @@ def kept_parts(
     Output and parts are this process's to write while the block lasts.
     """
     from dlf_dynamics.outputs import hold
-    from dlf_dynamics.resultfile import Parts, require_result
+    from dlf_dynamics.parts import Parts
+    from dlf_dynamics.resultfile import require_result
     from dlf_dynamics.startup import leads, wait_for_others
 
     folder = output.with_suffix(".parts")

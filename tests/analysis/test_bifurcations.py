@@ -39,7 +39,7 @@ from dlf_dynamics.analysis.events import find_oscillations
 from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.datasets import check_dataset
 from dlf_dynamics.errors import ConfigError, FileError
-from dlf_dynamics.resultfile import Parts
+from dlf_dynamics.parts import Parts
 
 CONFIG = BifurcationConfig(every=20, diagrams="none")
 

@@ -19,7 +19,7 @@ from dlf_dynamics.analysis.ritz import Ends, RitzPairs
 from dlf_dynamics.assembly import build
 from dlf_dynamics.config import ModelConfig, ScheduleConfig, SpectrumConfig
 from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.resultfile import Parts
+from dlf_dynamics.parts import Parts
 
 NAMES = ("eigenvalues", "intervals", "status", "upper_bound", "rank_bounds", "num_matvecs", "modes")
 

@@ -28,7 +28,7 @@ from dlf_dynamics.cli import main
 from dlf_dynamics.commands.reproduction import Reproduce
 from dlf_dynamics.config import DataConfig
 from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.resultfile import Parts
+from dlf_dynamics.parts import Parts
 from dlf_dynamics.run import open_run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -217,7 +217,7 @@ def test_a_spectrum_of_other_settings_is_not_taken_for_this_one(headline, monkey
     assert load_spectrum(result).ntk is None
     run = open_run(headline / "run.h5")
     parts = Parts(headline / "run.spectrum.parts", "spectrum", run, {"k": 7})
-    parts.get_or_make("hessian-0", lambda: {"of": np.ones(1)})
+    parts.get_or_make("hessian-0", lambda: {"of": np.ones(1)}, dict)
     assert reproduce("fig4", headline) == 0
     found = load_spectrum(result)
     assert (found.asked, found.config) == (wanted.asked, wanted.config)

@@ -91,7 +91,7 @@ KINDS = {
 def make(folder: Path) -> None:
     """Writes the files, by the program itself; needs a process in which JAX has not started."""
     jax.config.update("jax_enable_x64", True)
-    from dlf_dynamics import resultfile
+    from dlf_dynamics import parts
     from dlf_dynamics.cli import main
     from dlf_dynamics.configfile import override
     from dlf_dynamics.presets import PRESETS
@@ -129,9 +129,9 @@ def make(folder: Path) -> None:
     # The parts of an analysis that was killed at its very end.
     part = folder / "part.h5"
     part.write_bytes(run.read_bytes())
-    clear, resultfile.Parts.clear = resultfile.Parts.clear, lambda self: None
+    clear, parts.Parts.clear = parts.Parts.clear, lambda self: None
     execute("spectrum", str(part), *SPECTRUM)
-    resultfile.Parts.clear = clear
+    parts.Parts.clear = clear
     np.savez(folder / "data.npz", inputs=np.eye(6), labels=np.arange(6) % 3)
 
 

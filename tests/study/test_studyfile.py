@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -554,3 +555,16 @@ def test_a_disk_that_refuses_rows_ends_the_study_in_one_line_and_keeps_those_bef
 if __name__ == "child":
     name, args = globals()["CALL"]
     globals()[name](*args)
+
+
+@pytest.mark.parametrize(("runs", "points"), [(4, 100_000), (3000, 10)])
+def test_the_texts_of_a_study_file_are_where_damaged_ones_are_looked_for(runs, points, tmp_path):
+    measures = Measures(curve_points=points)
+    study = Study(RunConfig(steps=9), (("model.seed", tuple(range(runs))),), measures=measures)
+    path = tmp_path / "study.h5"
+    with create(path, study):
+        pass
+    content = path.read_bytes()
+    heaps = [found.start() for found in re.finditer(b"GCOL", content)]
+    assert heaps
+    assert max(heaps) < 2**20 < len(content)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -168,6 +169,94 @@ def test_a_killed_program_goes_on_with_what_is_left(reference, tmp_path):
     assert_equal(found, reference)
     kept = begun.done
     assert found.columns["seconds"][kept].tolist() == begun.columns["seconds"][kept].tolist()
+
+
+SLOW = """
+    import sys, time
+    from dlf_dynamics.analysis.study import measuring
+    from dlf_dynamics.cli import main
+
+    def compiling(configs, measures, stop):
+        print("ready", flush=True)
+        time.sleep(60)
+
+    # Processes of a pool run this file, too, under another name.
+    measuring.measure = compiling
+    if __name__ == "__main__":
+        sys.argv[1:] = ["sweep", "study.toml", "--quiet", "--processes", sys.argv[1]]
+        sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_one_ctrl_c_stops_a_sweep_whatever_its_runs_are_busy_with(processes, tmp_path):
+    (tmp_path / "study.toml").write_text(TOML)
+    (tmp_path / "slow.py").write_text(textwrap.dedent(SLOW))
+    program = subprocess.Popen(
+        [sys.executable, "slow.py", str(processes)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert program.stdout is not None
+    for _ in range(processes):
+        assert program.stdout.readline() == "ready\n"
+    os.killpg(program.pid, signal.SIGINT)  # as the terminal does
+    begun = time.monotonic()
+    # The pipes end when the processes of the pool have, too.
+    _, told = program.communicate(timeout=20)
+    assert time.monotonic() - begun < 10
+    assert program.returncode == 130
+    first, last = told.splitlines()
+    assert first == (
+        "dlf-dynamics: stopping; runs that do not end within a second are left for --resume; "
+        "press Ctrl-C again to stop immediately"
+    )
+    assert "continue with `dlf-dynamics sweep study.toml --resume`" in last
+
+
+IDLE = """
+    import multiprocessing, os, signal, sys, time
+    from pathlib import Path
+    from dlf_dynamics.analysis.study import measuring
+    from dlf_dynamics.analysis.study.outcome import Outcome
+    from dlf_dynamics.analysis.study.study import load_study
+    from dlf_dynamics.analysis.study.sweep import sweep
+
+    def measure(configs, measures, stop):
+        seed = configs[0].model.seed
+        if seed:
+            open("busy", "w").write(str(os.getpid()))
+            time.sleep(3)
+        return [Outcome("complete", steps=seed)]
+
+    def kill_the_idle_one(done):
+        if done:
+            while not os.path.exists("busy"):
+                time.sleep(0.1)
+            time.sleep(1)
+            busy = int(open("busy").read())
+            for process in multiprocessing.active_children():
+                if process.pid != busy:
+                    os.kill(process.pid, signal.SIGKILL)
+
+    measuring.measure = measure
+    if __name__ == "__main__":
+        study = load_study(Path("two.toml"))
+        found = sweep(study, "two.h5", processes=2, progress=kill_the_idle_one)
+        print(found.statuses)
+"""
+
+
+def test_a_process_that_is_killed_while_it_waits_for_work_does_not_hang_the_others(tmp_path):
+    (tmp_path / "two.toml").write_text("grid.model.seed = [0, 1]")
+    (tmp_path / "idle.py").write_text(textwrap.dedent(IDLE))
+    # It holds the lock of the queue of jobs, on which the other one then waits for ever.
+    command = [sys.executable, "idle.py"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert found.stdout == "['complete', 'complete']\n", found.stderr
 
 
 # Dask leaves sockets and event loops to the garbage collector.
