@@ -209,26 +209,18 @@ def follow_chain(
     stop = jnp.minimum(chain.length + steps, len(chain.alphas))
     floor = rounding(form.num_params, form.dtype)
 
-    def less(vector: Vector, *parts: tuple[Array, Vector]) -> Vector:
-        for factor, part in parts:
-            vector = form.map(jnp.subtract, vector, form.scaled(part, factor))
-        return vector
-
-    def outside(vector: Vector) -> Vector:
-        inside = form.combined(form.inner(vectors, vector), vectors)
-        return form.map(jnp.subtract, vector, inside)
-
     def step(chain: Chain) -> Chain:
         place = chain.length
         begins = chain.started[place]
         product = matvec(chain.last)
         norm = jnp.maximum(chain.norm, form.norm(product))
-        rest = outside(product)
+        rest, _ = form.swept(product, vectors)
         beta_before = jnp.where(begins, 0, chain.betas[place - 1])
         alpha = form.inner(chain.last, rest)
-        rest = less(rest, (alpha, chain.last), (beta_before, chain.before))
+        rest = form.less(form.less(rest, alpha, chain.last), beta_before, chain.before)
         # Once more, as what is left may be much less than what was taken out.
-        rest = less(outside(rest), (form.inner(chain.last, rest), chain.last))
+        again = form.inner(chain.last, rest)
+        rest = form.less(form.swept(rest, vectors)[0], again, chain.last)
         remaining = form.norm(rest)
         exhausted = remaining <= floor * norm
         beta = jnp.maximum(remaining, floor * norm)

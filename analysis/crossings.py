@@ -14,8 +14,9 @@ from dlf_dynamics.analysis.events import Crossing, find_crossings, sides
 from dlf_dynamics.analysis.hessian import Eigenvalues, HessianSpectrum
 from dlf_dynamics.analysis.points import POINTS
 from dlf_dynamics.analysis.replay import Replay
+from dlf_dynamics.analysis.solver import Solver
 from dlf_dynamics.analysis.stability import instability_threshold
-from dlf_dynamics.analysis.trajectory import Solver, solve_segment
+from dlf_dynamics.analysis.trajectory import solve_segment
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Run
 from dlf_dynamics.runwriter import Point

@@ -131,8 +131,7 @@ def top_eigenpairs(
     ([49.0, 48.0], [True, True])
     """
     matvec = matvec if isinstance(matvec, Partial) else Partial(matvec)
-    ends = make_ends(k, num_params, which)
-    goal = Goal(ends, tol, failure_probability).within(rank_tolerance)
+    goal = Goal(make_ends(k, num_params, which), tol, failure_probability).within(rank_tolerance)
     form = Form.flat(num_params, dtype) if like is None else Form.like(like)
     _check(matvec, num_params, form, goal, max_matvecs)
     spent, alone = 0, initial_vectors is None and certificate_matvec is None

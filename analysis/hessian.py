@@ -15,9 +15,8 @@ from dlf_dynamics.analysis.curvature import Curvature
 from dlf_dynamics.analysis.modes import follow_modes
 from dlf_dynamics.analysis.points import POINTS
 from dlf_dynamics.analysis.ritz import Ends
+from dlf_dynamics.analysis.solver import MOST, Solver
 from dlf_dynamics.analysis.trajectory import (
-    MOST,
-    Solver,
     Source,
     Watch,
     as_segment,

@@ -240,8 +240,7 @@ def stability(
     point = _Point.of(problem, params)
     update = FlatUpdate(optimizer, point.layout)
     threshold = threshold_at(update, int(step))
-    solver = _Solver(tol, max_matvecs, batch_size, seed, max_memory=max_memory)
-    solver = solver.within(point)
+    solver = _Solver(tol, max_matvecs, batch_size, seed, max_memory=max_memory).within(point)
     scale, label = None, "Hessian of the weighted loss"
     if is_adaptive(optimizer):
         if opt_state is None:

@@ -15,8 +15,8 @@ from dlf_dynamics.analysis.events import Crossing
 from dlf_dynamics.analysis.infinite_width import InfiniteWidth
 from dlf_dynamics.analysis.ntk import NTKSpectrum
 from dlf_dynamics.analysis.points import POINTS
+from dlf_dynamics.analysis.solver import MOST
 from dlf_dynamics.analysis.spectrum import Spectrum
-from dlf_dynamics.analysis.trajectory import MOST
 from dlf_dynamics.errors import counted
 
 

@@ -29,8 +29,8 @@ from dlf_dynamics.analysis.infinite_width import InfiniteWidth, check_kernels, i
 from dlf_dynamics.analysis.ntk import NTKSpectrum, ntk_spectrum
 from dlf_dynamics.analysis.points import POINTS
 from dlf_dynamics.analysis.ritz import Ends
+from dlf_dynamics.analysis.solver import Solver
 from dlf_dynamics.analysis.stability import instability_threshold, refusal, threshold_label
-from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.configfile import in_type, override
 from dlf_dynamics.errors import ConfigError

@@ -15,36 +15,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from dlf_dynamics.analysis.certificate import Certificate, Evidence, certify
-from dlf_dynamics.analysis.chain import TIGHTER, Goal
-from dlf_dynamics.analysis.curvature import Curvature
 from dlf_dynamics.analysis.devices import (
     filled,
     map_over_devices,
-    mesh,
     one_ahead,
-    rounded_up,
     shared_problem,
 )
 from dlf_dynamics.analysis.eigensolver import (
-    PASS_SIZE,
     Plan,
     evidence_of,
-    make_ends,
     worth_going_on,
 )
-from dlf_dynamics.analysis.float64 import Wide, computes_in_float64
+from dlf_dynamics.analysis.float64 import Wide
 from dlf_dynamics.analysis.lanczos import Pass
 from dlf_dynamics.analysis.modes import overlaps
 from dlf_dynamics.analysis.points import POINTS, both_points, places_of
-from dlf_dynamics.analysis.ritz import Ends, RitzPairs
+from dlf_dynamics.analysis.ritz import RitzPairs
 from dlf_dynamics.analysis.solution import solve
+from dlf_dynamics.analysis.solver import Solver
 from dlf_dynamics.analysis.vectors import Form, Operator
-from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.dynamics import Dynamics, State
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import ContentError
@@ -52,108 +45,6 @@ from dlf_dynamics.operators import check_operator
 from dlf_dynamics.resultfile import Arrays, typed
 from dlf_dynamics.run import Run, stack_points
 from dlf_dynamics.runwriter import Point
-
-MOST = 64
-"""Eigenvalues to which k grows at most, to have all above a fraction of the threshold."""
-
-_STREAM = 1729
-"""Folded into the keys of an analysis, so that they are none that the run used."""
-
-_SEGMENT_WORK = 10**8
-"""Checkpoints times examples times parameters in a segment, roughly: some seconds of work."""
-
-_SEGMENTS = 10, 400
-"""Checkpoints in a segment, at least and at most."""
-
-_CHUNK = 25
-"""Checkpoints that go through a device in one call of the compiled pass."""
-
-
-class Solver(NamedTuple):
-    """What is fixed for all checkpoints, hashable for `jax.jit`.
-
-    Attributes:
-        curvature: which operator.
-        size: its order.
-        goal: how many eigenvalues, how precisely, how certain.
-        max_matvecs: products per checkpoint and point at most.
-        seed: of the random directions.
-        segment_length: checkpoints in a segment.
-        tracked: whether each checkpoint starts from the one before, without a chain.
-        precise: whether eigenvalues and residuals are computed in float64, whatever the run's type.
-    """
-
-    curvature: Curvature
-    size: int
-    goal: Goal
-    max_matvecs: int
-    seed: int
-    segment_length: int
-    tracked: bool = False
-    precise: bool = True
-
-    @classmethod
-    def from_config(cls, run: Run, config: SpectrumConfig) -> Solver:
-        """As configured; `k`, `tol` and the number of products as they come out for the run."""
-        curvature = Curvature.from_config(run, config)
-        size = curvature.size(run.num_params)
-        ends = make_ends(min(config.k, size), size, config.which)
-        tol = config.tol or (1e-6 if run.dtype == "float64" else 1e-3)
-        goal = Goal(
-            ends, tol, config.failure_probability, config.rank_tolerance, not config.unranked
-        )
-        work = max(run.problem.num_examples, 1) * run.num_params
-        length = int(np.clip(_SEGMENT_WORK // work, *_SEGMENTS))
-        precise = config.certificate == "float64" and computes_in_float64(run, curvature)
-        most, seed, tracked = config.max_matvecs, config.seed, config.tracked
-        return cls(curvature, size, goal, most, seed, length, tracked, precise)
-
-    @property
-    def ends(self) -> Ends:
-        """How many eigenvalues."""
-        return self.goal.ends
-
-    @property
-    def one_pass(self) -> bool:
-        """Whether many checkpoints go through one compiled pass."""
-        return self.size <= PASS_SIZE and not self.tracked
-
-    @property
-    def mesh(self) -> Mesh | None:
-        """Devices that the work at one checkpoint is shared out over; none for one of them."""
-        return None if self.size <= PASS_SIZE else mesh()
-
-    @property
-    def chunk(self) -> int:
-        """Checkpoints that go through the compiled pass in one call."""
-        return rounded_up(min(_CHUNK * jax.local_device_count(), self.segment_length))
-
-    def dtype(self, run: Run) -> np.dtype:
-        """Of eigenvalues and residuals."""
-        return np.dtype(float if self.precise else run.dtype)
-
-    def plan(self, run: Run) -> Plan:
-        """Of the compiled pass."""
-        return Plan.of(self.size, self.goal, self.max_matvecs, self.dtype(run))
-
-    def tightened(self, run: Run) -> Solver:
-        """As precise as the numbers allow, where an interval does not clear the threshold."""
-        goal, precision = self.goal, float(100 * np.finfo(run.dtype).eps)
-        tol = min(goal.tol, max(TIGHTER * goal.tol, precision))
-        goal = goal._replace(tol=tol, rank_tolerance=TIGHTER * goal.rank_tolerance)
-        return self._replace(goal=goal, max_matvecs=4 * self.max_matvecs)
-
-    def doubled(self) -> Solver:
-        """For twice as many of the largest eigenvalues, `MOST` at most; products in proportion."""
-        k = min(2 * self.ends.top, MOST, self.size)
-        products = -(-self.max_matvecs * k // self.ends.top)
-        return self._replace(goal=self.goal._replace(ends=Ends(k, 0)), max_matvecs=products)
-
-    def key(self, step: Any, place: Any = 0) -> PRNGKeyArray:
-        """Of the random directions at a step and point: a stream of the analysis alone."""
-        stream = jax.random.fold_in(jax.random.key(self.seed), _STREAM)
-        return jax.random.fold_in(jax.random.fold_in(stream, step), place)
-
 
 Watch = Callable[[int], None]
 """Told how many products a solve has made so far."""
@@ -409,7 +300,7 @@ def _solve(
         with wide.enabled():
             shared = shared_problem(wide.dynamics.problem, several)
             precise = Partial(solver.curvature, wide.dynamics, *wide(point), shared)
-            if solver.size <= PASS_SIZE:
+            if solver.small:
                 return solve(precise, Form.flat(solver.size, float), solver.goal, **settings)
         settings["certificate_matvec"] = partial(_product_in, wide, precise)
     shared = shared_problem(run.problem, several)

@@ -172,12 +172,19 @@ class Form:
             basis: orthonormal rows.
             used: which of them count; none means all, the others being 0.
         """
-        only = (lambda c: c) if used is None else (lambda c: jnp.where(used, c, 0))
-        first = only(self.inner(basis, vector))
-        vector = self.map(jnp.subtract, vector, self.combined(first, basis))
-        second = only(self.inner(basis, vector))
-        vector = self.map(jnp.subtract, vector, self.combined(second, basis))
+        vector, first = self.swept(vector, basis, used)
+        vector, second = self.swept(vector, basis, used)
         return vector, first + second
+
+    def swept(self, vector: Any, basis: Any, used: Array | None = None) -> tuple[Any, Array]:
+        """The same by one sweep."""
+        overlaps = self.inner(basis, vector)
+        overlaps = overlaps if used is None else jnp.where(used, overlaps, 0)
+        return self.map(jnp.subtract, vector, self.combined(overlaps, basis)), overlaps
+
+    def less(self, vector: Any, factor: Array, part: Any) -> Any:
+        """The vector less another one times a number."""
+        return self.map(jnp.subtract, vector, self.scaled(part, factor))
 
     def unit_outside(self, vector: Any, basis: Any, used: Array | None = None) -> Any:
         """What of a vector is orthogonal to the rows, of norm 1; 0 when that is only rounding.

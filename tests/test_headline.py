@@ -16,7 +16,7 @@ from dlf_dynamics.analysis.bifurcation.periods import periods_of_iterates, perio
 from dlf_dynamics.analysis.hessian import hessian_spectrum
 from dlf_dynamics.analysis.ntk import ntk_spectrum
 from dlf_dynamics.analysis.replay import Replay
-from dlf_dynamics.analysis.trajectory import Solver
+from dlf_dynamics.analysis.solver import Solver
 from dlf_dynamics.config import SpectrumConfig
 
 PULSE = 5001

@@ -39,8 +39,8 @@ from dlf_dynamics.analysis.events import (
     sides,
 )
 from dlf_dynamics.analysis.replay import Replay
+from dlf_dynamics.analysis.solver import Solver
 from dlf_dynamics.analysis.stability import refusal, threshold_label
-from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.config import BifurcationConfig, SpectrumConfig, span_of
 from dlf_dynamics.configfile import in_type, override
 from dlf_dynamics.errors import ConfigError

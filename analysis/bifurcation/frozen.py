@@ -23,7 +23,7 @@ from dlf_dynamics.analysis.bifurcation.maps import (
     training_state,
 )
 from dlf_dynamics.analysis.replay import Replay
-from dlf_dynamics.analysis.trajectory import Solver
+from dlf_dynamics.analysis.solver import Solver
 from dlf_dynamics.dynamics import State
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Run

@@ -26,8 +26,8 @@ from dlf_dynamics.analysis.bifurcation.periods import IRREGULAR, periods_of_loss
 from dlf_dynamics.analysis.bifurcation.rod import rod_amplitude
 from dlf_dynamics.analysis.events import Crossing, Oscillation
 from dlf_dynamics.analysis.replay import Replay
+from dlf_dynamics.analysis.solver import Solver
 from dlf_dynamics.analysis.stability import growth_factors, refusal
-from dlf_dynamics.analysis.trajectory import Solver
 from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.run import Run
 

@@ -17,8 +17,8 @@ from dlf_dynamics.analysis.bifurcation.motion import (
 from dlf_dynamics.analysis.events import Crossing, find_crossings, sides
 from dlf_dynamics.analysis.points import both_points
 from dlf_dynamics.analysis.replay import Replay
+from dlf_dynamics.analysis.solver import Solver
 from dlf_dynamics.analysis.stability import instability_threshold
-from dlf_dynamics.analysis.trajectory import Solver
 
 
 class Centre(NamedTuple):

@@ -16,7 +16,8 @@ from dlf_dynamics.analysis.bifurcation.periods import LAGS, periods_of_iterates
 from dlf_dynamics.analysis.certificate import CONVERGED
 from dlf_dynamics.analysis.points import CENTRE, POINTS
 from dlf_dynamics.analysis.replay import Replay, Stretch
-from dlf_dynamics.analysis.trajectory import Solver, solve_segment
+from dlf_dynamics.analysis.solver import Solver
+from dlf_dynamics.analysis.trajectory import solve_segment
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.models import Convolutional, FullyConnected, make_model
 from dlf_dynamics.reprs import brief

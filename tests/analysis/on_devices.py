@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
 from dlf_dynamics.adapters import from_nnx
-from dlf_dynamics.analysis import devices, krylov, trajectory
+from dlf_dynamics.analysis import devices, krylov, solver
 from dlf_dynamics.analysis.hessian import hessian_spectrum
 from dlf_dynamics.analysis.measures import sharpness, stability, top_hessian
 from dlf_dynamics.analysis.vectors import Form
@@ -154,7 +154,7 @@ def memory():
 
 def along_runs(folder):
     """Eigenvalues of runs on one device and on eight, the network counting as large."""
-    trajectory.PASS_SIZE = 0
+    solver.PASS_SIZE = 0
     config = RunConfig(
         data=DataConfig(name="blobs", points_per_class=9),  # 27 examples
         model=ModelConfig(widths=(5,), activation="tanh", init="glorot-normal"),
@@ -171,9 +171,9 @@ def along_runs(folder):
     for place, (run_config, how) in enumerate(chosen):
         run = train(run_config, folder / f"{place}.h5")
         everywhere = hessian_spectrum(run, config=how).iterate
-        usual, trajectory.mesh = trajectory.mesh, lambda: None
+        usual, solver.mesh = solver.mesh, lambda: None
         alone = hessian_spectrum(run, config=how).iterate
-        trajectory.mesh = usual
+        solver.mesh = usual
         pair = (alone, everywhere)
         found.append([[p.eigenvalues.tolist(), p.status.tolist()] for p in pair])
     return found

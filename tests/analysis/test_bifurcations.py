@@ -18,7 +18,7 @@ from dlf_dynamics import (
     ScheduleConfig,
     train,
 )
-from dlf_dynamics.analysis import trajectory
+from dlf_dynamics.analysis import solver
 from dlf_dynamics.analysis.bifurcation import frozen, instabilities
 from dlf_dynamics.analysis.bifurcation.bifurcations import (
     compute_bifurcations,
@@ -84,7 +84,7 @@ def test_an_eigenvalue_that_rises_out_of_another_space_is_not_missed(tmp_path, m
     )
     dataset = check_dataset(inputs, labels, "disjoint")
     run = train(config, tmp_path / "run.h5", dataset=dataset)
-    monkeypatch.setattr(trajectory, "PASS_SIZE", 0)  # as if it were a large network
+    monkeypatch.setattr(solver, "PASS_SIZE", 0)  # as if it were a large network
     motion = compute_bifurcations(run, replace(CONFIG, every=4)).motion
     hessian = jax.jit(jax.hessian(run.problem.objective))
     params = run.parameters()[0]  # the loss is quadratic: its Hessian depends on the step alone

@@ -8,7 +8,7 @@ import pytest
 from dlf_dynamics.analysis import crossings
 from dlf_dynamics.analysis.crossings import resolve_crossings, states_between
 from dlf_dynamics.analysis.hessian import hessian_spectrum
-from dlf_dynamics.analysis.trajectory import Solver
+from dlf_dynamics.analysis.solver import Solver
 from dlf_dynamics.config import SpectrumConfig
 
 

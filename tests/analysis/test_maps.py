@@ -14,7 +14,7 @@ from dlf_dynamics.analysis.bifurcation import frozen
 from dlf_dynamics.analysis.bifurcation.maps import Map, rate_at, training_map, training_state
 from dlf_dynamics.analysis.bifurcation.plots import diagram_figure
 from dlf_dynamics.analysis.replay import Replay
-from dlf_dynamics.analysis.trajectory import Solver
+from dlf_dynamics.analysis.solver import Solver
 from dlf_dynamics.config import SpectrumConfig
 
 

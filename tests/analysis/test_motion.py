@@ -18,7 +18,7 @@ from dlf_dynamics.analysis.bifurcation.periods import (
     periods_of_loss,
 )
 from dlf_dynamics.analysis.replay import Replay
-from dlf_dynamics.analysis.trajectory import Solver
+from dlf_dynamics.analysis.solver import Solver
 
 LOOKED_AT = np.array([1, *range(5, 60, 5), 59])
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dlf_dynamics import microbatches
-from dlf_dynamics.analysis import trajectory
+from dlf_dynamics.analysis import solver, trajectory
 from dlf_dynamics.analysis.certificate import TRACKED, UNRANKED, Evidence, certify
 from dlf_dynamics.analysis.chain import Goal
 from dlf_dynamics.analysis.curvature import Curvature
@@ -27,7 +27,7 @@ NAMES = ("eigenvalues", "intervals", "status", "upper_bound", "rank_bounds", "nu
 @pytest.fixture
 def large(monkeypatch):
     """No network is small."""
-    monkeypatch.setattr(trajectory, "PASS_SIZE", 0)
+    monkeypatch.setattr(solver, "PASS_SIZE", 0)
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_unranked_values_are_told_apart(dense):
 @pytest.mark.parametrize("operator", ["hessian", "ggn", "remainder"])
 def test_a_float32_run_has_the_eigenvalues_of_float64(path, operator, small, trained, monkeypatch):
     if path == "large":
-        monkeypatch.setattr(trajectory, "PASS_SIZE", 0)
+        monkeypatch.setattr(solver, "PASS_SIZE", 0)
     config = replace(
         small,
         dtype="float32",
@@ -159,10 +159,10 @@ def test_a_float32_run_has_the_eigenvalues_of_float64(path, operator, small, tra
 @pytest.mark.parametrize("path", ["one pass", "large"])
 def test_interrupted_and_resumed_it_has_the_same_content(path, dense, tmp_path, monkeypatch):
     if path == "large":
-        monkeypatch.setattr(trajectory, "PASS_SIZE", 0)
+        monkeypatch.setattr(solver, "PASS_SIZE", 0)
     run, _ = dense
     config = SpectrumConfig(tol=1e-3, k=2)
-    monkeypatch.setattr(trajectory, "_SEGMENTS", (4, 4))
+    monkeypatch.setattr(solver, "_SEGMENTS", (4, 4))
     whole = hessian_spectrum(run, config=config)
 
     def stop_at(done):
@@ -184,7 +184,7 @@ def test_interrupted_and_resumed_it_has_the_same_content(path, dense, tmp_path, 
 @pytest.mark.parametrize("path", ["one pass", "large"])
 def test_the_order_of_the_checkpoints_does_not_matter(path, dense, monkeypatch):
     if path == "large":
-        monkeypatch.setattr(trajectory, "PASS_SIZE", 0)
+        monkeypatch.setattr(solver, "PASS_SIZE", 0)
     run, exact = dense
     config = SpectrumConfig(tol=1e-3, k=3)
     chosen = np.array([9, 2, 20, 2, 5])
@@ -200,7 +200,7 @@ def test_the_order_of_the_checkpoints_does_not_matter(path, dense, monkeypatch):
 @pytest.mark.parametrize("path", ["one pass", "large"])
 def test_a_checkpoint_that_is_not_finite_fails_and_the_others_do_not(path, dense, monkeypatch):
     if path == "large":
-        monkeypatch.setattr(trajectory, "PASS_SIZE", 0)
+        monkeypatch.setattr(solver, "PASS_SIZE", 0)
     run, exact = dense
     points = run.points
 
@@ -232,7 +232,7 @@ def test_both_ends_of_the_spectrum(which, dense):
 @pytest.mark.parametrize("path", ["one pass", "large"])
 def test_k_grows_until_all_above_the_fraction_of_the_threshold_are_there(path, dense, monkeypatch):
     if path == "large":
-        monkeypatch.setattr(trajectory, "PASS_SIZE", 0)
+        monkeypatch.setattr(solver, "PASS_SIZE", 0)
     run, exact = dense
     threshold = float(np.max(exact[:, 1]) * 0.9)
     thresholds = np.full(len(exact), 2 * threshold)
@@ -316,7 +316,7 @@ def test_products_that_are_not_symmetric_prove_nothing():
     extent = np.ones((1, 2, 2))
     one, made = np.ones((1, 2)), np.ones((1, 2), int)
     dtype, whole = np.dtype(float), np.ones((1, 2), bool)
-    evidence = Evidence(pairs, None, None, extent, one, blank, whole, made, None, dtype, dtype)
+    evidence = Evidence(pairs, 4, None, None, extent, one, blank, whole, made, None, dtype, dtype)
     found = certify(evidence, Goal(Ends(1, 0), 1e-6))
     assert found.converged.tolist() == [[[True], [False]]]
     # Of a random unit vector in 4 dimensions, ‖A q‖ = 1 bounds |λ| by 20, but for bad luck.
