@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 from rich import box
 from rich.table import Table
 
@@ -18,6 +19,7 @@ from dlf_dynamics.analysis.points import POINTS
 from dlf_dynamics.analysis.solver import MOST
 from dlf_dynamics.analysis.spectrum import Spectrum
 from dlf_dynamics.errors import counted
+from dlf_dynamics.run import Run
 
 
 def summary(spectrum: Spectrum) -> dict[str, Any]:
@@ -174,6 +176,10 @@ def _mark(crossing: Crossing) -> str:
     return {"certain": "", "refined": " r", "unresolved": " ?"}[crossing.state]
 
 
+SATURATED = 1e-6
+"""Loss below which a run in float32 tells little: eight times the distance from 1 to the next."""
+
+
 def closing_lines(spectrum: Spectrum) -> list[str]:
     """What the table rests on, a line each."""
     hessian = spectrum.hessian
@@ -194,6 +200,20 @@ def closing_lines(spectrum: Spectrum) -> list[str]:
     if spectrum.infinite_width is not None:
         lines.append(_limit_line(spectrum.infinite_width))
     return lines + [_density_line(name, found) for name, found in spectrum.densities.items()]
+
+
+def saturation_lines(run: Run, steps: Int[np.ndarray, " checkpoints"]) -> list[str]:
+    """Where a network has learned its data by heart, as far as its own numbers can tell."""
+    losses = run.scalars.get("loss")
+    if run.dtype == "float64" or losses is None:
+        return []
+    there = np.isin(run.steps, steps) & (np.abs(losses) < SATURATED)
+    if not there.any():
+        return []
+    return [
+        f"saturated: the loss is below {SATURATED:g} at {counted(int(there.sum()), 'checkpoint')} "
+        f"from step {run.steps[there][0]} on; updates in {run.dtype} are mostly rounding there"
+    ]
 
 
 def _points_line(spectrum: Spectrum) -> str:

@@ -80,6 +80,10 @@ class MeanOverPositions:
         losses = self.criterion(outputs, targets)
         return jnp.mean(losses.reshape(len(losses), -1), axis=1)
 
+    def steady(self) -> MeanOverPositions:
+        """See `steady`."""
+        return MeanOverPositions(steady(self.criterion))
+
     def output_hessian(
         self, outputs: Outputs, targets: Targets, weights: Float[Array, " examples"]
     ) -> OutputProduct:
@@ -90,6 +94,40 @@ class MeanOverPositions:
         return output_hessian(
             self.criterion, outputs, targets, jnp.broadcast_to(each, losses.shape)
         )
+
+
+def steady(criterion: Callable[..., Any]) -> Callable[..., Any]:
+    """The same loss in a form whose derivatives keep their digits where the softmax saturates.
+
+    The usual form of cross entropy has the derivative p_y - 1 in the output of its label: of 1e-8,
+    float32 has no digit left, and float64 half. As log(1 + Σ_(i≠y) exp(f_i - f_y)) it has all of
+    them. Ours and that of optax, of labels, are known; an object with a method `steady()` gives its
+    own form; any other is left as it is.
+
+    >>> outputs, label = jnp.array([[40.0, 0.0]]), jnp.array([0])
+    >>> slope = lambda loss: jax.grad(lambda f: jnp.sum(loss(f, label)))(outputs)[0, 0]
+    >>> float(slope(cross_entropy)), float(slope(steady(cross_entropy))) < -4e-18
+    (0.0, True)
+    """
+    own = getattr(criterion, "steady", None)
+    if own is not None:
+        return own()
+    return _STEADY.get(criterion, criterion) if callable(criterion) else criterion
+
+
+def _steady_cross_entropy(outputs: Outputs, targets: Targets) -> Losses:
+    if targets.ndim == outputs.ndim or outputs.shape[-1] == 1:
+        return cross_entropy(outputs, targets)
+    label = jnp.arange(outputs.shape[-1]) == targets[..., None]
+    mine = jnp.take_along_axis(outputs, targets[..., None], axis=-1)[..., 0]
+    others = jax.nn.logsumexp(jnp.where(label, -jnp.inf, outputs), axis=-1)
+    return jax.nn.softplus(others - mine)
+
+
+_STEADY: dict[Any, Criterion] = {
+    cross_entropy: _steady_cross_entropy,
+    optax.softmax_cross_entropy_with_integer_labels: _steady_cross_entropy,
+}
 
 
 def output_hessian(

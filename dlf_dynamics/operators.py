@@ -29,7 +29,7 @@ def gradient(
     problem: Problem, params: Vector, step: Step, *, batch_size: int | None = None
 ) -> Vector:
     """∇F(θ, t), of all examples in one pass, or of `batch_size` at a time."""
-    slope = lambda batch: jax.grad(batch.objective)(params, step)  # noqa: E731
+    slope = lambda batch: jax.grad(batch.steady().objective)(params, step)  # noqa: E731
     return _mean(slope, problem, _piece(problem, batch_size), params)
 
 
@@ -97,7 +97,7 @@ def remainder(
 
     # Taken as the sum, not as the difference, in which all digits could cancel.
     def of_batch(batch: Problem) -> Matvec:
-        slopes = jax.grad(batch.loss)(batch.outputs(params), step)
+        slopes = jax.grad(batch.steady().loss)(batch.outputs(params), step)
         pulled = jax.grad(lambda params: jnp.sum(slopes * batch.outputs(params)))
         return jax.linearize(pulled, params)[1]
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.layout import Layout
-from dlf_dynamics.losses import output_hessian
+from dlf_dynamics.losses import output_hessian, steady
 from dlf_dynamics.reprs import brief
 
 Step = Int[Array, ""] | int
@@ -39,6 +39,10 @@ class _OfClass:
     def __call__(self, outputs: Array, targets: Array) -> Array:
         losses = self.criterion(outputs, targets)
         return jnp.where(self._chosen(targets, losses), losses, jnp.zeros_like(losses))
+
+    def steady(self) -> _OfClass:
+        """See `losses.steady`."""
+        return _OfClass(steady(self.criterion), self.label)
 
     def output_hessian(
         self, outputs: Array, targets: Array, weights: Array
@@ -247,6 +251,13 @@ class Problem:
     def static(self) -> Problem:
         """The same problem with the static loss as its objective."""
         return replace(self, example_weights=None)
+
+    def steady(self) -> Problem:
+        """The same problem, its loss in a form whose derivatives keep their digits.
+
+        It is equal but for rounding; see `losses.steady`.
+        """
+        return replace(self, criterion=steady(self.criterion))
 
     def of_class(self, label: int) -> Problem:
         """The same problem whose loss is the part due to the examples of one class.

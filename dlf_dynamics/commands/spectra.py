@@ -103,7 +103,8 @@ class Spectrum:
             print(json.dumps(report.summary(found), indent=1))
         else:
             table = [report.events_table(found)] if not found.unwatched else []
-            show(*table, *report.closing_lines(found))
+            told = report.saturation_lines(run, found.hessian.steps)
+            show(*table, *report.closing_lines(found), *told)
         return _verify(run, found, quiet=self.quiet) if self.verify_dense else 0
 
     def _compute(self, run: Run, parts: Parts, stop: Callable[[], bool]) -> Any:
