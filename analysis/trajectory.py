@@ -150,8 +150,10 @@ class Solver(NamedTuple):
 
     def key(self, step: Any, place: Any = 0) -> PRNGKeyArray:
         """Of the random directions at a step and point: a stream of the analysis alone."""
-        stream = jax.random.fold_in(jax.random.key(self.seed), _STREAM)
-        return jax.random.fold_in(jax.random.fold_in(stream, step), place)
+        # A loop, as each of its three steps would take as long to compile as half a product.
+        numbers = jnp.stack([jnp.asarray(n, jnp.uint32) for n in (_STREAM, step, place)])
+        fold = lambda key, number: (jax.random.fold_in(key, number), None)  # noqa: E731
+        return jax.lax.scan(fold, jax.random.key(self.seed), numbers)[0]
 
 
 Watch = Callable[[int], None]
@@ -302,22 +304,22 @@ def _analyse(
 ) -> Pass:
     """What Lanczos passes tell at some points of a chunk of states."""
 
-    def at_state(chosen: tuple[State, Array]) -> Pass:
-        state, params = chosen
+    def solve(point: tuple[State, Array, Array]) -> Pass:
+        state, params, place = point
+        operator = partial(solver.curvature, dynamics, state, params)
+        return plan.run(operator, solver.key(state.step, place), tolerances)
 
-        def solve(point: tuple[Array, Array]) -> Pass:
-            key = solver.key(state.step, point[1])
-            operator = partial(solver.curvature, dynamics, state, point[0])
-            return plan.run(operator, key, tolerances)
+    def at_point(point: tuple[State, Array, Array]) -> Pass:
+        nothing = jax.tree.map(_missing, jax.eval_shape(solve, point))
+        finite = jnp.all(jnp.isfinite(point[1]))
+        return jax.lax.cond(finite, solve, lambda _: nothing, point)
 
-        def at_point(point: tuple[Array, Array]) -> Pass:
-            nothing = jax.tree.map(_missing, jax.eval_shape(solve, point))
-            finite = jnp.all(jnp.isfinite(point[0]))
-            return jax.lax.cond(finite, solve, lambda _: nothing, point)
-
-        return jax.lax.map(at_point, (params, jnp.arange(len(params))))
-
-    return map_over_devices(at_state, (states, places))
+    # One loop over all points: a loop over those of each state would take longer to compile.
+    shape = places.shape[:2]
+    each = jax.tree.map(lambda leaf: jnp.repeat(leaf, shape[1], axis=0), states)
+    flat = places.reshape(-1, places.shape[-1]), jnp.tile(jnp.arange(shape[1]), shape[0])
+    found = map_over_devices(at_point, (each, *flat))
+    return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), found)
 
 
 def _missing(leaf: jax.ShapeDtypeStruct) -> Array:
