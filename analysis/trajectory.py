@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dlf_dynamics.analysis.certificate import Certificate, Evidence, certify
 from dlf_dynamics.analysis.chain import TIGHTER, Goal
@@ -122,10 +122,10 @@ class Solver(NamedTuple):
         """Devices that the work at one checkpoint is shared out over; none for one of them."""
         return None if self.size <= PASS_SIZE else mesh()
 
-    @property
-    def chunk(self) -> int:
-        """Checkpoints that go through the compiled pass in one call."""
-        return rounded_up(min(_CHUNK * jax.local_device_count(), self.segment_length))
+    def chunk(self, num_points: int) -> int:
+        """Checkpoints that go through the compiled pass in one call, at so many points each."""
+        both = rounded_up(min(_CHUNK * jax.local_device_count(), self.segment_length))
+        return both * len(POINTS) // num_points  # one compilation for any points
 
     def dtype(self, run: Run) -> np.dtype:
         """Of eigenvalues and residuals."""
@@ -236,14 +236,19 @@ def _by_passes(
     plan, wide = solver.plan(run), Wide(run, needed=solver.precise)
 
     def begun() -> Iterator[tuple[list[Point], Any]]:
-        for some in source(solver.chunk):
-            states = stack_points(run, filled(some, solver.chunk))
+        count, chunk = len(points), solver.chunk(len(points))
+        for some in source(chunk):
+            states = stack_points(run, filled(some, chunk))
             places = places_of(run.dynamics, states, points=points)
+            each = jax.tree.map(lambda leaf: np.repeat(leaf, count, axis=0), states)
+            wanted = np.arange(count * chunk) < count * len(some)
+            numbers = np.where(wanted, np.tile(np.arange(count), chunk), _IDLE)
             with wide.enabled():
                 found = _analyse(
                     wide.dynamics,
-                    wide(states),
-                    wide(places),
+                    wide(each),
+                    wide(places.reshape(-1, places.shape[-1])),
+                    numbers,
                     solver.goal.tolerances,
                     solver=solver._replace(goal=solver.goal.form, max_matvecs=0),
                     plan=plan,
@@ -251,10 +256,15 @@ def _by_passes(
             yield some, (places, found)
 
     chunks, passes = [], []
-    for some, brought in one_ahead(begun()):
-        rows = slice(len(some))
+    for some, (places, found) in one_ahead(begun()):
+        shape = len(some), len(points)
         chunks.append(some)
-        passes.append(jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], brought))
+        passes.append(
+            (
+                np.asarray(places)[: len(some)],
+                jax.tree.map(partial(_first_rows, shape=shape), found),
+            )
+        )
     # All of them at once: what NumPy does takes about as long for many checkpoints as for few.
     places, found = jax.tree.map(lambda *leaves: np.concatenate(leaves), *passes)
     evidence = evidence_of(found, plan)
@@ -292,34 +302,40 @@ def _of_one(evidence: Evidence, solver: Solver) -> _Solved:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[None, None], solved)
 
 
+def _first_rows(leaf: Array, *, shape: tuple[int, int]) -> np.ndarray:
+    """Of what came back, without what filled up the call; axes (checkpoints, points, ...)."""
+    return np.asarray(leaf)[: shape[0] * shape[1]].reshape(*shape, *leaf.shape[1:])
+
+
+_IDLE = -1
+"""In place of a point's number, where there is nothing to solve."""
+
+
 @partial(jax.jit, static_argnames=("solver", "plan"))
 def _analyse(
     dynamics: Dynamics,
     states: State,
-    places: Float[Array, "states points params"],
+    places: Float[Array, "points params"],
+    numbers: Int[Array, " points"],
     tolerances: tuple[Array, Array],
     *,
     solver: Solver,
     plan: Plan,
 ) -> Pass:
-    """What Lanczos passes tell at some points of a chunk of states."""
+    """What Lanczos passes tell at some points, each with its state and its number there."""
 
     def solve(point: tuple[State, Array, Array]) -> Pass:
-        state, params, place = point
+        state, params, number = point
         operator = partial(solver.curvature, dynamics, state, params)
-        return plan.run(operator, solver.key(state.step, place), tolerances)
+        return plan.run(operator, solver.key(state.step, number), tolerances)
 
     def at_point(point: tuple[State, Array, Array]) -> Pass:
         nothing = jax.tree.map(_missing, jax.eval_shape(solve, point))
-        finite = jnp.all(jnp.isfinite(point[1]))
-        return jax.lax.cond(finite, solve, lambda _: nothing, point)
+        there = jnp.all(jnp.isfinite(point[1])) & (point[2] != _IDLE)
+        return jax.lax.cond(there, solve, lambda _: nothing, point)
 
     # One loop over all points: a loop over those of each state would take longer to compile.
-    shape = places.shape[:2]
-    each = jax.tree.map(lambda leaf: jnp.repeat(leaf, shape[1], axis=0), states)
-    flat = places.reshape(-1, places.shape[-1]), jnp.tile(jnp.arange(shape[1]), shape[0])
-    found = map_over_devices(at_point, (each, *flat))
-    return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), found)
+    return map_over_devices(at_point, (states, places, numbers))
 
 
 def _missing(leaf: jax.ShapeDtypeStruct) -> Array:
