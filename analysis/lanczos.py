@@ -113,14 +113,12 @@ class _Look(NamedTuple):
         coefficients: their vectors in the basis.
         extent: least and largest Ritz value.
         excess: by how much the bounds of their errors are too large, 0 if they are not.
-        bounded: whether no eigenvalue can be further out by more than the rank tolerance.
     """
 
     values: Float[Array, " count"]
     coefficients: Float[Array, "capacity count"]
     extent: Float[Array, " 2"]
     excess: Float[Array, " count"]
-    bounded: Bool[Array, ""]
 
 
 class _Progress(NamedTuple):
@@ -177,12 +175,12 @@ def lanczos(
         steps = jnp.clip(progress.wait, 1, capacity - size)
         krylov = jax.lax.fori_loop(0, steps, lambda _, k: _expand(matvec, k), progress.krylov)
         look = jax.lax.switch(jnp.searchsorted(jnp.array(sizes), size + steps), looks, krylov)
-        return _decide(krylov, look)
+        return _decide(krylov, look, _bounded(krylov, look.extent, goal))
 
     krylov = _start(num_params, capacity, key, dtype)
     empty = jnp.zeros(ends.total, float)
     coefficients = jnp.zeros((capacity, ends.total), float)
-    nothing = _Look(empty, coefficients, jnp.zeros(2, float), empty + jnp.inf, jnp.array(False))
+    nothing = _Look(empty, coefficients, jnp.zeros(2, float), empty + jnp.inf)
     start = _Progress(
         krylov, nothing, jnp.int32(min(2 * ends.total + 4, capacity)), jnp.array(False)
     )
@@ -286,7 +284,6 @@ def _look(krylov: _Krylov, *, padded: int, goal: Goal) -> _Look:
         coefficients=jnp.pad(vectors[:, wanted], ((0, len(krylov.outside) - padded), (0, 0))),
         extent=extent,
         excess=jnp.where(radii <= allowed, 0, radii / allowed),
-        bounded=_bounded(krylov, extent, goal),
     )
 
 
@@ -313,12 +310,12 @@ def _bounded(krylov: _Krylov, extent: Float[Array, " 2"], goal: Goal) -> Bool[Ar
     return growth.reached(goal)
 
 
-def _decide(krylov: _Krylov, look: _Look) -> _Progress:
-    """Goes on or stops."""
+def _decide(krylov: _Krylov, look: _Look, bounded: Bool[Array, ""]) -> _Progress:
+    """Goes on or stops; `bounded` says that nothing was missed."""
     hopeless = ~jnp.isfinite(krylov.norm)
     hopeless |= is_lost(krylov.asymmetry, krylov.norm, krylov.basis.dtype)
     full = krylov.size == krylov.basis.shape[1]
-    done = hopeless | full | (jnp.all(look.excess == 0) & look.bounded)
+    done = hopeless | full | (jnp.all(look.excess == 0) & bounded)
     near = jnp.max(look.excess) < NEAR
     # In a large basis the eigensolve of a look costs as much as several products.
     wait = jnp.where(near, jnp.maximum(1, krylov.size // 24), jnp.maximum(2, krylov.size // 12))

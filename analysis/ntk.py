@@ -184,7 +184,7 @@ def _with_classes(
     if not examples:
         return spectrum
     asked = np.isin(task.indices, task.indices if aligned is None else aligned)
-    problem = task.run.problem.take(jnp.array(examples))
+    problem = task.run.problem.take(np.array(examples))
     kernels = kernels_along(task.run, task.indices[asked], problem, engine=task.engine)
     labels, classes = np.asarray(problem.targets), task.num_classes
     found = [kernel_statistics(dense_sums(k, labels, classes), labels, classes) for k in kernels]
@@ -200,7 +200,7 @@ def first_examples(run: Run, num_examples: int) -> Problem:
 
     Where targets are not the labels of classes, all examples count as of one class.
     """
-    problem = run.problem.take(jnp.arange(min(num_examples, run.problem.num_examples)))
+    problem = run.problem.take(np.arange(min(num_examples, run.problem.num_examples)))
     if run.num_classes:
         return problem
     return replace(problem, targets=jnp.zeros(problem.num_examples, int))

@@ -124,9 +124,15 @@ class Replay:
         return self.run.state(self._recorded(int(self.run.checkpoint_steps[index])))
 
     def _recorded(self, step: int) -> Point:
-        index = int(np.searchsorted(self.run.checkpoint_steps, step))
-        ((point,),) = self.run.points([index], 1)
+        (point,) = self._all_recorded([step])
         return point
+
+    def _all_recorded(self, steps: list[int]) -> list[Point]:
+        """Checkpoints, which are read together: to open the file takes longer than to read one."""
+        if not steps:
+            return []
+        indices = np.searchsorted(self.run.checkpoint_steps, steps)
+        return next(iter(self.run.points(indices, len(indices))))
 
     def _passed(self, step: int, end: int) -> list[int]:
         """Recorded steps after `step`, up to `end`."""
@@ -136,8 +142,8 @@ class Replay:
     def _meets(self, stretch: Stretch, following: State, passed: list[int]) -> bool:
         """Whether the recorded parameters were met, as far as they should be."""
         missed = 0.0
-        for step in passed:
-            recorded = self._recorded(step).params
+        for step, point in zip(passed, self._all_recorded(passed), strict=True):
+            recorded = point.params
             made = (
                 point_of(following).params
                 if step == stretch.first + len(stretch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
@@ -14,6 +15,7 @@ from dlf_dynamics.analysis.curvature import Curvature
 from dlf_dynamics.analysis.devices import mesh, rounded_up
 from dlf_dynamics.analysis.eigensolver import PASS_SIZE, Plan, make_ends
 from dlf_dynamics.analysis.float64 import computes_in_float64
+from dlf_dynamics.analysis.points import POINTS
 from dlf_dynamics.analysis.ritz import Ends
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.run import Run
@@ -93,10 +95,10 @@ class Solver(NamedTuple):
         """Devices that the work at one checkpoint is shared out over; none for one of them."""
         return None if self.small else mesh()
 
-    @property
-    def chunk(self) -> int:
-        """Checkpoints that go through the compiled pass in one call."""
-        return rounded_up(min(_CHUNK * jax.local_device_count(), self.segment_length))
+    def chunk(self, num_points: int) -> int:
+        """Checkpoints that go through the compiled pass in one call, at so many points each."""
+        both = rounded_up(min(_CHUNK * jax.local_device_count(), self.segment_length))
+        return both * len(POINTS) // num_points  # one compilation for any points
 
     def dtype(self, run: Run) -> np.dtype:
         """Of eigenvalues and residuals."""
@@ -121,5 +123,7 @@ class Solver(NamedTuple):
 
     def key(self, step: Any, place: Any = 0) -> PRNGKeyArray:
         """Of the random directions at a step and point: a stream of the analysis alone."""
-        stream = jax.random.fold_in(jax.random.key(self.seed), _STREAM)
-        return jax.random.fold_in(jax.random.fold_in(stream, step), place)
+        # A loop, as each of its three steps would take as long to compile as half a product.
+        numbers = jnp.stack([jnp.asarray(n, jnp.uint32) for n in (_STREAM, step, place)])
+        fold = lambda key, number: (jax.random.fold_in(key, number), None)  # noqa: E731
+        return jax.lax.scan(fold, jax.random.key(self.seed), numbers)[0]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -204,30 +203,31 @@ def require_alike(
         num_params: length of the vectors.
         dtype: of the vectors.
     """
-    keys = jax.random.split(jax.random.key(0))
-    slope, params = (jax.random.normal(key, (num_params,), dtype) for key in keys)
-    slope *= _LARGE_SLOPE if has_mean_squares(initial_state) else 1.0
-    zero = jnp.zeros_like(params)
+    # All but the updates by NumPy: JAX would compile every operation on its own.
+    size = _LARGE_SLOPE if has_mean_squares(initial_state) else 1.0
+    drawn = np.random.default_rng(0).standard_normal((2, num_params))
+    slope, params = jnp.asarray(size * drawn[0], dtype), jnp.asarray(drawn[1], dtype)
+    zero = jnp.asarray(np.zeros(num_params), dtype)
     # The first update may have the learning rate 0.
     _, state = update(zero, hold_mean_squares(initial_state), zero)
-    answers = [
-        update(gradient, hold_mean_squares(state), point)[0]
+    of_slope, of_params, of_both = (
+        np.asarray(update(gradient, hold_mean_squares(state), point)[0], float)
         for gradient, point in ((slope, zero), (zero, params), (slope, params))
-    ]
-    of_slope, of_params, of_both = answers
-    allowed = 1e-3 * jnp.linalg.norm(of_slope)
+    )
+    slope, params = np.asarray(slope, float), np.asarray(params, float)
+    allowed = 1e-3 * np.linalg.norm(of_slope)
     for rest, most in (
         (_across(of_slope, slope), allowed),
-        (_across(of_params, params), 1e-3 * jnp.linalg.norm(params)),
+        (_across(of_params, params), 1e-3 * np.linalg.norm(params)),
         (of_both - of_slope - of_params, allowed),
     ):
-        if jnp.linalg.norm(rest) > most:
+        if np.linalg.norm(rest) > most:
             raise ValueError(
                 "the optimizer's update is not the same for all parameters; expected one learning "
                 "rate and one rule for all of them"
             )
 
 
-def _across(vector: Array, other: Array) -> Array:
+def _across(vector: np.ndarray, other: np.ndarray) -> np.ndarray:
     """What of a vector is not along another one."""
-    return vector - jnp.vdot(vector, other) / jnp.vdot(other, other) * other
+    return vector - vector @ other / (other @ other) * other

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.artist import allow_rasterization
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import get_registered_canvas_class
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
@@ -367,9 +368,22 @@ def save(figure: Figure, stem: Path, formats: Sequence[str] = ("png", "svg")) ->
             engine.execute(figure)
         figure.set_layout_engine("none")
     for suffix in formats:
-        content = io.BytesIO()
         with mpl.rc_context(STYLE):
-            figure.savefig(content, format=suffix, metadata=_UNDATED.get(suffix))
+            content = _drawn(figure, suffix)
         paths.append(stem.with_name(f"{stem.name}.{suffix}"))
-        write_whole(paths[-1], content.getvalue())
+        write_whole(paths[-1], content)
     return paths
+
+
+def _drawn(figure: Figure, suffix: str) -> bytes:
+    """The figure's file. `savefig` would draw it twice, to lay it out first."""
+    content, dpi = io.BytesIO(), figure.dpi
+    canvas = figure.canvas
+    figure.dpi = mpl.rcParams["savefig.dpi"]
+    try:
+        kind = get_registered_canvas_class(suffix)
+        getattr(kind(figure), f"print_{suffix}")(content, metadata=_UNDATED.get(suffix))
+    finally:
+        figure.dpi = dpi
+        figure.set_canvas(canvas)
+    return content.getvalue()

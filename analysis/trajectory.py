@@ -156,38 +156,50 @@ def _by_passes(
     plan, wide = solver.plan(run), Wide(run, needed=solver.precise)
 
     def begun() -> Iterator[tuple[list[Point], Any]]:
-        for some in source(solver.chunk):
-            states = stack_points(run, filled(some, solver.chunk))
+        count, chunk = len(points), solver.chunk(len(points))
+        for some in source(chunk):
+            states = stack_points(run, filled(some, chunk))
             places = places_of(run.dynamics, states, points=points)
+            each = jax.tree.map(lambda leaf: np.repeat(leaf, count, axis=0), states)
+            wanted = np.arange(count * chunk) < count * len(some)
+            numbers = np.where(wanted, np.tile(np.arange(count), chunk), _IDLE)
             with wide.enabled():
                 found = _analyse(
                     wide.dynamics,
-                    wide(states),
-                    wide(places),
+                    wide(each),
+                    wide(places.reshape(-1, places.shape[-1])),
+                    numbers,
                     solver.goal.tolerances,
                     solver=solver._replace(goal=solver.goal.form, max_matvecs=0),
                     plan=plan,
                 )
             yield some, (places, found)
 
-    solved = []
+    chunks, passes = [], []
     for some, (places, found) in one_ahead(begun()):
-        rows = slice(len(some))
-        found = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], found)
-        evidence = evidence_of(found, plan)
-        certificate = certify(evidence, solver.goal)
-        result = _Solved(
-            certificate, evidence.pairs.values, evidence.num_matvecs, evidence.pairs.vectors
+        shape = len(some), len(points)
+        chunks.append(some)
+        passes.append(
+            (
+                np.asarray(places)[: len(some)],
+                jax.tree.map(partial(_first_rows, shape=shape), found),
+            )
         )
-        again = worth_going_on(evidence, certificate, solver.max_matvecs)
-        for row, place in np.argwhere(again).tolist():
-            spent = int(evidence.num_matvecs[row, place])
-            params = np.asarray(places)[row, place]
-            state = run.state(some[row])
-            better = _solve(run, solver, state, place, params, spent=spent, watch=watch)
-            result = _replaced(result, row, place, better, solver)
-        solved.append(result)
-    return solved
+    # All of them at once: what NumPy does takes about as long for many checkpoints as for few.
+    places, found = jax.tree.map(lambda *leaves: np.concatenate(leaves), *passes)
+    evidence = evidence_of(found, plan)
+    certificate = certify(evidence, solver.goal)
+    result = _Solved(
+        certificate, evidence.pairs.values, evidence.num_matvecs, evidence.pairs.vectors
+    )
+    again = worth_going_on(evidence, certificate, solver.max_matvecs)
+    recorded = [point for some in chunks for point in some]
+    for row, place in np.argwhere(again).tolist():
+        spent = int(evidence.num_matvecs[row, place])
+        state, params = run.state(recorded[row]), places[row, place]
+        better = _solve(run, solver, state, place, params, spent=spent, watch=watch)
+        result = _replaced(result, row, place, better, solver)
+    return [result]
 
 
 def _replaced(solved: _Solved, row: int, place: int, evidence: Evidence, solver: Solver) -> _Solved:
@@ -210,34 +222,40 @@ def _of_one(evidence: Evidence, solver: Solver) -> _Solved:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[None, None], solved)
 
 
+def _first_rows(leaf: Array, *, shape: tuple[int, int]) -> np.ndarray:
+    """Of what came back, without what filled up the call; axes (checkpoints, points, ...)."""
+    return np.asarray(leaf)[: shape[0] * shape[1]].reshape(*shape, *leaf.shape[1:])
+
+
+_IDLE = -1
+"""In place of a point's number, where there is nothing to solve."""
+
+
 @partial(jax.jit, static_argnames=("solver", "plan"))
 def _analyse(
     dynamics: Dynamics,
     states: State,
-    places: Float[Array, "states points params"],
+    places: Float[Array, "points params"],
+    numbers: Int[Array, " points"],
     tolerances: tuple[Array, Array],
     *,
     solver: Solver,
     plan: Plan,
 ) -> Pass:
-    """What Lanczos passes tell at some points of a chunk of states."""
+    """What Lanczos passes tell at some points, each with its state and its number there."""
 
-    def at_state(chosen: tuple[State, Array]) -> Pass:
-        state, params = chosen
+    def solve(point: tuple[State, Array, Array]) -> Pass:
+        state, params, number = point
+        operator = partial(solver.curvature, dynamics, state, params)
+        return plan.run(operator, solver.key(state.step, number), tolerances)
 
-        def solve(point: tuple[Array, Array]) -> Pass:
-            key = solver.key(state.step, point[1])
-            operator = partial(solver.curvature, dynamics, state, point[0])
-            return plan.run(operator, key, tolerances)
+    def at_point(point: tuple[State, Array, Array]) -> Pass:
+        nothing = jax.tree.map(_missing, jax.eval_shape(solve, point))
+        there = jnp.all(jnp.isfinite(point[1])) & (point[2] != _IDLE)
+        return jax.lax.cond(there, solve, lambda _: nothing, point)
 
-        def at_point(point: tuple[Array, Array]) -> Pass:
-            nothing = jax.tree.map(_missing, jax.eval_shape(solve, point))
-            finite = jnp.all(jnp.isfinite(point[0]))
-            return jax.lax.cond(finite, solve, lambda _: nothing, point)
-
-        return jax.lax.map(at_point, (params, jnp.arange(len(params))))
-
-    return map_over_devices(at_state, (states, places))
+    # One loop over all points: a loop over those of each state would take longer to compile.
+    return map_over_devices(at_point, (states, places, numbers))
 
 
 def _missing(leaf: jax.ShapeDtypeStruct) -> Array:
@@ -349,9 +367,9 @@ def check_deterministic(run: Run, solver: Solver) -> None:
         return
     state = run.state(point)
     operator = Partial(solver.curvature, run.dynamics, state, state.params)
-    dtype = state.params.dtype
+    key, dtype = jax.random.key(solver.seed), state.params.dtype
     try:
-        check_operator(lambda v: _product(operator, v), solver.size, solver.key(0), dtype)
+        check_operator(lambda v: _product(operator, v), solver.size, key, dtype)
     except ValueError as error:
         raise ConfigError(
             f"the {solver.curvature} cannot be analysed, at step {point.step}: {error}"

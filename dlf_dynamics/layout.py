@@ -56,12 +56,12 @@ class Layout:
         dtype = jnp.result_type(float) if not leaves else jnp.result_type(*leaves)
         return jnp.concatenate([jnp.zeros(0, dtype), *[leaf.astype(dtype) for leaf in leaves]])
 
-    def unflatten(self, vector: Float[Array, " size"]) -> Any:
-        """The tree whose numbers these are, in the types of the layout."""
+    def unflatten(self, vector: Float[Array, "*rows size"]) -> Any:
+        """The tree whose numbers these are, in the types of the layout; of rows, rows of each."""
         parts, start = [], 0
         for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
-            part = vector[start : start + prod(shape)]
-            parts.append(part.reshape(shape).astype(dtype))
+            part = vector[..., start : start + prod(shape)]
+            parts.append(part.reshape(*vector.shape[:-1], *shape).astype(dtype))
             start += prod(shape)
         return jax.tree.unflatten(self.structure, parts)
 

@@ -235,14 +235,18 @@ def check_operator(matvec: Matvec, num_params: int, key: PRNGKeyArray, dtype: An
     Traceback (most recent call last):
     ValueError: products are not linear: A(u + v) is not Au + Av (relative difference ...)
     """
-    u, v = jax.random.normal(key, (2, num_params), dtype)
-    tolerance = float(jnp.finfo(u.dtype).eps) ** 0.4
-    products = np.stack([_checked_product(matvec, vector) for vector in (u, u, v, u + v)])
+    # Drawn by NumPy: JAX would compile for longer than the four products take.
+    drawn = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    kind = jax.dtypes.canonicalize_dtype(dtype)
+    u, v = drawn.standard_normal((2, num_params)).astype(kind)
+    tolerance = float(jnp.finfo(kind).eps) ** 0.4
+    vectors = map(jnp.asarray, (u, u, v, u + v))
+    products = np.stack([_checked_product(matvec, vector) for vector in vectors])
     # Squares of very large or small numbers would leave the range of float64.
     au, again, av, whole = products / (np.max(np.abs(products)) or 1)
     scale = np.sum(np.linalg.norm([au, again, av, whole], axis=1))
     # Of normal vectors u, an error e of A v makes an error of about ‖e‖, not ‖u‖ ‖e‖, in u·Av.
-    skew = np.asarray(u, float) @ av - np.asarray(v, float) @ au
+    skew = u.astype(float) @ av - v.astype(float) @ au
     differences = {
         "products are not deterministic: two equal ones differ, usually by dropout, batch-norm "
         "or random augmentation": np.linalg.norm(again - au),

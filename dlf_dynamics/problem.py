@@ -246,7 +246,8 @@ class Problem:
 
     def take(self, indices: Int[Array, " batch"]) -> Problem:
         """The same problem on some of the examples."""
-        return replace(self, inputs=self.inputs[indices], targets=self.targets[indices])
+        inputs, targets = _rows((self.inputs, self.targets), indices)
+        return replace(self, inputs=inputs, targets=targets)
 
     def static(self) -> Problem:
         """The same problem with the static loss as its objective."""
@@ -295,6 +296,12 @@ class Problem:
         """The same problem as a function of one flat vector, and `params` as that vector."""
         layout = Layout.of(params)
         return self.flat(layout), layout.flatten(params)
+
+
+@partial(jax.jit, inline=True)
+def _rows(arrays: tuple[Array, ...], indices: Int[Array, " batch"]) -> tuple[Array, ...]:
+    """Of several arrays; outside of a compiled function this compiles once, indexing ten times."""
+    return tuple(array[indices] for array in arrays)
 
 
 def _taylor(function: Callable[[Any], Array], origin: PyTree, params: PyTree, order: int) -> Array:

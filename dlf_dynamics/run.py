@@ -335,7 +335,7 @@ class Run:
     def _require_fit(self, dynamics: Dynamics) -> None:
         """Raises FileError unless what was recorded has the form that the configuration gives."""
         state = dynamics.state_layout(jnp.zeros(self.layout.size, self.dtype))
-        classes = len(dynamics.schedule(jnp.int32(0)))
+        classes = len(jax.eval_shape(dynamics.schedule, jnp.int32(0)))
         for path, found, expected in (
             ("parameters/value", self.num_params, self.layout.size),
             ("optimizer/value", self._state_size, state.size),
@@ -404,13 +404,12 @@ def point_of(state: State) -> Point:
 
 
 def stack_points(run: Run, points: Sequence[Point]) -> State:
-    """Recorded points as one batched state, for `jax.lax.map` over checkpoints."""
-    params = np.stack([p.params for p in points])
-    optimizer = np.stack([p.optimizer for p in points])
-    layout = run.dynamics.state_layout(jnp.asarray(params[0]))
-    return State(
-        jnp.asarray(params),
-        jnp.asarray(np.stack([p.previous_update for p in points])),
-        jax.vmap(layout.unflatten)(jnp.asarray(optimizer)),
-        jnp.array([p.step for p in points], jnp.int32),
+    """Recorded points as one batched state of NumPy arrays, for `jax.lax.map` over checkpoints."""
+    params, updates, optimizer = (
+        np.stack([getattr(point, name) for point in points])
+        for name in ("params", "previous_update", "optimizer")
     )
+    layout = run.dynamics.state_layout(params[0])
+    steps = np.array([point.step for point in points], np.int32)
+    state: Any = State(params, updates, layout.unflatten(optimizer), steps)
+    return state

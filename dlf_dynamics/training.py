@@ -80,7 +80,7 @@ def _train(
     sizes = Sizes(
         params=params.size,
         state=Layout.of(state.optimizer_state).size,
-        classes=len(dynamics.schedule(state.step)),
+        classes=len(jax.eval_shape(dynamics.schedule, state.step)),
     )
     _require_space(output.target, config, sizes, params.dtype.itemsize)
     header = _header(config, dataset, layout, own_schedule=schedule is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -232,15 +233,19 @@ def _observe(
 
 def _gate_flips(run: Run, params: Float[np.ndarray, "more params"]) -> Float[np.ndarray, " rows"]:
     """Part of the gates that change from each row to the next."""
-    model = make_model(run.config.model)
-    gates = partial(_gates, model, run.layout)
+    gates = _Gates(make_model(run.config.model), run.layout)
     return np.array(_changes(Partial(gates), run.problem.inputs, params))
 
 
-def _gates(
-    model: FullyConnected | Convolutional, layout: Layout, inputs: Array, vector: Array
-) -> Array:
-    return model.gates(layout.unflatten(vector), inputs)
+@dataclass(frozen=True)
+class _Gates:
+    """Compares by value, so that all pieces of a run share one compilation."""
+
+    model: FullyConnected | Convolutional
+    layout: Layout
+
+    def __call__(self, inputs: Array, vector: Array) -> Array:
+        return self.model.gates(self.layout.unflatten(vector), inputs)
 
 
 @jax.jit

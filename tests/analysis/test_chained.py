@@ -136,7 +136,7 @@ def test_a_saturated_float32_run_has_the_eigenvalues_of_float64(
         monkeypatch.setattr(solver, "PASS_SIZE", 0)
     settings = SpectrumConfig(k=2, operator=operator, max_matvecs=120)
     (line,) = saturation_lines(run, run.checkpoint_steps)
-    assert line.startswith(f"saturated: the loss is below 1e-06 at 3 checkpoints")
+    assert line.startswith("saturated: the loss is below 1e-06 at 3 checkpoints")
     assert not saturation_lines(run, run.checkpoint_steps[:3])
     found = hessian_spectrum(run, config=settings).iterate
     problem = run.precise.problem
