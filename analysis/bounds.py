@@ -21,8 +21,8 @@ INDEPENDENT = 4
 
 _DOUBLINGS, _HALVINGS = 200, 48
 
-_AT_ONCE = 256
-"""Places that are tried at a time, of one operator or of many."""
+_PARTS = 16
+"""Of an interval, at whose ends the certainty is looked at together."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,8 @@ def upper_bound(
                 break
             width = np.where(short, 2 * width, width)
             high = np.where(short, low + width, high)
-        parts = max(2, _AT_ONCE // max(low.size, 1))
-        grid, steps = np.arange(parts + 1) / parts, recurrence.stretched()
-        for _ in range(int(np.ceil(_HALVINGS / np.log2(parts)))):
+        grid, steps = np.arange(_PARTS + 1) / _PARTS, recurrence.stretched()
+        for _ in range(int(np.ceil(_HALVINGS / np.log2(_PARTS)))):
             width = high - low
             places = low[..., None] + width[..., None] * grid[1:-1]
             # From one place on, all are enough.

@@ -153,53 +153,49 @@ def _overlaps(solved: list[_Solved], last: np.ndarray | None) -> np.ndarray:
 def _by_passes(
     run: Run, solver: Solver, source: Source, points: tuple[str, ...], watch: Watch
 ) -> list[_Solved]:
-    plan, wide = solver.plan(run), Wide(run, needed=solver.precise)
-
-    def begun() -> Iterator[tuple[list[Point], Any]]:
-        count, chunk = len(points), solver.chunk(len(points))
-        for some in source(chunk):
-            states = stack_points(run, filled(some, chunk))
-            places = places_of(run.dynamics, states, points=points)
-            each = jax.tree.map(lambda leaf: np.repeat(leaf, count, axis=0), states)
-            wanted = np.arange(count * chunk) < count * len(some)
-            numbers = np.where(wanted, np.tile(np.arange(count), chunk), _IDLE)
-            with wide.enabled():
-                found = _analyse(
-                    wide.dynamics,
-                    wide(each),
-                    wide(places.reshape(-1, places.shape[-1])),
-                    numbers,
-                    solver.goal.tolerances,
-                    solver=solver._replace(goal=solver.goal.form, max_matvecs=0),
-                    plan=plan,
-                )
-            yield some, (places, found)
-
-    chunks, passes = [], []
-    for some, (places, found) in one_ahead(begun()):
+    plan, recorded, passes = solver.plan(run), [], []
+    for some, (places, found) in one_ahead(_passes(run, solver, source, points, plan)):
         shape = len(some), len(points)
-        chunks.append(some)
-        passes.append(
-            (
-                np.asarray(places)[: len(some)],
-                jax.tree.map(partial(_first_rows, shape=shape), found),
-            )
-        )
+        recorded += some
+        rows = jax.tree.map(partial(_first_rows, shape=shape), found)
+        passes.append((np.asarray(places)[: len(some)], rows))
     # All of them at once: what NumPy does takes about as long for many checkpoints as for few.
     places, found = jax.tree.map(lambda *leaves: np.concatenate(leaves), *passes)
     evidence = evidence_of(found, plan)
     certificate = certify(evidence, solver.goal)
-    result = _Solved(
-        certificate, evidence.pairs.values, evidence.num_matvecs, evidence.pairs.vectors
-    )
+    pairs = evidence.pairs
+    result = _Solved(certificate, pairs.values, evidence.num_matvecs, pairs.vectors)
     again = worth_going_on(evidence, certificate, solver.max_matvecs)
-    recorded = [point for some in chunks for point in some]
     for row, place in np.argwhere(again).tolist():
         spent = int(evidence.num_matvecs[row, place])
         state, params = run.state(recorded[row]), places[row, place]
         better = _solve(run, solver, state, place, params, spent=spent, watch=watch)
         result = _replaced(result, row, place, better, solver)
     return [result]
+
+
+def _passes(
+    run: Run, solver: Solver, source: Source, points: tuple[str, ...], plan: Plan
+) -> Iterator[tuple[list[Point], tuple[Array, Pass]]]:
+    """Chunks of checkpoints, with the points of each and what a pass brought from there."""
+    wide, count, chunk = Wide(run, needed=solver.precise), len(points), solver.chunk(len(points))
+    for some in source(chunk):
+        states = stack_points(run, filled(some, chunk))
+        places = places_of(run.dynamics, states, points=points)
+        each = jax.tree.map(lambda leaf: np.repeat(leaf, count, axis=0), states)
+        wanted = np.arange(count * chunk) < count * len(some)
+        numbers = np.where(wanted, np.tile(np.arange(count), chunk), _IDLE)
+        with wide.enabled():
+            found = _analyse(
+                wide.dynamics,
+                wide(each),
+                wide(places.reshape(-1, places.shape[-1])),
+                numbers,
+                solver.goal.tolerances,
+                solver=solver._replace(goal=solver.goal.form, max_matvecs=0),
+                plan=plan,
+            )
+        yield some, (places, found)
 
 
 def _replaced(solved: _Solved, row: int, place: int, evidence: Evidence, solver: Solver) -> _Solved:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from dlf_dynamics.errors import ConfigError
@@ -244,7 +245,7 @@ class Problem:
         loss = self._with_penalty(self.weigh(losses, step), params, step)
         return loss, Evaluation(static, accuracy)
 
-    def take(self, indices: Int[Array, " batch"]) -> Problem:
+    def take(self, indices: Int[Array | np.ndarray, " batch"]) -> Problem:
         """The same problem on some of the examples."""
         inputs, targets = _rows((self.inputs, self.targets), indices)
         return replace(self, inputs=inputs, targets=targets)
@@ -299,7 +300,9 @@ class Problem:
 
 
 @partial(jax.jit, inline=True)
-def _rows(arrays: tuple[Array, ...], indices: Int[Array, " batch"]) -> tuple[Array, ...]:
+def _rows(
+    arrays: tuple[Array, ...], indices: Int[Array | np.ndarray, " batch"]
+) -> tuple[Array, ...]:
     """Of several arrays; outside of a compiled function this compiles once, indexing ten times."""
     return tuple(array[indices] for array in arrays)
 

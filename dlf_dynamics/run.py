@@ -405,11 +405,9 @@ def point_of(state: State) -> Point:
 
 def stack_points(run: Run, points: Sequence[Point]) -> State:
     """Recorded points as one batched state of NumPy arrays, for `jax.lax.map` over checkpoints."""
-    params, updates, optimizer = (
-        np.stack([getattr(point, name) for point in points])
-        for name in ("params", "previous_update", "optimizer")
-    )
+    names = ("params", "previous_update", "optimizer")
+    columns: list[Any] = [np.stack([getattr(point, name) for point in points]) for name in names]
+    params, updates, optimizer = columns
+    steps: Any = np.array([point.step for point in points], np.int32)
     layout = run.dynamics.state_layout(params[0])
-    steps = np.array([point.step for point in points], np.int32)
-    state: Any = State(params, updates, layout.unflatten(optimizer), steps)
-    return state
+    return State(params, updates, layout.unflatten(optimizer), steps)

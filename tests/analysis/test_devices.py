@@ -50,7 +50,7 @@ def test_memory_of_a_device_is_its_part(quick_parts):
     assert basis == 21 * 100_000 * 8
     for count, (part, taken) in zip((4, 8), others, strict=True):
         assert part == basis / count
-        assert taken <= 1.05 * step / count
+        assert taken <= 1.25 * step / count
 
 
 @pytest.mark.slow
