@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from dlf_dynamics.dynamics import State, advance, scalar_columns
 from dlf_dynamics.run import Run, point_of
@@ -17,6 +17,9 @@ _NUMBERS = 2**20
 
 _MOST = 1000
 """Steps that one call makes, at most."""
+
+_FAR = 20
+"""A new call takes as long as this part of the steps that one call makes at most, roughly."""
 
 FAITHFUL = 1e-4
 """Relative distance from a checkpoint up to which replayed steps speak for those of the run."""
@@ -109,6 +112,18 @@ class Replay:
                 kept = max(start - step, 0)
                 yield Stretch(step + kept, *(part[kept:] for part in stretch[1:]))
             state = following
+
+    def points(self, steps: Int[np.ndarray, " steps"]) -> Iterator[Point]:
+        """States of some steps, in increasing order.
+
+        Between two that are far apart nothing is made where a checkpoint is.
+        """
+        recorded = np.searchsorted(self.run.checkpoint_steps, steps, side="right")
+        apart = (np.diff(steps) > self.length // _FAR) & (np.diff(recorded) > 0)
+        for group in np.split(steps, np.flatnonzero(apart) + 1):
+            for stretch in self.stretches(int(group[0]), int(group[-1]) + 1):
+                inside = (group >= stretch.first) & (group < stretch.first + len(stretch))
+                yield from map(stretch.point, group[inside].tolist())
 
     def _made(self, state: State, count: int) -> tuple[State, Stretch]:
         counts = (np.arange(self.length) < count).astype(np.int32)

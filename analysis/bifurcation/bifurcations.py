@@ -214,8 +214,6 @@ def look_at_each_step(
 
         def piece(steps: np.ndarray = steps) -> Arrays:
             made = look_at(replay, solver, steps)
-            # Of the eigenvectors nothing is needed.
-            made = made._replace(vectors=made.vectors[:, :0])
             return made._asdict() | {"deviation": replay.deviation}
 
         lengths = {"looked": len(steps), "params": 0}

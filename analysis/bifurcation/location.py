@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +44,7 @@ class Centre(NamedTuple):
 def centre_of(replay: Replay, solver: Solver, step: int) -> Centre:
     """The centre of a step, which is replayed."""
     (stretch,) = replay.stretches(step, step + 1)
-    found = curvatures(replay.run, solver, stretch, [step])
+    found = curvatures(replay.run, solver, [stretch.point(step)])
     iterate, centre = map(
         np.asarray, both_points(replay.run.dynamics, replay.run.state(stretch.point(step)))
     )
@@ -59,7 +60,8 @@ def centre_of(replay: Replay, solver: Solver, step: int) -> Centre:
 def look_at(replay: Replay, solver: Solver, steps: Int[np.ndarray, " steps"]) -> Curvatures:
     """The curvature at the centres of some steps, in increasing order, which are replayed.
 
-    Where an interval does not clear the threshold, it is looked at closer.
+    Where an interval does not clear the threshold, it is looked at closer. Eigenvectors are left
+    out.
     """
     found = _seen(replay, solver, steps)
     limits = instability_threshold(replay.run.dynamics.optimizer, steps)
@@ -81,11 +83,10 @@ def look_at(replay: Replay, solver: Solver, steps: Int[np.ndarray, " steps"]) ->
 
 
 def _seen(replay: Replay, solver: Solver, steps: Int[np.ndarray, " steps"]) -> Curvatures:
-    parts = []
-    for stretch in replay.stretches(int(steps[0]), int(steps[-1]) + 1):
-        inside = steps[(steps >= stretch.first) & (steps < stretch.first + len(stretch))]
-        if len(inside):
-            parts.append(curvatures(replay.run, solver, stretch, inside.tolist()))
+    parts, states = [], replay.points(steps)
+    while some := list(itertools.islice(states, replay.length)):
+        found = curvatures(replay.run, solver, some)
+        parts.append(found._replace(vectors=found.vectors[:, :0]))
     return Curvatures(*map(np.concatenate, zip(*parts, strict=True)))
 
 
@@ -120,11 +121,10 @@ def locate_crossings(replay: Replay, solver: Solver, motion: Motion) -> Motion:
     if np.any(undecided):
         steps = motion.looked_at[undecided]
         motion = looked_again(motion, steps, look_at(replay, solver, steps))
-    for crossing in crossings_of(motion, limits):
-        between = np.arange(crossing.step_before + 1, crossing.step_after)
-        steps = np.setdiff1d(between, motion.looked_at)
-        if len(steps):
-            motion = looked_further(motion, steps, look_at(replay, solver, steps))
+    between = [np.arange(c.step_before + 1, c.step_after) for c in crossings_of(motion, limits)]
+    steps = np.setdiff1d(np.concatenate([np.zeros(0, int), *between]), motion.looked_at)
+    if len(steps):
+        motion = looked_further(motion, steps, look_at(replay, solver, steps))
     return motion
 
 

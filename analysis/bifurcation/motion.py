@@ -23,6 +23,7 @@ from dlf_dynamics.layout import Layout
 from dlf_dynamics.models import Convolutional, FullyConnected, make_model
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Run
+from dlf_dynamics.runwriter import Point
 
 _AHEAD = LAGS[-1]
 
@@ -94,15 +95,9 @@ class Curvatures(NamedTuple):
 
 
 def curvatures(
-    run: Run,
-    solver: Solver,
-    stretch: Stretch,
-    steps: list[int],
-    *,
-    points: tuple[str, ...] = CENTRE,
+    run: Run, solver: Solver, states: list[Point], *, points: tuple[str, ...] = CENTRE
 ) -> Curvatures:
-    """At the centres of steps of a stretch, and at the iterates if these are among the points."""
-    states = [stretch.point(step) for step in steps]
+    """At the centres of some states, and at the iterates if these are among the points."""
     lists = lambda most: [states[i : i + most] for i in range(0, len(states), most)]  # noqa: E731
     found = solve_segment(run, solver, lists, points=points, keep_vectors=True)
     at = points.index("centre")
@@ -132,7 +127,7 @@ def follow(
     """
     run = replay.run
     states = _joined(replay.stretches(start, min(stop + _AHEAD, replay.last + 1)))
-    found = curvatures(run, solver, states, list(looked_at), points=POINTS)
+    found = curvatures(run, solver, list(map(states.point, looked_at)), points=POINTS)
     vectors = _aligned(found.vectors)
     rows, steps, looks = stop - start, np.arange(start, stop), np.array(looked_at)
     params, updates = (_padded(part, rows + _AHEAD) for part in states[1:3])
