@@ -407,7 +407,8 @@ def test_the_number_of_traces_does_not_grow_with_the_steps(tmp_path):
         config = replace(CONFIG, steps=steps, checkpoint_every=20)
         train(config, tmp_path / f"{steps}.h5", schedule=counting)
         counts.append(sum(traces))
-    assert counts[0] == counts[1] > 0
+    # What JAX remembers of the first training it does not trace again.
+    assert 0 < counts[1] <= counts[0]
 
 
 @pytest.mark.parametrize("prng", ["modern", "legacy"])

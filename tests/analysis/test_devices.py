@@ -48,9 +48,10 @@ def test_a_step_exchanges_each_block_of_inner_products_once_and_gathers_nothing(
 def test_memory_of_a_device_is_its_part(quick_parts):
     (basis, step), *others = (quick_parts["memory"][count] for count in ("1", "4", "8"))
     assert basis == 21 * 100_000 * 8
+    piece = 21 * 4096 * 8  # of the basis, of which inner products are summed
     for count, (part, taken) in zip((4, 8), others, strict=True):
         assert part == basis / count
-        assert taken <= 1.25 * step / count
+        assert taken <= 1.05 * step / count + piece
 
 
 @pytest.mark.slow

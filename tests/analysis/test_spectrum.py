@@ -16,7 +16,7 @@ from dlf_dynamics.analysis import (
     hessian,
     load_spectrum,
     report,
-    trajectory,
+    solver,
 )
 from dlf_dynamics.analysis.bifurcation.bifurcations import compute_bifurcations
 from dlf_dynamics.analysis.events import find_oscillations, join_crossings
@@ -226,7 +226,7 @@ def test_where_the_limit_is_met_before_the_fraction_this_is_said_and_kept(
     small, trained, monkeypatch, tmp_path
 ):
     """A cut that lies below the fourth eigenvalue at some checkpoints and above it at others."""
-    for module in (trajectory, hessian, report):
+    for module in (solver, hessian, report):
         monkeypatch.setattr(module, "MOST", 4)
     run = trained(small)
     curvature = jax.jit(jax.hessian(run.problem.objective))
