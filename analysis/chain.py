@@ -176,7 +176,7 @@ def begin_chain(
     """A random vector outside of some vectors.
 
     Args:
-        form: of the vectors.
+        form: shape, type and place of the vectors.
         vectors: orthonormal, one per row.
         values: Ritz values of these, largest first, those of the bottom last.
         extent: least and largest Ritz value.
@@ -195,7 +195,7 @@ def begin_chain(
     at = jnp.stack([jnp.asarray(upper + room, float), jnp.asarray(room - lower, float)])
     finite = jnp.all(jnp.isfinite(form.inner(vectors, vectors)))
     done = ~finite | (form.norm(first) == 0)
-    zero = form.map(jnp.zeros_like, first)
+    zero = jax.tree.map(jnp.zeros_like, first)
     norm = jnp.asarray(norm, dtype)
     growth = Growth.at(at, form.num_params - count)
     started = jnp.zeros(most + 1, bool).at[0].set(True)
@@ -226,7 +226,7 @@ def follow_chain(
         beta = jnp.maximum(remaining, floor * norm)
         growth = chain.growth.stepped(alpha, beta, beta_before, begins)
         following = form.scaled(rest, 1 / jnp.where(remaining > 0, remaining, 1))
-        last = form.map(lambda *pair: jnp.where(exhausted, *pair), chain.spare, following)
+        last = jax.tree.map(lambda *pair: jnp.where(exhausted, *pair), chain.spare, following)
         ended = growth.reached(goal) | growth.missed(goal) | (exhausted & (growth.chains > 1))
         return Chain(
             spare=chain.spare,

@@ -133,8 +133,8 @@ class Curvature:
         """Products with the operator at `params`, in the loss and with the P of `state`.
 
         Args:
-            dynamics: of the run.
-            state: of a step.
+            dynamics: problem and rule of updates of the run.
+            state: what the run had before the update of a step.
             params: where the operator is.
             shared: the problem of the dynamics with its examples on several devices; none where
                 there is one.

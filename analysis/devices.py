@@ -58,9 +58,9 @@ class SharedProblem:
 
     Attributes:
         equal: the problem on as many examples as make equal parts, each on its device.
-        rest: on those left over, fewer than there are devices; on all of them.
+        rest: the problem on those left over, fewer than there are devices, on each of these.
         mesh: the devices.
-        counts: of examples of both.
+        counts: numbers of examples of both.
     """
 
     equal: Problem
@@ -106,7 +106,7 @@ class SharedProblem:
         Args:
             make: `make(problem, *arguments)`, the matvec of a problem, a mean over its examples.
             arguments: arrays.
-            vector: to multiply.
+            vector: what is multiplied.
         """
         equal, rest = self.counts
         everywhere, part = PartitionSpec(), PartitionSpec(_AXIS)

@@ -113,7 +113,7 @@ def top_eigenpairs(
         rank_tolerance: how far outside of what was found a missed eigenvalue may be, relative to
             the spread of the spectrum; none means 0.03, infinity leaves the chain out.
         tracked: whether to leave it out for a warm start.
-        dtype: of the vectors, where they are flat.
+        dtype: type of the vectors, where they are flat.
         like: a pytree whose form the vectors have, of arrays or their `jax.ShapeDtypeStruct`s, n
             numbers in all. Where its leaves lie on several devices, so do all vectors; each inner
             product is one exchange between the devices, and no vector is gathered.

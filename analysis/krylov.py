@@ -72,7 +72,7 @@ def search(
 
     Args:
         operator: makes the matvec.
-        form: of the vectors.
+        form: shape, type and place of the vectors.
         goal: what is asked for. From a random start the search goes on until its own coefficients
             bound what may be further out.
         max_matvecs: products at most.

@@ -50,7 +50,7 @@ def solve(
 
     Args:
         operator: makes the matvec.
-        form: of the vectors.
+        form: shape, type and place of the vectors.
         goal: what is asked for.
         max_matvecs: products at most, the fresh ones and the chain's included.
         key: of the random vectors.
@@ -277,7 +277,7 @@ def _residuals(
     def of_leaf(product: Array, vector: Array) -> Array:
         return product - values.reshape(-1, *[1] * (vector.ndim - 1)) * vector
 
-    return form.placed(form.map(of_leaf, products, vectors))
+    return form.placed(jax.tree.map(of_leaf, products, vectors))
 
 
 @jax.jit
@@ -287,16 +287,16 @@ def _finite(rows: Rows) -> Bool[Array, ""]:
 
 @partial(jax.jit, static_argnames="form")
 def _sum(rows: Rows, *, form: Form) -> Vector:
-    return form.placed(form.map(lambda leaf: jnp.sum(leaf, axis=0), rows))
+    return form.placed(jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), rows))
 
 
 @partial(jax.jit, static_argnames="form")
 def _side_by_side(known: Rows, found: Rows, *, form: Form) -> tuple[Rows, Float[Array, " found"]]:
     """The rows of both, the second ones without what is in the first, and their lengths."""
     inside = form.inner(found, known)
-    found = form.map(jnp.subtract, found, form.combined(inside, known))
+    found = jax.tree.map(jnp.subtract, found, form.combined(inside, known))
     lengths = jnp.sqrt(jnp.diagonal(form.inner(found, found)))
-    return form.map(lambda *pair: jnp.concatenate(pair), known, found), lengths
+    return jax.tree.map(lambda *pair: jnp.concatenate(pair), known, found), lengths
 
 
 @partial(jax.jit, static_argnames="form")

@@ -44,7 +44,7 @@ class Solver(NamedTuple):
         size: its order.
         goal: how many eigenvalues, how precisely, how certain.
         max_matvecs: products per checkpoint and point at most.
-        seed: of the random directions.
+        seed: number from which the random directions come.
         segment_length: checkpoints in a segment.
         tracked: whether each checkpoint starts from the one before, without a chain.
         precise: whether eigenvalues and residuals are computed in float64, whatever the run's type.

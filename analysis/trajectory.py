@@ -71,7 +71,7 @@ class Segment(NamedTuple):
     """The arrays that `solve_segment` gives; see `hessian.Eigenvalues`.
 
     Attributes:
-        overlaps: with the eigenvectors of the checkpoint before.
+        overlaps: inner products with the eigenvectors of the checkpoint before.
         vectors: eigenvectors of the last checkpoint, to go on from.
     """
 

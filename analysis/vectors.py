@@ -52,15 +52,15 @@ class Form:
     """What vectors look like and where they lie, hashable for `jax.jit`.
 
     Attributes:
-        structure: of the pytree.
-        shapes: of its leaves.
-        dtype: of all of them, by name.
+        structure: form of the pytree.
+        shapes: shapes of its leaves.
+        dtype: name of the type of all of them.
         num_params: dimension n of the space.
         mesh: devices; none where all is on one.
         specs: how the leaves are shared out over the mesh.
 
     >>> form = Form.like({"weights": jnp.zeros((2, 3)), "bias": jnp.zeros(3)})
-    >>> ones = form.map(jnp.ones_like, form.zeros())
+    >>> ones = jax.tree.map(jnp.ones_like, form.zeros())
     >>> form.num_params, float(form.norm(ones)) ** 2
     (9, 9.0)
     """
@@ -105,10 +105,6 @@ class Form:
         size = sum(map(prod, shapes))
         return cls(structure, shapes, names[0], size, mesh, specs if many else ())
 
-    def map(self, function: Callable[..., Any], *trees: Any) -> Any:
-        """A pytree from the leaves of others."""
-        return jax.tree.map(function, *trees)
-
     def zeros(self, *rows: int) -> Any:
         """Zeros, of one vector or of rows."""
         leaves = [jnp.zeros((*rows, *shape), self.dtype) for shape in self.shapes]
@@ -146,14 +142,14 @@ class Form:
 
     def combined(self, coefficients: Array, rows: Any) -> Any:
         """Σ_r c_r (row r), or one such for each row of coefficients."""
-        return self.map(
+        return jax.tree.map(
             lambda leaf: jnp.tensordot(coefficients.astype(leaf.dtype), leaf, 1, precision=_EXACT),
             rows,
         )
 
     def rotated(self, rotation: Float[Array, "rows rows"], basis: Any) -> Any:
         """All rows at once, in place: no second basis is needed."""
-        turned = lambda basis: self.map(partial(_turned, rotation), basis)  # noqa: E731
+        turned = lambda basis: jax.tree.map(partial(_turned, rotation), basis)  # noqa: E731
         if self.mesh is None:
             return turned(basis)
         spec = self._spec(basis)
@@ -180,11 +176,11 @@ class Form:
         """The same by one sweep."""
         overlaps = self.inner(basis, vector)
         overlaps = overlaps if used is None else jnp.where(used, overlaps, 0)
-        return self.map(jnp.subtract, vector, self.combined(overlaps, basis)), overlaps
+        return jax.tree.map(jnp.subtract, vector, self.combined(overlaps, basis)), overlaps
 
     def less(self, vector: Any, factor: Array, part: Any) -> Any:
         """The vector less another one times a number."""
-        return self.map(jnp.subtract, vector, self.scaled(part, factor))
+        return jax.tree.map(jnp.subtract, vector, self.scaled(part, factor))
 
     def unit_outside(self, vector: Any, basis: Any, used: Array | None = None) -> Any:
         """What of a vector is orthogonal to the rows, of norm 1; 0 when that is only rounding.
@@ -201,15 +197,15 @@ class Form:
 
     def scaled(self, vector: Any, factor: Array) -> Any:
         """The vector times a number."""
-        return self.map(lambda leaf: leaf * factor.astype(leaf.dtype), vector)
+        return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), vector)
 
     def row(self, rows: Any, place: Int[Array, ""] | int) -> Any:
         """One of the rows."""
-        return self.map(lambda leaf: leaf[place], rows)
+        return jax.tree.map(lambda leaf: leaf[place], rows)
 
     def with_row(self, rows: Any, place: Int[Array, ""] | int, vector: Any) -> Any:
         """The rows, one of them replaced."""
-        return self.map(lambda leaf, new: leaf.at[place].set(new), rows, vector)
+        return jax.tree.map(lambda leaf, new: leaf.at[place].set(new), rows, vector)
 
     def matvec(self, operator: Operator) -> Callable[[Any], Any]:
         """Its products, in the full precision of their type and where the vectors lie."""
@@ -246,8 +242,8 @@ class Form:
 
     @property
     def is_flat(self) -> bool:
-        """Whether vectors are single arrays."""
-        return self.structure == jax.tree.structure(0)
+        """Whether vectors are single arrays of one axis."""
+        return self.structure == jax.tree.structure(0) and len(self.shapes[0]) == 1
 
     def on_host(self, tree: Any) -> np.ndarray:
         """Flat vectors or rows as NumPy's, without what fills them up; on every host if several."""

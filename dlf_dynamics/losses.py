@@ -112,22 +112,22 @@ def steady(criterion: Callable[..., Any]) -> Callable[..., Any]:
     own = getattr(criterion, "steady", None)
     if own is not None:
         return own()
-    return _STEADY.get(criterion, criterion) if callable(criterion) else criterion
+    usual = (cross_entropy, optax.softmax_cross_entropy_with_integer_labels)
+    return _steady_cross_entropy if any(criterion is form for form in usual) else criterion
 
 
 def _steady_cross_entropy(outputs: Outputs, targets: Targets) -> Losses:
-    if targets.ndim == outputs.ndim or outputs.shape[-1] == 1:
+    if targets.ndim == outputs.ndim:
         return cross_entropy(outputs, targets)
-    label = jnp.arange(outputs.shape[-1]) == targets[..., None]
+    places = jnp.arange(outputs.shape[-1])
+    label = places == jnp.where(targets < 0, targets + len(places), targets)[..., None]
     mine = jnp.take_along_axis(outputs, targets[..., None], axis=-1)[..., 0]
-    others = jax.nn.logsumexp(jnp.where(label, -jnp.inf, outputs), axis=-1)
-    return jax.nn.softplus(others - mine)
-
-
-_STEADY: dict[Any, Criterion] = {
-    cross_entropy: _steady_cross_entropy,
-    optax.softmax_cross_entropy_with_integer_labels: _steady_cross_entropy,
-}
+    # Where a model leaves no other class, the loss is 0, and so are its derivatives.
+    rest = ~label & (outputs > -jnp.inf)
+    some = jnp.any(rest, axis=-1)
+    kept = jnp.where(some[..., None], rest, label)
+    others = jax.nn.logsumexp(jnp.where(kept, outputs, -jnp.inf), axis=-1)
+    return jnp.where(some, jax.nn.softplus(others - mine), jnp.zeros_like(mine))
 
 
 def output_hessian(

@@ -1,5 +1,6 @@
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from dlf_dynamics.losses import (
     make_weights,
     squared_error,
     squared_error_per_output,
+    steady,
 )
 from dlf_dynamics.schedules import Tabulated
 
@@ -60,3 +62,33 @@ def test_the_configuration_chooses_the_loss_and_its_weights(name):
     assert make_criterion(config) is CRITERIA[name]
     assert make_weights(config, schedule).per_output == (name == "squared-error-per-output")
     assert make_weights(config, schedule).schedule is schedule
+
+
+def forms(targets):
+    """Cross entropy and its steady form as functions of the outputs."""
+    return [lambda f, c=c: jnp.sum(c(f, targets)) for c in (cross_entropy, steady(cross_entropy))]
+
+
+@pytest.mark.parametrize("labels", [[0, 2, 1], [-1, 2, -3]])
+def test_the_steady_form_is_the_same_loss(labels):
+    outputs = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3)))
+    usual, other = forms(jnp.array(labels))
+    for derive in (lambda f: f, jax.grad, jax.hessian):
+        np.testing.assert_allclose(derive(other)(outputs), derive(usual)(outputs), atol=1e-14)
+
+
+def test_the_steady_form_keeps_the_digits_of_a_saturated_softmax():
+    outputs = jnp.array([[50.0, 0.0, -3.0]])
+    _, other = forms(jnp.array([0]))
+    others = np.exp([-50.0, -53.0])
+    exact = np.array([[-np.sum(others), *others]])
+    np.testing.assert_allclose(jax.grad(other)(outputs), exact, rtol=1e-14)
+
+
+def test_classes_that_a_model_excludes_have_no_part_in_the_steady_form():
+    outputs = jnp.array([[1.0, -jnp.inf, 2.0], [1.0, -jnp.inf, -jnp.inf]])
+    _, other = forms(jnp.array([0, 0]))
+    share = 1 / (1 + np.exp(-1.0))
+    exact = [[-share, 0, share], [0, 0, 0]]
+    np.testing.assert_allclose(jax.grad(other)(outputs), exact, atol=1e-15)
+    assert np.all(np.isfinite(jax.hessian(other)(outputs)))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from dlf_dynamics.analysis.eigensolver import top_eigenpairs
@@ -64,6 +65,26 @@ def test_a_vector_in_the_span_of_the_rows_leaves_nothing():
 def test_leaves_of_other_types_are_refused(tree, message):
     with pytest.raises(DataError, match=message):
         Form.like(tree)
+
+
+def test_leaves_on_two_meshes_are_refused():
+    meshes = (AbstractMesh((2,), ("a",)), AbstractMesh((2,), ("b",)))
+    leaves = [
+        jax.ShapeDtypeStruct((4,), float, sharding=NamedSharding(mesh, PartitionSpec()))
+        for mesh in meshes
+    ]
+    with pytest.raises(DataError, match="leaves lie on 2 meshes of devices; expected one mesh"):
+        Form.like(leaves)
+
+
+def test_a_vector_may_be_one_array_of_two_axes():
+    weights = jnp.arange(1.0, 13.0).reshape(3, 4)
+    operator = Partial(lambda w, v: w * v, weights)
+    settings = {"tol": 1e-8, "max_matvecs": 40, "key": jax.random.key(0)}
+    found = top_eigenpairs(operator, 12, 1, like=weights, **settings)
+    assert found.eigenvalues == pytest.approx([12], rel=1e-12)
+    assert found.eigenvectors.shape == (1, 3, 4)
+    assert abs(found.eigenvectors[0, 2, 3]) == pytest.approx(1, rel=1e-6)
 
 
 @pytest.mark.parametrize(
