@@ -136,6 +136,7 @@ class _Krylov:
         self.size = self.made = self.drawn = 0
         self.norm = self.asymmetry = 0.0
         self.steps: list[tuple[float, float, bool]] = []
+        self.seen = [(0, -np.log(goal.tol))]
         self.restarts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.basis = _blank(form, self.capacity + 1)
         self.begins = True
@@ -200,10 +201,18 @@ class _Krylov:
             return _Look(ascending, rotation, np.zeros(0, int), False, hopeless, wait)
         wanted = np.asarray(ends.places(0, size))
         radii = np.abs(self.matrix[size, size - 1] * rotation[-1, wanted])
-        met = bool(np.all(radii <= 0.9 * self.goal.tol * self.norm))
-        done = met and self._bounded(ascending)
-        wait = 1 if self.num_params > _QUICK else max(1, min(size // 6, self.capacity - size))
-        return _Look(ascending, rotation, wanted, done, hopeless, wait)
+        excess = np.max(radii) / max(0.9 * self.goal.tol * self.norm, np.finfo(float).tiny)
+        done = bool(excess <= 1) and self._bounded(ascending)
+        return _Look(ascending, rotation, wanted, done, hopeless, self._wait(excess))
+
+    def _wait(self, excess: float) -> int:
+        """Half of the steps after which, at its mean rate, the residual would be small enough."""
+        to_go, made = np.log(np.clip(excess, 1, 1 / np.finfo(float).tiny)), self.made
+        rates = [(before - to_go) / (made - steps) for steps, before in self.seen if made > steps]
+        self.seen = [(0, -np.log(self.goal.tol)), (made, to_go)]
+        rate = max([*rates, np.finfo(float).tiny])
+        most = self.capacity - self.size
+        return int(np.clip(to_go / rate / 2, 1, most)) if most else 1
 
     def _bounded(self, ascending: Float[np.ndarray, " size"]) -> bool:
         """Whether nothing can be further out, or a chain will tell."""
@@ -293,8 +302,7 @@ def _extended(
         place = size + made
         product = matvec(form.row(basis, place))
         norm = jnp.maximum(norm, form.norm(product))
-        rest, taken = form.outside(product, basis, jnp.arange(rows) <= place)
-        left = form.norm(rest)
+        rest, taken, left = form.continued(product, basis, place, jnp.arange(rows) <= place)
         basis = form.with_row(basis, place + 1, form.scaled(rest, 1 / jnp.where(left > 0, left, 1)))
         overlaps, remaining = overlaps.at[made].set(taken), remaining.at[made].set(left)
         return made + 1, left > floor * norm, form.placed(basis), overlaps, remaining, norm

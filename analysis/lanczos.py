@@ -224,9 +224,9 @@ def _expand(matvec: Matvec, krylov: _Krylov) -> _Krylov:
     basis, size = krylov.basis, krylov.size
     product = matvec(basis[size])
     norm = jnp.maximum(krylov.norm, jnp.linalg.norm(product))
-    rest, overlaps = krylov.form.outside(product, basis)
+    used = jnp.arange(len(basis)) <= size
+    rest, overlaps, remaining = krylov.form.continued(product, basis, size, used)
     overlaps = overlaps[:-1]
-    remaining = jnp.linalg.norm(rest)
     exhausted = remaining <= rounding(basis.shape[1], basis.dtype) * norm
     direction = jax.lax.cond(
         exhausted, krylov.random_direction, lambda: rest / jnp.where(exhausted, 1, remaining)

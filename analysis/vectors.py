@@ -178,6 +178,38 @@ class Form:
         overlaps = overlaps if used is None else jnp.where(used, overlaps, 0)
         return jax.tree.map(jnp.subtract, vector, self.combined(overlaps, basis)), overlaps
 
+    def continued(
+        self, product: Any, basis: Any, place: Int[Array, ""], used: Array
+    ) -> tuple[Any, Array, Array]:
+        """What of a product with one of the rows is outside of them, its overlaps, what is left.
+
+        What lies along the row itself and the one before is taken out first, which is nearly all in
+        a Krylov chain. One sweep over all rows is enough then, unless it took out more than it left
+        (Daniel, Gragg, Kaufman and Stewart, Math. Comp. 30, 1976, 772).
+
+        Args:
+            product: of the row.
+            basis: orthonormal rows.
+            place: of the row.
+            used: which of the rows count.
+        """
+        first, slices = jnp.maximum(place - 1, 0), jax.lax.dynamic_slice_in_dim
+        near = jax.tree.map(lambda leaf: slices(leaf, first, 2), basis)
+        rest, close = self.swept(product, near, slices(used, first, 2))
+        rest, taken = self.swept(rest, basis, used)
+        left = self.norm(rest)
+
+        def once_more(rest: Any) -> tuple[Any, Array, Array]:
+            rest, again = self.swept(rest, basis, used)
+            return rest, again, self.norm(rest)
+
+        kept = lambda rest: (rest, jnp.zeros_like(taken), left)  # noqa: E731
+        enough = jnp.linalg.norm(taken) <= left
+        rest, again, left = jax.lax.cond(enough, kept, once_more, rest)
+        taken = taken + again
+        close = close + slices(taken, first, 2)
+        return rest, jax.lax.dynamic_update_slice_in_dim(taken, close, first, 0), left
+
     def less(self, vector: Any, factor: Array, part: Any) -> Any:
         """The vector less another one times a number."""
         return jax.tree.map(jnp.subtract, vector, self.scaled(part, factor))

@@ -39,9 +39,9 @@ def test_parameters_on_four_devices_have_the_eigenvalues_of_the_dense_hessian(qu
 
 
 def test_a_step_exchanges_each_block_of_inner_products_once_and_gathers_nothing(quick_parts):
-    # The norm of the product, with which the first sweep of Gram-Schmidt may go, the second sweep,
-    # the norm of what is left.
-    assert quick_parts["exchanges"].pop("all-reduce") <= 4
+    # The norm of the product, overlaps with the last two rows and with all of them, the norm of
+    # what is left; where one sweep is not enough, overlaps and norm once more.
+    assert quick_parts["exchanges"].pop("all-reduce") <= 6
     assert not any(quick_parts["exchanges"].values())
 
 
