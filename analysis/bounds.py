@@ -21,11 +21,8 @@ INDEPENDENT = 4
 
 _DOUBLINGS, _HALVINGS = 200, 48
 
-_PLACES = 256
-"""At which the certainty is looked at together, of all operators: of a few at many each."""
-
 _PARTS = 16
-"""Of an interval at least, at whose ends it is looked at."""
+"""Of an interval, at whose ends the certainty is looked at together."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +135,8 @@ def upper_bound(
                 break
             width = np.where(short, 2 * width, width)
             high = np.where(short, low + width, high)
-        parts = max(_PARTS, _PLACES // max(low.size, 1))
-        grid, steps = np.arange(parts + 1) / parts, recurrence.stretched()
-        for _ in range(int(np.ceil(_HALVINGS / np.log2(parts)))):
+        grid, steps = np.arange(_PARTS + 1) / _PARTS, recurrence.stretched()
+        for _ in range(int(np.ceil(_HALVINGS / np.log2(_PARTS)))):
             width = high - low
             places = low[..., None] + width[..., None] * grid[1:-1]
             # From one place on, all are enough.

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from dlf_dynamics.analysis.bounds import Recurrence, upper_bound
 from dlf_dynamics.analysis.chain import Goal
 from dlf_dynamics.analysis.ritz import Ends, RitzPairs, is_lost
-from dlf_dynamics.analysis.vectors import rounding
+from dlf_dynamics.analysis.vectors import ALLOWANCE, rounding
 
 STATUSES = ("converged", "unranked", "tracked", "budget", "not finite")
 """Of a value; the number of each is stored.
@@ -22,9 +22,6 @@ more of them do not help. `not finite`: the operator is not.
 """
 
 CONVERGED, UNRANKED, TRACKED, BUDGET, NOT_FINITE = range(len(STATUSES))
-
-ALLOWANCE = 10
-"""Roundings of a product that are allowed for: of terms that cancel in it there are more."""
 
 
 class Evidence(NamedTuple):

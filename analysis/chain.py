@@ -20,7 +20,7 @@ RANK_TOLERANCE = 0.03
 """How far outside of what was found a missed eigenvalue may be, relative to the spread."""
 
 TIGHTER = 1e-3
-"""Factor on the tolerances where an interval does not clear the threshold."""
+"""Factor on the tolerances at most, where an interval does not clear the threshold."""
 
 
 class Goal(NamedTuple):
@@ -33,6 +33,8 @@ class Goal(NamedTuple):
         rank_tolerance: how far outside of what was found a missed eigenvalue may be, relative to
             the spread of the spectrum.
         ranked: whether a missed eigenvalue is looked for.
+        threshold: of which it is to be told whether the largest eigenvalue is above it, by
+            tolerances a thousandth as large if need be; infinite for none.
     """
 
     ends: Ends
@@ -40,6 +42,7 @@ class Goal(NamedTuple):
     failure_probability: float = FAILURE_PROBABILITY
     rank_tolerance: float = RANK_TOLERANCE
     ranked: bool = True
+    threshold: Any = float("inf")
 
     def within(self, rank_tolerance: float | None) -> Goal:
         """With another rank tolerance; none is the usual one, infinity leaves the chain out."""
@@ -50,18 +53,24 @@ class Goal(NamedTuple):
         return self._replace(rank_tolerance=rank_tolerance)
 
     @property
-    def tolerances(self) -> tuple[float, float]:
-        """Two numbers on which no compiled program depends."""
-        return self.tol, self.rank_tolerance
+    def tolerances(self) -> tuple[Any, Any, Any]:
+        """Three numbers on which no compiled program depends."""
+        return self.tol, self.rank_tolerance, self.threshold
 
     @property
     def form(self) -> Goal:
         """The same without them, for `jax.jit`."""
-        return self.having((0.0, 0.0))
+        return self.having((0.0, 0.0, 0.0))
 
-    def having(self, tolerances: tuple[Any, Any]) -> Goal:
-        """With other tolerances."""
-        return self._replace(tol=tolerances[0], rank_tolerance=tolerances[1])
+    def having(self, tolerances: tuple[Any, Any, Any]) -> Goal:
+        """With other numbers."""
+        tol, rank_tolerance, threshold = tolerances
+        return self._replace(tol=tol, rank_tolerance=rank_tolerance, threshold=threshold)
+
+    def tightened(self, dtype: Any) -> Goal:
+        """As precise as the numbers allow, where an interval does not clear the threshold."""
+        tol = TIGHTER * self.tol + 100 * float(jnp.finfo(dtype).eps)
+        return self._replace(tol=tol, rank_tolerance=TIGHTER * self.rank_tolerance)
 
     @property
     def alone(self) -> bool:
@@ -75,10 +84,11 @@ class Goal(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """log |p(t)| of chains' polynomials, of A at one t and of -A at another; see `bounds`.
+    """log |p(t)| of chains' polynomials, at places of A or of -A; see `bounds`.
 
     Attributes:
-        t: the two places.
+        t: the places.
+        signs: 1 for those of A, -1 for those of -A.
         usual: log of the growth from which on it tells anything.
         ratio: p of the last step over p of the one before.
         log: log |p(t)| of the last step.
@@ -88,24 +98,27 @@ class Growth(NamedTuple):
         above: whether t is above all Ritz values.
     """
 
-    t: Float[Array, " 2"]
+    t: Float[Array, " places"]
+    signs: Float[Array, " places"]
     usual: Float[Array, ""]
-    ratio: Float[Array, " 2"]
-    log: Float[Array, " 2"]
-    best: Float[Array, " 2"]
-    told: Float[Array, " 2"]
+    ratio: Float[Array, " places"]
+    log: Float[Array, " places"]
+    best: Float[Array, " places"]
+    told: Float[Array, " places"]
     chains: Int[Array, ""]
-    above: Bool[Array, " 2"]
+    above: Bool[Array, " places"]
 
     @classmethod
-    def at(cls, t: Float[Array, " 2"], num_params: int) -> Growth:
+    def at(
+        cls, t: Float[Array, " places"], num_params: int, signs: tuple[int, ...] = (1, -1)
+    ) -> Growth:
         """Before the first step, in a space of so many dimensions."""
-        zero = jnp.zeros_like(t)
+        zero, signed = jnp.zeros_like(t), jnp.asarray(signs, t.dtype)
         usual = jnp.asarray(share_limit(num_params), t.dtype)
-        return cls(t, usual, zero, zero, zero, zero, jnp.int32(0), jnp.ones_like(t, bool))
+        return cls(t, signed, usual, zero, zero, zero, zero, jnp.int32(0), jnp.ones_like(t, bool))
 
     @property
-    def certainty(self) -> Float[Array, " 2"]:
+    def certainty(self) -> Float[Array, " places"]:
         """-log of the probability with which an eigenvalue beyond t was missed."""
         counts = self.chains <= INDEPENDENT
         return self.told + jnp.where(counts, jnp.maximum(self.best - self.usual, 0), 0)
@@ -115,20 +128,23 @@ class Growth(NamedTuple):
         told = jnp.where(started, self.certainty, self.told)
         log, best = (jnp.where(started, 0, part) for part in (self.log, self.best))
         taken = jnp.where(started, 0, before / jnp.where(started | ~self.above, 1, self.ratio))
-        ratio = (self.t - jnp.stack([alpha, -alpha]) - taken) / beta
+        ratio = (self.t - self.signs * alpha - taken) / beta
         above = self.above & (ratio > 0)
         log = log + jnp.log(jnp.where(above, ratio, 1))
         best, chains = jnp.maximum(best, log), self.chains + started
-        return Growth(self.t, self.usual, ratio, log, best, told, chains, above)
+        return Growth(self.t, self.signs, self.usual, ratio, log, best, told, chains, above)
+
+    def free(self, goal: Goal) -> Bool[Array, " places"]:
+        """Whether no eigenvalue is beyond t, but for the failure probability."""
+        return self.above & (self.certainty >= -np.log(goal.failure_probability))
 
     def reached(self, goal: Goal) -> Bool[Array, ""]:
-        """Whether no eigenvalue is beyond t at the ends that are wanted."""
-        enough = self.certainty >= -np.log(goal.failure_probability)
-        return jnp.all(~_wanted(goal) | (self.above & enough))
+        """The same at the ends that are wanted, where the first two places are outside of them."""
+        return jnp.all(~_wanted(goal) | self.free(goal)[:2])
 
     def missed(self, goal: Goal) -> Bool[Array, ""]:
-        """Whether a Ritz value is beyond t, so that an eigenvalue is."""
-        return jnp.any(_wanted(goal) & ~self.above)
+        """Whether a Ritz value is beyond one of these, so that an eigenvalue is."""
+        return jnp.any(_wanted(goal) & ~self.above[:2])
 
 
 def _wanted(goal: Goal) -> Bool[Array, " 2"]:

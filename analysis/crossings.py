@@ -50,9 +50,9 @@ def resolve_crossings(
 ) -> Crossings:
     """Crossings of the threshold, each certain, refined or unresolved.
 
-    Where an interval does not clear the threshold the checkpoint is solved again to a tighter
-    tolerance; where that leaves a crossing with undecided checkpoints in it, steps in between are
-    replayed and looked at.
+    Where an interval does not clear the threshold, though the search for a single eigenvalue tries
+    to, the checkpoint is solved again to a tighter tolerance; where that leaves a crossing with
+    undecided checkpoints in it, steps in between are replayed and looked at.
     """
     before = _sides(hessian, thresholds)
     undecided = np.flatnonzero(np.any((before == 0) & _known(hessian), axis=1))

@@ -202,7 +202,7 @@ class Plan(NamedTuple):
             capacity = max(max_matvecs - count - length, count + 2)
         return cls(num_params, goal.form, min(capacity, num_params), length, dtype)
 
-    def run(self, operator: Operator, key: PRNGKeyArray, tolerances: tuple[Any, Any]) -> Pass:
+    def run(self, operator: Operator, key: PRNGKeyArray, tolerances: tuple[Any, Any, Any]) -> Pass:
         """The pass, to be traced."""
         n, goal, capacity, length, dtype = self
         matvec = Form.flat(n, dtype).matvec(operator)
@@ -219,7 +219,7 @@ def _by_pass(
 
 @partial(jax.jit, static_argnames="plan")
 def _one_pass(
-    matvec: Matvec, key: PRNGKeyArray, tolerances: tuple[Any, Any], *, plan: Plan
+    matvec: Matvec, key: PRNGKeyArray, tolerances: tuple[Any, Any, Any], *, plan: Plan
 ) -> Pass:
     return plan.run(lambda: matvec, key, tolerances)
 

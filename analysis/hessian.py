@@ -115,7 +115,8 @@ def hessian_spectrum(
         run: a recorded run.
         checkpoints: indices into `run.checkpoint_steps`, in any order; none means all.
         config: which operator, how many eigenvalues and how precisely.
-        thresholds: at each chosen checkpoint, for `config.above`.
+        thresholds: at each chosen checkpoint, for `config.above`, and so that the side of a single
+            eigenvalue is told by tolerances a thousandth as large if need be; NaN for none.
         parts: where finished parts are kept, so that an interrupted analysis goes on.
         progress: told how many checkpoints are done.
         watch: told how many products were made so far, at one point of one checkpoint after
@@ -157,8 +158,9 @@ def _enough(
 ) -> Arrays:
     """A segment, with so many eigenvalues that all above the fraction of the threshold are in."""
     source: Source = partial(run.points, indices)
+    told = thresholds if solver.curvature.has_threshold else None
     while True:
-        arrays = solve_segment(run, solver, source, *before, watch=watch)
+        arrays = solve_segment(run, solver, source, *before, thresholds=told, watch=watch)
         most = max(solver.ends) >= min(MOST, solver.size)
         if most or np.all(below_cut(arrays, _cuts(thresholds, above), solver.size)):
             return arrays

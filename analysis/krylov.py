@@ -20,16 +20,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from dlf_dynamics.analysis.bounds import Recurrence
 from dlf_dynamics.analysis.chain import Goal
 from dlf_dynamics.analysis.ritz import is_lost
-from dlf_dynamics.analysis.vectors import Form, Operator, Rows, Vector, rounding
+from dlf_dynamics.analysis.vectors import ALLOWANCE, Form, Operator, Rows, Vector, rounding
 
 LEAST_BASIS = 20
 """Vectors of the basis at least, where the space has as many dimensions."""
 
 SMALL, SMALL_BASIS = 10_000, 60
 """Up to this order, more of them cost little."""
-
-_QUICK = 50_000
-"""Orders up to which a product takes no longer than a look at the small matrix."""
 
 
 class Space(NamedTuple):
@@ -202,32 +199,53 @@ class _Krylov:
         wanted = np.asarray(ends.places(0, size))
         radii = np.abs(self.matrix[size, size - 1] * rotation[-1, wanted])
         excess = np.max(radii) / max(0.9 * self.goal.tol * self.norm, np.finfo(float).tiny)
-        done = bool(excess <= 1) and self._bounded(ascending)
+        done = bool(excess <= 1) and self._bounded(ascending) and self._told(ascending, radii[0])
         return _Look(ascending, rotation, wanted, done, hopeless, self._wait(excess))
 
     def _wait(self, excess: float) -> int:
-        """Half of the steps after which, at its mean rate, the residual would be small enough."""
+        """Half of the steps after which, at its mean rate, the residual would be small enough.
+
+        Where it is, and a bound is not, a few.
+        """
         to_go, made = np.log(np.clip(excess, 1, 1 / np.finfo(float).tiny)), self.made
         rates = [(before - to_go) / (made - steps) for steps, before in self.seen if made > steps]
         self.seen = [(0, -np.log(self.goal.tol)), (made, to_go)]
         rate = max([*rates, np.finfo(float).tiny])
         most = self.capacity - self.size
-        return int(np.clip(to_go / rate / 2, 1, most)) if most else 1
+        wait = to_go / rate / 2 if excess > 1 else max(2, self.size // 6)
+        return int(np.clip(wait, 1, max(most, 1)))
+
+    @property
+    def _proves(self) -> bool:
+        """Whether the search's own coefficients are to bound what may be further out."""
+        goal = self.goal
+        of_use = goal.ranked and goal.alone and self.random
+        return of_use and self.size < self.num_params and self.norm > 0
+
+    def _free(self, place: float, recurrence: Recurrence) -> bool:
+        """Whether no eigenvalue is above a place, but for the failure probability."""
+        certainty = recurrence.certainty(np.asarray(place), self.num_params)
+        return bool(certainty >= -np.log(self.goal.failure_probability))
 
     def _bounded(self, ascending: Float[np.ndarray, " size"]) -> bool:
         """Whether nothing can be further out, or a chain will tell."""
-        goal = self.goal
-        left_out = not (goal.ranked and goal.alone and self.random)
-        if left_out or self.size == self.num_params or self.norm == 0:
+        if not self._proves:
             return True
-        room = goal.room(ascending[[0, -1]], self.norm)
-        limit = -np.log(goal.failure_probability)
-        sides = [self.recurrence] * goal.ends.top + [self.recurrence.reflected()] * goal.ends.bottom
-        places = [ascending[-1]] * goal.ends.top + [-ascending[0]] * goal.ends.bottom
-        return all(
-            side.certainty(np.asarray(place + room), self.num_params) >= limit
-            for side, place in zip(sides, places, strict=True)
-        )
+        room, (top, bottom) = self.goal.room(ascending[[0, -1]], self.norm), self.goal.ends
+        below = not bottom or self._free(room - ascending[0], self.recurrence.reflected())
+        return below and (not top or self._free(ascending[-1] + room, self.recurrence))
+
+    def _told(self, ascending: Float[np.ndarray, " size"], radius: float) -> bool:
+        """Whether it is told on which side of the threshold the largest one is, or too close."""
+        threshold, margin = self.goal.threshold, 2 * ALLOWANCE * self.floor
+        asked = self._proves and self.goal.ends.top and np.isfinite(threshold)
+        if not asked or ascending[-1] - margin > threshold:
+            return True
+        fine = self.goal.tightened(self.dtype)
+        close = ascending[-1] + fine.room(ascending[[0, -1]], self.norm)
+        if radius <= 0.9 * fine.tol * self.norm and self._free(close, self.recurrence):
+            return True
+        return self._free(threshold - margin, self.recurrence)
 
     def restart(self, look: _Look) -> None:
         """Keeps the Ritz vectors at the wanted ends, and the next direction."""

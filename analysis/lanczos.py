@@ -15,7 +15,7 @@ from dlf_dynamics.analysis.ritz import (
     Matvec,
     is_lost,
 )
-from dlf_dynamics.analysis.vectors import Form, rounding
+from dlf_dynamics.analysis.vectors import ALLOWANCE, Form, rounding
 
 DRAWS = INDEPENDENT
 """Random vectors that are drawn before the pass begins."""
@@ -113,12 +113,14 @@ class _Look(NamedTuple):
         coefficients: their vectors in the basis.
         extent: least and largest Ritz value.
         excess: by how much the bounds of their errors are too large, 0 if they are not.
+        radius: bound of the first one's error.
     """
 
     values: Float[Array, " count"]
     coefficients: Float[Array, "capacity count"]
     extent: Float[Array, " 2"]
     excess: Float[Array, " count"]
+    radius: Float[Array, ""]
 
 
 class _Progress(NamedTuple):
@@ -175,12 +177,12 @@ def lanczos(
         steps = jnp.clip(progress.wait, 1, capacity - size)
         krylov = jax.lax.fori_loop(0, steps, lambda _, k: _expand(matvec, k), progress.krylov)
         look = jax.lax.switch(jnp.searchsorted(jnp.array(sizes), size + steps), looks, krylov)
-        return _decide(krylov, look, _bounded(krylov, look.extent, goal))
+        return _decide(krylov, look, _bounded(krylov, look, goal))
 
     krylov = _start(num_params, capacity, key, dtype)
     empty = jnp.zeros(ends.total, float)
     coefficients = jnp.zeros((capacity, ends.total), float)
-    nothing = _Look(empty, coefficients, jnp.zeros(2, float), empty + jnp.inf)
+    nothing = _Look(empty, coefficients, jnp.zeros(2, float), empty + jnp.inf, empty[0])
     start = _Progress(
         krylov, nothing, jnp.int32(min(2 * ends.total + 4, capacity)), jnp.array(False)
     )
@@ -284,13 +286,18 @@ def _look(krylov: _Krylov, *, padded: int, goal: Goal) -> _Look:
         coefficients=jnp.pad(vectors[:, wanted], ((0, len(krylov.outside) - padded), (0, 0))),
         extent=extent,
         excess=jnp.where(radii <= allowed, 0, radii / allowed),
+        radius=radii[0],
     )
 
 
-def _bounded(krylov: _Krylov, extent: Float[Array, " 2"], goal: Goal) -> Bool[Array, ""]:
-    """Whether no eigenvalue can be outside of the extent by more than the rank tolerance."""
+def _bounded(krylov: _Krylov, look: _Look, goal: Goal) -> Bool[Array, ""]:
+    """Whether no eigenvalue can be outside of the extent by more than the rank tolerance.
+
+    And, unless it is too close to it, on which side of the threshold the largest one is.
+    """
     if not (goal.alone and goal.ranked):
         return jnp.array(True)
+    extent, n = look.extent, krylov.basis.shape[1]
     room = goal.room(extent, krylov.norm)
     betas = jnp.maximum(krylov.betas, krylov.floor)
     alphas = jnp.diagonal(krylov.matrix)
@@ -304,10 +311,19 @@ def _bounded(krylov: _Krylov, extent: Float[Array, " 2"], goal: Goal) -> Bool[Ar
         return (kept, jnp.where(made, beta, before)), None
 
     rows = (alphas, betas, krylov.started[:-1])
-    places = jnp.stack([extent[1] + room, room - extent[0]])
-    begin = Growth.at(places, krylov.basis.shape[1])
+    fine = goal.tightened(krylov.basis.dtype)
+    margin = 2 * ALLOWANCE * krylov.floor
+    beyond = [extent[1] + room, room - extent[0]]
+    places = [*beyond, extent[1] + fine.room(extent, krylov.norm), goal.threshold - margin]
+    begin = Growth.at(jnp.stack(jnp.broadcast_arrays(*places)), n, signs=(1, -1, 1, 1))
     (growth, _), _ = jax.lax.scan(step, (begin, jnp.ones((), betas.dtype)), rows)
-    return growth.reached(goal)
+    if not goal.ends.top:
+        return growth.reached(goal)
+    closed, below = growth.free(goal)[2:]
+    closed &= look.radius <= 0.9 * fine.tol * krylov.norm
+    above = extent[1] - margin > goal.threshold
+    told = below | above | closed | ~jnp.isfinite(goal.threshold)
+    return growth.reached(goal) & told
 
 
 def _decide(krylov: _Krylov, look: _Look, bounded: Bool[Array, ""]) -> _Progress:

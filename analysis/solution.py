@@ -315,7 +315,7 @@ def _begun(
     extent: Array,
     norm: Array,
     key: PRNGKeyArray,
-    tolerances: tuple[Array, Array],
+    tolerances: tuple[Array, Array, Array],
     *,
     form: Form,
     goal: Goal,

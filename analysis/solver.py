@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from dlf_dynamics.analysis.chain import TIGHTER, Goal
+from dlf_dynamics.analysis.chain import Goal
 from dlf_dynamics.analysis.curvature import Curvature
 from dlf_dynamics.analysis.devices import mesh, rounded_up
 from dlf_dynamics.analysis.eigensolver import PASS_SIZE, Plan, make_ends
@@ -110,10 +110,13 @@ class Solver(NamedTuple):
 
     def tightened(self, run: Run) -> Solver:
         """As precise as the numbers allow, where an interval does not clear the threshold."""
-        goal, precision = self.goal, float(100 * np.finfo(run.dtype).eps)
-        tol = min(goal.tol, max(TIGHTER * goal.tol, precision))
-        goal = goal._replace(tol=tol, rank_tolerance=TIGHTER * goal.rank_tolerance)
+        goal = self.goal.tightened(run.dtype)
+        goal = goal._replace(tol=min(self.goal.tol, goal.tol))
         return self._replace(goal=goal, max_matvecs=4 * self.max_matvecs)
+
+    def telling(self, threshold: float) -> Solver:
+        """Which tells on which side of a threshold the largest eigenvalue is."""
+        return self._replace(goal=self.goal._replace(threshold=threshold))
 
     def doubled(self) -> Solver:
         """For twice as many of the largest eigenvalues, `MOST` at most; products in proportion."""

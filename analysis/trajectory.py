@@ -107,6 +107,7 @@ def solve_segment(
     before: Arrays | None = None,
     *,
     points: tuple[str, ...] = POINTS,
+    thresholds: Float[np.ndarray, " checkpoints"] | None = None,
     keep_vectors: bool = False,
     watch: Watch = unwatched,
 ) -> Arrays:
@@ -118,6 +119,8 @@ def solve_segment(
         source: of the checkpoints.
         before: of the segment before, whose last eigenvectors are followed.
         points: where at each checkpoint, of POINTS.
+        thresholds: at each checkpoint; where one eigenvalue is wanted, its side of it is told, if
+            tolerances a thousandth as large are enough for that. NaN for none.
         keep_vectors: whether to return the eigenvectors at all checkpoints.
         watch: told of the products of single solves; compiled passes say nothing.
 
@@ -126,9 +129,9 @@ def solve_segment(
     """
     last = None if before is None else before["vectors"]
     if solver.one_pass:
-        solved = _by_passes(run, solver, source, points, watch)
+        solved = _by_passes(run, solver, source, points, thresholds, watch)
     else:
-        solved = _one_by_one(run, solver, source, last, points, watch)
+        solved = _one_by_one(run, solver, source, last, points, thresholds, watch)
     parts = [
         {"eigenvalues": s.values, "num_matvecs": s.num_matvecs, **s.certificate._asdict()}
         for s in solved
@@ -141,6 +144,17 @@ def solve_segment(
     return arrays
 
 
+def _rows_of(
+    thresholds: Float[np.ndarray, " checkpoints"] | None, first: int, count: int
+) -> Float[np.ndarray, " count"]:
+    """Thresholds of some checkpoints; infinite where there are none."""
+    some = np.full(count, np.inf)
+    if thresholds is not None:
+        known = thresholds[first : first + count]
+        some[: len(known)] = np.where(np.isnan(known), np.inf, known)
+    return some
+
+
 def _overlaps(solved: list[_Solved], last: np.ndarray | None) -> np.ndarray:
     found = []
     for vectors in (v for s in solved for v in s.vectors):
@@ -151,10 +165,15 @@ def _overlaps(solved: list[_Solved], last: np.ndarray | None) -> np.ndarray:
 
 
 def _by_passes(
-    run: Run, solver: Solver, source: Source, points: tuple[str, ...], watch: Watch
+    run: Run,
+    solver: Solver,
+    source: Source,
+    points: tuple[str, ...],
+    thresholds: Float[np.ndarray, " checkpoints"] | None,
+    watch: Watch,
 ) -> list[_Solved]:
     plan, recorded, passes = solver.plan(run), [], []
-    for some, (places, found) in one_ahead(_passes(run, solver, source, points, plan)):
+    for some, (places, found) in one_ahead(_passes(run, solver, source, points, thresholds, plan)):
         shape = len(some), len(points)
         recorded += some
         rows = jax.tree.map(partial(_first_rows, shape=shape), found)
@@ -169,16 +188,24 @@ def _by_passes(
     for row, place in np.argwhere(again).tolist():
         spent = int(evidence.num_matvecs[row, place])
         state, params = run.state(recorded[row]), places[row, place]
-        better = _solve(run, solver, state, place, params, spent=spent, watch=watch)
+        (threshold,) = _rows_of(thresholds, row, 1)
+        told = solver.telling(threshold)
+        better = _solve(run, told, state, place, params, spent=spent, watch=watch)
         result = _replaced(result, row, place, better, solver)
     return [result]
 
 
 def _passes(
-    run: Run, solver: Solver, source: Source, points: tuple[str, ...], plan: Plan
+    run: Run,
+    solver: Solver,
+    source: Source,
+    points: tuple[str, ...],
+    thresholds: Float[np.ndarray, " checkpoints"] | None,
+    plan: Plan,
 ) -> Iterator[tuple[list[Point], tuple[Array, Pass]]]:
     """Chunks of checkpoints, with the points of each and what a pass brought from there."""
     wide, count, chunk = Wide(run, needed=solver.precise), len(points), solver.chunk(len(points))
+    first = 0
     for some in source(chunk):
         states = stack_points(run, filled(some, chunk))
         places = places_of(run.dynamics, states, points=points)
@@ -191,11 +218,13 @@ def _passes(
                 wide(each),
                 wide(places.reshape(-1, places.shape[-1])),
                 numbers,
+                np.repeat(_rows_of(thresholds, first, chunk), count),
                 solver.goal.tolerances,
                 solver=solver._replace(goal=solver.goal.form, max_matvecs=0),
                 plan=plan,
             )
         yield some, (places, found)
+        first += len(some)
 
 
 def _replaced(solved: _Solved, row: int, place: int, evidence: Evidence, solver: Solver) -> _Solved:
@@ -233,25 +262,27 @@ def _analyse(
     states: State,
     places: Float[Array, "points params"],
     numbers: Int[Array, " points"],
-    tolerances: tuple[Array, Array],
+    thresholds: Float[Array, " points"],
+    tolerances: tuple[Array, Array, Array],
     *,
     solver: Solver,
     plan: Plan,
 ) -> Pass:
-    """What Lanczos passes tell at some points, each with its state and its number there."""
+    """What Lanczos passes tell at some points, each with its state, its number and a threshold."""
 
-    def solve(point: tuple[State, Array, Array]) -> Pass:
-        state, params, number = point
+    @jax.jit  # traced once, though its form is asked for first
+    def solve(point: tuple[State, Array, Array, Array]) -> Pass:
+        state, params, number, threshold = point
         operator = partial(solver.curvature, dynamics, state, params)
-        return plan.run(operator, solver.key(state.step, number), tolerances)
+        return plan.run(operator, solver.key(state.step, number), (*tolerances[:2], threshold))
 
-    def at_point(point: tuple[State, Array, Array]) -> Pass:
+    def at_point(point: tuple[State, Array, Array, Array]) -> Pass:
         nothing = jax.tree.map(_missing, jax.eval_shape(solve, point))
         there = jnp.all(jnp.isfinite(point[1])) & (point[2] != _IDLE)
         return jax.lax.cond(there, solve, lambda _: nothing, point)
 
     # One loop over all points: a loop over those of each state would take longer to compile.
-    return map_over_devices(at_point, (states, places, numbers))
+    return map_over_devices(at_point, (states, places, numbers, thresholds))
 
 
 def _missing(leaf: jax.ShapeDtypeStruct) -> Array:
@@ -266,16 +297,19 @@ def _one_by_one(
     source: Source,
     last: np.ndarray | None,
     points: tuple[str, ...],
+    thresholds: Float[np.ndarray, " checkpoints"] | None,
     watch: Watch,
 ) -> list[_Solved]:
     solved = []
     chosen = np.array([POINTS.index(point) for point in points])
-    for (point,) in source(1):
+    for row, (point,) in enumerate(source(1)):
+        (threshold,) = _rows_of(thresholds, row, 1)
+        told = solver.telling(threshold)
         state, found = run.state(point), []
         places = np.asarray(both_points(run.dynamics, state))[chosen]
         for place, params in enumerate(places):
             start = _usable(last[place]) if solver.tracked and last is not None else None
-            evidence = _solve(run, solver, state, place, params, start, watch=watch)
+            evidence = _solve(run, told, state, place, params, start, watch=watch)
             found.append(_of_one(evidence, solver))
         solved.append(jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *found))
         last = solved[-1].vectors[0]

@@ -42,6 +42,10 @@ _GROWING = 2**17
 """Terms up to which the rounding of sums grows; it is 366 eps then."""
 
 
+ALLOWANCE = 10
+"""Roundings of a product that are allowed for: of terms that cancel in it there are more."""
+
+
 def rounding(num_params: int, dtype: Any) -> float:
     """Of a product and of inner products of n terms, as it adds up in practice; relative."""
     return float(np.finfo(dtype).eps) * (4 + min(num_params, _GROWING) ** 0.5)

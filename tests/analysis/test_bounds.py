@@ -10,7 +10,7 @@ from dlf_dynamics.analysis import krylov
 from dlf_dynamics.analysis.bounds import Recurrence, share_limit, upper_bound
 from dlf_dynamics.analysis.certificate import certify
 from dlf_dynamics.analysis.chain import Goal
-from dlf_dynamics.analysis.eigensolver import top_eigenpairs
+from dlf_dynamics.analysis.eigensolver import Plan, evidence_of, top_eigenpairs
 from dlf_dynamics.analysis.krylov import search
 from dlf_dynamics.analysis.ritz import Ends
 from dlf_dynamics.analysis.solution import solve
@@ -215,3 +215,35 @@ def test_products_in_float32_are_measured_against_those_in_float64():
     evidence = solve(Partial(lambda: matvec), Form.flat(n, jnp.float32), goal, **settings)
     without = certify(evidence._replace(noise=np.zeros(())), goal).rank_bounds[0]
     assert certify(evidence, goal).rank_bounds[0] - without > 1e-4
+
+
+@pytest.mark.parametrize("way", ["pass", "restarts"])
+def test_the_side_of_a_threshold_is_told_though_usual_tolerances_do_not_tell_it(way):
+    n = 300
+    values = np.r_[1.0, np.random.default_rng(0).uniform(-0.5, 0.8, n - 1)]
+    operator = Partial(lambda diagonal: lambda vector: diagonal * vector, jnp.asarray(values))
+    usual = Goal(Ends(1, 0), 1e-3)
+    plan = Plan.of(n, usual, 200, jnp.dtype(float))
+    run = jax.jit(lambda key, numbers: plan.run(operator, key, numbers))
+
+    def found(goal):
+        key = jax.random.key(0)
+        if way == "pass":
+            evidence = evidence_of(run(key, goal.tolerances), plan)
+        else:
+            evidence = solve(operator, Form.flat(n, float), goal, max_matvecs=200, key=key)
+        certificate = certify(evidence, goal)
+        assert certificate.converged.all()
+        low, high = certificate.intervals[0]
+        assert low <= 1 <= high
+        return low, high, int(evidence.num_matvecs)
+
+    low, high, products = found(usual)
+    for threshold in (1.0001, 1.001, 1.01):
+        assert low < threshold < high
+        closer = found(usual._replace(threshold=threshold))
+        assert not closer[0] < threshold < closer[1]
+        assert closer[2] > products
+    # At the eigenvalue itself it cannot be told, and the search ends all the same.
+    assert found(usual._replace(threshold=1.0))[2] < 100
+    assert found(usual._replace(threshold=3.0)) == (low, high, products)
