@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Complex, Float, Int
 from dlf_dynamics.analysis.bifurcation.branches import Frozen, follow_branches
 from dlf_dynamics.analysis.bifurcation.diagrams import orbit_diagram
 from dlf_dynamics.analysis.bifurcation.location import Centre, centre_of
-from dlf_dynamics.analysis.bifurcation.lyapunov import LyapunovSpectrum, lyapunov_exponents
+from dlf_dynamics.analysis.bifurcation.lyapunov import LyapunovSpectrum, lyapunov_spectra
 from dlf_dynamics.analysis.bifurcation.maps import (
     Map,
     TrainingParameter,
@@ -138,7 +138,7 @@ def _diagram(
     values, some = _values(parameter, low, high, actual)
     orbits, diverged = _orbits(map_, state, values, direction)
     basis = _basis(direction, len(state))
-    spectra = [_exponent(map_, state, value, basis, step) for value in some]
+    spectra = _exponents(map_, state, some, basis, step)
     places = _places(run, step, parameter, some, actual)
     branches = follow_branches(
         map_,
@@ -220,11 +220,13 @@ def _places(
     ]
 
 
-def _exponent(map_: Map, state: Array, value: float, basis: Array, step: int) -> LyapunovSpectrum:
-    return lyapunov_exponents(
+def _exponents(
+    map_: Map, state: Array, values: Float[np.ndarray, " exponents"], basis: Array, step: int
+) -> list[LyapunovSpectrum]:
+    return lyapunov_spectra(
         map_,
         state,
-        value,
+        values,
         1,
         EXPONENT_STEPS,
         transient=TRANSIENT,
