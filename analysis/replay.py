@@ -155,12 +155,12 @@ class Replay:
         vectors = snapshots.params, snapshots.previous_update, snapshots.optimizer
         made = []
         for place, (state, count) in enumerate(plan):
-            scalars = scalar_columns(rows[place, :count, 0])
-            parts = (*(part[place, :count] for part in vectors), scalars["loss"])
-            step = int(state.step)
-            stretch = Stretch(step, *parts, scalars["update_cosine"])
+            scalars = scalar_columns(rows[place, :, 0])
+            columns = *(part[place] for part in vectors), scalars["loss"], scalars["update_cosine"]
+            stretch = Stretch(int(state.step), *(column[:count] for column in columns))
             after = jax.tree.map(lambda leaf, place=place: jnp.asarray(leaf[place]), following)
-            made.append((after, stretch, self._passed(step, step + count)))
+            passed = self._passed(stretch.first, stretch.first + count)
+            made.append((after, stretch, passed))
         return made
 
     @property

@@ -142,13 +142,7 @@ def orbit_diagram(
     orbit = Partial(_orbit, map_, observable, jnp.int32(transient), jnp.asarray(bound), kick)
     sweep = values.astype(state.dtype)
     if not follow:
-        if batch_size is None:
-            batch_size = 1 if one_by_one(state) else len(values)
-        # `jax.lax.map` would vectorise over one.
-        batch_size = None if batch_size == 1 else min(batch_size, len(values))
-        sweep = np.array(filled(list(sweep), rounded_up(len(sweep))))
-        found = _independent(orbit, state, sweep, recorded=recorded, batch_size=batch_size)
-        found = jax.tree.map(lambda leaf: leaf[: len(values)], jax.device_get(found))
+        found = _from_one_start(orbit, state, sweep, recorded, batch_size)
         return OrbitDiagram(values, *_columns(found, None))
     last, up = _follow(orbit, state, sweep, recorded=recorded)
     down = None
@@ -219,6 +213,23 @@ def _follow(
         return jnp.where(record.diverged, state, last), record
 
     return jax.lax.scan(at_parameter, state, parameters)
+
+
+def _from_one_start(
+    orbit: Partial,
+    state: State,
+    values: Float[np.ndarray, " values"],
+    recorded: int,
+    batch_size: int | None,
+) -> _Record:
+    """Independent orbits, with as many at once as asked for or, with none, as is fast."""
+    if batch_size is None:
+        batch_size = 1 if one_by_one(state) else len(values)
+    # `jax.lax.map` would vectorise over one.
+    batch_size = None if batch_size == 1 else min(batch_size, len(values))
+    sweep = np.array(filled(list(values), rounded_up(len(values))))
+    found = _independent(orbit, state, sweep, recorded=recorded, batch_size=batch_size)
+    return jax.tree.map(lambda leaf: leaf[: len(values)], jax.device_get(found))
 
 
 @partial(jax.jit, static_argnames=("recorded", "batch_size"))

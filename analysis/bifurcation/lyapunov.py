@@ -144,7 +144,7 @@ def lyapunov_spectra(
     directions = jnp.linalg.qr(jax.random.normal(key, (len(state), k), state.dtype))[0].T
     start = _Orbit(state, directions, jnp.array(True))
     spectra = []
-    for some, count in in_groups(parameters.astype(state.dtype)):
+    for some, count in in_groups(list(parameters.astype(state.dtype))):
         found = _follow(map_, start, np.array(some), rows, transient, length, bound, every=every)
         for place in range(count):
             orbit, blocks = jax.tree.map(lambda leaf, place=place: np.asarray(leaf)[place], found)
