@@ -7,7 +7,7 @@ network each device takes a part of the examples, and of the numbers of each vec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -32,7 +32,9 @@ def mesh() -> Mesh | None:
     return jax.make_mesh((jax.device_count(),), (_AXIS,), axis_types=(AxisType.Auto,))
 
 
-def map_over_devices(function: Callable[[PyTree], PyTree], batch: PyTree) -> PyTree:
+def map_over_devices(
+    function: Callable[[PyTree], PyTree], batch: PyTree, *, batch_size: int | None = None
+) -> PyTree:
     """Like `jax.lax.map(function, batch)`, each device taking an equal part of the batch.
 
     To be called in a function that is compiled. There is no exchange between the devices, so the
@@ -41,10 +43,11 @@ def map_over_devices(function: Callable[[PyTree], PyTree], batch: PyTree) -> PyT
     Args:
         function: of an element of the batch.
         batch: leaves of the same leading size, a multiple of `jax.local_device_count()`.
+        batch_size: elements that a device treats as one vector; none takes one after the other.
     """
     own = Mesh(np.array(jax.local_devices()), (_AXIS,), axis_types=(AxisType.Auto,))
     part = PartitionSpec(_AXIS)
-    of_part = lambda elements: jax.lax.map(function, elements)  # noqa: E731
+    of_part = partial(jax.lax.map, function, batch_size=batch_size)
     # The check of replication knows no while loops whose lengths differ between devices.
     return jax.shard_map(of_part, mesh=own, in_specs=part, out_specs=part, check_vma=False)(batch)
 
@@ -160,6 +163,14 @@ def rounded_up(count: int) -> int:
 def filled(items: list[Item], count: int) -> list[Item]:
     """The list with its last item repeated, so that one compilation serves lists of any length."""
     return [*items, *[items[-1]] * (count - len(items))]
+
+
+def in_groups(items: Sequence[Item]) -> Iterator[tuple[list[Item], int]]:
+    """As many at a time as there are devices, filled up, and how many of them count."""
+    count = jax.local_device_count()
+    for start in range(0, len(items), count):
+        some = list(items[start : start + count])
+        yield filled(some, count), len(some)
 
 
 def one_ahead(items: Iterable[Item]) -> Iterator[Item]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
-from dlf_dynamics.dynamics import State, advance, scalar_columns
+from dlf_dynamics.analysis.devices import filled, map_over_devices
+from dlf_dynamics.dynamics import Dynamics, Snapshots, State, scalar_columns
+from dlf_dynamics.dynamics import stretch as make_steps
 from dlf_dynamics.run import Run, point_of
 from dlf_dynamics.runwriter import Point
 
@@ -16,7 +21,7 @@ _NUMBERS = 2**20
 """Parameters of the states that one call makes, at most."""
 
 _MOST = 1000
-"""Steps that one call makes, at most."""
+"""Steps that one call makes, at most, on all devices together."""
 
 _FAR = 20
 """A new call takes as long as this part of the steps that one call makes at most, roughly."""
@@ -56,8 +61,9 @@ class Stretch(NamedTuple):
 class Replay:
     """Makes recorded steps again, and looks whether they land on the recorded checkpoints.
 
-    On the machine that trained they do bit by bit. Elsewhere rounding may differ and grow; then the
-    replay starts anew from each checkpoint, and tells by how much it was off.
+    Each device makes the steps from a checkpoint of its own. On the machine that trained they do
+    bit by bit. Elsewhere rounding may differ and grow; then the replay starts anew from each
+    checkpoint, and tells by how much it was off.
 
     Attributes:
         run: whose steps are made.
@@ -98,20 +104,18 @@ class Replay:
         """
         state = self._before(start)
         while int(state.step) < stop:
-            step = int(state.step)
-            end = min(step + self.length, stop)
-            passed = self._passed(step, end)
-            if passed and not self.exact:
-                end, passed = passed[0], passed[:1]
-            following, stretch = self._made(state, end - step)
-            if not self._meets(stretch, following, passed):
-                # Once more, only as far as the next checkpoint, and on from what was recorded.
-                _, stretch = self._made(state, passed[0] - step)
-                following = self.run.state(self._recorded(passed[0]))
-            if following.step > start:
-                kept = max(start - step, 0)
-                yield Stretch(step + kept, *(part[kept:] for part in stretch[1:]))
-            state = following
+            for following, made, passed in self._made(self._planned(state, stop)):
+                if not self._meets(made, following, passed):
+                    # Once more, only as far as the next checkpoint, and on from what was recorded.
+                    again = [(state, passed[0] - made.first)]
+                    ((_, made, _),) = self._made(again)
+                    following = self.run.state(self._recorded(passed[0]))
+                if following.step > start:
+                    kept = max(start - made.first, 0)
+                    yield Stretch(made.first + kept, *(part[kept:] for part in made[1:]))
+                state = following
+                if not self.exact:
+                    break
 
     def points(self, steps: Int[np.ndarray, " steps"]) -> Iterator[Point]:
         """States of some steps, in increasing order.
@@ -125,13 +129,44 @@ class Replay:
                 inside = (group >= stretch.first) & (group < stretch.first + len(stretch))
                 yield from map(stretch.point, group[inside].tolist())
 
-    def _made(self, state: State, count: int) -> tuple[State, Stretch]:
-        counts = (np.arange(self.length) < count).astype(np.int32)
-        following, snapshots, rows = advance(self.run.dynamics, state, counts, capacity=1)
-        scalars = scalar_columns(np.asarray(rows)[:, 0])
+    def _planned(self, state: State, stop: int) -> list[tuple[State, int]]:
+        """States to go on from at once, one on each device, with the steps to make from each.
+
+        They are this one and checkpoints after it, each as far away as a device gets.
+        """
+        starts, end = [int(state.step)], min(int(state.step) + self._most, stop)
+        passed = self._passed(starts[0], end)
+        if not self.exact:
+            return [(state, (passed or [end])[0] - starts[0])]
+        while end < stop and passed and len(starts) < jax.local_device_count():
+            starts.append(passed[-1])
+            end = min(starts[-1] + self._most, stop)
+            passed = self._passed(starts[-1], end)
+        states = [state, *map(self.run.state, self._all_recorded(starts[1:]))]
+        return list(zip(states, np.diff([*starts, end]).tolist(), strict=True))
+
+    def _made(self, plan: list[tuple[State, int]]) -> list[tuple[State, Stretch, list[int]]]:
+        """Of each state the one after so many steps, those before, and the checkpoints passed."""
+        begins = filled(plan, jax.local_device_count())
+        states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for state, _ in begins))
+        counts = np.array([count for _, count in begins], np.int32)
+        found = _advance(self.run.dynamics, states, counts, most=self._most)
+        following, snapshots, rows = jax.tree.map(np.asarray, found)
         vectors = snapshots.params, snapshots.previous_update, snapshots.optimizer
-        parts = (*vectors, scalars["loss"], scalars["update_cosine"])
-        return following, Stretch(int(state.step), *(np.asarray(part)[:count] for part in parts))
+        made = []
+        for place, (state, count) in enumerate(plan):
+            scalars = scalar_columns(rows[place, :, 0])
+            columns = *(part[place] for part in vectors), scalars["loss"], scalars["update_cosine"]
+            stretch = Stretch(int(state.step), *(column[:count] for column in columns))
+            after = jax.tree.map(lambda leaf, place=place: jnp.asarray(leaf[place]), following)
+            passed = self._passed(stretch.first, stretch.first + count)
+            made.append((after, stretch, passed))
+        return made
+
+    @property
+    def _most(self) -> int:
+        """Steps that a device makes in one call, at most."""
+        return -(-self.length // jax.local_device_count())
 
     def _before(self, step: int) -> State:
         """The last recorded state at or before a step."""
@@ -187,3 +222,17 @@ def _last_step(run: Run) -> int:
     if unknown:
         return last if run.status == "diverged" else int(run.steps[-1])
     return int(run.steps[failed[0]])
+
+
+@partial(jax.jit, static_argnames="most")
+def _advance(
+    dynamics: Dynamics, states: State, counts: Int[Array, " devices"], *, most: int
+) -> tuple[State, Snapshots, Float[Array, "devices most 1 scalars"]]:
+    """`dynamics.stretch` from a state on each device, so many steps; nothing is validated."""
+
+    def make(begin: tuple[State, Array]) -> tuple[State, Snapshots, Array]:
+        state, count = begin
+        one_by_one = (jnp.arange(most) < count).astype(jnp.int32)
+        return make_steps(dynamics, state, one_by_one, jnp.zeros(most, bool), capacity=1)
+
+    return map_over_devices(make, (states, counts))

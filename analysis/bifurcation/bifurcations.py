@@ -291,8 +291,11 @@ def _looked_at(start: int, stop: int, every: int) -> Int[np.ndarray, " looked"]:
 
 
 def _piece(run: Run, config: BifurcationConfig) -> int:
-    """Steps that are analysed together, a multiple of `every`."""
-    return max(Replay(run).length // config.every, 1) * config.every
+    """Steps that are analysed together, a multiple of `every`.
+
+    A few less than one call makes: it begins at the checkpoint before, and goes on beyond the last.
+    """
+    return max(int(0.95 * Replay(run).length) // config.every, 1) * config.every
 
 
 def _solver(run: Run, config: BifurcationConfig, looks: int) -> Solver:

@@ -11,9 +11,9 @@ replaced by x ↦ (x + f²(x))/2, which has the same orbits and turns their mult
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,9 @@ from jaxtyping import Array, Complex, Float, Int
 from dlf_dynamics.analysis.bifurcation.cycles import MARGIN, multipliers_of
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.rod import Rod, rod_amplitude
-from dlf_dynamics.analysis.eigensolver import top_eigenpairs
+from dlf_dynamics.analysis.devices import in_groups, map_over_devices
 from dlf_dynamics.analysis.events import OSCILLATING_COSINE
-from dlf_dynamics.operators import hessian
-from dlf_dynamics.problem import Problem, Step
+from dlf_dynamics.problem import Problem
 from dlf_dynamics.reprs import brief
 
 Stability = Literal["", "stable", "none found", "unstable", "unknown"]
@@ -119,6 +118,13 @@ class Frozen(NamedTuple):
     step: int
 
 
+Sharpness = Callable[
+    [Float[np.ndarray, "places params"], list[Frozen]], Float[np.ndarray, " places"]
+]
+"""Largest Hessian eigenvalue at some parameters, each in the loss of its place; NaN where the
+parameters are not finite, or it did not converge."""
+
+
 class Multipliers(NamedTuple):
     """Of an orbit of period 2; see `Branches`."""
 
@@ -135,6 +141,7 @@ def follow_branches(
     direction: Float[Array, " params"],
     places: list[Frozen],
     settle: int,
+    sharpness: Sharpness,
     *,
     smooth: bool = True,
 ) -> Branches:
@@ -147,19 +154,26 @@ def follow_branches(
         direction: unit, on which amplitudes are projected.
         places: values of the parameter, and what they mean for gradient descent.
         settle: updates before the oscillation counts as settled.
+        sharpness: of the loss at the centres.
         smooth: whether the loss has no kinks. With kinks multipliers tell nothing of a finite
             neighbourhood, and the stability is `unknown`.
     """
-    rows = [_at(map_, problem, start, direction, place, settle, smooth) for place in places]
+    rows, centres = list[_Row](), []
+    after = _settled(map_, start, places, settle, len(direction))
+    for place, settled in zip(places, after, strict=True):
+        centre, half = _averages(settled.states[:, : len(direction)], _WEIGHTS)
+        rows.append(_at(map_, problem, start, direction, place, settled, (centre, half), smooth))
+        centres.append(centre)
     columns = dict(zip(_Row._fields, map(np.array, zip(*rows, strict=True)), strict=True))
+    rates = np.array([place.rate for place in places])
+    columns["centre"] = 1 - rates * sharpness(np.stack(centres), places)
     columns["stability"] = columns["stability"].astype("S")
     return Branches(np.array([place.value for place in places]), **columns)
 
 
 class _Row(NamedTuple):
-    """One entry of each column of `Branches`."""
+    """One entry of each column of `Branches` but for the first two."""
 
-    centre: float = float("nan")
     opposed: float = float("nan")
     amplitude: float = float("nan")
     residual: float = float("nan")
@@ -175,22 +189,22 @@ def _at(
     start: Array,
     direction: Array,
     place: Frozen,
-    settle: int,
+    settled: _Settled,
+    mean: tuple[np.ndarray, np.ndarray],
     smooth: bool,
 ) -> _Row:
     num_params = len(direction)
-    found = _settled(map_, start, place.value, settle, num_params)
-    cosines, states, damped = map(np.asarray, found)
+    cosines, states, damped = settled
     if not np.all(np.isfinite(states)):
         return _Row()
-    centre, half = _averages(states[:, :num_params], _WEIGHTS)
+    centre, half = mean
     size = max(np.linalg.norm(centre), float(jnp.linalg.norm(start[:num_params])))
     visible = bool(np.linalg.norm(half) > AT_REST * size)
     opposed = float(np.mean(cosines < OSCILLATING_COSINE)) if visible else 0.0
-    row = _Row(_centre_multiplier(problem, jnp.asarray(centre), place), opposed)
+    row = _Row(opposed)
     if not opposed:
         return row
-    means = _averages(damped[:, :num_params], (1, 2, 1)), (centre, half)
+    means = _averages(damped[:, :num_params], (1, 2, 1)), mean
     orbit = _orbit(problem, means, place, float(AT_REST * size))
     if orbit is None:
         return row
@@ -209,32 +223,59 @@ def _at(
     return row._replace(**_multipliers(twice, states[0].dtype, len(start))._asdict())
 
 
-@partial(jax.jit, static_argnames="num_params")
+class _Settled(NamedTuple):
+    """Of one value of the parameter, once the oscillation has settled.
+
+    Attributes:
+        cosines: of the updates from there on.
+        states: that follow.
+        damped: three of the averaged map.
+    """
+
+    cosines: Float[np.ndarray, " cosines"]
+    states: Float[np.ndarray, "iterates n"]
+    damped: Float[np.ndarray, "3 n"]
+
+
 def _settled(
-    map_: Map, start: Array, value: float, settle: int, num_params: int
-) -> tuple[Float[Array, " cosines"], Float[Array, "iterates n"], Float[Array, "3 n"]]:
-    """Cosines of updates after so many, the states that follow, three of the averaged map."""
+    map_: Map, start: Array, places: list[Frozen], settle: int, num_params: int
+) -> Iterator[_Settled]:
+    """At each of some places, on all devices."""
+    for some, count in in_groups(places):
+        values = np.array([place.value for place in some], start.dtype)
+        found = jax.device_get(_settle(map_, start, values, settle, num_params))
+        for place in range(count):
+            yield _Settled(*(leaf[place] for leaf in found))
 
-    def compare(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
-        state, before = carry
-        following = map_(state, value)
-        update = (following - state)[:num_params]
-        lengths = jnp.linalg.norm(update) * jnp.linalg.norm(before)
-        return (following, update), jnp.vdot(update, before) / lengths
 
-    def advance(state: Array, _: None) -> tuple[Array, Array]:
-        return map_(state, value), state
+@partial(jax.jit, static_argnames="num_params")
+def _settle(
+    map_: Map, start: Array, values: Float[Array, " devices"], settle: int, num_params: int
+) -> tuple[Array, Array, Array]:
+    """What `_Settled` has, of one value of the parameter on each device."""
 
-    def damp(_: Array, state: Array) -> Array:
-        return (state + map_(map_(state, value), value)) / 2
+    def at_value(value: Array) -> tuple[Array, Array, Array]:
+        def move(carry: tuple[Array, Array], _: Any) -> tuple[tuple[Array, Array], Array]:
+            state, before = carry
+            following = map_(state, value)
+            update = (following - state)[:num_params]
+            lengths = jnp.linalg.norm(update) * jnp.linalg.norm(before)
+            return (following, update), jnp.vdot(update, before) / lengths
 
-    state = map_.iterate(start, value, settle)
-    following = map_(state, value)
-    carry = following, (following - state)[:num_params]
-    (state, _), cosines = jax.lax.scan(compare, carry, length=LOOKED_AT)
-    last, states = jax.lax.scan(advance, state, length=len(_WEIGHTS))
-    damped = jax.lax.fori_loop(0, DAMPED, damp, last)
-    return cosines, states, jax.lax.scan(advance, damped, length=3)[1]
+        def advance(state: Array, _: None) -> tuple[Array, Array]:
+            return map_(state, value), state
+
+        def damp(_: Array, state: Array) -> Array:
+            return (state + map_.iterate(state, value, 2)) / 2
+
+        carry = start, jnp.zeros_like(start[:num_params])
+        carry = jax.lax.fori_loop(0, settle + 1, lambda _, carry: move(carry, None)[0], carry)
+        (state, _), cosines = jax.lax.scan(move, carry, length=LOOKED_AT)
+        last, states = jax.lax.scan(advance, state, length=len(_WEIGHTS))
+        damped = jax.lax.fori_loop(0, DAMPED, damp, last)
+        return cosines, states, jax.lax.scan(advance, damped, length=3)[1]
+
+    return map_over_devices(at_value, values)
 
 
 def _averages(iterates: np.ndarray, weights: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -242,19 +283,6 @@ def _averages(iterates: np.ndarray, weights: tuple[int, ...]) -> tuple[np.ndarra
     part, share = iterates[-len(weights) :], np.array(weights) / sum(weights)
     share = share.astype(iterates.dtype)
     return share @ part, (share * (-1.0) ** np.arange(len(share))).astype(share.dtype) @ part
-
-
-def _centre_multiplier(problem: Problem, centre: Array, place: Frozen) -> float:
-    found = top_eigenpairs(
-        Partial(_product, problem, centre, jnp.int32(place.step)),
-        len(centre),
-        1,
-        tol=float(jnp.finfo(centre.dtype).eps) ** 0.4,
-        max_matvecs=60,
-        key=jax.random.key(0),
-        dtype=centre.dtype,
-    )
-    return 1 - place.rate * float(found.eigenvalues[0]) if found.converged[0] else float("nan")
 
 
 def _orbit(
@@ -270,11 +298,6 @@ def _orbit(
         if rod.converged or (rod.residual <= NEARLY and rod.error <= NEARLY**0.5):
             return centre, rod
     return None
-
-
-@jax.jit
-def _product(problem: Problem, params: Array, step: Step, vector: Array) -> Array:
-    return hessian(problem, params, step)(vector)
 
 
 @jax.jit

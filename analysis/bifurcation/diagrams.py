@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 from scipy.spatial import KDTree
 
 from dlf_dynamics.analysis.bifurcation.maps import Map, Parameter, State
+from dlf_dynamics.analysis.devices import filled, map_over_devices, rounded_up
 from dlf_dynamics.reprs import brief
 
 Observable = Callable[[State], Array]
@@ -139,13 +140,9 @@ def orbit_diagram(
     if not isinstance(observable, Partial):
         observable = Partial(observable)
     orbit = Partial(_orbit, map_, observable, jnp.int32(transient), jnp.asarray(bound), kick)
-    sweep = jnp.asarray(values, state.dtype)
+    sweep = values.astype(state.dtype)
     if not follow:
-        if batch_size is None:
-            one_by_one = jax.default_backend() == "cpu" and state.size >= ONE_BY_ONE_SIZE
-            batch_size = 1 if one_by_one else len(values)
-        batch_size = min(batch_size, len(values))
-        found = _independent(orbit, state, sweep, recorded=recorded, batch_size=batch_size)
+        found = _from_one_start(orbit, state, sweep, recorded, batch_size)
         return OrbitDiagram(values, *_columns(found, None))
     last, up = _follow(orbit, state, sweep, recorded=recorded)
     down = None
@@ -165,6 +162,11 @@ def escape_bound(state: State) -> float:
     if not np.isfinite(largest):
         raise ValueError("the start is not finite")
     return ESCAPED * max(1.0, largest)
+
+
+def one_by_one(state: State) -> bool:
+    """Whether vectors like this state are treated faster one after the other than as a batch."""
+    return jax.default_backend() == "cpu" and state.size >= ONE_BY_ONE_SIZE
 
 
 class _Record(NamedTuple):
@@ -213,6 +215,23 @@ def _follow(
     return jax.lax.scan(at_parameter, state, parameters)
 
 
+def _from_one_start(
+    orbit: Partial,
+    state: State,
+    values: Float[np.ndarray, " values"],
+    recorded: int,
+    batch_size: int | None,
+) -> _Record:
+    """Independent orbits, with as many at once as asked for or, with none, as is fast."""
+    if batch_size is None:
+        batch_size = 1 if one_by_one(state) else len(values)
+    # `jax.lax.map` would vectorise over one.
+    batch_size = None if batch_size == 1 else min(batch_size, len(values))
+    sweep = np.array(filled(list(values), rounded_up(len(values))))
+    found = _independent(orbit, state, sweep, recorded=recorded, batch_size=batch_size)
+    return jax.tree.map(lambda leaf: leaf[: len(values)], jax.device_get(found))
+
+
 @partial(jax.jit, static_argnames=("recorded", "batch_size"))
 def _independent(
     orbit: Partial,
@@ -220,16 +239,14 @@ def _independent(
     parameters: Float[Array, " values"],
     *,
     recorded: int,
-    batch_size: int,
+    batch_size: int | None,
 ) -> _Record:
-    """Orbits that all start from one state."""
+    """Orbits that all start from one state, shared out over the devices."""
 
     def at_parameter(parameter: Array) -> _Record:
         return orbit(state, parameter, recorded)[1]
 
-    if batch_size == 1:  # `jax.lax.map` would vectorise over one
-        return jax.lax.map(at_parameter, parameters)
-    return jax.lax.map(at_parameter, parameters, batch_size=batch_size)
+    return map_over_devices(at_parameter, parameters, batch_size=batch_size)
 
 
 def _columns(up: _Record, down: _Record | None) -> tuple:

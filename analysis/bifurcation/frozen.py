@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from jaxtyping import Array, Bool, Complex, Float, Int
 from dlf_dynamics.analysis.bifurcation.branches import Frozen, follow_branches
 from dlf_dynamics.analysis.bifurcation.diagrams import orbit_diagram
 from dlf_dynamics.analysis.bifurcation.location import Centre, centre_of
-from dlf_dynamics.analysis.bifurcation.lyapunov import LyapunovSpectrum, lyapunov_exponents
+from dlf_dynamics.analysis.bifurcation.lyapunov import LyapunovSpectrum, lyapunov_spectra
 from dlf_dynamics.analysis.bifurcation.maps import (
     Map,
     TrainingParameter,
@@ -22,11 +24,13 @@ from dlf_dynamics.analysis.bifurcation.maps import (
     training_map,
     training_state,
 )
+from dlf_dynamics.analysis.certificate import CONVERGED
 from dlf_dynamics.analysis.replay import Replay
 from dlf_dynamics.analysis.solver import Solver
-from dlf_dynamics.dynamics import State
+from dlf_dynamics.analysis.trajectory import solve_segment
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Run
+from dlf_dynamics.runwriter import Point
 from dlf_dynamics.schedules import Triangle
 
 VALUES = 100
@@ -118,35 +122,35 @@ def frozen_diagrams(replay: Replay, solver: Solver, step: int) -> list[FrozenDia
     if isinstance(schedule, Triangle):
         begin = step - step % schedule.pulse_steps
         ranges["time"] = (begin, begin + schedule.pulse_steps - 1, step)
-    centre = centre_of(replay, solver, step)
-    return [_diagram(replay, centre, step, name, *span) for name, span in ranges.items()]
+    (stretch,) = replay.stretches(step, step + 1)
+    known = run, solver, stretch.point(step), centre_of(replay, solver, step)
+    return [_diagram(*known, name, *span) for name, span in ranges.items()]
 
 
 def _diagram(
-    replay: Replay,
+    run: Run,
+    solver: Solver,
+    point: Point,
     centre: Centre,
-    step: int,
     parameter: TrainingParameter,
     low: float,
     high: float,
     actual: float,
 ) -> FrozenDiagram:
-    run = replay.run
-    map_ = training_map(run, step, parameter)
-    state = training_state(_state(replay, step))
+    step, map_ = point.step, training_map(run, point.step, parameter)
+    state = training_state(run.state(point))
     direction = jnp.asarray(centre.vector)
     values, some = _values(parameter, low, high, actual)
     orbits, diverged = _orbits(map_, state, values, direction)
-    basis = _basis(direction, len(state))
-    spectra = [_exponent(map_, state, value, basis, step) for value in some]
-    places = _places(run, step, parameter, some, actual)
+    spectra = _exponents(map_, state, some, _basis(direction, len(state)), step)
     branches = follow_branches(
         map_,
         run.problem,
         state,
         direction,
-        places,
+        _places(run, step, parameter, some, actual),
         TRANSIENT,  # and a few more, into the steps that are recorded
+        partial(_sharpness, run, solver, point),
         smooth=not run.kinks,
     )
     return FrozenDiagram(
@@ -220,11 +224,13 @@ def _places(
     ]
 
 
-def _exponent(map_: Map, state: Array, value: float, basis: Array, step: int) -> LyapunovSpectrum:
-    return lyapunov_exponents(
+def _exponents(
+    map_: Map, state: Array, values: Float[np.ndarray, " exponents"], basis: Array, step: int
+) -> list[LyapunovSpectrum]:
+    return lyapunov_spectra(
         map_,
         state,
-        value,
+        values,
         1,
         EXPONENT_STEPS,
         transient=TRANSIENT,
@@ -233,6 +239,21 @@ def _exponent(map_: Map, state: Array, value: float, basis: Array, step: int) ->
     )
 
 
-def _state(replay: Replay, step: int) -> State:
-    (stretch,) = replay.stretches(step, step + 1)
-    return replay.run.state(stretch.point(step))
+def _sharpness(
+    run: Run,
+    solver: Solver,
+    point: Point,
+    centres: Float[np.ndarray, "places params"],
+    places: list[Frozen],
+) -> Float[np.ndarray, " places"]:
+    """See `branches.Sharpness`; found as at iterates of the run, by the same compiled program."""
+    tol = float(jnp.finfo(run.dtype).eps) ** 0.4
+    solver = solver._replace(goal=solver.goal._replace(tol=tol))
+    points = [
+        dataclasses.replace(point, step=place.step, params=centre)
+        for place, centre in zip(places, centres, strict=True)
+    ]
+    lists = lambda most: [points[i : i + most] for i in range(0, len(points), most)]  # noqa: E731
+    found = solve_segment(run, solver, lists, points=("iterate",))
+    values, status = (found[name][:, 0, 0] for name in ("eigenvalues", "status"))
+    return np.where(status == CONVERGED, values, np.nan)

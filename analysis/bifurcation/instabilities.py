@@ -250,8 +250,9 @@ def _size(
         amplitude = abs(float(there.vector @ there.offset))
         whole = float(np.linalg.norm(there.offset))
         found |= {"amplitude": amplitude, "alignment": amplitude / whole}
-    if refusal(run) or run.dynamics.adaptive:
-        reason = refusal(run) or "the preconditioner changes from step to step"
+    reason = refusal(run)
+    if reason or run.dynamics.adaptive:
+        reason = reason or "the preconditioner changes from step to step"
         return found | {"criticality_reason": reason}
     centre, rate = centre_of(replay, solver, window.onset), equivalent_rate(run, window.onset)
     if not centre.converged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from dlf_dynamics.analysis.bifurcation.diagrams import escape_bound
+from dlf_dynamics.analysis.bifurcation.diagrams import escape_bound, one_by_one
 from dlf_dynamics.analysis.bifurcation.maps import Map, Parameter, State
+from dlf_dynamics.analysis.devices import in_groups, map_over_devices
 from dlf_dynamics.reprs import brief
 
 BLOCKS = 20
@@ -103,6 +105,37 @@ def lyapunov_exponents(
     >>> bool(np.isclose(found.exponents.sum(), np.log(0.3)))
     True
     """
+    (found,) = lyapunov_spectra(
+        map_,
+        state,
+        np.array([parameter], float),
+        k,
+        steps,
+        transient=transient,
+        key=key,
+        basis=basis,
+        every=every,
+        tol=tol,
+        bound=bound,
+    )
+    return found
+
+
+def lyapunov_spectra(
+    map_: Map,
+    state: State,
+    parameters: Float[np.ndarray, " values"],
+    k: int,
+    steps: int,
+    *,
+    transient: int,
+    key: PRNGKeyArray,
+    basis: Float[Array, "m n"] | None = None,
+    every: int = 1,
+    tol: float = 1e-3,
+    bound: float | None = None,
+) -> list[LyapunovSpectrum]:
+    """The same at each of some parameters, from one start, shared out over the devices."""
     state = jnp.asarray(state)
     _check(len(state), k, steps, transient, every, basis)
     bound = escape_bound(state) if bound is None else bound
@@ -110,17 +143,16 @@ def lyapunov_exponents(
     rows = jnp.zeros((0, len(state)), state.dtype) if basis is None else jnp.asarray(basis)
     directions = jnp.linalg.qr(jax.random.normal(key, (len(state), k), state.dtype))[0].T
     start = _Orbit(state, directions, jnp.array(True))
-    parameter = jnp.asarray(parameter, state.dtype)
-    orbit, blocks = jax.device_get(
-        _follow(map_, start, parameter, rows, transient, length, bound, every=every)
-    )
-    blocks = _Block(
-        growth=blocks.growth / (length * every),
-        overlap=blocks.overlap / length
-        if basis is not None
-        else np.full_like(blocks.overlap, np.nan),
-    )
-    return _summarise(orbit, blocks, BLOCKS * length * every, tol)
+    spectra = []
+    for some, count in in_groups(list(parameters.astype(state.dtype))):
+        found = _follow(map_, start, np.array(some), rows, transient, length, bound, every=every)
+        for place in range(count):
+            orbit, blocks = jax.tree.map(lambda leaf, place=place: np.asarray(leaf)[place], found)
+            growth, overlap = blocks.growth / (length * every), blocks.overlap / length
+            overlap = overlap if basis is not None else np.full_like(overlap, np.nan)
+            means = _Block(growth, overlap)
+            spectra.append(_summarise(orbit, means, BLOCKS * length * every, tol))
+    return spectra
 
 
 def _check(
@@ -159,7 +191,7 @@ class _Block(NamedTuple):
 def _follow(
     map_: Map,
     start: _Orbit,
-    parameter: Array,
+    parameters: Float[Array, " devices"],
     rows: Float[Array, "m n"],
     transient: Array | int,
     length: Array | int,
@@ -167,14 +199,31 @@ def _follow(
     *,
     every: int,
 ) -> tuple[_Orbit, _Block]:
+    """An orbit on each device, with its tangent vectors."""
+
+    def follow(parameter: Array) -> tuple[_Orbit, _Block]:
+        return _followed(map_, start, parameter, rows, transient, length, bound, every)
+
+    return map_over_devices(follow, parameters)
+
+
+def _followed(
+    map_: Map,
+    start: _Orbit,
+    parameter: Array,
+    rows: Float[Array, "m n"],
+    transient: Array | int,
+    length: Array | int,
+    bound: Array | float,
+    every: int,
+) -> tuple[_Orbit, _Block]:
     """The orbit and its tangent vectors; the first block, in which they turn, is left out."""
+    each = jax.lax.map if one_by_one(start.state) else _as_batch
 
     def advance(orbit: _Orbit) -> _Orbit:
-        def push(direction: Array) -> tuple[Array, Array]:
-            return jax.jvp(lambda x: map_(x, parameter), (orbit.state,), (direction,))
-
-        state, directions = jax.vmap(push, out_axes=(None, 0))(orbit.directions)
-        return _Orbit(state, directions, orbit.alive & jnp.all(jnp.abs(state) <= bound))
+        state, push = jax.linearize(lambda x: map_(x, parameter), orbit.state)
+        alive = orbit.alive & jnp.all(jnp.abs(state) <= bound)
+        return _Orbit(state, each(push, orbit.directions), alive)
 
     def stretch(_: Array, carry: tuple[_Orbit, _Block]) -> tuple[_Orbit, _Block]:
         orbit, block = carry
@@ -195,6 +244,10 @@ def _follow(
     orbit = jax.lax.fori_loop(0, transient, settle, start)
     orbit, blocks = jax.lax.scan(follow_block, orbit, length=BLOCKS + 1)
     return orbit, jax.tree.map(lambda leaf: leaf[1:], blocks)
+
+
+def _as_batch(function: Callable[[Array], Array], vectors: Array) -> Array:
+    return jax.vmap(function)(vectors)
 
 
 def _summarise(orbit: _Orbit, blocks: _Block, steps: int, tol: float) -> LyapunovSpectrum:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import Partial
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from dlf_dynamics.analysis.stability import instability_threshold
 from dlf_dynamics.dynamics import Dynamics
@@ -109,8 +109,10 @@ def training_map(
             "expected the parameter rate_factor, which multiplies it"
         )
     layout = dynamics.state_layout(jnp.zeros(run.num_params, run.dtype))
-    update = _Update(layout, parameter, class_label)
-    return Map(Partial(update, dynamics, jnp.int32(step), jnp.asarray(rate or 1.0)))
+    kind = parameter if parameter in ("amplitude", "class_weight") else "pace"
+    actual = jnp.asarray((rate or 1.0) if parameter == "learning_rate" else 1.0, run.dtype)
+    frozen = _Frozen(jnp.int32(step), actual, jnp.asarray(parameter == "time"))
+    return Map(Partial(_Update(layout, kind, class_label), dynamics, frozen))
 
 
 def rate_at(run: Run, step: int) -> float | None:
@@ -161,26 +163,45 @@ def _leaves(layout: Layout) -> Iterable[tuple[tuple[int, ...], str]]:
     return zip(layout.shapes, layout.dtypes, strict=True)
 
 
+class _Frozen(NamedTuple):
+    """Where the loss is frozen.
+
+    Attributes:
+        step: number of updates made before.
+        rate: value of the parameter with which updates are those of the run.
+        moves: whether the parameter is the time, and does not scale updates.
+    """
+
+    step: Int[Array, ""]
+    rate: Float[Array, ""]
+    moves: Bool[Array, ""]
+
+
 @dataclass(frozen=True)
 class _Update:
-    """One update with the loss frozen; what is static of it, so that compilations are shared."""
+    """One update with the loss frozen; what is static of it, so that compilations are shared.
+
+    Maps in the learning rate and in the time, of the kind `pace`, are one program.
+    """
 
     layout: Layout
-    parameter: TrainingParameter
+    kind: str
     class_label: int
 
     def __call__(
-        self, dynamics: Dynamics, step: Array, rate: Array, state: State, value: Parameter
+        self, dynamics: Dynamics, frozen: _Frozen, state: State, value: Parameter
     ) -> State:
         value = jnp.asarray(value, state.dtype)
-        problem, num_params = self._frozen(dynamics, step, value), len(state) - self._moving
+        step, num_params = self._time(frozen, value), len(state) - self._moving
+        problem = self._frozen(dynamics, frozen, value)
         params = state[:num_params]
-        gradient = jax.grad(problem.objective)(params, self._time(step, value))
-        change, inner = dynamics.update(gradient, self._inner(state[num_params:], step), params)
+        gradient = jax.grad(problem.objective)(params, step)
+        inner = self._inner(state[num_params:], frozen.step)
+        change, inner = dynamics.update(gradient, inner, params)
         # A velocity does not depend on the learning rate, which scales the update as a whole.
-        scales = {"learning_rate": value / rate, "rate_factor": value}
-        scale = scales.get(self.parameter, 1.0)
-        return jnp.concatenate([params + scale * change, *_moving_leaves(inner)])
+        if self.kind == "pace":
+            change = jnp.where(frozen.moves, 1.0, value / frozen.rate) * change
+        return jnp.concatenate([params + change, *_moving_leaves(inner)])
 
     @property
     def _moving(self) -> int:
@@ -198,25 +219,26 @@ class _Update:
             start += prod(shape)
         return jax.tree.unflatten(self.layout.structure, leaves)
 
-    def _time(self, step: Array, value: Array) -> Array:
-        return jnp.floor(value).astype(jnp.int32) if self.parameter == "time" else step
+    def _time(self, frozen: _Frozen, value: Array) -> Int[Array, ""]:
+        """The step whose loss it is, or the one before."""
+        return jnp.where(frozen.moves, jnp.floor(value).astype(jnp.int32), frozen.step)
 
-    def _frozen(self, dynamics: Dynamics, step: Array, value: Array) -> Problem:
+    def _frozen(self, dynamics: Dynamics, frozen: _Frozen, value: Array) -> Problem:
         """The problem with the class weights of the frozen step, or as the parameter has them."""
         problem, weights = dynamics.problem, dynamics.problem.example_weights
         if not isinstance(weights, ClassWeights):
             return problem
-        gamma = self._weights(dynamics.schedule, step, value)
+        gamma = self._weights(dynamics.schedule, frozen, value)
         return replace(problem, example_weights=replace(weights, schedule=lambda _: gamma))
 
-    def _weights(self, schedule: Schedule, step: Array, value: Array) -> Float[Array, " classes"]:
-        if self.parameter == "amplitude":
+    def _weights(
+        self, schedule: Schedule, frozen: _Frozen, value: Array
+    ) -> Float[Array, " classes"]:
+        if self.kind == "amplitude":
             assert isinstance(schedule, Triangle)
-            return replace(schedule, amplitude=value)(step)
-        if self.parameter == "class_weight":
-            return schedule(step).at[self.class_label].set(value)
-        if self.parameter == "time":
-            before = jnp.floor(value).astype(jnp.int32)
-            part = value - before
-            return (1 - part) * schedule(before) + part * schedule(before + 1)
-        return schedule(step)
+            return replace(schedule, amplitude=value)(frozen.step)
+        if self.kind == "class_weight":
+            return schedule(frozen.step).at[self.class_label].set(value)
+        before = self._time(frozen, value)
+        part = jnp.where(frozen.moves, value - jnp.floor(value), 0.0)
+        return (1 - part) * schedule(before) + part * schedule(before + 1)

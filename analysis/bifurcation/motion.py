@@ -130,15 +130,16 @@ def follow(
     found = curvatures(run, solver, list(map(states.point, looked_at)), points=POINTS)
     vectors = _aligned(found.vectors)
     rows, steps, looks = stop - start, np.arange(start, stop), np.array(looked_at)
-    params, updates = (_padded(part, rows + _AHEAD) for part in states[1:3])
+    room = max(rows, replay.length)  # one compilation serves pieces of all lengths
+    params, updates = (_padded(part, room + _AHEAD) for part in states[1:3])
     nearest = np.searchsorted((looks[1:] + looks[:-1]) / 2, steps)
-    observed = _observe(params, updates, vectors, nearest, rows=rows)
-    recurrence, amplitude, drift, projection = map(np.array, observed)
+    observed = _observe(params, updates, _padded(vectors[nearest], room))
+    recurrence, amplitude, drift, projection = (np.array(part)[:rows] for part in observed)
     if start == 0:
         amplitude[0] = drift[0] = projection[0] = np.nan  # there is no step before it
     flips = np.full(rows, np.nan)
     if run.recording is None and run.kinks:
-        flips = _gate_flips(run, params[: rows + 1])
+        flips = _gate_flips(run, params[: room + 1])[:rows]
     return Motion(
         steps=steps,
         recurrence=recurrence,
@@ -196,7 +197,7 @@ def _joined(stretches: Iterable[Stretch]) -> Stretch:
 
 
 def _padded(array: Float[np.ndarray, "some n"], rows: int) -> Float[np.ndarray, "rows n"]:
-    """Rows of NaN after the end of the run, so that one compilation serves all pieces."""
+    """Rows of NaN after what is known of the run."""
     missing = max(rows - len(array), 0)
     return np.pad(array, ((0, missing), (0, 0)), constant_values=np.nan)[:rows]
 
@@ -208,21 +209,19 @@ def _aligned(vectors: Float[np.ndarray, "looked params"]) -> Float[np.ndarray, "
     return vectors * np.concatenate([[1], np.cumprod(turns)])[:, None]
 
 
-@partial(jax.jit, static_argnames="rows")
+@jax.jit
 def _observe(
     params: Float[Array, "more params"],
     updates: Float[Array, "more params"],
-    vectors: Float[Array, "followed params"],
-    nearest: Int[Array, " rows"],
-    *,
-    rows: int,
+    directions: Float[Array, "rows params"],
 ) -> tuple[Array, Array, Array, Array]:
+    rows = len(directions)
     norm = partial(jnp.linalg.norm, axis=1)
     step = norm(updates[1 : rows + 1])
     recurrence = [norm(params[lag : rows + lag] - params[:rows]) / step for lag in LAGS]
     offset = (updates[:rows] - updates[1 : rows + 1]) / 4
     drift = (updates[:rows] + updates[1 : rows + 1]) / 2
-    projection = jnp.sum(offset * vectors[nearest], axis=1)
+    projection = jnp.sum(offset * directions, axis=1)
     return jnp.stack(recurrence, axis=1), norm(offset), norm(drift), projection
 
 
@@ -247,7 +246,7 @@ class _Gates:
 def _changes(gates: Partial, inputs: Array, params: Float[Array, "more params"]) -> Array:
     def change(before: Array, vector: Array) -> tuple[Array, Array]:
         now = gates(inputs, vector)
-        part = jnp.mean(now != before) if now.size else jnp.zeros(())
+        part = jnp.count_nonzero(now != before) / max(now.size, 1)
         return now, jnp.where(jnp.all(jnp.isfinite(vector)), part, jnp.nan)
 
     return jax.lax.scan(change, gates(inputs, params[0]), params[1:])[1]

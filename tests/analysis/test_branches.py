@@ -36,7 +36,19 @@ def branches(loss, rates, start=(0.9, 0.3), direction=(1.0, 0.0), settle=3000, *
     problem, descent = system(loss, len(start))
     places = [Frozen(rate, rate, 0) for rate in rates]
     at, along = jnp.array(start), jnp.array(direction)
-    return follow_branches(descent, problem, at, along, places, settle, **settings)
+    largest = sharpness_of(problem)
+    return follow_branches(descent, problem, at, along, places, settle, largest, **settings)
+
+
+def sharpness_of(problem):
+    """By dense matrices."""
+
+    def largest(centres, places):
+        at = zip(centres, places, strict=True)
+        matrices = [jax.hessian(problem.objective)(theta, place.step) for theta, place in at]
+        return np.array([np.max(np.linalg.eigvalsh(matrix) + 0 * matrix) for matrix in matrices])
+
+    return largest
 
 
 def padded(vector, size):
@@ -160,7 +172,7 @@ def test_with_momentum_the_orbit_is_that_of_gradient_descent_and_the_multipliers
 
     places = [Frozen(rate, rate / (1 + momentum), 0) for rate in rates]
     start, along = jnp.array([1.15, 0.1, 0.4, 0]), jnp.array([1.0, 0])
-    found = follow_branches(Map(step), problem, start, along, places, 3000)
+    found = follow_branches(Map(step), problem, start, along, places, 3000, sharpness_of(problem))
     equivalent = rates / (1 + momentum)
     np.testing.assert_allclose(found.amplitude, np.sqrt(1 - 1 / equivalent) / 2, rtol=1e-7)
     for row, (rate, plain) in enumerate(zip(rates, equivalent, strict=True)):
