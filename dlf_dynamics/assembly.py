@@ -179,7 +179,12 @@ def _problem(
 
 
 def num_outputs(config: RunConfig, dataset: Dataset) -> int:
-    """Outputs of the network, once labels and batches are known to fit."""
+    """Outputs of the network, once labels and batches are known to fit.
+
+    Raises:
+        ConfigError: when a batch is larger than the data.
+        DataError: when there are more labels than outputs.
+    """
     num_outputs = config.model.outputs or dataset.num_classes
     held_out = 0 if dataset.validation is None else dataset.validation.num_classes
     for name, classes in (("labels", dataset.num_classes), ("validation labels", held_out)):
