@@ -15,8 +15,8 @@ PARALLEL := -n 2 --dist loadfile
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all stress test-torch check docs figures bench bench-torch format \
-	clean
+.PHONY: help setup demo test test-all stress test-torch check docs wheel figures bench bench-torch \
+	format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ check: setup ## formatting, lint, types, and that the documentation can be built
 
 docs: setup ## build the documentation into site/ (start at site/index.html)
 	$(MKDOCS)
+
+wheel: setup ## build source distribution and wheel into dist/
+	$(BIN)/python -m build --no-isolation
 
 figures: setup ## draw docs/figures again, by the commands in docs/draw.py (ten minutes)
 	$(BIN)/python docs/draw.py

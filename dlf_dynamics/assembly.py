@@ -203,7 +203,7 @@ def num_outputs(config: RunConfig, dataset: Dataset) -> int:
 
 def require_precision(config: RunConfig) -> None:
     """Raises ConfigError when JAX is not set up for the precision of the configuration."""
-    if config.dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+    if config.dtype == "float64" and jnp.result_type(float).name != "float64":
         raise ConfigError(
             "dtype is 'float64' but JAX computes in float32; call "
             'jax.config.update("jax_enable_x64", True) first, or choose dtype float32'

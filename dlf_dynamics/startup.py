@@ -6,7 +6,7 @@ import itertools
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.errors import ConfigError, FileError
@@ -69,7 +69,7 @@ def start_jax(
     if devices:
         _use_devices(devices)
         threads = threads or max(1, _num_cores() // devices)
-    chosen = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+    chosen = cast(Any, jax.config).jax_num_cpu_devices  # not in the stubs of every version
     if many and size <= ONE_THREAD_SIZE and chosen < 1:
         cores = threads or _num_cores()
         with suppress(RuntimeError):  # JAX has started: it is not the command line that calls
