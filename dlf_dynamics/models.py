@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from dlf_dynamics.config import ModelConfig
 from dlf_dynamics.errors import DataError
 
-Layer = tuple[Float[Array, "*window inputs outputs"], Float[Array, " outputs"]]
+# Layers differ in size: axes with an underscore need not have one length in all of them.
+Layer = tuple[Float[Array, "*_window _inputs _outputs"], Float[Array, " _outputs"]]
 Params = tuple[Layer, ...]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
