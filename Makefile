@@ -11,12 +11,15 @@ STAMP := $(VENV)/installed
 PYTEST := $(BIN)/python -m pytest
 # Two processes; a file stays in one of them, so that what its tests share is made once.
 PARALLEL := -n 2 --dist loadfile
+# Tests that hand over JAX's arrays where they are asked for; grow the list.
+SHAPED := $(addprefix tests/,test_schedules.py test_optimizers.py test_output_hessian.py \
+	analysis/test_replay.py)
 # Examples in the pages are executed. The variable silences a notice about successors of Material.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all stress test-torch check docs figures bench bench-torch format \
-	clean
+.PHONY: help setup demo test test-all shapes stress test-torch check docs wheel figures bench \
+	bench-torch format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -45,8 +48,11 @@ demo: setup ## train the headline run, compute its spectra, draw the figures (ru
 test: check ## check, then the fast tests
 	$(PYTEST) $(PARALLEL)
 
-test-all: check ## check, then all tests, the slow ones too
+test-all: check shapes ## check, then all tests, the slow ones too
 	$(PYTEST) $(PARALLEL) -m 'not torch'
+
+shapes: setup ## hold arrays against the shapes in signatures, in some of the tests
+	$(PYTEST) $(PARALLEL) --jaxtyping-packages=dlf_dynamics,beartype.beartype $(SHAPED)
 
 stress: setup ## mutated files, odd input, kills: no traceback, hang, wrong row or false verdict
 	$(BIN)/python tests/stress
@@ -63,6 +69,9 @@ check: setup ## formatting, lint, types, and that the documentation can be built
 
 docs: setup ## build the documentation into site/ (start at site/index.html)
 	$(MKDOCS)
+
+wheel: setup ## build source distribution and wheel into dist/
+	$(BIN)/python -m build --no-isolation
 
 figures: setup ## draw docs/figures again, by the commands in docs/draw.py (ten minutes)
 	$(BIN)/python docs/draw.py

@@ -251,7 +251,7 @@ def density(
         problem = problem.take(jnp.arange(min(num_examples, len(problem.targets))))
     size = run.num_params
     if operator == "ntk":
-        size = jax.eval_shape(problem.outputs, jax.ShapeDtypeStruct((size,), float)).size
+        size = jax.eval_shape(problem.outputs, jax.ShapeDtypeStruct((size,), run.dtype)).size
     elif batch_size is None:
         batch_size = _fitting(run, problem, operator, num_steps, max_memory)
     form = (operator, size, min(num_steps, size), num_probes, str(run.dtype), batch_size)

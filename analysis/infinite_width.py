@@ -101,7 +101,8 @@ def infinite_width(
     model = check_network(run, num_examples)
     indices = np.arange(len(run.checkpoint_steps)) if checkpoints is None else checkpoints
     problem = first_examples(run, num_examples)
-    shape = jax.eval_shape(problem.outputs, jax.ShapeDtypeStruct((run.num_params,), float)).shape
+    params = jax.ShapeDtypeStruct((run.num_params,), run.dtype)
+    shape = jax.eval_shape(problem.outputs, params).shape
     limit, nngp = limit_kernels(model, np.asarray(problem.inputs), shape[1])
     ((initial,),) = kernels_along(run, [0], problem)
     parts = [

@@ -64,13 +64,16 @@ def _refused(reason: str) -> ValueError:
 
 @lru_cache(maxsize=256)
 def require_linear(optimizer: optax.GradientTransformation) -> None:
-    """Raises ValueError unless the update follows its linear maps while its counts go on.
+    """Requires that the update follows its linear maps while its counts go on.
 
     The state is then the one of a real run, from the first update on.
 
     Args:
         optimizer: an optax transformation.
-    """
+
+    Raises:
+        ValueError: unless it does.
+    """  # noqa: DOC501
     _require_tried(optimizer)
     nodes = jax.tree.leaves(
         jax.eval_shape(optimizer.init, jnp.zeros(1)), is_leaf=lambda x: isinstance(x, _GATHERING)
@@ -100,7 +103,7 @@ def require_confirmed(
     maps: Maps,
     thresholds: Float[np.ndarray, " steps"],
 ) -> None:
-    """Raises ValueError unless the update itself does what its linearisation says of it.
+    """Requires that the update itself does what its linearisation says of it.
 
     The update is run on quadratics whose curvatures are 2 percent below and above the critical one,
     with gradients of all sizes, each step's counts and the preconditioner frozen. It must follow
@@ -111,7 +114,10 @@ def require_confirmed(
         steps: some of those at which thresholds are asked for, at most 4.
         maps: of its update there.
         thresholds: critical eigenvalues there.
-    """
+
+    Raises:
+        ValueError: unless it does.
+    """  # noqa: DOC501
     finite = np.isfinite(thresholds)
     _require_one_side(maps, thresholds, finite)
     limits = np.where(finite, thresholds, 1.0)
@@ -156,10 +162,13 @@ def _require_one_side(
 
 
 def _require_root(optimizer: optax.GradientTransformation) -> None:
-    """Raises ValueError unless it divides by the root of the mean square of its next update.
+    """Requires that it divides by the root of the mean square of its next update.
 
     An answer times that root is then proportional to the gradient, however large either is.
-    """
+
+    Raises:
+        ValueError: unless it does.
+    """  # noqa: DOC501
     with jax.enable_x64(True):
         nothing, ratios = jnp.zeros(1), []
         for size in (1e9, 1e10, 1e11):

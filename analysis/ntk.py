@@ -232,7 +232,7 @@ def check_engine(
 
 
 def _num_rows(run: Run, problem: Problem, trace_outputs: bool) -> int:
-    examples, outputs = output_shape(problem, jax.ShapeDtypeStruct((run.num_params,), float))
+    examples, outputs = output_shape(problem, jax.ShapeDtypeStruct((run.num_params,), run.dtype))
     return examples if trace_outputs else examples * outputs
 
 

@@ -139,7 +139,7 @@ class _Work:
             self.made += 2 * count
             precise, rough = (form.on_host(rows).astype(float) for rows in (vectors, rough))
             products = np.stack([np.asarray(self.certificate_matvec(row)) for row in precise])
-            noise = np.max(np.linalg.norm(rough - products, axis=-1))
+            noise = np.asarray(np.max(np.linalg.norm(rough - products, axis=-1)))
             pairs, fresh = rayleigh_ritz(precise, products), float
         asymmetry = space.asymmetry
         if values is not None and len(values) == count:
@@ -197,7 +197,7 @@ class _Work:
             last, rough = (self.form.on_host(rows)[0].astype(float) for rows in pair)
             error = np.linalg.norm(rough - np.asarray(self.certificate_matvec(last), float))
             before = 0.0 if evidence.noise is None else evidence.noise
-            evidence = evidence._replace(noise=np.fmax(before, error))
+            evidence = evidence._replace(noise=np.asarray(np.fmax(before, error)))
             self.made += 2
         return evidence
 

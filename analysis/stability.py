@@ -162,6 +162,10 @@ def reason_in_full(update: Update, state: Any, num_params: int, dtype: Any) -> I
         state: of the optimizer, at the start.
         num_params: length of the vectors.
         dtype: of the vectors.
+
+    Raises:
+        NotTried: when the block does, unless the rules differ.
+        ValueError: when they do.
     """
     try:
         yield
@@ -190,7 +194,7 @@ def require_alike(
     num_params: int,
     dtype: Any,
 ) -> None:
-    """Raises ValueError unless an update is a number times the gradient plus one times θ.
+    """Requires that an update is a number times the gradient plus one times θ.
 
     So it is not where groups of parameters have learning rates of their own, or where the update of
     one depends on the others. The numbers may differ between parameters by 1e-3: of the first, and
@@ -202,6 +206,9 @@ def require_alike(
         initial_state: of the optimizer.
         num_params: length of the vectors.
         dtype: of the vectors.
+
+    Raises:
+        ValueError: unless it is.
     """
     # All but the updates by NumPy: JAX would compile every operation on its own.
     size = _LARGE_SLOPE if has_mean_squares(initial_state) else 1.0

@@ -179,7 +179,12 @@ def _problem(
 
 
 def num_outputs(config: RunConfig, dataset: Dataset) -> int:
-    """Outputs of the network, once labels and batches are known to fit."""
+    """Outputs of the network, once labels and batches are known to fit.
+
+    Raises:
+        ConfigError: when a batch is larger than the data.
+        DataError: when there are more labels than outputs.
+    """
     num_outputs = config.model.outputs or dataset.num_classes
     held_out = 0 if dataset.validation is None else dataset.validation.num_classes
     for name, classes in (("labels", dataset.num_classes), ("validation labels", held_out)):
@@ -198,7 +203,7 @@ def num_outputs(config: RunConfig, dataset: Dataset) -> int:
 
 def require_precision(config: RunConfig) -> None:
     """Raises ConfigError when JAX is not set up for the precision of the configuration."""
-    if config.dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+    if config.dtype == "float64" and jnp.result_type(float).name != "float64":
         raise ConfigError(
             "dtype is 'float64' but JAX computes in float32; call "
             'jax.config.update("jax_enable_x64", True) first, or choose dtype float32'

@@ -110,7 +110,10 @@ def _read_idx(
         folder: that holds it.
         name: of the file, without .gz.
         sides: of each item.
-    """
+
+    Raises:
+        DataError: when there is none, or it does not hold what its header promises.
+    """  # noqa: DOC501
     path = next((p for p in (folder / name, folder / f"{name}.gz") if os.path.isfile(p)), None)
     if path is None:
         raise DataError(f"{folder} has neither {name} nor {name}.gz; expected one of them")
@@ -181,7 +184,10 @@ def _read_exactly(file: BinaryIO, path: Path, size: int) -> bytearray:
     """The rest of the file; of one that has more than promised, no more than a byte of that.
 
     It takes memory as bytes arrive, since a compressed file may end long before its promise.
-    """
+
+    Raises:
+        DataError: when it holds more or less.
+    """  # noqa: DOC501
     content = bytearray()
     while chunk := file.read(min(_CHUNK, size + 1 - len(content))):
         content += chunk

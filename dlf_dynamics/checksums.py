@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from zlib import crc32
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Int, Shaped, UInt8
 
 
 def of_rows(
@@ -33,7 +33,7 @@ def of_joined_rows(
     return np.array([crc32(row) for row in joined], np.int64)
 
 
-def of_vectors(step: int, vectors: Sequence[Shaped[np.ndarray, " numbers"]]) -> int:
+def of_vectors(step: int, vectors: Sequence[Shaped[np.ndarray, " _numbers"]]) -> int:
     """Of a step and the vectors of its state."""
     found = crc32(_bytes_of(np.array([step], np.int64))[0])
     for vector in vectors:
@@ -41,7 +41,7 @@ def of_vectors(step: int, vectors: Sequence[Shaped[np.ndarray, " numbers"]]) -> 
     return found
 
 
-def _bytes_of(values: Shaped[np.ndarray, "rows *row"]) -> Int[np.ndarray, "rows bytes"]:
+def _bytes_of(values: Shaped[np.ndarray, "rows *row"]) -> UInt8[np.ndarray, "rows bytes"]:
     """The bytes of each row."""
     ordered = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
     width = values.dtype.itemsize * int(np.prod(values.shape[1:], dtype=int))

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from dlf_dynamics.binaryfiles import Images, read_cifar10, read_mnist, require_size
 from dlf_dynamics.config import DataConfig
@@ -302,7 +302,9 @@ def _hold_out(dataset: Dataset, config: DataConfig) -> Dataset:
     return replace(_take(dataset, kept), validation=_take(dataset, held_out))
 
 
-def _take(dataset: Dataset, chosen: slice | Int[np.ndarray, " chosen"]) -> Dataset:
+def _take(
+    dataset: Dataset, chosen: slice | Int[np.ndarray, " chosen"] | Bool[np.ndarray, " examples"]
+) -> Dataset:
     """Some of the examples, without validation."""
     return Dataset(dataset.inputs[chosen], dataset.labels[chosen])
 

@@ -236,7 +236,9 @@ def stretch(
     def not_validated(_: Array) -> Array:
         return jnp.zeros(measures.shape, measures.dtype)
 
-    def interval(state: State, planned: tuple) -> tuple[State, tuple[Snapshots, Row]]:
+    def interval(
+        state: State, planned: tuple
+    ) -> tuple[State, tuple[Snapshots, Float[Array, "capacity scalars"]]]:
         count, validated = planned
         before = Snapshots(
             state.params,

@@ -128,7 +128,7 @@ def format_name(path: Path) -> str | None:
 
     Raises:
         FileError: when it may not be read or is damaged.
-    """
+    """  # noqa: DOC501
     if not path.is_file():
         return None
     if not os.access(path, os.R_OK):
@@ -159,7 +159,7 @@ def content_of(path: Path, expected: Format) -> Iterator[None]:
 
     Raises:
         FileError: a line that says so.
-    """
+    """  # noqa: DOC501
     try:
         yield
     except _FAULTS as error:
@@ -190,10 +190,13 @@ def _open(path: Path, expected: Format) -> h5py.File:
 
 
 def _require_ends(path: Path) -> None:
-    """Raises ContentError where HDF5 would go through a heap of texts for ever.
+    """Refuses a file in which HDF5 would go through a heap of texts for ever.
 
     A heap is a chain of objects of 16 bytes and what they hold, each of which has its length. HDF5
     does not ask whether the room that is left, which has the number 0, has a length at all.
+
+    Raises:
+        ContentError: when there is such a heap.
     """
     with path.open("rb") as raw:
         head = raw.read(_TEXTS_BYTES)
@@ -236,9 +239,12 @@ def _format_of(file: h5py.File) -> str | None:
 
 
 def check_format(file: h5py.File, path: Path, expected: Format) -> None:
-    """Raises FileError unless the file names this format, in the same major version.
+    """Requires that the file names this format, in the same major version.
 
-    It is a StaleError where the version is an older one.
+    Raises:
+        ContentError: when its version is none.
+        FileError: when it is of another format or a newer version.
+        StaleError: when it is of an older version.
     """
     found = _format_of(file)
     if found != expected.name:

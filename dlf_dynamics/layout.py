@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Num, PyTree
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Layout:
         """Length of the vector."""
         return sum(map(prod, self.shapes))
 
-    def flatten(self, tree: PyTree) -> Float[Array, " size"]:
+    def flatten(self, tree: PyTree) -> Num[Array, " size"]:
         """All numbers of the tree in one vector; whole numbers are exact below 2^24."""
         leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)]
         dtype = jnp.result_type(float) if not leaves else jnp.result_type(*leaves)
         return jnp.concatenate([jnp.zeros(0, dtype), *[leaf.astype(dtype) for leaf in leaves]])
 
-    def unflatten(self, vector: Float[Array, "*rows size"]) -> Any:
+    def unflatten(self, vector: Num[Array, "*rows size"]) -> Any:
         """The tree whose numbers these are, in the types of the layout; of rows, rows of each."""
         parts, start = [], 0
         for shape, dtype in zip(self.shapes, self.dtypes, strict=True):

@@ -30,10 +30,13 @@ _MOVED = 1e-2
 
 
 def require_match(run: Run, setup: Setup) -> None:
-    """Raises ConfigError unless a recorded run can be that of this problem and optimizer.
+    """Requires that a recorded run can be that of this problem and optimizer.
 
     Compared are the form of the parameters, the data by their hash, the size of the optimizer's
     state, the loss at two checkpoints, and the first checkpoints with updates that are made again.
+
+    Raises:
+        ConfigError: unless it can be.
     """
     for complaint in _complaints(run, setup):
         raise ConfigError(f"the problem is not that of {run.path}: {complaint}")

@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from dlf_dynamics.config import ModelConfig
 from dlf_dynamics.errors import DataError
 
-Layer = tuple[Float[Array, "*window inputs outputs"], Float[Array, " outputs"]]
+# Layers differ in size: axes with an underscore need not have one length in all of them.
+Layer = tuple[Float[Array, "*_window _inputs _outputs"], Float[Array, " _outputs"]]
 Params = tuple[Layer, ...]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -46,7 +47,8 @@ _WEIGHTS: dict[str, Callable[..., Array]] = {
     "he-uniform": initializers.he_uniform(),
     "lecun-normal": initializers.lecun_normal(),
 }
-_BIAS_SCALE = {"published-updated": 1e-2}
+# The initializer of stax itself, whose last bit differs between versions of JAX.
+_BIASES: dict[str, Callable[..., Array]] = {"published-updated": initializers.normal(1e-2)}
 
 
 def make_model(config: ModelConfig) -> FullyConnected | Convolutional:
@@ -255,7 +257,7 @@ def _draw(
     key, layer_key = jax.random.split(key)
     weight_key, bias_key = jax.random.split(layer_key)
     weight = _WEIGHTS[weights](weight_key, shape, dtype)
-    bias = _BIAS_SCALE.get(weights, 0.0) * jax.random.normal(bias_key, shape[-1:], dtype)
+    bias = _BIASES.get(weights, initializers.zeros)(bias_key, shape[-1:], dtype)
     return (weight, bias), key
 
 

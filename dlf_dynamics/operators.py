@@ -21,7 +21,7 @@ from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.problem import Problem, Step
 
 Vector = Float[Array, " params"]
-Outputs = Float[Array, "examples outputs"]
+Outputs = Float[Array, "examples *outputs"]
 Matvec = Callable[[Float[Array, " n"]], Float[Array, " n"]]
 
 

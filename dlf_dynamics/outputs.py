@@ -97,7 +97,7 @@ class Output:
 
         Raises:
             FileError: when another holds it, or the file could not be written anyway.
-        """
+        """  # noqa: DOC501
         from filelock import FileLock, Timeout  # slow to import, and readers do not need it
 
         if not self.target.parent.is_dir():

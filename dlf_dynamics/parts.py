@@ -92,7 +92,7 @@ class Parts:
         Raises:
             FileError: when the file is of other settings, or does not hold this part.
             StaleError: when it is of another run, or another state of it.
-        """
+        """  # noqa: DOC501
         if self._folder is None or self._run is None:
             return parse(make())
         path = self._folder / f"{name}.h5"

@@ -149,7 +149,7 @@ class Problem:
         """N; 0 where only a loss is known."""
         return len(self.targets)
 
-    def outputs(self, params: PyTree) -> Float[Array, "examples outputs"]:
+    def outputs(self, params: PyTree) -> Float[Array, "examples *outputs"]:
         """f(x_n; θ) for every example.
 
         Raises:
@@ -193,12 +193,12 @@ class Problem:
             losses = losses * self.example_weights(step, self.targets).astype(losses.dtype)
         return jnp.sum(losses) / len(losses)
 
-    def loss(self, outputs: Float[Array, "examples outputs"], step: Step) -> Float[Array, ""]:
+    def loss(self, outputs: Float[Array, "examples *outputs"], step: Step) -> Float[Array, ""]:
         """The loss at this step as a function of the outputs."""
         return self.weigh(self.criterion(outputs, self.targets), step)
 
     def output_hessian(
-        self, outputs: Float[Array, "examples outputs"], step: Step
+        self, outputs: Float[Array, "examples *outputs"], step: Step
     ) -> Callable[[Array], Array]:
         """Products with the Hessian of `loss` with respect to the outputs.
 

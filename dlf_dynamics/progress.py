@@ -212,9 +212,12 @@ class Interruption(Stop):
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raises KeyboardInterrupt, but leaves while modules are imported.
+    """Interrupts, but leaves while modules are imported.
 
     What an import makes of the exception is up to the module: some print it and go on.
+
+    Raises:
+        KeyboardInterrupt: unless modules are imported.
     """
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":

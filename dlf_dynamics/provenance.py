@@ -28,7 +28,7 @@ def provenance() -> str:
             "git_revision": _git_revision(),
             "device": f"{device.platform} ({device.device_kind})",
             "system": f"{platform.system()} {platform.machine()}",
-            "x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]
+            "x64": jax.numpy.result_type(float).name == "float64",
             "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "created": now(),
         },

@@ -98,7 +98,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
     Raises:
         FileError: when it cannot be written; an older file stays as it was.
-    """
+    """  # noqa: DOC501
     require_replaceable(path)
     partial = partial_path(path)
     try:
@@ -183,10 +183,13 @@ def _sha256(file: h5py.File) -> str:
 
 
 def require_result(path: Path, analysis: str, run: Run) -> None:
-    """Raises FileError where the file is something else than a result of this analysis.
+    """Refuses to write over something else than a result of this analysis.
 
     A result is replaced without asking, as it can be computed anew; other files are not. One that
     cannot be read is taken for a damaged result if it has the usual name of one.
+
+    Raises:
+        FileError: when the file is something else.
     """
     if not path.exists():
         return
@@ -269,9 +272,12 @@ def typed(
 def require_shapes(
     arrays: Mapping[str, tuple[Any, Any]], lengths: Mapping[str, int] | None = None
 ) -> None:
-    """Raises ContentError unless arrays, by name, are what their annotations say.
+    """Requires that arrays, by name, are what their annotations say.
 
     Axes of one name have one length in all of them, that in `lengths` if it is known.
+
+    Raises:
+        ContentError: unless they are.
     """
     known = lengths or {}
     with jaxtyped("context"):

@@ -223,7 +223,7 @@ def new_file(output: Output, size: int = _LAID_OUT_BYTES) -> Iterator[h5py.File]
 
     Raises:
         FileError: when it cannot be written, or there is one by now that is not to be replaced.
-    """
+    """  # noqa: DOC501
     path, partial = output.path, partial_path(output.target)
     require_replaceable(path)
     try:
@@ -272,7 +272,10 @@ def writing(file: h5py.File, path: Path) -> Iterator[None]:
 
     HDF5 keeps what it could not write, tries again when the file is closed and crashes at exit.
     Its file descriptor is turned to the null device, where the rest is lost in peace.
-    """
+
+    Raises:
+        FileError: the line.
+    """  # noqa: DOC501
     try:
         yield
     except BaseException as error:

@@ -60,12 +60,15 @@ class Source:
         ]
 
     def require(self, run: Run, what: str, remedy: str) -> None:
-        """Raises StaleError unless the run is in this very state.
+        """Requires that the run is in this very state.
 
         Args:
             run: that is looked at now.
             what: is of this source, at the beginning of a sentence.
             remedy: what to do about it.
+
+        Raises:
+            StaleError: unless it is.
         """
         now = run.source
         if now == self:

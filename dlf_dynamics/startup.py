@@ -6,7 +6,7 @@ import itertools
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.errors import ConfigError, FileError
@@ -56,6 +56,9 @@ def start_jax(
         many: whether there is independent work at many checkpoints. Small problems then have each
             core as a device of its own.
         devices: how many to use; 0 takes all GPUs, and of a CPU what suits the problem.
+
+    Raises:
+        ConfigError: when there cannot be so many threads or devices.
     """
     if not 0 <= devices <= MOST_THREADS:
         raise ConfigError(f"devices is {devices}; expected at least 0 and at most {MOST_THREADS}")
@@ -66,7 +69,7 @@ def start_jax(
     if devices:
         _use_devices(devices)
         threads = threads or max(1, _num_cores() // devices)
-    chosen = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+    chosen = cast(Any, jax.config).jax_num_cpu_devices  # not in the stubs of every version
     if many and size <= ONE_THREAD_SIZE and chosen < 1:
         cores = threads or _num_cores()
         with suppress(RuntimeError):  # JAX has started: it is not the command line that calls
@@ -188,7 +191,11 @@ def recorded_config(path: Path) -> RunConfig:
 
 
 def check_writable(path: Path) -> None:
-    """Refuses an output that could not be written, before any work is done."""
+    """Refuses an output that could not be written, before any work is done.
+
+    Raises:
+        FileError: when there is no such directory, or a permission is missing.
+    """
     require_replaceable(path)
     if not path.parent.is_dir():
         raise FileError(f"{path} cannot be written: directory {path.parent} does not exist")

@@ -42,7 +42,7 @@ def neural_tangents() -> ModuleType:
 
     Raises:
         ConfigError: when it is not installed, or does not import on this JAX.
-    """
+    """  # noqa: DOC501
     try:
         with _as_it_was(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)

@@ -141,7 +141,7 @@ def first_points(
     Raises:
         ValueError: as `find_cycle`.
     """
-    if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+    if jnp.result_type(float).name != "float64":
         raise ValueError(
             "cycles are computed in float64; switch it on: "
             'jax.config.update("jax_enable_x64", True) first'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -289,7 +289,8 @@ class _System:
         """Right and left one, ⟨w, q⟩ = 1 without conjugation; none when it is not simple."""
         if not np.all(np.isfinite(self.jacobian)):
             return None
-        values, lefts, rights = scipy.linalg.eig(self.jacobian, left=True)  # type: ignore[misc]
+        solved: Any = scipy.linalg.eig(self.jacobian, left=True)  # two or three arrays
+        values, lefts, rights = solved
         (found,) = np.nonzero(np.abs(values - multiplier) < CLOSE)
         if len(found) != 1:
             return None

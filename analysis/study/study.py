@@ -195,9 +195,11 @@ def load_study(path: Path) -> Study:
 
 
 def require_size(study: Study, limit: int = MAX_RUNS, yes: bool = False) -> None:
-    """Raises ConfigError when a study has more runs than the limit, unless the user said yes.
+    """Refuses a study of very many runs.
 
-    More than `MOST_RUNS` are refused in any case.
+    Raises:
+        ConfigError: when there are more than the limit, unless the user said yes; when there are
+            more than `MOST_RUNS`, in any case.
     """
     if len(study) > limit and not yes:
         raise ConfigError(f"{len(study):,} runs; expected at most {limit:,} without --yes")

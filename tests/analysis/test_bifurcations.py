@@ -155,8 +155,10 @@ def test_the_size_is_along_the_top_eigenvector_of_the_step_at_which_it_is_measur
 
 def test_the_predicted_lag_ends_with_its_window_and_not_with_the_steps_looked_at(bursts):
     run, found = bursts
-    config = replace(found.config, steps="1003:1560")
-    part, whole = compute_bifurcations(run, config).instabilities, found.instabilities
+    whole = found.instabilities
+    # When the bursts come depends on the last digits, and so on the version of JAX.
+    steps = f"{whole[0].crossed - 137}:{whole[-1].end + 46}"
+    part = compute_bifurcations(run, replace(found.config, steps=steps)).instabilities
     assert [event.predicted_lag for event in part] == [event.predicted_lag for event in whole]
     for event in whole:
         assert event.lag is not None
