@@ -33,8 +33,9 @@ class Goal(NamedTuple):
         rank_tolerance: how far outside of what was found a missed eigenvalue may be, relative to
             the spread of the spectrum.
         ranked: whether a missed eigenvalue is looked for.
-        threshold: of which it is to be told whether the largest eigenvalue is above it, by
-            tolerances a thousandth as large if need be; infinite for none.
+        threshold: critical value; the search goes on until it is told whether the largest
+            eigenvalue is above it, by tolerances a thousandth as large if need be; infinite for
+            none.
     """
 
     ends: Ends

@@ -192,9 +192,9 @@ class Form:
         (Daniel, Gragg, Kaufman and Stewart, Math. Comp. 30, 1976, 772).
 
         Args:
-            product: of the row.
+            product: what the operator makes of the row.
             basis: orthonormal rows.
-            place: of the row.
+            place: number of the row.
             used: which of the rows count.
         """
         first, slices = jnp.maximum(place - 1, 0), jax.lax.dynamic_slice_in_dim

@@ -154,7 +154,7 @@ def follow_branches(
         direction: unit, on which amplitudes are projected.
         places: values of the parameter, and what they mean for gradient descent.
         settle: updates before the oscillation counts as settled.
-        sharpness: of the loss at the centres.
+        sharpness: function that gives the largest Hessian eigenvalue at the centres.
         smooth: whether the loss has no kinks. With kinks multipliers tell nothing of a finite
             neighbourhood, and the stability is `unknown`.
     """
@@ -227,8 +227,8 @@ class _Settled(NamedTuple):
     """Of one value of the parameter, once the oscillation has settled.
 
     Attributes:
-        cosines: of the updates from there on.
-        states: that follow.
+        cosines: cosines between successive updates from there on.
+        states: iterates that follow.
         damped: three of the averaged map.
     """
 
