@@ -116,7 +116,8 @@ def hessian_spectrum(
         checkpoints: indices into `run.checkpoint_steps`, in any order; none means all.
         config: which operator, how many eigenvalues and how precisely.
         thresholds: critical eigenvalue at each chosen checkpoint, for `config.above`, and so that
-            the side of a single eigenvalue is told by tolerances a thousandth as large if need be; NaN for none.
+            the side of a single eigenvalue is told, by tolerances a thousandth as large if need
+            be; NaN for none.
         parts: where finished parts are kept, so that an interrupted analysis goes on.
         progress: told how many checkpoints are done.
         watch: told how many products were made so far, at one point of one checkpoint after

@@ -119,8 +119,8 @@ def solve_segment(
         source: of the checkpoints.
         before: of the segment before, whose last eigenvectors are followed.
         points: where at each checkpoint, of POINTS.
-        thresholds: critical eigenvalue at each checkpoint; where one eigenvalue is wanted, its side of it is told, if
-            tolerances a thousandth as large are enough for that. NaN for none.
+        thresholds: critical eigenvalue at each checkpoint, NaN for none; where one eigenvalue is
+            wanted, its side is told, if tolerances a thousandth as large are enough for that.
         keep_vectors: whether to return the eigenvectors at all checkpoints.
         watch: told of the products of single solves; compiled passes say nothing.
 
