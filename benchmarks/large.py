@@ -131,7 +131,7 @@ def solved(
     import numpy as np
 
     from dlf_dynamics import operators
-    from dlf_dynamics.analysis.measures import top_hessian
+    from dlf_dynamics.analysis.spectra.oneshot import top_hessian
 
     make = getattr(operators, arguments.operator)
     flat, vector = problem.ravel(params)

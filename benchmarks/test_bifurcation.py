@@ -22,9 +22,9 @@ from jax.tree_util import Partial
 
 from benchmarks.test_eigensolver import recorded
 from dlf_dynamics import PRESETS, train
-from dlf_dynamics.analysis.bifurcation.diagrams import orbit_diagram
 from dlf_dynamics.analysis.bifurcation.flip import flip_coefficient
-from dlf_dynamics.analysis.bifurcation.maps import training_map, training_state
+from dlf_dynamics.analysis.bifurcation.orbits import orbit_diagram
+from dlf_dynamics.analysis.instabilities.training_map import training_map, training_state
 
 RATES = np.linspace(0.2, 1.0, 200)
 PIECES = 10

@@ -40,12 +40,12 @@ from jax.tree_util import Partial
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from dlf_dynamics import train
-from dlf_dynamics.analysis.certificate import TRACKED, certify
-from dlf_dynamics.analysis.chain import Goal
-from dlf_dynamics.analysis.eigensolver import top_eigenpairs
-from dlf_dynamics.analysis.ritz import Ends
-from dlf_dynamics.analysis.solution import solve
-from dlf_dynamics.analysis.vectors import Form
+from dlf_dynamics.analysis.linalg.certificate import TRACKED, certify
+from dlf_dynamics.analysis.linalg.chain import Goal
+from dlf_dynamics.analysis.linalg.eigensolver import top_eigenpairs
+from dlf_dynamics.analysis.linalg.ritz import Ends
+from dlf_dynamics.analysis.linalg.solution import solve
+from dlf_dynamics.analysis.linalg.vectors import Form
 from dlf_dynamics.config import (
     DataConfig,
     ModelConfig,

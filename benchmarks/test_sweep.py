@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from dlf_dynamics import PRESETS
-from dlf_dynamics.analysis.study.measuring import measure
-from dlf_dynamics.analysis.study.study import Measures, Study
-from dlf_dynamics.analysis.study.sweep import sweep
+from dlf_dynamics.analysis.studies.histories import measure
+from dlf_dynamics.analysis.studies.study import Measures, Study
+from dlf_dynamics.analysis.studies.sweep import sweep
 from dlf_dynamics.assembly import build, initial_parameters
 from dlf_dynamics.datasets import load_dataset
 from dlf_dynamics.dynamics import advance

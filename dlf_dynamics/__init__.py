@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dlf_dynamics.analysis.measures import ntk_spectrum as ntk_spectrum
-    from dlf_dynamics.analysis.measures import sharpness as sharpness
-    from dlf_dynamics.analysis.measures import stability as stability
-    from dlf_dynamics.analysis.measures import top_hessian as top_hessian
+    from dlf_dynamics.analysis.spectra.oneshot import ntk_spectrum as ntk_spectrum
+    from dlf_dynamics.analysis.spectra.oneshot import sharpness as sharpness
+    from dlf_dynamics.analysis.spectra.oneshot import stability as stability
+    from dlf_dynamics.analysis.spectra.oneshot import top_hessian as top_hessian
     from dlf_dynamics.checks import check_problem as check_problem
     from dlf_dynamics.config import DataConfig as DataConfig
     from dlf_dynamics.config import LossConfig as LossConfig
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from dlf_dynamics.config import RunConfig as RunConfig
     from dlf_dynamics.config import ScheduleConfig as ScheduleConfig
     from dlf_dynamics.config import SpectrumConfig as SpectrumConfig
+    from dlf_dynamics.opening import open_run as open_run
     from dlf_dynamics.presets import PRESETS as PRESETS
     from dlf_dynamics.problem import Problem as Problem
     from dlf_dynamics.recorder import Recorder as Recorder
     from dlf_dynamics.run import Run as Run
-    from dlf_dynamics.run import open_run as open_run
     from dlf_dynamics.training import train as train
 
 __version__ = "0.1.0"
@@ -44,7 +44,7 @@ _MODULES = {
     "Run": "run",
     "check_problem": "checks",
     "ntk_spectrum": "analysis.measures",
-    "open_run": "run",
+    "open_run": "opening",
     "sharpness": "analysis.measures",
     "stability": "analysis.measures",
     "top_hessian": "analysis.measures",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +12,9 @@ import numpy as np
 from dlf_dynamics.dynamics import advance
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import dataset_at
-from dlf_dynamics.recording import Setup
+from dlf_dynamics.loop import Setup
+from dlf_dynamics.run import Run
 from dlf_dynamics.runfile import open_file
-
-if TYPE_CHECKING:
-    from dlf_dynamics.run import Run
 
 _LOSS = {"float64": 1e-6, "float32": 1e-3}
 """Relative difference of a loss that rounding may make, on another machine."""

@@ -16,6 +16,9 @@ from jaxtyping import Array, Float
 from dlf_dynamics.config import OptimizerConfig
 from dlf_dynamics.layout import Layout
 
+NO_OPTIMIZER = optax.set_to_zero()
+"""In the place of an optimizer that is not known; nothing is updated by it."""
+
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """Learning rate of each step."""

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from dlf_dynamics.codec import Arrays, Record, decode, encode
 from dlf_dynamics.errors import FileError, StaleError
 from dlf_dynamics.hdf5 import ContentError, content_of, write_error
-from dlf_dynamics.resultfile import FORMAT, Arrays, Record, Result, pack, read, unpack, write
+from dlf_dynamics.resultfile import FORMAT, Result, read, write
 
 if TYPE_CHECKING:
     from dlf_dynamics.run import Run
@@ -142,9 +143,9 @@ def in_parts(
         some = np.asarray(chosen[start : start + length])
 
         def parse(arrays: Arrays, count: int = len(some)) -> Record:
-            return _like(unpack(kind, arrays, {"checkpoints": count}), found)
+            return _like(decode(kind, arrays, {"checkpoints": count}), found)
 
-        make = lambda some=some: pack(compute(some))  # noqa: E731
+        make = lambda some=some: encode(compute(some))  # noqa: E731
         found.append(parts.get_or_make(f"{name}-{len(found)}", make, parse))
         progress(start + len(some))
     return concatenate(found)

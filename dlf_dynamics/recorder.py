@@ -20,10 +20,11 @@ from dlf_dynamics import runfile
 from dlf_dynamics.checks import check_problem, check_statistics
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.layout import Layout
+from dlf_dynamics.loop import NO_NAME, Recording, Setup
+from dlf_dynamics.optimizers import NO_OPTIMIZER
 from dlf_dynamics.outputs import hold
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.provenance import provenance
-from dlf_dynamics.recording import NO_NAME, NO_OPTIMIZER, Recording, Setup
 from dlf_dynamics.runfile import Header, Sizes
 from dlf_dynamics.runwriter import Point, RunWriter
 

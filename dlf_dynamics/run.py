@@ -1,9 +1,9 @@
-"""`Run`: a recorded run as analyses see it, rebuilt from its file alone."""
+"""`Run`: what a run file holds, as analyses see it."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -15,25 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from dlf_dynamics import schema
-from dlf_dynamics.assembly import build, parameter_layout
 from dlf_dynamics.config import RunConfig
-from dlf_dynamics.datasets import Dataset, load_dataset
 from dlf_dynamics.dynamics import SCALARS, Dynamics, State
-from dlf_dynamics.errors import ConfigError, FileError
-from dlf_dynamics.hdf5 import ContentError, attribute, damaged, dataset_at, json_object, text
+from dlf_dynamics.errors import FileError
+from dlf_dynamics.hdf5 import ContentError, attribute, dataset_at, json_object, text
 from dlf_dynamics.layout import Layout
-from dlf_dynamics.matching import require_match
 from dlf_dynamics.precision import widened
 from dlf_dynamics.problem import Problem
-from dlf_dynamics.recording import Recording, Setup
 from dlf_dynamics.runfile import open_file
 from dlf_dynamics.runreader import (
     complete_steps,
     is_sparse,
-    read_config,
-    read_data,
-    read_held_out,
     read_rows,
     read_scalars,
     require_header,
@@ -41,7 +33,6 @@ from dlf_dynamics.runreader import (
     width,
 )
 from dlf_dynamics.runwriter import Point
-from dlf_dynamics.schedules import Schedule, Tabulated
 from dlf_dynamics.schema import VALIDATION
 from dlf_dynamics.smoothness import kinks
 from dlf_dynamics.source import source_of, still_in
@@ -50,28 +41,11 @@ Checkpoints = Sequence[int] | Int[np.ndarray, " chosen"]
 """Indices of checkpoints."""
 
 
-def open_run(path: str | Path, setup: Setup | tuple[Any, Any, Any] | None = None) -> Run:
-    """Opens a run file for reading; it may still be written to.
-
-    Args:
-        path: of the file.
-        setup: problem, optimizer and parameters of a loop of one's own that `Recorder` recorded;
-            none for a run of `train`, whose file has all of them.
-
-    Raises:
-        ConfigError: when the problem is not that of the file.
-        FileError: when it is missing, foreign, damaged or of a newer format.
-    """
-    if setup is None:
-        return Run(Path(path))
-    chosen = Setup(*setup)
-    run = Run(Path(path), chosen)
-    require_match(run, chosen)
-    return run
-
-
-class Run:
+class Run(ABC):
     """A snapshot of a run file: what was complete when it was opened.
+
+    What was trained is told by the file itself for a `TrainedRun`, and by the user for a
+    `RecordedRun`.
 
     Arrays are read when they are asked for; parameters are never read all at once unless asked for.
 
@@ -80,7 +54,6 @@ class Run:
         run_id: unique to the run, which keeps it when it is continued or repaired.
         status: `running`, `complete`, `interrupted` or `diverged`.
         source: the state that the run was in when it was opened, which results name.
-        recording: what `Recorder` was told; none for a run of `train`.
         dtype: of parameters and scalars, by name.
         provenance: versions, machine and command.
         steps: of the recorded scalars, shape (steps,).
@@ -90,15 +63,12 @@ class Run:
         own_schedule: whether class weights came from the user and not from the configuration.
     """
 
-    def __init__(self, path: Path, setup: Setup | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         with open_file(path) as file:
             self.run_id = attribute(file, "run_id")
             self.status = text(file, "status")
-            self.recording = None
-            if "recording" in file:
-                self.recording = Recording.from_json(text(file, "recording"))
-            self._config = read_config(file)
+            self._told(file)
             self.dtype = dataset_at(file, "parameters/value").dtype.name
             self.provenance: Mapping[str, Any] = json_object(
                 text(file, "provenance"), "its provenance"
@@ -121,13 +91,52 @@ class Run:
                 weights = file["scalars/class_weights"]
                 self.own_schedule = attribute(weights, "own_schedule", bool)
             require_header(file)
-        if setup is not None and self.recording is None:
-            raise ConfigError(f"{path} is a run of `dlf-dynamics train`; it needs no problem")
-        self._setup = setup
+
+    @abstractmethod
+    def _told(self, file: h5py.File) -> None:
+        """Reads what the file tells of what was trained."""
+
+    @property
+    @abstractmethod
+    def config(self) -> RunConfig:
+        """As trained.
+
+        Raises:
+            ConfigError: for a run of `Recorder`, which has none.
+        """
+
+    @property
+    @abstractmethod
+    def settings(self) -> Mapping[str, Any]:
+        """The configuration as a dictionary; of a recorded run, what its author wanted kept."""
+
+    @property
+    @abstractmethod
+    def optimizer_name(self) -> str:
+        """For labels."""
+
+    @property
+    @abstractmethod
+    def own_updates(self) -> bool:
+        """Whether any update can be made again."""
+
+    @property
+    @abstractmethod
+    def subject(self) -> str:
+        """What was trained, and how, in one line for figures."""
+
+    @property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """The form of the parameters."""
+
+    @abstractmethod
+    def _dynamics(self, layout: Layout) -> Dynamics:
+        """The dynamics of flat parameters of this layout, which may have other types."""
 
     def __repr__(self) -> str:
         return (
-            f"Run({str(self.path)!r}, {self.status}, {len(self.steps)} rows, "
+            f"{type(self).__name__}({str(self.path)!r}, {self.status}, {len(self.steps)} rows, "
             f"{len(self.checkpoint_steps)} checkpoints of {self.num_params} parameters)"
         )
 
@@ -152,37 +161,6 @@ class Run:
         found = {path.split("/")[1]: values for path, values in recorded.items()}
         missing = {name: np.full(count, np.nan) for name in SCALARS if name not in found}
         return {"class_weights": np.zeros((count, 0))} | found | missing
-
-    @property
-    def config(self) -> RunConfig:
-        """As trained.
-
-        Raises:
-            ConfigError: for a run of `Recorder`, which has none.
-        """
-        if isinstance(self._config, RunConfig):
-            return self._config
-        raise ConfigError(
-            f"{self.path} was recorded in a loop of one's own; only a run of `dlf-dynamics train` "
-            "can do this"
-        )
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """The configuration as a dictionary; of a recorded run, what its author wanted kept."""
-        if isinstance(self._config, RunConfig):
-            return dataclasses.asdict(self._config)
-        return self._config
-
-    @property
-    def optimizer_name(self) -> str:
-        """For labels."""
-        return self.recording.optimizer if self.recording else self.config.optimizer.name
-
-    @property
-    def own_updates(self) -> bool:
-        """Whether any update can be made again."""
-        return self.recording is None or self.recording.full_batch
 
     @cached_property
     def kinks(self) -> list[str]:
@@ -267,32 +245,6 @@ class Run:
         return point
 
     @cached_property
-    def dataset(self) -> Dataset:
-        """Inputs and labels, from the file or, when they are large, from their recipe.
-
-        Raises:
-            FileError: when the recipe no longer gives the data that the run was trained on.
-        """
-        with self._file() as file:
-            stored = read_data(file, "inputs", "targets", self.data_sha256)
-        if stored is not None:
-            return stored
-        dataset = dataclasses.replace(load_dataset(self.config.data), validation=None)
-        if dataset.sha256() != self.data_sha256:
-            raise FileError(f"{self.path}: the data are not those that the run was trained on")
-        return dataset
-
-    @cached_property
-    def held_out(self) -> Dataset | None:
-        """The examples held out for validation, which analyses do not need; none without them."""
-        with self._file() as file:
-            stored = read_held_out(file)
-            without = VALIDATION[0] not in file or "data/inputs" in file
-        if stored is not None or without:
-            return stored
-        return load_dataset(self.config.data).validation
-
-    @cached_property
     def validation(self) -> Mapping[str, Float[np.ndarray, " checkpoints"]]:
         """`loss` (static) and `accuracy` on the examples held out; empty without them."""
         with self._file() as file:
@@ -304,10 +256,9 @@ class Run:
     @cached_property
     def dynamics(self) -> Dynamics:
         """Problem, optimizer and schedule, as they were trained."""
-        found = self._dynamics(lambda layout: layout)
-        if self.recording is None:
-            self._require_fit(found)
-        return found
+        # Kept, so it must not hold tracers when it is first asked for in a traced function.
+        with jax.ensure_compile_time_eval():
+            return self._dynamics(self.layout)
 
     @cached_property
     def precise(self) -> Dynamics:
@@ -315,51 +266,8 @@ class Run:
 
         It is to be used where JAX computes in float64.
         """
-        with jax.enable_x64(True):
-            return widened(self._dynamics(Layout.widened))
-
-    def _dynamics(self, form: Callable[[Layout], Layout]) -> Dynamics:
-        # Kept, so it must not hold tracers when it is first asked for in a traced function.
-        with jax.ensure_compile_time_eval():
-            if self.recording is None:
-                schedule = self._recorded_schedule()
-                layout = form(self.layout)
-                return build(self.config, self.dataset, schedule, self.origin, layout)
-            if self._setup is not None:
-                return self._setup.dynamics(self.recording, form(self.layout))
-        raise ConfigError(
-            f"{self.path} was recorded in a loop of one's own, and does not hold its model; give "
-            "it with --problem module:function (open_run(path, (problem, optimizer, params)))"
-        )
-
-    def _require_fit(self, dynamics: Dynamics) -> None:
-        """Raises FileError unless what was recorded has the form that the configuration gives."""
-        state = dynamics.state_layout(jnp.zeros(self.layout.size, self.dtype))
-        classes = len(jax.eval_shape(dynamics.schedule, jnp.int32(0)))
-        for path, found, expected in (
-            ("parameters/value", self.num_params, self.layout.size),
-            ("optimizer/value", self._state_size, state.size),
-            ("scalars/class_weights/value", self._num_weights, classes),
-        ):
-            if found != expected:
-                reason = f"/{path} has {found} columns, its configuration gives {expected}"
-                raise damaged(self.path, schema.FORMAT, reason)
-
-    @property
-    def origin(self) -> Float[np.ndarray, " params"] | None:
-        """The initial parameters, where the network was expanded about them; none elsewhere."""
-        if self.recording is not None or not self.config.linearize:
-            return None
-        self.require_checkpoints("take the initial parameters from")
-        (point,) = self.recorded(np.array([0]))
-        return point.params
-
-    @cached_property
-    def layout(self) -> Layout:
-        """The form of the parameters."""
-        if self._setup is not None:
-            return self._setup.layout
-        return parameter_layout(self.config, self.dataset)
+        with jax.enable_x64(True), jax.ensure_compile_time_eval():
+            return widened(self._dynamics(self.layout.widened()))
 
     @property
     def problem(self) -> Problem:
@@ -380,12 +288,6 @@ class Run:
             layout.unflatten(jnp.asarray(point.optimizer)),
             jnp.int32(point.step),
         )
-
-    def _recorded_schedule(self) -> Schedule | None:
-        """The user's own schedule, from the weights that were recorded."""
-        if not self.own_schedule:
-            return None
-        return Tabulated(jnp.asarray(self.scalars["class_weights"]))
 
 
 @jax.jit

@@ -180,19 +180,25 @@ def read_held_out(file: h5py.File) -> Dataset | None:
     return read_data(file, "validation_inputs", "validation_targets", sha256)
 
 
-def read_config(file: h5py.File) -> RunConfig | dict[str, Any]:
-    """The configuration of an open run file; of a recorded run what its author gave.
+def read_config(file: h5py.File) -> RunConfig:
+    """The configuration in an open file of a run of `train`.
 
     Raises:
         ContentError: when it cannot be read.
     """
-    content = text(file, "config")
     try:
-        if "recording" not in file:
-            return from_json(content)
+        return from_json(text(file, "config"))
     except (ConfigError, ValueError, RecursionError) as error:
         raise ContentError(f"its configuration: {error}") from error
-    return json_object(content, "its configuration")
+
+
+def read_settings(file: h5py.File) -> dict[str, Any]:
+    """What the author of a recorded run wanted kept, in an open file.
+
+    Raises:
+        ContentError: when it cannot be read.
+    """
+    return json_object(text(file, "config"), "its configuration")
 
 
 def width(file: h5py.File, path: str) -> int:

@@ -173,8 +173,8 @@ def open_recorded(
     if distributed:
         join_processes()
     _require_devices(devices)
-    from dlf_dynamics.recording import load_setup
-    from dlf_dynamics.run import open_run
+    from dlf_dynamics.loop import load_setup
+    from dlf_dynamics.opening import open_run
 
     return open_run(path, None if problem is None else load_setup(problem))
 
@@ -185,7 +185,7 @@ def recorded_config(path: Path) -> RunConfig:
     Raises:
         FileError: when the file or its configuration cannot be read, or it has none.
     """
-    from dlf_dynamics.run import open_run
+    from dlf_dynamics.opening import open_run
 
     return open_run(path).config
 

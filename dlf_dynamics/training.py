@@ -18,13 +18,15 @@ from dlf_dynamics.datasets import Dataset, load_dataset, require_trainable
 from dlf_dynamics.dynamics import Dynamics, State, advance, scalar_columns
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.layout import Layout
+from dlf_dynamics.opening import open_trained
 from dlf_dynamics.outputs import EXISTS, Output, hold
 from dlf_dynamics.pace import MAX_BYTES, Pace
 from dlf_dynamics.provenance import provenance
-from dlf_dynamics.run import Run, open_run, point_of
+from dlf_dynamics.run import point_of
 from dlf_dynamics.runfile import Header, Sizes
 from dlf_dynamics.runwriter import Point, RunWriter, require_space
 from dlf_dynamics.schedules import Schedule
+from dlf_dynamics.trained import TrainedRun
 
 _RECORD_SECONDS = 0.5
 
@@ -38,7 +40,7 @@ def train(
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda step: None,
     stop: Callable[[], bool] = lambda: False,
-) -> Run:
+) -> TrainedRun:
     """Trains and records a run; see `resume` to continue one.
 
     Args:
@@ -69,7 +71,7 @@ def _train(
     schedule: Schedule | None,
     progress: Callable[[int], None],
     stop: Callable[[], bool],
-) -> Run:
+) -> TrainedRun:
     dataset = load_dataset(config.data) if dataset is None else dataset
     require_trainable(dataset, config.model.outputs, config.dtype)
     tree = initial_parameters(config, dataset)
@@ -124,7 +126,7 @@ def resume(
     schedule: Schedule | None = None,
     progress: Callable[[int], None] = lambda step: None,
     stop: Callable[[], bool] = lambda: False,
-) -> Run:
+) -> TrainedRun:
     """Continues a run that was interrupted or killed, bit by bit as if it had not been.
 
     Args:
@@ -149,9 +151,9 @@ def _resume(
     schedule: Schedule | None,
     progress: Callable[[int], None],
     stop: Callable[[], bool],
-) -> Run:
+) -> TrainedRun:
     path = output.path
-    run = open_run(path)
+    run = open_trained(path)
     config = run.config if steps is None else _extended(run.config, steps)
     if run.status == "diverged":
         raise FileError(f"{path} diverged and cannot be continued; train anew")
@@ -228,12 +230,12 @@ def _run(
     writer: RunWriter,
     progress: Callable[[int], None],
     stop: Callable[[], bool],
-) -> Run:
+) -> TrainedRun:
     """Advances to the last step, recording on the way."""
     with writer:
         status = _loop(config, dynamics, state, _Record(writer), progress, stop)
         writer.set_status(status)
-    return open_run(path)
+    return open_trained(path)
 
 
 def _loop(

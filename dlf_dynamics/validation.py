@@ -12,7 +12,7 @@ import numpy as np
 from dlf_dynamics import schema
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.hdf5 import ContentError, attribute, dataset_at, json_object, text
-from dlf_dynamics.recording import Recording
+from dlf_dynamics.loop import Recording
 from dlf_dynamics.runfile import is_cut_off, open_file
 from dlf_dynamics.runreader import (
     complete_steps,
@@ -22,6 +22,7 @@ from dlf_dynamics.runreader import (
     read_held_out,
     read_rows,
     read_scalars,
+    read_settings,
     require_header,
     resume_state,
 )
@@ -66,9 +67,10 @@ def _texts(file: h5py.File) -> Iterator[str]:
         yield f"/status is {status!r}; expected one of {', '.join(STATUSES)}"
     if status == "running":
         yield "/status is 'running': still being written, or its writer was killed (repair it)"
-    found = [*_fault(read_config, file)]
+    own = "recording" in file
+    found = [*_fault(read_settings if own else read_config, file)]
     found += _fault(lambda: json_object(text(file, "provenance"), "/provenance"))
-    if "recording" in file:
+    if own:
         found += _fault(lambda: Recording.from_json(text(file, "recording")))
     yield from found or _fault(require_header, file)
 
@@ -141,12 +143,12 @@ def _resume(file: h5py.File) -> Iterator[str]:
 
 def _progress(file: h5py.File) -> Iterator[str]:
     """Whether the rows of a run of `train` are those of its status and configuration."""
+    if "recording" in file:
+        return
     status = text(file, "status")
     try:
         config = read_config(file)
     except ContentError:
-        return
-    if not isinstance(config, RunConfig):
         return
     steps = complete_steps(file, "steps")
     last = int(steps[-1]) if len(steps) else -1

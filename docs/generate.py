@@ -2,9 +2,10 @@
 
 Comments in a page are replaced by what the program says of itself, so that it cannot drift:
 `<!-- help: train -->` by the help of a command, `<!-- configuration: RunConfig -->` by the keys of
-a configuration, `<!-- presets -->` by the presets, and `<!-- choices: eigensolver.Which ... -->` by
-the values of types of the analysis. Examples are executed in an empty folder, which the pages of
-one build share.
+a configuration, `<!-- presets -->` by the presets, `<!-- choices: linalg.eigensolver.Which -->` by
+the values of types of the analysis, and `<!-- result: spectra.spectrum.Spectrum -->` by what a
+result file of this type holds. Examples are executed in an empty folder, which the pages of one
+build share.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from dlf_dynamics import PRESETS, cli, commandline, config
+from dlf_dynamics import PRESETS, cli, codec, commandline, config
 
 WIDTH = 100
 """Columns in which the help is printed; in many more it is set in two columns."""
 
 _MARKER = re.compile(
-    r"^<!-- (help|configuration|presets|choices)(?::\s?([\w. -]*?))? -->$", re.MULTILINE
+    r"^<!-- (help|configuration|presets|choices|result)(?::\s?([\w. -]*?))? -->$", re.MULTILINE
 )
 
 _folder, _inside = contextlib.ExitStack(), contextlib.ExitStack()
@@ -154,7 +155,42 @@ def choices(names: str) -> str:
     return "\n".join(rows)
 
 
+def result(name: str) -> str:
+    """The datasets of a result file, a row each, from the type of what it holds."""
+    module, _, kind = name.rpartition(".")
+    found = getattr(importlib.import_module(f"dlf_dynamics.analysis.{module}"), kind)
+    rows = ["| dataset | axes | content |", "| --- | --- | --- |", *_datasets(found, "/")]
+    rows.append("| `/config` | - | JSON: all other fields, with the settings of the analysis |")
+    return "\n".join(rows)
+
+
+def _datasets(kind: Any, group: str) -> Iterator[str]:
+    """A row for each array of a record, then those of the records in it."""
+    told, later = _attributes(kind), []
+    for name, hint in codec.hints(kind).items():
+        member, path = codec.member_type(hint), f"{group}{name}"
+        if codec.is_array(hint):
+            axes = ", ".join(getattr(hint, "dim_str", "").split())
+            yield f"| `{path}` | {axes} | {told.get(name, '')} |"
+        elif codec.is_table(hint):
+            meaning = f"{told.get(name, '')} Columns: the fields of `{member.__name__}`."
+            yield f"| `{path}/...` | rows | {meaning} |"
+        elif codec.is_grouped(hint):
+            several = {list: "/0", dict: "/NAME"}.get(get_origin(hint), "")
+            yield f"| `{path}{several}/...` | | {told.get(name, '')} |"
+            later += _datasets(member, f"{path}{several}/")
+    yield from later
+
+
+def _attributes(kind: Any) -> dict[str, str]:
+    """Descriptions of the fields of a class, by name, from its docstring."""
+    _, _, listed = (inspect.getdoc(kind) or "").partition("Attributes:\n")
+    found = re.findall(r"^    (\w+): ((?:.*\n?)(?:^      .*\n?)*)", listed, re.MULTILINE)
+    return {name: " ".join(text.split()).replace("|", "\\|") for name, text in found}
+
+
 GENERATORS = {
+    "result": result,
     "help": command_help,
     "configuration": configuration,
     "presets": presets,

@@ -35,7 +35,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from dlf_dynamics import PRESETS, train
-from dlf_dynamics.analysis import compute_spectrum, plots
+from dlf_dynamics.analysis import compute_spectrum
+from dlf_dynamics.analysis.spectra import plots
 from dlf_dynamics.config import SpectrumConfig
 
 # The whole run has 70,000 steps and takes about a minute; 10,000 show its first two bursts.

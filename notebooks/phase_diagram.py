@@ -33,10 +33,10 @@ jax.config.update("jax_enable_x64", True)
 import numpy as np
 
 from dlf_dynamics import PRESETS
-from dlf_dynamics.analysis.study.phase_diagram import phase_diagram
-from dlf_dynamics.analysis.study.study import Measures, Study
-from dlf_dynamics.analysis.study.study_plots import draw_curves, draw_phase_diagram
-from dlf_dynamics.analysis.study.sweep import sweep
+from dlf_dynamics.analysis.studies.phase_diagram import phase_diagram
+from dlf_dynamics.analysis.studies.study import Measures, Study
+from dlf_dynamics.analysis.studies.study_plots import draw_curves, draw_phase_diagram
+from dlf_dynamics.analysis.studies.sweep import sweep
 
 # 10,000 steps for each of 36 runs take about a minute on two cores.
 STEPS = int(os.environ.get("PHASE_STEPS", "10000"))

@@ -10,9 +10,9 @@ import pytest
 
 from dlf_dynamics import operators
 from dlf_dynamics.adapters import from_equinox, from_haiku, from_linen, from_nnx
-from dlf_dynamics.analysis import eigensolver
-from dlf_dynamics.analysis.kernel import gram_matrix
-from dlf_dynamics.analysis.measures import sharpness
+from dlf_dynamics.analysis.linalg import eigensolver
+from dlf_dynamics.analysis.spectra.gram import gram_matrix
+from dlf_dynamics.analysis.spectra.oneshot import sharpness
 from dlf_dynamics.checks import check_problem
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.losses import ClassWeights, cross_entropy

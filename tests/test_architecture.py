@@ -54,7 +54,49 @@ def test_the_core_never_imports_the_analysis(path):
     assert names == []
 
 
-def test_the_rule_above_can_fail():
+MATHEMATICS = ("bifurcation", "linalg", "stability")
+"""Folders of the analysis that take a product, a map or an update, and know no run."""
+
+OF_RUNS = {
+    f"dlf_dynamics.{name}"
+    for name in ("config", "hdf5", "loop", "parts", "recorder", "resultfile", "run", "source")
+}
+
+
+def module_file(name):
+    """The file of a module of the project, or none."""
+    place = ROOT.joinpath(*name.split("."))
+    return next((f for f in (place.with_suffix(".py"), place / "__init__.py") if f.exists()), None)
+
+
+def loaded_by(path):
+    """Modules of the project that are loaded with a file, itself by way of others or not."""
+    found, waiting = set(), [path]
+    while waiting:
+        tree = without_imports_for_type_checkers(ast.parse(waiting.pop().read_text()))
+        for name in imported(outside_functions(tree)):
+            file = module_file(name) if name.startswith("dlf_dynamics.") else None
+            if file is not None and name not in found:
+                found.add(name)
+                waiting.append(file)
+    return found
+
+
+@pytest.mark.parametrize("folder", MATHEMATICS)
+def test_the_mathematics_knows_no_run(folder):
+    for path in sorted((ROOT / "analysis" / folder).glob("*.py")):
+        tree = without_imports_for_type_checkers(ast.parse(path.read_text()))
+        assert set(imported(outside_functions(tree))) & OF_RUNS == set(), path
+        assert "dlf_dynamics.run" not in loaded_by(path), path
+
+
+def test_no_two_modules_import_each_other():
+    names = {path: {module_file(name) for name in loaded_by(path)} for path in [*CORE, *ANALYSIS]}
+    assert [path for path, others in names.items() if path in others] == []
+
+
+def test_the_rules_above_can_fail():
+    assert "dlf_dynamics.run" in loaded_by(ROOT / "analysis" / "spectra" / "spectrum.py")
     tree = ast.parse("def f():\n  from dlf_dynamics.analysis import ntk\n")
     assert "dlf_dynamics.analysis" in list(imported(tree))
     assert list(imported(outside_functions(tree))) == []

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from dlf_dynamics.analysis.bifurcation import bifurcations
-from dlf_dynamics.analysis.bifurcation.bifurcations import look_at_each_step
+from dlf_dynamics.analysis.instabilities import bifurcations
+from dlf_dynamics.analysis.instabilities.bifurcations import look_at_each_step
 from dlf_dynamics.cli import main
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -52,7 +52,7 @@ def test_a_package_that_is_missing_is_told_in_a_line(option, run_path, capsys, m
         raise ConfigError(f"not installed: {tangents.INSTALL}")
 
     monkeypatch.setattr(tangents, "neural_tangents", missing)
-    monkeypatch.setattr("dlf_dynamics.analysis.infinite_width.neural_tangents", missing)
+    monkeypatch.setattr("dlf_dynamics.analysis.spectra.infinite_width.neural_tangents", missing)
     assert main(["spectrum", str(run_path), *option, "--quiet"]) == 2
     captured = capsys.readouterr()
     assert captured.err == f"dlf-dynamics: not installed: {tangents.INSTALL}\n"

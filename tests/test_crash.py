@@ -15,7 +15,7 @@ import pytest
 from dlf_dynamics import pace, runfile, training
 from dlf_dynamics.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from dlf_dynamics.errors import FileError
-from dlf_dynamics.run import open_run
+from dlf_dynamics.opening import open_run
 from dlf_dynamics.training import resume, train
 
 CONFIG = RunConfig(

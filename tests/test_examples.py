@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from dlf_dynamics import open_run
-from dlf_dynamics.analysis import eigensolver
+from dlf_dynamics.analysis.linalg import eigensolver
 from dlf_dynamics.problem import Problem
 
 pytest.importorskip("equinox")

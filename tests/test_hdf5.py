@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dlf_dynamics import DataConfig, ModelConfig, OptimizerConfig, RunConfig, open_run, train
-from dlf_dynamics.analysis.study.study import Study
-from dlf_dynamics.analysis.study.studyfile import Outcome, create, read_study, reopen
+from dlf_dynamics.analysis.studies.study import Study
+from dlf_dynamics.analysis.studies.studyfile import Outcome, create, read_study, reopen
 from dlf_dynamics.cli import main
 from dlf_dynamics.errors import FileError
 from dlf_dynamics.hdf5 import damaged, format_name

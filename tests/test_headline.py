@@ -11,12 +11,12 @@ import pytest
 
 from dlf_dynamics import PRESETS, train
 from dlf_dynamics.analysis import compute_spectrum, find_oscillations
-from dlf_dynamics.analysis.bifurcation.motion import follow, joined
-from dlf_dynamics.analysis.bifurcation.periods import periods_of_iterates, periods_of_loss
-from dlf_dynamics.analysis.hessian import hessian_spectrum
-from dlf_dynamics.analysis.ntk import ntk_spectrum
-from dlf_dynamics.analysis.replay import Replay
-from dlf_dynamics.analysis.solver import Solver
+from dlf_dynamics.analysis.instabilities.oscillation import follow, joined
+from dlf_dynamics.analysis.instabilities.periods import periods_of_iterates, periods_of_loss
+from dlf_dynamics.analysis.spectra.eigenvalues import hessian_spectrum
+from dlf_dynamics.analysis.spectra.ntk import ntk_spectrum
+from dlf_dynamics.analysis.spectra.replay import Replay
+from dlf_dynamics.analysis.spectra.solver import Solver
 from dlf_dynamics.config import SpectrumConfig
 
 PULSE = 5001

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from dlf_dynamics import SpectrumConfig, memory, microbatches, sharpness, stability, top_hessian
-from dlf_dynamics.analysis import measures
+from dlf_dynamics.analysis.spectra import oneshot
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.losses import cross_entropy
 from dlf_dynamics.memory import bytes_of, memory_limit
@@ -164,7 +164,7 @@ def test_products_in_batches_give_the_same_eigenvalues(compiled):
 
 
 def test_a_batch_size_that_is_given_goes_first(compiled):
-    solver = measures._Solver(None, 10, 500, 0, max_memory="1kB")
+    solver = oneshot._Solver(None, 10, 500, 0, max_memory="1kB")
     assert solver.within(FLAT, VECTOR).batch_size == 500
     assert compiled == []
 

@@ -9,7 +9,7 @@ from jax.example_libraries import stax
 from scipy.signal import correlate2d
 
 from dlf_dynamics import train
-from dlf_dynamics.analysis.infinite_width import check_network
+from dlf_dynamics.analysis.spectra.infinite_width import check_network
 from dlf_dynamics.config import DataConfig, ModelConfig, RunConfig
 from dlf_dynamics.errors import ConfigError, DataError
 from dlf_dynamics.layout import Layout

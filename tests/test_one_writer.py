@@ -12,15 +12,15 @@ import optax
 import pytest
 
 from dlf_dynamics import Problem, Recorder
-from dlf_dynamics.analysis.study.study import Study
-from dlf_dynamics.analysis.study.studyfile import create
+from dlf_dynamics.analysis.studies.study import Study
+from dlf_dynamics.analysis.studies.studyfile import create
 from dlf_dynamics.cli import main
 from dlf_dynamics.config import DataConfig, ModelConfig
 from dlf_dynamics.errors import FileError
+from dlf_dynamics.opening import open_run
 from dlf_dynamics.outputs import hold
 from dlf_dynamics.parts import Parts
 from dlf_dynamics.presets import PRESETS
-from dlf_dynamics.run import open_run
 from dlf_dynamics.training import train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -14,14 +14,14 @@ import pytest
 from dlf_dynamics import DataConfig, ModelConfig, OptimizerConfig, Problem, RunConfig, train
 from dlf_dynamics.analysis import compute_spectrum
 from dlf_dynamics.analysis.bifurcation import compute_bifurcations
-from dlf_dynamics.analysis.report import closing_lines
+from dlf_dynamics.analysis.spectra.summary import closing_lines
 from dlf_dynamics.assembly import initial_parameters
 from dlf_dynamics.config import BifurcationConfig, ScheduleConfig, SpectrumConfig
 from dlf_dynamics.datasets import load_dataset
 from dlf_dynamics.errors import ConfigError, DataError, FileError
 from dlf_dynamics.losses import ClassWeights, cross_entropy
+from dlf_dynamics.opening import open_run
 from dlf_dynamics.recorder import Recorder
-from dlf_dynamics.run import open_run
 from dlf_dynamics.schedules import make_schedule
 from dlf_dynamics.validation import problems
 

@@ -11,7 +11,7 @@ import pytest
 
 from dlf_dynamics import Problem, Recorder
 from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.run import open_run
+from dlf_dynamics.opening import open_run
 
 WIDTH = 40_000  # rows have chunks of their own from 32,768 numbers on
 RATE, DECAY = 0.1, 0.9

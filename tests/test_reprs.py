@@ -15,9 +15,9 @@ import pytest
 import dlf_dynamics
 from dlf_dynamics import analysis
 from dlf_dynamics.analysis import bifurcation
-from dlf_dynamics.analysis.bifurcation.branches import Branches
-from dlf_dynamics.analysis.hessian import Eigenvalues
-from dlf_dynamics.analysis.study.study import Study
+from dlf_dynamics.analysis.instabilities.branches import Branches
+from dlf_dynamics.analysis.spectra.eigenvalues import Eigenvalues
+from dlf_dynamics.analysis.studies.study import Study
 from dlf_dynamics.config import RunConfig, SpectrumConfig
 from dlf_dynamics.datasets import Dataset
 from dlf_dynamics.reprs import brief

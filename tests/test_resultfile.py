@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from dlf_dynamics import resultfile
+from dlf_dynamics.codec import decode, encode
 from dlf_dynamics.errors import FileError, StaleError
 from dlf_dynamics.parts import Parts, concatenate
-from dlf_dynamics.resultfile import Result, pack, require_result, unpack
+from dlf_dynamics.resultfile import Result, require_result
 from dlf_dynamics.source import Source
 
 SOURCE = Source("abc", "complete", 100, 15, "0123")
@@ -106,7 +107,7 @@ def test_a_foreign_hdf5_file_is_refused(tmp_path):
 def test_a_newer_version_is_refused_by_its_number(path):
     with h5py.File(path, "a") as file:
         file.attrs["format_version"] = "4.0"
-    with pytest.raises(FileError, match=r"format version 4\.0; this program reads 3\.x"):
+    with pytest.raises(FileError, match=r"format version 4\.0; this program reads 4\.x"):
         resultfile.read(path, "spectrum", None)
 
 
@@ -151,7 +152,7 @@ def test_settings_that_are_not_json_are_damage(path):
 def test_a_file_of_an_older_format_does_not_know_what_it_is_of(path):
     with h5py.File(path, "a") as file:
         file.attrs["format_version"] = "1.0"
-    line = r"was made by an older version \(format 1\.0; this program reads 3\.x\); compute it anew"
+    line = r"was made by an older version \(format 1\.0; this program reads 4\.x\); compute it anew"
     with pytest.raises(StaleError, match=line):
         resultfile.read(path, "spectrum", run_in(SOURCE))
 
@@ -276,7 +277,7 @@ class Measured:
 def test_records_are_packed_unpacked_and_joined():
     one = Measured(np.arange(2), np.array([[1.0, np.nan], [3.0, 4.0]]), "ä", True)
     two = Measured(np.arange(2, 3), np.ones((1, 2)), "ä", True)
-    back = unpack(Measured, pack(one))
+    back = decode(Measured, encode(one))
     assert (back.name, back.traced) == ("ä", True)
     np.testing.assert_array_equal(back.values, one.values)
     joined = concatenate([one, two])

@@ -21,7 +21,8 @@ from dlf_dynamics.config import (
     ScheduleConfig,
 )
 from dlf_dynamics.errors import FileError
-from dlf_dynamics.run import open_run, stack_points
+from dlf_dynamics.opening import open_run
+from dlf_dynamics.run import stack_points
 from dlf_dynamics.runreader import header_sha256
 from dlf_dynamics.training import resume, train
 

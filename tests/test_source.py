@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 
 from dlf_dynamics import open_run
-from dlf_dynamics.analysis.bifurcation.bifurcations import (
-    compute_bifurcations,
-    load_bifurcations,
-)
-from dlf_dynamics.analysis.plots import bifurcation_figure, run_figure
-from dlf_dynamics.analysis.spectrum import compute_spectrum, load_spectrum
-from dlf_dynamics.analysis.verification import verify_dense
+from dlf_dynamics.analysis.instabilities.bifurcations import compute_bifurcations, load_bifurcations
+from dlf_dynamics.analysis.spectra.plots import bifurcation_figure, run_figure
+from dlf_dynamics.analysis.spectra.spectrum import compute_spectrum, load_spectrum
+from dlf_dynamics.analysis.spectra.verification import verify_dense
 from dlf_dynamics.cli import main
 from dlf_dynamics.config import BifurcationConfig, SpectrumConfig
 from dlf_dynamics.errors import FileError, StaleError

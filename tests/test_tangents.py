@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dlf_dynamics import tangents
-from dlf_dynamics.analysis.kernel import gram_matrix
+from dlf_dynamics.analysis.spectra.gram import gram_matrix
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.models import FullyConnected
 from dlf_dynamics.problem import Problem

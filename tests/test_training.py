@@ -18,8 +18,8 @@ from dlf_dynamics.config import (
 from dlf_dynamics.datasets import load_dataset
 from dlf_dynamics.dynamics import advance
 from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.opening import open_run
 from dlf_dynamics.presets import PRESETS
-from dlf_dynamics.run import open_run
 from dlf_dynamics.training import resume, train
 
 CONFIG = RunConfig(

@@ -1,19 +1,41 @@
-"""Bifurcations of the training map: cycles, their branches, diagrams, exponents, normal forms."""
+"""Bifurcations of maps with a parameter: cycles, branches, diagrams, exponents, normal forms.
 
-from dlf_dynamics.analysis.bifurcation.bifurcations import (
-    Bifurcations,
-    compute_bifurcations,
-    load_bifurcations,
-)
+The names that need a run live in `dlf_dynamics.analysis.instabilities`, and are loaded on first
+use: nothing in this package knows runs.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from dlf_dynamics.analysis.bifurcation.continuation import Branch, continue_cycle
 from dlf_dynamics.analysis.bifurcation.cycles import Cycle, find_cycle
-from dlf_dynamics.analysis.bifurcation.diagrams import OrbitDiagram, orbit_diagram
 from dlf_dynamics.analysis.bifurcation.flip import FlipCoefficient, flip_coefficient
-from dlf_dynamics.analysis.bifurcation.instabilities import Instability
 from dlf_dynamics.analysis.bifurcation.lyapunov import LyapunovSpectrum, lyapunov_exponents
-from dlf_dynamics.analysis.bifurcation.maps import Map, training_map, training_state
+from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation, switch_branch
+from dlf_dynamics.analysis.bifurcation.orbits import OrbitDiagram, orbit_diagram
 from dlf_dynamics.analysis.bifurcation.rod import Rod, rod_amplitude
+
+if TYPE_CHECKING:
+    from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations as Bifurcations
+    from dlf_dynamics.analysis.instabilities.bifurcations import (
+        compute_bifurcations as compute_bifurcations,
+    )
+    from dlf_dynamics.analysis.instabilities.bifurcations import (
+        load_bifurcations as load_bifurcations,
+    )
+    from dlf_dynamics.analysis.instabilities.instability import Instability as Instability
+    from dlf_dynamics.analysis.instabilities.training_map import training_map as training_map
+    from dlf_dynamics.analysis.instabilities.training_map import training_state as training_state
+
+_OF_RUNS = {
+    "Bifurcations": "bifurcations",
+    "Instability": "instability",
+    "compute_bifurcations": "bifurcations",
+    "load_bifurcations": "bifurcations",
+    "training_map": "training_map",
+    "training_state": "training_map",
+}
 
 __all__ = [
     "Bifurcation",
@@ -38,3 +60,14 @@ __all__ = [
     "training_map",
     "training_state",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_RUNS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = f"dlf_dynamics.analysis.instabilities.{_OF_RUNS[name]}"
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

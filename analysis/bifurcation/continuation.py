@@ -22,12 +22,7 @@ from dlf_dynamics.analysis.bifurcation.cycles import (
     multipliers_of,
     solve,
 )
-from dlf_dynamics.analysis.bifurcation.detection import (
-    crossed,
-    determinant,
-    excess,
-    neutral_count,
-)
+from dlf_dynamics.analysis.bifurcation.detection import crossed, determinant, excess, neutral_count
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation, Kind, classify
 from dlf_dynamics.reprs import brief

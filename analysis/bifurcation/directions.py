@@ -8,7 +8,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from dlf_dynamics.analysis.eigensolver import top_eigenpairs
+from dlf_dynamics.analysis.linalg.eigensolver import top_eigenpairs
 
 Vector = Float[Array, " params"]
 

@@ -19,7 +19,7 @@ from dlf_dynamics.analysis.bifurcation.directions import (
     second_eigenvalue,
     top_eigenvector,
 )
-from dlf_dynamics.analysis.vectors import rounding
+from dlf_dynamics.analysis.linalg.vectors import rounding
 from dlf_dynamics.problem import Problem, Step
 from dlf_dynamics.reprs import brief
 

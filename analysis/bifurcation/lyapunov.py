@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from dlf_dynamics.analysis.bifurcation.diagrams import escape_bound, one_by_one
 from dlf_dynamics.analysis.bifurcation.maps import Map, Parameter, State
+from dlf_dynamics.analysis.bifurcation.orbits import escape_bound, one_by_one
 from dlf_dynamics.analysis.devices import in_groups, map_over_devices
 from dlf_dynamics.reprs import brief
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from scipy.sparse.linalg import LinearOperator, minres
 
 from dlf_dynamics.analysis.bifurcation.flip import Objective, Vector, as_function
-from dlf_dynamics.analysis.vectors import rounding
+from dlf_dynamics.analysis.linalg.vectors import rounding
 from dlf_dynamics.problem import Step
 from dlf_dynamics.reprs import brief
 

@@ -9,7 +9,7 @@ from dlf_dynamics.analysis.reproduction.fig4 import PAPER
 from dlf_dynamics.analysis.reproduction.grids import Grid, compare, diagrams_of, pictures_of
 from dlf_dynamics.analysis.reproduction.page import Page
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task, counted
-from dlf_dynamics.analysis.study.study import Study
+from dlf_dynamics.analysis.studies.study import Study
 from dlf_dynamics.config import (
     DataConfig,
     ModelConfig,

@@ -9,11 +9,11 @@ from functools import partial
 import numpy as np
 from jaxtyping import Array
 
-from dlf_dynamics.analysis.measures import ntk_spectrum, sharpness
-from dlf_dynamics.analysis.plots import run_figure
 from dlf_dynamics.analysis.reproduction.page import NOT_REACHED, Comparison, Page, Picture
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task
-from dlf_dynamics.analysis.spectrum import Spectrum
+from dlf_dynamics.analysis.spectra.oneshot import ntk_spectrum, sharpness
+from dlf_dynamics.analysis.spectra.plots import run_figure
+from dlf_dynamics.analysis.spectra.spectrum import Spectrum
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.presets import PRESETS, PULSE_STEPS_PUBLISHED
 from dlf_dynamics.run import Run

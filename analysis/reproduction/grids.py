@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float
 
 from dlf_dynamics.analysis.reproduction.page import Comparison, Picture, with_error
 from dlf_dynamics.analysis.reproduction.task import Task
-from dlf_dynamics.analysis.study.diagram_plots import draw_phase_diagram
-from dlf_dynamics.analysis.study.phase_diagram import PhaseDiagram, phase_diagram
-from dlf_dynamics.analysis.study.study import Overrides
-from dlf_dynamics.analysis.study.studyfile import StudyResults
+from dlf_dynamics.analysis.studies.diagram_plots import draw_phase_diagram
+from dlf_dynamics.analysis.studies.phase_diagram import PhaseDiagram, phase_diagram
+from dlf_dynamics.analysis.studies.study import Overrides
+from dlf_dynamics.analysis.studies.studyfile import StudyResults
 
 SIGNIFICANT = 2.0
 """Combined standard errors from which a cell is said to differ from the static loss."""

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from dlf_dynamics.analysis.reproduction.fig4 import PAPER
 from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture, with_error
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task, counted
-from dlf_dynamics.analysis.study.study import Study
-from dlf_dynamics.analysis.study.studyfile import StudyResults
+from dlf_dynamics.analysis.studies.study import Study
+from dlf_dynamics.analysis.studies.studyfile import StudyResults
 from dlf_dynamics.analysis.style import COLOURS, STYLE
 from dlf_dynamics.presets import PRESETS
 

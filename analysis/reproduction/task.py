@@ -15,7 +15,7 @@ from typing import Any, Literal
 from matplotlib.figure import Figure
 
 from dlf_dynamics.analysis.reproduction.page import Page
-from dlf_dynamics.analysis.spectrum import (
+from dlf_dynamics.analysis.spectra.spectrum import (
     Spectrum,
     compute_spectrum,
     default_path,
@@ -23,16 +23,17 @@ from dlf_dynamics.analysis.spectrum import (
     save_spectrum,
     select_checkpoints,
 )
-from dlf_dynamics.analysis.study.study import Study
-from dlf_dynamics.analysis.study.studyfile import StudyResults
-from dlf_dynamics.analysis.study.sweep import sweep
+from dlf_dynamics.analysis.studies.study import Study
+from dlf_dynamics.analysis.studies.studyfile import StudyResults
+from dlf_dynamics.analysis.studies.sweep import sweep
 from dlf_dynamics.analysis.style import save
 from dlf_dynamics.config import RunConfig, SpectrumConfig
 from dlf_dynamics.errors import FileError, StaleError
+from dlf_dynamics.opening import open_run
 from dlf_dynamics.outputs import hold
 from dlf_dynamics.parts import Parts
 from dlf_dynamics.progress import bar
-from dlf_dynamics.run import Run, open_run
+from dlf_dynamics.run import Run
 from dlf_dynamics.training import resume, train
 
 Budget = Literal["tiny", "small", "full"]

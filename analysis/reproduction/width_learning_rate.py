@@ -15,10 +15,10 @@ from matplotlib.ticker import EngFormatter
 
 from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture, with_error
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task, counted
-from dlf_dynamics.analysis.study.measuring import curve_steps
-from dlf_dynamics.analysis.study.outcome import CURVES
-from dlf_dynamics.analysis.study.study import Measures, Study
-from dlf_dynamics.analysis.study.studyfile import StudyResults
+from dlf_dynamics.analysis.studies.histories import curve_steps
+from dlf_dynamics.analysis.studies.outcome import CURVES
+from dlf_dynamics.analysis.studies.study import Measures, Study
+from dlf_dynamics.analysis.studies.studyfile import StudyResults
 from dlf_dynamics.analysis.style import COLOURS, STYLE
 from dlf_dynamics.config import LossName
 from dlf_dynamics.presets import PRESETS

@@ -71,7 +71,7 @@ class Bifurcations:
     def execute(self) -> int:
         """Computes, writes, draws and prints."""
         run = open_recorded(self.path, self.threads, self.problem, devices=self.devices)
-        from dlf_dynamics.analysis.bifurcation import bifurcations, report
+        from dlf_dynamics.analysis.instabilities import bifurcations, summary
         from dlf_dynamics.resultfile import write_whole
 
         output = self.output or bifurcations.default_path(self.path)
@@ -80,14 +80,14 @@ class Bifurcations:
         if isinstance(found, int):
             return found
         table = output.with_suffix(".csv")
-        write_whole(table, report.csv_text(found.instabilities).encode())
+        write_whole(table, summary.csv_text(found.instabilities).encode())
         say(f"wrote {output}, {table}")
         if not self.no_figures:
             draw_bifurcations(found, FigureFiles(self.path.with_suffix("")))
         if self.json:
-            print(json.dumps(report.summary(found), indent=1))
+            print(json.dumps(summary.as_dict(found), indent=1))
         else:
-            show(report.instabilities_table(found), *report.closing_lines(found))
+            show(summary.instabilities_table(found), *summary.closing_lines(found))
         return 0
 
 
@@ -128,7 +128,7 @@ class Check:
     def execute(self) -> int:
         """Answers."""
         run = open_recorded(self.path, self.threads, self.problem, devices=self.devices)
-        from dlf_dynamics.analysis.bifurcation import bifurcations, report
+        from dlf_dynamics.analysis.instabilities import bifurcations, summary
 
         output = bifurcations.default_path(self.path)
         found = _known(output, run)
@@ -144,18 +144,18 @@ class Check:
             found = self._at_each_step(run, found, output)
             if isinstance(found, int):
                 return found
-        answer, lines = report.verdict(found)
+        answer, lines = summary.verdict(found)
         show(*lines, *found.source.caution)
         codes = {"below": 0, "above": CROSSED, "undecided": UNDECIDED}
         return codes[answer] if self.fail_on_crossing else 0
 
     def _at_each_step(self, run: Run, found: Any, output: Path) -> Any:
         """What was found, with the steps that were not looked at, unless it was above somewhere."""
-        from dlf_dynamics.analysis.bifurcation import bifurcations, report
-        from dlf_dynamics.analysis.bifurcation.location import not_looked_at
+        from dlf_dynamics.analysis.instabilities import bifurcations, summary
+        from dlf_dynamics.analysis.instabilities.location import not_looked_at
 
         missing = len(not_looked_at(found.motion))
-        if not missing or report.verdict(found)[0] == "above" or not report.has_threshold(found):
+        if not missing or summary.verdict(found)[0] == "above" or not summary.has_threshold(found):
             return found
         check_writable(output)
         say(
@@ -173,7 +173,7 @@ class Check:
 
 def _known(output: Path, run: Run) -> Any:
     """The bifurcations on file, of the run as it is now; none without them, once that was said."""
-    from dlf_dynamics.analysis.bifurcation import bifurcations
+    from dlf_dynamics.analysis.instabilities import bifurcations
 
     try:
         return bifurcations.load_bifurcations(output, run) if output.exists() else None
@@ -186,7 +186,7 @@ def _computed(
     run: Run, settings: BifurcationConfig, output: Path, *, resume: bool, quiet: bool
 ) -> Any:
     """The bifurcations, written; or the exit code of an interruption."""
-    from dlf_dynamics.analysis.bifurcation import bifurcations
+    from dlf_dynamics.analysis.instabilities import bifurcations
 
     start, end = bifurcations.span_of_steps(run, settings)
     compute = partial(bifurcations.compute_bifurcations, run, settings)
@@ -208,7 +208,7 @@ def _written(
 
     The exit code where it was interrupted.
     """
-    from dlf_dynamics.analysis.bifurcation import bifurcations
+    from dlf_dynamics.analysis.instabilities import bifurcations
 
     chosen = dataclasses.asdict(settings)
     with kept_parts(output, "bifurcations", run, chosen, resume=resume) as parts:

@@ -58,7 +58,7 @@ def draw_run(
     run: Any, spectrum: Any | None, files: FigureFiles, zoom: tuple[float, float] | None
 ) -> None:
     """The figures of a run and its spectrum; without one, that of the run file alone."""
-    from dlf_dynamics.analysis import plots
+    from dlf_dynamics.analysis.spectra import plots
 
     files.write(plots.run_figure(run, spectrum, zoom))
     if spectrum is None:
@@ -66,18 +66,18 @@ def draw_run(
     if not spectrum.unwatched:
         files.write(plots.bifurcation_figure(run, spectrum), "bifurcation")
     if spectrum.densities:
-        from dlf_dynamics.analysis.density_plots import density_figure
+        from dlf_dynamics.analysis.spectra.density_plots import density_figure
 
         files.write(density_figure(spectrum), "density")
     if spectrum.infinite_width is not None:
-        from dlf_dynamics.analysis.kernel_plots import kernel_figure
+        from dlf_dynamics.analysis.spectra.infinite_width_plots import kernel_figure
 
         files.write(kernel_figure(spectrum), "kernels")
 
 
 def draw_bifurcations(found: Any, files: FigureFiles) -> None:
     """The figures of the instabilities of a run."""
-    from dlf_dynamics.analysis.bifurcation.plots import diagram_figure, instability_figure
+    from dlf_dynamics.analysis.instabilities.plots import diagram_figure, instability_figure
 
     if found.instabilities:
         files.write(instability_figure(found), "instabilities")

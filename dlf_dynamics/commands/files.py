@@ -107,6 +107,8 @@ def _kind_of(path: Path) -> _Kind:
 
 
 def _run_info(path: Path) -> dict[str, Any]:
+    from dlf_dynamics.recorded import RecordedRun
+
     run = open_recorded(path, 0)
     last = {name: values[-1].tolist() for name, values in run.scalars.items() if len(values)}
     held_out = {
@@ -123,7 +125,7 @@ def _run_info(path: Path) -> dict[str, Any]:
         "num_params": run.num_params,
         "last": last | held_out,
         "data_sha256": run.data_sha256,
-        "recording": None if run.recording is None else asdict(run.recording),
+        "recording": asdict(run.recording) if isinstance(run, RecordedRun) else None,
         "config": dict(run.settings),
         "provenance": dict(run.provenance),
     }
@@ -172,8 +174,8 @@ def _run_repaired(path: Path) -> str:
 
 def _result(path: Path) -> resultfile.Result:
     """A result file of any analysis, read as its analysis reads it."""
-    from dlf_dynamics.analysis.bifurcation.bifurcations import load_bifurcations
-    from dlf_dynamics.analysis.spectrum import load_spectrum
+    from dlf_dynamics.analysis.instabilities.bifurcations import load_bifurcations
+    from dlf_dynamics.analysis.spectra.spectrum import load_spectrum
 
     analysis = resultfile.analysis_of(path)
     loaders: dict[str, Callable[[Path], Any]]
@@ -211,7 +213,7 @@ def _result_repaired(path: Path) -> str:
 
 
 def _study_info(path: Path) -> dict[str, Any]:
-    from dlf_dynamics.analysis.study.studyfile import read_study
+    from dlf_dynamics.analysis.studies.studyfile import read_study
 
     study = read_study(path)
     return {
@@ -226,7 +228,7 @@ def _study_info(path: Path) -> dict[str, Any]:
 
 
 def _study_problems(path: Path) -> tuple[list[str], str]:
-    from dlf_dynamics.analysis.study.studyfile import read_study
+    from dlf_dynamics.analysis.studies.studyfile import read_study
     from dlf_dynamics.configfile import from_json
 
     try:
@@ -239,7 +241,7 @@ def _study_problems(path: Path) -> tuple[list[str], str]:
 
 
 def _study_repaired(path: Path) -> str:
-    from dlf_dynamics.analysis.study.studyfile import read_study
+    from dlf_dynamics.analysis.studies.studyfile import read_study
 
     done = int(read_study(path).done.sum())
     return (

@@ -84,7 +84,7 @@ class Spectrum:
             devices=self.devices,
             distributed=self.distributed,
         )
-        from dlf_dynamics.analysis import report, spectrum
+        from dlf_dynamics.analysis.spectra import spectrum, summary
 
         output = self.output or spectrum.default_path(self.path)
         check_writable(output)
@@ -100,15 +100,15 @@ class Spectrum:
         if not self.no_figures:
             draw_run(run, found, FigureFiles(self.path.with_suffix("")), zoom)
         if self.json:
-            print(json.dumps(report.summary(found), indent=1))
+            print(json.dumps(summary.as_dict(found), indent=1))
         else:
-            table = [report.events_table(found)] if not found.unwatched else []
-            told = report.saturation_lines(run, found.hessian.steps)
-            show(*table, *report.closing_lines(found), *told)
+            table = [summary.events_table(found)] if not found.unwatched else []
+            told = summary.saturation_lines(run, found.hessian.steps)
+            show(*table, *summary.closing_lines(found), *told)
         return _verify(run, found, quiet=self.quiet) if self.verify_dense else 0
 
     def _compute(self, run: Run, parts: Parts, stop: Callable[[], bool]) -> Any:
-        from dlf_dynamics.analysis import spectrum
+        from dlf_dynamics.analysis.spectra import spectrum
         from dlf_dynamics.progress import ProductMeter, bar
 
         chosen = spectrum.select_checkpoints(run, self.settings)
@@ -172,8 +172,8 @@ class Plot:
             return self.diagram.draw(self.path, files)
         zoom = None if self.zoom is None else span_of(self.zoom, "zoom")
         run = open_recorded(self.path, 0, self.problem)
-        from dlf_dynamics.analysis import spectrum
-        from dlf_dynamics.analysis.bifurcation import bifurcations
+        from dlf_dynamics.analysis.instabilities import bifurcations
+        from dlf_dynamics.analysis.spectra import spectrum
 
         found: dict[str, Any] = {}
         refused: dict[str, FileError] = {}
@@ -206,7 +206,7 @@ class Plot:
 
 
 def _verify(run: Any, spectrum: Any, *, quiet: bool) -> int:
-    from dlf_dynamics.analysis.verification import verify_dense
+    from dlf_dynamics.analysis.spectra.verification import verify_dense
     from dlf_dynamics.progress import bar
 
     with bar("dense check", len(spectrum.hessian.steps), quiet=quiet) as advance:

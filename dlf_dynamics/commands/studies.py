@@ -68,7 +68,7 @@ class Sweep:
 
     def execute(self) -> int:
         """Does the runs."""
-        from dlf_dynamics.analysis.study.study import load_study, require_size
+        from dlf_dynamics.analysis.studies.study import load_study, require_size
 
         study = load_study(self.study)
         require_size(study, yes=self.yes)
@@ -87,7 +87,7 @@ class Sweep:
         return 0
 
     def _sweep(self, study: Any, output: Path, stop: Callable[[], bool]) -> Any:
-        from dlf_dynamics.analysis.study.sweep import sweep
+        from dlf_dynamics.analysis.studies.sweep import sweep
         from dlf_dynamics.progress import bar
 
         with bar("runs", len(study), quiet=self.quiet) as advance:
@@ -130,7 +130,7 @@ class DiagramOptions:
     def draw(self, path: Path, files: FigureFiles) -> int:
         """Draws and writes the figures."""
         start_jax("float64", 1, 0)
-        from dlf_dynamics.analysis.study.studyfile import read_study
+        from dlf_dynamics.analysis.studies.studyfile import read_study
 
         for name, figure in self._figures(read_study(path)).items():
             suffix = name.replace(", ", ".").replace(" ", "-").replace("/", "-")
@@ -138,8 +138,8 @@ class DiagramOptions:
         return 0
 
     def _figures(self, results: Any) -> dict[str, Any]:
-        from dlf_dynamics.analysis.study.phase_diagram import phase_diagram
-        from dlf_dynamics.analysis.study.study_plots import draw_phase_diagram, draw_study
+        from dlf_dynamics.analysis.studies.phase_diagram import phase_diagram
+        from dlf_dynamics.analysis.studies.study_plots import draw_phase_diagram, draw_study
 
         if self.x is None and self.y is None and not self.fix:
             return draw_study(results, self.quantity or None)

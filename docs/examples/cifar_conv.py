@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from dlf_dynamics import Problem, Recorder
 from dlf_dynamics.adapters import from_linen
-from dlf_dynamics.analysis.measures import stability
+from dlf_dynamics.analysis.spectra.oneshot import stability
 from dlf_dynamics.losses import cross_entropy
 
 

@@ -11,7 +11,7 @@ import optax
 
 from dlf_dynamics import Problem, Recorder
 from dlf_dynamics.adapters import from_equinox
-from dlf_dynamics.analysis.measures import stability
+from dlf_dynamics.analysis.spectra.oneshot import stability
 from dlf_dynamics.datasets import digits
 from dlf_dynamics.losses import squared_error
 

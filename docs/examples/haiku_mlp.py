@@ -11,7 +11,7 @@ import optax
 
 from dlf_dynamics import Problem, Recorder
 from dlf_dynamics.adapters import from_haiku
-from dlf_dynamics.analysis.measures import sharpness, stability
+from dlf_dynamics.analysis.spectra.oneshot import sharpness, stability
 from dlf_dynamics.datasets import digits
 from dlf_dynamics.losses import ClassWeights, cross_entropy
 from dlf_dynamics.schedules import Triangle

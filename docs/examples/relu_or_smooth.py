@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from dlf_dynamics import Problem, Recorder
-from dlf_dynamics.analysis.measures import stability
+from dlf_dynamics.analysis.spectra.oneshot import stability
 from dlf_dynamics.datasets import digits
 from dlf_dynamics.losses import squared_error
 from dlf_dynamics.models import FullyConnected

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from dlf_dynamics import Problem, Recorder
-from dlf_dynamics.analysis.measures import stability
+from dlf_dynamics.analysis.spectra.oneshot import stability
 
 jax.config.update("jax_enable_x64", True)
 

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from dlf_dynamics import Problem, Recorder
 from dlf_dynamics.adapters import from_linen
-from dlf_dynamics.analysis.measures import stability
+from dlf_dynamics.analysis.spectra.oneshot import stability
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom"  # Dickens
 LETTERS, LENGTH, WIDTH = sorted(set(TEXT)), 16, 32

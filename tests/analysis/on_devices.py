@@ -17,10 +17,12 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
 from dlf_dynamics.adapters import from_nnx
-from dlf_dynamics.analysis import devices, krylov, solver
-from dlf_dynamics.analysis.hessian import hessian_spectrum
-from dlf_dynamics.analysis.measures import sharpness, stability, top_hessian
-from dlf_dynamics.analysis.vectors import Form
+from dlf_dynamics.analysis import devices
+from dlf_dynamics.analysis.linalg import krylov
+from dlf_dynamics.analysis.linalg.vectors import Form
+from dlf_dynamics.analysis.spectra import solver
+from dlf_dynamics.analysis.spectra.eigenvalues import hessian_spectrum
+from dlf_dynamics.analysis.spectra.oneshot import sharpness, stability, top_hessian
 from dlf_dynamics.config import (
     DataConfig,
     ModelConfig,
@@ -29,9 +31,9 @@ from dlf_dynamics.config import (
     ScheduleConfig,
     SpectrumConfig,
 )
+from dlf_dynamics.opening import open_run
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.recorder import Recorder
-from dlf_dynamics.run import open_run
 from dlf_dynamics.training import train
 
 WIDTHS = (8, 16, 16, 4)

@@ -18,24 +18,24 @@ from dlf_dynamics import (
     ScheduleConfig,
     train,
 )
-from dlf_dynamics.analysis import solver
-from dlf_dynamics.analysis.bifurcation import frozen, instabilities
-from dlf_dynamics.analysis.bifurcation.bifurcations import (
+from dlf_dynamics.analysis.instabilities import frozen, instability
+from dlf_dynamics.analysis.instabilities.bifurcations import (
     compute_bifurcations,
     load_bifurcations,
     look_at_each_step,
     save_bifurcations,
 )
-from dlf_dynamics.analysis.bifurcation.periods import periods_of_iterates
-from dlf_dynamics.analysis.bifurcation.plots import diagram_figure, instability_figure
-from dlf_dynamics.analysis.bifurcation.report import (
+from dlf_dynamics.analysis.instabilities.periods import periods_of_iterates
+from dlf_dynamics.analysis.instabilities.plots import diagram_figure, instability_figure
+from dlf_dynamics.analysis.instabilities.summary import (
+    as_dict,
     closing_lines,
     csv_text,
     instabilities_table,
-    summary,
     verdict,
 )
-from dlf_dynamics.analysis.events import find_oscillations
+from dlf_dynamics.analysis.spectra import solver
+from dlf_dynamics.analysis.spectra.events import find_oscillations
 from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.datasets import check_dataset
 from dlf_dynamics.errors import ConfigError, FileError
@@ -195,7 +195,7 @@ def test_the_result_file_gives_back_what_was_written(eventful, trained, found, t
 
 
 def test_table_json_csv_and_figure_tell_of_every_instability(eventful, trained, found):
-    content = summary(found)
+    content = as_dict(found)
     assert [event["onset"] for event in content["instabilities"]] == [
         event.onset for event in found.instabilities
     ]
@@ -365,7 +365,7 @@ def test_a_mini_batch_run_gets_no_threshold_and_an_adaptive_one_the_words(small,
     assert find_oscillations(run.steps, run.scalars["loss"], run.scalars["update_cosine"])
     assert batches.instabilities == []
     assert "instabilities are not told: with mini-batches" in "".join(closing_lines(batches))
-    assert summary(batches)["instabilities_known"] is False
+    assert as_dict(batches)["instabilities_known"] is False
     assert "mini-batches" in batches.label
     assert np.all(np.isnan(batches.thresholds))
     assert batches.crossings == []
@@ -373,7 +373,7 @@ def test_a_mini_batch_run_gets_no_threshold_and_an_adaptive_one_the_words(small,
     adam = OptimizerConfig("adam", learning_rate=0.01)
     found = compute_bifurcations(trained(replace(small, optimizer=adam)), CONFIG)
     assert "frozen preconditioner" in found.label
-    assert "frozen preconditioner" in summary(found)["threshold"]
+    assert "frozen preconditioner" in as_dict(found)["threshold"]
 
 
 def test_piecewise_linear_networks_are_called_non_smooth(eventful, trained):
@@ -382,7 +382,7 @@ def test_piecewise_linear_networks_are_called_non_smooth(eventful, trained):
     found = compute_bifurcations(run, CONFIG)
     assert len(found.instabilities) > 0
     for event in found.instabilities:
-        assert event.criticality in ("", instabilities.NON_SMOOTH)
+        assert event.criticality in ("", instability.NON_SMOOTH)
         assert np.isnan(event.flip_amplitude)
         assert np.isfinite(event.gate_flips)
 
@@ -539,8 +539,8 @@ def test_an_orbit_in_a_symmetric_valley_is_told_although_the_loss_shows_nothing(
     nothing = np.full(count, np.nan)
     motion = SimpleNamespace(steps=steps, periods=periods, gate_flips=nothing, loss=loss)
     (window,) = find_oscillations(steps, loss, cosine)
-    found = instabilities._periods(motion, window)  # type: ignore[arg-type]
+    found = instability._periods(motion, window)  # type: ignore[arg-type]
     assert found["symmetric"] is True
     assert (found["period_2"], found["seen_in_loss"]) == (1.0, 0.0)
     motion.loss = loss * (1 + 0.01 * (-1.0) ** steps)
-    assert instabilities._periods(motion, window)["symmetric"] is False  # type: ignore[arg-type]
+    assert instability._periods(motion, window)["symmetric"] is False  # type: ignore[arg-type]

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from dlf_dynamics.analysis import krylov
-from dlf_dynamics.analysis.bounds import Recurrence, share_limit, upper_bound
-from dlf_dynamics.analysis.certificate import certify
-from dlf_dynamics.analysis.chain import Goal
-from dlf_dynamics.analysis.eigensolver import Plan, evidence_of, top_eigenpairs
-from dlf_dynamics.analysis.krylov import search
-from dlf_dynamics.analysis.ritz import Ends
-from dlf_dynamics.analysis.solution import solve
-from dlf_dynamics.analysis.vectors import Form
+from dlf_dynamics.analysis.linalg import krylov
+from dlf_dynamics.analysis.linalg.bounds import Recurrence, share_limit, upper_bound
+from dlf_dynamics.analysis.linalg.certificate import certify
+from dlf_dynamics.analysis.linalg.chain import Goal
+from dlf_dynamics.analysis.linalg.eigensolver import Plan, evidence_of, top_eigenpairs
+from dlf_dynamics.analysis.linalg.krylov import search
+from dlf_dynamics.analysis.linalg.ritz import Ends
+from dlf_dynamics.analysis.linalg.solution import solve
+from dlf_dynamics.analysis.linalg.vectors import Form
 
 DELTA = 1e-6
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlf_dynamics.analysis.bifurcation import branches as module
-from dlf_dynamics.analysis.bifurcation.branches import Frozen, follow_branches
 from dlf_dynamics.analysis.bifurcation.maps import Map
+from dlf_dynamics.analysis.instabilities import branches as module
+from dlf_dynamics.analysis.instabilities.branches import Frozen, follow_branches
 from dlf_dynamics.problem import Problem
 
 

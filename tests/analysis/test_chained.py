@@ -7,14 +7,14 @@ import optax
 import pytest
 from jax.tree_util import Partial
 
-from dlf_dynamics.analysis import solver
-from dlf_dynamics.analysis.eigensolver import top_eigenpairs
-from dlf_dynamics.analysis.hessian import hessian_spectrum
-from dlf_dynamics.analysis.report import saturation_lines
+from dlf_dynamics.analysis.linalg.eigensolver import top_eigenpairs
+from dlf_dynamics.analysis.spectra import solver
+from dlf_dynamics.analysis.spectra.eigenvalues import hessian_spectrum
+from dlf_dynamics.analysis.spectra.summary import saturation_lines
 from dlf_dynamics.config import SpectrumConfig
+from dlf_dynamics.opening import open_run
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.recorder import Recorder
-from dlf_dynamics.run import open_run
 
 SIZE, POINTS = 200, 21
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dlf_dynamics.analysis import crossings
-from dlf_dynamics.analysis.crossings import resolve_crossings, states_between
-from dlf_dynamics.analysis.hessian import hessian_spectrum
-from dlf_dynamics.analysis.solver import Solver
+from dlf_dynamics.analysis.spectra import crossings
+from dlf_dynamics.analysis.spectra.crossings import resolve_crossings, states_between
+from dlf_dynamics.analysis.spectra.eigenvalues import hessian_spectrum
+from dlf_dynamics.analysis.spectra.solver import Solver
 from dlf_dynamics.config import SpectrumConfig
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from dlf_dynamics import OptimizerConfig, ScheduleConfig
 from dlf_dynamics.analysis.bifurcation.cycles import MAX_UNKNOWNS, find_cycle
-from dlf_dynamics.analysis.bifurcation.maps import Map, training_map, training_state
+from dlf_dynamics.analysis.bifurcation.maps import Map
+from dlf_dynamics.analysis.instabilities.training_map import training_map, training_state
 from dlf_dynamics.config import LossConfig
 
 LOGISTIC = Map(lambda x, r: r * x * (1 - x))

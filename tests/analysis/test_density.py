@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlf_dynamics.analysis.density import (
+from dlf_dynamics.analysis.spectra.density import (
     _analyse,
     _Settings,
     _summarise,

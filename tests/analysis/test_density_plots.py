@@ -5,8 +5,8 @@ import pytest
 from matplotlib.collections import QuadMesh
 
 from dlf_dynamics.analysis import style
-from dlf_dynamics.analysis.density_plots import density_figure
-from dlf_dynamics.analysis.spectrum import load_spectrum, save_spectrum
+from dlf_dynamics.analysis.spectra.density_plots import density_figure
+from dlf_dynamics.analysis.spectra.spectrum import load_spectrum, save_spectrum
 from dlf_dynamics.config import SpectrumConfig
 
 

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from dlf_dynamics.analysis.certificate import STATUSES
+from dlf_dynamics.analysis.linalg.certificate import STATUSES
 
 PROGRAM = Path(__file__).with_name("on_devices.py")
 

@@ -6,7 +6,7 @@ import numpy as np
 from jax.tree_util import Partial
 from numpy.polynomial import chebyshev
 
-from dlf_dynamics.analysis.eigensolver import top_eigenpairs
+from dlf_dynamics.analysis.linalg.eigensolver import top_eigenpairs
 from dlf_dynamics.models import FullyConnected
 from dlf_dynamics.operators import hessian
 from dlf_dynamics.problem import Problem

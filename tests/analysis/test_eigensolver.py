@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from dlf_dynamics.analysis import eigensolver
-from dlf_dynamics.analysis.certificate import certify
-from dlf_dynamics.analysis.chain import Goal
-from dlf_dynamics.analysis.eigensolver import Plan, evidence_of, make_ends, top_eigenpairs
-from dlf_dynamics.analysis.ritz import Ends
-from dlf_dynamics.analysis.solution import solve as solve_any
-from dlf_dynamics.analysis.vectors import Form
+from dlf_dynamics.analysis.linalg import eigensolver
+from dlf_dynamics.analysis.linalg.certificate import certify
+from dlf_dynamics.analysis.linalg.chain import Goal
+from dlf_dynamics.analysis.linalg.eigensolver import Plan, evidence_of, make_ends, top_eigenpairs
+from dlf_dynamics.analysis.linalg.ritz import Ends
+from dlf_dynamics.analysis.linalg.solution import solve as solve_any
+from dlf_dynamics.analysis.linalg.vectors import Form
 
 METHODS = ("lanczos", "thick restart")
 WHICH = ("largest", "smallest", "both")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dlf_dynamics.analysis.events import Crossing, find_crossings, find_oscillations, sides
+from dlf_dynamics.analysis.spectra.events import Crossing, find_crossings, find_oscillations, sides
 
 
 def crossings(values, *, residuals=0.0, converged=True, thresholds=2.0):

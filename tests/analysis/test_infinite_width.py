@@ -15,16 +15,16 @@ from scipy.special import expit
 
 from dlf_dynamics import DataConfig, ModelConfig, tangents
 from dlf_dynamics.analysis import ntk_spectrum
-from dlf_dynamics.analysis.infinite_width import (
+from dlf_dynamics.analysis.spectra.gram import gram_matrix
+from dlf_dynamics.analysis.spectra.infinite_width import (
     BIAS_STD,
     WEIGHT_VARIANCES,
     InfiniteWidth,
     infinite_width,
     limit_kernels,
 )
-from dlf_dynamics.analysis.kernel import gram_matrix
-from dlf_dynamics.analysis.report import closing_lines, summary
-from dlf_dynamics.analysis.spectrum import compute_spectrum, load_spectrum, save_spectrum
+from dlf_dynamics.analysis.spectra.spectrum import compute_spectrum, load_spectrum, save_spectrum
+from dlf_dynamics.analysis.spectra.summary import as_dict, closing_lines
 from dlf_dynamics.config import InitName, SpectrumConfig
 from dlf_dynamics.datasets import load_dataset
 from dlf_dynamics.errors import ConfigError
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("neural_tangents") is None, reason="neural-tangents is not installed"
 )
 
-MODULE = "dlf_dynamics.analysis.infinite_width"
+MODULE = "dlf_dynamics.analysis.spectra.infinite_width"
 KEY = jax.random.key(1)
 INPUTS = np.random.default_rng(0).normal(size=(5, 3))
 
@@ -347,12 +347,12 @@ def test_a_spectrum_stores_and_reports_it(found, small, trained, tmp_path):
     assert f"goes {found.distance[0]:.3g} -> {found.distance[-1]:.3g} of" in line
     assert f"it is {found.movement[-1]:.3g} of" in line
     assert "of normal weights" in line
-    told = summary(spectrum)["infinite_width"]
+    told = as_dict(spectrum)["infinite_width"]
     assert told["ntk"] == found.ntk.tolist()
     assert told["distance"] == found.distance.tolist()
 
     without = replace(spectrum, infinite_width=None)
-    assert summary(without)["infinite_width"] is None
+    assert as_dict(without)["infinite_width"] is None
     assert closing_lines(without) == [each for each in closing_lines(spectrum) if each != line]
     save_spectrum(without, tmp_path / "s.h5")
     assert load_spectrum(tmp_path / "s.h5").infinite_width is None
@@ -367,7 +367,7 @@ def test_a_package_that_is_missing_is_told_before_anything_is_computed(
 
     monkeypatch.setattr(f"{MODULE}.neural_tangents", missing)
     monkeypatch.setattr(tangents, "neural_tangents", missing)
-    monkeypatch.setattr("dlf_dynamics.analysis.spectrum.hessian_spectrum", pytest.fail)
+    monkeypatch.setattr("dlf_dynamics.analysis.spectra.spectrum.hessian_spectrum", pytest.fail)
     with pytest.raises(ConfigError, match="it is missing"):
         compute_spectrum(trained(small), SpectrumConfig(**config))
 

@@ -5,14 +5,14 @@ import numpy as np
 import optax
 import pytest
 
-from dlf_dynamics.analysis.bifurcation.lag import (
+from dlf_dynamics.analysis.instabilities.lag import (
     VISIBLE_RATIO,
     deviations,
     forgotten_from,
     predicted_onset,
     rounding_noise,
 )
-from dlf_dynamics.analysis.stability import growth_factors
+from dlf_dynamics.analysis.stability.threshold import growth_factors
 
 RATES = {"slow": 1e-3, "fast": 5e-3}
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dlf_dynamics.analysis.bifurcation.lyapunov import lyapunov_exponents
-from dlf_dynamics.analysis.bifurcation.maps import Map, training_map, training_state
+from dlf_dynamics.analysis.bifurcation.maps import Map
+from dlf_dynamics.analysis.instabilities.training_map import training_map, training_state
 
 KEY = jax.random.key(0)
 LOGISTIC = Map(lambda x, r: r * x * (1 - x))

@@ -10,11 +10,12 @@ import optax
 import pytest
 
 from dlf_dynamics import OptimizerConfig, Problem, Recorder, ScheduleConfig, open_run
-from dlf_dynamics.analysis.bifurcation import frozen
-from dlf_dynamics.analysis.bifurcation.maps import Map, rate_at, training_map, training_state
-from dlf_dynamics.analysis.bifurcation.plots import diagram_figure
-from dlf_dynamics.analysis.replay import Replay
-from dlf_dynamics.analysis.solver import Solver
+from dlf_dynamics.analysis.bifurcation.maps import Map
+from dlf_dynamics.analysis.instabilities import frozen
+from dlf_dynamics.analysis.instabilities.plots import diagram_figure
+from dlf_dynamics.analysis.instabilities.training_map import rate_at, training_map, training_state
+from dlf_dynamics.analysis.spectra.replay import Replay
+from dlf_dynamics.analysis.spectra.solver import Solver
 from dlf_dynamics.config import SpectrumConfig
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from dlf_dynamics import LossConfig, ModelConfig
-from dlf_dynamics.analysis import compute_spectrum, ntk
-from dlf_dynamics.analysis.ntk import balanced_examples, ntk_spectrum
-from dlf_dynamics.analysis.report import closing_lines
-from dlf_dynamics.analysis.verification import verify_dense
+from dlf_dynamics.analysis import compute_spectrum
+from dlf_dynamics.analysis.spectra import ntk
+from dlf_dynamics.analysis.spectra.ntk import balanced_examples, ntk_spectrum
+from dlf_dynamics.analysis.spectra.summary import closing_lines
+from dlf_dynamics.analysis.spectra.verification import verify_dense
 from dlf_dynamics.config import SpectrumConfig
 
 

@@ -17,7 +17,7 @@ import pytest
 from optax import contrib
 from optax._src import alias
 
-from dlf_dynamics.analysis.stability import instability_threshold
+from dlf_dynamics.analysis.stability.threshold import instability_threshold
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of optax itself
 PAGE = Path(__file__).parents[2] / "docs" / "concepts" / "stability.md"

@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from scipy.sparse.linalg import eigsh
 
 from dlf_dynamics import operators
-from dlf_dynamics.analysis.eigensolver import top_eigenpairs
+from dlf_dynamics.analysis.linalg.eigensolver import top_eigenpairs
 from dlf_dynamics.datasets import digits
 from dlf_dynamics.losses import ClassWeights, cross_entropy
 from dlf_dynamics.models import FullyConnected

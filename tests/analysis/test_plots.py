@@ -8,8 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from dlf_dynamics import LossConfig, OptimizerConfig, ScheduleConfig
-from dlf_dynamics.analysis import plots, style
-from dlf_dynamics.analysis.certificate import BUDGET, TRACKED, UNRANKED
+from dlf_dynamics.analysis import style
+from dlf_dynamics.analysis.linalg.certificate import BUDGET, TRACKED, UNRANKED
+from dlf_dynamics.analysis.spectra import plots
 from dlf_dynamics.analysis.style import Points
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.errors import FileError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlf_dynamics import OptimizerConfig
-from dlf_dynamics.analysis.replay import Replay
+from dlf_dynamics.analysis.spectra.replay import Replay
 from dlf_dynamics.run import Run
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from dlf_dynamics.analysis.bifurcation.maps import training_map, training_state
 from dlf_dynamics.analysis.bifurcation.rod import rod_amplitude
+from dlf_dynamics.analysis.instabilities.training_map import training_map, training_state
 from dlf_dynamics.problem import Problem
 
 

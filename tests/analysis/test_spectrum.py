@@ -9,18 +9,11 @@ import numpy as np
 import pytest
 
 from dlf_dynamics import OptimizerConfig, resultfile, train
-from dlf_dynamics.analysis import (
-    Crossing,
-    Oscillation,
-    compute_spectrum,
-    hessian,
-    load_spectrum,
-    report,
-    solver,
-)
-from dlf_dynamics.analysis.bifurcation.bifurcations import compute_bifurcations
-from dlf_dynamics.analysis.events import find_oscillations, join_crossings
-from dlf_dynamics.analysis.spectrum import default_path, save_spectrum, select_checkpoints
+from dlf_dynamics.analysis import Crossing, Oscillation, compute_spectrum, load_spectrum
+from dlf_dynamics.analysis.instabilities.bifurcations import compute_bifurcations
+from dlf_dynamics.analysis.spectra import solver, summary
+from dlf_dynamics.analysis.spectra.events import find_oscillations, join_crossings
+from dlf_dynamics.analysis.spectra.spectrum import default_path, save_spectrum, select_checkpoints
 from dlf_dynamics.config import BifurcationConfig, SpectrumConfig
 from dlf_dynamics.errors import ConfigError, FileError, shown
 
@@ -108,42 +101,47 @@ def put(name, make):
     return spoil
 
 
-def with_settings(change):
+def with_settings(change, name="config"):
     def make(content):
         settings = json.loads(content)
         change(settings)
         return json.dumps(settings)
 
-    return put("config", make)
+    return put(name, make)
 
 
 FAULTS = {
-    "no steps": (lambda f: f.__delitem__("step"), "step is None; expected Int of"),
+    "no steps": (lambda f: f.__delitem__("hessian/steps"), "steps is None; expected Int of"),
     "no residuals": (lambda f: f.__delitem__("hessian/centre/residuals"), "residuals is None"),
     "no column": (lambda f: f.__delitem__("oscillations/burst"), "burst is object of shape"),
     "a group": (
-        lambda f: (f.__delitem__("threshold"), f.create_group("threshold")),
-        "threshold is None; expected Float of",
+        lambda f: (f.__delitem__("thresholds"), f.create_group("thresholds")),
+        "thresholds is None; expected Float of",
     ),
-    "fewer checkpoints": (put("step", lambda v: v[:-1]), "of \\(checkpoints"),
-    "more axes": (put("side", lambda v: v[None]), "side is int64 of shape"),
-    "another type": (put("step", lambda v: v.astype("f8")), "step is float64 of shape"),
+    "fewer checkpoints": (put("hessian/steps", lambda v: v[:-1]), "of \\(10\\)"),
+    "more axes": (put("sides", lambda v: v[None]), "sides is int64 of shape"),
+    "another type": (put("hessian/steps", lambda v: v.astype("f8")), "steps is float64 of shape"),
     "longer column": (put("crossings/at", lambda v: np.zeros(3, "S4")), "not of one length"),
     "unknown setting": (
-        with_settings(lambda s: s["spectrum"].update(unknown=1)),
-        "unknown is not a key",
+        with_settings(lambda s: s["config"].update(unknown=1)),
+        "unknown is not a field of SpectrumConfig",
     ),
     "setting of a type": (
-        with_settings(lambda s: s["spectrum"].update(k="three")),
+        with_settings(lambda s: s["config"].update(k="three")),
         "k is 'three'; expected a whole number",
+    ),
+    "no spectrum": (lambda f: f.__delitem__("hessian"), "hessian is missing"),
+    "unknown group": (
+        lambda f: f.create_dataset("other/x", data=1.0),
+        "other/x is not of a field of Spectrum",
     ),
     "label": (with_settings(lambda s: s.update(label=[1])), "label is \\[1\\]; expected a string"),
     "operator": (
-        with_settings(lambda s: s["curvature"].update(colour="red")),
+        with_settings(lambda s: s["curvature"].update(colour="red"), "hessian/settings"),
         "colour is not a field of Curvature",
     ),
     "ends": (
-        with_settings(lambda s: s.update(ends=["a", "b"])),
+        with_settings(lambda s: s.update(ends={"top": 1, "bottom": "b"}), "hessian/settings"),
         "bottom is 'b'; expected a whole number",
     ),
 }
@@ -166,7 +164,7 @@ def test_a_file_that_changed_after_it_was_written_is_damaged(small, analysed, tm
     path = tmp_path / "spectrum.h5"
     save_spectrum(analysed(small), path)
     with h5py.File(path, "a") as file:
-        file["threshold"][0] = 1.0
+        file["thresholds"][0] = 1.0
     with pytest.raises(FileError, match=r"is damaged: it is not what was written \(its digest"):
         load_spectrum(path)
 
@@ -226,7 +224,7 @@ def test_where_the_limit_is_met_before_the_fraction_this_is_said_and_kept(
     small, trained, monkeypatch, tmp_path
 ):
     """A cut that lies below the fourth eigenvalue at some checkpoints and above it at others."""
-    for module in (solver, hessian, report):
+    for module in (solver, eigenvalues, summary):
         monkeypatch.setattr(module, "MOST", 4)
     run = trained(small)
     curvature = jax.jit(jax.hessian(run.problem.objective))
@@ -241,11 +239,11 @@ def test_where_the_limit_is_met_before_the_fraction_this_is_said_and_kept(
     missing = spectrum.hessian.incomplete
     assert 0 < np.sum(missing) < len(missing)
     np.testing.assert_array_equal(missing[exact > cut], True)
-    content = report.summary(spectrum)["above"]
+    content = summary.as_dict(spectrum)["above"]
     assert content["incomplete_steps"] == spectrum.hessian.steps[missing].tolist()
     smallest = np.nanmin([spectrum.hessian.centre.eigenvalues[missing], values[missing]])
     assert content["smallest_there"] == smallest
-    (line,) = [line for line in report.closing_lines(spectrum) if "may be missing" in line]
+    (line,) = [line for line in summary.closing_lines(spectrum) if "may be missing" in line]
     assert f"at {np.sum(missing)} checkpoints: of at most 4 the smallest found there is" in line
     save_spectrum(spectrum, tmp_path / "run.spectrum.h5")
     assert_same(load_spectrum(tmp_path / "run.spectrum.h5"), spectrum)
@@ -314,7 +312,9 @@ def test_opposing_updates_of_mini_batches_are_no_oscillation(small, analysed, tr
     assert find_oscillations(run.steps, run.scalars["loss"], run.scalars["update_cosine"])
     assert spectrum.oscillations == []
     assert spectrum.unwatched
-    assert "oscillations are not told: with mini-batches" in "".join(report.closing_lines(spectrum))
+    assert "oscillations are not told: with mini-batches" in "".join(
+        summary.closing_lines(spectrum)
+    )
 
 
 def test_an_interrupted_run_is_analysed_as_far_as_it_went(small, tmp_path):

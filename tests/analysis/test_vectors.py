@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from dlf_dynamics.analysis.eigensolver import top_eigenpairs
-from dlf_dynamics.analysis.vectors import Form
+from dlf_dynamics.analysis.linalg.eigensolver import top_eigenpairs
+from dlf_dynamics.analysis.linalg.vectors import Form
 from dlf_dynamics.errors import DataError
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dlf_dynamics.analysis import Spectrum
-from dlf_dynamics.analysis.certificate import BUDGET
-from dlf_dynamics.analysis.verification import verify_dense
+from dlf_dynamics.analysis.linalg.certificate import BUDGET
+from dlf_dynamics.analysis.spectra.verification import verify_dense
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.errors import ConfigError
 

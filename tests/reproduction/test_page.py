@@ -5,7 +5,7 @@ from rich.console import Console
 
 from dlf_dynamics.analysis.reproduction.grids import Grid, above_static, compare
 from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture
-from dlf_dynamics.analysis.study.phase_diagram import PhaseDiagram
+from dlf_dynamics.analysis.studies.phase_diagram import PhaseDiagram
 
 PAGE = Page(
     name="some",

@@ -21,15 +21,15 @@ from dlf_dynamics.analysis.reproduction import (
 from dlf_dynamics.analysis.reproduction.grids import Grid
 from dlf_dynamics.analysis.reproduction.registry import REPRODUCTIONS
 from dlf_dynamics.analysis.reproduction.task import Task, counted
-from dlf_dynamics.analysis.spectrum import load_spectrum
-from dlf_dynamics.analysis.study import jobs
-from dlf_dynamics.analysis.study.studyfile import read_study
+from dlf_dynamics.analysis.spectra.spectrum import load_spectrum
+from dlf_dynamics.analysis.studies import jobs
+from dlf_dynamics.analysis.studies.studyfile import read_study
 from dlf_dynamics.cli import main
 from dlf_dynamics.commands.reproduction import Reproduce
 from dlf_dynamics.config import DataConfig
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.opening import open_run
 from dlf_dynamics.parts import Parts
-from dlf_dynamics.run import open_run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

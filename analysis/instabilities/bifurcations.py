@@ -1,0 +1,394 @@
+"""`Bifurcations`: the instabilities of a run, and the motion in which they are seen; its file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from dlf_dynamics import resultfile
+from dlf_dynamics.analysis.instabilities.frozen import FrozenDiagram, frozen_diagrams
+from dlf_dynamics.analysis.instabilities.instability import Instability, describe
+from dlf_dynamics.analysis.instabilities.location import (
+    crossings_of,
+    locate_crossings,
+    look_at,
+    not_looked_at,
+    thresholds_of,
+)
+from dlf_dynamics.analysis.instabilities.oscillation import (
+    Curvatures,
+    Motion,
+    follow,
+    joined,
+    looked_further,
+)
+from dlf_dynamics.analysis.instabilities.periods import LAGS
+from dlf_dynamics.analysis.spectra.curvature import run_threshold
+from dlf_dynamics.analysis.spectra.events import (
+    BATCH_NOISE,
+    Crossing,
+    Oscillation,
+    find_oscillations,
+    join_crossings,
+    sides,
+)
+from dlf_dynamics.analysis.spectra.replay import Replay
+from dlf_dynamics.analysis.spectra.solver import Solver
+from dlf_dynamics.codec import (
+    Arrays,
+    Record,
+    decode,
+    decode_table,
+    encode,
+    encode_table,
+    typed,
+)
+from dlf_dynamics.config import BifurcationConfig, SpectrumConfig, span_of
+from dlf_dynamics.configfile import in_type
+from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.hdf5 import ContentError
+from dlf_dynamics.parts import Parts
+from dlf_dynamics.reprs import brief
+from dlf_dynamics.run import Run
+from dlf_dynamics.source import Source
+
+
+@dataclass(frozen=True)
+class Bifurcations:
+    """What `dlf-dynamics bifurcations` found.
+
+    Attributes:
+        source: state of the run that was analysed.
+        config: of the analysis.
+        label: what the threshold is, or why none is used.
+        note: how closely the replay met the checkpoints.
+        deviation: relative distance by which it missed one, at most.
+        unwatched: why no instabilities are told; empty where they are.
+        motion: at every step, and the curvature at some.
+        thresholds: at the steps that were looked at; NaN where none may be used.
+        crossings: of the threshold at the centres, located.
+        instabilities: in the order of steps.
+        diagrams: with the loss frozen at some steps.
+    """
+
+    source: Source
+    config: BifurcationConfig
+    label: str
+    note: str
+    deviation: float
+    unwatched: str
+    motion: Motion
+    thresholds: Float[np.ndarray, " looked"]
+    crossings: list[Crossing]
+    instabilities: list[Instability]
+    diagrams: list[FrozenDiagram]
+    __repr__ = brief
+
+    @property
+    def not_converged(self) -> int:
+        """Steps that were looked at and whose largest eigenvalue did not converge."""
+        return int(np.sum(~self.motion.converged))
+
+    @property
+    def sides(self) -> Int[np.ndarray, " looked"]:
+        """Of the steps that were looked at: 1 surely above the threshold, -1 surely below, or 0."""
+        return sides(self.motion.intervals, self.motion.converged, self.thresholds)
+
+
+def default_path(run_path: Path) -> Path:
+    """`run.h5` has its bifurcations in `run.bifurcations.h5`."""
+    return run_path.with_suffix(".bifurcations.h5")
+
+
+def span_of_steps(run: Run, config: BifurcationConfig) -> tuple[int, int]:
+    """First step to look at, and the step after the last.
+
+    The last one is that before the last step of the run: a centre needs the step after it.
+
+    Raises:
+        ConfigError: when `steps` is not a:b, or holds no step that has a centre.
+    """
+    recorded, last = run.checkpoint_steps, Replay(run).last
+    first = int(recorded[0]) if len(recorded) else 0
+    start, stop = span_of(config.steps, "steps")
+    start, stop = max(int(start), first), min(stop, last)
+    if stop <= max(start, 1):
+        raise ConfigError(
+            f"steps {config.steps} holds no step with one before and one after it; the run's are "
+            f"{first} to {last}"
+        )
+    return start, int(stop)
+
+
+def compute_bifurcations(
+    run: Run,
+    config: BifurcationConfig | None = None,
+    *,
+    parts: Parts | None = None,
+    progress: Callable[[int], None] = lambda step: None,
+) -> Bifurcations:
+    """Crossings, onsets, periods, sizes and kinds of the instabilities of a run.
+
+    Args:
+        run: a recorded run.
+        config: how to look.
+        parts: where finished parts are kept, so that an interrupted analysis goes on.
+        progress: told how many steps are done.
+
+    Raises:
+        ConfigError: when no recorded step is asked for.
+    """
+    config = BifurcationConfig() if config is None else config
+    if not run.own_updates:
+        raise ConfigError(
+            f"{run.path} was recorded of mini-batches that are not known, or without its "
+            "optimizer; its steps cannot be made again, and nothing is known between checkpoints"
+        )
+    parts = Parts(None) if parts is None else parts
+    start, stop = span_of_steps(run, config)
+    replay, length = Replay(run), _piece(run, config)
+    solver = _solver(run, config, length // config.every)
+    looked_at = _looked_at(start, stop, config.every)
+    # In between two multiples of `every`, so that the nearest eigenvector is one of the piece's.
+    edges = np.arange(0, stop, length) - config.every // 2
+    edges = [start, *edges[(edges > start) & (edges < stop)].tolist(), stop]
+    pieces = []
+    for first, last in pairwise(edges):
+        inside = looked_at[(looked_at >= first) & (looked_at < last)].tolist()
+
+        def piece(first: int = first, last: int = last, inside: list[int] = inside) -> Arrays:
+            made = follow(replay, solver, first, last, inside)
+            return made._asdict() | {"deviation": replay.deviation}
+
+        parse = partial(_as_piece, np.arange(first, last), np.array(inside), solver.size)
+        made, deviation = parts.get_or_make(f"motion-{first}", piece, parse)
+        replay.deviation = max(replay.deviation, deviation)
+        pieces.append(made)
+        progress(last - start)
+    motion = joined(pieces)
+    if not run_threshold(run).reason:
+        located = lambda: locate_crossings(replay, solver, motion).looks  # noqa: E731
+        motion = parts.get_or_make("located", located, partial(_as_located, motion))
+    return _with_events(run, config, replay, solver, motion, parts)
+
+
+def look_at_each_step(
+    run: Run,
+    found: Bifurcations,
+    *,
+    parts: Parts | None = None,
+    progress: Callable[[int], None] = lambda step: None,
+) -> Bifurcations:
+    """The same with the curvature at the centre of each step, up to the first that is above.
+
+    Only steps that were not looked at are, and the events are told anew if crossings were found.
+
+    Args:
+        run: the run that was analysed.
+        found: the result of `compute_bifurcations`.
+        parts: where finished parts are kept, so that an interrupted analysis goes on.
+        progress: told how many steps are done.
+    """
+    parts = Parts(None) if parts is None else parts
+    replay, motion, length = Replay(run), found.motion, _piece(run, found.config)
+    replay.deviation = found.deviation
+    solver, missing, done = _solver(run, found.config, length), not_looked_at(motion), 0
+    for first in range(int(motion.steps[0]), int(motion.steps[-1]) + 1, length):
+        steps = missing[(missing >= first) & (missing < first + length)]
+        if not len(steps):
+            continue
+
+        def piece(steps: np.ndarray = steps) -> Arrays:
+            made = look_at(replay, solver, steps)
+            return made._asdict() | {"deviation": replay.deviation}
+
+        lengths = {"looked": len(steps), "params": 0}
+        parse = partial(_with_deviation, Curvatures, lengths)
+        looks, deviation = parts.get_or_make(f"each-{first}", piece, parse)
+        replay.deviation = max(replay.deviation, deviation)
+        motion = looked_further(motion, steps, looks)
+        done += len(steps)
+        progress(done)
+        limits = thresholds_of(replay, motion)
+        if np.any(sides(motion.intervals, motion.converged, limits) > 0):
+            break
+    return _looked_closer(run, found, replay, solver, motion)
+
+
+def _with_deviation(
+    kind: type[Record], lengths: Mapping[str, int], arrays: Arrays
+) -> tuple[Record, float]:
+    """A record of what was looked at, and by how much the replay missed a checkpoint."""
+    fields = {name: array for name, array in arrays.items() if name != "deviation"}
+    return typed(kind, fields, lengths), in_type(
+        np.asarray(arrays["deviation"]).item(), float, "deviation"
+    )
+
+
+def _as_piece(
+    steps: np.ndarray, looked_at: np.ndarray, size: int, arrays: Arrays
+) -> tuple[Motion, float]:
+    """The motion at these steps, looked at at some; raises where the arrays are not that."""
+    lengths = {"params": size, "followed": len(looked_at), "lags": len(LAGS)}
+    found, deviation = _with_deviation(Motion, lengths, arrays)
+    if not (np.array_equal(found.steps, steps) and np.array_equal(found.looked_at, looked_at)):
+        raise ContentError("it is of other steps")
+    return found, deviation
+
+
+def _as_located(motion: Motion, arrays: Arrays) -> Motion:
+    """The motion, looked at at more steps; raises where the arrays are not that."""
+    if set(arrays) != set(motion.looks):
+        raise ContentError(f"it has {', '.join(arrays)}; expected {', '.join(motion.looks)}")
+    found = typed(Motion, motion._asdict() | arrays)
+    looked_at = set(found.looked_at.tolist())
+    if not set(motion.looked_at.tolist()) <= looked_at <= set(motion.steps.tolist()):
+        raise ContentError("it is of other steps")
+    return found
+
+
+def _as_instability(window: Oscillation, arrays: Arrays) -> Instability:
+    """The instability of a window; raises where the arrays are not that."""
+    (found,) = decode_table(Instability, arrays)
+    if (found.onset, found.end) != (window.onset, window.end):
+        raise ContentError("it is of another oscillation")
+    return found
+
+
+def _looked_closer(
+    run: Run, found: Bifurcations, replay: Replay, solver: Solver, motion: Motion
+) -> Bifurcations:
+    """What was found, with the curvature at more steps."""
+    limits = thresholds_of(replay, motion)
+    if crossings_of(motion, limits) != found.crossings:
+        config = dataclasses.replace(found.config, diagrams="none")
+        again = _with_events(run, config, replay, solver, motion, Parts(None))
+        return dataclasses.replace(again, config=found.config, diagrams=found.diagrams)
+    return dataclasses.replace(
+        found, motion=motion, thresholds=limits, note=replay.note, deviation=replay.deviation
+    )
+
+
+def _looked_at(start: int, stop: int, every: int) -> Int[np.ndarray, " looked"]:
+    """Multiples of `every`, the first step that has a centre, and the last."""
+    first = max(start, 1)
+    regular = np.arange(-(-first // every) * every, stop, every)
+    return np.union1d(regular, [first, stop - 1])
+
+
+def _piece(run: Run, config: BifurcationConfig) -> int:
+    """Steps that are analysed together, a multiple of `every`.
+
+    A few less than one call makes: it begins at the checkpoint before, and goes on beyond the last.
+    """
+    return max(int(0.95 * Replay(run).length) // config.every, 1) * config.every
+
+
+def _solver(run: Run, config: BifurcationConfig, looks: int) -> Solver:
+    """For the largest eigenvalue, at so many steps of a piece."""
+    settings = SpectrumConfig(k=1, tol=config.tol, max_matvecs=config.max_matvecs, seed=config.seed)
+    # Cold, as `check` says "below" of each step that was looked at.
+    return Solver.from_config(run, settings)._replace(segment_length=looks)
+
+
+def _with_events(
+    run: Run,
+    config: BifurcationConfig,
+    replay: Replay,
+    solver: Solver,
+    motion: Motion,
+    parts: Parts,
+) -> Bifurcations:
+    thresholds = thresholds_of(replay, motion)
+    crossings = crossings_of(motion, thresholds)
+    unwatched = "" if run.dynamics.batch_size is None else BATCH_NOISE
+    windows = (
+        [] if unwatched else find_oscillations(motion.steps, motion.loss, motion.update_cosine)
+    )
+    found: list[Instability] = []
+    for window in join_crossings(windows, crossings):
+        made = parts.get_or_make(
+            f"instability-{window.onset}",
+            lambda window=window: encode_table(
+                Instability, [describe(replay, solver, config, motion, window, crossings)]
+            ),
+            partial(_as_instability, window),
+        )
+        found.append(made)
+    return Bifurcations(
+        source=run.source,
+        config=config,
+        label=run_threshold(run).label(),
+        note=replay.note,
+        deviation=replay.deviation,
+        unwatched=unwatched,
+        motion=motion,
+        thresholds=thresholds,
+        crossings=crossings,
+        instabilities=found,
+        diagrams=_diagrams(replay, solver, config, found, parts),
+    )
+
+
+def _diagrams(
+    replay: Replay,
+    solver: Solver,
+    config: BifurcationConfig,
+    events: list[Instability],
+    parts: Parts,
+) -> list[FrozenDiagram]:
+    """At the steps that were asked for; none for a run that has no map that stays the same."""
+    run = replay.run
+    if config.diagrams == "none" or run_threshold(run).reason or run.dynamics.adaptive:
+        return []
+    if config.diagrams == "auto":
+        # The longest oscillation: in its middle the orbit has had time to settle.
+        longest = max(events, key=lambda event: event.end - event.onset, default=None)
+        steps = [] if longest is None else [(longest.onset + longest.end) // 2]
+    else:
+        steps = [int(step) for step in config.diagrams.split(",")]
+        last = replay.last
+        if max(steps) > last:
+            raise ConfigError(f"diagrams has step {max(steps)}; the run's are 0 to {last}")
+    found: list[FrozenDiagram] = []
+    for step in steps:
+        make = lambda step=step: encode(_Diagrams(frozen_diagrams(replay, solver, step)))  # noqa: E731
+        found += parts.get_or_make(f"diagrams-{step}", make, partial(decode, _Diagrams)).diagrams
+    return found
+
+
+@dataclass(frozen=True)
+class _Diagrams:
+    """Diagrams of one step, as a record."""
+
+    diagrams: list[FrozenDiagram]
+
+
+def save_bifurcations(found: Bifurcations, path: Path) -> None:
+    """Writes the result file.
+
+    Raises:
+        FileError: when it cannot be written.
+    """
+    resultfile.save(path, "bifurcations", found)
+
+
+def load_bifurcations(path: str | Path, run: Run | None = None) -> Bifurcations:
+    """Reads a result file.
+
+    Args:
+        path: of the file.
+        run: the run that it must be of, in its present state; none takes any.
+
+    Raises:
+        FileError: when it cannot be read or is damaged.
+        StaleError: when it is of another run, or of a state that the run is no longer in.
+    """
+    return resultfile.load(path, "bifurcations", Bifurcations, run)

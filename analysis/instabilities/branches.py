@@ -1,0 +1,394 @@
+"""Branches of a frozen-loss diagram: the centre and the orbit of period 2, with its multipliers.
+
+The loss of a training run mostly has no minimum to continue from, so these are not branches of
+exact cycles. At each parameter value the training map is iterated until the oscillation has
+settled; the centre then is a mean of the last iterates in which the oscillation cancels.
+
+The orbit of period 2 may be unstable, so that the iterates leave it: two steps f² of the map are
+replaced by x ↦ (x + f²(x))/2, which has the same orbits and turns their multipliers μ into
+(1 + μ)/2. From there the rod equation gives the orbit about the centre that is reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Complex, Float, Int
+
+from dlf_dynamics.analysis.bifurcation.cycles import MARGIN, multipliers_of
+from dlf_dynamics.analysis.bifurcation.maps import Map
+from dlf_dynamics.analysis.bifurcation.rod import Rod, rod_amplitude
+from dlf_dynamics.analysis.devices import in_groups, map_over_devices
+from dlf_dynamics.analysis.spectra.events import OSCILLATING_COSINE
+from dlf_dynamics.problem import Problem
+from dlf_dynamics.reprs import brief
+
+Stability = Literal["", "stable", "none found", "unstable", "unknown"]
+
+AT_REST = 1e-6
+"""Oscillations smaller than this part of the parameters' norm, at the start or at the centre, are
+none."""
+
+NEARLY = 1e-3
+"""Residual of the rod equation up to which a solution is drawn: where Newton's method ends at a
+kink, the two states change places but for this part of their distance."""
+
+ALONG = 0.5
+"""Least overlap of an orbit with the direction on which it is projected, else it is not drawn."""
+
+NEUTRAL = 2e-2
+"""Distance from +1 within which a multiplier counts as neutral.
+
+The centre drifts, so that slow directions are at +1 only nearly, and on either side of it."""
+
+BEYOND = 1e-3
+"""Distance from the unit circle from which on a Ritz value is held to be outside."""
+
+DENSE = 100
+"""Order up to which all multipliers are computed."""
+
+PRODUCTS = 40
+"""Of Arnoldi's method, where they are not."""
+
+LOOKED_AT = 20
+"""Updates that are compared with the ones before."""
+
+DAMPED = 30
+"""Steps of the averaged map."""
+
+_WEIGHTS = (1, 6, 15, 20, 15, 6, 1)
+"""Of successive iterates in their mean: period 2 cancels and period 4 nearly does, and in the
+alternating sum the drift does."""
+
+
+class Branches(NamedTuple):
+    """The two branches at some parameter values; NaN where they are not known.
+
+    With momentum E is the learning rate of gradient descent with the same orbits of period 2.
+
+    Attributes:
+        values: of the parameter.
+        centre: 1 - Eλ of the largest eigenvalue λ at the centre: below -1 the centre is beyond its
+            flip.
+        opposed: part of the last updates that point against the one before, as where a run
+            oscillates: 1 on an orbit of period 2 or 4, less in irregular motion, 0 where nothing
+            oscillates by more than `AT_REST`.
+        amplitude: of the orbit of period 2, along the top eigenvector of the diagram; NaN where
+            nothing oscillates, no orbit was found, or it lies across this direction.
+        residual: relative residual of the rod equation.
+        multiplier: of two steps on the orbit, the one of largest modulus that was found, but for
+            the neutral ones.
+        multiplier_residual: ‖Jx - μx‖ for its eigenvector x of unit length, from fresh products;
+            0 where all multipliers were computed.
+        neutral: multipliers within `NEUTRAL` of +1; -1 where they were not counted.
+        stability: `stable` (all multipliers are inside the unit circle, none is neutral), `none
+            found` (none outside but for neutral ones; from Arnoldi's method, which may miss some),
+            `unstable` (one is outside, and not neutral), `unknown`, or empty without an orbit.
+    """
+
+    values: Float[np.ndarray, " values"]
+    centre: Float[np.ndarray, " values"]
+    opposed: Float[np.ndarray, " values"]
+    amplitude: Float[np.ndarray, " values"]
+    residual: Float[np.ndarray, " values"]
+    multiplier: Complex[np.ndarray, " values"]
+    multiplier_residual: Float[np.ndarray, " values"]
+    neutral: Int[np.ndarray, " values"]
+    stability: np.ndarray
+    __repr__ = brief
+
+
+class Frozen(NamedTuple):
+    """Training at one value of the parameter.
+
+    Attributes:
+        value: of the parameter.
+        rate: learning rate E of gradient descent with the same orbits of period 2.
+        step: of the loss's weights.
+    """
+
+    value: float
+    rate: float
+    step: int
+
+
+Sharpness = Callable[
+    [Float[np.ndarray, "places params"], list[Frozen]], Float[np.ndarray, " places"]
+]
+"""Largest Hessian eigenvalue at some parameters, each in the loss of its place; NaN where the
+parameters are not finite, or it did not converge."""
+
+
+class Multipliers(NamedTuple):
+    """Of an orbit of period 2; see `Branches`."""
+
+    multiplier: complex
+    multiplier_residual: float
+    neutral: int
+    stability: Stability
+
+
+def follow_branches(
+    map_: Map,
+    problem: Problem,
+    start: Float[Array, " n"],
+    direction: Float[Array, " params"],
+    places: list[Frozen],
+    settle: int,
+    sharpness: Sharpness,
+    *,
+    smooth: bool = True,
+) -> Branches:
+    """Both branches of training at each value, each from the same start.
+
+    Args:
+        map_: the training map.
+        problem: whose loss it is.
+        start: parameters, and the velocity after them where there is one.
+        direction: unit, on which amplitudes are projected.
+        places: values of the parameter, and what they mean for gradient descent.
+        settle: updates before the oscillation counts as settled.
+        sharpness: function that gives the largest Hessian eigenvalue at the centres.
+        smooth: whether the loss has no kinks. With kinks multipliers tell nothing of a finite
+            neighbourhood, and the stability is `unknown`.
+    """
+    rows, centres = list[_Row](), []
+    after = _settled(map_, start, places, settle, len(direction))
+    for place, settled in zip(places, after, strict=True):
+        centre, half = _averages(settled.states[:, : len(direction)], _WEIGHTS)
+        rows.append(_at(map_, problem, start, direction, place, settled, (centre, half), smooth))
+        centres.append(centre)
+    columns = dict(zip(_Row._fields, map(np.array, zip(*rows, strict=True)), strict=True))
+    rates = np.array([place.rate for place in places])
+    columns["centre"] = 1 - rates * sharpness(np.stack(centres), places)
+    columns["stability"] = columns["stability"].astype("S")
+    return Branches(np.array([place.value for place in places]), **columns)
+
+
+class _Row(NamedTuple):
+    """One entry of each column of `Branches` but for the first two."""
+
+    opposed: float = float("nan")
+    amplitude: float = float("nan")
+    residual: float = float("nan")
+    multiplier: complex = complex("nan")
+    multiplier_residual: float = float("nan")
+    neutral: int = -1
+    stability: Stability = ""
+
+
+def _at(
+    map_: Map,
+    problem: Problem,
+    start: Array,
+    direction: Array,
+    place: Frozen,
+    settled: _Settled,
+    mean: tuple[np.ndarray, np.ndarray],
+    smooth: bool,
+) -> _Row:
+    num_params = len(direction)
+    cosines, states, damped = settled
+    if not np.all(np.isfinite(states)):
+        return _Row()
+    centre, half = mean
+    size = max(np.linalg.norm(centre), float(jnp.linalg.norm(start[:num_params])))
+    visible = bool(np.linalg.norm(half) > AT_REST * size)
+    opposed = float(np.mean(cosines < OSCILLATING_COSINE)) if visible else 0.0
+    row = _Row(opposed)
+    if not opposed:
+        return row
+    means = _averages(damped[:, :num_params], (1, 2, 1)), mean
+    orbit = _orbit(problem, means, place, float(AT_REST * size))
+    if orbit is None:
+        return row
+    centre, rod = orbit
+    along = abs(float(np.asarray(direction) @ rod.difference))
+    if along < ALONG * rod.amplitude:
+        return row
+    row = row._replace(amplitude=along, residual=rod.residual, stability="unknown")
+    if not smooth:
+        return row
+    # Updates are linear in the velocity: the Jacobian is the same whatever that is.
+    ends = [states[-1].copy(), states[-1].copy()]
+    for end, sign in zip(ends, (1, -1), strict=True):
+        end[:num_params] = centre + sign * rod.difference
+    twice = Partial(_two_steps, map_, *map(jnp.asarray, ends), jnp.asarray(place.value))
+    return row._replace(**_multipliers(twice, states[0].dtype, len(start))._asdict())
+
+
+class _Settled(NamedTuple):
+    """Of one value of the parameter, once the oscillation has settled.
+
+    Attributes:
+        cosines: cosines between successive updates from there on.
+        states: iterates that follow.
+        damped: three of the averaged map.
+    """
+
+    cosines: Float[np.ndarray, " cosines"]
+    states: Float[np.ndarray, "iterates n"]
+    damped: Float[np.ndarray, "3 n"]
+
+
+def _settled(
+    map_: Map, start: Array, places: list[Frozen], settle: int, num_params: int
+) -> Iterator[_Settled]:
+    """At each of some places, on all devices."""
+    for some, count in in_groups(places):
+        values = np.array([place.value for place in some], start.dtype)
+        found = jax.device_get(_settle(map_, start, values, settle, num_params))
+        for place in range(count):
+            yield _Settled(*(leaf[place] for leaf in found))
+
+
+@partial(jax.jit, static_argnames="num_params")
+def _settle(
+    map_: Map, start: Array, values: Float[Array, " devices"], settle: int, num_params: int
+) -> tuple[Array, Array, Array]:
+    """What `_Settled` has, of one value of the parameter on each device."""
+
+    def at_value(value: Array) -> tuple[Array, Array, Array]:
+        def move(carry: tuple[Array, Array], _: Any) -> tuple[tuple[Array, Array], Array]:
+            state, before = carry
+            following = map_(state, value)
+            update = (following - state)[:num_params]
+            lengths = jnp.linalg.norm(update) * jnp.linalg.norm(before)
+            return (following, update), jnp.vdot(update, before) / lengths
+
+        def advance(state: Array, _: None) -> tuple[Array, Array]:
+            return map_(state, value), state
+
+        def damp(_: Array, state: Array) -> Array:
+            return (state + map_.iterate(state, value, 2)) / 2
+
+        carry = start, jnp.zeros_like(start[:num_params])
+        carry = jax.lax.fori_loop(0, settle + 1, lambda _, carry: move(carry, None)[0], carry)
+        (state, _), cosines = jax.lax.scan(move, carry, length=LOOKED_AT)
+        last, states = jax.lax.scan(advance, state, length=len(_WEIGHTS))
+        damped = jax.lax.fori_loop(0, DAMPED, damp, last)
+        return cosines, states, jax.lax.scan(advance, damped, length=3)[1]
+
+    return map_over_devices(at_value, values)
+
+
+def _averages(iterates: np.ndarray, weights: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and half-difference of the last iterates."""
+    part, share = iterates[-len(weights) :], np.array(weights) / sum(weights)
+    share = share.astype(iterates.dtype)
+    return share @ part, (share * (-1.0) ** np.arange(len(share))).astype(share.dtype) @ part
+
+
+def _orbit(
+    problem: Problem, means: Sequence[tuple[np.ndarray, np.ndarray]], place: Frozen, least: float
+) -> tuple[np.ndarray, Rod] | None:
+    """The centre and the orbit of period 2 about it, from the first mean from which it is found."""
+    for centre, half in means:
+        size = np.linalg.norm(half)
+        if not least < size < np.inf:
+            continue
+        start = jnp.asarray(half)
+        rod = rod_amplitude(problem, jnp.asarray(centre), place.rate, start, step=place.step)
+        if rod.converged or (rod.residual <= NEARLY and rod.error <= NEARLY**0.5):
+            return centre, rod
+    return None
+
+
+@jax.jit
+def _two_steps(map_: Map, first: Array, second: Array, value: Array, vector: Array) -> Array:
+    """Jacobian of two steps of the map, at these two states in turn, times a vector."""
+    for state in (first, second):
+        vector = jax.jvp(lambda x: map_(x, value), (state,), (vector,))[1]
+    return vector
+
+
+@jax.jit
+def _matrix(product: Partial, identity: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    return jax.vmap(product)(identity).T
+
+
+def _multipliers(product: Partial, dtype: np.dtype, size: int) -> Multipliers:
+    """What is known of the eigenvalues of a product: all of them, or what Arnoldi's method finds.
+
+    They are those of the product of the two Jacobians, which is not symmetric: products of the
+    two Rayleigh quotients are none of them.
+    """
+    eps = float(jnp.finfo(dtype).eps)
+    if size <= DENSE:
+        matrix = np.asarray(_matrix(product, jnp.eye(size, dtype=dtype)), float)
+        return _told(multipliers_of(matrix), np.zeros(size), max(MARGIN, eps**0.5), True)
+    values, residuals, vectors = _arnoldi(product, dtype, size, 10 * eps)
+    # Ritz values that have not converged may be anywhere: those outside leave it open.
+    residuals = np.where(residuals <= eps**0.4, residuals, np.inf)
+    found = _told(values, residuals, BEYOND, False)
+    if not np.isfinite(found.multiplier_residual):
+        return found
+    vector = vectors(int(np.argmin(np.abs(values - found.multiplier))))
+    parts = [product(jnp.asarray(part, dtype)) for part in (np.real(vector), np.imag(vector))]
+    image = np.asarray(parts[0], float) + 1j * np.asarray(parts[1], float)
+    fresh = float(np.linalg.norm(image - found.multiplier * vector))
+    stability = found.stability if fresh <= 10 * eps**0.4 else "unknown"
+    return found._replace(multiplier_residual=fresh, stability=stability)
+
+
+def _told(
+    values: Complex[np.ndarray, " some"],
+    residuals: Float[np.ndarray, " some"],
+    margin: float,
+    all_of_them: bool,
+) -> Multipliers:
+    """The verdict on eigenvalues, or on Ritz values; infinite residuals: not converged."""
+    if not np.all(np.isfinite(values)):
+        return Multipliers(complex("nan"), float("nan"), -1, "unknown")
+    apart, sizes = np.abs(values - 1) > NEUTRAL, np.abs(values)
+    beyond = apart & (sizes > 1 + margin) & np.isfinite(residuals)
+    count = int(np.sum(~apart)) if all_of_them else -1
+    stability: Stability = "none found"
+    if np.any(beyond):
+        stability = "unstable"
+    elif np.any(apart & (sizes >= 1 - margin)):
+        stability = "unknown"
+    elif all_of_them and count == 0:
+        stability = "stable"
+    shown = beyond if np.any(beyond) else apart & np.isfinite(residuals)
+    if not np.any(shown):
+        return Multipliers(complex("nan"), float("nan"), count, stability)
+    largest = int(np.argmax(np.where(shown, sizes, -1.0)))
+    return Multipliers(complex(values[largest]), float(residuals[largest]), count, stability)
+
+
+def _arnoldi(
+    product: Partial, dtype: np.dtype, size: int, rounding: float
+) -> tuple[Complex[np.ndarray, " ritz"], Float[np.ndarray, " ritz"], Callable[[int], np.ndarray]]:
+    """Ritz values of a random Krylov space, their residuals by the recurrence, and their vectors.
+
+    Neutral multipliers lie together, so that those apart from them are found first.
+    """
+    count = min(PRODUCTS, size)
+    basis, hessenberg = np.zeros((count + 1, size)), np.zeros((count + 1, count))
+    basis[0] = np.random.default_rng(0).standard_normal(size)
+    basis[0] /= np.linalg.norm(basis[0])
+    for column in range(count):
+        vector = np.asarray(product(jnp.asarray(basis[column], dtype)), float)
+        scale = float(np.linalg.norm(vector))
+        if not np.isfinite(scale):
+            return np.full(1, complex("nan")), np.full(1, np.inf), lambda _: basis[0]
+        for _ in range(2):  # the first sweep leaves rounding of what it subtracts
+            overlaps = basis[: column + 1] @ vector
+            vector = vector - overlaps @ basis[: column + 1]
+            hessenberg[: column + 1, column] += overlaps
+        left = hessenberg[column + 1, column] = np.linalg.norm(vector)
+        if left <= rounding * scale:  # the space is invariant
+            count = column + 1
+            break
+        basis[column + 1] = vector / left
+    values, vectors = np.linalg.eig(hessenberg[:count, :count])
+    vectors = vectors.astype(complex) / np.linalg.norm(vectors, axis=0)
+    residuals = np.abs(hessenberg[count, count - 1] * vectors[-1])
+    return values.astype(complex), residuals, lambda i: vectors[:, i] @ basis[:count]

@@ -1,0 +1,305 @@
+"""`Instability`: an oscillation of a run: when it became possible, began and ended, and its kind.
+
+The facts are kept apart: the crossing of the threshold, the onset of the oscillation, its period,
+its size as measured and as predicted, and its end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from dlf_dynamics.analysis.bifurcation.flip import FlipCoefficient, flip_coefficient
+from dlf_dynamics.analysis.bifurcation.rod import rod_amplitude
+from dlf_dynamics.analysis.instabilities.lag import (
+    VISIBLE_RATIO,
+    forgotten_from,
+    predicted_onset,
+    rounding_noise,
+)
+from dlf_dynamics.analysis.instabilities.location import Centre, centre_of
+from dlf_dynamics.analysis.instabilities.oscillation import Motion
+from dlf_dynamics.analysis.instabilities.periods import IRREGULAR, periods_of_loss
+from dlf_dynamics.analysis.instabilities.training_map import equivalent_rate
+from dlf_dynamics.analysis.spectra.curvature import run_threshold
+from dlf_dynamics.analysis.spectra.events import Crossing, Oscillation
+from dlf_dynamics.analysis.spectra.replay import Replay
+from dlf_dynamics.analysis.spectra.solver import Solver
+from dlf_dynamics.analysis.stability.threshold import growth_factors
+from dlf_dynamics.config import BifurcationConfig
+from dlf_dynamics.run import Run
+
+GROWTH_STEPS = 30
+"""Steps before the onset over which the growth is measured."""
+
+SETTLING_STEPS = 200
+"""Steps after the onset within which the size of the oscillation is measured."""
+
+SYMMETRIC = 1e-6
+"""Change of the loss from step to step, relative to its size, below which an orbit of period 2
+counts as one in a symmetric valley."""
+
+NON_SMOOTH = "non-smooth"
+
+
+@dataclass(frozen=True)
+class Instability:
+    """A window of oscillation; -1 and NaN stand for what there is not, or could not be told.
+
+    Attributes:
+        onset: first oscillating step.
+        end: last oscillating step.
+        crossed: first step after the crossing at which the centre is surely above the threshold.
+        returned: first step after the last crossing down in the window, or else after it.
+        predicted_lag: from `crossed` to the onset, from the growth of rounding errors; -1 where
+            they would not be seen before the next crossing down or the end of the window, and where
+            something of an earlier oscillation may be left at the crossing.
+        log_growth: Σ ln |m_t| from the crossing to the onset; its exponential is by how much a
+            deviation has grown.
+        growth: factor per step of the oscillation before the onset, as measured.
+        predicted_growth: |m_t|, |1 - ηλ| for gradient descent, over the same steps.
+        period_2: part of the oscillating steps at which the period is 2.
+        period_4: likewise.
+        period_8: likewise.
+        irregular: likewise, none of these.
+        seen_in_loss: part of the oscillating steps at which the loss alone shows period 2 or 4.
+        symmetric: whether an orbit of period 2 leaves the loss constant.
+        gate_flips: part of the hidden units times examples that change side from one step to the
+            next, mean over the oscillating steps; NaN for smooth activations.
+        sharpness: largest eigenvalue at the centre of the onset.
+        settled: step at which the size is measured, that of the largest ‖θ_t - c_t‖ soon after the
+            onset.
+        amplitude: projection of θ_t - c_t on the top eigenvector at the centre of this very step,
+            without its sign; NaN where that did not converge.
+        alignment: that as a part of ‖θ_t - c_t‖.
+        flip_amplitude: √(ε/c) predicted from the flip coefficient c at the onset.
+        coefficient: c at the configured horizon.
+        c_0: without the answer of the other parameters.
+        c_5: with their answer after 5 steps.
+        c_20: after 20 steps.
+        drift: of the flip coefficient.
+        criticality: `supercritical`, `subcritical`, `non-smooth` for a piecewise-linear activation,
+            or empty where it could not be told.
+        criticality_reason: why it could not be told; empty where it was.
+        rod_amplitude: of the rod equation at the centre of the settled step, if the period is 2.
+        rod_residual: of that, relative.
+    """
+
+    onset: int
+    end: int
+    crossed: int
+    returned: int
+    predicted_lag: int
+    log_growth: float
+    growth: float
+    predicted_growth: float
+    period_2: float
+    period_4: float
+    period_8: float
+    irregular: float
+    seen_in_loss: float
+    symmetric: bool
+    gate_flips: float
+    sharpness: float
+    settled: int
+    amplitude: float
+    alignment: float
+    flip_amplitude: float
+    coefficient: float
+    c_0: float
+    c_5: float
+    c_20: float
+    drift: float
+    criticality: str
+    criticality_reason: str
+    rod_amplitude: float
+    rod_residual: float
+
+    @property
+    def lag(self) -> int | None:
+        """Onset minus crossing, in steps; none without a crossing."""
+        return None if self.crossed < 0 else self.onset - self.crossed
+
+
+def describe(
+    replay: Replay,
+    solver: Solver,
+    config: BifurcationConfig,
+    motion: Motion,
+    window: Oscillation,
+    crossings: list[Crossing],
+) -> Instability:
+    """All that is known of one window.
+
+    Args:
+        replay: of the run.
+        solver: for the largest eigenvalue.
+        config: of the analysis.
+        motion: over the whole run.
+        window: of oscillation, with the crossing that belongs to it.
+        crossings: at the centres, located.
+    """
+    facts: dict[str, object] = {"onset": window.onset, "end": window.end}
+    facts |= _crossed(window, crossings)
+    facts |= _periods(motion, window)
+    if 0 <= window.crossed < window.onset:
+        facts |= _growth(replay.run, motion, window)
+        facts |= _predicted(replay, solver, motion, window, crossings)
+    facts |= _size(replay, solver, config, motion, window)
+    missing = {f.name: _MISSING[str(f.type)] for f in fields(Instability) if f.name not in facts}
+    return Instability(**(missing | facts))  # type: ignore[arg-type]
+
+
+_MISSING = {"int": -1, "float": float("nan"), "bool": False, "str": ""}
+
+
+def _crossed(window: Oscillation, crossings: list[Crossing]) -> dict[str, object]:
+    downs = [c.step_after for c in crossings if c.direction == "down"]
+    within = [step for step in downs if window.onset < step <= window.end]
+    if window.crossed >= 0 and not within:
+        within = [step for step in downs if step > window.end][:1]
+    return {"crossed": window.crossed, "returned": within[-1] if within else -1}
+
+
+def _periods(motion: Motion, window: Oscillation) -> dict[str, object]:
+    first = int(motion.steps[0])
+    rows = slice(window.onset - first, window.end + 1 - first)
+    loss, period = motion.loss, motion.periods[rows]
+    shown = periods_of_loss(loss)[rows]
+    oscillating = period != 0
+    share = lambda mask: float(np.mean(mask[oscillating]))  # noqa: E731
+    change = np.abs(np.diff(loss[rows], prepend=np.nan)) / np.abs(loss[rows])
+    two = period == 2
+    return {
+        "period_2": share(two),
+        "period_4": share(period == 4),
+        "period_8": share(period == 8),
+        "irregular": share(period == IRREGULAR),
+        "seen_in_loss": share(shown > 0),
+        "symmetric": bool(np.any(two) and np.nanmedian(change[two]) < SYMMETRIC),
+        "gate_flips": float(np.mean(motion.gate_flips[rows][oscillating])),
+    }
+
+
+def _factors(run: Run, motion: Motion, steps: Int[np.ndarray, " steps"]) -> Float[np.ndarray, " s"]:
+    """Growth factors at steps, by the curvature of the centres looked at, linear in between."""
+    good = motion.converged
+    if not np.any(good):
+        return np.full(len(steps), np.nan)
+    values = np.interp(steps, motion.looked_at[good], motion.values[good])
+    return growth_factors(run.dynamics.optimizer, steps, values)
+
+
+def _growth(run: Run, motion: Motion, window: Oscillation) -> dict[str, object]:
+    """Growth from the crossing to the onset, measured and predicted."""
+    first, crossed, onset = int(motion.steps[0]), window.crossed, window.onset
+    logs = np.log(_factors(run, motion, np.arange(crossed, onset)))
+    found: dict[str, object] = {"log_growth": float(np.sum(logs))}
+    if onset - crossed > GROWTH_STEPS:
+        last = slice(onset - GROWTH_STEPS - first, onset - first)
+        signed = motion.projection[last] * (-1.0) ** np.arange(GROWTH_STEPS)
+        if np.all(signed > 0) or np.all(signed < 0):
+            slope = np.polyfit(np.arange(GROWTH_STEPS), np.log(np.abs(signed)), 1)[0]
+            found["growth"] = float(np.exp(slope))
+            found["predicted_growth"] = float(np.exp(np.mean(logs[-GROWTH_STEPS:])))
+    return found
+
+
+def _predicted(
+    replay: Replay,
+    solver: Solver,
+    motion: Motion,
+    window: Oscillation,
+    crossings: list[Crossing],
+) -> dict[str, object]:
+    """The lag, within the window itself: later ones have nothing to say of this one."""
+    first, crossed = int(motion.steps[0]), window.crossed
+    downs = [c.step_after for c in crossings if c.direction == "down" and c.step_after > crossed]
+    stop = min([*downs[:1], window.end]) + 1
+    steps = np.arange(max(first, 1), stop)
+    factors = _factors(replay.run, motion, steps)
+    centre = centre_of(replay, solver, crossed)
+    if not (centre.converged and np.all(np.isfinite(factors))):
+        return {}
+    noise = rounding_noise(centre.params, centre.vector, centre.params.dtype)
+    before = crossed - steps[0]
+    amplitude = motion.amplitude[steps - first]
+    begin = forgotten_from(factors[:before], amplitude[:before], noise)
+    if begin is None:
+        return {}
+    visible = VISIBLE_RATIO * motion.drift[steps - first]
+    expected = predicted_onset(factors[begin:], noise, visible[begin:])
+    if expected is None or begin + expected < before:
+        return {}
+    return {"predicted_lag": int(begin + expected - before)}
+
+
+def _size(
+    replay: Replay, solver: Solver, config: BifurcationConfig, motion: Motion, window: Oscillation
+) -> dict[str, object]:
+    """The size of the oscillation, measured and predicted."""
+    run, first = replay.run, int(motion.steps[0])
+    stop = min(window.onset + SETTLING_STEPS, window.end) + 1 - first
+    sizes = motion.amplitude[window.onset - first : stop]
+    settled = window.onset + int(np.argmax(np.where(np.isfinite(sizes), sizes, -np.inf)))
+    there = centre_of(replay, solver, settled)
+    found: dict[str, object] = {"settled": settled}
+    if there.converged:
+        amplitude = abs(float(there.vector @ there.offset))
+        whole = float(np.linalg.norm(there.offset))
+        found |= {"amplitude": amplitude, "alignment": amplitude / whole}
+    threshold = run_threshold(run)
+    if threshold.reason or run.dynamics.adaptive:
+        reason = threshold.reason and threshold.label()
+        reason = reason or "the preconditioner changes from step to step"
+        return found | {"criticality_reason": reason}
+    centre, rate = centre_of(replay, solver, window.onset), equivalent_rate(run, window.onset)
+    if not centre.converged:
+        reason = "the top eigenvector at the centre of the onset did not converge"
+        return found | {"criticality_reason": reason}
+    flip = flip_coefficient(
+        run.problem,
+        jnp.asarray(centre.params),
+        rate,
+        eigenvector=jnp.asarray(centre.vector),
+        step=window.onset,
+        horizon=config.horizon,
+    )
+    found |= {"sharpness": centre.value, **_normal_form(run, flip)}
+    if motion.periods[settled - first] == 2:  # the equation is about orbits of that period
+        found |= _rod(run, there, settled)
+    return found
+
+
+def _normal_form(run: Run, flip: FlipCoefficient) -> dict[str, object]:
+    if not flip.converged:
+        return {"criticality_reason": flip.reason}
+    found: dict[str, object] = {
+        "coefficient": flip.coefficient,
+        **{f"c_{n}": float(flip.finite_time[n]) for n in (0, 5, 20)},
+        "drift": flip.drift,
+        "criticality": flip.criticality,
+        "criticality_reason": flip.reason,
+        "flip_amplitude": flip.amplitude(),
+    }
+    if run.kinks:
+        # The derivatives do not see the kinks that the oscillation crosses.
+        found |= {"criticality": NON_SMOOTH, "criticality_reason": ""}
+        found["flip_amplitude"] = float("nan")
+    return found
+
+
+def _rod(run: Run, centre: Centre, step: int) -> dict[str, object]:
+    if not (np.all(np.isfinite(centre.offset)) and np.any(centre.offset)):
+        return {}
+    rod = rod_amplitude(
+        run.problem,
+        jnp.asarray(centre.params),
+        equivalent_rate(run, step),
+        jnp.asarray(centre.offset),
+        step=step,
+    )
+    return {"rod_amplitude": rod.amplitude, "rod_residual": rod.residual} if rod.converged else {}

@@ -1,0 +1,214 @@
+"""Figures of the instabilities of a run, from its result file alone."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations
+from dlf_dynamics.analysis.instabilities.branches import NEUTRAL
+from dlf_dynamics.analysis.instabilities.frozen import FrozenDiagram
+from dlf_dynamics.analysis.instabilities.instability import Instability
+from dlf_dynamics.analysis.style import (
+    COLOURS,
+    STYLE,
+    draw_points,
+    label_decades,
+    legend_entries,
+    scale_height,
+    set_span,
+)
+from dlf_dynamics.streams import drawable
+
+OVERLAP = 0.5
+"""Mean squared overlap from which an exponent is drawn as that of the oscillating direction."""
+
+MOST = 4
+"""Instabilities that are drawn, the longest ones."""
+
+_PERIOD_COLOURS = {2: COLOURS[0], 4: COLOURS[1], 8: COLOURS[2], -1: COLOURS[3], 0: "#999999"}
+_PARAMETERS = {
+    "learning_rate": "learning rate",
+    "rate_factor": "learning rate / the run's own",
+    "time": "step whose class weights are used",
+}
+_STABILITIES = {
+    "stable": ("-", "stable"),
+    "none found": ("--", f"no multiplier beyond {1 + NEUTRAL:g} found"),
+    "unstable": (":", "unstable"),
+    "unknown": ("-.", "stability not told"),
+}
+_NAMES = {0: "not oscillating", 2: "period 2", 4: "period 4", 8: "period 8", -1: "irregular"}
+
+
+def instability_figure(found: Bifurcations) -> Figure:
+    """A column for each of the longest instabilities: loss, projection, sharpness at the centres.
+
+    The crossing of the threshold, the onset and the end are marked, and the amplitudes that the
+    flip coefficient and the rod equation predict.
+    """
+    longest = sorted(found.instabilities, key=lambda event: event.onset - event.end)[:MOST]
+    shown = sorted(longest, key=lambda event: event.onset)
+    columns = len(shown)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(1.2 + 2.3 * columns, 6.0), layout="constrained")
+        axes = figure.subplots(3, columns, sharex="col", squeeze=False)
+        for column, event in zip(axes.T, shown, strict=True):
+            _draw_loss(column[0], found, event)
+            _draw_projection(column[1], found, event)
+            _draw_sharpness(column[2], found, event)
+            kind = event.criticality or "kind not told"
+            column[0].set_title(drawable(f"onset {event.onset}\n{kind}"))
+            column[-1].set_xlabel("step")
+            column[-1].locator_params(axis="x", nbins=4)
+            steps = found.motion.steps[_rows(found, event)]
+            for ax in column:
+                _mark(ax, event)
+                set_span(ax, int(steps[0]), int(steps[-1]))
+            label_decades(column[0])
+        axes[0, 0].set_ylabel("F")
+        axes[1, 0].set_ylabel("projection on the\ntop eigenvector")
+        axes[2, 0].set_ylabel("sharpness at centres")
+        handles, labels = legend_entries(*axes[1])
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def diagram_figure(found: Bifurcations) -> Figure:
+    """Orbit diagrams with the loss frozen, the largest Lyapunov exponent underneath."""
+    columns = len(found.diagrams)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(1 + 3.2 * columns, 4.6), layout="constrained")
+        axes = figure.subplots(
+            2, columns, sharex="col", squeeze=False, gridspec_kw={"height_ratios": [2, 1]}
+        )
+        for (above, below), diagram in zip(axes.T, found.diagrams, strict=True):
+            _draw_orbits(above, diagram)
+            _draw_exponents(below, diagram)
+            above.set_title(f"loss of step {diagram.step}")
+            name = drawable(_PARAMETERS.get(diagram.parameter, diagram.parameter))
+            below.set_xlabel(f"{name} (dashed: of the run)")
+            for ax in (above, below):
+                ax.axvline(diagram.actual, color=COLOURS[5], lw=0.8, ls="--")
+        axes[0, 0].set_ylabel("projection on the\ntop eigenvector")
+        axes[1, 0].set_ylabel("largest Lyapunov\nexponent per step")
+        handles, labels = legend_entries(*axes.ravel())
+        columns = min(columns, 2)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    return figure
+
+
+def _draw_orbits(ax: Axes, diagram: FrozenDiagram) -> None:
+    """The oscillation of each orbit about its moving centre, with centre and orbit of period 2."""
+    values = np.repeat(diagram.values, diagram.orbits.shape[1])
+    points = diagram.orbits.ravel()
+    ax.plot(values, points, ".", ms=1, color=COLOURS[0], rasterized=True)
+    centre, flat = diagram.branch_centre, np.zeros(len(diagram.branch_centre))
+    for opposed, colour, name in (  # in between the motion is irregular, and has no centre
+        (0, COLOURS[7], "nothing oscillates"),
+        (1, "#999999", "centre of an oscillation"),
+    ):
+        for beyond, style, side in ((False, "-", ""), (True, ":", ", beyond its flip")):
+            shown = (diagram.branch_opposed == opposed) & (
+                (centre < -1) if beyond else (centre >= -1)
+            )
+            _draw_branch(ax, diagram, shown, [flat], style, colour, name + side)
+    sizes = diagram.branch_amplitude
+    for stability, (style, words) in _STABILITIES.items():
+        shown = np.isfinite(sizes) & (diagram.branch_stability == stability.encode())
+        name = f"period 2, {words}"
+        _draw_branch(ax, diagram, shown, [sizes, -sizes], style, COLOURS[1], name)
+
+
+def _draw_branch(
+    ax: Axes,
+    diagram: FrozenDiagram,
+    shown: np.ndarray,
+    heights: list[np.ndarray],
+    style: str,
+    colour: str,
+    name: str,
+) -> None:
+    """Where it is shown, with dots, so that single values are seen; named only if anywhere."""
+    for number, height in enumerate(heights if np.any(shown) else ()):
+        line = np.where(shown, height, np.nan)
+        label = name if number == 0 else None
+        ax.plot(diagram.exponent_values, line, f".{style}", color=colour, lw=1, ms=3, label=label)
+
+
+def _draw_exponents(ax: Axes, diagram: FrozenDiagram) -> None:
+    """Open where not converged; red where the tangent vector is the oscillating one."""
+    ax.axhline(0, color="#999999", lw=0.6)
+    oscillating = diagram.overlap > OVERLAP
+    for mask, colour, name in (
+        (oscillating, COLOURS[5], "exponent along the top eigenvector"),
+        (~oscillating, COLOURS[7], "exponent of another direction"),
+    ):
+        for fine, fill, words in (
+            (diagram.converged, colour, ""),
+            (~diagram.converged, "none", ", not converged"),
+        ):
+            places = mask & fine & np.isfinite(diagram.exponents)
+            if np.any(places):
+                values, exponents = diagram.exponent_values[places], diagram.exponents[places]
+                label = name + words
+                ax.plot(
+                    values, exponents, "o", ms=3, mec=colour, mfc=fill, color=colour, label=label
+                )
+
+
+def _rows(found: Bifurcations, event: Instability) -> slice:
+    """Rows of the window, with a fifth of its length around it and the crossing before it."""
+    steps = found.motion.steps
+    around = max((event.end - event.onset) // 5, 50)
+    begin = min(event.onset - around, event.crossed if event.crossed >= 0 else event.onset)
+    first, last = np.searchsorted(steps, [begin - 20, event.end + around])
+    return slice(int(first), int(last))
+
+
+def _draw_loss(ax: Axes, found: Bifurcations, event: Instability) -> None:
+    """The loss at each step, coloured by the period."""
+    rows = _rows(found, event)
+    steps = found.motion.steps[rows]
+    loss = found.motion.loss[rows]
+    _coloured(ax, steps, loss, found.motion.periods[rows])
+    scale_height(ax, loss)
+
+
+def _draw_projection(ax: Axes, found: Bifurcations, event: Instability) -> None:
+    """Both branches of the oscillation, with the amplitudes that were predicted."""
+    rows = _rows(found, event)
+    motion = found.motion
+    projection = motion.projection[rows]
+    _coloured(ax, motion.steps[rows], projection, motion.periods[rows])
+    predictions = {
+        "flip coefficient": (event.flip_amplitude, event.onset, "v", COLOURS[5]),
+        "rod equation": (event.rod_amplitude, event.settled, "D", COLOURS[7]),
+    }
+    for name, (size, step, marker, colour) in predictions.items():
+        ax.plot([step, step], [size, -size], marker, color=colour, ms=4, mfc="none", label=name)
+    limit = 1.15 * np.nanmax(np.abs(projection), initial=1e-12)
+    ax.set_ylim(-limit, limit)
+
+
+def _draw_sharpness(ax: Axes, found: Bifurcations, event: Instability) -> None:
+    """The sharpness at the centres that were looked at, with the threshold."""
+    motion, steps = found.motion, found.motion.steps[_rows(found, event)]
+    inside = (motion.looked_at >= steps[0]) & (motion.looked_at <= steps[-1]) & motion.converged
+    ax.plot(motion.looked_at[inside], motion.values[inside], ".-", color=COLOURS[0], ms=2, lw=0.6)
+    ax.plot(motion.looked_at[inside], found.thresholds[inside], color=COLOURS[5], lw=1)
+
+
+def _coloured(ax: Axes, steps: np.ndarray, values: np.ndarray, periods: np.ndarray) -> None:
+    known = steps[np.isfinite(values)]
+    for period, name in _NAMES.items():
+        shown = np.where(periods == period, values, np.nan)
+        draw_points(ax, steps, shown, _PERIOD_COLOURS[period], name, among=known)
+
+
+def _mark(ax: Axes, event: Instability) -> None:
+    ax.axvspan(event.onset, event.end, color=COLOURS[4], alpha=0.15, lw=0)
+    if event.crossed >= 0:
+        ax.axvline(event.crossed, color=COLOURS[5], lw=0.8, ls="--")

@@ -1,0 +1,1 @@
+"""Symmetric operators, given by their products: certified eigenpairs, densities, modes."""

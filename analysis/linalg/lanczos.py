@@ -1,0 +1,373 @@
+"""The Lanczos method as one compiled pass, to be mapped over the operators of many checkpoints."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from dlf_dynamics.analysis.linalg.bounds import INDEPENDENT
+from dlf_dynamics.analysis.linalg.chain import Goal, Growth, begin_chain, follow_chain
+from dlf_dynamics.analysis.linalg.ritz import Matvec, is_lost
+from dlf_dynamics.analysis.linalg.vectors import ALLOWANCE, Form, rounding
+
+DRAWS = INDEPENDENT
+"""Random vectors that are drawn before the pass begins."""
+
+NEAR = 100
+"""Bounds of less than this times what is allowed are looked at after every few steps."""
+
+CHAIN_STREAM = 1
+"""Folded into the key of the chain: it is independent of the pass."""
+
+
+class Pass(NamedTuple):
+    """What a pass brings back.
+
+    Attributes:
+        vectors: Ritz vectors of the wanted values, orthonormal, one per row.
+        products: fresh ones, of these.
+        alphas: of the pass, as in `bounds.Recurrence`, like the next two.
+        betas: NaN where there was no step.
+        started: where a random vector began.
+        extent: least and largest Ritz value.
+        whole: whether the basis fills the space.
+        asymmetry: largest difference of two entries that are equal for a symmetric operator.
+        norm: largest ‖A q‖ of a unit vector that was seen.
+        num_matvecs: products that were made.
+        chain_alphas: of the chain in the complement of the vectors; empty where it was left out.
+        chain_betas: NaN where there was no step.
+        chain_started: where it began.
+    """
+
+    vectors: Float[Array, "count n"]
+    products: Float[Array, "count n"]
+    alphas: Float[Array, " capacity"]
+    betas: Float[Array, " capacity"]
+    started: Bool[Array, " capacity"]
+    extent: Float[Array, " 2"]
+    whole: Bool[Array, ""]
+    asymmetry: Float[Array, ""]
+    norm: Float[Array, ""]
+    num_matvecs: Int[Array, ""]
+    chain_alphas: Float[Array, " steps"]
+    chain_betas: Float[Array, " steps"]
+    chain_started: Bool[Array, " steps"]
+
+
+class _Krylov(NamedTuple):
+    """An orthonormal basis of one or more Krylov chains, and the operator in it.
+
+    Attributes:
+        basis: rows 0..size are orthonormal (row `size` is the next direction), the others 0.
+        matrix: upper triangle of the operator in the basis, as its products gave it.
+        outside: norm of the part of each A q that no later row of the chain took up.
+        betas: norm of what was left of each A q when it was made.
+        started: where a chain begins.
+        size: rows that were multiplied by the operator.
+        asymmetry: largest difference of two entries that should be equal.
+        norm: largest ‖A q‖ seen, the scale of the operator.
+        draws: random vectors, to begin chains with.
+        drawn: how many were begun.
+    """
+
+    basis: Float[Array, "capacity_plus_1 n"]
+    matrix: Float[Array, "capacity capacity"]
+    outside: Float[Array, " capacity"]
+    betas: Float[Array, " capacity"]
+    started: Bool[Array, " capacity_plus_1"]
+    size: Int[Array, ""]
+    asymmetry: Float[Array, ""]
+    norm: Float[Array, ""]
+    draws: Float[Array, "draws n"]
+    drawn: Int[Array, ""]
+
+    @property
+    def form(self) -> Form:
+        """Of the vectors."""
+        return Form.flat(self.basis.shape[1], self.basis.dtype)
+
+    @property
+    def floor(self) -> Float[Array, ""]:
+        """What rounding leaves of a product."""
+        return rounding(self.basis.shape[1], self.basis.dtype) * self.norm
+
+    def random_direction(self) -> Float[Array, " n"]:
+        """The next random unit vector orthogonal to the basis; 0 when that fills the space."""
+        # Drawing in the loop would take longer to compile than all else. A shifted vector is new.
+        vector = jnp.roll(self.draws[self.drawn % DRAWS], self.drawn)
+        return self.form.unit_outside(vector, self.basis)
+
+
+class _Look(NamedTuple):
+    """What the small matrix tells.
+
+    Attributes:
+        values: the wanted Ritz values.
+        coefficients: their vectors in the basis.
+        extent: least and largest Ritz value.
+        excess: by how much the bounds of their errors are too large, 0 if they are not.
+        radius: bound of the first one's error.
+    """
+
+    values: Float[Array, " count"]
+    coefficients: Float[Array, "capacity count"]
+    extent: Float[Array, " 2"]
+    excess: Float[Array, " count"]
+    radius: Float[Array, ""]
+
+
+class _Progress(NamedTuple):
+    """The loop's state.
+
+    Attributes:
+        krylov: the basis.
+        look: what was seen last.
+        wait: steps before it is worth while to look again.
+        done: whether to stop.
+    """
+
+    krylov: _Krylov
+    look: _Look
+    wait: Int[Array, ""]
+    done: Bool[Array, ""]
+
+
+def lanczos(
+    matvec: Matvec,
+    num_params: int,
+    goal: Goal,
+    *,
+    capacity: int,
+    chain_length: int,
+    key: PRNGKeyArray,
+    dtype: Any = float,
+) -> Pass:
+    """Extreme eigenvalues of a symmetric operator, in one pass that JAX can trace.
+
+    Every new direction is orthogonalised twice against the whole basis; where a Krylov chain is
+    exhausted, a random direction begins another. It goes on until the residuals are small enough
+    and, by its own coefficients, no eigenvalue can be further out by more than the rank tolerance
+    (`bounds`). With more than one wanted, a chain in the complement of their vectors follows, until
+    it bounds the next one.
+
+    Products that are not finite, or not those of a symmetric operator, end it at once.
+
+    Args:
+        matvec: product with the operator.
+        num_params: order n of the operator.
+        goal: what is asked for.
+        capacity: steps of the pass at most, all of whose vectors are kept.
+        chain_length: steps of the chain at most; 0 leaves it out.
+        key: of the random directions.
+        dtype: of the vectors.
+    """
+    ends = goal.ends
+    sizes = look_sizes(ends.total, capacity)
+    looks = [partial(_look, padded=size, goal=goal) for size in sizes]
+
+    def extend(progress: _Progress) -> _Progress:
+        size = progress.krylov.size
+        steps = jnp.clip(progress.wait, 1, capacity - size)
+        krylov = jax.lax.fori_loop(0, steps, lambda _, k: _expand(matvec, k), progress.krylov)
+        look = jax.lax.switch(jnp.searchsorted(jnp.array(sizes), size + steps), looks, krylov)
+        return _decide(krylov, look, _bounded(krylov, look, goal))
+
+    krylov = _start(num_params, capacity, key, dtype)
+    empty = jnp.zeros(ends.total, float)
+    coefficients = jnp.zeros((capacity, ends.total), float)
+    nothing = _Look(empty, coefficients, jnp.zeros(2, float), empty + jnp.inf, empty[0])
+    start = _Progress(
+        krylov, nothing, jnp.int32(min(2 * ends.total + 4, capacity)), jnp.array(False)
+    )
+    unfinished = lambda progress: (progress.krylov.size < capacity) & ~progress.done  # noqa: E731
+    progress = jax.lax.while_loop(unfinished, extend, start)
+    return _judged(matvec, progress, goal, chain_length, key)
+
+
+def look_sizes(count: int, capacity: int) -> list[int]:
+    """Sizes to which the small matrix is filled up when it is looked at.
+
+    Each has its own eigensolve: one of full capacity would cost as much as several products, and
+    one for every size would take long to compile.
+    """
+    sizes, size = [], 2 * count + 10
+    while size < capacity:
+        sizes.append(size)
+        size += max(8, size // 2)
+    return [*sizes, capacity]
+
+
+def _start(num_params: int, capacity: int, key: PRNGKeyArray, dtype: Any) -> _Krylov:
+    draws = jax.random.normal(key, (DRAWS, num_params), dtype)
+    basis = jnp.zeros((capacity + 1, num_params), dtype)
+    return _Krylov(
+        basis=basis.at[0].set(draws[0] / jnp.linalg.norm(draws[0])),
+        matrix=jnp.zeros((capacity, capacity), dtype),
+        outside=jnp.zeros(capacity, dtype),
+        betas=jnp.full(capacity, jnp.nan, dtype),
+        started=jnp.zeros(capacity + 1, bool).at[0].set(True),
+        size=jnp.int32(0),
+        asymmetry=jnp.zeros((), dtype),
+        norm=jnp.zeros((), dtype),
+        draws=draws,
+        drawn=jnp.int32(1),
+    )
+
+
+def _expand(matvec: Matvec, krylov: _Krylov) -> _Krylov:
+    """One Lanczos step: multiplies the next direction and makes the one after it."""
+    basis, size = krylov.basis, krylov.size
+    product = matvec(basis[size])
+    norm = jnp.maximum(krylov.norm, jnp.linalg.norm(product))
+    used = jnp.arange(len(basis)) <= size
+    rest, overlaps, remaining = krylov.form.continued(product, basis, size, used)
+    overlaps = overlaps[:-1]
+    exhausted = remaining <= rounding(basis.shape[1], basis.dtype) * norm
+    direction = jax.lax.cond(
+        exhausted, krylov.random_direction, lambda: rest / jnp.where(exhausted, 1, remaining)
+    )
+    # What stuck out of the row before was taken up by this one, if it is of the same chain.
+    continued = ~krylov.started[size]
+    before = krylov.outside[size - 1]
+    outside = krylov.outside.at[size - 1].set(jnp.where(continued, 0, before))
+    return krylov._replace(
+        basis=basis.at[size + 1].set(direction),
+        matrix=krylov.matrix.at[:, size].set(overlaps),
+        outside=outside.at[size].set(remaining),
+        betas=krylov.betas.at[size].set(remaining),
+        started=krylov.started.at[size + 1].set(exhausted),
+        size=size + 1,
+        asymmetry=jnp.maximum(
+            krylov.asymmetry, _asymmetry(overlaps, outside, size, jnp.where(continued, before, 0))
+        ),
+        norm=norm,
+        drawn=krylov.drawn + exhausted,
+    )
+
+
+def _asymmetry(overlaps: Array, outside: Array, size: Array, before: Array) -> Array:
+    """Difference of a new column from the row that the earlier products tell of it.
+
+    Rows whose own product sticks out of the basis tell nothing.
+    """
+    index = jnp.arange(len(overlaps))
+    expected = jnp.where(index == size - 1, before, 0)
+    told = (index < size) & (outside == 0)
+    return jnp.max(jnp.where(told, jnp.abs(overlaps - expected), 0))
+
+
+def _look(krylov: _Krylov, *, padded: int, goal: Goal) -> _Look:
+    """Ritz pairs of the small matrix, which is treated in the best precision there is.
+
+    Rows beyond the basis get a value below all others, so that their pairs come first. The bounds
+    of the recurrence say when to stop, not what to report.
+    """
+    ends, precise = goal.ends, jnp.result_type(float)
+    upper = jnp.triu(krylov.matrix[:padded, :padded].astype(precise))
+    filling = jnp.where(jnp.arange(padded) < krylov.size, 0, -3 * (krylov.norm + 1))
+    matrix = upper + jnp.triu(upper, 1).T + jnp.diag(filling.astype(precise))
+    ascending, vectors = jnp.linalg.eigh(matrix, symmetrize_input=False)
+    first = padded - krylov.size
+    radii = krylov.outside[:padded].astype(precise) @ jnp.abs(vectors)
+    wanted = ends.places(first, padded)
+    values, radii = ascending[wanted], radii[wanted]
+    extent = jnp.stack([ascending[first], ascending[-1]])
+    # The fresh residuals are to come out below the tolerance, too.
+    allowed = 0.9 * goal.tol * krylov.norm
+    return _Look(
+        values=values,
+        coefficients=jnp.pad(vectors[:, wanted], ((0, len(krylov.outside) - padded), (0, 0))),
+        extent=extent,
+        excess=jnp.where(radii <= allowed, 0, radii / allowed),
+        radius=radii[0],
+    )
+
+
+def _bounded(krylov: _Krylov, look: _Look, goal: Goal) -> Bool[Array, ""]:
+    """Whether no eigenvalue can be outside of the extent by more than the rank tolerance.
+
+    And, unless it is too close to it, on which side of the threshold the largest one is.
+    """
+    if not (goal.alone and goal.ranked):
+        return jnp.array(True)
+    extent, n = look.extent, krylov.basis.shape[1]
+    room = goal.room(extent, krylov.norm)
+    betas = jnp.maximum(krylov.betas, krylov.floor)
+    alphas = jnp.diagonal(krylov.matrix)
+
+    def step(carry: tuple, row: tuple) -> tuple[tuple, None]:
+        growth, before = carry
+        alpha, beta, started = row
+        made = jnp.isfinite(beta)
+        growth = growth.stepped(alpha, beta, before, started)
+        kept = jax.tree.map(lambda new, old: jnp.where(made, new, old), growth, carry[0])
+        return (kept, jnp.where(made, beta, before)), None
+
+    rows = (alphas, betas, krylov.started[:-1])
+    fine = goal.tightened(krylov.basis.dtype)
+    margin = 2 * ALLOWANCE * krylov.floor
+    beyond = [extent[1] + room, room - extent[0]]
+    places = [*beyond, extent[1] + fine.room(extent, krylov.norm), goal.threshold - margin]
+    begin = Growth.at(jnp.stack(jnp.broadcast_arrays(*places)), n, signs=(1, -1, 1, 1))
+    (growth, _), _ = jax.lax.scan(step, (begin, jnp.ones((), betas.dtype)), rows)
+    if not goal.ends.top:
+        return growth.reached(goal)
+    closed, below = growth.free(goal)[2:]
+    closed &= look.radius <= 0.9 * fine.tol * krylov.norm
+    above = extent[1] - margin > goal.threshold
+    told = below | above | closed | ~jnp.isfinite(goal.threshold)
+    return growth.reached(goal) & told
+
+
+def _decide(krylov: _Krylov, look: _Look, bounded: Bool[Array, ""]) -> _Progress:
+    """Goes on or stops; `bounded` says that nothing was missed."""
+    hopeless = ~jnp.isfinite(krylov.norm)
+    hopeless |= is_lost(krylov.asymmetry, krylov.norm, krylov.basis.dtype)
+    full = krylov.size == krylov.basis.shape[1]
+    done = hopeless | full | (jnp.all(look.excess == 0) & bounded)
+    near = jnp.max(look.excess) < NEAR
+    # In a large basis the eigensolve of a look costs as much as several products.
+    wait = jnp.where(near, jnp.maximum(1, krylov.size // 24), jnp.maximum(2, krylov.size // 12))
+    return _Progress(krylov, look, wait, done)
+
+
+def _judged(
+    matvec: Matvec, progress: _Progress, goal: Goal, chain_length: int, key: PRNGKeyArray
+) -> Pass:
+    """The Ritz vectors with fresh products, and the chain in their complement."""
+    krylov, look = progress.krylov, progress.look
+    basis = krylov.basis
+    vectors = look.coefficients.T.astype(basis.dtype) @ basis[:-1]
+    products = jax.lax.map(matvec, vectors)
+    # In a basis of Ritz vectors, a symmetric operator is the diagonal that it was before.
+    changed = jnp.max(jnp.abs(vectors @ products.T - jnp.diag(look.values.astype(basis.dtype))))
+    whole = krylov.size == basis.shape[1]
+    alphas = betas = jnp.zeros(0, basis.dtype)
+    started = jnp.zeros(0, bool)
+    if chain_length and goal.ranked:
+        key = jax.random.fold_in(key, CHAIN_STREAM)
+        found = (vectors, look.values, look.extent, krylov.norm)
+        chain = begin_chain(krylov.form, *found, goal, chain_length, key)
+        useless = whole | jnp.any(look.excess > 0) | ~progress.done
+        chain = chain._replace(done=chain.done | useless)
+        chain = follow_chain(krylov.form, matvec, vectors, chain, goal, chain_length)
+        alphas, betas, started = chain.alphas, chain.betas, chain.started[:-1]
+    return Pass(
+        vectors,
+        products,
+        jnp.diagonal(krylov.matrix),
+        jnp.maximum(krylov.betas, krylov.floor),
+        krylov.started[:-1],
+        look.extent,
+        whole,
+        jnp.maximum(krylov.asymmetry, changed),
+        krylov.norm,
+        krylov.size + len(vectors) + jnp.sum(jnp.isfinite(betas)),
+        alphas,
+        betas,
+        started,
+    )

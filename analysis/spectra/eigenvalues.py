@@ -1,0 +1,253 @@
+"""Eigenvalues of the curvature along a run, at the iterates and at their centres."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from dlf_dynamics.analysis.linalg.certificate import CONVERGED, NOT_FINITE
+from dlf_dynamics.analysis.linalg.modes import follow_modes
+from dlf_dynamics.analysis.linalg.ritz import Ends
+from dlf_dynamics.analysis.spectra.curvature import Curvature
+from dlf_dynamics.analysis.spectra.points import POINTS
+from dlf_dynamics.analysis.spectra.segments import (
+    Source,
+    Watch,
+    as_segment,
+    below_cut,
+    check_deterministic,
+    solve_segment,
+    unwatched,
+)
+from dlf_dynamics.analysis.spectra.solver import MOST, Solver
+from dlf_dynamics.codec import Arrays
+from dlf_dynamics.config import SpectrumConfig
+from dlf_dynamics.parts import Parts
+from dlf_dynamics.reprs import brief
+from dlf_dynamics.run import Checkpoints, Run
+
+
+class Eigenvalues(NamedTuple):
+    """Eigenvalues at each checkpoint, descending, and how they were found; NaN where fewer.
+
+    Attributes:
+        eigenvalues: shape (checkpoints, k).
+        residuals: from fresh products.
+        intervals: lower and upper ends; see `certificate.Certificate`, like the next four.
+        status: what is certain of each value, a place in `certificate.STATUSES`.
+        upper_bound: what no eigenvalue exceeds; infinite where nothing bounds them.
+        lower_bound: what none is below.
+        rank_bounds: bounds on the next ones beyond those wanted at the top and at the bottom.
+        num_matvecs: products, shape (checkpoints,).
+        modes: number of the mode that each eigenvector continues; see `modes.follow_modes`.
+    """
+
+    eigenvalues: Float[np.ndarray, "checkpoints k"]
+    residuals: Float[np.ndarray, "checkpoints k"]
+    intervals: Float[np.ndarray, "checkpoints k 2"]
+    status: Int[np.ndarray, "checkpoints k"]
+    upper_bound: Float[np.ndarray, " checkpoints"]
+    lower_bound: Float[np.ndarray, " checkpoints"]
+    rank_bounds: Float[np.ndarray, "checkpoints 2"]
+    num_matvecs: Int[np.ndarray, " checkpoints"]
+    modes: Int[np.ndarray, "checkpoints k"]
+    __repr__ = brief
+
+    @property
+    def converged(self) -> Bool[np.ndarray, "checkpoints k"]:
+        """Which values are certified from both sides; the others decide nothing."""
+        return self.status == CONVERGED
+
+
+@dataclass(frozen=True)
+class HessianSpectrum:
+    """Extreme eigenvalues of the curvature along a run.
+
+    Attributes:
+        steps: of the checkpoints.
+        iterate: at θ_t.
+        centre: at ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1), where an oscillation of period 2 cancels; NaN and
+            not converged at step 0, which has no step before it, and throughout where the updates
+            are not known, as those of recorded mini-batches.
+        curvature: which operator.
+        ends: how many eigenvalues were asked for from the top and from the bottom.
+        tol: relative residual that counts as converged.
+        failure_probability: how often each bound may fail, at each checkpoint and point.
+        precision: type of numbers in which eigenvalues and residuals were computed.
+        incomplete: where more eigenvalues may lie above the fraction of the threshold that was
+            asked for than are there, as the limit on their number was met or a value above it did
+            not converge; false without such a fraction.
+    """
+
+    steps: Int[np.ndarray, " checkpoints"]
+    iterate: Eigenvalues
+    centre: Eigenvalues
+    curvature: Curvature
+    ends: Ends
+    tol: float
+    failure_probability: float
+    precision: str
+    incomplete: Bool[np.ndarray, " checkpoints"]
+    __repr__ = brief
+
+
+def hessian_spectrum(
+    run: Run,
+    checkpoints: Checkpoints | None = None,
+    *,
+    config: SpectrumConfig | None = None,
+    thresholds: Float[np.ndarray, " checkpoints"] | None = None,
+    parts: Parts | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+    watch: Watch = unwatched,
+) -> HessianSpectrum:
+    """Extreme eigenvalues of the loss at each checkpoint's step.
+
+    For an adaptive optimizer they are those of the preconditioned Hessian P^-1 H, with the
+    preconditioner of the next update, at which the optimizer's threshold applies.
+
+    Args:
+        run: a recorded run.
+        checkpoints: indices into `run.checkpoint_steps`, in any order; none means all.
+        config: which operator, how many eigenvalues and how precisely.
+        thresholds: critical eigenvalue at each chosen checkpoint, for `config.above`, and so that
+            the side of a single eigenvalue is told, by tolerances a thousandth as large if need
+            be; NaN for none.
+        parts: where finished parts are kept, so that an interrupted analysis goes on.
+        progress: told how many checkpoints are done.
+        watch: told how many products were made so far, at one point of one checkpoint after
+            another; small networks, which go through compiled passes, say nothing.
+
+    Raises:
+        ConfigError: for a class or a block of parameters that the run does not have, or when the
+            loss is not deterministic.
+    """
+    config = SpectrumConfig() if config is None else config
+    solver = Solver.from_config(run, config)
+    chosen = range(len(run.checkpoint_steps)) if checkpoints is None else checkpoints
+    order, place = np.unique(np.asarray(chosen), return_inverse=True)
+    limits = np.full(len(order), np.nan)
+    if thresholds is not None:
+        limits[place] = thresholds
+    parts = Parts(None) if parts is None else parts
+    check_deterministic(run, solver)
+    found: list[Arrays] = []
+    for start in range(0, len(order), solver.segment_length):
+        span = slice(start, start + solver.segment_length)
+        make = partial(
+            _enough, run, solver, order[span], limits[span], found[-1:], config.above, watch
+        )
+        parse = partial(as_segment, solver=solver, checkpoints=len(order[span]))
+        found.append(parts.get_or_make(f"hessian-{len(found)}", make, parse))
+        progress(min(span.stop, len(order)))
+    return _joined(run, solver, order, place, found, _cuts(limits, config.above))
+
+
+def _enough(
+    run: Run,
+    solver: Solver,
+    indices: Int[np.ndarray, " checkpoints"],
+    thresholds: Float[np.ndarray, " checkpoints"],
+    before: list[Arrays],
+    above: float | None,
+    watch: Watch,
+) -> Arrays:
+    """A segment, with so many eigenvalues that all above the fraction of the threshold are in."""
+    source: Source = partial(run.points, indices)
+    told = thresholds if solver.curvature.has_threshold else None
+    while True:
+        arrays = solve_segment(run, solver, source, *before, thresholds=told, watch=watch)
+        most = max(solver.ends) >= min(MOST, solver.size)
+        if most or np.all(below_cut(arrays, _cuts(thresholds, above), solver.size)):
+            return arrays
+        solver = solver.doubled()
+
+
+def _cuts(
+    thresholds: Float[np.ndarray, " checkpoints"], above: float | None
+) -> Float[np.ndarray, " checkpoints"]:
+    """Above which every eigenvalue is wanted; infinite where none are asked for."""
+    return np.full(len(thresholds), np.inf) if above is None else above * thresholds
+
+
+def _incomplete(
+    found: Eigenvalues, cuts: Float[np.ndarray, " checkpoints"], size: int
+) -> Bool[np.ndarray, " checkpoints"]:
+    """Where all values are above the cut, or one above it did not converge."""
+    with np.errstate(invalid="ignore"):
+        above = found.eigenvalues > cuts[:, None]
+    counts = np.sum(np.isfinite(found.eigenvalues), axis=1)
+    short = (counts > 0) & (counts < size) & (np.sum(above, axis=1) == counts)
+    return short | np.any(above & ~found.converged, axis=1)
+
+
+def _joined(
+    run: Run,
+    solver: Solver,
+    order: Int[np.ndarray, " sorted"],
+    place: Int[np.ndarray, " checkpoints"],
+    segments: list[Arrays],
+    cuts: Float[np.ndarray, " sorted"],
+) -> HessianSpectrum:
+    """The segments one after another, in the order that was asked for."""
+    steps = run.checkpoint_steps[order]
+    iterate, centre = (_at_point(segments, point, place) for point in range(len(POINTS)))
+    first = steps[place] == 0
+    blank = {name: _without(getattr(centre, name), first, missing) for name, missing in _BLANK}
+    centre = centre._replace(**blank)
+    return HessianSpectrum(
+        steps[place],
+        iterate,
+        centre,
+        solver.curvature,
+        solver.ends,
+        solver.goal.tol,
+        solver.goal.failure_probability,
+        solver.dtype(run).name,
+        np.any([_incomplete(at, cuts[place], solver.size) for at in (iterate, centre)], axis=0),
+    )
+
+
+_BLANK = (
+    ("eigenvalues", np.nan),
+    ("residuals", np.nan),
+    ("intervals", np.nan),
+    ("status", NOT_FINITE),
+    ("upper_bound", np.inf),
+    ("lower_bound", -np.inf),
+)
+"""What stands where nothing was computed."""
+
+
+def _at_point(segments: list[Arrays], point: int, place: np.ndarray) -> Eigenvalues:
+    count = max(arrays["eigenvalues"].shape[2] for arrays in segments)
+    columns = {}
+    for name, missing in _BLANK:
+        padded = [_padded(arrays[name][:, point], count, missing) for arrays in segments]
+        columns[name] = np.concatenate(padded)[place]
+    for name in ("rank_bounds", "num_matvecs"):
+        columns[name] = np.concatenate([arrays[name][:, point] for arrays in segments])[place]
+    modes = follow_modes([m[point] for arrays in segments for m in arrays["overlaps"]], count)
+    return Eigenvalues(**columns, modes=modes[place])
+
+
+def _padded(array: np.ndarray, count: int, missing: float) -> np.ndarray:
+    """More columns, where another segment needed more eigenvalues."""
+    if array.ndim == 1:
+        return array
+    widths = [(0, 0), (0, count - array.shape[1]), *[(0, 0)] * (array.ndim - 2)]
+    return np.pad(array, widths, constant_values=missing)
+
+
+def _without(
+    array: np.ndarray, rows: Bool[np.ndarray, " checkpoints"], missing: float
+) -> np.ndarray:
+    """The array with some rows blank."""
+    return np.where(
+        rows.reshape(-1, *[1] * (array.ndim - 1)), np.asarray(missing, array.dtype), array
+    )

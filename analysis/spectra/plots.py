@@ -1,0 +1,398 @@
+"""Figures of a run: functions that draw on an Axes, and the two figures made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from dlf_dynamics.analysis.linalg.certificate import BUDGET, STATUSES, TRACKED, UNRANKED
+from dlf_dynamics.analysis.spectra.events import OSCILLATING_COSINE, Oscillation
+from dlf_dynamics.analysis.spectra.spectrum import Spectrum
+from dlf_dynamics.analysis.spectra.summary import threshold_line
+from dlf_dynamics.analysis.style import (
+    COLOURS,
+    OUTLIERS,
+    STYLE,
+    class_colours,
+    draw_curve,
+    draw_points,
+    fit_height,
+    label_decades,
+    label_steps,
+    legend_above,
+    mark_hidden,
+    named_classes,
+    scale_height,
+    set_span,
+    set_title,
+)
+from dlf_dynamics.errors import FileError
+from dlf_dynamics.run import Run
+from dlf_dynamics.schedules import Triangle
+from dlf_dynamics.streams import drawable
+
+_SHADE, _THRESHOLD, _MARK = COLOURS[4], COLOURS[5], COLOURS[5]
+
+WIDE = 1.01
+"""Ratio of the ends of an interval from which it is seen on the panel."""
+
+MOST_BURSTS = 6
+"""Bursts that have a panel of their own in the bifurcation figure."""
+
+_CHANGE = 0.25
+"""Share of the first loss up to which its changes are drawn; the published limits are 0.25."""
+
+_CLOSER = 0.7
+"""Share of the run up to which a zoom shows more than the run does."""
+
+Panel = Callable[[Axes, Run, Spectrum | None], None]
+Span = tuple[float, float]
+
+
+def draw_class_weights(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
+    """Γ_i of each class against the step."""
+    weights = run.scalars["class_weights"].T
+    for label, colour in enumerate(class_colours(len(weights))):
+        name = f"class {label}" if label in named_classes(len(weights)) else None
+        draw_curve(ax, run.steps, weights[label], color=colour, lw=0.8, label=name)
+    ax.set_ylabel(r"$\Gamma_i$")
+
+
+def draw_loss(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
+    """The weighted loss F, on a log scale where it spans a decade."""
+    draw_points(ax, run.steps, run.scalars["loss"])
+    scale_height(ax, run.scalars["loss"])
+    ax.set_ylabel("$F$")
+
+
+def draw_loss_change(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
+    """F(t) - F(t-1), so that most changes are in sight and an alternation is seen.
+
+    The limits are a quarter of the first loss, as they were published, but at least what 98 % of
+    the changes stay below, and at most three times that.
+    """
+    loss = run.scalars["loss"]
+    change = np.diff(loss)
+    draw_points(ax, run.steps[1:], change)
+    sizes, first = np.abs(change[np.isfinite(change)]), np.abs(loss[np.isfinite(loss)])
+    if len(sizes):
+        most, largest = float(np.quantile(sizes, 1 - OUTLIERS)), 1.2 * float(np.max(sizes))
+        limit = min(float(np.clip(_CHANGE * first[0], most, 3 * most)) or largest, largest)
+        ax.set_ylim(-(limit or 1e-12), limit or 1e-12)
+    ax.set_ylabel("$F(t)-F(t{-}1)$")
+
+
+def draw_accuracy(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
+    """Accuracy on the training data, and on the examples held out."""
+    draw_points(ax, run.steps, run.scalars["accuracy"], label="training")
+    if run.validation:
+        steps, values = run.checkpoint_steps, run.validation["accuracy"]
+        draw_points(ax, steps, values, COLOURS[1], label="held out")
+    ax.set_ylabel("accuracy")
+
+
+def draw_sharpness(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
+    """Largest Hessian eigenvalue at iterates and centres, with the threshold where it applies."""
+    if spectrum is None:
+        return
+    hessian, thresholds = spectrum.hessian, spectrum.thresholds
+    applies = hessian.curvature.has_threshold and bool(np.any(np.isfinite(thresholds)))
+    _draw_eigenvalues(ax, spectrum, 0, r"\max", thresholds if applies else np.zeros(0))
+    if applies:
+        draw_curve(ax, hessian.steps, thresholds, color=_THRESHOLD, lw=1, label="threshold")
+
+
+def draw_smallest(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
+    """Smallest Hessian eigenvalue at iterates and centres."""
+    if spectrum is not None:
+        _draw_eigenvalues(ax, spectrum, -1, r"\min", np.zeros(0))
+
+
+def _draw_eigenvalues(
+    ax: Axes, spectrum: Spectrum, column: int, which: str, beside: np.ndarray
+) -> None:
+    """One of the extreme eigenvalues: dots where it is certified, other marks elsewhere."""
+    hessian = spectrum.hessian
+    for found, colour, label in (
+        (hessian.iterate, COLOURS[4], "at the iterate"),
+        (hessian.centre, COLOURS[0], "at the 1:2:1 centre"),
+    ):
+        fine = found.converged[:, column]
+        values = np.where(fine, found.eigenvalues[:, column], np.nan)
+        draw_points(ax, hessian.steps, values, colour, label)
+        _bands(ax, hessian.steps[fine], found.intervals[fine, column], colour)
+        for status, (marker, meaning) in _UNSURE.items():
+            bad = found.status[:, column] == status
+            if np.any(bad & np.isfinite(found.eigenvalues[:, column])):
+                ritz = found.eigenvalues[bad, column]
+                ax.plot(hessian.steps[bad], ritz, marker, color=colour, ms=3, label=meaning)
+    points = (hessian.iterate, hessian.centre)
+    scale_height(ax, *(found.eigenvalues[:, column] for found in points), beside)
+    symbol = {"hessian": "H", "ggn": "G", "remainder": "H-G"}[hessian.curvature.operator]
+    operator = f"P^{{-1}}{symbol}" if hessian.curvature.preconditioned else symbol
+    name = rf"\lambda_{{{which}}}"
+    ax.set_ylabel(f"${name}$" if operator == "H" else f"${name}({operator})$")
+
+
+def _bands(ax: Axes, steps: np.ndarray, intervals: np.ndarray, colour: str) -> None:
+    """The intervals as vertical bars, where they are wider than a point."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        wide = ~(intervals[:, 1] / intervals[:, 0] < WIDE) | (intervals[:, 0] <= 0)
+    if np.any(wide):
+        steps, (lower, upper) = steps[wide], intervals[wide].T
+        ax.vlines(steps, lower, upper, color=colour, lw=0.8, alpha=0.4, rasterized=True)
+
+
+def draw_ntk(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
+    """Largest eigenvalue of the NTK."""
+    ax.set_ylabel(r"NTK $\lambda_{\max}$")
+    if spectrum is None or spectrum.ntk is None:
+        ax.text(0.5, 0.5, "not computed", ha="center", va="center", transform=ax.transAxes)
+        return
+    draw_points(ax, spectrum.ntk.steps, spectrum.ntk.eigenvalues[:, 0])
+
+
+_UNSURE = {
+    UNRANKED: ("+", STATUSES[UNRANKED]),
+    TRACKED: ("1", STATUSES[TRACKED]),
+    BUDGET: ("x", "not converged"),
+}
+"""How values that are not certified are marked and called."""
+
+PANELS: tuple[Panel, ...] = (
+    draw_class_weights,
+    draw_loss,
+    draw_loss_change,
+    draw_accuracy,
+    draw_sharpness,
+    draw_smallest,
+    draw_ntk,
+)
+
+_ROBUST: tuple[Panel, ...] = (draw_loss, draw_sharpness, draw_smallest, draw_ntk)
+"""Panels in which a few values far from all others are told and not drawn to scale."""
+
+
+def shade_oscillations(ax: Axes, spectrum: Spectrum) -> None:
+    """Windows of oscillation: dark where seen in the loss (bursts), light elsewhere."""
+    for window in spectrum.oscillations:
+        ax.axvspan(window.onset, window.end, color=_SHADE, alpha=0.13, lw=0)
+        if window.burst:
+            ax.axvspan(window.burst_start, window.burst_end, color=_SHADE, alpha=0.2, lw=0)
+
+
+def mark_crossings(ax: Axes, spectrum: Spectrum) -> None:
+    """The crossings of the centres at the threshold's height: hollow where unresolved."""
+    for direction, marker in (("up", "^"), ("down", "v")):
+        for sure in (True, False):
+            kind = (direction, "centre", sure)
+            found = [
+                c
+                for c in spectrum.crossings
+                if (c.direction, c.at, c.state != "unresolved") == kind
+            ]
+            middle = [(c.step_before + c.step_after) / 2 for c in found]
+            heights = [c.threshold for c in found]
+            label = f"crossing {direction}" + ("" if sure else ", unresolved")
+            face = _MARK if sure else "none"
+            if found:
+                ax.plot(
+                    middle, heights, marker, color=_MARK, ms=3.5, mew=0.5, mfc=face, label=label
+                )
+
+
+def run_figure(run: Run, spectrum: Spectrum | None, zoom: Span | None = None) -> Figure:
+    """The published six panels (arXiv 2102.03793, Fig. 4), and a column that zooms in.
+
+    Panels that have nothing to show are left out.
+
+    Args:
+        run: the run.
+        spectrum: its spectrum; none draws what the run file alone tells.
+        zoom: first and last step of the second column; none means around the second burst.
+
+    Raises:
+        FileError: when the run has no rows yet.
+        StaleError: when the run is no longer in the state of which the spectrum is.
+    """
+    if len(run.steps) == 0:
+        raise FileError(f"{run.path} has no rows; expected at least one to draw; train on or anew")
+    if spectrum is not None:
+        spectrum.source.require(run, "the spectrum", "compute it anew")
+    with mpl.rc_context(STYLE):
+        panels = _panels(run, spectrum)
+        figure = Figure(figsize=(7.2, 0.8 + 1.3 * len(panels)), layout="constrained")
+        zoom = default_zoom(run, spectrum) if zoom is None else zoom
+        whole = (float(run.steps[0]), float(run.steps[-1]))
+        spans = [whole] if zoom is None else [whole, (zoom[0], min(zoom[1], whole[1]))]
+        axes = figure.subplots(
+            len(panels),
+            len(spans),
+            sharex="col",
+            squeeze=False,
+            width_ratios=[3, 1.5][: len(spans)],
+        )
+        for row, draw in zip(axes, panels, strict=True):
+            for ax, span in zip(row, spans, strict=True):
+                _draw_panel(ax, draw, run, spectrum, span)
+            for ax in row[1:]:
+                _zoom_in(ax, spans[1])
+            if draw is draw_loss_change:
+                row[-1].set_ylim(row[0].get_ylim())
+            for ax in row:
+                mark_hidden(ax)
+            legend_above(row[0])
+        for ax in axes[-1]:
+            label_steps(ax)
+        set_title(figure, _title(run, spectrum))
+        return figure
+
+
+def _draw_panel(ax: Axes, draw: Panel, run: Run, spectrum: Spectrum | None, span: Span) -> None:
+    draw(ax, run, spectrum)
+    if spectrum is not None:
+        shade_oscillations(ax, spectrum)
+        if draw is draw_sharpness:
+            mark_crossings(ax, spectrum)
+    set_span(ax, *span)
+    if draw in _ROBUST:
+        fit_height(ax, span, without_outliers=True)
+    label_decades(ax)
+
+
+def _zoom_in(ax: Axes, span: Span) -> None:
+    ax.set_ylabel("")
+    ax.set_yscale("linear")
+    fit_height(ax, span)
+
+
+def _panels(run: Run, spectrum: Spectrum | None) -> list[Panel]:
+    """Those with something in them; a recording has what its author's loop gave."""
+    known = {name: bool(np.any(np.isfinite(v))) for name, v in run.scalars.items()}
+    shown: dict[Panel, bool] = {
+        draw_class_weights: bool(np.any(run.scalars["class_weights"] != 1)),  # not: static
+        draw_loss: known["loss"],
+        draw_loss_change: bool(np.any(np.isfinite(np.diff(run.scalars["loss"])))),
+        draw_accuracy: known["accuracy"],
+        draw_sharpness: spectrum is not None and spectrum.hessian.ends.top > 0,
+        draw_smallest: spectrum is not None and spectrum.hessian.ends.bottom > 0,
+        draw_ntk: spectrum is not None and spectrum.ntk is not None,
+    }
+    return [panel for panel in PANELS if shown[panel]]
+
+
+def default_zoom(run: Run, spectrum: Spectrum | None) -> Span | None:
+    """Half a window's length around the second burst, or the only one.
+
+    None without bursts, and where it would be nearly the whole run.
+    """
+    if spectrum is None or not spectrum.bursts:
+        return None
+    burst = spectrum.bursts[:2][-1]
+    margin = (burst.burst_end - burst.burst_start) // 2 + 10
+    first, last = int(run.steps[0]), int(run.steps[-1])
+    start, end = max(burst.burst_start - margin, first), min(burst.burst_end + margin, last)
+    return (start, end) if end - start < _CLOSER * (last - first) else None
+
+
+def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
+    """Loss and update cosine against the step inside a pulse, and the bursts one by one.
+
+    Where the iterates oscillate, consecutive steps lie on separate branches: two branches of F for
+    period 2, four for period 4, a cloud where the motion is irregular.
+
+    Raises:
+        StaleError: when the run is no longer in the state of which the spectrum is.
+    """
+    spectrum.source.require(run, "the spectrum", "compute it anew")
+    length, count = _pulses(run)
+    bursts = spectrum.bursts[:MOST_BURSTS]
+    rows = [2.0, 1.2] + [1.3] * -(-len(bursts) // 3)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 1.0 + 1.25 * sum(rows)), layout="constrained")
+        grid = figure.add_gridspec(len(rows), 3, height_ratios=rows)
+        top = figure.add_subplot(grid[0, :])
+        bottom = figure.add_subplot(grid[1, :], sharex=top)
+        draw_pulses(top, run, "loss", length, count)
+        draw_pulses(bottom, run, "update_cosine", length, count)
+        top.set_ylabel("$F$")
+        bottom.set_ylabel("cosine of\nsuccessive updates")
+        bottom.axhline(OSCILLATING_COSINE, color="#000000", lw=0.5, ls=":")
+        label_steps(bottom, "step inside the pulse" if count > 1 else "step")
+        first = 0 if count > 1 else int(run.steps[0])
+        _fit_loss(top, run.scalars["loss"], (first, min(length - 1, int(run.steps[-1]))))
+        top.tick_params(labelbottom=False)
+        for number, burst in enumerate(bursts):
+            ax = figure.add_subplot(grid[2 + number // 3, number % 3])
+            draw_burst(ax, run, spectrum, burst)
+            of = f" of {len(spectrum.bursts)}" if len(spectrum.bursts) > MOST_BURSTS else ""
+            ax.set_title(f"burst {number + 1}{of}", fontsize=7)
+            if number % 3 == 0:
+                ax.set_ylabel("$F$")
+            if number == 0 and ax.get_legend_handles_labels()[1]:
+                ax.legend(loc="upper left", fontsize=6)
+        if count > 1:
+            pulses = ScalarMappable(BoundaryNorm(np.arange(count + 1) + 0.5, 256))
+            ticks = range(1, count + 1, -(-count // 14))
+            figure.colorbar(pulses, ax=[top, bottom], label="pulse", ticks=ticks, aspect=40)
+        set_title(figure, _title(run, spectrum))
+        return figure
+
+
+def _fit_loss(ax: Axes, loss: np.ndarray, span: Span) -> None:
+    """Scale and limits of a panel of the loss."""
+    scale_height(ax, loss)
+    set_span(ax, *span)
+    fit_height(ax, span, without_outliers=True)
+    label_decades(ax)
+    mark_hidden(ax)
+
+
+def draw_pulses(ax: Axes, run: Run, name: str, length: int, count: int) -> None:
+    """A recorded scalar against the step inside the pulse, one colour per pulse."""
+    colours = mpl.colormaps["viridis"](np.linspace(0, 1, count) if count > 1 else [0.3])
+    for pulse in reversed(range(count)):
+        inside = (run.steps >= pulse * length) & (run.steps < (pulse + 1) * length)
+        phase = run.steps[inside] - pulse * length
+        draw_points(ax, phase, run.scalars[name][inside], colours[pulse])
+
+
+def draw_burst(ax: Axes, run: Run, spectrum: Spectrum, burst: Oscillation) -> None:
+    """The loss around one burst, step by step, and where the centres cross the threshold."""
+    margin = (burst.burst_end - burst.burst_start) // 5 + 5
+    inside = (run.steps >= burst.burst_start - margin) & (run.steps <= burst.burst_end + margin)
+    steps, loss = run.steps[inside], run.scalars["loss"][inside]
+    draw_points(ax, steps, loss)
+    if burst.crossed >= 0:
+        ax.axvline(burst.crossed, color=_THRESHOLD, lw=0.7, label="crossing up")
+    _fit_loss(ax, loss, (steps[0], steps[-1]))
+    ax.set_xlabel("step")
+    ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+
+
+def _pulses(run: Run) -> tuple[int, int]:
+    """Steps of a pulse and the number of pulses; a run without pulses counts as one."""
+    schedule, total = run.dynamics.schedule, int(run.steps[-1]) + 1
+    if not isinstance(schedule, Triangle) or schedule.pulse_steps >= total:
+        return total, 1
+    length, static_from = schedule.pulse_steps, schedule.static_from
+    end = total if static_from is None else static_from
+    return length, int(np.ceil(min(end, total) / length))
+
+
+def _title(run: Run, spectrum: Spectrum | None) -> str:
+    lines = [run.subject]
+    if run.status == "diverged":
+        lines[0] += f"; diverged at step {run.steps[-1]}"
+    if spectrum is not None:
+        lines.append(f"eigenvalues of the {spectrum.hessian.curvature}; {threshold_line(spectrum)}")
+        if spectrum.not_converged:
+            lines.append(f"{spectrum.not_converged} checkpoints not converged")
+    return drawable("\n".join(lines))

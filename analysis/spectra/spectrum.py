@@ -1,0 +1,308 @@
+"""`Spectrum`: Hessian and NTK spectra of a run with the threshold and the events, and its file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+from dlf_dynamics import resultfile
+from dlf_dynamics.analysis.spectra.checkpoints import (
+    density_checkpoints,
+    evenly,
+    select_checkpoints,
+)
+from dlf_dynamics.analysis.spectra.crossings import resolve_crossings
+from dlf_dynamics.analysis.spectra.curvature import run_threshold
+from dlf_dynamics.analysis.spectra.density import Density, density
+from dlf_dynamics.analysis.spectra.eigenvalues import HessianSpectrum, hessian_spectrum
+from dlf_dynamics.analysis.spectra.events import (
+    Crossing,
+    Oscillation,
+    find_oscillations,
+    join_crossings,
+    why_unwatched,
+)
+from dlf_dynamics.analysis.spectra.infinite_width import (
+    InfiniteWidth,
+    check_kernels,
+    infinite_width,
+)
+from dlf_dynamics.analysis.spectra.ntk import NTKSpectrum, ntk_spectrum
+from dlf_dynamics.analysis.spectra.points import POINTS
+from dlf_dynamics.analysis.spectra.solver import Solver
+from dlf_dynamics.codec import decode, encode
+from dlf_dynamics.config import SpectrumConfig
+from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.parts import Parts, in_parts
+from dlf_dynamics.reprs import brief
+from dlf_dynamics.run import Checkpoints, Run
+from dlf_dynamics.source import Source
+
+DENSITIES = ("hessian", "ggn", "ntk")
+
+_NTK_PART, _DENSITY_PART = 500, 10
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What `dlf-dynamics spectrum` found.
+
+    Attributes:
+        source: state of the run that was analysed.
+        asked: what was to be computed.
+        config: as computed: `tol`, `k` and `ntk_examples` are what they came to.
+        hessian: extreme eigenvalues.
+        ntk: kernel spectrum, or none when it was left out.
+        densities: by operator; empty when they were not asked for.
+        thresholds: critical eigenvalue of the run's optimizer at each checkpoint.
+        label: what the threshold is, or why none is drawn.
+        sides: of the largest eigenvalue at each checkpoint, at iterate and centre: 1 surely above
+            the threshold, -1 surely below, 0 not known.
+        crossings: at iterates and centres, in the order of steps; empty without a threshold.
+        oscillations: windows in the order of steps.
+        unwatched: why oscillations are not told; empty where they are.
+        infinite_width: kernels at infinite width, or none when they were not asked for.
+    """
+
+    source: Source
+    asked: SpectrumConfig
+    config: SpectrumConfig
+    hessian: HessianSpectrum
+    ntk: NTKSpectrum | None
+    densities: dict[str, Density]
+    thresholds: Float[np.ndarray, " checkpoints"]
+    label: str
+    sides: Int[np.ndarray, "checkpoints points"]
+    crossings: list[Crossing]
+    oscillations: list[Oscillation]
+    unwatched: str = ""
+    infinite_width: InfiniteWidth | None = None
+    __repr__ = brief
+
+    @property
+    def bursts(self) -> list[Oscillation]:
+        """The oscillations that are seen in the loss."""
+        return [window for window in self.oscillations if window.burst]
+
+    @property
+    def not_converged(self) -> int:
+        """Checkpoints at which any value, at iterate or centre, did not converge."""
+        return int(np.sum(np.any(self.unsure, axis=(1, 2))))
+
+    @property
+    def comparable(self) -> bool:
+        """Whether there is a threshold, and it applies to the largest eigenvalues found."""
+        hessian = self.hessian
+        applies = hessian.curvature.has_threshold and hessian.ends.top > 0
+        return applies and bool(np.any(np.isfinite(self.thresholds)))
+
+    @property
+    def unsure(self) -> Bool[np.ndarray, "checkpoints points k"]:
+        """Values that did not converge; not those that there are not."""
+        known = np.isfinite(self._at_points("eigenvalues"))
+        return known & ~self._at_points("converged")
+
+    @property
+    def failure_probability(self) -> float:
+        """That any upper bound on the largest eigenvalue at these checkpoints fails, at most."""
+        told = np.isfinite(self._at_points("upper_bound"))
+        return min(float(np.sum(told)) * self.hessian.failure_probability, 1.0)
+
+    @property
+    def failed(self) -> list[int]:
+        """Steps of the checkpoints at which the loss or its curvature is not finite."""
+        return self.hessian.steps[np.isnan(self.hessian.iterate.eigenvalues[:, 0])].tolist()
+
+    @property
+    def unresolved(self) -> int:
+        """Checkpoints of which it is not known on which side of the threshold they are."""
+        if not self.comparable:
+            return 0
+        return int(np.sum(np.any(self._known & (self.sides == 0), axis=1)))
+
+    @property
+    def _known(self) -> Bool[np.ndarray, "checkpoints points"]:
+        """Where there is a value: not at the centre of step 0, nor where the loss failed."""
+        return np.isfinite(self._at_points("eigenvalues")[..., 0])
+
+    def _at_points(self, name: str) -> Shaped[np.ndarray, "checkpoints points k"]:
+        """What is known of each eigenvalue."""
+        found = [getattr(getattr(self.hessian, at), name) for at in POINTS]
+        return np.stack(found, axis=1)
+
+
+def default_path(run_path: Path) -> Path:
+    """`run.h5` has its spectrum in `run.spectrum.h5`."""
+    return run_path.with_suffix(".spectrum.h5")
+
+
+def compute_spectrum(
+    run: Run,
+    config: SpectrumConfig | None = None,
+    *,
+    parts: Parts | None = None,
+    progress: Callable[[str, int], None] = lambda what, done: None,
+    watch: Callable[[int], None] = lambda matvecs: None,
+) -> Spectrum:
+    """Hessian and NTK spectra, threshold, crossings and oscillations of a run.
+
+    Args:
+        run: a recorded run.
+        config: what to compute.
+        parts: where finished parts are kept, so that an interrupted analysis goes on.
+        progress: told `hessian`, `ntk`, `density` or `infinite-width` and how many checkpoints
+            are done.
+        watch: see `hessian_spectrum`.
+
+    Raises:
+        ConfigError: when no checkpoint is selected, the run has no such class or block, the kernels
+            that are asked for cannot be had, or `above` is given where there is no threshold.
+    """
+    asked = config = SpectrumConfig() if config is None else config
+    if not run.problem.has_outputs:
+        config = replace(config, ntk_examples=0)
+    parts = Parts(None) if parts is None else parts
+    chosen = select_checkpoints(run, config)
+    check_kernels(run, config)
+    threshold = run_threshold(run)
+    thresholds = threshold.at(run.checkpoint_steps[np.asarray(chosen)])
+    if config.above is not None and np.all(np.isnan(thresholds)):
+        raise ConfigError(
+            f"above is {config.above:g}, a fraction of the threshold, and there is none: "
+            f"{threshold.reason}"
+        )
+    hessian = hessian_spectrum(
+        run,
+        chosen,
+        config=config,
+        thresholds=thresholds,
+        parts=parts,
+        progress=lambda done: progress("hessian", done),
+        watch=watch,
+    )
+    ntk = _ntk(run, config, chosen, parts, progress) if config.ntk_examples else None
+    densities = _densities(run, config, chosen, parts, progress) if config.density else {}
+    found = replace(_with_events(run, config, hessian, ntk, densities, thresholds), asked=asked)
+    if not config.infinite_width:
+        return found
+    compare = partial(infinite_width, run, chosen, num_examples=config.ntk_examples)
+    parse = partial(decode, InfiniteWidth, lengths={"checkpoints": len(chosen)})
+    limits = parts.get_or_make("infinite-width", lambda: encode(compare()), parse)
+    progress("infinite-width", len(chosen))
+    return replace(found, infinite_width=limits)
+
+
+def _ntk(
+    run: Run,
+    config: SpectrumConfig,
+    chosen: Checkpoints,
+    parts: Parts,
+    progress: Callable[[str, int], None],
+) -> NTKSpectrum:
+    part = partial(
+        ntk_spectrum,
+        run,
+        num_examples=config.ntk_examples,
+        trace_outputs=not config.ntk_full,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        engine=config.ntk_engine,
+        aligned=evenly(chosen, config.alignment_checkpoints),
+    )
+    told = lambda done: progress("ntk", done)  # noqa: E731
+    return in_parts(NTKSpectrum, part, chosen, _NTK_PART, "ntk", parts, told)
+
+
+def _densities(
+    run: Run,
+    config: SpectrumConfig,
+    chosen: Checkpoints,
+    parts: Parts,
+    progress: Callable[[str, int], None],
+) -> dict[str, Density]:
+    some, found = density_checkpoints(config, chosen), {}
+    for number, name in enumerate(DENSITIES):
+        if name == "ntk" and not config.ntk_examples:
+            continue
+        examples = config.ntk_examples if name == "ntk" else None
+        part = partial(
+            density,
+            run,
+            operator=name,
+            static=config.static,
+            num_examples=examples,
+            batch_size=config.batch_size,
+            max_memory=config.max_memory,
+            seed=config.seed,
+        )
+        start = number * len(some)
+        told = lambda done, start=start: progress("density", start + done)  # noqa: E731
+        found[name] = in_parts(Density, part, some, _DENSITY_PART, f"density-{name}", parts, told)
+    return found
+
+
+def _with_events(
+    run: Run,
+    config: SpectrumConfig,
+    hessian: HessianSpectrum,
+    ntk: NTKSpectrum | None,
+    densities: dict[str, Density],
+    thresholds: Float[np.ndarray, " checkpoints"],
+) -> Spectrum:
+    crossings: list[Crossing] = []
+    sides = np.zeros((len(hessian.steps), len(POINTS)), int)
+    comparable = hessian.curvature.has_threshold and hessian.ends.top > 0
+    if comparable and np.any(np.isfinite(thresholds)):
+        solver = Solver.from_config(run, config)
+        resolved = resolve_crossings(run, solver, hessian, thresholds)
+        hessian, crossings, sides = resolved.hessian, resolved.found, resolved.sides
+    loss, cosine = run.scalars["loss"], run.scalars["update_cosine"]
+    unwatched = why_unwatched(run.dynamics.batch_size, cosine)
+    windows = [] if unwatched else find_oscillations(run.steps, loss, cosine)
+    return Spectrum(
+        source=run.source,
+        asked=config,
+        config=replace(
+            config,
+            k=max(hessian.ends),
+            tol=hessian.tol,
+            ntk_examples=0 if ntk is None else ntk.num_examples,
+        ),
+        hessian=hessian,
+        ntk=ntk,
+        densities=densities,
+        thresholds=thresholds,
+        label=run_threshold(run).label(applies=hessian.curvature.has_threshold),
+        sides=sides,
+        crossings=crossings,
+        oscillations=join_crossings(windows, crossings),
+        unwatched=unwatched,
+    )
+
+
+def save_spectrum(spectrum: Spectrum, path: Path) -> None:
+    """Writes the spectrum's result file.
+
+    Raises:
+        FileError: when it cannot be written.
+    """
+    resultfile.save(path, "spectrum", spectrum)
+
+
+def load_spectrum(path: str | Path, run: Run | None = None) -> Spectrum:
+    """Reads a spectrum's result file.
+
+    Args:
+        path: of the file.
+        run: the run that it must be of, in its present state; none takes any.
+
+    Raises:
+        FileError: when it cannot be read or is damaged.
+        StaleError: when it is of another run, or of a state that the run is no longer in.
+    """
+    return resultfile.load(path, "spectrum", Spectrum, run)

@@ -1,0 +1,1 @@
+"""The curvature at which an optimizer becomes unstable."""

@@ -1,0 +1,327 @@
+"""Whether an optimizer's linearised update tells what it does: found by running the update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int
+from optax import contrib
+
+from dlf_dynamics.analysis.stability.linearised import (
+    Maps,
+    as_before,
+    critical_curvatures,
+    linear_maps,
+    spectral_radii,
+    state_at,
+    unit,
+    with_counts,
+)
+from dlf_dynamics.optimizers import has_mean_squares, held_preconditioner, hold_mean_squares
+
+_PROBE = {"matrix": np.zeros((4, 2)), "vector": np.zeros(2)}
+"""Parameters that the optimizer is tried on: rules may depend on the shape of an array."""
+
+_GRADIENTS = np.array([1e-3, 1e-3, 1.0, 1.0, -30.0, -30.0, 0.0, 0.0, 1e3, 1e3])
+"""Their first gradients, of sizes at which an update that cuts or normalises gives itself away."""
+
+_RESTING = slice(6, 8)
+"""Place of those that start at 0, from which the others deviate."""
+
+_SIDES = np.array([0.98, 1.02])
+"""Curvatures of neighbouring parameters, in units of the critical one."""
+
+_UPDATES, _COMPARED = 120, 12
+"""Updates that are made, and those of them whose every number is compared."""
+
+_ACCURACY = 1e-2
+"""Of the comparison, as optax computes schedules in float32, where a small rate has few digits."""
+
+_AT_ONCE = 4
+"""Runs of one call of the compiled program."""
+
+_GATHERING = (optax.MultiStepsState, optax.ApplyEvery, contrib.SAMState)
+
+_EXPECTED = (
+    "expected one that is linear in the gradients but for the preconditioner of RMSProp or Adam, "
+    "and the same for all parameters"
+)
+
+
+class NotTried(ValueError):
+    """An update that cannot be made on parameters of another form, or of gradients alone."""
+
+
+def _refused(reason: str) -> ValueError:
+    return ValueError(f"the optimizer's update {reason}; {_EXPECTED}")
+
+
+@lru_cache(maxsize=256)
+def require_linear(optimizer: optax.GradientTransformation) -> None:
+    """Requires that the update follows its linear maps while its counts go on.
+
+    The state is then the one of a real run, from the first update on.
+
+    Args:
+        optimizer: an optax transformation.
+
+    Raises:
+        ValueError: unless it does.
+    """  # noqa: DOC501
+    _require_tried(optimizer)
+    nodes = jax.tree.leaves(
+        jax.eval_shape(optimizer.init, jnp.zeros(1)), is_leaf=lambda x: isinstance(x, _GATHERING)
+    )
+    steps = np.arange(2, 2 + _COMPARED)
+    maps = linear_maps(optimizer, steps)
+    if not np.all(np.isfinite(maps)):
+        raise _refused(_reason(optimizer))
+    memory = maps[0][:, 1:, 1:]
+    jumps = np.max(np.abs(np.diff(memory, axis=0)), initial=0.0) > 0.1
+    if jumps or any(isinstance(node, _GATHERING) for node in nodes):
+        raise _refused("gathers the gradients of several steps")
+    if has_mean_squares(jax.eval_shape(optimizer.init, jnp.zeros(1))):
+        _require_root(optimizer)
+    curvatures = critical_curvatures(maps)
+    known = curvatures[np.isfinite(curvatures)]
+    limits = np.full(1, np.min(known, initial=np.inf) if len(known) else 1.0)
+    found = _run(optimizer, np.zeros(1, int), limits, counting=True)
+    expected = _predicted(maps, limits, lambda index: np.array([index]), _COMPARED)
+    if not _follows(found, expected, optimizer):
+        raise _refused(_reason(optimizer))
+
+
+def require_confirmed(
+    optimizer: optax.GradientTransformation,
+    steps: Int[np.ndarray, " steps"],
+    maps: Maps,
+    thresholds: Float[np.ndarray, " steps"],
+) -> None:
+    """Requires that the update itself does what its linearisation says of it.
+
+    The update is run on quadratics whose curvatures are 2 percent below and above the critical one,
+    with gradients of all sizes, each step's counts and the preconditioner frozen. It must follow
+    the linear map, decay on one side and grow on the other, and grow at larger curvatures, too.
+
+    Args:
+        optimizer: an optax transformation.
+        steps: some of those at which thresholds are asked for, at most 4.
+        maps: of its update there.
+        thresholds: critical eigenvalues there.
+
+    Raises:
+        ValueError: unless it does.
+    """  # noqa: DOC501
+    finite = np.isfinite(thresholds)
+    _require_one_side(maps, thresholds, finite)
+    limits = np.where(finite, thresholds, 1.0)
+    found = _run(optimizer, steps, limits, counting=False)
+    expected = _predicted(maps, limits, lambda index: np.arange(len(steps)), _UPDATES)
+    if not _follows(found, expected, optimizer):
+        raise _refused(_reason(optimizer))
+    grown, foreseen = _growth(found), _growth(expected)
+    seen = np.abs(np.log(foreseen)) > 0.1  # where so few updates show anything
+    if np.any((np.sign(np.log(grown)) != np.sign(_SIDES - 1))[finite] & seen[finite]):
+        raise _refused(_reason(optimizer))
+
+
+def _require_tried(optimizer: optax.GradientTransformation) -> None:
+    """Raises ValueError unless updates can be made of gradients and parameters of any form."""
+    try:
+        with jax.enable_x64(True):
+            for params in (_PROBE, np.zeros(1)):
+                jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), params)
+    except Exception as error:
+        words = " ".join(str(error).split())[:200]
+        reason = _refused(
+            f"cannot be made from gradients and parameters of any form alone ({words})"
+        )
+        raise NotTried(str(reason)) from error
+
+
+def _require_one_side(
+    maps: Maps, thresholds: Float[np.ndarray, " steps"], finite: Bool[np.ndarray, " steps"]
+) -> None:
+    """Raises ValueError unless all is stable below the threshold, and nothing above it."""
+    if np.any(thresholds < 1e-8):
+        raise ValueError(
+            "the optimizer's update grows at every curvature; expected one that goes downhill, "
+            "with a learning rate in it, as from optax.scale_by_learning_rate"
+        )
+    below, above = np.linspace(0.01, 0.999, 100), np.geomspace(1.001, 10.0, 50)
+    for factor in [*below, *above]:
+        radii = spectral_radii(maps, np.where(finite, factor * thresholds, 0.0))
+        if np.any(((radii > 1 + 1e-9) != (factor > 1)) & finite):
+            raise _refused("is stable again at curvatures above the first unstable one")
+
+
+def _require_root(optimizer: optax.GradientTransformation) -> None:
+    """Requires that it divides by the root of the mean square of its next update.
+
+    An answer times that root is then proportional to the gradient, however large either is.
+
+    Raises:
+        ValueError: unless it does.
+    """  # noqa: DOC501
+    with jax.enable_x64(True):
+        nothing, ratios = jnp.zeros(1), []
+        for size in (1e9, 1e10, 1e11):
+            held = hold_mean_squares(state_at(optimizer, nothing, jnp.int32(2)), size)
+            rest, _ = optimizer.update(nothing, held, nothing)
+            for part in (0.5, 1.0, 2.0):
+                slope = jnp.full(1, part * size)
+                change, after = optimizer.update(slope, held, nothing)
+                root = held_preconditioner(after)
+                ratios.append(
+                    float(jnp.squeeze((jnp.asarray(change) - jnp.asarray(rest)) * root / slope))
+                )
+    if not np.allclose(ratios, ratios[0], rtol=1e-6, atol=0):
+        raise _refused(
+            "divides by something else than the root of the mean square of its next update, such "
+            "as a running maximum"
+        )
+
+
+Runner = Callable[..., Float[Array, "runs updates params"]]
+
+
+@lru_cache(maxsize=64)
+def _runner(optimizer: optax.GradientTransformation) -> Runner:
+    """The update, made again and again: one compiled program for all steps and curvatures."""
+    _, unravel = ravel_pytree(jax.tree.map(jnp.asarray, _PROBE))
+
+    def motion(step: Array, counting: Array, slopes: Array) -> Array:
+        start = jnp.asarray(_GRADIENTS) / slopes, state_at(optimizer, _PROBE, step, counting)
+
+        def one(carry, _):
+            params, state = carry
+            change, after = optimizer.update(
+                unravel(slopes * params), hold_mean_squares(state), unravel(params)
+            )
+            params += ravel_pytree(change)[0].astype(params.dtype)
+            return (params, with_counts(as_before(state, after), step, counting)), params
+
+        return jax.lax.scan(one, start, length=_UPDATES)[1]
+
+    return jax.jit(jax.vmap(motion))
+
+
+def _run(
+    optimizer: optax.GradientTransformation,
+    steps: Int[np.ndarray, " steps"],
+    limits: Float[np.ndarray, " steps"],
+    *,
+    counting: bool,
+) -> Float[np.ndarray, "steps updates sizes sides"]:
+    """Deviations of the parameters that move from those that rest, in units of their first one."""
+    with jax.enable_x64(True):
+        slopes = unit(optimizer) * limits[:, None] * np.tile(_SIDES, len(_GRADIENTS) // 2)
+        padded = np.resize(np.arange(len(steps)), _AT_ONCE)
+        flags = np.full(_AT_ONCE, counting)
+        moved = _runner(optimizer)(steps[padded].astype(np.int32), flags, slopes[padded])
+    moved = np.asarray(moved)[: len(steps)]
+    moved = moved - np.tile(moved[..., _RESTING], len(_GRADIENTS) // 2)
+    moved *= slopes[:, None] / np.where(_GRADIENTS == 0, np.inf, _GRADIENTS)
+    sizes = moved.reshape(len(steps), _UPDATES, -1, 2)
+    return np.delete(sizes, _RESTING.start // 2, axis=2)
+
+
+def _predicted(
+    maps: Maps,
+    limits: Float[np.ndarray, " steps"],
+    at: Callable[[int], Int[np.ndarray, " steps"]],
+    count: int,
+) -> Float[np.ndarray, "steps updates 1 sides"]:
+    """The same by the linear maps; `at` tells which of them make an update."""
+    constant, slope = (part[:, None] for part in maps)
+    vectors = np.zeros((len(limits), len(_SIDES), constant.shape[-1]))
+    vectors[..., 0] = 1.0
+    curvatures = (limits[:, None] * _SIDES)[..., None, None]
+    positions = []
+    for index in range(count):
+        chosen = at(index)
+        matrices = constant[chosen] + curvatures * slope[chosen]
+        vectors = np.squeeze(matrices @ vectors[..., None], -1)
+        positions.append(vectors[..., 0])
+    return np.stack(positions, axis=1)[:, :, None]
+
+
+def _follows(
+    found: Float[np.ndarray, "steps updates sizes sides"],
+    expected: Float[np.ndarray, "steps updates 1 sides"],
+    optimizer: optax.GradientTransformation,
+) -> bool:
+    """Whether the first updates are those foreseen, but for the rounding of the state's types."""
+    leaves = jax.tree.leaves(jax.eval_shape(optimizer.init, _PROBE))
+    kinds = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    rounding = max([float(jnp.finfo(kind).eps) for kind in kinds], default=0.0)
+    foreseen = expected[:, :_COMPARED]
+    largest = np.maximum.accumulate(np.abs(foreseen), axis=1)
+    differ = np.abs(found[:, :_COMPARED] - foreseen)
+    return bool(np.all(differ <= max(_ACCURACY, 100 * rounding) * np.maximum(largest, 1.0)))
+
+
+def _growth(positions: Float[np.ndarray, "steps updates sizes sides"]) -> np.ndarray:
+    """Last third over first third of the updates, of the root mean square of all sizes."""
+    third = _UPDATES // 3
+    early, late = positions[:, :third], positions[:, -third:]
+    return np.sqrt(np.mean(late**2, axis=(1, 2)) / np.mean(early**2, axis=(1, 2)))
+
+
+def _reason(optimizer: optax.GradientTransformation) -> str:
+    """What an update that is not as its linearisation does instead, by its answers."""
+    with jax.enable_x64(True):
+        return next(_reasons(optimizer))
+
+
+def _reasons(optimizer: optax.GradientTransformation) -> Iterator[str]:
+    generator = np.random.default_rng(0)
+    slopes, others, params = generator.normal(size=(3, 6, len(_GRADIENTS)))
+    apart, nudged, at_rest = slopes.copy(), slopes * (1 + 1e-3 * others), 0 * params[0]
+    apart[:, 0] *= -3
+    first, second = (_answers(optimizer, g, params[0])[:, 1:] for g in (slopes, apart))
+    if not np.allclose(first, second, rtol=1e-6, atol=0):
+        yield "of one parameter depends on the others"
+    if np.any(np.abs(_answers(optimizer, 0 * slopes, at_rest)) > 1e-5):
+        yield "moves parameters whose gradient is 0"
+    small, large = (
+        [_answers(optimizer, scale * g, at_rest)[2:] for g in (slopes, nudged)]
+        for scale in (1e-6, 1e3)
+    )
+    if np.array_equal(small[0], small[1]) and np.array_equal(large[0], large[1]):
+        yield "takes the signs of the gradients"
+    if np.array_equal(large[0], large[1]):
+        yield "cuts large gradients"
+    larger = _answers(optimizer, 1e6 * slopes, at_rest)[2:]
+    if np.allclose(larger, large[0], rtol=0.1, atol=1e-9):
+        yield (
+            "divides by a measure of the gradients that cannot be frozen: only the mean squares of "
+            "RMSProp and Adam can"
+        )
+    parts = [_answers(optimizer, g, at_rest) for g in (slopes, others, slopes + others)]
+    if np.allclose(parts[0] + parts[1], parts[2], rtol=1e-6, atol=1e-9):
+        yield "weights gradients by what it has summed up since the start"
+    yield "is not linear in the gradients"
+
+
+def _answers(
+    optimizer: optax.GradientTransformation,
+    gradients: Float[np.ndarray, "updates params"],
+    params: Float[np.ndarray, " params"],
+) -> Float[np.ndarray, "updates params"]:
+    """Updates on a sequence of gradients from the start, with the mean squares held."""
+    _, unravel = ravel_pytree(jax.tree.map(jnp.asarray, _PROBE))
+    tree = unravel(jnp.asarray(params))
+    state, answers = optimizer.init(tree), []
+    for gradient in gradients:
+        change, state = optimizer.update(
+            unravel(jnp.asarray(gradient)), hold_mean_squares(state), tree
+        )
+        answers.append(np.asarray(ravel_pytree(change)[0]))
+    return np.stack(answers)

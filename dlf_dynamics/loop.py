@@ -1,0 +1,183 @@
+"""`Recording`: what is known of a run that a loop of one's own made, and the loop's problem."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import PyTree
+
+from dlf_dynamics.datasets import digest
+from dlf_dynamics.dynamics import Dynamics
+from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.hdf5 import ContentError, json_object
+from dlf_dynamics.layout import Layout
+from dlf_dynamics.optimizers import NO_OPTIMIZER
+from dlf_dynamics.problem import Problem
+from dlf_dynamics.schedules import Static
+
+NO_NAME = "no optimizer"
+"""Its name in a recording."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What `Recorder` was told of a loop.
+
+    Attributes:
+        optimizer: its name, for labels.
+        full_batch: whether each update is that of the problem's whole loss.
+    """
+
+    optimizer: str
+    full_batch: bool
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether it was given."""
+        return self.optimizer != NO_NAME
+
+    @classmethod
+    def from_json(cls, text: str) -> Recording:
+        """Reads what `to_json` wrote; what it does not know is of a newer version.
+
+        Raises:
+            ContentError: when it is something else.
+        """
+        content = json_object(text, "/recording")
+        known = {name: content.get(name) for name in get_type_hints(cls)}
+        for name, kind in get_type_hints(cls).items():
+            if not isinstance(known[name], kind):
+                raise ContentError(f"/recording has {name} {known[name]!r}; expected {kind}")
+        return cls(**known)  # type: ignore[arg-type]
+
+    def to_json(self) -> str:
+        """As text."""
+        return json.dumps(asdict(self))
+
+
+class Setup(NamedTuple):
+    """What a loop of one's own trains; a function that returns it is what `--problem` names.
+
+    Attributes:
+        problem: of a pytree of parameters.
+        optimizer: the optax transformation that makes the updates; none where it is not known.
+        params: parameters of the problem; their form counts, not their values.
+    """
+
+    problem: Problem
+    optimizer: optax.GradientTransformation | None
+    params: PyTree
+
+    @property
+    def layout(self) -> Layout:
+        """The form of the parameters."""
+        return Layout.of(self.params)
+
+    def dynamics(self, recording: Recording, layout: Layout | None = None) -> Dynamics:
+        """The loop as dynamics of the flat parameters.
+
+        Where updates are of mini-batches that are not known, its own ones are not replayed: a
+        batch of all examples stands for them.
+
+        Args:
+            recording: what the run file tells of the loop.
+            layout: of the parameters, in other types than the model's own.
+        """
+        layout = self.layout if layout is None else layout
+        optimizer = self.optimizer if recording.has_optimizer else None
+        return Dynamics(
+            self.problem.flat(layout),
+            NO_OPTIMIZER if optimizer is None else optimizer,
+            _unknown_rate,
+            Static(0),
+            batch_size=None if recording.full_batch else self.problem.num_examples,
+            layout=layout,
+        )
+
+    def data_sha256(self) -> str:
+        """Digest of the data."""
+        return digest(np.asarray(self.problem.inputs), np.asarray(self.problem.targets))
+
+
+def _unknown_rate(step: Any) -> Any:
+    """The learning rate of an optimizer that keeps it to itself."""
+    return jnp.full(jnp.shape(step), jnp.nan)
+
+
+def load_setup(name: str) -> Setup:
+    """Calls the function that `module:function` or `file.py:function` names.
+
+    Raises:
+        ConfigError: when there is no such function, it fails, or what it returns is not problem,
+            optimizer and parameters.
+    """
+    place, _, function = name.rpartition(":")
+    if not place or not function.isidentifier():
+        raise ConfigError(
+            f"problem is {name!r}; expected module:function or file.py:function, "
+            "such as mymodel.py:setup"
+        )
+    module = _imported(place)
+    make = getattr(module, function, None)
+    if not callable(make):
+        names = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
+        raise ConfigError(f"{place} has no function {function!r}; it has {', '.join(names)}")
+    try:
+        found = make()
+    except Exception as error:
+        raise ConfigError(f"{name} failed: {type(error).__name__}: {_line(error)}") from error
+    return _checked(name, found)
+
+
+def _checked(name: str, found: Any) -> Setup:
+    parts = tuple(found) if isinstance(found, tuple) else (found,)
+    kinds = [type(part).__name__ for part in parts]
+    if (
+        len(parts) == 3
+        and isinstance(parts[0], Problem)
+        and (parts[1] is None or hasattr(parts[1], "update"))
+    ):
+        return Setup(*parts)
+    raise ConfigError(
+        f"{name} returned {', '.join(kinds)}; expected (problem, optimizer, params): a Problem, an "
+        "optax transformation and the parameters"
+    )
+
+
+def _imported(place: str) -> Any:
+    path = Path(place)
+    try:
+        if path.suffix != ".py":
+            sys.path.insert(0, str(Path.cwd()))
+            return importlib.import_module(place)
+        if not path.is_file():
+            raise ConfigError(f"problem file {place} does not exist")
+        # Not by its own name, which may be that of a package it imports.
+        name = f"_setup_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        # Classes that the file defines are looked up here by what handles them.
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{place} could not be imported: {type(error).__name__}: {_line(error)}"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,86 @@
+"""`RecordedRun`: a run that `Recorder` recorded, with the problem that the user gives again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from dlf_dynamics.config import RunConfig
+from dlf_dynamics.dynamics import Dynamics
+from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.hdf5 import text
+from dlf_dynamics.layout import Layout
+from dlf_dynamics.loop import Recording, Setup
+from dlf_dynamics.run import Run
+from dlf_dynamics.runreader import read_settings
+
+
+class RecordedRun(Run):
+    """A run of a custom training loop.
+
+    Attributes:
+        recording: what `Recorder` was told of the loop.
+    """
+
+    def __init__(self, path: Path, setup: Setup | None = None) -> None:
+        self._setup = setup
+        super().__init__(path)
+
+    def _told(self, file: h5py.File) -> None:
+        self.recording = Recording.from_json(text(file, "recording"))
+        self._settings = read_settings(file)
+
+    @property
+    def config(self) -> RunConfig:
+        """There is none.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            f"{self.path} was recorded in a loop of one's own; only a run of `dlf-dynamics train` "
+            "can do this"
+        )
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What its author wanted kept."""
+        return self._settings
+
+    @property
+    def optimizer_name(self) -> str:
+        """For labels."""
+        return self.recording.optimizer
+
+    @property
+    def own_updates(self) -> bool:
+        """Whether any update can be made again: not where batches are not known."""
+        return self.recording.full_batch
+
+    @property
+    def subject(self) -> str:
+        """Number of parameters and optimizer."""
+        batches = ", full batch" if self.recording.full_batch else ", mini-batches"
+        how = f"{self.optimizer_name}{batches if self.recording.has_optimizer else ''}"
+        return f"{self.num_params} parameters; {how}; {self.dtype}"
+
+    @property
+    def layout(self) -> Layout:
+        """The form of the parameters."""
+        return self._required().layout
+
+    def _dynamics(self, layout: Layout) -> Dynamics:
+        return self._required().dynamics(self.recording, layout)
+
+    def _required(self) -> Setup:
+        """Problem, optimizer and parameters, which the file does not hold."""
+        if self._setup is None:
+            raise ConfigError(
+                f"{self.path} was recorded in a loop of one's own, and does not hold its model; "
+                "give it with --problem module:function "
+                "(open_run(path, (problem, optimizer, params)))"
+            )
+        return self._setup
