@@ -1,21 +1,54 @@
 """Spectra, thresholds and events along a recorded run.
 
-Analyses read run files and write result files of their own; a run file is never changed.
+Analyses read run files and write result files of their own; a run file is never changed. Names are
+loaded on first use: what an analysis declares can be read without JAX.
 """
 
-from dlf_dynamics.analysis.linalg.eigensolver import Eigenpairs, top_eigenpairs
-from dlf_dynamics.analysis.spectra.curvature import Curvature
-from dlf_dynamics.analysis.spectra.density import Density
-from dlf_dynamics.analysis.spectra.eigenvalues import HessianSpectrum, hessian_spectrum
-from dlf_dynamics.analysis.spectra.events import (
-    Crossing,
-    Oscillation,
-    find_crossings,
-    find_oscillations,
-)
-from dlf_dynamics.analysis.spectra.ntk import NTKSpectrum, ntk_spectrum
-from dlf_dynamics.analysis.spectra.spectrum import Spectrum, compute_spectrum, load_spectrum
-from dlf_dynamics.analysis.stability.threshold import critical_eigenvalue, instability_threshold
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dlf_dynamics.analysis.linalg.eigensolver import Eigenpairs as Eigenpairs
+    from dlf_dynamics.analysis.linalg.eigensolver import top_eigenpairs as top_eigenpairs
+    from dlf_dynamics.analysis.spectra.curvature import Curvature as Curvature
+    from dlf_dynamics.analysis.spectra.density import Density as Density
+    from dlf_dynamics.analysis.spectra.eigenvalues import HessianSpectrum as HessianSpectrum
+    from dlf_dynamics.analysis.spectra.eigenvalues import hessian_spectrum as hessian_spectrum
+    from dlf_dynamics.analysis.spectra.events import Crossing as Crossing
+    from dlf_dynamics.analysis.spectra.events import Oscillation as Oscillation
+    from dlf_dynamics.analysis.spectra.events import find_crossings as find_crossings
+    from dlf_dynamics.analysis.spectra.events import find_oscillations as find_oscillations
+    from dlf_dynamics.analysis.spectra.ntk import NTKSpectrum as NTKSpectrum
+    from dlf_dynamics.analysis.spectra.ntk import ntk_spectrum as ntk_spectrum
+    from dlf_dynamics.analysis.spectra.spectrum import Spectrum as Spectrum
+    from dlf_dynamics.analysis.spectra.spectrum import compute_spectrum as compute_spectrum
+    from dlf_dynamics.analysis.spectra.spectrum import load_spectrum as load_spectrum
+    from dlf_dynamics.analysis.stability.threshold import Threshold as Threshold
+    from dlf_dynamics.analysis.stability.threshold import critical_eigenvalue as critical_eigenvalue
+    from dlf_dynamics.analysis.stability.threshold import (
+        instability_threshold as instability_threshold,
+    )
+
+_MODULES = {
+    "Crossing": "spectra.events",
+    "Curvature": "spectra.curvature",
+    "Density": "spectra.density",
+    "Eigenpairs": "linalg.eigensolver",
+    "HessianSpectrum": "spectra.eigenvalues",
+    "NTKSpectrum": "spectra.ntk",
+    "Oscillation": "spectra.events",
+    "Spectrum": "spectra.spectrum",
+    "Threshold": "stability.threshold",
+    "compute_spectrum": "spectra.spectrum",
+    "critical_eigenvalue": "stability.threshold",
+    "find_crossings": "spectra.events",
+    "find_oscillations": "spectra.events",
+    "hessian_spectrum": "spectra.eigenvalues",
+    "instability_threshold": "stability.threshold",
+    "load_spectrum": "spectra.spectrum",
+    "ntk_spectrum": "spectra.ntk",
+    "top_eigenpairs": "linalg.eigensolver",
+}
 
 __all__ = [
     "Crossing",
@@ -26,6 +59,7 @@ __all__ = [
     "NTKSpectrum",
     "Oscillation",
     "Spectrum",
+    "Threshold",
     "compute_spectrum",
     "critical_eigenvalue",
     "find_crossings",
@@ -36,3 +70,13 @@ __all__ = [
     "ntk_spectrum",
     "top_eigenpairs",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

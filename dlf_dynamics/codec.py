@@ -272,7 +272,8 @@ def _plain(value: Any) -> Any:
     """A setting, JSON-ready."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
-    return value._asdict() if hasattr(value, "_asdict") else value
+    named = getattr(value, "_asdict", None)  # of a named tuple
+    return value if named is None else named()
 
 
 def in_setting(value: Any, hint: Any, name: str) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import make_dataclass
 from typing import Annotated, Any
 
 import tyro
@@ -16,6 +18,7 @@ from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import unchecked
 from dlf_dynamics.errors import UserError, shortened
 from dlf_dynamics.presets import PRESETS
+from dlf_dynamics.registry import ANALYSES
 
 
 def parse(arguments: list[str]) -> Any:
@@ -47,7 +50,9 @@ def _parsed(arguments: list[str], base: RunConfig) -> Any:
 
 def _parsed_by_tyro(arguments: list[str], base: RunConfig) -> Any:
     kinds: Any = None
-    for name, command in COMMANDS.items():
+    for name, make in COMMANDS.items():
+        # Of the others only the names count, and what they do; to read their options takes longer.
+        command = make() if name in arguments[:1] else _named(name)
         options: dict[str, Any] = {"default": Train(run=base)} if command is Train else {}
         kind = Annotated[command, tyro.conf.subcommand(name, **options)]
         kinds = kind if kinds is None else kinds | kind
@@ -60,6 +65,14 @@ def _parsed_by_tyro(arguments: list[str], base: RunConfig) -> Any:
         "`dlf-dynamics COMMAND --help` explains each command.",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+def _named(name: str) -> type:
+    """In the place of a command, a class that has its description alone."""
+    told = ANALYSES[name].about if name in ANALYSES else inspect.getdoc(COMMANDS[name]()) or ""
+    command = make_dataclass(name, [])
+    command.__doc__ = told.split("\n\n")[0]
+    return command
 
 
 @contextlib.contextmanager

@@ -101,9 +101,13 @@ class TrainedRun(Run):
         (point,) = self.recorded(np.array([0]))
         return point.params
 
-    @cached_property
+    @property
     def layout(self) -> Layout:
         """The form of the parameters."""
+        return self._layout
+
+    @cached_property
+    def _layout(self) -> Layout:
         return parameter_layout(self._config, self.dataset)
 
     def _dynamics(self, layout: Layout) -> Dynamics:

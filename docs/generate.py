@@ -3,8 +3,8 @@
 Comments in a page are replaced by what the program says of itself, so that it cannot drift:
 `<!-- help: train -->` by the help of a command, `<!-- configuration: RunConfig -->` by the keys of
 a configuration, `<!-- presets -->` by the presets, `<!-- choices: linalg.eigensolver.Which -->` by
-the values of types of the analysis, and `<!-- result: spectra.spectrum.Spectrum -->` by what a
-result file of this type holds. Examples are executed in an empty folder, which the pages of one
+the values of types of the analysis, `<!-- analyses -->` by the help of the commands of all analyses
+with what they print as JSON, and `<!-- results -->` by what their result files hold. Examples are executed in an empty folder, which the pages of one
 build share.
 """
 
@@ -24,13 +24,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from dlf_dynamics import PRESETS, cli, codec, commandline, config
+from dlf_dynamics import PRESETS, cli, codec, commandline, config, registry
+from dlf_dynamics.analysis.pipeline import analysis_named
 
 WIDTH = 100
 """Columns in which the help is printed; in many more it is set in two columns."""
 
 _MARKER = re.compile(
-    r"^<!-- (help|configuration|presets|choices|result)(?::\s?([\w. -]*?))? -->$", re.MULTILINE
+    r"^<!-- (help|configuration|presets|choices|analyses|results)(?::\s?([\w. -]*?))? -->$",
+    re.MULTILINE,
 )
 
 _folder, _inside = contextlib.ExitStack(), contextlib.ExitStack()
@@ -155,13 +157,34 @@ def choices(names: str) -> str:
     return "\n".join(rows)
 
 
-def result(name: str) -> str:
-    """The datasets of a result file, a row each, from the type of what it holds."""
-    module, _, kind = name.rpartition(".")
-    found = getattr(importlib.import_module(f"dlf_dynamics.analysis.{module}"), kind)
-    rows = ["| dataset | axes | content |", "| --- | --- | --- |", *_datasets(found, "/")]
-    rows.append("| `/config` | - | JSON: all other fields, with the settings of the analysis |")
-    return "\n".join(rows)
+def analyses(_: str | None = None) -> str:
+    """Help and JSON of the command of each analysis, a section each."""
+    parts = []
+    for name in registry.ANALYSES:
+        parts += [f"## dlf-dynamics {name}", "", command_help(name), "`--json` prints:", ""]
+        parts += ["| key | content |", "| --- | --- |"]
+        parts += [f"| `{key}` | {told} |" for key, told in analysis_named(name).keys.items()]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def results(_: str | None = None) -> str:
+    """The datasets of the result file of each analysis, a row each."""
+    parts = []
+    for name in registry.ANALYSES:
+        found = analysis_named(name).result_type()
+        parts += [
+            f"### Result of {name}",
+            "",
+            "| dataset | axes | content |",
+            "| --- | --- | --- |",
+        ]
+        parts += _datasets(found, "/")
+        parts.append(
+            "| `/config` | - | JSON: all other fields, with the settings of the analysis |"
+        )
+        parts.append("")
+    return "\n".join(parts)
 
 
 def _datasets(kind: Any, group: str) -> Iterator[str]:
@@ -190,7 +213,8 @@ def _attributes(kind: Any) -> dict[str, str]:
 
 
 GENERATORS = {
-    "result": result,
+    "analyses": analyses,
+    "results": results,
     "help": command_help,
     "configuration": configuration,
     "presets": presets,

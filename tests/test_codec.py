@@ -77,6 +77,7 @@ def test_a_record_comes_back_as_it_was():
     assert isinstance(back.inner, Values)
     assert back.maybe is None
     with_curve = decode(Found, encode(replace(FOUND, maybe=CURVE)))
+    assert with_curve.maybe is not None
     assert with_curve.maybe.events[1] == CURVE.events[1]
 
 

@@ -103,17 +103,30 @@ def whole(request, tmp_path_factory):
     return run, compute_spectrum(run, SpectrumConfig(every=4))
 
 
-@pytest.mark.slow
-def test_the_whole_run_has_8_to_12_bursts(whole):
-    assert 8 <= len(whole[1].bursts) <= 12
+PUBLISHED_STARTS = {
+    "published": [4203, 8964, 13919, 18744, 24084],
+    "published-updated": [4386, 9178, 13820, 18869, 24153],
+}
+"""Of the first five bursts, digitised from Fig. 4 and from the updated notebook, to 20 steps."""
 
 
 @pytest.mark.slow
-def test_the_bursts_of_the_first_five_pulses_start_late_in_the_pulse(whole):
+def test_each_of_the_first_seven_pulses_has_a_burst_and_few_more_follow(whole):
+    """Learning rates that differ by rounding (13 for each preset) gave 7 to 12 bursts."""
     starts = np.array([burst.burst_start for burst in whole[1].bursts])
-    for pulse in range(5):
-        phases = (starts[(starts // PULSE) == pulse] % PULSE) / PULSE
-        assert np.any((phases > 0.65) & (phases < 0.95)), pulse + 1
+    assert set(range(7)) <= set((starts // PULSE).tolist())
+    assert 7 <= len(starts) <= 14
+
+
+@pytest.mark.slow
+def test_the_bursts_of_the_first_five_pulses_start_where_they_were_published(whole):
+    """Learning rates that differ by rounding move the last of them by 110 steps."""
+    run, spectrum = whole
+    starts = np.array([burst.burst_start for burst in spectrum.bursts])
+    first = [starts[starts // PULSE == pulse][0] for pulse in range(5)]
+    (name,) = [name for name in PUBLISHED_STARTS if PRESETS[name] == run.config]
+    apart = np.abs(np.subtract(first, PUBLISHED_STARTS[name]))
+    assert np.all(apart <= [20, 60, 80, 250, 150])
 
 
 @pytest.mark.slow
@@ -136,11 +149,13 @@ def test_loss_and_sharpness_in_the_middle_of_the_pulses_go_down(whole):
 
 @pytest.mark.slow
 def test_the_kernel_grows_from_120_to_thousands_and_dips_in_each_of_the_first_bursts(whole):
+    """Narrow bursts, which begin in the sixth pulse, may fall between two checkpoints."""
     _, spectrum = whole
     steps, largest = spectrum.ntk.steps, spectrum.ntk.eigenvalues[:, 0]
     assert 50 < largest[0] < 250
     assert 2000 < np.max(largest) < 6000
-    early = [burst for burst in spectrum.bursts if burst.burst_start < 6 * PULSE]
+    early = [burst for burst in spectrum.bursts if burst.burst_start < 5 * PULSE]
+    assert len(early) >= 5
     for burst in early:
         before = largest[steps < burst.burst_start][-1]
         inside = (steps >= burst.burst_start) & (steps <= burst.burst_end)

@@ -102,11 +102,6 @@ class Bifurcations:
         return sides(self.motion.intervals, self.motion.converged, self.thresholds)
 
 
-def default_path(run_path: Path) -> Path:
-    """`run.h5` has its bifurcations in `run.bifurcations.h5`."""
-    return run_path.with_suffix(".bifurcations.h5")
-
-
 def span_of_steps(run: Run, config: BifurcationConfig) -> tuple[int, int]:
     """First step to look at, and the step after the last.
 

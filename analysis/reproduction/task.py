@@ -8,21 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
+from dlf_dynamics.analysis.pipeline import analysis_named
 from dlf_dynamics.analysis.reproduction.page import Page
-from dlf_dynamics.analysis.spectra.spectrum import (
-    Spectrum,
-    compute_spectrum,
-    default_path,
-    load_spectrum,
-    save_spectrum,
-    select_checkpoints,
-)
+from dlf_dynamics.analysis.spectra.spectrum import Spectrum
 from dlf_dynamics.analysis.studies.study import Study
 from dlf_dynamics.analysis.studies.studyfile import StudyResults
 from dlf_dynamics.analysis.studies.sweep import sweep
@@ -30,8 +24,6 @@ from dlf_dynamics.analysis.style import save
 from dlf_dynamics.config import RunConfig, SpectrumConfig
 from dlf_dynamics.errors import FileError, StaleError
 from dlf_dynamics.opening import open_run
-from dlf_dynamics.outputs import hold
-from dlf_dynamics.parts import Parts
 from dlf_dynamics.progress import bar
 from dlf_dynamics.run import Run
 from dlf_dynamics.training import resume, train
@@ -95,32 +87,21 @@ class Task:
             FileError: when another process writes it.
             KeyboardInterrupt: when it was stopped.
         """
-        path = default_path(run.path)
-        with hold(path):
-            if path.exists() and not self.overwrite:
-                with suppress(StaleError):
-                    known = load_spectrum(path, run)
-                    if known.asked == config:
-                        return known
-            parts = Parts(path.with_suffix(".parts"), "spectrum", run, asdict(config))
-            if self.overwrite or parts.outdated() is not None or parts.of_other_settings():
-                parts.clear()
-            return self._spectrum(run, config, path, parts)
-
-    def _spectrum(self, run: Run, config: SpectrumConfig, path: Path, parts: Parts) -> Spectrum:
-        """Computes it, from what there is, and writes it."""
-        count = len(select_checkpoints(run, config))
-        with bar("spectrum", 2 * count, quiet=self.quiet) as advance:
-
-            def told(what: str, done: int) -> None:
-                advance(done + count * (what == "ntk"))
-                if self.stop():
-                    raise KeyboardInterrupt
-
-            spectrum = compute_spectrum(run, config, parts=parts, progress=told)
-        save_spectrum(spectrum, path)
-        parts.clear()
-        return spectrum
+        analysis = analysis_named("spectrum")
+        path = analysis.path(run.path)
+        if path.exists() and not self.overwrite:
+            with suppress(StaleError):
+                known = analysis.load(path, run)
+                if known.asked == config:
+                    return known
+        return analysis.performed(
+            run,
+            config,
+            path,
+            resume=False if self.overwrite else None,
+            quiet=self.quiet,
+            stop=self.stop,
+        )
 
     def swept(self, study: Study) -> StudyResults:
         """The outcomes of a study, in `study.h5`.

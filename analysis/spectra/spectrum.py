@@ -136,11 +136,6 @@ class Spectrum:
         return np.stack(found, axis=1)
 
 
-def default_path(run_path: Path) -> Path:
-    """`run.h5` has its spectrum in `run.spectrum.h5`."""
-    return run_path.with_suffix(".spectrum.h5")
-
-
 def compute_spectrum(
     run: Run,
     config: SpectrumConfig | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dlf_dynamics.commands.terminal import say
 from dlf_dynamics.errors import ConfigError
@@ -52,36 +52,3 @@ def figure_files(output: Path | None, path: Path) -> FigureFiles:
             f"{', '.join(f'.{name}' for name in FORMATS)}, or has no suffix (png and svg)"
         )
     return FigureFiles(output.with_suffix(""), (chosen,))
-
-
-def draw_run(
-    run: Any, spectrum: Any | None, files: FigureFiles, zoom: tuple[float, float] | None
-) -> None:
-    """The figures of a run and its spectrum; without one, that of the run file alone."""
-    from dlf_dynamics.analysis.spectra import plots
-
-    files.write(plots.run_figure(run, spectrum, zoom))
-    if spectrum is None:
-        return
-    if not spectrum.unwatched:
-        files.write(plots.bifurcation_figure(run, spectrum), "bifurcation")
-    if spectrum.densities:
-        from dlf_dynamics.analysis.spectra.density_plots import density_figure
-
-        files.write(density_figure(spectrum), "density")
-    if spectrum.infinite_width is not None:
-        from dlf_dynamics.analysis.spectra.infinite_width_plots import kernel_figure
-
-        files.write(kernel_figure(spectrum), "kernels")
-
-
-def draw_bifurcations(found: Any, files: FigureFiles) -> None:
-    """The figures of the instabilities of a run."""
-    from dlf_dynamics.analysis.instabilities.plots import diagram_figure, instability_figure
-
-    if found.instabilities:
-        files.write(instability_figure(found), "instabilities")
-    if found.diagrams:
-        files.write(diagram_figure(found), "diagrams")
-    if not (found.instabilities or found.diagrams):
-        say("no figure of instabilities: the run does not oscillate in these steps")

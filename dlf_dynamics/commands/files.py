@@ -174,13 +174,12 @@ def _run_repaired(path: Path) -> str:
 
 def _result(path: Path) -> resultfile.Result:
     """A result file of any analysis, read as its analysis reads it."""
-    from dlf_dynamics.analysis.instabilities.bifurcations import load_bifurcations
-    from dlf_dynamics.analysis.spectra.spectrum import load_spectrum
+    from dlf_dynamics.analysis.pipeline import analysis_named
+    from dlf_dynamics.registry import ANALYSES
 
     analysis = resultfile.analysis_of(path)
-    loaders: dict[str, Callable[[Path], Any]]
-    loaders = {"spectrum": load_spectrum, "bifurcations": load_bifurcations}
-    loaders.get(analysis, lambda path: None)(path)
+    if analysis in ANALYSES:
+        analysis_named(analysis).load(path)
     return resultfile.read(path, analysis, None)
 
 

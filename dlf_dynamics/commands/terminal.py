@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,9 +18,7 @@ from dlf_dynamics.streams import say as say
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dlf_dynamics.parts import Parts
     from dlf_dynamics.progress import Stop
-    from dlf_dynamics.run import Run
 
 DIVERGED, INVALID, CROSSED, UNDECIDED = 3, 1, 1, 4
 
@@ -70,38 +67,3 @@ def interruptible(work: Callable[[Stop], Any], again: str, *what: str) -> Any:
     except KeyboardInterrupt:
         code = 128 + (stop.signal or signal.SIGINT)
         return fail(f"interrupted; continue with `{again}` and the same options", code)
-
-
-@contextmanager
-def kept_parts(
-    output: Path, analysis: str, run: Run, settings: Any, *, resume: bool
-) -> Iterator[Parts]:
-    """The finished parts of an analysis, in a folder beside its output; none without `resume`.
-
-    Output and parts are this process's to write while the block lasts.
-    """
-    from dlf_dynamics.outputs import hold
-    from dlf_dynamics.parts import Parts
-    from dlf_dynamics.resultfile import require_result
-    from dlf_dynamics.startup import leads, wait_for_others
-
-    folder = output.with_suffix(".parts")
-    if not leads():
-        wait_for_others("parts are cleared")
-        parts = Parts(folder, analysis, run, settings, kept=False)
-        wait_for_others("parts are known")
-        yield parts
-        return
-    with hold(output), hold(folder):  # outputs that differ in their suffix share the folder
-        require_result(output, analysis, run)
-        parts = Parts(folder, analysis, run, settings)
-        if resume and not folder.is_dir():
-            say(f"nothing to resume in {folder}; starting anew")
-        outdated = parts.outdated() if resume else None
-        if outdated is not None:
-            say(f"{outdated}; starting anew")
-        if not resume or outdated is not None:
-            parts.clear()
-        wait_for_others("parts are cleared")
-        wait_for_others("parts are known")
-        yield parts

@@ -7,11 +7,11 @@ import pytest
 
 from dlf_dynamics import OptimizerConfig
 from dlf_dynamics.analysis.spectra.replay import Replay
-from dlf_dynamics.run import Run
+from dlf_dynamics.trained import TrainedRun
 
 
 @pytest.fixture(params=["gd", "heavy-ball", "adam"])
-def run(request, small, trained) -> Run:
+def run(request, small, trained) -> TrainedRun:
     optimizer = OptimizerConfig(request.param, learning_rate=0.05)
     return trained(replace(small, optimizer=optimizer))
 
@@ -42,7 +42,7 @@ def test_a_part_of_the_steps_has_the_same_bits(start, stop, length, run):
 
 
 def test_checkpoints_that_are_missed_are_told_and_started_from(small, trained, monkeypatch):
-    run = Run(trained(small).path)
+    run = TrainedRun(trained(small).path)
     points = run.points
 
     def elsewhere(checkpoints, chunk):

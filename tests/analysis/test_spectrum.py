@@ -11,9 +11,9 @@ import pytest
 from dlf_dynamics import OptimizerConfig, resultfile, train
 from dlf_dynamics.analysis import Crossing, Oscillation, compute_spectrum, load_spectrum
 from dlf_dynamics.analysis.instabilities.bifurcations import compute_bifurcations
-from dlf_dynamics.analysis.spectra import solver, summary
+from dlf_dynamics.analysis.spectra import eigenvalues, solver, summary
 from dlf_dynamics.analysis.spectra.events import find_oscillations, join_crossings
-from dlf_dynamics.analysis.spectra.spectrum import default_path, save_spectrum, select_checkpoints
+from dlf_dynamics.analysis.spectra.spectrum import save_spectrum, select_checkpoints
 from dlf_dynamics.config import BifurcationConfig, SpectrumConfig
 from dlf_dynamics.errors import ConfigError, FileError, shown
 
@@ -167,10 +167,6 @@ def test_a_file_that_changed_after_it_was_written_is_damaged(small, analysed, tm
         file["thresholds"][0] = 1.0
     with pytest.raises(FileError, match=r"is damaged: it is not what was written \(its digest"):
         load_spectrum(path)
-
-
-def test_the_default_path_lies_beside_the_run(tmp_path):
-    assert default_path(tmp_path / "run.h5") == tmp_path / "run.spectrum.h5"
 
 
 @pytest.mark.parametrize(

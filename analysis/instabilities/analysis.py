@@ -1,0 +1,99 @@
+"""`dlf-dynamics bifurcations`, as an analysis of the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dlf_dynamics.analysis.pipeline import Analysis, View, Work
+from dlf_dynamics.config import BifurcationConfig
+from dlf_dynamics.streams import say
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+    from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations
+    from dlf_dynamics.run import Run
+
+
+class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
+    """Find when, why and how a run became unstable.
+
+    The steps are replayed from the checkpoints. Crossings of the threshold by the sharpness at the
+    centres are located to the step; oscillations get onset, end, period, the lag and growth that
+    the linear theory predicts beside those measured, the flip coefficient and the size that it and
+    the rod equation predict. RUN.h5 is not changed; the results go to RUN.bifurcations.h5 and
+    RUN.bifurcations.csv, the figures to RUN.instabilities.png and RUN.diagrams.png: the
+    oscillations of the run, and orbit diagrams with the loss frozen at one step; and the same as
+    SVG. Ctrl-C ends it after the part at hand; --resume goes on.
+
+      dlf-dynamics bifurcations run.h5 --steps 8000:10500
+    """
+
+    name = "bifurcations"
+    config = BifurcationConfig
+    keys: ClassVar[dict[str, str]] = {
+        "run_id": "id of the run",
+        "run": "its status, last step and number of checkpoints when it was analysed",
+        "config": "settings",
+        "threshold": "what it is, or why there is none",
+        "replay": "how closely the replayed steps meet the checkpoints",
+        "steps": "the first and the last",
+        "looked_at": "number of steps at which the sharpness was computed",
+        "not_looked_at": "number of the other steps",
+        "not_converged": "steps looked at whose sharpness did not converge",
+        "verdict": "`below`, `above` or `undecided`, as `check` tells it",
+        "because": "lines that say why",
+        "instabilities_known": "false for mini-batches, whose noise alone alternates",
+        "crossings": "of the centres, a list of `Crossing`, field by field",
+        "instabilities": "a list of `Instability`, field by field, with `lag`, onset less crossing",
+    }
+
+    def result_type(self) -> type[Bifurcations]:
+        """`Bifurcations`."""
+        from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations
+
+        return Bifurcations
+
+    def compute(self, run: Run, config: BifurcationConfig, work: Work) -> Bifurcations:
+        """The motion, crossings and oscillations of the steps that are asked for."""
+        from dlf_dynamics.analysis.instabilities.bifurcations import compute_bifurcations
+
+        return compute_bifurcations(run, config, parts=work.parts, progress=work.progress)
+
+    def total(self, run: Run, config: BifurcationConfig) -> int:
+        """Steps."""
+        from dlf_dynamics.analysis.instabilities.bifurcations import span_of_steps
+
+        start, end = span_of_steps(run, config)
+        return end - start
+
+    def lines(self, run: Run, found: Bifurcations) -> list[str | Table]:
+        """The instabilities as a table, and what they rest on."""
+        from dlf_dynamics.analysis.instabilities import summary
+
+        return [summary.instabilities_table(found), *summary.closing_lines(found)]
+
+    def as_dict(self, found: Bifurcations) -> dict[str, Any]:
+        """The instabilities and what they rest on."""
+        from dlf_dynamics.analysis.instabilities import summary
+
+        return summary.as_dict(found)
+
+    def figures(self, run: Run, found: Bifurcations, view: View) -> Iterator[tuple[str, Figure]]:
+        """The oscillations of the run, and diagrams with the loss frozen."""
+        from dlf_dynamics.analysis.instabilities.plots import diagram_figure, instability_figure
+
+        if found.instabilities:
+            yield "instabilities", instability_figure(found)
+        if found.diagrams:
+            yield "diagrams", diagram_figure(found)
+        if not (found.instabilities or found.diagrams):
+            say("no figure of instabilities: the run does not oscillate in these steps")
+
+    def tables(self, found: Bifurcations) -> dict[str, str]:
+        """The instabilities as CSV."""
+        from dlf_dynamics.analysis.instabilities import summary
+
+        return {".csv": summary.csv_text(found.instabilities)}

@@ -1,0 +1,240 @@
+"""What all analyses of a run share: their parts, locks, result files, figures and words.
+
+An analysis is a subclass of `Analysis` and a line in `registry`. Its command, `--resume`, `--json`,
+result file, `plot`, `info`, `validate` and documentation follow from these. Nothing here imports
+JAX, so that the command line can answer at once; the methods of an analysis import what they need.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from dlf_dynamics import resultfile
+from dlf_dynamics.errors import StaleError
+from dlf_dynamics.outputs import hold
+from dlf_dynamics.parts import Parts
+from dlf_dynamics.progress import bar
+from dlf_dynamics.registry import ANALYSES
+from dlf_dynamics.startup import leads, wait_for_others
+from dlf_dynamics.streams import say
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+    from dlf_dynamics.run import Run
+
+Config = TypeVar("Config")
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class View:
+    """Options of a command that change what is told and drawn, and nothing that is computed."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a computation is given to keep its parts and to tell how far it is.
+
+    Attributes:
+        parts: where finished parts are kept, so that an interrupted analysis goes on.
+        progress: told how many units of `Analysis.total` are done; it raises KeyboardInterrupt
+            when the work is to stop.
+        note: told what is to stand beside the progress bar.
+    """
+
+    parts: Parts
+    progress: Callable[[int], None] = lambda done: None
+    note: Callable[[str], None] = lambda text: None
+
+
+class Analysis(ABC, Generic[Config, Found]):
+    """An analysis of a run: what it computes, and how that is told and drawn.
+
+    The docstring of a subclass is the help of its command.
+
+    Attributes:
+        name: of the command; the result of `run.h5` is `run.NAME.h5`.
+        config: dataclass of its settings; their docstrings are the help of the options.
+        view: dataclass of the other options of its command.
+        distributed: whether several processes can compute it together.
+        keys: what each key of `as_dict` is, for the documentation of `--json`.
+    """
+
+    name: ClassVar[str]
+    config: ClassVar[type]
+    keys: ClassVar[dict[str, str]]
+    view: ClassVar[type] = View
+    distributed: ClassVar[bool] = False
+
+    @abstractmethod
+    def result_type(self) -> type[Found]:
+        """Dataclass of what is found, as the codec keeps it; it has a field `source`."""
+
+    @abstractmethod
+    def compute(self, run: Run, config: Config, work: Work) -> Found:
+        """Computes it."""
+
+    @abstractmethod
+    def total(self, run: Run, config: Config) -> int:
+        """Units of the progress bar.
+
+        Raises:
+            ConfigError: when the run has nothing that could be analysed so.
+        """
+
+    @abstractmethod
+    def lines(self, run: Run, found: Found) -> list[str | Table]:
+        """What a person reads."""
+
+    @abstractmethod
+    def as_dict(self, found: Found) -> dict[str, Any]:
+        """What a program reads, JSON-ready."""
+
+    def figures(self, run: Run, found: Found, view: Any) -> Iterator[tuple[str, Figure]]:
+        """Names and figures; `run.NAME.png` is drawn of `run.h5`, or `run.png` without a name."""
+        yield from ()
+
+    def without(self, run: Run, view: Any) -> Iterator[tuple[str, Figure]]:
+        """What `plot` draws where there is no result, as `figures`."""
+        yield from ()
+
+    def tables(self, found: Found) -> dict[str, str]:
+        """Contents of text files beside the result file, by their suffix."""
+        return {}
+
+    def verify(self, run: Run, found: Found, view: Any, *, quiet: bool) -> list[str]:
+        """What is done after all else because an option of the view asks for it, in words."""
+        return []
+
+    def path(self, run_path: Path) -> Path:
+        """Where the result of a run file lies, if nothing else is said."""
+        return run_path.with_suffix(f".{self.name}.h5")
+
+    def save(self, found: Found, path: Path) -> None:
+        """Writes the result file.
+
+        Raises:
+            FileError: when it cannot be written.
+        """
+        resultfile.save(path, self.name, found)
+
+    def load(self, path: str | Path, run: Run | None = None) -> Found:
+        """Reads a result file.
+
+        Args:
+            path: of the file.
+            run: the run that it must be of, in its present state; none takes any.
+
+        Raises:
+            FileError: when it cannot be read or is damaged.
+            StaleError: when it is of another run, or of a state that the run is no longer in.
+        """
+        return resultfile.load(path, self.name, self.result_type(), run)
+
+    def known(self, path: Path, run: Run) -> Found | None:
+        """The result on file, of the run as it is now; none without it, once that was said."""
+        try:
+            return self.load(path, run) if path.exists() else None
+        except StaleError as error:
+            say(f"{error.found}; computing anew")
+            return None
+
+    def performed(
+        self,
+        run: Run,
+        config: Config,
+        output: Path,
+        *,
+        resume: bool | None = None,
+        quiet: bool = True,
+        stop: Callable[[], bool] = lambda: False,
+        work: Callable[[Work], Found] | None = None,
+        total: int | None = None,
+    ) -> Found:
+        """What is computed, its parts being kept and the result written.
+
+        Args:
+            run: to be analysed.
+            config: how.
+            output: the result file.
+            resume: whether to go on from parts that are there; none does so, and says nothing,
+                where they are of this run as it is now, and of these settings.
+            quiet: whether to show no progress.
+            stop: whether to stop, asked after each part.
+            work: other than `compute`, of a total of its own.
+            total: units of the progress bar, of that work.
+
+        Raises:
+            FileError: when the result cannot be written, or another process writes it.
+            KeyboardInterrupt: when it was stopped.
+        """
+        settings = dataclasses.asdict(config)  # type: ignore[call-overload]
+        count = self.total(run, config) if total is None else total
+        with kept_parts(output, self.name, run, settings, resume=resume) as parts:
+            with bar(self.name, count, quiet=quiet or not leads()) as advance:
+
+                def told(done: int) -> None:
+                    advance(done)
+                    if stop():
+                        raise KeyboardInterrupt
+
+                given = Work(parts, told, advance.note)
+                found = self.compute(run, config, given) if work is None else work(given)
+            if leads():
+                self.save(found, output)
+                parts.clear()
+        return found
+
+
+@contextmanager
+def kept_parts(
+    output: Path, analysis: str, run: Run, settings: Any, *, resume: bool | None
+) -> Iterator[Parts]:
+    """The finished parts of an analysis, in a folder beside its output; see `performed`.
+
+    Output and parts are this process's to write while the block lasts.
+    """
+    folder = output.with_suffix(".parts")
+    if not leads():
+        wait_for_others("parts are cleared")
+        parts = Parts(folder, analysis, run, settings, kept=False)
+        wait_for_others("parts are known")
+        yield parts
+        return
+    with hold(output), hold(folder):  # outputs that differ in their suffix share the folder
+        resultfile.require_result(output, analysis, run)
+        parts = Parts(folder, analysis, run, settings)
+        if not _usable(parts, folder, resume):
+            parts.clear()
+        wait_for_others("parts are cleared")
+        wait_for_others("parts are known")
+        yield parts
+
+
+def _usable(parts: Parts, folder: Path, resume: bool | None) -> bool:
+    """Whether to go on from the parts that are there; where it was asked for and is not, why."""
+    if resume is None:
+        return parts.outdated() is None and not parts.of_other_settings()
+    if not resume:
+        return False
+    outdated = parts.outdated()
+    if outdated is not None:
+        say(f"{outdated}; starting anew")
+    elif not folder.is_dir():
+        say(f"nothing to resume in {folder}; starting anew")
+    return outdated is None
+
+
+def analysis_named(name: str) -> Analysis[Any, Any]:
+    """An analysis of the registry."""
+    module, _, kind = ANALYSES[name].declared.partition(":")
+    return getattr(importlib.import_module(module), kind)()

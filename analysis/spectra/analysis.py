@@ -1,0 +1,193 @@
+"""`dlf-dynamics spectrum`, as an analysis of the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dlf_dynamics.analysis.pipeline import Analysis, View, Work
+from dlf_dynamics.config import SpectrumConfig, span_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+    from dlf_dynamics.analysis.spectra.spectrum import Spectrum
+    from dlf_dynamics.run import Run
+
+
+@dataclass(frozen=True)
+class SpectrumView(View):
+    """What is told and drawn of a spectrum."""
+
+    verify_dense: bool = False
+    """Compare every value with a dense eigensolve and print the worst difference (at most 2,000
+    parameters; takes about a second for each checkpoint)."""
+    zoom: str | None = None
+    """Steps a:b of the figure's second column; none means around the second burst."""
+
+    @property
+    def window(self) -> tuple[float, float] | None:
+        """The steps of the second column."""
+        return None if self.zoom is None else span_of(self.zoom, "zoom")
+
+    def __post_init__(self) -> None:
+        _ = self.window  # refused before anything is computed
+
+
+class SpectrumAnalysis(Analysis[SpectrumConfig, "Spectrum"]):
+    """Compute Hessian and NTK spectra along a run, the threshold, its crossings, and the figures.
+
+    Eigenvalues are of the loss as it was weighted at each checkpoint's step, at the iterate and at
+    the 1:2:1 centre of three consecutive iterates. RUN.h5 is not changed; the results go to
+    RUN.spectrum.h5, the figures to RUN.png, RUN.bifurcation.png, with --density RUN.density.png,
+    with --infinite-width RUN.kernels.png, and the same as .svg. Ctrl-C ends it after the part at
+    hand, a second one at once; what was finished then, or before a kill, is in RUN.spectrum.parts,
+    and --resume goes on.
+
+      dlf-dynamics spectrum run.h5 --steps 8000:10500 --verify-dense
+      dlf-dynamics spectrum run.h5 --operator ggn --which both --k 5 --density
+    """
+
+    name = "spectrum"
+    config = SpectrumConfig
+    view = SpectrumView
+    distributed = True
+    keys: ClassVar[dict[str, str]] = {
+        "run_id": "id of the run",
+        "run": "its status, last step and number of checkpoints when it was analysed",
+        "config": "settings, with `k`, `tol` and `ntk_examples` as they came out",
+        "threshold": "`label`, what it is or why there is none; `first` and `last` value",
+        "checkpoints": "number of checkpoints that were analysed",
+        "operator": "in words",
+        "values": "eigenvalues at iterates and centres",
+        "values_not_converged": "how many of them did not converge",
+        "not_converged": "checkpoints at which any value did not converge",
+        "centres": "whether there are centres: not of mini-batches that are not known",
+        "above": "with `above`: the `fraction`, `incomplete_steps` at which values above it may be "
+        "missing, and `smallest_there`, the smallest value at these; else null",
+        "failed": "steps at which the loss or its curvature is not finite",
+        "unresolved": "checkpoints on neither side of the threshold",
+        "statuses": "number of values by status",
+        "failure_probability": "that any upper bound fails, at most",
+        "precision": "type of numbers in which eigenvalues and residuals were computed",
+        "matvecs_per_checkpoint_and_point": "products, on average",
+        "largest_sharpness_at_centres": "over all checkpoints",
+        "largest_ntk_eigenvalue": "over all checkpoints; null without the kernel",
+        "ntk": "at each of the `steps`: `trace`, `captured`, `effective_rank`, `alignment`; and "
+        "`class_examples`; null without the kernel",
+        "infinite_width": "at each of the `steps`: `distance`, `alignment`, `movement`; and the "
+        "eigenvalues `ntk` and `nngp` of the limits; null without them",
+        "densities": "by operator, at each of the `steps`: `trace` and `frobenius` norm with half "
+        "widths of their intervals of 95 %; `num_probes`, `num_steps`",
+        "oscillations_known": "false for mini-batches, whose noise alone alternates",
+        "bursts": "number of oscillations that are seen in the loss",
+        "oscillations": "a list of `Oscillation`, field by field",
+        "crossings": "a list of `Crossing`, field by field",
+    }
+
+    def result_type(self) -> type[Spectrum]:
+        """`Spectrum`."""
+        from dlf_dynamics.analysis.spectra.spectrum import Spectrum
+
+        return Spectrum
+
+    def compute(self, run: Run, config: SpectrumConfig, work: Work) -> Spectrum:
+        """Hessian, NTK, densities and limits at the chosen checkpoints, one after the other."""
+        from dlf_dynamics.analysis.spectra.spectrum import compute_spectrum
+        from dlf_dynamics.progress import ProductMeter
+
+        before, count = self._before(run, config), self._chosen(run, config)
+        points = 2 if run.own_updates else 1  # without them there is no centre
+        meter = ProductMeter(points * count, config.max_matvecs)
+
+        def told(what: str, done: int) -> None:
+            if what == "hessian":
+                meter.expect(points * (count - done))
+                work.note("")
+            work.progress(before[what] + done)
+
+        return compute_spectrum(
+            run,
+            config,
+            parts=work.parts,
+            progress=told,
+            watch=lambda made: work.note(meter(made)),
+        )
+
+    def total(self, run: Run, config: SpectrumConfig) -> int:
+        """Checkpoints, once for each kind of spectrum."""
+        last = self._before(run, config)["infinite-width"]
+        return last + self._chosen(run, config) * config.infinite_width
+
+    def _chosen(self, run: Run, config: SpectrumConfig) -> int:
+        from dlf_dynamics.analysis.spectra.checkpoints import select_checkpoints
+
+        return len(select_checkpoints(run, config))
+
+    def _before(self, run: Run, config: SpectrumConfig) -> dict[str, int]:
+        """Units of the progress bar that come before each kind of spectrum."""
+        from dlf_dynamics.analysis.spectra.checkpoints import (
+            density_checkpoints,
+            select_checkpoints,
+        )
+        from dlf_dynamics.analysis.spectra.spectrum import DENSITIES
+
+        chosen = select_checkpoints(run, config)
+        densities = len(DENSITIES) * len(density_checkpoints(config, chosen)) * config.density
+        both = 2 * len(chosen)
+        return {
+            "hessian": 0,
+            "ntk": len(chosen),
+            "density": both,
+            "infinite-width": both + densities,
+        }
+
+    def lines(self, run: Run, found: Spectrum) -> list[str | Table]:
+        """The events as a table, and what they rest on."""
+        from dlf_dynamics.analysis.spectra import summary
+
+        table = [summary.events_table(found)] if not found.unwatched else []
+        saturated = summary.saturation_lines(run, found.hessian.steps)
+        return [*table, *summary.closing_lines(found), *saturated]
+
+    def as_dict(self, found: Spectrum) -> dict[str, Any]:
+        """The events and what they rest on."""
+        from dlf_dynamics.analysis.spectra import summary
+
+        return summary.as_dict(found)
+
+    def figures(
+        self, run: Run, found: Spectrum, view: SpectrumView
+    ) -> Iterator[tuple[str, Figure]]:
+        """The run with its spectra, its bursts, and what else was asked for."""
+        from dlf_dynamics.analysis.spectra import plots
+
+        yield "", plots.run_figure(run, found, view.window)
+        if not found.unwatched:
+            yield "bifurcation", plots.bifurcation_figure(run, found)
+        if found.densities:
+            from dlf_dynamics.analysis.spectra.density_plots import density_figure
+
+            yield "density", density_figure(found)
+        if found.infinite_width is not None:
+            from dlf_dynamics.analysis.spectra.infinite_width_plots import kernel_figure
+
+            yield "kernels", kernel_figure(found)
+
+    def without(self, run: Run, view: SpectrumView) -> Iterator[tuple[str, Figure]]:
+        """What the run file alone shows."""
+        from dlf_dynamics.analysis.spectra import plots
+
+        yield "", plots.run_figure(run, None, view.window)
+
+    def verify(self, run: Run, found: Spectrum, view: SpectrumView, *, quiet: bool) -> list[str]:
+        """Compares every value with a dense eigensolve, if that is asked for."""
+        if not view.verify_dense:
+            return []
+        from dlf_dynamics.analysis.spectra.verification import verify_dense
+        from dlf_dynamics.progress import bar
+
+        with bar("dense check", len(found.hessian.steps), quiet=quiet) as advance:
+            return verify_dense(run, found, advance).lines()
