@@ -60,12 +60,12 @@ def neural_tangents() -> ModuleType:
     return package
 
 
-def gram_matrix(
+def empirical_kernel(
     problem: Problem, params: Float[Array, " params"], *, trace_outputs: bool = True
 ) -> Float[Array, "size size"]:
     """The empirical NTK as neural-tangents forms it, by its NTK-vector products.
 
-    It is the matrix of `analysis.kernel.gram_matrix`, by other means: Novak, Sohl-Dickstein and
+    It is the matrix of `spectra.gram.gram_matrix`, by other means: Novak, Sohl-Dickstein and
     Schoenholz, Fast finite width neural tangent kernel, ICML 2022, Sec. 3.
 
     Args:

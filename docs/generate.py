@@ -1,11 +1,11 @@
 """What MkDocs does for this site beside rendering: reference pages, and a place to run examples.
 
 Comments in a page are replaced by what the program says of itself, so that it cannot drift:
-`<!-- help: train -->` by the help of a command, `<!-- configuration: RunConfig -->` by the keys of
-a configuration, `<!-- presets -->` by the presets, `<!-- choices: linalg.eigensolver.Which -->` by
-the values of types of the analysis, `<!-- analyses -->` by the help of the commands of all analyses
-with what they print as JSON, and `<!-- results -->` by what their result files hold. Examples are executed in an empty folder, which the pages of one
-build share.
+`<!-- help: train -->` by the help of a command, `<!-- analyses -->` by that of the commands of all
+analyses with what they print as JSON, `<!-- results -->` by what their result files hold,
+`<!-- configuration: RunConfig -->` by the keys of a configuration, `<!-- presets -->` by the
+presets, and `<!-- choices: linalg.eigensolver.Which -->` by the values of types of the analysis.
+Examples are executed in an empty folder, which the pages of one build share.
 """
 
 from __future__ import annotations

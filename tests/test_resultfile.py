@@ -106,14 +106,14 @@ def test_a_foreign_hdf5_file_is_refused(tmp_path):
 
 def test_a_newer_version_is_refused_by_its_number(path):
     with h5py.File(path, "a") as file:
-        file.attrs["format_version"] = "4.0"
-    with pytest.raises(FileError, match=r"format version 4\.0; this program reads 4\.x"):
+        file.attrs["format_version"] = "5.0"
+    with pytest.raises(FileError, match=r"format version 5\.0; this program reads 4\.x"):
         resultfile.read(path, "spectrum", None)
 
 
 def test_a_newer_minor_version_is_read(path):
     with h5py.File(path, "a") as file:
-        file.attrs["format_version"] = "3.7"
+        file.attrs["format_version"] = "4.7"
     assert resultfile.read(path, "spectrum", None).source == SOURCE
 
 

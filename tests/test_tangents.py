@@ -33,7 +33,8 @@ def inputs():
 
 
 own_kernel, their_kernel = (
-    jax.jit(form, static_argnames="trace_outputs") for form in (gram_matrix, tangents.gram_matrix)
+    jax.jit(form, static_argnames="trace_outputs")
+    for form in (gram_matrix, tangents.empirical_kernel)
 )
 
 

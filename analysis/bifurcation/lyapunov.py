@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from dlf_dynamics.analysis.bifurcation.maps import Map, Parameter, State
+from dlf_dynamics.analysis.bifurcation.maps import Map, Parameter, Vector
 from dlf_dynamics.analysis.bifurcation.orbits import escape_bound, one_by_one
 from dlf_dynamics.analysis.devices import in_groups, map_over_devices
 from dlf_dynamics.reprs import brief
@@ -61,7 +61,7 @@ class LyapunovSpectrum:
 
 def lyapunov_exponents(
     map_: Map,
-    state: State,
+    state: Vector,
     parameter: Parameter,
     k: int,
     steps: int,
@@ -123,7 +123,7 @@ def lyapunov_exponents(
 
 def lyapunov_spectra(
     map_: Map,
-    state: State,
+    state: Vector,
     parameters: Float[np.ndarray, " values"],
     k: int,
     steps: int,
@@ -175,7 +175,7 @@ def _check(
 
 
 class _Orbit(NamedTuple):
-    state: State
+    state: Vector
     directions: Float[Array, "k n"]
     alive: Bool[Array, ""]
 

@@ -10,7 +10,7 @@ import jax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-State = Float[Array, " n"]
+Vector = Float[Array, " n"]
 Parameter = Float[Array, ""] | float
 
 
@@ -30,16 +30,16 @@ class Map:
     [0.8]
     """
 
-    step: Callable[[State, Parameter], State]
+    step: Callable[[Vector, Parameter], Vector]
 
     def __post_init__(self) -> None:
         if callable(self.step) and not isinstance(self.step, Partial):
             object.__setattr__(self, "step", Partial(self.step))
 
-    def __call__(self, state: State, parameter: Parameter) -> State:
+    def __call__(self, state: Vector, parameter: Parameter) -> Vector:
         """The next state."""
         return self.step(state, parameter)
 
-    def iterate(self, state: State, parameter: Parameter, count: int) -> State:
+    def iterate(self, state: Vector, parameter: Parameter, count: int) -> Vector:
         """The state after so many steps."""
         return jax.lax.fori_loop(0, count, lambda _, x: self.step(x, parameter), state)

@@ -14,11 +14,11 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 from scipy.spatial import KDTree
 
-from dlf_dynamics.analysis.bifurcation.maps import Map, Parameter, State
+from dlf_dynamics.analysis.bifurcation.maps import Map, Parameter, Vector
 from dlf_dynamics.analysis.devices import filled, map_over_devices, rounded_up
 from dlf_dynamics.reprs import brief
 
-Observable = Callable[[State], Array]
+Observable = Callable[[Vector], Array]
 
 ESCAPED = 1e8
 """Growth of the largest entry of a state, over the start's or 1, that counts as divergence."""
@@ -75,7 +75,7 @@ class OrbitDiagram:
 
 def orbit_diagram(
     map_: Map,
-    state: State,
+    state: Vector,
     parameters: Float[np.ndarray, " values"],
     observable: Observable,
     *,
@@ -152,7 +152,7 @@ def orbit_diagram(
     return OrbitDiagram(values, *_columns(up, down))
 
 
-def escape_bound(state: State) -> float:
+def escape_bound(state: Vector) -> float:
     """Size of an entry of the state from which on an orbit that starts here counts as diverging.
 
     Raises:
@@ -164,7 +164,7 @@ def escape_bound(state: State) -> float:
     return ESCAPED * max(1.0, largest)
 
 
-def one_by_one(state: State) -> bool:
+def one_by_one(state: Vector) -> bool:
     """Whether vectors like this state are treated faster one after the other than as a batch."""
     return jax.default_backend() == "cpu" and state.size >= ONE_BY_ONE_SIZE
 
@@ -182,18 +182,18 @@ def _orbit(
     transient: Array,
     bound: Array,
     kick: float,
-    state: State,
+    state: Vector,
     parameter: Parameter,
     recorded: int,
-) -> tuple[State, _Record]:
+) -> tuple[Vector, _Record]:
     """The last state of an orbit, and its record."""
 
-    def advance(_: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
+    def advance(_: Array, carry: tuple[Vector, Array]) -> tuple[Vector, Array]:
         state = map_(carry[0], parameter)
         # NaN compares as false.
         return state, carry[1] & jnp.all(jnp.abs(state) <= bound)
 
-    def record(carry: tuple[State, Array], step: Array) -> tuple[tuple[State, Array], Array]:
+    def record(carry: tuple[Vector, Array], step: Array) -> tuple[tuple[Vector, Array], Array]:
         state, alive = advance(step, carry)
         return (state, alive), jnp.where(alive, observable(state), jnp.nan)
 
@@ -204,11 +204,11 @@ def _orbit(
 
 @partial(jax.jit, static_argnames="recorded")
 def _follow(
-    orbit: Partial, state: State, parameters: Float[Array, " values"], *, recorded: int
-) -> tuple[State, _Record]:
+    orbit: Partial, state: Vector, parameters: Float[Array, " values"], *, recorded: int
+) -> tuple[Vector, _Record]:
     """Orbits that each start where the last one that did not diverge ended."""
 
-    def at_parameter(state: State, parameter: Array) -> tuple[State, _Record]:
+    def at_parameter(state: Vector, parameter: Array) -> tuple[Vector, _Record]:
         last, record = orbit(state, parameter, recorded)
         return jnp.where(record.diverged, state, last), record
 
@@ -217,7 +217,7 @@ def _follow(
 
 def _from_one_start(
     orbit: Partial,
-    state: State,
+    state: Vector,
     values: Float[np.ndarray, " values"],
     recorded: int,
     batch_size: int | None,
@@ -235,7 +235,7 @@ def _from_one_start(
 @partial(jax.jit, static_argnames=("recorded", "batch_size"))
 def _independent(
     orbit: Partial,
-    state: State,
+    state: Vector,
     parameters: Float[Array, " values"],
     *,
     recorded: int,

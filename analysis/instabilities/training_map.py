@@ -14,10 +14,9 @@ import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
-from dlf_dynamics.analysis.bifurcation.maps import Map, Parameter, State
+from dlf_dynamics.analysis.bifurcation.maps import Map, Parameter, Vector
 from dlf_dynamics.analysis.stability.threshold import instability_threshold
-from dlf_dynamics.dynamics import Dynamics
-from dlf_dynamics.dynamics import State as TrainingState
+from dlf_dynamics.dynamics import Dynamics, State
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.losses import ClassWeights
 from dlf_dynamics.problem import Problem
@@ -114,7 +113,7 @@ def equivalent_rate(run: Run, step: int, factor: float = 1.0) -> float:
     return 2 / float(instability_threshold(optimizer, np.array([step]))[0])
 
 
-def training_state(state: TrainingState) -> State:
+def training_state(state: State) -> Vector:
     """A state of a run as a state of its training map: parameters, then the velocity if any."""
     return jnp.concatenate([state.params, *_moving_leaves(state.optimizer_state)])
 
@@ -156,8 +155,8 @@ class _Update:
     class_label: int
 
     def __call__(
-        self, dynamics: Dynamics, frozen: _Frozen, state: State, value: Parameter
-    ) -> State:
+        self, dynamics: Dynamics, frozen: _Frozen, state: Vector, value: Parameter
+    ) -> Vector:
         value = jnp.asarray(value, state.dtype)
         step, num_params = self._time(frozen, value), len(state) - self._moving
         problem = self._frozen(dynamics, frozen, value)

@@ -22,6 +22,12 @@ from dlf_dynamics.operators import jacobian, ntk
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.reprs import brief
 
+MAX_DENSE = 1_000
+"""Rows up to which a kernel is formed and all its eigenvalues are found, in a second or two."""
+
+DEFAULT_K = 10
+"""Eigenvalues of a larger one."""
+
 BLOCK_NUMBERS = 2**24
 """Numbers at most in each of the two blocks of the Jacobian that are held at once: 128 MiB in
 float64. A block has one example at least."""

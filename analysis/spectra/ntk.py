@@ -17,6 +17,8 @@ from dlf_dynamics import tangents
 from dlf_dynamics.analysis.devices import filled, map_over_devices, one_ahead, rounded_up
 from dlf_dynamics.analysis.linalg.eigensolver import top_eigenpairs
 from dlf_dynamics.analysis.spectra.gram import (
+    DEFAULT_K,
+    MAX_DENSE,
     KernelProduct,
     KernelSums,
     dense_eigenvalues,
@@ -33,17 +35,11 @@ from dlf_dynamics.problem import Problem
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Checkpoints, Run
 
-MAX_DENSE = 1_000
-"""Rows up to which a kernel is formed and all its eigenvalues are found, in a second or two."""
-
-DEFAULT_K = 10
-"""Eigenvalues of a larger one."""
-
 _CHUNK_NUMBERS = 2**24
 
 _ENGINES: dict[EngineName, Callable[..., Array]] = {
     "own": gram_matrix,
-    "neural-tangents": tangents.gram_matrix,
+    "neural-tangents": tangents.empirical_kernel,
 }
 
 

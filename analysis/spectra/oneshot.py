@@ -22,6 +22,8 @@ from dlf_dynamics.analysis.linalg.chain import RANK_TOLERANCE, TIGHTER
 from dlf_dynamics.analysis.linalg.eigensolver import Eigenpairs, Which, top_eigenpairs
 from dlf_dynamics.analysis.linalg.vectors import Form
 from dlf_dynamics.analysis.spectra.gram import (
+    DEFAULT_K,
+    MAX_DENSE,
     KernelProduct,
     gram_matrix,
     output_shape,
@@ -45,12 +47,6 @@ from dlf_dynamics.optimizers import FlatUpdate, is_adaptive
 from dlf_dynamics.problem import Problem, Step
 
 Operator = Literal["hessian", "ggn", "remainder"]
-
-MAX_DENSE = 1_000
-"""Rows up to which a kernel is formed and all its eigenvalues are found."""
-
-DEFAULT_K = 10
-"""Eigenvalues of a larger one."""
 
 _OPERATORS = {"hessian": hessian, "ggn": ggn, "remainder": remainder}
 
@@ -245,8 +241,7 @@ def stability(
     """
     point = _Point.of(problem, params)
     update = FlatUpdate(optimizer, point.layout)
-    steps = (int(step),)
-    threshold = float(threshold_of(update, steps=steps).required().at(np.array(steps))[0])
+    threshold = threshold_of(update, steps=(int(step),)).required_at(int(step))
     solver = _Solver(tol, max_matvecs, batch_size, seed, max_memory=max_memory).within(point)
     scale, label = None, "Hessian of the weighted loss"
     if is_adaptive(optimizer):

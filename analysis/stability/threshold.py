@@ -146,15 +146,15 @@ class Threshold:
             return np.full(len(steps), np.nan)
         return instability_threshold(self.optimizer, steps)
 
-    def required(self) -> Threshold:
-        """Itself.
+    def required_at(self, step: int) -> float:
+        """Critical eigenvalue at a step.
 
         Raises:
-            ConfigError: when there is no threshold.
+            ConfigError: when there is none.
         """
         if self.reason:
             raise ConfigError(f"the optimizer has no threshold: {self.reason}")
-        return self
+        return float(self.at(np.array([step]))[0])
 
     def label(self, *, applies: bool = True) -> str:
         """What it is, or why there is none, in words that go with every output.

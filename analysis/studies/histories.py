@@ -208,9 +208,8 @@ def _edge(
     try:
         if not is_adaptive(optimizer):
             update = FlatUpdate(optimizer, Layout.of(params))
-            threshold = threshold_of(update, steps=(step,)).required()
-            value = float(threshold.at(np.array([step]))[0])
-            return {"threshold": value, "preconditioned_sharpness": plain}
+            threshold = threshold_of(update, steps=(step,)).required_at(step)
+            return {"threshold": threshold, "preconditioned_sharpness": plain}
         found = stability(static, params, optimizer, opt_state=state, step=step)
     except ConfigError:
         return {}

@@ -80,8 +80,8 @@ def test_missing_foreign_and_newer_files_are_refused(small, trained, analysed, t
     path = tmp_path / "spectrum.h5"
     save_spectrum(analysed(small), path)
     with h5py.File(path, "a") as file:
-        file.attrs["format_version"] = "4.1"
-    with pytest.raises(FileError, match=r"has format version 4\.1"):
+        file.attrs["format_version"] = "5.1"
+    with pytest.raises(FileError, match=r"has format version 5\.1"):
         load_spectrum(path)
 
 

@@ -240,7 +240,7 @@ def test_only_mini_batch_runs_are_refused_a_threshold(small, trained):
     assert found.label() == found.reason
     assert np.all(np.isnan(found.at(steps)))
     with pytest.raises(ConfigError, match="the optimizer has no threshold: mini-batches"):
-        found.required()
+        found.required_at(0)
 
 
 @pytest.mark.parametrize("name", ["rmsprop", "adam", "adamw"])
