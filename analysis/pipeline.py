@@ -8,7 +8,6 @@ JAX, so that the command line can answer at once; the methods of an analysis imp
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -236,5 +235,4 @@ def _usable(parts: Parts, folder: Path, resume: bool | None) -> bool:
 
 def analysis_named(name: str) -> Analysis[Any, Any]:
     """An analysis of the registry."""
-    module, _, kind = ANALYSES[name].declared.partition(":")
-    return getattr(importlib.import_module(module), kind)()
+    return ANALYSES[name].loaded()()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import os
 import re
@@ -13,12 +12,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from dlf_dynamics.commands import COMMANDS, Train
-from dlf_dynamics.config import RunConfig
-from dlf_dynamics.configfile import unchecked
+from dlf_dynamics.commands import COMMANDS, command_named
 from dlf_dynamics.errors import UserError, shortened
-from dlf_dynamics.presets import PRESETS
-from dlf_dynamics.registry import ANALYSES
 
 
 def parse(arguments: list[str]) -> Any:
@@ -27,33 +22,40 @@ def parse(arguments: list[str]) -> Any:
     Raises:
         UserError: for options that cannot be parsed.
     """
+    if arguments[:1] != ["train"]:
+        return _parsed(arguments)
+    from dlf_dynamics.commands.training import Train
+    from dlf_dynamics.configfile import unchecked
+    from dlf_dynamics.presets import PRESETS
+
     # What options override is itself told by options: they are parsed for that first.
-    command = _parsed(arguments, unchecked(PRESETS["published"]))
-    return _parsed(arguments, command.base()) if isinstance(command, Train) else command
+    command = _parsed(arguments, Train(run=unchecked(PRESETS["published"])))
+    return _parsed(arguments, Train(run=command.base()))
 
 
-def _parsed(arguments: list[str], base: RunConfig) -> Any:
-    """The command with its options, of which those of `train` override `base`."""
+def _parsed(arguments: list[str], default: Any = None) -> Any:
+    """The command with its options, which override those of `default`."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return _parsed_by_tyro(arguments, base)
+            return _parsed_by_tyro(arguments, default)
     except SystemExit as stop:
         if not stop.code:
             raise
     # Once more without line breaks, of which some would be in the middle of a name.
     complaint = io.StringIO()
     with contextlib.redirect_stderr(complaint), columns(10_000), contextlib.suppress(SystemExit):
-        _parsed_by_tyro(arguments, base)
+        _parsed_by_tyro(arguments, default)
     raise UserError(_one_line(complaint.getvalue(), arguments[0] if arguments else ""))
 
 
-def _parsed_by_tyro(arguments: list[str], base: RunConfig) -> Any:
+def _parsed_by_tyro(arguments: list[str], default: Any) -> Any:
     kinds: Any = None
-    for name, make in COMMANDS.items():
+    for name in COMMANDS:
         # Of the others only the names count, and what they do; to read their options takes longer.
-        command = make() if name in arguments[:1] else _named(name)
-        options: dict[str, Any] = {"default": Train(run=base)} if command is Train else {}
+        chosen = name in arguments[:1]
+        command = command_named(name) if chosen else _named(name)
+        options = {"default": default} if chosen and default is not None else {}
         kind = Annotated[command, tyro.conf.subcommand(name, **options)]
         kinds = kind if kinds is None else kinds | kind
     return tyro.cli(
@@ -69,9 +71,8 @@ def _parsed_by_tyro(arguments: list[str], base: RunConfig) -> Any:
 
 def _named(name: str) -> type:
     """In the place of a command, a class that has its description alone."""
-    told = ANALYSES[name].about if name in ANALYSES else inspect.getdoc(COMMANDS[name]()) or ""
     command = make_dataclass(name, [])
-    command.__doc__ = told.split("\n\n")[0]
+    command.__doc__ = COMMANDS[name].about
     return command
 
 

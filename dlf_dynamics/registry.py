@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import importlib
+from typing import Any, NamedTuple
 
 
 class Entry(NamedTuple):
-    """An analysis.
+    """An analysis, or a command.
 
     Attributes:
-        declared: its `pipeline.Analysis`, as module:class.
+        declared: its class, as module:class: of an analysis a `pipeline.Analysis`.
         about: what it does, in a sentence, for the list of commands.
     """
 
     declared: str
     about: str
+
+    def loaded(self) -> Any:
+        """The class, once its module is imported."""
+        module, _, kind = self.declared.partition(":")
+        return getattr(importlib.import_module(module), kind)
 
 
 ANALYSES = {

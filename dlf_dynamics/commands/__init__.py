@@ -1,28 +1,50 @@
 """The commands of the command line: options as dataclasses, each a thin layer over the library.
 
-JAX is imported when a command is executed, so that help answers at once.
+The module of a command is imported when that command is given, and JAX when it is executed, so that
+help answers at once.
 """
 
-from collections.abc import Callable
-from functools import partial
+from dlf_dynamics.registry import ANALYSES, Entry
 
-from dlf_dynamics.commands.analyses import Plot, command_of
-from dlf_dynamics.commands.check import Check
-from dlf_dynamics.commands.files import Info, Repair, Validate
-from dlf_dynamics.commands.reproduction import Reproduce
-from dlf_dynamics.commands.studies import Sweep
-from dlf_dynamics.commands.training import Train
-from dlf_dynamics.registry import ANALYSES
-
-COMMANDS: dict[str, Callable[[], type]] = {
-    "train": lambda: Train,
-    **{name: partial(command_of, name) for name in ANALYSES},
-    "check": lambda: Check,
-    "sweep": lambda: Sweep,
-    "reproduce": lambda: Reproduce,
-    "plot": lambda: Plot,
-    "info": lambda: Info,
-    "validate": lambda: Validate,
-    "repair": lambda: Repair,
+COMMANDS = {
+    "train": Entry("dlf_dynamics.commands.training:Train", "Train a network and record the run."),
+    **ANALYSES,
+    "check": Entry(
+        "dlf_dynamics.commands.check:Check",
+        "Tell whether a run stayed below its instability threshold, and if not, where it did not.",
+    ),
+    "sweep": Entry(
+        "dlf_dynamics.commands.studies:Sweep",
+        "Train many configurations and keep what came of each in one file.",
+    ),
+    "reproduce": Entry(
+        "dlf_dynamics.commands.reproduction:Reproduce",
+        "Make a published result again, and compare what comes out with what was published.",
+    ),
+    "plot": Entry(
+        "dlf_dynamics.commands.analyses:Plot",
+        "Draw all figures of a run again, or those of a study.",
+    ),
+    "info": Entry(
+        "dlf_dynamics.commands.files:Info",
+        "Show what a file holds: of a run status, configuration, last values and provenance.",
+    ),
+    "validate": Entry(
+        "dlf_dynamics.commands.files:Validate",
+        "Check that a file is what was written; exits with 1 and a line for each fault found.",
+    ),
+    "repair": Entry(
+        "dlf_dynamics.commands.files:Repair",
+        "Rewrite a run file whose writer was killed, keeping every complete row.",
+    ),
 }
-"""What makes each command, by its name."""
+"""By name, in the order in which they are listed."""
+
+
+def command_named(name: str) -> type:
+    """A command; that of an analysis is made of what the analysis declares."""
+    if name not in ANALYSES:
+        return COMMANDS[name].loaded()
+    from dlf_dynamics.commands.analyses import command_of
+
+    return command_of(name)
