@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -14,6 +14,7 @@ import optax
 from jax.extend.random import threefry_2x32
 from jaxtyping import Array, Bool, Float, Int
 
+from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.optimizers import FlatUpdate, has_mean_squares, is_adaptive
 from dlf_dynamics.precision import InPrecision, rounded
@@ -115,6 +116,31 @@ class Dynamics:
     def state_layout(self, params: Float[Array, " params"]) -> Layout:
         """The form of the optimizer's state."""
         return Layout.of(jax.eval_shape(self.initial_state, params).optimizer_state)
+
+    def flat(self, state: State) -> FlatState:
+        """A state as vectors; `restored` is the inverse."""
+        return FlatState(
+            int(state.step),
+            np.asarray(state.params),
+            np.asarray(state.previous_update),
+            np.asarray(Layout.of(state.optimizer_state).flatten(state.optimizer_state)),
+        )
+
+    def restored(self, flat: FlatState) -> State:
+        """The state that a flat one stands for, to go on from."""
+        params = jnp.asarray(flat.params)
+        layout = self.state_layout(params)
+        optimizer_state = layout.unflatten(jnp.asarray(flat.optimizer))
+        update = jnp.asarray(flat.previous_update)
+        return State(params, update, optimizer_state, jnp.int32(flat.step))
+
+    def restored_all(self, flats: Sequence[FlatState]) -> State:
+        """Several states as one, of NumPy arrays, for `jax.lax.map` over them."""
+        names = ("params", "previous_update", "optimizer")
+        columns: list[Any] = [np.stack([getattr(flat, name) for flat in flats]) for name in names]
+        params, updates, optimizer = columns
+        steps: Any = np.array([flat.step for flat in flats], np.int32)
+        return State(params, updates, self.state_layout(params[0]).unflatten(optimizer), steps)
 
     def update(
         self, gradient: Float[Array, " params"], state: Any, params: Float[Array, " params"]

@@ -1,14 +1,16 @@
-"""`Pace`: how many updates to make in one call of the compiled program."""
+"""`Pace`: the loop of training, and how many updates to make in one call of its program."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from dlf_dynamics.config import RunConfig
-from dlf_dynamics.dynamics import State
+from dlf_dynamics.dynamics import Snapshots, State
 
 MAX_STRETCH = 1000
 """Updates per call of the compiled program at most."""
@@ -17,6 +19,33 @@ MAX_BYTES = 64 * 2**20
 """Size of the states that one call returns at most, where an interval fits in it."""
 
 _STRETCH_SECONDS = 0.25
+
+
+class Made(NamedTuple):
+    """What one call made.
+
+    Attributes:
+        step: number of updates made before it.
+        counts: updates of each of its intervals.
+        state: after the last update.
+        snapshots: states before each interval; see `dynamics.stretch`.
+        rows: scalars of each update.
+    """
+
+    step: int
+    counts: np.ndarray
+    state: State
+    snapshots: Snapshots
+    rows: np.ndarray
+
+    @property
+    def end(self) -> int:
+        """Number of updates made after it."""
+        return self.step + int(self.counts.sum())
+
+
+Advance = Callable[[State, np.ndarray, np.ndarray, int], tuple[State, Snapshots, jax.Array]]
+"""The compiled program, given state, counts, where to validate, and `capacity`."""
 
 
 class Pace:
@@ -35,9 +64,30 @@ class Pace:
         self._count = 1
         self._last: tuple[int, float] | None = None
 
-    def single(self) -> np.ndarray:
-        """Counts of one update."""
-        return self._padded([1])
+    def stretches(
+        self, advance: Advance, state: State, step: int, stop: Callable[[], bool]
+    ) -> Iterator[Made]:
+        """Makes the updates from a step on to the last, as many as fit in one call at a time.
+
+        Args:
+            advance: the program.
+            state: to begin with.
+            step: number of updates made before.
+            stop: asked before each call.
+        """
+        while step < self._steps and not stop():
+            counts = self.counts(step)
+            state, snapshots, rows = advance(state, counts, self.due(step, counts), self.capacity)
+            made = Made(step, counts, state, snapshots, np.asarray(rows))
+            self.update(made.end)
+            yield made
+            step = made.end
+
+    def last(self, advance: Advance, state: State, step: int) -> Made:
+        """One update beyond the last state, for what it records of that state."""
+        counts = self._padded([1])
+        _, snapshots, rows = advance(state, counts, counts > 0, self.capacity)
+        return Made(step, counts, state, snapshots, np.asarray(rows))
 
     def counts(self, step: int) -> np.ndarray:
         """Updates of each interval from this step on; none goes past a checkpoint or the end."""

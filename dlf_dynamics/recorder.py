@@ -19,6 +19,7 @@ from jaxtyping import Array, PyTree
 from dlf_dynamics import runfile
 from dlf_dynamics.checks import check_problem, check_statistics
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.loop import NO_NAME, Recording, Setup
 from dlf_dynamics.optimizers import NO_OPTIMIZER
@@ -26,7 +27,7 @@ from dlf_dynamics.outputs import hold
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.runfile import Header, Sizes
-from dlf_dynamics.runwriter import Point, RunWriter
+from dlf_dynamics.runwriter import RunWriter
 
 WAITING = 4
 """Checkpoints that may wait to be written before the loop waits for them."""
@@ -333,7 +334,7 @@ class _Writing:
             if not self._diverged:
                 self._writer.append_checkpoints([point], np.array([float(state.objective)]))
 
-    def _point(self, step: int, state: _State) -> Point:
+    def _point(self, step: int, state: _State) -> FlatState:
         """The vectors of a checkpoint, in memory that the next one uses again."""
         params, update, optimizer = self._vectors
         if _deleted(jax.tree.leaves((state.params, state.before, state.optimizer))):
@@ -354,7 +355,7 @@ class _Writing:
             now = _parts(params, state.params)
             for (part, before), (_, after) in zip(_parts(update, state.before), now, strict=True):
                 np.subtract(after, before, out=part)
-        return Point(step, params, update, optimizer)
+        return FlatState(step, params, update, optimizer)
 
 
 def _parts(vector: np.ndarray, tree: PyTree) -> Iterator[tuple[np.ndarray, np.ndarray]]:

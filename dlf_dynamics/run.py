@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.dynamics import SCALARS, Dynamics, State
 from dlf_dynamics.errors import FileError
+from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.hdf5 import ContentError, attribute, dataset_at, json_object, text
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.precision import widened
@@ -32,7 +33,6 @@ from dlf_dynamics.runreader import (
     resume_state,
     width,
 )
-from dlf_dynamics.runwriter import Point
 from dlf_dynamics.schema import VALIDATION
 from dlf_dynamics.smoothness import kinks
 from dlf_dynamics.source import source_of, still_in
@@ -187,38 +187,38 @@ class Run(ABC):
             (values,) = read_rows(file, ["parameters/value"], chosen)
             return values
 
-    def points(self, checkpoints: Checkpoints, chunk: int) -> Iterator[list[Point]]:
+    def points(self, checkpoints: Checkpoints, chunk: int) -> Iterator[list[FlatState]]:
         """Streams checkpoints, given by index, in lists of at most `chunk`."""
         for points in self._streamed(checkpoints, chunk):
             if self._rebuilt:
-                yield [point_of(_following(self.dynamics, self.state(p))) for p in points]
+                yield [self.dynamics.flat(_following(self.dynamics, self.state(p))) for p in points]
             else:
                 yield points
 
-    def _streamed(self, checkpoints: Checkpoints, chunk: int) -> Iterator[list[Point]]:
+    def _streamed(self, checkpoints: Checkpoints, chunk: int) -> Iterator[list[FlatState]]:
         with self._file() as file:
             for start in range(0, len(checkpoints), chunk):
                 yield self._recorded(file, np.asarray(checkpoints[start : start + chunk]))
 
-    def recorded(self, chosen: Int[np.ndarray, " chosen"]) -> list[Point]:
+    def recorded(self, chosen: Int[np.ndarray, " chosen"]) -> list[FlatState]:
         """Checkpoints as they are in the file, also where the update before them is not known."""
         with self._file() as file:
             return self._recorded(file, chosen)
 
-    def _recorded(self, file: Any, chosen: Int[np.ndarray, " chosen"]) -> list[Point]:
+    def _recorded(self, file: Any, chosen: Int[np.ndarray, " chosen"]) -> list[FlatState]:
         names = ("parameters/value", "previous_update/value", "optimizer/value")
         there = [name for name in names if name in file]
         found = dict(zip(there, read_rows(file, there, chosen), strict=True))
         columns = [found.get(name, np.zeros((len(chosen), 0))) for name in names]
         steps = (self.checkpoint_steps[chosen] - self._rebuilt).tolist()
-        return [Point(*row) for row in zip(steps, *columns, strict=True)]
+        return [FlatState(*row) for row in zip(steps, *columns, strict=True)]
 
     def require_checkpoints(self, purpose: str) -> None:
         """Raises FileError where the run stopped before it recorded any parameters."""
         if len(self.checkpoint_steps) == 0:
             raise FileError(f"{self.path} has no checkpoint to {purpose}; train anew")
 
-    def resume_point(self) -> Point:
+    def resume_point(self) -> FlatState:
         """Where the run continues: the interrupted step if it was recorded, else a checkpoint.
 
         Raises:
@@ -278,38 +278,11 @@ class Run(ABC):
         """A parameter vector as the pytree of the model."""
         return self.layout.unflatten(jnp.asarray(vector))
 
-    def state(self, point: Point) -> State:
+    def state(self, point: FlatState) -> State:
         """A recorded point as the state that the dynamics continue from."""
-        params = jnp.asarray(point.params)
-        layout = self.dynamics.state_layout(params)
-        return State(
-            params,
-            jnp.asarray(point.previous_update),
-            layout.unflatten(jnp.asarray(point.optimizer)),
-            jnp.int32(point.step),
-        )
+        return self.dynamics.restored(point)
 
 
 @jax.jit
 def _following(dynamics: Dynamics, state: State) -> State:
     return dynamics.step(state)[0]
-
-
-def point_of(state: State) -> Point:
-    """A state as the vectors that the run file stores."""
-    return Point(
-        int(state.step),
-        np.asarray(state.params),
-        np.asarray(state.previous_update),
-        np.asarray(Layout.of(state.optimizer_state).flatten(state.optimizer_state)),
-    )
-
-
-def stack_points(run: Run, points: Sequence[Point]) -> State:
-    """Recorded points as one batched state of NumPy arrays, for `jax.lax.map` over checkpoints."""
-    names = ("params", "previous_update", "optimizer")
-    columns: list[Any] = [np.stack([getattr(point, name) for point in points]) for name in names]
-    params, updates, optimizer = columns
-    steps: Any = np.array([point.step for point in points], np.int32)
-    layout = run.dynamics.state_layout(params[0])
-    return State(params, updates, layout.unflatten(optimizer), steps)

@@ -16,6 +16,7 @@ from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import from_json
 from dlf_dynamics.datasets import Dataset, check_dataset, digest
 from dlf_dynamics.errors import ConfigError, DataError
+from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.hdf5 import (
     ContentError,
     attribute,
@@ -24,7 +25,7 @@ from dlf_dynamics.hdf5 import (
     minor_version,
     text,
 )
-from dlf_dynamics.runwriter import RESUME, Point
+from dlf_dynamics.runwriter import RESUME
 from dlf_dynamics.schema import CHECKSUM_OF, RESUME_CHECKSUM, STEP_OF, covered
 
 
@@ -126,7 +127,7 @@ def _taken(dataset: h5py.Dataset, chosen: Int[np.ndarray, " chosen"]) -> np.ndar
     return np.stack([dataset[index] for index in chosen])
 
 
-def resume_state(file: h5py.File) -> Point | None:
+def resume_state(file: h5py.File) -> FlatState | None:
     """Where an interrupted run stopped; none where that is not on file.
 
     Raises:
@@ -147,7 +148,7 @@ def resume_state(file: h5py.File) -> Point | None:
         expected = int(dataset_at(file, RESUME_CHECKSUM)[()])
         if checksums.of_vectors(step, vectors) != expected:
             raise ContentError("/resume is not what was written (its checksum differs)")
-    return Point(step, *vectors)
+    return FlatState(step, *vectors)
 
 
 def read_data(file: h5py.File, inputs: str, targets: str, sha256: str | None) -> Dataset | None:

@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +18,7 @@ from jaxtyping import Float, Int
 
 from dlf_dynamics import checksums
 from dlf_dynamics.errors import FileError
+from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.hdf5 import (
     dataset_at,
     errno,
@@ -28,7 +28,6 @@ from dlf_dynamics.hdf5 import (
 )
 from dlf_dynamics.memory import bytes_in_words
 from dlf_dynamics.outputs import Output, partial_path
-from dlf_dynamics.reprs import brief
 from dlf_dynamics.schema import CHECKSUM_OF, RESUME_CHECKSUM, STEP_OF, VALIDATION, covered
 
 RESUME = ("resume/parameters", "resume/previous_update", "resume/optimizer")
@@ -38,21 +37,6 @@ _ON_THE_WAY = 2
 """Rows before the last that may not have got to disk yet."""
 
 _LAID_OUT_BYTES = 2**20
-
-
-@dataclass(frozen=True)
-class Point:
-    """A state of the run as vectors: parameters, previous update, optimizer state; and its step.
-
-    With them may go static loss and accuracy on the examples held out.
-    """
-
-    step: int
-    params: Float[np.ndarray, " params"]
-    previous_update: Float[np.ndarray, " params"]
-    optimizer: Float[np.ndarray, " state"]
-    validation: Float[np.ndarray, " measures"] = field(default_factory=lambda: np.zeros(0))
-    __repr__ = brief
 
 
 class RunWriter:
@@ -81,7 +65,7 @@ class RunWriter:
         self._append("steps", steps, columns)
 
     def append_checkpoints(
-        self, points: list[Point], objectives: Float[np.ndarray, " points"] | None = None
+        self, points: list[FlatState], objectives: Float[np.ndarray, " points"] | None = None
     ) -> None:
         """Appends checkpoints in the order of their steps; those of `Recorder` with the loss."""
         if not points:
@@ -101,7 +85,7 @@ class RunWriter:
             values["previous_update/known"] = np.array([np.isfinite(u[0]) for u in updates])
         self._append("checkpoints", np.array([p.step for p in points]), values)
 
-    def set_resume(self, point: Point) -> None:
+    def set_resume(self, point: FlatState) -> None:
         """Records where an interrupted run stopped, so that it continues from that very step."""
         vectors = (point.params, point.previous_update, point.optimizer)
         with writing(self._file, self._path):

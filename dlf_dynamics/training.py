@@ -17,14 +17,14 @@ from dlf_dynamics.configfile import to_json
 from dlf_dynamics.datasets import Dataset, load_dataset, require_trainable
 from dlf_dynamics.dynamics import Dynamics, State, advance, scalar_columns
 from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.opening import open_trained
 from dlf_dynamics.outputs import EXISTS, Output, hold
-from dlf_dynamics.pace import MAX_BYTES, Pace
+from dlf_dynamics.pace import MAX_BYTES, Made, Pace
 from dlf_dynamics.provenance import provenance
-from dlf_dynamics.run import point_of
 from dlf_dynamics.runfile import Header, Sizes
-from dlf_dynamics.runwriter import Point, RunWriter, require_space
+from dlf_dynamics.runwriter import RunWriter, require_space
 from dlf_dynamics.schedules import Schedule
 from dlf_dynamics.trained import TrainedRun
 
@@ -189,7 +189,7 @@ class _Record:
     writer: RunWriter
     steps: list[np.ndarray] = field(default_factory=list)
     rows: list[np.ndarray] = field(default_factory=list)
-    points: list[Point] = field(default_factory=list)
+    points: list[FlatState] = field(default_factory=list)
     written: float = field(default_factory=time.monotonic)
 
     def add(self, first: int, rows: np.ndarray) -> bool:
@@ -247,42 +247,40 @@ def _loop(
     stop: Callable[[], bool],
 ) -> str:
     """The status at the end."""
-    step = int(state.step)
-    pace = Pace(config, state)
-    while step < config.steps and not stop():
-        counts = pace.counts(step)
-        due = pace.due(step, counts)
-        state, snapshots, rows = advance(dynamics, state, counts, due, capacity=pace.capacity)
-        snapshots, rows = jax.device_get((snapshots, rows))
-        for index, count in enumerate(counts[counts > 0]):
+
+    def program(state: State, counts: np.ndarray, due: np.ndarray, capacity: int):
+        return advance(dynamics, state, counts, due, capacity=capacity)
+
+    step, pace = int(state.step), Pace(config, state)
+    for made in pace.stretches(program, state, step, stop):
+        snapshots = jax.device_get(made.snapshots)
+        for index, count in enumerate(made.counts[made.counts > 0]):
             if step % config.checkpoint_every == 0:
-                record.points.append(Point(step, *(vectors[index] for vectors in snapshots)))
-            if not record.add(step, rows[index, :count]):
+                record.points.append(FlatState(step, *(vectors[index] for vectors in snapshots)))
+            if not record.add(step, made.rows[index, :count]):
                 record.write()
                 return "diverged"
             step += int(count)
-        pace.update(step)
+        state = made.state
         if record.due():
             record.write()
             progress(step)
-    return _finish(config, dynamics, state, record, pace, progress)
+    return _finish(config, dynamics, pace.last(program, state, step), record, progress)
 
 
 def _finish(
     config: RunConfig,
     dynamics: Dynamics,
-    state: State,
+    made: Made,
     record: _Record,
-    pace: Pace,
     progress: Callable[[int], None],
 ) -> str:
     """Records the last state with its row, so that each checkpoint has loss and class weights."""
-    counts = pace.single()
-    _, snapshots, rows = advance(dynamics, state, counts, counts > 0, capacity=pace.capacity)
-    point = replace(point_of(state), validation=np.asarray(snapshots.validation)[0])
+    validation = np.asarray(made.snapshots.validation)[0]
+    point = replace(dynamics.flat(made.state), validation=validation)
     if point.step % config.checkpoint_every == 0 or point.step == config.steps:
         record.points.append(point)
-    finite = record.add(point.step, np.asarray(rows)[0, :1])
+    finite = record.add(point.step, made.rows[0, :1])
     record.write()
     progress(point.step)
     if not finite:

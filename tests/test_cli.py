@@ -1,5 +1,6 @@
 """The command line as a user meets it: commands, one-line errors, signals."""
 
+import inspect
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 
 from dlf_dynamics import open_run
 from dlf_dynamics.cli import main
-from dlf_dynamics.commands import COMMANDS
+from dlf_dynamics.commands import COMMANDS, command_named
 from dlf_dynamics.errors import FileError
 from dlf_dynamics.outputs import hold
 from dlf_dynamics.presets import PRESETS
@@ -68,6 +69,21 @@ def test_help_lists_commands_and_presets():
     overview, train = help_of(), help_of("train")
     assert all(name in overview for name in COMMANDS)
     assert all(name in train for name in PRESETS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_listed_with_the_first_sentence_of_its_help(name):
+    told = inspect.getdoc(command_named(name)) or ""
+    assert " ".join(told.split("\n\n")[0].split()) == COMMANDS[name].about
+
+
+def test_the_list_of_commands_reads_no_files_and_needs_no_arrays():
+    code = (
+        "import sys\nfrom dlf_dynamics.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "sys.exit('numpy' in sys.modules or 'h5py' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
 
 
 def test_version_is_that_of_the_package(capsys):

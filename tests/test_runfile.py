@@ -22,7 +22,6 @@ from dlf_dynamics.config import (
 )
 from dlf_dynamics.errors import FileError
 from dlf_dynamics.opening import open_run
-from dlf_dynamics.run import stack_points
 from dlf_dynamics.runreader import header_sha256
 from dlf_dynamics.training import resume, train
 
@@ -126,7 +125,7 @@ def test_checkpoints_are_streamed_in_lists(original):
 def test_stacked_points_are_the_states_one_by_one(original):
     run = open_run(original)
     points = next(run.points([1, 3], chunk=2))
-    batched = stack_points(run, points)
+    batched = run.dynamics.restored_all(points)
     for k, point in enumerate(points):
         single = run.state(point)
         assert np.array_equal(batched.params[k], single.params)

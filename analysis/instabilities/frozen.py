@@ -28,9 +28,9 @@ from dlf_dynamics.analysis.linalg.certificate import CONVERGED
 from dlf_dynamics.analysis.spectra.replay import Replay
 from dlf_dynamics.analysis.spectra.segments import solve_segment
 from dlf_dynamics.analysis.spectra.solver import Solver
+from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Run
-from dlf_dynamics.runwriter import Point
 from dlf_dynamics.schedules import Triangle
 
 VALUES = 100
@@ -130,7 +130,7 @@ def frozen_diagrams(replay: Replay, solver: Solver, step: int) -> list[FrozenDia
 def _diagram(
     run: Run,
     solver: Solver,
-    point: Point,
+    point: FlatState,
     centre: Centre,
     parameter: TrainingParameter,
     low: float,
@@ -242,7 +242,7 @@ def _exponents(
 def _sharpness(
     run: Run,
     solver: Solver,
-    point: Point,
+    point: FlatState,
     centres: Float[np.ndarray, "places params"],
     places: list[Frozen],
 ) -> Float[np.ndarray, " places"]:

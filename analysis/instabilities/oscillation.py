@@ -20,11 +20,11 @@ from dlf_dynamics.analysis.spectra.points import CENTRE, POINTS
 from dlf_dynamics.analysis.spectra.replay import Replay, Stretch
 from dlf_dynamics.analysis.spectra.segments import solve_segment
 from dlf_dynamics.analysis.spectra.solver import Solver
+from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.models import Convolutional, FullyConnected, make_model
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Run
-from dlf_dynamics.runwriter import Point
 from dlf_dynamics.trained import TrainedRun
 
 _AHEAD = LAGS[-1]
@@ -97,7 +97,7 @@ class Curvatures(NamedTuple):
 
 
 def curvatures(
-    run: Run, solver: Solver, states: list[Point], *, points: tuple[str, ...] = CENTRE
+    run: Run, solver: Solver, states: list[FlatState], *, points: tuple[str, ...] = CENTRE
 ) -> Curvatures:
     """At the centres of some states, and at the iterates if these are among the points."""
     lists = lambda most: [states[i : i + most] for i in range(0, len(states), most)]  # noqa: E731

@@ -17,9 +17,9 @@ from dlf_dynamics.analysis.spectra.points import POINTS
 from dlf_dynamics.analysis.spectra.replay import Replay
 from dlf_dynamics.analysis.spectra.segments import solve_segment
 from dlf_dynamics.analysis.spectra.solver import Solver
+from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Run
-from dlf_dynamics.runwriter import Point
 
 FINER = 8
 """Steps between two checkpoints that are looked at where that did not help."""
@@ -134,7 +134,7 @@ def _settled(run: Run, solver: Solver, crossing: Crossing, needed: set[int]) -> 
     return replace(best, state="refined" if best.state == "certain" else "unresolved")
 
 
-def states_between(run: Run, start: int, stop: int) -> list[Point]:
+def states_between(run: Run, start: int, stop: int) -> list[FlatState]:
     """States between two checkpoints, both included, made again from the first one."""
     marks = np.unique(np.linspace(start, stop, FINER + 2).astype(int)).tolist()
     return [
@@ -145,5 +145,5 @@ def states_between(run: Run, start: int, stop: int) -> list[Point]:
     ]
 
 
-def _lists(points: list[Point], most: int) -> list[list[Point]]:
+def _lists(points: list[FlatState], most: int) -> list[list[FlatState]]:
     return [points[start : start + most] for start in range(0, len(points), most)]

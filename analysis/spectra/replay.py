@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int
 from dlf_dynamics.analysis.devices import filled, map_over_devices
 from dlf_dynamics.dynamics import Dynamics, Snapshots, State, scalar_columns
 from dlf_dynamics.dynamics import stretch as make_steps
-from dlf_dynamics.run import Run, point_of
-from dlf_dynamics.runwriter import Point
+from dlf_dynamics.flatstate import FlatState
+from dlf_dynamics.run import Run
 
 _NUMBERS = 2**20
 """Parameters of the states that one call makes, at most."""
@@ -49,10 +49,10 @@ class Stretch(NamedTuple):
     loss: Float[np.ndarray, " steps"]
     update_cosine: Float[np.ndarray, " steps"]
 
-    def point(self, step: int) -> Point:
+    def point(self, step: int) -> FlatState:
         """The state at a step, as a run file holds it."""
         row = step - self.first
-        return Point(step, self.params[row], self.previous_update[row], self.optimizer[row])
+        return FlatState(step, self.params[row], self.previous_update[row], self.optimizer[row])
 
     def __len__(self) -> int:
         return len(self.params)
@@ -117,7 +117,7 @@ class Replay:
                 if not self.exact:
                     break
 
-    def points(self, steps: Int[np.ndarray, " steps"]) -> Iterator[Point]:
+    def points(self, steps: Int[np.ndarray, " steps"]) -> Iterator[FlatState]:
         """States of some steps, in increasing order.
 
         Between two that are far apart nothing is made where a checkpoint is.
@@ -173,11 +173,11 @@ class Replay:
         index = int(np.searchsorted(self.run.checkpoint_steps, step, side="right")) - 1
         return self.run.state(self._recorded(int(self.run.checkpoint_steps[index])))
 
-    def _recorded(self, step: int) -> Point:
+    def _recorded(self, step: int) -> FlatState:
         (point,) = self._all_recorded([step])
         return point
 
-    def _all_recorded(self, steps: list[int]) -> list[Point]:
+    def _all_recorded(self, steps: list[int]) -> list[FlatState]:
         """Checkpoints, which are read together: to open the file takes longer than to read one."""
         if not steps:
             return []
@@ -195,7 +195,7 @@ class Replay:
         for step, point in zip(passed, self._all_recorded(passed), strict=True):
             recorded = point.params
             made = (
-                point_of(following).params
+                self.run.dynamics.flat(following).params
                 if step == stretch.first + len(stretch)
                 else stretch.point(step).params
             )

@@ -32,10 +32,10 @@ from dlf_dynamics.analysis.spectra.solver import Solver
 from dlf_dynamics.codec import Arrays, typed
 from dlf_dynamics.dynamics import Dynamics, State
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.hdf5 import ContentError
 from dlf_dynamics.operators import check_operator
-from dlf_dynamics.run import Run, stack_points
-from dlf_dynamics.runwriter import Point
+from dlf_dynamics.run import Run
 
 Watch = Callable[[int], None]
 """Told how many products a solve has made so far."""
@@ -45,7 +45,7 @@ def unwatched(matvecs: int) -> None:
     """Hears of products, and does nothing."""
 
 
-Source = Callable[[int], Iterable[list[Point]]]
+Source = Callable[[int], Iterable[list[FlatState]]]
 """States of a run, in lists of at most so many."""
 
 
@@ -193,12 +193,12 @@ def _passes(
     points: tuple[str, ...],
     thresholds: Float[np.ndarray, " checkpoints"] | None,
     plan: Plan,
-) -> Iterator[tuple[list[Point], tuple[Array, Pass]]]:
+) -> Iterator[tuple[list[FlatState], tuple[Array, Pass]]]:
     """Chunks of checkpoints, with the points of each and what a pass brought from there."""
     wide, count, chunk = Wide(run, needed=solver.precise), len(points), solver.chunk(len(points))
     first = 0
     for some in source(chunk):
-        states = stack_points(run, filled(some, chunk))
+        states = run.dynamics.restored_all(filled(some, chunk))
         places = places_of(run.dynamics, states, points=points)
         each = jax.tree.map(lambda leaf: np.repeat(leaf, count, axis=0), states)
         wanted = np.arange(count * chunk) < count * len(some)

@@ -24,7 +24,7 @@ from dlf_dynamics.dynamics import (
     stretch,
 )
 from dlf_dynamics.layout import Layout
-from dlf_dynamics.pace import Pace
+from dlf_dynamics.pace import Made, Pace
 from dlf_dynamics.schedules import make_schedule
 
 _BLANK = RunConfig()
@@ -234,20 +234,15 @@ class Ensemble:
         single = jax.tree.map(lambda leaf: leaf[0], states)
         pace = Pace(self.config, single, len(self.configs))
         log, step = _Log(self.config.checkpoint_every, set(keep)), 0
-        while step < self.config.steps:
-            if stop():
-                raise Stopped
-            counts = pace.counts(step)
-            due = pace.due(step, counts)
-            states, snapshots, rows = self._advance(states, counts, due, pace.capacity)
-            log.add(step, counts, snapshots, rows)
-            step += int(counts.sum())
-            pace.update(step)
+        for made in pace.stretches(self._advance, states, 0, stop):
+            log.add(made)
+            states, step = made.state, made.end
             if not np.any(np.isfinite(log.rows[-1][:, -1, 0])):
                 break  # no run is left
-        counts = pace.single()
-        _, snapshots, rows = self._advance(states, counts, counts > 0, pace.capacity)
-        log.add(step, counts, snapshots, rows, last=True)
+        else:
+            if step < self.config.steps:
+                raise Stopped
+        log.add(pace.last(self._advance, states, step), last=True)
         return log.histories(states)
 
     def _initial_states(self) -> State:
@@ -274,25 +269,17 @@ class _Log:
         self._validation: list[np.ndarray] = []
         self._kept: list[tuple[int, np.ndarray]] = []
 
-    def add(
-        self,
-        step: int,
-        counts: np.ndarray,
-        snapshots: Snapshots,
-        rows: Array,
-        *,
-        last: bool = False,
-    ) -> None:
+    def add(self, made: Made, *, last: bool = False) -> None:
         """Takes rows of all runs, and what was evaluated at checkpoints and after the last step."""
-        table, validation = np.asarray(rows), np.asarray(snapshots.validation)
-        for index in np.flatnonzero(counts):
-            self.rows.append(table[:, index, : counts[index]])
+        step, validation = made.step, np.asarray(made.snapshots.validation)
+        for index in np.flatnonzero(made.counts):
+            self.rows.append(made.rows[:, index, : made.counts[index]])
             if step % self._every == 0 or last:
                 self._steps.append(step)
                 self._validation.append(validation[:, index])
             if step in self._keep:
-                self._kept.append((step, np.asarray(snapshots.params[:, index])))
-            step += int(counts[index])
+                self._kept.append((step, np.asarray(made.snapshots.params[:, index])))
+            step += int(made.counts[index])
 
     def histories(self, states: State) -> list[History]:
         """Run by run, with the states after the last update."""
