@@ -178,7 +178,7 @@ class Analysis(ABC, Generic[Config, Found]):
         """
         settings = dataclasses.asdict(config)  # type: ignore[call-overload]
         count = self.total(run, config) if total is None else total
-        with kept_parts(output, self.name, run, settings, resume=resume) as parts:
+        with _kept_parts(output, self.name, run, settings, resume=resume) as parts:
             with bar(self.name, count, quiet=quiet or not leads()) as advance:
 
                 def told(done: int) -> None:
@@ -195,7 +195,7 @@ class Analysis(ABC, Generic[Config, Found]):
 
 
 @contextmanager
-def kept_parts(
+def _kept_parts(
     output: Path, analysis: str, run: Run, settings: Any, *, resume: bool | None
 ) -> Iterator[Parts]:
     """The finished parts of an analysis, in a folder beside its output; see `performed`.

@@ -39,13 +39,13 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
 }
 
-JOINED = 15
+_JOINED = 15
 """Points per inch of the axis up to which a thin line joins them, to guide the eye."""
 
 OUTLIERS = 1 / 50
 """Share of the values that may be out of sight, so that the others are not squashed."""
 
-SQUASHED = 3.0
+_SQUASHED = 3.0
 """Ratio of the whole range to that without outliers from which they are put out of sight."""
 
 _SIZE, _SMALLEST, _LARGEST = 24.0, 0.6, 5.0
@@ -75,11 +75,11 @@ class Points(Line2D):
         if self.axes is not None and isinstance(self.axes.figure, Figure):
             width = self.axes.get_window_extent(renderer).width / self.axes.figure.dpi
             first, last = self.axes.get_xlim()
-            own = in_sight(self, (first, last))
+            own = _in_sight(self, (first, last))
             seen = own if self.among is None else (self.among >= first) & (self.among <= last)
             density = max(int(np.sum(seen)), 1) / max(width, 0.1)
             self.set_markersize(float(np.clip(_SIZE / np.sqrt(density), _SMALLEST, _LARGEST)))
-            self.set_linestyle("-" if density <= JOINED else "none")
+            self.set_linestyle("-" if density <= _JOINED else "none")
         super().draw(renderer)
 
 
@@ -121,7 +121,7 @@ def draw_curve(ax: Axes, x: np.ndarray, y: Float[np.ndarray, " points"], **style
         ax.plot(x[alone], y[alone], "_", color=colour, ms=10, mew=width)
 
 
-def in_sight(line: Line2D, span: tuple[float, float]) -> np.ndarray:
+def _in_sight(line: Line2D, span: tuple[float, float]) -> np.ndarray:
     """Which points of a line are finite and lie in a span of the horizontal axis."""
     x, y = (np.asarray(values, float) for values in line.get_data())
     return np.isfinite(y) & (x >= span[0]) & (x <= span[1])
@@ -162,7 +162,7 @@ def core_range(values: np.ndarray, always: np.ndarray | None = None) -> tuple[fl
     """Least and largest of the finite values, without outliers where these would squash the rest.
 
     Outliers are at most the share `OUTLIERS` of ten values or more, and only where the range of
-    the others is less than 1/`SQUASHED` of the whole. What is within half of that range of the
+    the others is less than 1/`_SQUASHED` of the whole. What is within half of that range of the
     others is none.
 
     Args:
@@ -180,7 +180,7 @@ def core_range(values: np.ndarray, always: np.ndarray | None = None) -> tuple[fl
     inner = ordered[best : count - most + best]
     low, high = _ends(inner, fixed)
     least, largest = _ends(ordered, fixed)
-    if largest - least <= SQUASHED * (high - low):
+    if largest - least <= _SQUASHED * (high - low):
         return least, largest
     around = (high - low) / 2
     return _ends(ordered[(ordered >= low - around) & (ordered <= high + around)], fixed)
@@ -230,7 +230,7 @@ def fit_height(ax: Axes, span: tuple[float, float], *, without_outliers: bool = 
     points, lines = [np.zeros(0)], [np.zeros(0)]
     for line in ax.get_lines():
         if line.get_transform() == ax.transData:
-            y = np.asarray(line.get_ydata(), float)[in_sight(line, span)]
+            y = np.asarray(line.get_ydata(), float)[_in_sight(line, span)]
             y = np.log(y[y > 0]) if logarithmic else y
             (points if isinstance(line, Points) else lines).append(y)
     inside, always = np.concatenate(points), np.concatenate(lines)
@@ -253,7 +253,7 @@ def mark_hidden(ax: Axes) -> None:
         places, values = [np.zeros(0)], [np.zeros(0)]
         for line in lines:
             x, y = (np.asarray(v, float) for v in line.get_data())
-            beyond = in_sight(line, ax.get_xlim()) & ((y > high) if above else (y < low))
+            beyond = _in_sight(line, ax.get_xlim()) & ((y > high) if above else (y < low))
             if np.any(beyond):
                 places.append(x[beyond])
                 values.append(y[beyond])

@@ -91,7 +91,7 @@ def decode(
     for path in arrays:
         if path != "settings" and path.split("/")[0] not in hints(kind):
             raise ContentError(f"{path} is not of a field of {kind.__name__}")
-    known = dict(lengths or {}) | axes_of(kind, values)
+    known = dict(lengths or {}) | _axes_of(kind, values)
     for name, hint in hints(kind).items():
         if is_grouped(hint) and not (given and name in given):
             values[name] = _from_group(hint, inside(arrays, name), known, name, values.get(name))
@@ -155,7 +155,7 @@ def typed(
     require_shapes({name: (checked[name], fields[name]) for name in arrays}, lengths)
     for name in sorted(checked.keys() - set(arrays)):  # the same complaint each time
         if not is_grouped(fields[name]):
-            checked[name] = in_setting(checked[name], fields[name], name)
+            checked[name] = _in_setting(checked[name], fields[name], name)
     try:
         return kind(**checked)
     except (TypeError, ConfigError) as error:
@@ -186,7 +186,7 @@ def require_shapes(
             raise ContentError(f"{name} is {_described(value)}; expected {expected}")
 
 
-def axes_of(kind: type, values: Mapping[str, Any]) -> dict[str, int]:
+def _axes_of(kind: type, values: Mapping[str, Any]) -> dict[str, int]:
     """Lengths of the named axes of the arrays among the fields of a record."""
     found: dict[str, int] = {}
     for name, hint in hints(kind).items():
@@ -248,10 +248,10 @@ def _from_group(hint: Any, arrays: Arrays, lengths: Mapping[str, int], name: str
     if is_table(hint):
         return decode_table(kind, arrays)
     if get_origin(hint) is list:
-        count = in_setting(told, int, name)
+        count = _in_setting(told, int, name)
         return [_member(kind, arrays, str(number), name) for number in range(count)]
     if get_origin(hint) is dict:
-        keys = in_setting(told, tuple[str, ...], name)
+        keys = _in_setting(told, tuple[str, ...], name)
         return {key: _member(kind, arrays, key, name) for key in keys}
     if not arrays and NoneType in get_args(hint) and told is None:
         return None
@@ -276,7 +276,7 @@ def _plain(value: Any) -> Any:
     return value if named is None else named()
 
 
-def in_setting(value: Any, hint: Any, name: str) -> Any:
+def _in_setting(value: Any, hint: Any, name: str) -> Any:
     """A setting in the type of its annotation.
 
     Raises:

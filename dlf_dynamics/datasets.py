@@ -20,7 +20,7 @@ from dlf_dynamics.memory import require_memory
 from dlf_dynamics.reprs import brief
 
 _LARGEST = {"float32": 3.4028e38, "bfloat16": 3.3895e38, "float16": 65504.0}
-MOST_LABEL = 2**31 - 2
+_MOST_LABEL = 2**31 - 2
 """Classes are counted in 32 bits."""
 
 
@@ -342,10 +342,10 @@ def _checked(inputs: np.ndarray, labels: np.ndarray, origin: str) -> Dataset:
         raise DataError(
             f"{origin}: labels must be whole numbers 0, 1, ..., found {labels.dtype}; {advice}"
         )
-    if labels.min() < 0 or labels.max() > MOST_LABEL:
+    if labels.min() < 0 or labels.max() > _MOST_LABEL:
         wrong = labels.min() if labels.min() < 0 else labels.max()
         raise DataError(
-            f"{origin}: labels must be whole numbers from 0 to {MOST_LABEL:,}, found {wrong}"
+            f"{origin}: labels must be whole numbers from 0 to {_MOST_LABEL:,}, found {wrong}"
         )
     _require_finite(inputs, origin)
     return Dataset(inputs, labels)

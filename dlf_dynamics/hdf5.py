@@ -25,7 +25,7 @@ from h5py import h5i, h5l, h5o  # type: ignore[reportAttributeAccessIssue]
 
 from dlf_dynamics.errors import ConfigError, FileError, StaleError, UserError
 
-MOST_TEXT = 2**24
+_MOST_TEXT = 2**24
 """Bytes of the longest text that is read; what this program writes has some thousands."""
 
 _READ_ATTEMPTS = 27
@@ -437,8 +437,8 @@ def json_object(content: str, where: str) -> dict[str, Any]:
 
 
 def _decoded(content: bytes, where: str) -> str:
-    if len(content) > MOST_TEXT:
-        raise ContentError(f"{where} has {len(content):,} bytes; expected at most {MOST_TEXT:,}")
+    if len(content) > _MOST_TEXT:
+        raise ContentError(f"{where} has {len(content):,} bytes; expected at most {_MOST_TEXT:,}")
     try:
         return content.decode()
     except UnicodeDecodeError as error:

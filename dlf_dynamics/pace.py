@@ -12,7 +12,7 @@ import numpy as np
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.dynamics import Snapshots, State
 
-MAX_STRETCH = 1000
+_MAX_STRETCH = 1000
 """Updates per call of the compiled program at most."""
 
 MAX_BYTES = 64 * 2**20
@@ -56,10 +56,10 @@ class Pace:
     """
 
     def __init__(self, config: RunConfig, state: State, runs: int = 1) -> None:
-        self.capacity = min(config.checkpoint_every, MAX_STRETCH)
+        self.capacity = min(config.checkpoint_every, _MAX_STRETCH)
         self._every, self._steps = config.checkpoint_every, config.steps
         state_bytes = runs * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        fitting = min(MAX_STRETCH // self.capacity, MAX_BYTES // state_bytes)
+        fitting = min(_MAX_STRETCH // self.capacity, MAX_BYTES // state_bytes)
         self._intervals = max(fitting, 1)
         self._count = 1
         self._last: tuple[int, float] | None = None

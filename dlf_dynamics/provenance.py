@@ -14,7 +14,7 @@ import jax
 
 from dlf_dynamics import __version__
 
-PACKAGES = ("jax", "jaxlib", "optax", "numpy", "scipy", "h5py")
+_PACKAGES = ("jax", "jaxlib", "optax", "numpy", "scipy", "h5py")
 
 
 def provenance() -> str:
@@ -24,7 +24,7 @@ def provenance() -> str:
         {
             "dlf_dynamics": __version__,
             "python": platform.python_version(),
-            "packages": {name: metadata.version(name) for name in PACKAGES},
+            "packages": {name: metadata.version(name) for name in _PACKAGES},
             "git_revision": _git_revision(),
             "device": f"{device.platform} ({device.device_kind})",
             "system": f"{platform.system()} {platform.machine()}",

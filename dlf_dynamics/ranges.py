@@ -17,7 +17,7 @@ MOST_STEPS = 2**31 - 2
 
 MOST_SEED = 2**32 - 1
 
-MOST_AMPLITUDE = 1e30
+_MOST_AMPLITUDE = 1e30
 """Twice as much is still far from the end of float32, in which weights may be computed."""
 
 _PATHS = {
@@ -40,8 +40,8 @@ def violations(config: RunConfig) -> Iterator[Violation]:
         yield config.model.widths, "model.widths", expected
     if config.model.name == "myrtle5" and len(config.model.widths) != 1:
         yield config.model.widths, "model.widths", "one number, as model.name is 'myrtle5'"
-    if not 1 <= schedule.amplitude <= MOST_AMPLITUDE:
-        expected = f"a number of at least 1 (1 is static) and at most {MOST_AMPLITUDE:g}"
+    if not 1 <= schedule.amplitude <= _MOST_AMPLITUDE:
+        expected = f"a number of at least 1 (1 is static) and at most {_MOST_AMPLITUDE:g}"
         yield schedule.amplitude, "schedule.amplitude", expected
     if (epoch := schedule.static_from_epoch) is not None and schedule.static_from is not None:
         given = f"schedule.static_from_epoch is {epoch}"

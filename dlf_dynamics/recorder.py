@@ -29,7 +29,7 @@ from dlf_dynamics.provenance import provenance
 from dlf_dynamics.runfile import Header, Sizes
 from dlf_dynamics.runwriter import RunWriter
 
-WAITING = 4
+_WAITING = 4
 """Checkpoints that may wait to be written before the loop waits for them."""
 
 
@@ -277,7 +277,7 @@ class _Writing:
         sizes = form.params.size, form.params.size, form.state.size
         self._vectors = [np.empty(size, form.params.dtypes[0]) for size in sizes]
         self._rows: queue.Queue[_Row | None] = queue.Queue()
-        self._places = threading.Semaphore(WAITING)
+        self._places = threading.Semaphore(_WAITING)
         self._error: BaseException | None = None
         self._diverged = False
         self._thread = threading.Thread(target=self._run, daemon=True)

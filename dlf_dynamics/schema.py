@@ -182,7 +182,7 @@ VALIDATION = ("validation_loss/value", "validation_accuracy/value")
 """What is evaluated on the examples held out, in the order of `Dynamics.validate`."""
 
 
-def own_scalar(name: str) -> Entry:
+def _own_scalar(name: str) -> Entry:
     """A scalar that the author of a loop recorded beside those that have a meaning here."""
     return Entry(f"scalars/{name}/value", ("steps",), "float", "", "the author's own", True)
 
@@ -199,7 +199,7 @@ def trained(*, validation: bool = False) -> tuple[Entry, ...]:
 def recorded(scalars: Sequence[str]) -> tuple[Entry, ...]:
     """The entries of a run of `Recorder` whose steps have these scalars."""
     known = {entry.path: entry for entry in SCHEMA}
-    paths = [own_scalar(name) for name in scalars]
+    paths = [_own_scalar(name) for name in scalars]
     columns = [known.get(entry.path, entry) for entry in paths]
     absent = ("resume/", RESUME_CHECKSUM, *VALIDATION)
     rest = [e for e in SCHEMA if not e.path.startswith(absent) and not _is_scalar(e.path)]

@@ -16,7 +16,7 @@ from dlf_dynamics.runfile import open_file
 if TYPE_CHECKING:
     from dlf_dynamics.run import Run
 
-ONE_THREAD_SIZE = 5_000_000
+_ONE_THREAD_SIZE = 5_000_000
 """Examples times parameters up to which one thread is faster than two (measured: architecture)."""
 
 
@@ -33,11 +33,11 @@ def problem_size(config: RunConfig) -> float:
     return min(examples, config.batch_size or examples) * weights
 
 
-MOST_DEVICES = 16
+_MOST_DEVICES = 16
 """Cores that are used at most as devices of their own, where it is not said how many."""
 
 
-MOST_THREADS = 4096
+_MOST_THREADS = 4096
 """More than any machine has; XLA would try to start as many as it is told."""
 
 
@@ -50,7 +50,7 @@ def start_jax(
 
     Args:
         dtype: of the computation.
-        threads: of the CPU, at most `MOST_THREADS`; 0 chooses one for small problems and all for
+        threads: of the CPU, at most `_MOST_THREADS`; 0 chooses one for small problems and all for
             others.
         size: of the problem.
         many: whether there is independent work at many checkpoints. Small problems then have each
@@ -60,25 +60,25 @@ def start_jax(
     Raises:
         ConfigError: when there cannot be so many threads or devices.
     """
-    if not 0 <= devices <= MOST_THREADS:
-        raise ConfigError(f"devices is {devices}; expected at least 0 and at most {MOST_THREADS}")
-    if not 0 <= threads <= MOST_THREADS:
-        raise ConfigError(f"threads is {threads}; expected at least 0 and at most {MOST_THREADS}")
+    if not 0 <= devices <= _MOST_THREADS:
+        raise ConfigError(f"devices is {devices}; expected at least 0 and at most {_MOST_THREADS}")
+    if not 0 <= threads <= _MOST_THREADS:
+        raise ConfigError(f"threads is {threads}; expected at least 0 and at most {_MOST_THREADS}")
     import jax
 
     if devices:
         _use_devices(devices)
         threads = threads or max(1, _num_cores() // devices)
     chosen = cast(Any, jax.config).jax_num_cpu_devices  # not in the stubs of every version
-    if many and size <= ONE_THREAD_SIZE and chosen < 1:
+    if many and size <= _ONE_THREAD_SIZE and chosen < 1:
         cores = threads or _num_cores()
         with suppress(RuntimeError):  # JAX has started: it is not the command line that calls
-            jax.config.update("jax_num_cpu_devices", min(cores, MOST_DEVICES))
+            jax.config.update("jax_num_cpu_devices", min(cores, _MOST_DEVICES))
         threads = 1
     # XLA's CPU client reads it; a value in the user's environment gives way to --threads only.
     if threads:
         os.environ["NPROC"] = str(threads)
-    elif size <= ONE_THREAD_SIZE:
+    elif size <= _ONE_THREAD_SIZE:
         os.environ.setdefault("NPROC", "1")
     jax.config.update("jax_enable_x64", dtype == "float64")
     jax.config.update("jax_default_matmul_precision", "highest")

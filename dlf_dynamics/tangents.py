@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from dlf_dynamics.problem import Problem
 
-VERSION = "0.6.5"
+_VERSION = "0.6.5"
 """The one that is known to work."""
 
-INSTALL = f"pip install --no-deps neural-tangents=={VERSION} frozendict"
+INSTALL = f"pip install --no-deps neural-tangents=={_VERSION} frozendict"
 """Without `--no-deps` it brings TensorFlow, which its `experimental` part alone uses."""
 
 _CORE_NAMES = ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")
@@ -158,5 +158,5 @@ def _refused(error: Exception) -> ConfigError:
     reason = " ".join(str(error).split())
     return ConfigError(
         f"neural-tangents {found} does not import on JAX {jax.__version__} ({reason}); "
-        f"expected {VERSION} on JAX 0.10: {INSTALL}"
+        f"expected {_VERSION} on JAX 0.10: {INSTALL}"
     )

@@ -30,10 +30,10 @@ from dlf_dynamics.reprs import brief
 Direction = Literal["both", "increasing", "decreasing"]
 Status = Literal["range left", "max points", "step too small", "not converged", "period halved"]
 
-SHARPEST_TURN = 0.3
+_SHARPEST_TURN = 0.3
 """Angle between the tangents of neighbouring points, in radians, above which a step is halved."""
 
-LEAST_STEP = 1e-7
+_LEAST_STEP = 1e-7
 """Part of the largest step below which a continuation gives up."""
 
 
@@ -230,12 +230,12 @@ class _Walk:
     def _advance(self, now: _Node, length: float) -> tuple[_Node, float, list[Kind]] | Status:
         """The next point, its distance and what lies between, with as small a step as it takes."""
         status: Status = "step too small"
-        while length > LEAST_STEP * self.step:
+        while length > _LEAST_STEP * self.step:
             after, used = self.at(now, length), length
             if after is not None and not self.until[0] <= after.parameter <= self.until[1]:
                 after, used = self._to_end(now, after, length)
             status = "not converged" if after is None else "step too small"
-            if after is not None and now.tangent @ after.tangent > np.cos(SHARPEST_TURN):
+            if after is not None and now.tangent @ after.tangent > np.cos(_SHARPEST_TURN):
                 turns = now.rises != after.rises
                 kinds = crossed(now.multipliers, after.multipliers, turns)
                 if len(kinds) < 2 or used < 1e-3 * self.step:
@@ -248,7 +248,7 @@ class _Walk:
         bound = self.until[1 if after.parameter > self.until[1] else 0]
         stretch = _Stretch(self, now, after, length)
         root = stretch.root(lambda node: node.parameter - bound) or 0.0
-        node = stretch.at(root) if root > LEAST_STEP * self.step else None
+        node = stretch.at(root) if root > _LEAST_STEP * self.step else None
         return node and node._replace(place=node.place._replace(parameter=bound)), root
 
 

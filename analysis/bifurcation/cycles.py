@@ -26,10 +26,10 @@ MARGIN = 1e-10
 ROUNDING = 1e-7
 """Of double multipliers: two that are no further apart may be equal."""
 
-LEAST_DAMPING = 1 / 128
+_LEAST_DAMPING = 1 / 128
 """Part of a Newton step below which no decrease of the residual is looked for."""
 
-SINGULAR = 1e-13
+_SINGULAR = 1e-13
 """Reciprocal condition number below which a matrix is solved by least squares."""
 
 NEAR = 1e-2
@@ -242,7 +242,7 @@ def linearise(map_: Map, points: Points, parameter: float) -> Linearisation:
 
 
 def solve(
-    matrix: Float[np.ndarray, "n n"], right: Float[np.ndarray, " n"], least: float = SINGULAR
+    matrix: Float[np.ndarray, "n n"], right: Float[np.ndarray, " n"], least: float = _SINGULAR
 ) -> tuple[Float[np.ndarray, " n"], bool]:
     """The solution, and whether it is the shortest one of least squares of a singular matrix."""
     if not (np.all(np.isfinite(matrix)) and np.all(np.isfinite(right))):
@@ -342,7 +342,7 @@ def _damped(
 ) -> Linearisation | None:
     """The longest of the halved steps that decreases the residual; none when none does."""
     move, damping = place.spread(change[:-1], change[-1], closing=True), 1.0
-    while damping >= LEAST_DAMPING:
+    while damping >= _LEAST_DAMPING:
         points, parameter = place.points + damping * move, place.parameter + damping * change[-1]
         trial = linearise(map_, points, parameter)
         if trial.gap(floor) < residual:

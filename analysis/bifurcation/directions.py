@@ -15,7 +15,7 @@ Vector = Float[Array, " params"]
 MOST_MATVECS = 200
 """Hessian products at most, for the eigenvector where none is given and for the second one."""
 
-ROUGH = 1e-2
+_ROUGH = 1e-2
 """Relative residual with which the second eigenvalue is looked for at first."""
 
 
@@ -70,7 +70,7 @@ def second_eigenvalue(
         return -np.inf, (-np.inf, -np.inf)
     found, interval = float("nan"), (float("nan"), float("nan"))
     value = jnp.asarray(eigenvalue, params.dtype)
-    for accuracy in (max(ROUGH, tol), tol):
+    for accuracy in (max(_ROUGH, tol), tol):
         pairs = top_eigenpairs(
             Partial(_off, loss, params, direction, value),
             params.size,

@@ -17,7 +17,7 @@ from dlf_dynamics.analysis.bifurcation.orbits import escape_bound, one_by_one
 from dlf_dynamics.analysis.devices import in_groups, map_over_devices
 from dlf_dynamics.reprs import brief
 
-BLOCKS = 20
+_BLOCKS = 20
 """Parts of an orbit whose averages give the standard errors."""
 
 
@@ -139,7 +139,7 @@ def lyapunov_spectra(
     state = jnp.asarray(state)
     _check(len(state), k, steps, transient, every, basis)
     bound = escape_bound(state) if bound is None else bound
-    length = -(-steps // (BLOCKS * every))
+    length = -(-steps // (_BLOCKS * every))
     rows = jnp.zeros((0, len(state)), state.dtype) if basis is None else jnp.asarray(basis)
     directions = jnp.linalg.qr(jax.random.normal(key, (len(state), k), state.dtype))[0].T
     start = _Orbit(state, directions, jnp.array(True))
@@ -151,7 +151,7 @@ def lyapunov_spectra(
             growth, overlap = blocks.growth / (length * every), blocks.overlap / length
             overlap = overlap if basis is not None else np.full_like(overlap, np.nan)
             means = _Block(growth, overlap)
-            spectra.append(_summarise(orbit, means, BLOCKS * length * every, tol))
+            spectra.append(_summarise(orbit, means, _BLOCKS * length * every, tol))
     return spectra
 
 
@@ -242,7 +242,7 @@ def _followed(
         return orbit._replace(state=state, alive=orbit.alive & jnp.all(jnp.abs(state) <= bound))
 
     orbit = jax.lax.fori_loop(0, transient, settle, start)
-    orbit, blocks = jax.lax.scan(follow_block, orbit, length=BLOCKS + 1)
+    orbit, blocks = jax.lax.scan(follow_block, orbit, length=_BLOCKS + 1)
     return orbit, jax.tree.map(lambda leaf: leaf[1:], blocks)
 
 
@@ -254,9 +254,9 @@ def _summarise(orbit: _Orbit, blocks: _Block, steps: int, tol: float) -> Lyapuno
     """Averages, their errors and a verdict."""
     growth, overlap = (np.where(orbit.alive, leaf, np.nan) for leaf in blocks)
     with np.errstate(invalid="ignore"):
-        running = np.cumsum(growth, axis=0) / np.arange(1, BLOCKS + 1)[:, None]
-        errors = np.std(growth, axis=0, ddof=1) / BLOCKS**0.5
-        halves = np.mean(growth[: BLOCKS // 2], axis=0) - np.mean(growth[BLOCKS // 2 :], axis=0)
+        running = np.cumsum(growth, axis=0) / np.arange(1, _BLOCKS + 1)[:, None]
+        errors = np.std(growth, axis=0, ddof=1) / _BLOCKS**0.5
+        halves = np.mean(growth[: _BLOCKS // 2], axis=0) - np.mean(growth[_BLOCKS // 2 :], axis=0)
         converged = (errors <= tol) & (np.abs(halves) <= np.maximum(6 * errors, tol))
     message = f"{np.sum(converged)} of {len(converged)} converged after {steps} steps"
     if not orbit.alive:

@@ -30,16 +30,16 @@ Kind = Literal["fold", "flip", "neimark-sacker", "branch point"]
 Criticality = Literal["supercritical", "subcritical", ""]
 Vector = Complex[np.ndarray, " n"]
 
-CLOSE = 1e-6
+_CLOSE = 1e-6
 """Multipliers closer to each other than this are not told apart, nor is their eigenvector."""
 
-DEGENERATE = 1e-8
+_DEGENERATE = 1e-8
 """A coefficient below this part of the terms that it is the sum of is rounding."""
 
-RESONANCE = 1e-3
+_RESONANCE = 1e-3
 """Distance of a multiplier's power from 1 within which a resonance is too close."""
 
-PRECISION = 1e-9
+_PRECISION = 1e-9
 """Error of a bifurcation's parameter, relative to it and to the range, that counts as refined."""
 
 
@@ -149,7 +149,7 @@ def classify(
     error: float,
 ) -> Bifurcation:
     """What is told of a bifurcation whose parameter has this relative error."""
-    converged = bool(error <= PRECISION and residual <= 1e-7)
+    converged = bool(error <= _PRECISION and residual <= 1e-7)
     imaginary, distance = np.imag(multipliers), np.abs(multipliers - (-1 if kind == "flip" else 1))
     if kind == "neimark-sacker":
         distance = np.where(imaginary > ROUNDING, np.abs(np.abs(multipliers) - 1), np.inf)
@@ -291,14 +291,14 @@ class _System:
             return None
         solved: Any = scipy.linalg.eig(self.jacobian, left=True)  # two or three arrays
         values, lefts, rights = solved
-        (found,) = np.nonzero(np.abs(values - multiplier) < CLOSE)
+        (found,) = np.nonzero(np.abs(values - multiplier) < _CLOSE)
         if len(found) != 1:
             return None
         right, left = rights[:, found[0]].astype(complex), lefts[:, found[0]].conj()
         largest = right[np.argmax(np.abs(right))]
         right *= np.abs(largest) / largest / np.linalg.norm(right)
         overlap = left @ right
-        return (right, left / overlap) if np.abs(overlap) > CLOSE else None
+        return (right, left / overlap) if np.abs(overlap) > _CLOSE else None
 
     def derivative(self, *vectors: Vector) -> Vector:
         """B or C of two or three complex vectors, which is linear in each."""
@@ -317,7 +317,7 @@ class _System:
         imaginary, _ = solve(matrix, np.imag(right), ROUNDING)
         found = real + 1j * imaginary
         gap = np.linalg.norm(matrix @ found - right)
-        return None if singular and gap > DEGENERATE * np.linalg.norm(right) else found
+        return None if singular and gap > _DEGENERATE * np.linalg.norm(right) else found
 
 
 def _flip(system: _System, right: Vector, left: Vector) -> NormalForm:
@@ -332,7 +332,7 @@ def _flip(system: _System, right: Vector, left: Vector) -> NormalForm:
 def _neimark_sacker(system: _System, multiplier: complex) -> NormalForm:
     unit = multiplier / abs(multiplier)
     for order in (1, 2, 3, 4):
-        if abs(unit**order - 1) < RESONANCE:
+        if abs(unit**order - 1) < _RESONANCE:
             return NormalForm(np.nan, "", f"strong resonance 1:{order}")
     if (vectors := system.eigenvectors(multiplier)) is None:
         return NormalForm(np.nan, "", "the critical multiplier is not a simple one")
@@ -358,9 +358,9 @@ def _alone(form: NormalForm, jacobian: Float[np.ndarray, "n n"], multiplier: com
     others = multipliers_of(jacobian)
     for critical in {complex(multiplier), complex(multiplier).conjugate()}:
         others = np.delete(others, np.argmin(np.abs(others - critical)))
-    others = others[np.abs(others - 1) > CLOSE]
+    others = others[np.abs(others - 1) > _CLOSE]
     largest = float(np.max(np.abs(others), initial=0))
-    if largest < 1 - CLOSE:
+    if largest < 1 - _CLOSE:
         return form
     why = f"another multiplier is on or outside the unit circle: its modulus is {largest:.6g}"
     return form._replace(criticality="", message=why)
@@ -370,7 +370,7 @@ def _judged(coefficient: float, size: float, *, positive: Criticality) -> Normal
     """The criticality that a coefficient's sign tells, if it is more than rounding."""
     if not np.isfinite(coefficient):
         return NormalForm(np.nan, "", "the derivatives of the map are not finite")
-    if abs(coefficient) <= DEGENERATE * size:
+    if abs(coefficient) <= _DEGENERATE * size:
         return NormalForm(coefficient, "", "degenerate: the coefficient is 0 to rounding")
     negative: Criticality = "subcritical" if positive == "supercritical" else "supercritical"
     return NormalForm(coefficient, positive if coefficient > 0 else negative, "")

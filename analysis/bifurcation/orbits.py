@@ -20,10 +20,10 @@ from dlf_dynamics.reprs import brief
 
 Observable = Callable[[Vector], Array]
 
-ESCAPED = 1e8
+_ESCAPED = 1e8
 """Growth of the largest entry of a state, over the start's or 1, that counts as divergence."""
 
-ONE_BY_ONE_SIZE = 50
+_ONE_BY_ONE_SIZE = 50
 """States from which size on a CPU takes independent parameters faster one after the other."""
 
 
@@ -161,12 +161,12 @@ def escape_bound(state: Vector) -> float:
     largest = float(jnp.max(jnp.abs(state)))
     if not np.isfinite(largest):
         raise ValueError("the start is not finite")
-    return ESCAPED * max(1.0, largest)
+    return _ESCAPED * max(1.0, largest)
 
 
 def one_by_one(state: Vector) -> bool:
     """Whether vectors like this state are treated faster one after the other than as a batch."""
-    return jax.default_backend() == "cpu" and state.size >= ONE_BY_ONE_SIZE
+    return jax.default_backend() == "cpu" and state.size >= _ONE_BY_ONE_SIZE
 
 
 class _Record(NamedTuple):

@@ -17,13 +17,13 @@ from dlf_dynamics.analysis.linalg.vectors import rounding
 from dlf_dynamics.problem import Step
 from dlf_dynamics.reprs import brief
 
-FORCING = 0.1
+_FORCING = 0.1
 """Relative residual of the linear equations at most; near the solution that of the rod equation."""
 
-HALVINGS = 20
+_HALVINGS = 20
 """Of a correction, before there is held to be no way on."""
 
-VANISHED = 1e-6
+_VANISHED = 1e-6
 """Amplitude, relative to the start, from which on only the trivial solution is near."""
 
 
@@ -179,7 +179,7 @@ def _newton(
         left = max_products - equation.num_products
         if not np.isfinite(relative):
             complaint = "gradients are not finite"
-        elif np.linalg.norm(difference) <= VANISHED * np.linalg.norm(start):
+        elif np.linalg.norm(difference) <= _VANISHED * np.linalg.norm(start):
             complaint = "no orbit found: the amplitude went to 0"
         elif left <= 0:
             complaint = f"not solved with {equation.num_products} products; allow more"
@@ -187,7 +187,7 @@ def _newton(
             complaint = f"not solved in {num_steps} steps; allow more, or start closer"
         if complaint:
             break
-        accuracy = min(FORCING, max(relative, tol / 10))
+        accuracy = min(_FORCING, max(relative, tol / 10))
         correction = equation.correction(difference, rest, accuracy, left)
         found = _backtrack(equation, difference, correction, relative)
         if found is None:
@@ -218,7 +218,7 @@ def _backtrack(
     """The first of ever shorter corrections that makes the relative residual smaller."""
     if not np.all(np.isfinite(correction)):
         return None
-    for halving in range(HALVINGS):
+    for halving in range(_HALVINGS):
         tried = difference + correction / 2**halving
         rest, found = equation.residual(tried)
         if found < relative:

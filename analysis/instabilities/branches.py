@@ -31,15 +31,15 @@ from dlf_dynamics.reprs import brief
 
 Stability = Literal["", "stable", "none found", "unstable", "unknown"]
 
-AT_REST = 1e-6
+_AT_REST = 1e-6
 """Oscillations smaller than this part of the parameters' norm, at the start or at the centre, are
 none."""
 
-NEARLY = 1e-3
+_NEARLY = 1e-3
 """Residual of the rod equation up to which a solution is drawn: where Newton's method ends at a
 kink, the two states change places but for this part of their distance."""
 
-ALONG = 0.5
+_ALONG = 0.5
 """Least overlap of an orbit with the direction on which it is projected, else it is not drawn."""
 
 NEUTRAL = 2e-2
@@ -50,7 +50,7 @@ The centre drifts, so that slow directions are at +1 only nearly, and on either 
 BEYOND = 1e-3
 """Distance from the unit circle from which on a Ritz value is held to be outside."""
 
-DENSE = 100
+_DENSE = 100
 """Order up to which all multipliers are computed."""
 
 PRODUCTS = 40
@@ -59,7 +59,7 @@ PRODUCTS = 40
 LOOKED_AT = 20
 """Updates that are compared with the ones before."""
 
-DAMPED = 30
+_DAMPED = 30
 """Steps of the averaged map."""
 
 _WEIGHTS = (1, 6, 15, 20, 15, 6, 1)
@@ -78,7 +78,7 @@ class Branches(NamedTuple):
             flip.
         opposed: part of the last updates that point against the one before, as where a run
             oscillates: 1 on an orbit of period 2 or 4, less in irregular motion, 0 where nothing
-            oscillates by more than `AT_REST`.
+            oscillates by more than `_AT_REST`.
         amplitude: of the orbit of period 2, along the top eigenvector of the diagram; NaN where
             nothing oscillates, no orbit was found, or it lies across this direction.
         residual: relative residual of the rod equation.
@@ -199,18 +199,18 @@ def _at(
         return _Row()
     centre, half = mean
     size = max(np.linalg.norm(centre), float(jnp.linalg.norm(start[:num_params])))
-    visible = bool(np.linalg.norm(half) > AT_REST * size)
+    visible = bool(np.linalg.norm(half) > _AT_REST * size)
     opposed = float(np.mean(cosines < OSCILLATING_COSINE)) if visible else 0.0
     row = _Row(opposed)
     if not opposed:
         return row
     means = _averages(damped[:, :num_params], (1, 2, 1)), mean
-    orbit = _orbit(problem, means, place, float(AT_REST * size))
+    orbit = _orbit(problem, means, place, float(_AT_REST * size))
     if orbit is None:
         return row
     centre, rod = orbit
     along = abs(float(np.asarray(direction) @ rod.difference))
-    if along < ALONG * rod.amplitude:
+    if along < _ALONG * rod.amplitude:
         return row
     row = row._replace(amplitude=along, residual=rod.residual, stability="unknown")
     if not smooth:
@@ -272,7 +272,7 @@ def _settle(
         carry = jax.lax.fori_loop(0, settle + 1, lambda _, carry: move(carry, None)[0], carry)
         (state, _), cosines = jax.lax.scan(move, carry, length=LOOKED_AT)
         last, states = jax.lax.scan(advance, state, length=len(_WEIGHTS))
-        damped = jax.lax.fori_loop(0, DAMPED, damp, last)
+        damped = jax.lax.fori_loop(0, _DAMPED, damp, last)
         return cosines, states, jax.lax.scan(advance, damped, length=3)[1]
 
     return map_over_devices(at_value, values)
@@ -295,7 +295,7 @@ def _orbit(
             continue
         start = jnp.asarray(half)
         rod = rod_amplitude(problem, jnp.asarray(centre), place.rate, start, step=place.step)
-        if rod.converged or (rod.residual <= NEARLY and rod.error <= NEARLY**0.5):
+        if rod.converged or (rod.residual <= _NEARLY and rod.error <= _NEARLY**0.5):
             return centre, rod
     return None
 
@@ -320,7 +320,7 @@ def _multipliers(product: Partial, dtype: np.dtype, size: int) -> Multipliers:
     two Rayleigh quotients are none of them.
     """
     eps = float(jnp.finfo(dtype).eps)
-    if size <= DENSE:
+    if size <= _DENSE:
         matrix = np.asarray(_matrix(product, jnp.eye(size, dtype=dtype)), float)
         return _told(multipliers_of(matrix), np.zeros(size), max(MARGIN, eps**0.5), True)
     values, residuals, vectors = _arnoldi(product, dtype, size, 10 * eps)

@@ -42,7 +42,7 @@ TRANSIENT, RECORDED = 200, 60
 EXPONENTS = 25
 """Values of the parameter at which the largest Lyapunov exponent is computed."""
 
-EXPONENT_STEPS = 300
+_EXPONENT_STEPS = 300
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def _exponents(
         state,
         values,
         1,
-        EXPONENT_STEPS,
+        _EXPONENT_STEPS,
         transient=TRANSIENT,
         key=jax.random.key(step),
         basis=basis,

@@ -32,13 +32,13 @@ from dlf_dynamics.analysis.stability.threshold import growth_factors
 from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.run import Run
 
-GROWTH_STEPS = 30
+_GROWTH_STEPS = 30
 """Steps before the onset over which the growth is measured."""
 
-SETTLING_STEPS = 200
+_SETTLING_STEPS = 200
 """Steps after the onset within which the size of the oscillation is measured."""
 
-SYMMETRIC = 1e-6
+_SYMMETRIC = 1e-6
 """Change of the loss from step to step, relative to its size, below which an orbit of period 2
 counts as one in a symmetric valley."""
 
@@ -179,7 +179,7 @@ def _periods(motion: Motion, window: Oscillation) -> dict[str, object]:
         "period_8": share(period == 8),
         "irregular": share(period == IRREGULAR),
         "seen_in_loss": share(shown > 0),
-        "symmetric": bool(np.any(two) and np.nanmedian(change[two]) < SYMMETRIC),
+        "symmetric": bool(np.any(two) and np.nanmedian(change[two]) < _SYMMETRIC),
         "gate_flips": float(np.mean(motion.gate_flips[rows][oscillating])),
     }
 
@@ -198,13 +198,13 @@ def _growth(run: Run, motion: Motion, window: Oscillation) -> dict[str, object]:
     first, crossed, onset = int(motion.steps[0]), window.crossed, window.onset
     logs = np.log(_factors(run, motion, np.arange(crossed, onset)))
     found: dict[str, object] = {"log_growth": float(np.sum(logs))}
-    if onset - crossed > GROWTH_STEPS:
-        last = slice(onset - GROWTH_STEPS - first, onset - first)
-        signed = motion.projection[last] * (-1.0) ** np.arange(GROWTH_STEPS)
+    if onset - crossed > _GROWTH_STEPS:
+        last = slice(onset - _GROWTH_STEPS - first, onset - first)
+        signed = motion.projection[last] * (-1.0) ** np.arange(_GROWTH_STEPS)
         if np.all(signed > 0) or np.all(signed < 0):
-            slope = np.polyfit(np.arange(GROWTH_STEPS), np.log(np.abs(signed)), 1)[0]
+            slope = np.polyfit(np.arange(_GROWTH_STEPS), np.log(np.abs(signed)), 1)[0]
             found["growth"] = float(np.exp(slope))
-            found["predicted_growth"] = float(np.exp(np.mean(logs[-GROWTH_STEPS:])))
+            found["predicted_growth"] = float(np.exp(np.mean(logs[-_GROWTH_STEPS:])))
     return found
 
 
@@ -242,7 +242,7 @@ def _size(
 ) -> dict[str, object]:
     """The size of the oscillation, measured and predicted."""
     run, first = replay.run, int(motion.steps[0])
-    stop = min(window.onset + SETTLING_STEPS, window.end) + 1 - first
+    stop = min(window.onset + _SETTLING_STEPS, window.end) + 1 - first
     sizes = motion.amplitude[window.onset - first : stop]
     settled = window.onset + int(np.argmax(np.where(np.isfinite(sizes), sizes, -np.inf)))
     there = centre_of(replay, solver, settled)

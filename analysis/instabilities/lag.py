@@ -18,7 +18,7 @@ VISIBLE_RATIO = np.sqrt(3) / 2
 Successive updates are d ± 2a, a being orthogonal to the drift d; their cosine is
 (d² - 4a²) / (d² + 4a²)."""
 
-MEDIAN_RATIO = 0.6744897501960817
+_MEDIAN_RATIO = 0.6744897501960817
 """Median of |x| in standard deviations, x being normal.
 
 All of a deviation comes from the noise around the crossing and grows as one; so half of all runs
@@ -65,7 +65,7 @@ def predicted_onset(
     """
     with np.errstate(over="ignore", invalid="ignore"):
         # What a step makes of the deviation is there at the next one.
-        found = MEDIAN_RATIO * deviations(factors, noise)[:-1]
+        found = _MEDIAN_RATIO * deviations(factors, noise)[:-1]
         seen = np.flatnonzero(found >= visible[1:])
     return int(seen[0]) + 1 if len(seen) else None
 

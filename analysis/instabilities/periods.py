@@ -13,10 +13,10 @@ LAGS = (2, 4, 8)
 IRREGULAR = -1
 """Oscillating, but of none of the periods."""
 
-RECURRENT = 0.25
+_RECURRENT = 0.25
 """Ratio of ‖θ_(t+k) - θ_t‖ to one step from which the iterates count as having returned."""
 
-WINDOW = 32
+_WINDOW = 32
 """Steps in which the loss is demodulated."""
 
 
@@ -39,7 +39,7 @@ def periods_of_iterates(
     [0, 2, 4, -1]
     """
     with np.errstate(invalid="ignore"):
-        returned = recurrence < RECURRENT
+        returned = recurrence < _RECURRENT
         oscillating = update_cosine < OSCILLATING_COSINE
     first = np.array(LAGS)[np.argmax(returned, axis=1)]
     found = np.where(np.any(returned, axis=1), first, IRREGULAR)
@@ -61,20 +61,20 @@ def periods_of_loss(loss: Float[np.ndarray, " steps"]) -> Int[np.ndarray, " step
     [2]
     """
     count = len(loss)
-    if count < WINDOW:
+    if count < _WINDOW:
         return np.zeros(count, int)
-    windows = np.lib.stride_tricks.sliding_window_view(loss, WINDOW)
-    time = np.linspace(-1, 1, WINDOW)
-    trend, _ = np.linalg.qr(np.stack([np.ones(WINDOW), time, time**2], axis=1))
+    windows = np.lib.stride_tricks.sliding_window_view(loss, _WINDOW)
+    time = np.linspace(-1, 1, _WINDOW)
+    trend, _ = np.linalg.qr(np.stack([np.ones(_WINDOW), time, time**2], axis=1))
     with np.errstate(invalid="ignore", over="ignore"):
         rest = windows - (windows @ trend) @ trend.T
         variance = np.mean(rest**2, axis=1)
-        places = np.arange(WINDOW)
+        places = np.arange(_WINDOW)
         half = np.mean(rest * (-1.0) ** places, axis=1) ** 2
         quarter = 2 * np.abs(np.mean(rest * 1j**places, axis=1)) ** 2
         noise = (100 * np.finfo(loss.dtype).eps * np.max(np.abs(windows), axis=1)) ** 2
         seen = (half + quarter > variance / 2) & (variance > noise)
         found = np.where(seen, np.where(quarter > 0.1 * (half + quarter), 4, 2), 0)
     # A window speaks for its middle; the ends have none of their own.
-    before = WINDOW // 2
+    before = _WINDOW // 2
     return np.pad(found, (before, count - len(found) - before), mode="edge")

@@ -22,7 +22,7 @@ from dlf_dynamics.analysis.style import (
 )
 from dlf_dynamics.streams import drawable
 
-OVERLAP = 0.5
+_OVERLAP = 0.5
 """Mean squared overlap from which an exponent is drawn as that of the oscillating direction."""
 
 MOST = 4
@@ -141,7 +141,7 @@ def _draw_branch(
 def _draw_exponents(ax: Axes, diagram: FrozenDiagram) -> None:
     """Open where not converged; red where the tangent vector is the oscillating one."""
     ax.axhline(0, color="#999999", lw=0.6)
-    oscillating = diagram.overlap > OVERLAP
+    oscillating = diagram.overlap > _OVERLAP
     for mask, colour, name in (
         (oscillating, COLOURS[5], "exponent along the top eigenvector"),
         (~oscillating, COLOURS[7], "exponent of another direction"),

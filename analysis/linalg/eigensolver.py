@@ -35,7 +35,7 @@ Which = Literal["largest", "smallest", "both"]
 PASS_SIZE = 10_000
 """Orders up to which one compiled Lanczos pass is faster than a host loop over its products."""
 
-PASS_STEPS = 64
+_PASS_STEPS = 64
 """Steps of the pass at most; its whole basis is kept. Harder operators go on in the host loop."""
 
 
@@ -200,7 +200,7 @@ class Plan(NamedTuple):
     def of(cls, num_params: int, goal: Goal, max_matvecs: int, dtype: Any) -> Plan:
         """With a pass of so many products at most."""
         count = goal.ends.total
-        capacity = min(num_params, max_matvecs - count, max(PASS_STEPS, 4 * count + 20))
+        capacity = min(num_params, max_matvecs - count, max(_PASS_STEPS, 4 * count + 20))
         chained = not goal.alone and goal.ranked
         left = max(max_matvecs - count - capacity, 0)
         length = min(num_params - count, max(left, max_matvecs // 3), CHAIN_STEPS) if chained else 0

@@ -22,7 +22,7 @@ from dlf_dynamics.analysis.linalg.chain import Goal
 from dlf_dynamics.analysis.linalg.ritz import is_lost
 from dlf_dynamics.analysis.linalg.vectors import ALLOWANCE, Form, Operator, Rows, Vector, rounding
 
-LEAST_BASIS = 20
+_LEAST_BASIS = 20
 """Vectors of the basis at least, where the space has as many dimensions."""
 
 SMALL, SMALL_BASIS = 10_000, 60
@@ -127,7 +127,7 @@ class _Krylov:
         self.operator, self.form, self.goal = operator, form, goal
         self.key, self.random = key, start is None
         self.num_params, self.dtype = form.num_params, form.dtype
-        least = SMALL_BASIS if self.num_params <= SMALL else LEAST_BASIS
+        least = SMALL_BASIS if self.num_params <= SMALL else _LEAST_BASIS
         self.capacity = min(self.num_params, max(least, 2 * goal.ends.total + 10))
         self.matrix = np.zeros((self.capacity + 1,) * 2)
         self.size = self.made = self.drawn = 0

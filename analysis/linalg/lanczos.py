@@ -14,7 +14,7 @@ from dlf_dynamics.analysis.linalg.chain import Goal, Growth, begin_chain, follow
 from dlf_dynamics.analysis.linalg.ritz import Matvec, is_lost
 from dlf_dynamics.analysis.linalg.vectors import ALLOWANCE, Form, rounding
 
-DRAWS = INDEPENDENT
+_DRAWS = INDEPENDENT
 """Random vectors that are drawn before the pass begins."""
 
 NEAR = 100
@@ -98,7 +98,7 @@ class _Krylov(NamedTuple):
     def random_direction(self) -> Float[Array, " n"]:
         """The next random unit vector orthogonal to the basis; 0 when that fills the space."""
         # Drawing in the loop would take longer to compile than all else. A shifted vector is new.
-        vector = jnp.roll(self.draws[self.drawn % DRAWS], self.drawn)
+        vector = jnp.roll(self.draws[self.drawn % _DRAWS], self.drawn)
         return self.form.unit_outside(vector, self.basis)
 
 
@@ -166,7 +166,7 @@ def lanczos(
         dtype: of the vectors.
     """
     ends = goal.ends
-    sizes = look_sizes(ends.total, capacity)
+    sizes = _look_sizes(ends.total, capacity)
     looks = [partial(_look, padded=size, goal=goal) for size in sizes]
 
     def extend(progress: _Progress) -> _Progress:
@@ -188,7 +188,7 @@ def lanczos(
     return _judged(matvec, progress, goal, chain_length, key)
 
 
-def look_sizes(count: int, capacity: int) -> list[int]:
+def _look_sizes(count: int, capacity: int) -> list[int]:
     """Sizes to which the small matrix is filled up when it is looked at.
 
     Each has its own eigensolve: one of full capacity would cost as much as several products, and
@@ -202,7 +202,7 @@ def look_sizes(count: int, capacity: int) -> list[int]:
 
 
 def _start(num_params: int, capacity: int, key: PRNGKeyArray, dtype: Any) -> _Krylov:
-    draws = jax.random.normal(key, (DRAWS, num_params), dtype)
+    draws = jax.random.normal(key, (_DRAWS, num_params), dtype)
     basis = jnp.zeros((capacity + 1, num_params), dtype)
     return _Krylov(
         basis=basis.at[0].set(draws[0] / jnp.linalg.norm(draws[0])),

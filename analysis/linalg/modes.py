@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-SAME_MODE = 0.5
+_SAME_MODE = 0.5
 """Squared overlap above which two eigenvectors are the same mode.
 
 Those of a vector with an orthonormal set add up to 1 at most, so no vector has two partners.
@@ -26,7 +26,7 @@ def overlaps(
 def follow_modes(steps: list[Float[np.ndarray, "k k"]], count: int) -> Int[np.ndarray, "steps n"]:
     """A number for the mode that each eigenvector belongs to, -1 where there is none.
 
-    An eigenvector that overlaps with none of those before by more than SAME_MODE begins a mode.
+    An eigenvector that overlaps with none of those before by more than _SAME_MODE begins a mode.
 
     Args:
         steps: for each checkpoint, the overlaps with the one before.
@@ -41,7 +41,7 @@ def follow_modes(steps: list[Float[np.ndarray, "k k"]], count: int) -> Int[np.nd
     for row, matrix in enumerate(steps):
         size = len(matrix)
         if row > 0:
-            for after, before in np.argwhere(matrix > SAME_MODE):
+            for after, before in np.argwhere(matrix > _SAME_MODE):
                 found[row, after] = found[row - 1, before]
         for place in range(size):
             if found[row, place] < 0:

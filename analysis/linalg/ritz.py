@@ -74,7 +74,7 @@ class Algebra(NamedTuple):
     finite: Callable[[Any], np.ndarray]
 
 
-HOST = Algebra(
+_HOST = Algebra(
     lambda some, others: some @ np.swapaxes(others, -1, -2),
     np.matmul,
     lambda products, values, vectors: products - values[..., None] * vectors,
@@ -83,7 +83,7 @@ HOST = Algebra(
 """NumPy arrays, one vector in each row; leading axes are those of the operators."""
 
 
-def rayleigh_ritz(vectors: Any, products: Any, algebra: Algebra = HOST) -> RitzPairs:
+def rayleigh_ritz(vectors: Any, products: Any, algebra: Algebra = _HOST) -> RitzPairs:
     """Ritz pairs in the span of vectors whose products with the operator are given.
 
     The vectors are orthonormal to the rounding of their type; what is left of that is taken out of

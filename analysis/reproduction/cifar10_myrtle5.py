@@ -28,8 +28,8 @@ EPOCHS, PEAK_EPOCH, STATIC_EPOCH = 700, 300, 600
 PEAK_RATE, FINAL_RATE, MOMENTUM = 0.02, 0.002, 0.9
 CHANNELS, BATCH_SIZE = 64, 512
 
-AMPLITUDES = tuple(10.0 * k for k in range(1, 16))
-PERIODS = (20, 33, 54, 90, 148, 244, 404, 668, 1098, 1818, 3063)
+_AMPLITUDES = tuple(10.0 * k for k in range(1, 16))
+_PERIODS = (20, 33, 54, 90, 148, 244, 404, 668, 1098, 1818, 3063)
 """In mini-batch steps."""
 
 SEEDS = 20
@@ -60,7 +60,7 @@ class Size:
 _SIZES = {
     "tiny": Size(Grid((10.0, 70.0), (404, 1098), 1), 1 / 70, 8, 100, 2000, 500),
     "small": Size(Grid((10.0, 30.0, 70.0, 150.0), (54, 148, 404, 1098, 3063), 3), 1 / 20),
-    "full": Size(Grid(AMPLITUDES, PERIODS, SEEDS)),
+    "full": Size(Grid(_AMPLITUDES, _PERIODS, SEEDS)),
 }
 
 
@@ -131,10 +131,10 @@ def make(task: Task) -> Page:
         title="Myrtle5 on CIFAR-10 by amplitude and period",
         source=PAPER,
         published="Training and test accuracy of a Myrtle5 network with 64 channels on CIFAR-10, "
-        f"for A from 1 to 150 and T from {PERIODS[0]} to {PERIODS[-1]:,} mini-batch steps, 20 runs "
-        "in each cell. Nesterov's momentum 0.9, batches of 512, 700 epochs, learning rate linear "
-        "from 0 to 0.02 (epoch 300) and to 0.002 (epoch 700), oscillations until epoch 600. The "
-        "protocol could be recovered; the accuracies could not.",
+        f"for A from 1 to 150 and T from {_PERIODS[0]} to {_PERIODS[-1]:,} mini-batch steps, 20 "
+        "runs in each cell. Nesterov's momentum 0.9, batches of 512, 700 epochs, learning rate "
+        "linear from 0 to 0.02 (epoch 300) and to 0.002 (epoch 700), oscillations until epoch 600. "
+        "The protocol could be recovered; the accuracies could not.",
         comparisons=tuple(compare(diagrams)),
         differs=_differs(size, num_examples, task.budget),
         pictures=pictures_of(diagrams, task, NAME),

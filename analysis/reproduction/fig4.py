@@ -26,13 +26,13 @@ PAPER = (
 
 TINY_STEPS = 10_000
 
-EXACT_STEPS = 5700
+_EXACT_STEPS = 5700
 """Steps for which the loss is that of the authors' program to ten digits."""
 
-RECORDED_LATER = 1
+_RECORDED_LATER = 1
 """The authors' index i stands for the state after update i, here step i + 1."""
 
-BURST_INDEX = RECORDED_LATER + 1
+_BURST_INDEX = _RECORDED_LATER + 1
 """A burst starts here at the middle one of the three losses of a second difference, there at the
 first."""
 
@@ -59,7 +59,7 @@ class PublishedBurst:
         return f"{self.change:g}" if self.error is None else f"{self.change:g} ± {self.error:g}"
 
 
-BURSTS = {
+_BURSTS = {
     "published": (PublishedBurst(4200, 0.149, 0.002, 0.002),),
     "published-updated": (PublishedBurst(4374, 0.0347, 0.0005), PublishedBurst(9149, 0.178, 0.02)),
 }
@@ -69,7 +69,7 @@ for."""
 LOSS, SHARPNESS, NTK = (2500, 0.1326), (2500, 0.602), (7500, 488.0)
 """Of the preset `published`: index in the authors' program, and what it has there."""
 
-NUMBER_OF_BURSTS = (8, 12)
+_NUMBER_OF_BURSTS = (8, 12)
 LATE_BURSTS, LATE_PHASE = 5, 0.8
 NARROW_FROM, NARROW = 7, 450
 NTK_RANGE, NTK_TOLERANCE = (120.0, 3000.0), 0.25
@@ -90,15 +90,15 @@ def _near(measured: float, reference: float, tolerance: float, told: str | None 
     return f"agrees within {within}" if agree else f"differs by more than {within}"
 
 
-def first_bursts(spectrum: Spectrum, preset: str, steps: int) -> Iterator[Comparison]:
+def _first_bursts(spectrum: Spectrum, preset: str, steps: int) -> Iterator[Comparison]:
     """Start and size of the bursts whose numbers are known."""
-    for number, told in enumerate(BURSTS[preset]):
+    for number, told in enumerate(_BURSTS[preset]):
         name = ("first", "second")[number]
         if number >= len(spectrum.bursts):
             yield Comparison(f"{name} burst: largest change of F", told.told, NOT_REACHED)
             continue
         found = spectrum.bursts[number]
-        chaotic = "" if found.burst_end < EXACT_STEPS else "; rounding has an effect here"
+        chaotic = "" if found.burst_end < _EXACT_STEPS else "; rounding has an effect here"
         size = _near(found.max_change, told.change, told.tolerance)
         if found.end >= steps - 1:
             size = "the run ends within the burst"
@@ -111,12 +111,12 @@ def first_bursts(spectrum: Spectrum, preset: str, steps: int) -> Iterator[Compar
         yield Comparison(
             f"{name} burst: second difference of F above 0.01 from",
             f"index {told.start:,}",
-            f"index {found.burst_start - BURST_INDEX:,} (step {found.burst_start:,})",
-            _near(found.burst_start - BURST_INDEX, told.start, 5) + chaotic,
+            f"index {found.burst_start - _BURST_INDEX:,} (step {found.burst_start:,})",
+            _near(found.burst_start - _BURST_INDEX, told.start, 5) + chaotic,
         )
 
 
-def single_values(run: Run) -> Iterator[Comparison]:
+def _single_values(run: Run) -> Iterator[Comparison]:
     """Loss, curvature and kernel at one index of the authors' program each."""
     measured = (
         ("F", LOSS, _loss, 5e-5),
@@ -124,10 +124,10 @@ def single_values(run: Run) -> Iterator[Comparison]:
         ("NTK λ_max", NTK, _ntk, 1.5),
     )
     for name, (index, told), measure, tolerance in measured:
-        if index + RECORDED_LATER > run.config.steps:
+        if index + _RECORDED_LATER > run.config.steps:
             yield Comparison(f"{name} at index {index:,}", f"{told:g}", NOT_REACHED)
             continue
-        found = measure(run, index + RECORDED_LATER)
+        found = measure(run, index + _RECORDED_LATER)
         yield Comparison(
             f"{name} at index {index:,}",
             f"{told:g}",
@@ -155,9 +155,9 @@ def _ntk(run: Run, step: int) -> float:
     return float(ntk_spectrum(run.problem, _at(run, step), k=1).eigenvalues[0])
 
 
-def whole_run(run: Run, spectrum: Spectrum) -> Iterator[Comparison]:
+def _whole_run(run: Run, spectrum: Spectrum) -> Iterator[Comparison]:
     """What the run must show up to its end; only statistics can be compared."""
-    bursts, (least, most) = spectrum.bursts, NUMBER_OF_BURSTS
+    bursts, (least, most) = spectrum.bursts, _NUMBER_OF_BURSTS
     yield Comparison(
         "number of bursts",
         f"{least} to {most}",
@@ -223,9 +223,9 @@ def _trends(run: Run, spectrum: Spectrum) -> Iterator[Comparison]:
 def compare(run: Run, spectrum: Spectrum, preset: str) -> Iterator[Comparison]:
     """All rows; of those for which the run is too short, that they are not reached."""
     steps = len(run.steps)
-    yield from first_bursts(spectrum, preset, steps)
+    yield from _first_bursts(spectrum, preset, steps)
     if preset == "published":
-        yield from single_values(run)
+        yield from _single_values(run)
     if run.config.steps < PRESETS[preset].steps:
         yield Comparison(
             "number and place of the bursts, trends, NTK, final accuracy",
@@ -233,7 +233,7 @@ def compare(run: Run, spectrum: Spectrum, preset: str) -> Iterator[Comparison]:
             NOT_REACHED,
         )
         return
-    yield from whole_run(run, spectrum)
+    yield from _whole_run(run, spectrum)
 
 
 def make(task: Task, preset: str, name: str) -> Page:
@@ -278,10 +278,10 @@ def make(task: Task, preset: str, name: str) -> Page:
 
 def _differs() -> tuple[str, ...]:
     return (
-        f"Up to step {EXACT_STEPS:,} the loss is that of the authors' program to a relative 1e-10, "
-        "and up to step 8,900 to 1e-4. Then the bursts amplify rounding: two runs that differ by a "
-        "relative 1e-14 differ by 0.1 at step 9,500. What comes later can be compared in its "
-        "statistics only, and comes out differently on another machine.",
+        f"Up to step {_EXACT_STEPS:,} the loss is that of the authors' program to a relative "
+        "1e-10, and up to step 8,900 to 1e-4. Then the bursts amplify rounding: two runs that "
+        "differ by a relative 1e-14 differ by 0.1 at step 9,500. What comes later can be "
+        "compared in its statistics only, and comes out differently on another machine.",
         "A burst is a window of oscillating steps in which the second difference of F exceeds "
         "0.01; with another definition, bursts start elsewhere.",
         "Eigenvalues are certified ones at the iterate and at the 1:2:1 centre of three iterates; "

@@ -15,11 +15,11 @@ from dlf_dynamics.analysis.studies.phase_diagram import PhaseDiagram, phase_diag
 from dlf_dynamics.analysis.studies.study import Overrides
 from dlf_dynamics.analysis.studies.studyfile import StudyResults
 
-SIGNIFICANT = 2.0
+_SIGNIFICANT = 2.0
 """Combined standard errors from which a cell is said to differ from the static loss."""
 
 
-NOT_RECOVERED = "not recovered"
+_NOT_RECOVERED = "not recovered"
 """What stands for a published number that is not known."""
 
 
@@ -75,9 +75,9 @@ def pictures_of(
 
 
 def above_static(diagram: PhaseDiagram) -> Bool[np.ndarray, "ny nx"]:
-    """Whether a cell's mean is above that of the static runs by more than SIGNIFICANT errors."""
+    """Whether a cell's mean is above that of the static runs by more than _SIGNIFICANT errors."""
     with np.errstate(invalid="ignore"):
-        return diagram.difference > SIGNIFICANT * diagram.difference_error
+        return diagram.difference > _SIGNIFICANT * diagram.difference_error
 
 
 def compare(
@@ -94,7 +94,7 @@ def compare(
         static, error = float(diagram.static[first]), float(diagram.static_error[first])
         yield Comparison(
             f"{what}: static loss (A = 1)",
-            NOT_RECOVERED,
+            _NOT_RECOVERED,
             _told(static, error),
             f"runs: {diagram.static_count[first]}",
         )
@@ -103,9 +103,9 @@ def compare(
         count = int(np.sum(above_static(diagram)))
         yield Comparison(
             f"{what}: cells with A > 1 above the static loss",
-            NOT_RECOVERED,
+            _NOT_RECOVERED,
             f"{count} of {known} ({count / known:.0%})" if known else "no errors, one run a cell",
-            f"by more than {SIGNIFICANT:g} combined standard errors",
+            f"by more than {_SIGNIFICANT:g} combined standard errors",
         )
 
 
@@ -128,7 +128,7 @@ def _best(what: str, diagram: PhaseDiagram, claim: str | None) -> Comparison:
             remark = ("agrees: " if more > combined else "does not show it: ") + remark
     return Comparison(
         f"{what}: best cell, A = {diagram.y[row]:g}, T = {diagram.x[column]:g}",
-        NOT_RECOVERED if claim is None else claim,
+        _NOT_RECOVERED if claim is None else claim,
         _told(value, error),
         remark,
     )

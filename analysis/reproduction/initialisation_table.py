@@ -55,7 +55,7 @@ REFERENCE = {
 """By initialisation and amplitude: ten seeds of the configuration of arXiv 2102.03793, Fig. 4,
 computed apart from this package; the paper has no such table."""
 
-REFERENCE_SEEDS = 10
+_REFERENCE_SEEDS = 10
 
 
 def study(seeds: int, steps: int) -> Study:
@@ -117,7 +117,7 @@ def compare(cell: Cell, whole: bool) -> Iterator[Comparison]:
     """
     told, count = cell.reference, len(cell.accuracy)
     mean, deviation = float(np.mean(cell.accuracy)), float(np.std(cell.accuracy, ddof=1))
-    combined = np.sqrt(deviation**2 / count + told.spread**2 / REFERENCE_SEEDS)
+    combined = np.sqrt(deviation**2 / count + told.spread**2 / _REFERENCE_SEEDS)
     away = abs(mean - told.accuracy)
     remark = "runs are shorter than those of the reference"
     if whole:
@@ -132,7 +132,7 @@ def compare(cell: Cell, whole: bool) -> Iterator[Comparison]:
     learned = int(np.sum(cell.accuracy > LEARNED))
     yield Comparison(
         f"{cell.label}: seeds that learn",
-        "not told" if told.learned is None else f"{told.learned} of {REFERENCE_SEEDS}",
+        "not told" if told.learned is None else f"{told.learned} of {_REFERENCE_SEEDS}",
         f"{learned} of {count}",
         f"training accuracy above {LEARNED:g}",
     )
@@ -152,7 +152,7 @@ def kind_of_spread(found: list[Cell]) -> str:
     """Whether the ± of the reference are standard deviations or errors, as the runs here tell."""
     told = np.array([cell.reference.spread for cell in found])
     deviations = np.array([np.std(cell.accuracy, ddof=1) for cell in found])
-    errors = deviations / np.sqrt(REFERENCE_SEEDS)
+    errors = deviations / np.sqrt(_REFERENCE_SEEDS)
     with np.errstate(divide="ignore"):
         far = [np.mean(np.abs(np.log(told / spread))) for spread in (deviations, errors)]
     nearer = "deviations" if far[0] < far[1] else "errors"

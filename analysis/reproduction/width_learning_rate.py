@@ -35,7 +35,7 @@ RATES: dict[LossName, tuple[float, float]] = {
 WIDTHS = (20, 50, 100)
 AMPLITUDE, PERIOD, STATIC_PART = 30.0, 2000, 10
 
-PUBLISHED_IMPROVEMENT = "improves, most for small networks"
+_PUBLISHED_IMPROVEMENT = "improves, most for small networks"
 """Of the validation accuracy, by the dynamical losses."""
 
 FRESH_POINTS = 3000
@@ -169,7 +169,7 @@ def compare(selected: Selected) -> Iterator[Comparison]:
                 verdict += f", by the standard error of {pairs} pairs"
             yield Comparison(
                 f"{loss}, width {width}: validation accuracy, dynamical minus static",
-                PUBLISHED_IMPROVEMENT,
+                _PUBLISHED_IMPROVEMENT,
                 f"{with_error(gain, error) if np.isfinite(error) else f'{gain:.3f}'} "
                 f"({static:.3f} to {moving:.3f})",
                 verdict,

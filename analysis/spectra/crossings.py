@@ -21,7 +21,7 @@ from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Run
 
-FINER = 8
+_FINER = 8
 """Steps between two checkpoints that are looked at where that did not help."""
 
 
@@ -136,7 +136,7 @@ def _settled(run: Run, solver: Solver, crossing: Crossing, needed: set[int]) -> 
 
 def states_between(run: Run, start: int, stop: int) -> list[FlatState]:
     """States between two checkpoints, both included, made again from the first one."""
-    marks = np.unique(np.linspace(start, stop, FINER + 2).astype(int)).tolist()
+    marks = np.unique(np.linspace(start, stop, _FINER + 2).astype(int)).tolist()
     return [
         stretch.point(step)
         for stretch in Replay(run).stretches(start, stop + 1)

@@ -14,13 +14,13 @@ from jaxtyping import Bool, Float, Int
 OSCILLATING_COSINE = -0.5
 """Successive updates at a larger angle than this cosine's count as oscillating."""
 
-THRESHOLD_ROUNDING = 1e-12
+_THRESHOLD_ROUNDING = 1e-12
 """Relative error of a threshold, which is the root of a function."""
 
-MERGE_STEPS = 50
+_MERGE_STEPS = 50
 """Oscillating steps closer than this belong to one window."""
 
-MIN_STEPS = 16
+_MIN_STEPS = 16
 """Windows shorter than this are not reported."""
 
 BATCH_NOISE = (
@@ -29,7 +29,7 @@ BATCH_NOISE = (
 )
 """Why no oscillations are told of a run of mini-batches."""
 
-BURST_LOSS = 0.01
+_BURST_LOSS = 0.01
 """Second difference of the loss from which an oscillation is a burst, seen in the loss."""
 
 
@@ -94,7 +94,7 @@ def sides(
 ) -> Int[np.ndarray, " checkpoints"]:
     """1 surely above the threshold, -1 surely below, 0 unresolved or not converged."""
     with np.errstate(invalid="ignore"):
-        rounding = THRESHOLD_ROUNDING * np.nan_to_num(np.abs(thresholds), posinf=0.0)
+        rounding = _THRESHOLD_ROUNDING * np.nan_to_num(np.abs(thresholds), posinf=0.0)
         above = converged & (intervals[:, 0] > thresholds + rounding)
         below = converged & (intervals[:, 1] < thresholds - rounding)
     return above.astype(int) - below.astype(int)
@@ -157,7 +157,7 @@ def find_oscillations(
     loss: Float[np.ndarray, " steps"],
     update_cosine: Float[np.ndarray, " steps"],
     *,
-    burst_loss: float = BURST_LOSS,
+    burst_loss: float = _BURST_LOSS,
 ) -> list[Oscillation]:
     """Windows of oscillation from the recorded update cosine, with those seen in the loss marked.
 
@@ -204,9 +204,9 @@ def join_crossings(windows: list[Oscillation], crossings: list[Crossing]) -> lis
 def _windows(mask: Bool[np.ndarray, " steps"]) -> list[tuple[int, int]]:
     """First and last index of each group of true entries, near groups merged, short ones left."""
     indices = np.flatnonzero(mask)
-    groups = np.split(indices, np.flatnonzero(np.diff(indices) > MERGE_STEPS) + 1)
+    groups = np.split(indices, np.flatnonzero(np.diff(indices) > _MERGE_STEPS) + 1)
     return [
         (int(group[0]), int(group[-1]))
         for group in groups
-        if len(group) and group[-1] - group[0] + 1 >= MIN_STEPS
+        if len(group) and group[-1] - group[0] + 1 >= _MIN_STEPS
     ]

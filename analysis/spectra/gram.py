@@ -28,7 +28,7 @@ MAX_DENSE = 1_000
 DEFAULT_K = 10
 """Eigenvalues of a larger one."""
 
-BLOCK_NUMBERS = 2**24
+_BLOCK_NUMBERS = 2**24
 """Numbers at most in each of the two blocks of the Jacobian that are held at once: 128 MiB in
 float64. A block has one example at least."""
 
@@ -40,7 +40,7 @@ def gram_matrix(
     params: Float[Array, " params"],
     *,
     trace_outputs: bool = True,
-    block_numbers: int = BLOCK_NUMBERS,
+    block_numbers: int = _BLOCK_NUMBERS,
 ) -> Float[Array, "size size"]:
     """The kernel as a matrix, by pairs of blocks of examples.
 
@@ -225,7 +225,7 @@ def sums_by_blocks(
     num_classes: int,
     trace_outputs: bool,
     batch_size: int | None = None,
-    block_numbers: int = BLOCK_NUMBERS,
+    block_numbers: int = _BLOCK_NUMBERS,
 ) -> KernelSums:
     """The same of a kernel that is never held, exact but for rounding.
 

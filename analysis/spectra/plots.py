@@ -40,10 +40,10 @@ from dlf_dynamics.streams import drawable
 
 _SHADE, _THRESHOLD, _MARK = COLOURS[4], COLOURS[5], COLOURS[5]
 
-WIDE = 1.01
+_WIDE = 1.01
 """Ratio of the ends of an interval from which it is seen on the panel."""
 
-MOST_BURSTS = 6
+_MOST_BURSTS = 6
 """Bursts that have a panel of their own in the bifurcation figure."""
 
 _CHANGE = 0.25
@@ -144,7 +144,7 @@ def _draw_eigenvalues(
 def _bands(ax: Axes, steps: np.ndarray, intervals: np.ndarray, colour: str) -> None:
     """The intervals as vertical bars, where they are wider than a point."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        wide = ~(intervals[:, 1] / intervals[:, 0] < WIDE) | (intervals[:, 0] <= 0)
+        wide = ~(intervals[:, 1] / intervals[:, 0] < _WIDE) | (intervals[:, 0] <= 0)
     if np.any(wide):
         steps, (lower, upper) = steps[wide], intervals[wide].T
         ax.vlines(steps, lower, upper, color=colour, lw=0.8, alpha=0.4, rasterized=True)
@@ -313,7 +313,7 @@ def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
     """
     spectrum.source.require(run, "the spectrum", "compute it anew")
     length, count = _pulses(run)
-    bursts = spectrum.bursts[:MOST_BURSTS]
+    bursts = spectrum.bursts[:_MOST_BURSTS]
     rows = [2.0, 1.2] + [1.3] * -(-len(bursts) // 3)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 1.0 + 1.25 * sum(rows)), layout="constrained")
@@ -332,7 +332,7 @@ def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
         for number, burst in enumerate(bursts):
             ax = figure.add_subplot(grid[2 + number // 3, number % 3])
             draw_burst(ax, run, spectrum, burst)
-            of = f" of {len(spectrum.bursts)}" if len(spectrum.bursts) > MOST_BURSTS else ""
+            of = f" of {len(spectrum.bursts)}" if len(spectrum.bursts) > _MOST_BURSTS else ""
             ax.set_title(f"burst {number + 1}{of}", fontsize=7)
             if number % 3 == 0:
                 ax.set_ylabel("$F$")

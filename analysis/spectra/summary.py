@@ -176,7 +176,7 @@ def _mark(crossing: Crossing) -> str:
     return {"certain": "", "refined": " r", "unresolved": " ?"}[crossing.state]
 
 
-SATURATED = 1e-6
+_SATURATED = 1e-6
 """Loss below which a run in float32 tells little: eight times the distance from 1 to the next."""
 
 
@@ -207,11 +207,11 @@ def saturation_lines(run: Run, steps: Int[np.ndarray, " checkpoints"]) -> list[s
     losses = run.scalars.get("loss")
     if run.dtype == "float64" or losses is None:
         return []
-    there = np.isin(run.steps, steps) & (np.abs(losses) < SATURATED)
+    there = np.isin(run.steps, steps) & (np.abs(losses) < _SATURATED)
     if not there.any():
         return []
     return [
-        f"saturated: the loss is below {SATURATED:g} at {counted(int(there.sum()), 'checkpoint')} "
+        f"saturated: the loss is below {_SATURATED:g} at {counted(int(there.sum()), 'checkpoint')} "
         f"from step {run.steps[there][0]} on; updates in {run.dtype} are mostly rounding there"
     ]
 

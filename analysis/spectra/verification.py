@@ -22,7 +22,7 @@ from dlf_dynamics.optimizers import preconditioner
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.run import Run
 
-MAX_PARAMS = 2000
+_MAX_PARAMS = 2000
 """Dense matrices of this order at most."""
 
 
@@ -78,10 +78,10 @@ def verify_dense(
         StaleError: when the run is no longer in the state of which the spectrum is.
     """
     spectrum.source.require(run, "the spectrum", "compute it anew")
-    if run.num_params > MAX_PARAMS:
+    if run.num_params > _MAX_PARAMS:
         raise ConfigError(
             f"--verify-dense needs dense matrices of order {run.num_params}; expected at most "
-            f"{MAX_PARAMS} parameters"
+            f"{_MAX_PARAMS} parameters"
         )
     worst, worst_step, outside, worst_ntk, compared, left_out = 0.0, -1, 0, np.nan, 0, 0
     densities = dict.fromkeys(spectrum.densities, 0.0)

@@ -22,7 +22,7 @@ from dlf_dynamics.analysis.stability.linearity import NotTried, require_confirme
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.optimizers import FlatUpdate, has_mean_squares, hold_mean_squares
 
-MINI_BATCHES = (
+_MINI_BATCHES = (
     "mini-batches: the threshold holds for the full-batch update only; the noise of "
     "mini-batches lowers it by an amount that is not computed"
 )
@@ -163,7 +163,7 @@ class Threshold:
             applies: whether the eigenvalues beside it are those that it is a threshold of.
         """
         if self.reason:
-            return self.reason if self.reason == MINI_BATCHES else f"no threshold: {self.reason}"
+            return self.reason if self.reason == _MINI_BATCHES else f"no threshold: {self.reason}"
         words = f"critical eigenvalue of {self.name}"
         if self.preconditioned:
             words += ", frozen preconditioner"
@@ -202,7 +202,7 @@ def threshold_of(
     else:
         reason, adaptive = "", has_mean_squares(state)
     if batch_size is not None:
-        reason = MINI_BATCHES
+        reason = _MINI_BATCHES
     return Threshold(update.optimizer, name, adaptive, reason, precision)
 
 

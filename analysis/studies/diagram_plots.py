@@ -24,10 +24,10 @@ from dlf_dynamics.analysis.studies.selection import describe
 from dlf_dynamics.analysis.style import COLOURS, STYLE, set_title
 from dlf_dynamics.streams import drawable
 
-MOST_PRINTED = 60
+_MOST_PRINTED = 60
 """Cells of a diagram up to which their values are printed in them."""
 
-GEOMETRIC_SPAN = 30.0
+_GEOMETRIC_SPAN = 30.0
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
 
 _NAME = 30
@@ -97,7 +97,7 @@ def axis_scale(values: np.ndarray) -> Scale:
     if np.all(values > 0):
         ratios = np.diff(np.log(values))
         even = len(values) > 2 and np.max(ratios) < _EVEN * np.min(ratios)
-        if even or values[-1] >= GEOMETRIC_SPAN * values[0]:
+        if even or values[-1] >= _GEOMETRIC_SPAN * values[0]:
             return "log"
     return "linear"
 
@@ -172,7 +172,7 @@ def _draw_plane(diagram: PhaseDiagram) -> Figure:
     panels = _panels(diagram)
     ny, nx = diagram.mean.shape
     strip = bool(np.any(diagram.static_count + diagram.static_missing))
-    printed = (ny + strip) * nx <= MOST_PRINTED
+    printed = (ny + strip) * nx <= _MOST_PRINTED
     width = float(np.clip(nx * (0.4 if printed else 0.2), 1.7, 4.5))
     height = float(np.clip((ny + strip) * (0.26 if printed else 0.16), 1.4, 4.0))
     size = (0.6 + (width + 0.75) * len(panels), height + 1.25)
@@ -194,8 +194,8 @@ def _draw_plane(diagram: PhaseDiagram) -> Figure:
             _label_values(ax.yaxis, values, int(height / 0.16))
             ax.tick_params(labelleft=not column)
         axes[0].set_title(panel.title)
-        axes[0].set_ylabel("" if column else axis_label(diagram.y_key))
-        axes[-1].set_xlabel(axis_label(diagram.x_key))
+        axes[0].set_ylabel("" if column else _axis_label(diagram.y_key))
+        axes[-1].set_xlabel(_axis_label(diagram.x_key))
         label = textwrap.fill(panel.label, max(14, int(height / 0.065)))
         figure.colorbar(mesh, ax=axes, label=label, pad=0.02, aspect=18)
     if np.any(diagram.missing) or np.any(diagram.static_missing):
@@ -325,7 +325,7 @@ def _draw_row(diagram: PhaseDiagram) -> Figure:
     if isinstance(_norm(np.append(diagram.mean, diagram.static)), LogNorm):
         ax.set_yscale("log")
     _label_values(ax.xaxis, diagram.x, int(3.4 / _label_width(diagram.x)))
-    ax.set_xlabel(axis_label(diagram.x_key))
+    ax.set_xlabel(_axis_label(diagram.x_key))
     ax.set_ylabel(textwrap.fill(QUANTITIES[diagram.quantity], 40))
     if ax.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", frameon=False, fontsize=7)
@@ -362,7 +362,7 @@ def _draw_static_band(ax: Axes, places: np.ndarray, diagram: PhaseDiagram) -> No
     ax.fill_between(places, static - error, static + error, color=COLOURS[5], alpha=0.2, lw=0)
 
 
-def axis_label(key: str | None) -> str:
+def _axis_label(key: str | None) -> str:
     """An axis in words."""
     return AXES[key][0] if key in AXES else str(key)
 

@@ -109,7 +109,7 @@ def _of_all_examples(
 ) -> dict[str, float]:
     """Losses and accuracy on all training data, so many examples at a time."""
     static = dynamics.computed(dynamics.problem.static())
-    weighted = dynamics.computed(at_step(dynamics.problem, step))
+    weighted = dynamics.computed(_at_step(dynamics.problem, step))
     count = static.num_examples
     batches = np.split(np.arange(count), range(batch_size, count, batch_size))
     shares = [len(batch) / count for batch in batches]
@@ -171,7 +171,7 @@ def _curves(
         place = CURVES.index("validation_loss")
         row[place : place + len(validated[step])] = validated[step]
         if measures.sharpness:
-            frozen = at_step(dynamics.problem, step)
+            frozen = _at_step(dynamics.problem, step)
             row[CURVES.index("sharpness")] = _value(sharpness(frozen, jnp.asarray(kept[step])))
     return curves
 
@@ -231,7 +231,7 @@ class _Weighted:
         return losses * targets[:, 1:].reshape(len(targets), *losses.shape[1:]).astype(losses.dtype)
 
 
-def at_step(problem: Problem, step: int) -> Problem:
+def _at_step(problem: Problem, step: int) -> Problem:
     """The problem with the weights of one step for good.
 
     They are data then, so that one compilation serves all schedules.

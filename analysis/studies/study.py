@@ -22,10 +22,10 @@ from dlf_dynamics.errors import ConfigError, shortened, shown
 from dlf_dynamics.ranges import MOST_STEPS
 from dlf_dynamics.reprs import brief
 
-MAX_RUNS = 1000
+_MAX_RUNS = 1000
 """Runs of a study above which it has to be confirmed."""
 
-MOST_RUNS = 1_000_000
+_MOST_RUNS = 1_000_000
 """Runs of a study at most."""
 
 Overrides = tuple[tuple[str, Any], ...]
@@ -93,7 +93,7 @@ class Study:
         _check_axes(axes, runs)
         count = max(1, len(runs)) * prod(len(values) for _, values in axes)
         if count > sys.maxsize:
-            raise ConfigError(f"{shown(count)} runs; expected at most {MOST_RUNS:,}")
+            raise ConfigError(f"{shown(count)} runs; expected at most {_MOST_RUNS:,}")
         object.__setattr__(self, "axes", axes)
         object.__setattr__(self, "runs", runs)
 
@@ -179,7 +179,7 @@ def load_study(path: Path) -> Study:
     has a list of values, `{from = 0, to = 9}` or `{logspace = [1, 100, 5]}`; each `[[list]]` is
     the keys of one run; `[measures]` are those of `Measures`.
 
-    The configurations of a study of more than `MAX_RUNS` runs are checked by `Study.configs` only.
+    The configurations of a study of more than `_MAX_RUNS` runs are checked by `Study.configs` only.
 
     Raises:
         ConfigError: when the file is missing or not TOML, or a key, a value or a run is wrong.
@@ -187,26 +187,26 @@ def load_study(path: Path) -> Study:
     table = read_toml(path)
     try:
         study = _study(table)
-        if len(study) <= MAX_RUNS:
+        if len(study) <= _MAX_RUNS:
             _ = study.configs
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return study
 
 
-def require_size(study: Study, limit: int = MAX_RUNS, yes: bool = False) -> None:
+def require_size(study: Study, limit: int = _MAX_RUNS, yes: bool = False) -> None:
     """Refuses a study of very many runs.
 
     Raises:
         ConfigError: when there are more than the limit, unless the user said yes; when there are
-            more than `MOST_RUNS`, in any case.
+            more than `_MOST_RUNS`, in any case.
     """
     if len(study) > limit and not yes:
         raise ConfigError(f"{len(study):,} runs; expected at most {limit:,} without --yes")
-    if len(study) > MOST_RUNS:
+    if len(study) > _MOST_RUNS:
         raise ConfigError(
-            f"{len(study):,} runs; expected at most {MOST_RUNS:,}, as the configuration of each is "
-            "kept in memory: make several studies"
+            f"{len(study):,} runs; expected at most {_MOST_RUNS:,}, as the configuration of each "
+            "is kept in memory: make several studies"
         )
 
 

@@ -39,10 +39,10 @@ from dlf_dynamics.errors import ConfigError
 
 __all__ = ["draw_curves", "draw_phase_diagram", "draw_study"]
 
-MOST_COMBINATIONS = 12
+_MOST_COMBINATIONS = 12
 """Combinations of the values of further keys up to which `draw_study` draws each."""
 
-MOST_LINES = 10
+_MOST_LINES = 10
 """Cells of a diagram up to which `draw_study` draws the curves of each."""
 
 _MOST_COLOURS = 6
@@ -78,7 +78,7 @@ def draw_study(results: StudyResults, quantities: Sequence[str] | None = None) -
 
     Raises:
         ConfigError: when a quantity is unknown, nothing but seeds varies and there are no curves,
-            or there are more than `MOST_COMBINATIONS` combinations.
+            or there are more than `_MOST_COMBINATIONS` combinations.
     """
     everything = select(results)
     curves = results.curves is not None and bool(np.any(np.isfinite(results.curves)))
@@ -117,7 +117,7 @@ def _combinations(selection: Selection, axes: tuple[str, str | None]) -> list[di
     """Values of the keys that are neither axes nor seeds, as they occur together."""
     keys = further_keys(selection, axes)
     rows = _rows(selection, keys, selection.moving)
-    if len(rows) > MOST_COMBINATIONS:
+    if len(rows) > _MOST_COMBINATIONS:
         require_single(selection, axes)
     return [
         {key: selection.values[key][place].item() for key, place in zip(keys, row, strict=True)}
@@ -134,7 +134,7 @@ def _rows(selection: Selection, keys: Sequence[str], runs: np.ndarray) -> list[l
 def _lines(selection: Selection, axes: tuple[str, str | None]) -> tuple[list[str], dict[str, Any]]:
     """The keys by which curves are told apart, and the column that they are of, if not of all."""
     keys = [axis for axis in reversed(axes) if axis is not None]
-    if len(keys) == 1 or len(_rows(selection, keys, selection.moving)) <= MOST_LINES:
+    if len(keys) == 1 or len(_rows(selection, keys, selection.moving)) <= _MOST_LINES:
         return keys, {}
     y, x = keys
     places = selection.places(x)

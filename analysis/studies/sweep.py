@@ -12,7 +12,7 @@ from dlf_dynamics.analysis.studies.studyfile import StudyResults, create, read_s
 from dlf_dynamics.datasets import load_dataset, require_trainable
 from dlf_dynamics.errors import ConfigError
 
-BATCH_ON_ACCELERATOR = 32
+_BATCH_ON_ACCELERATOR = 32
 """Runs that are trained together on a GPU; on a CPU that gains nothing (docs/architecture.md)."""
 
 
@@ -88,7 +88,7 @@ def _done(
         made = jobs.jobs_of(study, left, batch or 1)
         return jobs.on_cluster(made, study.measures, scheduler, stop)
     accelerated = _has_accelerator()
-    made = jobs.jobs_of(study, left, batch or (BATCH_ON_ACCELERATOR if accelerated else 1))
+    made = jobs.jobs_of(study, left, batch or (_BATCH_ON_ACCELERATOR if accelerated else 1))
     width = min(processes or (1 if accelerated else os.cpu_count() or 1), len(made))
     if width == 1:
         return jobs.in_this_process(made, study.measures, stop)

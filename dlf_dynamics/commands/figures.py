@@ -12,7 +12,7 @@ from dlf_dynamics.errors import ConfigError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMATS = ("png", "svg", "pdf")
+_FORMATS = ("png", "svg", "pdf")
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ def figure_files(output: Path | None, path: Path) -> FigureFiles:
     if not output.suffix:
         return FigureFiles(output)
     chosen = output.suffix[1:]
-    if chosen not in FORMATS:
+    if chosen not in _FORMATS:
         raise ConfigError(
             f"output is {output}; expected a name that ends in "
-            f"{', '.join(f'.{name}' for name in FORMATS)}, or has no suffix (png and svg)"
+            f"{', '.join(f'.{name}' for name in _FORMATS)}, or has no suffix (png and svg)"
         )
     return FigureFiles(output.with_suffix(""), (chosen,))
