@@ -387,11 +387,11 @@ import jax, jax.numpy as jnp
 from jax.tree_util import Partial
 jax.config.update("jax_enable_x64", True)
 from dlf_dynamics import open_run
-from dlf_dynamics.analysis.certificate import certify
-from dlf_dynamics.analysis.chain import Goal
-from dlf_dynamics.analysis.ritz import Ends
-from dlf_dynamics.analysis.solution import solve
-from dlf_dynamics.analysis.vectors import Form
+from dlf_dynamics.analysis.linalg.certificate import certify
+from dlf_dynamics.analysis.linalg.chain import Goal
+from dlf_dynamics.analysis.linalg.ritz import Ends
+from dlf_dynamics.analysis.linalg.solution import solve
+from dlf_dynamics.analysis.linalg.vectors import Form
 from dlf_dynamics.operators import hessian
 
 path, count, tol = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])

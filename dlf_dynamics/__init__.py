@@ -43,11 +43,11 @@ _MODULES = {
     "Recorder": "recorder",
     "Run": "run",
     "check_problem": "checks",
-    "ntk_spectrum": "analysis.measures",
+    "ntk_spectrum": "analysis.spectra.oneshot",
     "open_run": "opening",
-    "sharpness": "analysis.measures",
-    "stability": "analysis.measures",
-    "top_hessian": "analysis.measures",
+    "sharpness": "analysis.spectra.oneshot",
+    "stability": "analysis.spectra.oneshot",
+    "top_hessian": "analysis.spectra.oneshot",
     "train": "training",
 }
 

@@ -17,8 +17,11 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions are POSI
 UNPRIVILEGED = """
 import os, sys
 import filelock, jax, rich.progress
-from dlf_dynamics import cli, training, validation
-from dlf_dynamics.analysis import plots, report, spectrum
+from dlf_dynamics import cli, commandline, opening, training, validation
+from dlf_dynamics.analysis.spectra import plots, spectrum, summary
+from dlf_dynamics.commands import COMMANDS, command_named
+for name in COMMANDS:
+    command_named(name)
 if os.geteuid() == 0:
     os.setgroups([])
     os.setgid(65534)

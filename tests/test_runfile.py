@@ -111,7 +111,8 @@ def test_a_run_reads_what_was_recorded(original):
     assert np.array_equal(run.parameters([2, 4]), run.parameters()[[2, 4]])
     assert run.scalars["class_weights"].shape == (34, 3)
     assert run.provenance["packages"]["h5py"] == h5py.__version__
-    assert repr(run) == f"Run({str(original)!r}, complete, 34 rows, 8 checkpoints of 39 parameters)"
+    told = "complete, 34 rows, 8 checkpoints of 39 parameters"
+    assert repr(run) == f"TrainedRun({str(original)!r}, {told})"
 
 
 def test_checkpoints_are_streamed_in_lists(original):

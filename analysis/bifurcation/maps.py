@@ -25,6 +25,7 @@ class Map:
     Attributes:
         step: `step(state, parameter) -> state` on vectors of shape (n,), which JAX can trace.
 
+    >>> import jax.numpy as jnp
     >>> logistic = Map(lambda x, r: r * x * (1 - x))
     >>> logistic(jnp.array([0.5]), 3.2).tolist()
     [0.8]

@@ -30,6 +30,7 @@ from dlf_dynamics.datasets import load_dataset
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.models import ACTIVATIONS, FullyConnected
 from dlf_dynamics.problem import Problem
+from dlf_dynamics.recorded import RecordedRun
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("neural_tangents") is None, reason="neural-tangents is not installed"
@@ -313,8 +314,8 @@ def test_parameters_that_are_not_finite_give_nan(small, trained, monkeypatch):
 
 
 def test_a_run_of_a_loop_of_ones_own_is_refused(small, trained, monkeypatch):
-    run = trained(small)
-    monkeypatch.setattr(run, "recording", object())
+    run = object.__new__(RecordedRun)
+    monkeypatch.setattr(run, "path", trained(small).path, raising=False)
     with pytest.raises(ConfigError, match=r"run\.h5 was recorded in a loop of one's own; expected"):
         infinite_width(run)
 

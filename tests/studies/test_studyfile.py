@@ -474,7 +474,7 @@ def test_a_study_that_cannot_be_begun_leaves_the_old_file(path, tmp_path, monkey
 FULL = """
 import resource, runpy, sys
 from pathlib import Path
-from dlf_dynamics.analysis.study.studyfile import create, reopen
+from dlf_dynamics.analysis.studies.studyfile import create, reopen
 from dlf_dynamics.errors import FileError
 
 tests = runpy.run_path(sys.argv[1])

@@ -173,7 +173,7 @@ def test_a_killed_program_goes_on_with_what_is_left(reference, tmp_path):
 
 SLOW = """
     import sys, time
-    from dlf_dynamics.analysis.study import measuring
+    from dlf_dynamics.analysis.studies import histories
     from dlf_dynamics.cli import main
 
     def compiling(configs, measures, stop):
@@ -181,7 +181,7 @@ SLOW = """
         time.sleep(60)
 
     # Processes of a pool run this file, too, under another name.
-    measuring.measure = compiling
+    histories.measure = compiling
     if __name__ == "__main__":
         sys.argv[1:] = ["sweep", "study.toml", "--quiet", "--processes", sys.argv[1]]
         sys.exit(main())
@@ -220,10 +220,10 @@ def test_one_ctrl_c_stops_a_sweep_whatever_its_runs_are_busy_with(processes, tmp
 IDLE = """
     import multiprocessing, os, signal, sys, time
     from pathlib import Path
-    from dlf_dynamics.analysis.study import measuring
-    from dlf_dynamics.analysis.study.outcome import Outcome
-    from dlf_dynamics.analysis.study.study import load_study
-    from dlf_dynamics.analysis.study.sweep import sweep
+    from dlf_dynamics.analysis.studies import histories
+    from dlf_dynamics.analysis.studies.outcome import Outcome
+    from dlf_dynamics.analysis.studies.study import load_study
+    from dlf_dynamics.analysis.studies.sweep import sweep
 
     def measure(configs, measures, stop):
         seed = configs[0].model.seed
@@ -242,7 +242,7 @@ IDLE = """
                 if process.pid != busy:
                     os.kill(process.pid, signal.SIGKILL)
 
-    measuring.measure = measure
+    histories.measure = measure
     if __name__ == "__main__":
         study = load_study(Path("two.toml"))
         found = sweep(study, "two.h5", processes=2, progress=kill_the_idle_one)
