@@ -6,7 +6,7 @@ at once, whichever is faster. The two take turns, 20 learning rates at a time, a
 median of the ratios of neighbours.
 
 The flip coefficient is that of a net with more than a million parameters, in float32, with the
-answer of 20 steps and the eigenvector given. It takes turns with single gradients.
+response of 20 steps and the eigenvector given. It takes turns with single gradients.
 """
 
 from __future__ import annotations

@@ -59,10 +59,10 @@ class DataConfig:
     """Train on the first examples only, this many; what is held out is not counted."""
     validation: int | None = None
     """Examples held out for validation; 0 holds out none. Generated data sets: this many fresh
-    points of the same law, none meaning as many as are generated to train on. mnist, cifar10, and
-    an .npz with validation arrays: the first of the published test images or of these arrays, none
-    meaning all. digits, and an .npz without: this many, chosen at random and taken out of the
-    training data, none meaning 0."""
+    points from the same distribution, none meaning as many as are generated to train on. mnist,
+    cifar10, and an .npz with validation arrays: the first of the published test images or of these
+    arrays, none meaning all. digits, and an .npz without: this many, chosen at random and taken out
+    of the training data, none meaning 0."""
 
 
 @dataclass(frozen=True)
@@ -316,8 +316,8 @@ class BifurcationConfig:
     max_matvecs: int = 200
     """Products per eigenvalue at most."""
     horizon: int = 100
-    """Steps after which the answer of the other parameters to an oscillation is taken, for the flip
-    coefficient."""
+    """Steps after which the response of the other parameters to an oscillation is taken, for the
+    flip coefficient."""
     diagrams: str = "auto"
     """Steps, separated by commas, at which the loss is frozen for orbit diagrams; auto takes one
     inside the longest oscillation, none leaves them out."""

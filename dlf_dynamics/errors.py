@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one line each, saying what was found and what to do."""
+"""Errors that the user can fix: one line each, saying what was found and what to do."""
 
 
 class UserError(Exception):

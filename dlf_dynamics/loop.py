@@ -1,4 +1,4 @@
-"""`Recording`: what is known of a run that a loop of one's own made, and the loop's problem."""
+"""`Recording`: what is known of a run that a custom training loop made, and the loop's problem."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Recording:
 
 
 class Setup(NamedTuple):
-    """What a loop of one's own trains; a function that returns it is what `--problem` names.
+    """What a custom training loop trains; a function that returns it is what `--problem` names.
 
     Attributes:
         problem: of a pytree of parameters.

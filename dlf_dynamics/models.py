@@ -94,7 +94,7 @@ class FullyConnected:
         """Random parameters.
 
         The key is split as stax's `serial` does, one part for each layer and each activation, so
-        that the published initial parameters come out bit by bit.
+        that the published initial parameters come out bit for bit.
 
         Args:
             key: of the draw.

@@ -19,7 +19,7 @@ def open_run(path: str | Path, setup: Setup | tuple[Any, Any, Any] | None = None
 
     Args:
         path: of the file.
-        setup: problem, optimizer and parameters of a loop of one's own that `Recorder` recorded;
+        setup: problem, optimizer and parameters of a custom training loop that `Recorder` recorded;
             none for a run of `train`, whose file has all of them.
 
     Raises:
@@ -51,7 +51,7 @@ def open_trained(path: str | Path) -> TrainedRun:
     run = open_run(path)
     if not isinstance(run, TrainedRun):
         raise ConfigError(
-            f"{path} was recorded in a loop of one's own; only a run of `dlf-dynamics train` "
+            f"{path} was recorded in a custom training loop; only a run of `dlf-dynamics train` "
             "can do this"
         )
     return run

@@ -108,8 +108,8 @@ def preconditioner(
     n the running means of the gradient and of its square and b₁, b₂ their corrections, so
     P = b₁ (√(n / b₂) + ε). RMSProp divides by √(n + ε) or √n + ε as optax does.
 
-    It is read off the optimizer itself: its answer to the gradient, from rest, is compared with the
-    answer while the mean squares are held at a known value.
+    It is read off the optimizer itself: its response to the gradient, from rest, is compared with
+    that while the mean squares are held at a known value.
 
     Args:
         update: of an optax transformation, elementwise, with the mean squares of Adam or RMSProp:
@@ -122,7 +122,7 @@ def preconditioner(
     """
     if not has_mean_squares(state):
         raise ValueError("the optimizer has no preconditioner; only such as RMSProp and Adam do")
-    # The mean square takes in the gradient, and the answer is a part of it: it must not be 0.
+    # The mean square takes in the gradient, and the response is a part of it: it must not be 0.
     tiny = jnp.finfo(gradient.dtype).tiny ** 0.25
     slope = jnp.where(jnp.abs(gradient) < tiny, tiny, gradient)
     at_rest = jnp.zeros_like(gradient)

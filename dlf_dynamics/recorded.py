@@ -41,8 +41,8 @@ class RecordedRun(Run):
             ConfigError: always.
         """
         raise ConfigError(
-            f"{self.path} was recorded in a loop of one's own; only a run of `dlf-dynamics train` "
-            "can do this"
+            f"{self.path} was recorded in a custom training loop; only a run of `dlf-dynamics "
+            "train` can do this"
         )
 
     @property
@@ -79,7 +79,7 @@ class RecordedRun(Run):
         """Problem, optimizer and parameters, which the file does not hold."""
         if self._setup is None:
             raise ConfigError(
-                f"{self.path} was recorded in a loop of one's own, and does not hold its model; "
+                f"{self.path} was recorded in a custom training loop, and does not hold its model; "
                 "give it with --problem module:function "
                 "(open_run(path, (problem, optimizer, params)))"
             )

@@ -34,7 +34,7 @@ _WAITING = 4
 
 
 class Recorder:
-    """Records the states of a loop of one's own into a run file, which all analyses read.
+    """Records the states of a custom training loop into a run file, which all analyses read.
 
     Call `record` before each update, with the number of updates made so far. Parameters go to the
     host and into the file while the loop goes on; where the loop gives their memory to its update

@@ -105,7 +105,7 @@ def write(path: Path, result: Result) -> None:
     Raises:
         FileError: when it cannot be written; an older file stays as it was.
     """
-    # Built in memory: HDF5 cannot be left in peace after an error of writing, plain files can.
+    # Built in memory: after an error of writing HDF5 cannot discard what is left, plain files can.
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         file.attrs.update(

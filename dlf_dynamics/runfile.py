@@ -63,7 +63,7 @@ class Header:
     """What a run file holds before the first row.
 
     Attributes:
-        config: as JSON; of a loop of one's own, what its author wants to be kept.
+        config: as JSON; of a custom training loop, what its author wants to be kept.
         recording: as JSON, what `Recorder` was told; none for runs of `train`.
         data_kind: name of the data set.
         data_sha256: its digest.

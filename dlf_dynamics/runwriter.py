@@ -255,7 +255,7 @@ def writing(file: h5py.File, path: Path) -> Iterator[None]:
     """Turns an error of writing into one line and leaves the file as a kill would.
 
     HDF5 keeps what it could not write, tries again when the file is closed and crashes at exit.
-    Its file descriptor is turned to the null device, where the rest is lost in peace.
+    Its file descriptor is turned to the null device, where the rest is discarded.
 
     Raises:
         FileError: the line.

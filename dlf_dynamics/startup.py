@@ -160,7 +160,7 @@ def open_recorded(
     Args:
         path: of the run file.
         threads: as in `start_jax`.
-        problem: `module:function` of a run that a loop of one's own recorded.
+        problem: `module:function` of a run that a custom training loop recorded.
         devices: as in `start_jax`.
         distributed: whether this is one of several processes, see `join_processes`.
     """

@@ -127,7 +127,7 @@ def resume(
     progress: Callable[[int], None] = lambda step: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> TrainedRun:
-    """Continues a run that was interrupted or killed, bit by bit as if it had not been.
+    """Continues a run that was interrupted or killed, bit for bit as if it had not been.
 
     Args:
         path: of the run file.
@@ -161,7 +161,7 @@ def _resume(
     if point.step > config.steps:
         raise ConfigError(f"steps is {config.steps}; expected at least {point.step}, already made")
     if run.own_schedule and schedule is None:
-        raise ConfigError(f"{path} was trained with a schedule of one's own; pass it again")
+        raise ConfigError(f"{path} was trained with a custom schedule; pass it again")
     if run.status == "complete" and point.step == config.steps:
         return run
     dataset = replace(run.dataset, validation=run.held_out)

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # The edge of stability on one's own data
+# # The edge of stability on your own data
 #
 # Full-batch gradient descent raises the sharpness, the largest eigenvalue of the Hessian, until it
 # reaches $2/\eta$, and then keeps it there (Cohen et al. 2021, arXiv 2103.00065). Put your data in

@@ -75,7 +75,7 @@ def reference(tmp_path_factory):
 
 
 def assert_prefix(run, reference):
-    """Rows and checkpoints of the run are the first ones of the reference, bit by bit."""
+    """Rows and checkpoints of the run are the first ones of the reference, bit for bit."""
     for name, values in run.scalars.items():
         assert values.tobytes() == reference.scalars[name][: len(values)].tobytes()
     count = len(run.checkpoint_steps)

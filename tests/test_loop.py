@@ -97,7 +97,7 @@ def test_all_other_commands_take_it_too(capsys, folder):
     [
         (
             [],
-            "recorded in a loop of one's own, and does not hold its model; give it with --problem",
+            "recorded in a custom training loop, and does not hold its model; give it with --",
         ),
         (["--problem", "linear_model.py:other"], "2 updates of its optimizer from step 0 do not"),
         (["--problem", "linear_model.py:setups"], "has no function 'setups'; it has"),

@@ -1,4 +1,4 @@
-"""Runs that a loop of one's own recorded, against the same runs made by `train`."""
+"""Runs that a custom training loop recorded, against the same runs made by `train`."""
 
 import json
 import re
@@ -439,7 +439,7 @@ def test_a_recording_says_what_it_lacks(recorded):
     run, own, setup, _ = recorded
     bare = open_run(own.path)
     assert bare.num_params == own.num_params
-    with pytest.raises(ConfigError, match="recorded in a loop of one's own, and does not hold"):
+    with pytest.raises(ConfigError, match="recorded in a custom training loop, and does not hold"):
         _ = bare.dynamics
     with pytest.raises(ConfigError, match="only a run of `dlf-dynamics train` can do this"):
         _ = bare.config

@@ -138,7 +138,7 @@ def stop_after(num_stretches):
 
 
 def contents(path):
-    """Every dataset that the training fills, bit by bit."""
+    """Every dataset that the training fills, bit for bit."""
     found = {}
 
     def visit(name, item):
@@ -368,9 +368,7 @@ def test_a_run_with_a_schedule_of_ones_own_is_continued_with_it(tmp_path):
     train(CONFIG, tmp_path / "whole.h5", schedule=Wave(0.3))
     path = tmp_path / "run.h5"
     train(CONFIG, path, schedule=Wave(0.3), stop=stop_after(4))
-    with pytest.raises(
-        ConfigError, match="was trained with a schedule of one's own; pass it again"
-    ):
+    with pytest.raises(ConfigError, match="was trained with a custom schedule; pass it again"):
         resume(path)
     assert resume(path, schedule=Wave(0.3)).status == "complete"
     assert_same_run(path, tmp_path / "whole.h5")

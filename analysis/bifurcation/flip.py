@@ -38,16 +38,16 @@ class FlipCoefficient:
     the orbit is unstable and lies at ε < 0: at the flip the motion jumps away.
 
     The rest of the parameters answers to the oscillation along v, as it would in N steps of
-    gradient descent from where it is. `finite_time[N]` is the coefficient with that answer; where
+    gradient descent from where it is. `finite_time[N]` is the coefficient with that response; where
     all curvatures but that of v are between 0 and 2/η it grows with N, and where all are above 0
     it has a limit, the coefficient of Kuznetsov's theorem.
 
     Attributes:
-        coefficient: c with the answer of `horizon` steps.
+        coefficient: c with the response of `horizon` steps.
         error: estimate of its numerical error, from the residual of the eigenvector (as if the
             nearest eigenvalue were 0; close ones make it larger) and from rounding.
         horizon: N.
-        finite_time: c_0, ..., c_N; c_0 = -η L₄ / 6 has no answer at all.
+        finite_time: c_0, ..., c_N; c_0 = -η L₄ / 6 has no response at all.
         fourth: L₄ = D⁴F[v, v, v, v].
         drift: ‖(I - ηH)^⌊N/2⌋ P g₃‖ with g₃ = D³F[v, v, ·] and P the projection off v: the part of
             the force that N/2 steps do not damp. Its square times η²/2 is the growth of c_N per
@@ -60,7 +60,7 @@ class FlipCoefficient:
         gradient_norm: ‖∇F‖; it is 0 at the fixed points that the theorem is about.
         multiplier: Rayleigh quotient of I - ηH at what M = P (I - ηH) P leaves of P g₃, of
             M^⌊(N-1)/2⌋ P g₃; 0 where nothing is left. Above 1, another direction has negative
-            curvature, and the answer has no limit.
+            curvature, and the response has no limit.
         second_eigenvalue: largest eigenvalue of H on the complement of v, which the second largest
             of H does not exceed; -inf where v is all there is, NaN where it did not converge.
         second_interval: its two ends, by the residual.
@@ -92,7 +92,7 @@ class FlipCoefficient:
     def criticality(self) -> Criticality:
         """`supercritical`, `subcritical`, or empty where it is not decided, see `reason`.
 
-        It holds for the answer of N steps.
+        It holds for the response of N steps.
         """
         if self.reason:
             return ""
@@ -103,7 +103,7 @@ class FlipCoefficient:
         """Why the criticality is not decided; empty where it is.
 
         It is not decided where the eigenvector has not converged, c is within its error, or a
-        second direction is at or beyond its own flip, nor where c < 0 and the answer is unbounded
+        second direction is at or beyond its own flip, nor where c < 0 and the response is unbounded
         or would make it positive if it went on for N more steps at the pace of `drift`.
         """
         if not (np.all(np.isfinite(self.finite_time)) and np.isfinite(self.error)):
@@ -127,12 +127,13 @@ class FlipCoefficient:
         return f"a second direction may oscillate: ηλ is between {low:.9g} and {high:.9g}"
 
     def _growing(self) -> str:
-        """Whether the answer of the other parameters may turn a negative sign."""
+        """Whether the response of the other parameters may turn a negative sign."""
         if self.coefficient > 0:
             return ""
         if self.multiplier > 1 + float(np.finfo(self.eigenvector.dtype).eps) ** 0.5:
             return (
-                "c < 0 for now, but another direction has negative curvature, and the answer grows"
+                "c < 0 for now, but another direction has negative curvature, and the response "
+                "grows"
             )
         ahead = self.horizon * (self.learning_rate * self.drift) ** 2 / 2
         return "c < 0 for now, but the drift may turn it" if self.coefficient + ahead >= 0 else ""
@@ -140,7 +141,7 @@ class FlipCoefficient:
     @property
     def message(self) -> str:
         """In words."""
-        words = f"answer of {self.horizon} steps"
+        words = f"response of {self.horizon} steps"
         return f"{words}; no criticality: {self.reason}" if self.reason else words
 
     def amplitude(self, excess: float | None = None) -> float:
@@ -171,8 +172,8 @@ def flip_coefficient(
 
     c = (η/6) (3 g₃ᵀ R g₃ - L₄) with g₃ = D³F[v, v, ·], L₄ = D⁴F[v, v, v, v] and R = H⁻¹ (Kuznetsov,
     Elements of Applied Bifurcation Theory, Section 5.4, Eq. 5.50, for a symmetric Jacobian I - ηH).
-    In training H is singular. R is therefore the answer in finite time, [I - (I - ηH)^N] H⁻¹ off v
-    and 1/λ on it, which never inverts a null direction.
+    In training H is singular. R is therefore the response in finite time, [I - (I - ηH)^N] H⁻¹ off
+    v and 1/λ on it, which never inverts a null direction.
 
     A second direction at or beyond its flip makes the sign meaningless, whether or not the motion
     along v excites it: it is looked for by a Lanczos pass on the complement of v.

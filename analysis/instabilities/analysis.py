@@ -26,7 +26,7 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
     the rod equation predict. RUN.h5 is not changed; the results go to RUN.bifurcations.h5 and
     RUN.bifurcations.csv, the figures to RUN.instabilities.png and RUN.diagrams.png: the
     oscillations of the run, and orbit diagrams with the loss frozen at one step; and the same as
-    SVG. Ctrl-C ends it after the part at hand; --resume goes on.
+    SVG. Ctrl-C stops after the current part; --resume goes on from there.
 
       dlf-dynamics bifurcations run.h5 --steps 8000:10500
     """

@@ -24,7 +24,7 @@ LEARNED = 0.95
 """Training accuracy above which a run has learned."""
 
 FRESH_POINTS = 3000
-"""Points of the same law on which the networks are validated."""
+"""Points from the same distribution on which the networks are validated."""
 
 _SIZES = {"tiny": (2, 3000), "small": (10, 70_000), "full": (10, 70_000)}
 
@@ -211,7 +211,8 @@ def make(task: Task) -> Page:
         comparisons=tuple(row for cell in found for row in compare(cell, whole)),
         differs=(
             *((kind_of_spread(found),) if whole else ()),
-            "The fresh points of the reference are not known; these are others of the same law.",
+            "The fresh points of the reference are not known; these are others from the same "
+            "distribution.",
             "With A = 70, rounding is amplified by the bursts: from about step 5,700 on, runs of "
             "one seed differ from machine to machine, and only their statistics can be compared.",
         ),

@@ -17,7 +17,7 @@ STATIC_PART = 14
 """The last one of so many equal parts of a run is static, as in the headline run."""
 
 FRESH_POINTS = 3000
-"""Points of the same law on which the networks are validated."""
+"""Points from the same distribution on which the networks are validated."""
 
 PUBLISHED = "above the static loss"
 """Of validation accuracy, at the right amplitude and period."""

@@ -42,9 +42,9 @@ class SpectrumAnalysis(Analysis[SpectrumConfig, "Spectrum"]):
     Eigenvalues are of the loss as it was weighted at each checkpoint's step, at the iterate and at
     the 1:2:1 centre of three consecutive iterates. RUN.h5 is not changed; the results go to
     RUN.spectrum.h5, the figures to RUN.png, RUN.bifurcation.png, with --density RUN.density.png,
-    with --infinite-width RUN.kernels.png, and the same as .svg. Ctrl-C ends it after the part at
-    hand, a second one at once; what was finished then, or before a kill, is in RUN.spectrum.parts,
-    and --resume goes on.
+    with --infinite-width RUN.kernels.png, and the same as .svg. Ctrl-C stops after the current
+    part; press it again to stop immediately. What was finished then, or before a kill, is in
+    RUN.spectrum.parts, and --resume goes on from there.
 
       dlf-dynamics spectrum run.h5 --steps 8000:10500 --verify-dense
       dlf-dynamics spectrum run.h5 --operator ggn --which both --k 5 --density

@@ -153,8 +153,8 @@ def check_network(run: Run, num_examples: int) -> FullyConnected:
     """
     if not isinstance(run, TrainedRun):
         raise ConfigError(
-            f"infinite_width: {run.path} was recorded in a loop of one's own; expected a network "
-            "that dlf-dynamics built, as the kernels follow from its layers: leave it out"
+            f"infinite_width: {run.path} was recorded in a custom training loop; expected a "
+            "network that dlf-dynamics built, as the kernels follow from its layers: leave it out"
         )
     model = make_model(run.config.model)
     if not isinstance(model, FullyConnected):

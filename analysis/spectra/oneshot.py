@@ -1,7 +1,7 @@
 """Curvature, tangent kernel and stability of a model at one point, without a run.
 
 Parameters are any pytree. Data, parameters and step are arguments of compiled functions: along a
-loop of one's own each function is compiled once, as long as the problem is the same object or an
+custom training loop each function is compiled once, as long as the problem is the same object or an
 equal one.
 """
 

@@ -62,13 +62,13 @@ class Replay:
     """Makes recorded steps again, and looks whether they land on the recorded checkpoints.
 
     Each device makes the steps from a checkpoint of its own. On the machine that trained they do
-    bit by bit. Elsewhere rounding may differ and grow; then the replay starts anew from each
+    bit for bit. Elsewhere rounding may differ and grow; then the replay starts anew from each
     checkpoint, and tells by how much it was off.
 
     Attributes:
         run: whose steps are made.
         deviation: largest relative difference from a checkpoint, of all that were passed.
-        exact: whether all of them were met bit by bit.
+        exact: whether all of them were met bit for bit.
         last: last step that the run made, as far as it is known: also one after the last
             checkpoint, where a run was killed or diverged.
     """
@@ -82,14 +82,14 @@ class Replay:
 
     @property
     def exact(self) -> bool:
-        """Whether all checkpoints that were passed were met bit by bit."""
+        """Whether all checkpoints that were passed were met bit for bit."""
         return self.deviation == 0.0
 
     @property
     def note(self) -> str:
         """What is to be known of it, for a report."""
         if self.exact:
-            return "replayed steps meet the checkpoints bit by bit"
+            return "replayed steps meet the checkpoints bit for bit"
         return (
             "replayed steps miss the checkpoints by up to "
             f"{self.deviation:.1e} (another machine or version); each starts anew from the last"

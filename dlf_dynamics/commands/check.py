@@ -38,8 +38,8 @@ class Check:
     when it surely was below at each step (of --steps, if these are given), 1 when it was above at
     one, and 4 when that cannot be told: no threshold, steps that were not looked at (--coarse),
     eigenvalues that did not converge, steps on neither side, a run that diverged or is not
-    finished, a replay that misses the checkpoints. Ctrl-C ends it after the part at hand; --resume
-    goes on.
+    finished, a replay that misses the checkpoints. Ctrl-C stops after the current part;
+    --resume goes on from there.
 
       dlf-dynamics check run.h5 --fail-on-crossing
     """

@@ -62,7 +62,7 @@ class Sweep:
     overwrite: bool = False
     """Replace the study file if it exists."""
     yes: bool = False
-    """Do more than 1,000 runs without further questions."""
+    """Do more than 1,000 runs without asking for confirmation."""
     quiet: bool = False
     """No progress bar."""
 

@@ -41,7 +41,7 @@ class Train:
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("run.h5")
     """Run file to write."""
     resume: bool = False
-    """Continue the run in the output file, bit by bit as if it had not been interrupted. With a
+    """Continue the run in the output file, bit for bit as if it had not been interrupted. With a
     larger --steps it is carried on."""
     overwrite: bool = False
     """Replace the output file if it exists."""

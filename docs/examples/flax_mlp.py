@@ -1,4 +1,4 @@
-"""A Flax network in a loop of one's own: recorded, then judged.
+"""A Flax network in a custom training loop: recorded, then judged.
 
 python docs/examples/flax_mlp.py
 dlf-dynamics spectrum flax_mlp.h5 --problem docs/examples/flax_mlp.py:setup

@@ -1,4 +1,4 @@
-"""An optax chain of one's own, linear in the gradients: its threshold changes with the schedule.
+"""A custom optax chain, linear in the gradients: its threshold changes with the schedule.
 
 python docs/examples/optax_chain.py
 dlf-dynamics spectrum optax_chain.h5 --problem docs/examples/optax_chain.py:setup

@@ -60,7 +60,7 @@ def test_the_events_do_not_depend_on_which_checkpoints_were_recorded(
 ):
     run = trained(replace(eventful, checkpoint_every=checkpoint_every))
     other = compute_bifurcations(run, CONFIG)
-    assert other.note == "replayed steps meet the checkpoints bit by bit"
+    assert other.note == "replayed steps meet the checkpoints bit for bit"
     assert same(other.crossings, found.crossings)
     assert same(other.instabilities, found.instabilities)
     assert len(found.crossings) >= 3

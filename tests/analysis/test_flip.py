@@ -75,7 +75,7 @@ def test_closed_forms(loss, at, rate, expected, criticality):
 
 def test_without_the_rest_of_the_parameters_the_sign_would_be_wrong():
     found = flip_coefficient(coupled, jnp.zeros(2), 2.0)
-    # (I - ηH) halves the force y = 1 at each step, and its answer tends to 4.
+    # (I - ηH) halves the force y = 1 at each step, and its response tends to 4.
     expected = [-2 + 4 * (1 - 0.5**n) for n in range(101)]
     np.testing.assert_allclose(found.finite_time, expected, rtol=0, atol=1e-12)
     assert flip_coefficient(coupled, jnp.zeros(2), 2.0, horizon=1).criticality == ""
@@ -171,7 +171,7 @@ def test_a_networks_coefficients_are_those_of_dense_derivatives():
         assert short.drift == pytest.approx(drift(horizon), rel=1e-8)
         np.testing.assert_allclose(short.finite_time, found.finite_time[: horizon + 1], rtol=1e-12)
     assert found.drift == pytest.approx(drift(100), rel=1e-8)
-    # The answer of all parameters is what counts.
+    # The response of all parameters is what counts.
     assert abs(found.finite_time[0]) < 0.2 * found.coefficient
     long = flip_coefficient(loss, params, rate, horizon=5000, tol=1e-9)
     assert long.coefficient == pytest.approx(coefficient(np.inf), rel=1e-8)

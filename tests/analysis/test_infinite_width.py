@@ -316,7 +316,7 @@ def test_parameters_that_are_not_finite_give_nan(small, trained, monkeypatch):
 def test_a_run_of_a_loop_of_ones_own_is_refused(small, trained, monkeypatch):
     run = object.__new__(RecordedRun)
     monkeypatch.setattr(run, "path", trained(small).path, raising=False)
-    with pytest.raises(ConfigError, match=r"run\.h5 was recorded in a loop of one's own; expected"):
+    with pytest.raises(ConfigError, match=r"run\.h5 was recorded in a custom training loop; exp"):
         infinite_width(run)
 
 

@@ -22,7 +22,7 @@ def test_every_step_is_made_again_and_checkpoints_are_met_bit_by_bit(run, by_han
     params = np.concatenate([stretch.params for stretch in found])
     np.testing.assert_allclose(params, by_hand(run, 61), rtol=0, atol=1e-12)
     assert replay.exact
-    assert replay.note == "replayed steps meet the checkpoints bit by bit"
+    assert replay.note == "replayed steps meet the checkpoints bit for bit"
     for step, recorded in zip(run.checkpoint_steps, run.parameters(), strict=True):
         assert params[step].tobytes() == recorded.tobytes()
     updates = np.concatenate([stretch.previous_update for stretch in found])

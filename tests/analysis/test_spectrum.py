@@ -19,7 +19,7 @@ from dlf_dynamics.errors import ConfigError, FileError, shown
 
 
 def assert_same(found, expected):
-    """Equality field by field, arrays bit by bit and of the same type."""
+    """Equality field by field, arrays bit for bit and of the same type."""
     assert type(found) is type(expected)
     if dataclasses.is_dataclass(found) and not isinstance(found, type):
         for field in dataclasses.fields(found):

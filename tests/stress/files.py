@@ -115,7 +115,7 @@ def _other_rows(path: Path, original: Path) -> list[str]:
 
 
 def _agree(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Whether the rows that both arrays have are the same, bit by bit."""
+    """Whether the rows that both arrays have are the same, bit for bit."""
     if not found.ndim or not expected.ndim:
         return found.tobytes() == expected.tobytes()
     both = min(len(found), len(expected))
