@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -109,12 +110,41 @@ def build(
     return assemble(config, layout, dataset, schedule, config.optimizer, origin)
 
 
-def optimizer_of(update: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer of a run of so many steps."""
+class UpdateRule(NamedTuple):
+    """How the updates of a run are made.
+
+    Attributes:
+        optimizer: an optax transformation.
+        learning_rate: of each step.
+    """
+
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+
+    @classmethod
+    def of(cls, update: OptimizerConfig, steps: int) -> UpdateRule:
+        """The rule of a run of so many steps; one and the same for equal configurations.
+
+        optax makes functions, which compare by identity: with them compiled programs serve all runs
+        of equal rules, and thresholds are confirmed once.
+        """
+        scheduled = update.learning_rate_schedule != "constant" or update.warmup_steps > 0
+        count = steps if scheduled else None
+        try:
+            return _known_rule(update, count)
+        except TypeError:  # some of the numbers are traced and have no hash
+            return _rule(update, count)
+
+
+def _rule(update: OptimizerConfig, steps: int | None) -> UpdateRule:
+    """The rule of a run of so many steps; of any number, where the learning rate is constant."""
+    rate = learning_rate_schedule(update, steps or 1)
     # A number instead of a constant schedule spares the optimizer a counter in its state.
-    scheduled = update.learning_rate_schedule != "constant" or update.warmup_steps > 0
-    rate = learning_rate_schedule(update, steps) if scheduled else update.learning_rate
-    return make_optimizer(update, rate)
+    optimizer = make_optimizer(update, update.learning_rate if steps is None else rate)
+    return UpdateRule(optimizer, rate)
+
+
+_known_rule = lru_cache(maxsize=1024)(_rule)
 
 
 def assemble(
@@ -138,11 +168,11 @@ def assemble(
     if dataset.validation is not None:
         held_out = _problem(config, layout, dataset.validation, None)
         validation = replace(held_out, origin=problem.origin, order=problem.order)
-    rate = learning_rate_schedule(update, config.steps)
+    rule = UpdateRule.of(update, config.steps)
     return Dynamics(
         problem,
-        optimizer_of(update, config.steps),
-        rate,
+        rule.optimizer,
+        rule.learning_rate,
         schedule,
         config.batch_size,
         config.batch_seed,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import h5py
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -113,6 +114,16 @@ def test_a_run_reads_what_was_recorded(original):
     assert run.provenance["packages"]["h5py"] == h5py.__version__
     told = "complete, 34 rows, 8 checkpoints of 39 parameters"
     assert repr(run) == f"TrainedRun({str(original)!r}, {told})"
+
+
+def test_a_run_that_is_opened_again_compiles_nothing_anew(original):
+    first, second = open_run(original), open_run(original)
+    states = [run.state(next(run.points([3], 1))[0]) for run in (first, second)]
+    step = jax.jit(lambda dynamics, state: dynamics.step(state))
+    step(first.dynamics, states[0])
+    step(second.dynamics, states[1])
+    assert first.dynamics is not second.dynamics
+    assert step._cache_size() == 1
 
 
 def test_checkpoints_are_streamed_in_lists(original):

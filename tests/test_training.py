@@ -385,10 +385,12 @@ def test_a_data_set_of_ones_own_is_kept_in_the_file(tmp_path):
 # Compilation.
 
 
-def test_a_run_of_any_length_is_compiled_once(tmp_path):
+def test_runs_of_any_length_are_compiled_once(tmp_path):
+    # A learning rate of its own, so that it was not compiled before.
+    config = replace(CONFIG, optimizer=OptimizerConfig(learning_rate=0.0317), checkpoint_every=20)
+    before = advance._cache_size()  # type: ignore[attr-defined]
     for steps in (3, 230):
-        before = advance._cache_size()  # type: ignore[attr-defined]
-        train(replace(CONFIG, steps=steps, checkpoint_every=20), tmp_path / f"{steps}.h5")
+        train(replace(config, steps=steps), tmp_path / f"{steps}.h5")
         assert advance._cache_size() == before + 1  # type: ignore[attr-defined]
 
 
@@ -405,8 +407,8 @@ def test_the_number_of_traces_does_not_grow_with_the_steps(tmp_path):
         config = replace(CONFIG, steps=steps, checkpoint_every=20)
         train(config, tmp_path / f"{steps}.h5", schedule=counting)
         counts.append(sum(traces))
-    # What JAX remembers of the first training it does not trace again.
-    assert 0 < counts[1] <= counts[0]
+    assert counts[0] > 0
+    assert counts[1] == 0  # the program of the first training serves the second one
 
 
 @pytest.mark.parametrize("prng", ["modern", "legacy"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from dlf_dynamics.analysis.stability.threshold import threshold_of
 from dlf_dynamics.analysis.studies.ensemble import Ensemble, History
 from dlf_dynamics.analysis.studies.outcome import CURVES, Outcome
 from dlf_dynamics.analysis.studies.study import Measures
-from dlf_dynamics.assembly import optimizer_of
+from dlf_dynamics.assembly import UpdateRule
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.dynamics import Dynamics
 from dlf_dynamics.errors import ConfigError
@@ -204,7 +203,7 @@ def _edge(
 ) -> dict[str, float]:
     """The threshold at the last step and the eigenvalue that it is one of; nothing without one."""
     step = config.steps - 1
-    optimizer = _optimizer(config.optimizer, config.steps)
+    optimizer = UpdateRule.of(config.optimizer, config.steps).optimizer
     try:
         if not is_adaptive(optimizer):
             update = FlatUpdate(optimizer, Layout.of(params))
@@ -214,10 +213,6 @@ def _edge(
     except ConfigError:
         return {}
     return {"threshold": found.threshold, "preconditioned_sharpness": _value(found)}
-
-
-_optimizer = lru_cache(maxsize=1024)(optimizer_of)
-"""A single one for runs with the same, as its threshold is confirmed once."""
 
 
 @dataclass(frozen=True)

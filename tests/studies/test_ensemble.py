@@ -264,13 +264,13 @@ def test_the_threshold_of_adam_stands_beside_the_sharpness_that_is_compared_with
 )
 def test_a_threshold_is_told_of_what_an_optimizer_does_and_not_of_its_name(monkeypatch, make, has):
     monkeypatch.setattr(assembly, "make_optimizer", lambda config, rate: make(rate))
-    histories._optimizer.cache_clear()
+    assembly._known_rule.cache_clear()
     try:
         # Another form for each than anywhere else, so that nothing compiled is taken for it.
         config = replace(CONFIG, optimizer=OptimizerConfig("gd", 0.0123), steps=22 + has)
         (found,) = measure([config], Measures(sharpness=True))
     finally:
-        histories._optimizer.cache_clear()
+        assembly._known_rule.cache_clear()
     assert np.isfinite(found.sharpness)
     if not has:
         assert np.isnan([found.threshold, found.preconditioned_sharpness]).all()
