@@ -61,7 +61,7 @@ class Analysis(ABC, Generic[Config, Found]):
     The docstring of a subclass is the help of its command.
 
     Attributes:
-        name: of the command; the result of `run.h5` is `run.NAME.h5`.
+        name: name of the command; the result of `run.h5` is `run.NAME.h5`.
         config: dataclass of its settings; their docstrings are the help of the options.
         view: dataclass of the other options of its command.
         distributed: whether several processes can compute it together.
@@ -130,7 +130,7 @@ class Analysis(ABC, Generic[Config, Found]):
         """Reads a result file.
 
         Args:
-            path: of the file.
+            path: name of the file.
             run: the run that it must be of, in its present state; none takes any.
 
         Raises:
@@ -162,15 +162,15 @@ class Analysis(ABC, Generic[Config, Found]):
         """What is computed, its parts being kept and the result written.
 
         Args:
-            run: to be analysed.
-            config: how.
+            run: the run that is analysed.
+            config: settings of the analysis.
             output: the result file.
             resume: whether to go on from parts that are there; none does so, and says nothing,
                 where they are of this run as it is now, and of these settings.
             quiet: whether to show no progress.
             stop: whether to stop, asked after each part.
-            work: other than `compute`, of a total of its own.
-            total: units of the progress bar, of that work.
+            work: what to do in the place of `compute`, such as to complete a result.
+            total: units of the progress bar of that work.
 
         Raises:
             FileError: when the result cannot be written, or another process writes it.

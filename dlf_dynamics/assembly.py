@@ -115,7 +115,7 @@ class UpdateRule(NamedTuple):
 
     Attributes:
         optimizer: an optax transformation.
-        learning_rate: of each step.
+        learning_rate: function that gives the learning rate of a step.
     """
 
     optimizer: optax.GradientTransformation

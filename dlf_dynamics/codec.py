@@ -76,8 +76,8 @@ def decode(
 
     Args:
         kind: type of the record.
-        arrays: by path.
-        lengths: of axes, by name, as far as they are known.
+        arrays: all arrays of the record, by path.
+        lengths: known lengths of axes, by name.
         given: fields that are kept elsewhere.
 
     Raises:
@@ -112,7 +112,9 @@ def encode_table(kind: type, rows: Sequence[Any]) -> Arrays:
         if hint is str:
             table[name] = np.array([text.encode() for text in column], "S" if rows else "S1")
         else:
-            table[name] = np.array(column, hint if hint in (int, bool) else float)
+            dtype = np.dtype(hint if hint in (int, bool) else float)
+            # A fraction in a column of whole numbers is a mistake, and not to be cut off.
+            table[name] = np.array(column or np.zeros(0, dtype)).astype(dtype, casting="same_kind")
     return table
 
 
@@ -141,8 +143,8 @@ def typed(
 
     Args:
         kind: its type.
-        values: of the fields, by name; records are taken as they are.
-        lengths: of axes of arrays, by name, as far as they are known.
+        values: what each field holds, by name; records are taken as they are.
+        lengths: known lengths of axes, by name.
 
     Raises:
         ContentError: when a field is missing, unknown, or something else.

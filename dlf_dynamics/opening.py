@@ -18,7 +18,7 @@ def open_run(path: str | Path, setup: Setup | tuple[Any, Any, Any] | None = None
     """Opens a run file for reading; it may still be written to.
 
     Args:
-        path: of the file.
+        path: name of the run file.
         setup: problem, optimizer and parameters of a custom training loop that `Recorder` recorded;
             none for a run of `train`, whose file has all of them.
 

@@ -71,7 +71,7 @@ class Pace:
 
         Args:
             advance: the program.
-            state: to begin with.
+            state: the state to begin with.
             step: number of updates made before.
             stop: asked before each call.
         """

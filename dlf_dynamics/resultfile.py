@@ -66,7 +66,7 @@ def save(path: Path, analysis: str, found: Any) -> None:
     """Writes what an analysis found.
 
     Args:
-        path: of the file.
+        path: name of the file.
         analysis: its name.
         found: a dataclass whose field `source` is the state of the run that was analysed.
 
@@ -84,9 +84,9 @@ def load(path: str | Path, analysis: str, kind: type[Record], run: Run | None = 
     """Reads what an analysis found.
 
     Args:
-        path: of the file.
+        path: name of the file.
         analysis: its name.
-        kind: of the dataclass that `save` was given.
+        kind: type of the dataclass that `save` was given.
         run: that it must be of, in the state that it is in now; none takes the result of any.
 
     Raises:
@@ -145,7 +145,7 @@ def read(path: Path, analysis: str, run: Run | None) -> Result:
     """Reads a result file.
 
     Args:
-        path: of the file.
+        path: name of the file.
         analysis: its name.
         run: that it must be of, in the state that it is in now; none takes the result of any.
 

@@ -50,8 +50,8 @@ def start_jax(
 
     Args:
         dtype: of the computation.
-        threads: of the CPU, at most `_MOST_THREADS`; 0 chooses one for small problems and all for
-            others.
+        threads: number of threads of the CPU, at most `_MOST_THREADS`; 0 chooses one for small
+            problems and all for others.
         size: of the problem.
         many: whether there is independent work at many checkpoints. Small problems then have each
             core as a device of its own.

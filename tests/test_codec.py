@@ -104,6 +104,11 @@ def test_a_field_that_is_kept_elsewhere_is_given():
         decode(Found, arrays)
 
 
+def test_a_fraction_in_a_column_of_whole_numbers_is_not_cut_off():
+    with pytest.raises(TypeError, match="Cannot cast"):
+        encode(replace(FOUND, events=[replace(EVENT, onset=2.5)]))
+
+
 def without(name):
     return lambda arrays: {
         key: array

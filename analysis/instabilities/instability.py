@@ -77,7 +77,7 @@ class Instability:
         alignment: that as a part of ‖θ_t - c_t‖.
         flip_amplitude: √(ε/c) predicted from the flip coefficient c at the onset.
         coefficient: c at the configured horizon.
-        c_0: without the response of the other parameters.
+        c_0: flip coefficient without the response of the other parameters.
         c_5: with their answer after 5 steps.
         c_20: after 20 steps.
         drift: of the flip coefficient.

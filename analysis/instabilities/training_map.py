@@ -44,7 +44,7 @@ def training_map(
 
     Args:
         run: a recorded run of gradient descent, with momentum or without.
-        step: at which the loss is frozen.
+        step: number of the step at which the loss is frozen.
         parameter: which quantity is the map's parameter.
         class_label: the class whose weight is the parameter.
 
@@ -105,7 +105,7 @@ def equivalent_rate(run: Run, step: int, factor: float = 1.0) -> float:
     Args:
         run: whose optimizer it is.
         step: number of updates made before.
-        factor: by which each update is multiplied.
+        factor: number by which each update is multiplied.
     """
     optimizer = run.dynamics.optimizer
     if factor != 1:

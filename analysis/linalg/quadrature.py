@@ -54,8 +54,8 @@ def slq(
         size: order n of the operator.
         num_steps: products per probe; more than n are allowed and add nothing.
         num_probes: random vectors.
-        key: of the probes.
-        dtype: of the vectors.
+        key: PRNG key for the probes.
+        dtype: type of the vectors.
 
     Raises:
         ValueError: when there is no step, or fewer than the three probes that a spread needs.

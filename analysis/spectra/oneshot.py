@@ -150,7 +150,7 @@ def ntk_spectrum(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> KernelSpectrum:
-    """Eigenvalues of the empirical NTK on the first examples; see `analysis.kernel`.
+    """Eigenvalues of the empirical NTK on the first examples; see `spectra.gram`.
 
     A kernel of up to 1,000 rows is formed. Of a larger one the top eigenvalues come from products,
     and its trace and rank take the time of all its entries. Outputs may have any shape, and must

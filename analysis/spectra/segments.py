@@ -59,7 +59,7 @@ class _Solved(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """The arrays that `solve_segment` gives; see `hessian.Eigenvalues`.
+    """The arrays that `solve_segment` gives; see `eigenvalues.Eigenvalues`.
 
     Attributes:
         overlaps: inner products with the eigenvectors of the checkpoint before.

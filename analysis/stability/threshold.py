@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -75,7 +76,7 @@ def instability_threshold(
     rate is 0.
 
     Nothing is told of an update that was not tried: it is run on quadratics on both sides of the
-    threshold, and must do there what the linear map says (`analysis.linearity`).
+    threshold, and must do there what the linear map says (`stability.linearity`).
 
     Args:
         optimizer: an optax transformation; its counts are set to the step.
@@ -187,16 +188,22 @@ def threshold_of(
 
     Args:
         update: the optimizer with the form of the parameters that it sees.
-        name: of the optimizer, for labels.
+        name: name of the optimizer, for labels.
         batch_size: examples per update; none means all.
         precision: type that parameters are rounded to after each update.
-        steps: at which the update is tried.
+        steps: numbers of updates made before, after which the update is tried.
+
+    Raises:
+        MemoryError: when there is not enough memory to try it.
+        JaxRuntimeError: when XLA fails.
     """
     try:
         zero = jnp.zeros(update.layout.size, update.layout.dtypes[0])
         state = update.optimizer.init(update.layout.unflatten(zero))
         with _reason_in_full(update, state):
             instability_threshold(update.optimizer, np.array(steps))
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise  # this tells nothing of the optimizer
     except Exception as error:
         reason, adaptive = " ".join(str(error).split()), False
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AnalysisCommand:
+class AnalysisCommand(ABC):
     """What the commands of all analyses do: compute, write, draw and print."""
 
     path: RunPath
@@ -61,13 +62,14 @@ class AnalysisCommand:
     """This is one of several processes, on one machine or many, whose devices are used together:
     start the same command in each, by Slurm or another launcher (docs: several devices)."""
 
+    @property
+    @abstractmethod
     def analysis(self) -> Analysis[Any, Any]:
         """Which one it is."""
-        raise NotImplementedError
 
     def execute(self) -> int:
         """Computes, writes, draws and prints."""
-        analysis = self.analysis()
+        analysis = self.analysis
         if self.distributed and not analysis.distributed:
             raise ConfigError(
                 f"distributed: several processes cannot compute {analysis.name} together; leave "
@@ -111,9 +113,9 @@ def computed(
     """What an analysis finds, written; or the exit code of an interruption.
 
     Args:
-        analysis: of the run.
-        run: to be analysed.
-        settings: of the analysis.
+        analysis: what to perform.
+        run: the run that is analysed.
+        settings: settings of the analysis.
         output: the result file.
         again: the command that goes on; none means that of the analysis.
         how: see `Analysis.performed`.
@@ -152,7 +154,7 @@ def command_of(name: str) -> type:
         ],
         bases=(AnalysisCommand,),
         frozen=True,
-        namespace={"analysis": lambda self: analysis},
+        namespace={"analysis": property(lambda self: analysis)},
     )
     made.__doc__ = type(analysis).__doc__
     return made

@@ -266,3 +266,18 @@ def test_the_label_of_a_static_spectrum_says_that_the_threshold_is_of_the_weight
     small, trained
 ):
     assert "not to what is shown" in run_threshold(trained(small)).label(applies=False)
+
+
+def failing(error):
+    """An optimizer whose state cannot be made."""
+
+    def init(params):
+        raise error
+
+    return optax.GradientTransformation(init, optax.sgd(0.1).update)
+
+
+def test_what_is_wrong_with_the_machine_is_no_reason_to_have_no_threshold():
+    assert reason(failing(ZeroDivisionError("by zero")), TREE) == "by zero"
+    with pytest.raises(MemoryError, match="too little"):
+        reason(failing(MemoryError("too little")), TREE)
