@@ -119,24 +119,11 @@ class Analysis(ABC, Generic[Config, Found]):
         return run_path.with_suffix(f".{self.name}.h5")
 
     def save(self, found: Found, path: Path) -> None:
-        """Writes the result file.
-
-        Raises:
-            FileError: when it cannot be written.
-        """
+        """Writes the result file; see `resultfile.save`."""
         resultfile.save(path, self.name, found)
 
     def load(self, path: str | Path, run: Run | None = None) -> Found:
-        """Reads a result file.
-
-        Args:
-            path: name of the file.
-            run: the run that it must be of, in its present state; none takes any.
-
-        Raises:
-            FileError: when it cannot be read or is damaged.
-            StaleError: when it is of another run, or of a state that the run is no longer in.
-        """
+        """Reads a result file; see `resultfile.load`."""
         return resultfile.load(path, self.name, self.result_type(), run)
 
     def known(self, path: Path, run: Run) -> Found | None:
