@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -25,6 +26,8 @@ from dlf_dynamics.errors import FileError
 from dlf_dynamics.opening import open_run
 from dlf_dynamics.runreader import header_sha256
 from dlf_dynamics.training import resume, train
+
+ROOT = Path(__file__).parents[1]
 
 CONFIG = RunConfig(
     data=DataConfig(points_per_class=8),
@@ -245,6 +248,23 @@ def test_a_newer_minor_version_and_unknown_groups_are_read(path, original):
         file["colours/red"] = np.ones(3)
     run = open_run(path)
     assert np.array_equal(run.parameters(), open_run(original).parameters())
+
+
+def test_a_file_of_format_1_2_is_read_checked_and_carried_on(tmp_path):
+    # Written by revision 22fb809, before rows had checksums.
+    path = tmp_path / "run.h5"
+    shutil.copy(ROOT / "data" / "run-format-1.2.h5", path)
+    before = open_run(path)
+    assert main(["validate", str(path)]) == 0
+    again = train(before.config, tmp_path / "again.h5")
+    for name, values in again.scalars.items():
+        np.testing.assert_allclose(before.scalars[name], values, rtol=1e-10, atol=1e-12)
+    carried = resume(path, steps=90)
+    whole = train(replace(before.config, steps=90), tmp_path / "whole.h5")
+    with h5py.File(path) as file:
+        assert file.attrs["format_version"] == "1.2"
+    np.testing.assert_allclose(carried.parameters()[-1], whole.parameters()[-1], rtol=1e-9)
+    np.testing.assert_allclose(carried.scalars["loss"], whole.scalars["loss"], rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", [e.path for e in schema.SCHEMA if not e.optional])
