@@ -126,7 +126,13 @@ class Solver(NamedTuple):
 
     def key(self, step: Any, place: Any = 0) -> PRNGKeyArray:
         """Of the random directions at a step and point: a stream of the analysis alone."""
-        # A loop, as each of its three steps would take as long to compile as half a product.
-        numbers = jnp.stack([jnp.asarray(n, jnp.uint32) for n in (_STREAM, step, place)])
-        fold = lambda key, number: (jax.random.fold_in(key, number), None)  # noqa: E731
-        return jax.lax.scan(fold, jax.random.key(self.seed), numbers)[0]
+        return _folded(jax.random.key(self.seed), step, place)
+
+
+@jax.jit
+def _folded(key: PRNGKeyArray, step: Any, place: Any) -> PRNGKeyArray:
+    """A key of the analysis for a step and a point."""
+    # A loop, as each of its three steps would take as long to compile as half a product.
+    numbers = jnp.stack([jnp.asarray(n, jnp.uint32) for n in (_STREAM, step, place)])
+    fold = lambda key, number: (jax.random.fold_in(key, number), None)  # noqa: E731
+    return jax.lax.scan(fold, key, numbers)[0]
