@@ -105,6 +105,7 @@ def _lanczos(
     Every new direction is orthogonalised twice against the whole basis. Where the space of the
     start vector is exhausted the direction is 0, and so is all that follows.
     """
+    form = Form.flat(start.size, start.dtype)
     # Of a product within the space, rounding leaves up to 40 eps, whatever n (measured).
     negligible = 100 * jnp.finfo(start.dtype).eps
 
@@ -115,9 +116,8 @@ def _lanczos(
         basis = basis.at[step].set(direction)
         product = matvec(direction)
         norm = jnp.maximum(norm, jnp.linalg.norm(product))
-        rest = product - (basis @ product) @ basis
-        rest = rest - (basis @ rest) @ basis
-        length = jnp.linalg.norm(rest)
+        rest, _ = form.outside(product, basis)
+        length = form.norm(rest)
         exhausted = (length <= negligible * norm) | (step + 1 >= start.size)
         direction = jnp.where(exhausted, 0, rest / jnp.where(exhausted, 1, length))
         return (basis, direction, norm), (
