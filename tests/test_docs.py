@@ -1,5 +1,7 @@
 """The documentation: its navigation, its links, and that nothing public is missing in it."""
 
+import ast
+import importlib
 import importlib.util
 import io
 import re
@@ -148,6 +150,23 @@ def test_every_public_name_is_in_the_reference(module):
     shown = {name for pattern in patterns for name in re.findall(pattern, text, re.MULTILINE)}
     public = {name for name in module.__all__ if not name.startswith("__")}
     assert public - shown == set()
+
+
+def test_the_reference_is_small_enough_to_be_kept():
+    """What it names is what users may rely on; the rest of the code may change any day."""
+    text = "\n".join(page.read_text("utf-8") for page in PAGES)
+    public = set()
+    for name in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE):
+        module = ROOT / f"{name.replace('dlf_dynamics.analysis', 'analysis').replace('.', '/')}.py"
+        if module.exists():
+            body = ast.parse(module.read_text("utf-8")).body
+            named = [n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+            public |= {f"{name}.{n.name}" for n in named if not n.name.startswith("_")}
+        else:
+            parent, _, own = name.rpartition(".")
+            assert hasattr(importlib.import_module(parent), own), name
+            public.add(name)
+    assert 100 < len(public) <= 200
 
 
 def test_doctests_become_blocks_of_code():
