@@ -17,6 +17,8 @@ from dlf_dynamics.dynamics import SCALARS, advance
 from dlf_dynamics.errors import ConfigError, DataError
 from dlf_dynamics.models import make_model
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = RunConfig(
     data=DataConfig(name="blobs", points_per_class=10),
     model=ModelConfig(widths=(5,), activation="tanh"),

@@ -18,6 +18,8 @@ from dlf_dynamics.losses import (
 )
 from dlf_dynamics.schedules import Tabulated
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 OUTPUTS = [[1.0, -2.0, 0.5], [0.0, 3.0, 3.0]]
 LABELS = [2, 1]
 

@@ -14,6 +14,8 @@ from dlf_dynamics.models import FullyConnected
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.schedules import Triangle
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SCHEDULE = Triangle(3, 20.0, 12)
 PHASES = [0, 1, 3, 6, 7, 12, 17, 30]
 

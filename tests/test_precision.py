@@ -17,6 +17,8 @@ from dlf_dynamics.models import make_model
 from dlf_dynamics.precision import InPrecision, rounded
 from dlf_dynamics.schedules import Static
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KINDS = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 HALVES = pytest.mark.parametrize("precision", KINDS)
 CONFIG = RunConfig(

@@ -12,6 +12,8 @@ from dlf_dynamics.operators import ggn, hessian, remainder
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.schedules import Triangle
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SCHEDULE = Triangle(3, 6.0, 8)
 RNG = np.random.default_rng(2)
 INPUTS = RNG.normal(size=(9, 2))

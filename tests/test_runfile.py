@@ -27,6 +27,8 @@ from dlf_dynamics.opening import open_run
 from dlf_dynamics.runreader import header_sha256
 from dlf_dynamics.training import resume, train
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).parents[1]
 
 CONFIG = RunConfig(
