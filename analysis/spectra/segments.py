@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dlf_dynamics.analysis.devices import filled, map_over_devices, one_ahead, shared_problem
 from dlf_dynamics.analysis.linalg.certificate import Certificate, Evidence, certify
@@ -26,9 +26,10 @@ from dlf_dynamics.analysis.linalg.modes import overlaps
 from dlf_dynamics.analysis.linalg.ritz import RitzPairs
 from dlf_dynamics.analysis.linalg.solution import solve
 from dlf_dynamics.analysis.linalg.vectors import Form, Operator
+from dlf_dynamics.analysis.spectra.curvature import Curvature
 from dlf_dynamics.analysis.spectra.float64 import Wide
 from dlf_dynamics.analysis.spectra.points import POINTS, both_points, places_of
-from dlf_dynamics.analysis.spectra.solver import Solver
+from dlf_dynamics.analysis.spectra.solver import Solver, key_at
 from dlf_dynamics.codec import Arrays, typed
 from dlf_dynamics.dynamics import Dynamics, State
 from dlf_dynamics.errors import ConfigError
@@ -211,7 +212,8 @@ def _passes(
                 numbers,
                 np.repeat(_rows_of(thresholds, first, chunk), count),
                 solver.goal.tolerances,
-                solver=solver._replace(goal=solver.goal.form, max_matvecs=0),
+                solver.root,
+                curvature=solver.curvature,
                 plan=plan,
             )
         yield some, (places, found)
@@ -247,7 +249,7 @@ _IDLE = -1
 """In place of a point's number, where there is nothing to solve."""
 
 
-@partial(jax.jit, static_argnames=("solver", "plan"))
+@partial(jax.jit, static_argnames=("curvature", "plan"))
 def _analyse(
     dynamics: Dynamics,
     states: State,
@@ -255,8 +257,9 @@ def _analyse(
     numbers: Int[Array, " points"],
     thresholds: Float[Array, " points"],
     tolerances: tuple[Array, Array, Array],
+    root: PRNGKeyArray,
     *,
-    solver: Solver,
+    curvature: Curvature,
     plan: Plan,
 ) -> Pass:
     """What Lanczos passes tell at some points, each with its state, its number and a threshold."""
@@ -264,8 +267,8 @@ def _analyse(
     @jax.jit  # traced once, though its form is asked for first
     def solve(point: tuple[State, Array, Array, Array]) -> Pass:
         state, params, number, threshold = point
-        operator = partial(solver.curvature, dynamics, state, params)
-        return plan.run(operator, solver.key(state.step, number), (*tolerances[:2], threshold))
+        operator = partial(curvature, dynamics, state, params)
+        return plan.run(operator, key_at(root, state.step, number), (*tolerances[:2], threshold))
 
     def at_point(point: tuple[State, Array, Array, Array]) -> Pass:
         nothing = jax.tree.map(_missing, jax.eval_shape(solve, point))
@@ -325,7 +328,7 @@ def _solve(
 ) -> Evidence:
     if not np.all(np.isfinite(params)):
         return _nothing(solver, solver.dtype(run))
-    wide, key = Wide(run, needed=solver.precise), solver.key(int(state.step), place)
+    wide, key = Wide(run, needed=solver.precise), key_at(solver.root, int(state.step), place)
     settings: dict[str, Any] = {
         "max_matvecs": solver.max_matvecs,
         "key": key,
@@ -388,7 +391,7 @@ def check_deterministic(run: Run, solver: Solver) -> None:
         return
     state = run.state(point)
     operator = Partial(solver.curvature, run.dynamics, state, state.params)
-    key, dtype = jax.random.key(solver.seed), state.params.dtype
+    key, dtype = solver.root, state.params.dtype
     try:
         check_operator(lambda v: _product(operator, v), solver.size, key, dtype)
     except ValueError as error:

@@ -124,15 +124,16 @@ class Solver(NamedTuple):
         products = -(-self.max_matvecs * k // self.ends.top)
         return self._replace(goal=self.goal._replace(ends=Ends(k, 0)), max_matvecs=products)
 
-    def key(self, step: Any, place: Any = 0) -> PRNGKeyArray:
-        """Of the random directions at a step and point: a stream of the analysis alone."""
-        return _folded(jax.random.key(self.seed), step, place)
+    @property
+    def root(self) -> PRNGKeyArray:
+        """Key of all random directions."""
+        return jax.random.key(self.seed)
 
 
 @jax.jit
-def _folded(key: PRNGKeyArray, step: Any, place: Any) -> PRNGKeyArray:
-    """A key of the analysis for a step and a point."""
+def key_at(root: PRNGKeyArray, step: Any, place: Any) -> PRNGKeyArray:
+    """Of the random directions at a step and point: a stream of the analysis alone."""
     # A loop, as each of its three steps would take as long to compile as half a product.
     numbers = jnp.stack([jnp.asarray(n, jnp.uint32) for n in (_STREAM, step, place)])
     fold = lambda key, number: (jax.random.fold_in(key, number), None)  # noqa: E731
-    return jax.lax.scan(fold, key, numbers)[0]
+    return jax.lax.scan(fold, root, numbers)[0]
