@@ -49,7 +49,9 @@ test: check ## check, then the fast tests
 	$(PYTEST) $(PARALLEL)
 
 test-all: check shapes ## check, then all tests, the slow ones too
-	$(PYTEST) $(PARALLEL) -m 'not torch'
+	$(PYTEST) $(PARALLEL)
+	@# As users have them compiled: the others leave some of XLA out (tests/conftest.py).
+	XLA_FLAGS= $(PYTEST) $(PARALLEL) -m slow
 
 shapes: setup ## hold arrays against the shapes in signatures, in some of the tests
 	$(PYTEST) $(PARALLEL) --jaxtyping-packages=dlf_dynamics,beartype.beartype $(SHAPED)

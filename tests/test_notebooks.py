@@ -46,6 +46,7 @@ SHORT = {
 # Jupyter's client and its transport leave sockets and event loops to the garbage collector.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_each_notebook_runs_in_a_short_version(path, monkeypatch):
     settings, expected = SHORT[path.stem]

@@ -93,6 +93,7 @@ def test_the_wheel_names_its_licence_and_its_command(wheel):
     assert "dlf-dynamics = dlf_dynamics.cli:main" in entry_points
 
 
+@pytest.mark.slow
 def test_the_wheel_alone_trains_and_computes_spectra(wheel, tmp_path):
     site = tmp_path / "site"
     pip = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-index")

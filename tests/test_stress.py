@@ -11,7 +11,12 @@ PROGRAM = Path(__file__).with_name("stress")
 
 @pytest.mark.parametrize(
     ("what", "count"),
-    [("files", 7), ("cases", 26), pytest.param("kills", 5, marks=pytest.mark.slow)],
+    [
+        ("files", 7),
+        ("cases", 9),
+        pytest.param("cases", 26, marks=pytest.mark.slow),
+        pytest.param("kills", 5, marks=pytest.mark.slow),
+    ],
 )
 def test_no_traceback_no_hang_no_wrong_row_and_no_false_verdict(what, count):
     done = subprocess.run(

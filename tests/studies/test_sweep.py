@@ -250,6 +250,7 @@ IDLE = """
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_waits_for_work_does_not_hang_the_others(tmp_path):
     (tmp_path / "two.toml").write_text("grid.model.seed = [0, 1]")
     (tmp_path / "idle.py").write_text(textwrap.dedent(IDLE))
@@ -260,6 +261,7 @@ def test_a_process_that_is_killed_while_it_waits_for_work_does_not_hang_the_othe
 
 
 # Dask leaves sockets and event loops to the garbage collector.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_cluster_gives_the_same_also_when_a_worker_is_killed(reference, tmp_path):
     distributed = pytest.importorskip("distributed")
