@@ -22,6 +22,11 @@ def parse(arguments: list[str]) -> Any:
     Raises:
         UserError: for options that cannot be parsed.
     """
+    if _completes(arguments):
+        try:
+            return _parsed(arguments)
+        except ImportError as error:  # tyro itself knows two shells
+            raise UserError("completion is for bash or zsh; expected one of these") from error
     if arguments[:1] != ["train"]:
         return _parsed(arguments)
     from dlf_dynamics.commands.training import Train
@@ -53,7 +58,7 @@ def _parsed_by_tyro(arguments: list[str], default: Any) -> Any:
     kinds: Any = None
     for name in COMMANDS:
         # Of the others only the names count, and what they do; to read their options takes longer.
-        chosen = name in arguments[:1]
+        chosen = _completes(arguments) or name in arguments[:1]
         command = command_named(name) if chosen else _named(name)
         options = {"default": default} if chosen and default is not None else {}
         kind = Annotated[command, tyro.conf.subcommand(name, **options)]
@@ -67,6 +72,11 @@ def _parsed_by_tyro(arguments: list[str], default: Any) -> Any:
         "`dlf-dynamics COMMAND --help` explains each command.",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+def _completes(arguments: list[str]) -> bool:
+    """Whether a script for completion in a shell is asked for, which needs the options of all."""
+    return bool(arguments) and arguments[0].startswith("--tyro-")
 
 
 def _named(name: str) -> type:

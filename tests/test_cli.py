@@ -50,6 +50,27 @@ def refused(capsys, *arguments):
     return captured.err
 
 
+def test_a_shell_completes_commands_and_their_options(capsys, tmp_path):
+    script = tmp_path / "completion"
+    assert main(["--tyro-write-completion", "bash", str(script)]) == 0
+    lines = """
+        source completion
+        function=$(complete -p dlf-dynamics | sed "s/.* -F \\([^ ]*\\) .*/\\1/")
+        complete_words() {
+            COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); $function; echo ${COMPREPLY[@]}
+        }
+        complete_words dlf-dynamics bif
+        complete_words dlf-dynamics spectrum --fail
+        complete_words dlf-dynamics train --schedule.
+    """
+    done = subprocess.run(["bash", "-c", lines], cwd=tmp_path, capture_output=True, text=True)
+    first, second, third = done.stdout.splitlines()
+    assert (first, second) == ("bifurcations", "--failure-probability")
+    assert {"--schedule.amplitude", "--schedule.period"} <= set(third.split())
+    line = refused(capsys, "--tyro-write-completion", "tcsh", script)
+    assert "completion is for bash or zsh" in line
+
+
 def help_of(*arguments):
     return subprocess.run(
         [*PROGRAM, *arguments, "--help"], capture_output=True, text=True, check=True, timeout=60
