@@ -124,11 +124,11 @@ def preconditioner(
         raise ValueError("the optimizer has no preconditioner; only such as RMSProp and Adam do")
     # The mean square takes in the gradient, and the response is a part of it: it must not be 0.
     tiny = jnp.finfo(gradient.dtype).tiny ** 0.25
-    slope = jnp.where(jnp.abs(gradient) < tiny, tiny, gradient)
+    gradient = jnp.where(jnp.abs(gradient) < tiny, tiny, gradient)
     at_rest = jnp.zeros_like(gradient)
-    answer, _ = update(slope, _at_rest(state), at_rest)
-    held, after = update(slope, hold_mean_squares(_at_rest(state)), at_rest)
-    return held_preconditioner(after) * held / answer
+    response, _ = update(gradient, _at_rest(state), at_rest)
+    held, after = update(gradient, hold_mean_squares(_at_rest(state)), at_rest)
+    return held_preconditioner(after) * held / response
 
 
 def _at_rest(state: Any) -> Any:
@@ -167,6 +167,6 @@ class FlatUpdate:
 
     def __call__(self, gradient: Array, state: Any, params: Array) -> tuple[Array, Any]:
         """θ_(t+1) - θ_t, and the optimizer's next state."""
-        slope, tree = self.layout.unflatten(gradient), self.layout.unflatten(params)
-        change, state = self.optimizer.update(slope, state, tree)
+        gradients, tree = self.layout.unflatten(gradient), self.layout.unflatten(params)
+        change, state = self.optimizer.update(gradients, state, tree)
         return self.layout.flatten(change), state

@@ -164,18 +164,18 @@ def first_points(
 
 
 class Condensed(NamedTuple):
-    """The p-fold map linearised: dx_p = matrix dx_0 + offset + slope dp."""
+    """The p-fold map linearised: dx_p = matrix dx_0 + offset + df_dparameter dp."""
 
     matrix: Float[np.ndarray, "n n"]
     offset: Float[np.ndarray, " n"]
-    slope: Float[np.ndarray, " n"]
+    df_dparameter: Float[np.ndarray, " n"]
 
     def bordered(
         self, row: Float[np.ndarray, " n+1"], weight: float
     ) -> Float[np.ndarray, "n+1 n+1"]:
         """Matrix of the equations for (weight · dx_0, dp), with a constraint as the last row."""
         left = np.eye(len(self.matrix)) - self.matrix
-        return np.vstack([np.column_stack([left, -weight * self.slope]), row])
+        return np.vstack([np.column_stack([left, -weight * self.df_dparameter]), row])
 
 
 class Linearisation(NamedTuple):
@@ -185,7 +185,7 @@ class Linearisation(NamedTuple):
     parameter: float
     images: Points
     jacobians: Float[np.ndarray, "period n n"]
-    slopes: Points
+    df_dparameters: Points
 
     @property
     def gaps(self) -> Points:
@@ -201,14 +201,14 @@ class Linearisation(NamedTuple):
     def condensed(self) -> Condensed:
         """The linearised equations after all points but the first are eliminated."""
         size = self.points.shape[1]
-        matrix, offset, slope = np.eye(size), np.zeros(size), np.zeros(size)
-        for jacobian, gap, rate in zip(self.jacobians, self.gaps, self.slopes, strict=True):
-            matrix, offset, slope = (
+        matrix, offset, df_dparameter = np.eye(size), np.zeros(size), np.zeros(size)
+        for jacobian, gap, rate in zip(self.jacobians, self.gaps, self.df_dparameters, strict=True):
+            matrix, offset, df_dparameter = (
                 jacobian @ matrix,
                 jacobian @ offset + gap,
-                jacobian @ slope + rate,
+                jacobian @ df_dparameter + rate,
             )
-        return Condensed(matrix, offset, slope)
+        return Condensed(matrix, offset, df_dparameter)
 
     def spread(
         self, first: Float[np.ndarray, " n"], change: float, *, closing: bool = False
@@ -222,7 +222,7 @@ class Linearisation(NamedTuple):
         """
         changes = [first]
         for i in range(len(self.points) - 1):
-            following = self.jacobians[i] @ changes[-1] + self.slopes[i] * change
+            following = self.jacobians[i] @ changes[-1] + self.df_dparameters[i] * change
             changes.append(following + self.gaps[i] if closing else following)
         return np.stack(changes)
 
@@ -383,8 +383,10 @@ def _repeats(map_: Map, place: Linearisation, divisor: int, floor: float, tol: f
 def _linearise(map_: Map, points: Array, parameter: Array) -> tuple[Array, Array, Array]:
     def at(point: Array) -> tuple[Array, Array, Array]:
         step = lambda x, p: map_(x, p).astype(point.dtype)  # noqa: E731
-        image, slope = jax.jvp(lambda p: step(point, p), (parameter,), (jnp.ones_like(parameter),))
-        return image, jax.jacfwd(step)(point, parameter), slope
+        image, df_dparameter = jax.jvp(
+            lambda p: step(point, p), (parameter,), (jnp.ones_like(parameter),)
+        )
+        return image, jax.jacfwd(step)(point, parameter), df_dparameter
 
     return jax.lax.map(at, points)
 

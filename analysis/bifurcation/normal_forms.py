@@ -250,7 +250,7 @@ def _departure(
     if not form.criticality:
         return form.message
     right, left = vectors
-    drift = system.inverse(system.condensed.slope.astype(complex))
+    drift = system.inverse(system.condensed.df_dparameter.astype(complex))
     response = system.inverse(system.derivative(right, right))
     if drift is None or response is None:
         return "a multiplier is +1 as well"

@@ -73,7 +73,7 @@ class Reproduce:
             return self._execute(folder)
 
     def _execute(self, folder: Path) -> int:
-        from dlf_dynamics.analysis.reproduction.registry import REPRODUCTIONS
+        from dlf_dynamics.analysis.reproduction.catalogue import REPRODUCTIONS
         from dlf_dynamics.analysis.reproduction.task import Task
         from dlf_dynamics.resultfile import write_whole
 
