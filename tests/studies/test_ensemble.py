@@ -85,7 +85,9 @@ def test_a_run_alone_is_that_of_train_to_rounding(changes, tmp_path):
     config = replace(CONFIG, **changes)
     run = train(config, tmp_path / "run.h5")
     (history,) = Ensemble([config]).run([0, 50, 90])
-    close = {"rtol": 1e-3, "atol": 1e-3} if config.dtype == "float32" else {"rtol": 1e-9}
+    rounded = config.dtype == "float32"
+    # Cosines are near 0 at places, with the rounding of numbers near 1.
+    close = {"rtol": 1e-3, "atol": 1e-3} if rounded else {"rtol": 1e-9, "atol": 1e-11}
     for name, values in run.scalars.items():
         np.testing.assert_allclose(history.columns[name], values, err_msg=name, **close)
     np.testing.assert_allclose(history.params, run.parameters()[-1], **close)
