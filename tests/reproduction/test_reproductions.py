@@ -18,8 +18,8 @@ from dlf_dynamics.analysis.reproduction import (
     task,
     width_learning_rate,
 )
-from dlf_dynamics.analysis.reproduction.grids import Grid
 from dlf_dynamics.analysis.reproduction.catalogue import REPRODUCTIONS
+from dlf_dynamics.analysis.reproduction.grids import Grid
 from dlf_dynamics.analysis.reproduction.task import Task, counted
 from dlf_dynamics.analysis.spectra.analysis import SpectrumAnalysis
 from dlf_dynamics.analysis.spectra.spectrum import load_spectrum
