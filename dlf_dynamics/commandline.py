@@ -22,11 +22,9 @@ def parse(arguments: list[str]) -> Any:
     Raises:
         UserError: for options that cannot be parsed.
     """
-    if _completes(arguments):
-        try:
-            return _parsed(arguments)
-        except ImportError as error:  # tyro itself knows two shells
-            raise UserError("completion is for bash or zsh; expected one of these") from error
+    if _completes(arguments) and arguments[1:2] not in (["bash"], ["zsh"]):
+        found = shortened(" ".join(arguments[1:2]) or "no shell", 80)
+        raise UserError(f"{arguments[0]} was given {found}; expected bash or zsh")
     if arguments[:1] != ["train"]:
         return _parsed(arguments)
     from dlf_dynamics.commands.training import Train

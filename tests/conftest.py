@@ -10,8 +10,8 @@ import pytest
 # XLA reads both when it first computes; small problems run fastest on one thread.
 os.environ.setdefault("NPROC", "1")
 if version("jaxlib").startswith("0.10."):  # an XLA that does not know the flag ends the process
-    # Half of the tests' time is compilation, and half of that is spent in these emitters, for
-    # programs that then run a tenth faster. `XLA_FLAGS=` on the command line tests with them.
+    # Four fifths of the tests' time was compilation, and half of that is spent in these emitters,
+    # for programs that then run a tenth faster. `XLA_FLAGS=` on the command line tests with them.
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 jax.config.update("jax_enable_x64", True)
 

@@ -68,7 +68,7 @@ def test_a_shell_completes_commands_and_their_options(capsys, tmp_path):
     assert (first, second) == ("bifurcations", "--failure-probability")
     assert {"--schedule.amplitude", "--schedule.period"} <= set(third.split())
     line = refused(capsys, "--tyro-write-completion", "tcsh", script)
-    assert "completion is for bash or zsh" in line
+    assert "was given tcsh; expected bash or zsh" in line
 
 
 def help_of(*arguments):

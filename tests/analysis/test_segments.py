@@ -111,6 +111,19 @@ def test_a_tracked_value_takes_few_products_and_is_not_certified(large, dense):
     assert np.all(np.isinf(found.upper_bound[1:]))
 
 
+def test_another_seed_or_step_compiles_nothing_anew(small, trained):
+    run, config = trained(small), SpectrumConfig()
+    first = hessian_spectrum(run, config=config).iterate
+    solver.key_at(jax.random.key(0), 3, 1)
+    compiled = segments._analyse._cache_size(), solver.key_at._cache_size()
+    other = hessian_spectrum(run, config=replace(config, seed=5)).iterate
+    solver.key_at(jax.random.key(7), 4, 0)
+    assert (segments._analyse._cache_size(), solver.key_at._cache_size()) == compiled
+    # The seed counts all the same.
+    assert not np.array_equal(first.upper_bound, other.upper_bound)
+    np.testing.assert_allclose(first.eigenvalues, other.eigenvalues, rtol=1e-5)
+
+
 def test_unranked_values_are_told_apart(dense):
     run, exact = dense
     found = hessian_spectrum(run, config=SpectrumConfig(k=3, unranked=True)).iterate
