@@ -13,7 +13,7 @@ The frameworks are imported when a function is called, so none of them is requir
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -26,14 +26,20 @@ Apply = Callable[[Any, Array], Array]
 
 def statistics_of(apply: Apply) -> tuple[str, ...]:
     """Names of what an adapted model holds frozen that training would change."""
-    return getattr(apply, "statistics", ())
+    return tuple(frozen_in(apply))
+
+
+def frozen_in(apply: Apply) -> Mapping[str, Any]:
+    """What an adapted model holds frozen that training would change, by name."""
+    return getattr(apply, "frozen", {})
 
 
 def _with_statistics(apply: Apply, state: PyTree) -> Apply:
     """The function, which tells of the state that is frozen in it."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    named = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
-    apply.statistics = tuple(named)  # type: ignore[attr-defined]
+    apply.frozen = {  # type: ignore[attr-defined]
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves
+    }
     return apply
 
 

@@ -61,6 +61,7 @@ class Recorder:
         config: Mapping[str, Any] | None = None,
         every: int = 1,
         full_batch: bool = True,
+        stateful: bool = True,
         fixed_statistics: bool = False,
         name: str = "the loop's optimizer",
         overwrite: bool = False,
@@ -77,6 +78,9 @@ class Recorder:
                 each is looked at, too: the analyses need three consecutive iterates.
             full_batch: whether each update is that of the problem's whole loss, so that it can be
                 made again. Otherwise no threshold is drawn, and nothing is replayed.
+            stateful: whether `record` is given the optimizer's state. Without it nothing is
+                replayed, and an adaptive optimizer, whose preconditioner its state tells, has no
+                threshold.
             fixed_statistics: whether the loop leaves running statistics (of batch norm) as they are
                 in the problem's model; a model that was adapted with such is refused otherwise.
             name: of the optimizer, for labels.
@@ -101,7 +105,7 @@ class Recorder:
         self._problem, self._every = problem, every
         if optimizer is None:
             optimizer, name, full_batch = NO_OPTIMIZER, NO_NAME, False
-        self._optimizer, self._recording = optimizer, Recording(name, full_batch)
+        self._optimizer, self._recording = optimizer, Recording(name, full_batch, stateful)
         self._before: tuple[int, PyTree] | None = None
         self._watched: list[Any] = []
         self._donates = True
@@ -180,14 +184,17 @@ class Recorder:
     def _seen_before(self, step: int) -> PyTree | None:
         """The parameters of the step before, where it was seen and belongs to this one."""
         seen = self._before is not None and self._before[0] == step - 1
-        return self._before[1] if seen and self._recording.full_batch else None  # type: ignore[index]
+        return self._before[1] if seen and self._recording.own_updates else None  # type: ignore[index]
 
     def _begin(self, step: int, params: PyTree, opt_state: Any, scalars: Mapping[str, Any]) -> None:
         _require_outside((params, opt_state))
         check_problem(self._problem, params, step)
         setup = Setup(self._problem, self._optimizer, params)
         form = _Form(setup.layout, Layout.of(opt_state), frozenset(scalars))
-        _require_state(self._optimizer, params, opt_state, step)
+        if self._recording.stateful:
+            _require_state(self._optimizer, params, opt_state, step)
+        elif jax.tree.leaves(opt_state):
+            raise ConfigError("opt_state is given to a recorder with stateful=False; leave it out")
         header = Header(
             config=self._config,
             data_kind="own",
@@ -199,10 +206,11 @@ class Recorder:
             provenance=provenance(),
             recording=self._recording.to_json(),
             scalars=tuple(sorted(scalars)),
+            updates=self._recording.own_updates,
         )
         sizes = Sizes(form.params.size, form.state.size, 0)
         writer = runfile.create(hold(self.path, self._remedy), header, sizes)
-        self._file, self._form = _Writing(writer, form), form
+        self._file, self._form = _Writing(writer, form, updates=header.updates), form
 
 
 class _Form(NamedTuple):
@@ -272,8 +280,8 @@ class _Row(NamedTuple):
 class _Writing:
     """A thread that takes rows from the device and appends them to the file."""
 
-    def __init__(self, writer: RunWriter, form: _Form) -> None:
-        self._writer, self._form = writer, form
+    def __init__(self, writer: RunWriter, form: _Form, *, updates: bool) -> None:
+        self._writer, self._form, self._updates = writer, form, updates
         sizes = form.params.size, form.params.size, form.state.size
         self._vectors = [np.empty(size, form.params.dtypes[0]) for size in sizes]
         self._rows: queue.Queue[_Row | None] = queue.Queue()
@@ -349,7 +357,9 @@ class _Writing:
             part[...] = leaf
         for part, leaf in _parts(optimizer, state.optimizer):
             part[...] = leaf
-        if state.before is None:  # nothing came before step 0
+        if not self._updates:
+            update = update[:0]
+        elif state.before is None:  # nothing came before step 0
             update[:] = np.nan if step else 0.0
         else:
             now = _parts(params, state.params)
