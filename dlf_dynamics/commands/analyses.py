@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from dlf_dynamics.commands.figures import FigureFiles, figure_files
+from dlf_dynamics.commands.figures import FigureFiles, FigureOptions, listed
 from dlf_dynamics.commands.studies import DiagramOptions, is_study
 from dlf_dynamics.commands.terminal import (
     Flattened,
@@ -24,6 +24,7 @@ from dlf_dynamics.commands.terminal import (
 )
 from dlf_dynamics.config import span_of
 from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.page import on_page
 from dlf_dynamics.registry import ANALYSES
 from dlf_dynamics.startup import check_writable, leads, open_recorded
 
@@ -170,22 +171,29 @@ class _Plot:
     and the standard errors; and curves if there are any.
 
       dlf-dynamics plot run.h5 -o figure.pdf
+      dlf-dynamics plot run.h5 --format pdf --width 3.4in --panels loss,sharpness --letters
       dlf-dynamics plot study.h5 --quantity validation_accuracy --x schedule.period
     """
 
     path: RunPath
     """Run file or study file."""
     problem: ProblemName = None
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Name of the figures, in the format of its suffix: .png, .svg or .pdf; without suffix they are
-    png and svg. None means the name of the run file."""
+    drawn: Annotated[FigureOptions, Flattened] = field(default_factory=FigureOptions)
+    panels: tuple[str, ...] = ()
+    """Draw the figure of the run alone, with these panels: class-weights, loss, loss-change,
+    accuracy, sharpness, smallest, ntk; none draws all figures."""
     zoom: str | None = None
-    """Steps a:b of the figure's second column; none means around the second burst."""
+    """Steps a:b of the figure's second column; none means around the second burst. On a narrow page
+    it is the only one."""
     diagram: Annotated[DiagramOptions, Flattened] = field(default_factory=DiagramOptions)
 
     def execute(self) -> int:
         """Draws."""
-        files = figure_files(self.output, self.path)
+        files = self.drawn.files(self.path)
+        with on_page(self.drawn.page):
+            return self._draw(files)
+
+    def _draw(self, files: FigureFiles) -> int:
         if is_study(self.path):
             return self.diagram.draw(self.path, files)
         _ = None if self.zoom is None else span_of(self.zoom, "zoom")
@@ -222,6 +230,12 @@ class _Plot:
     ) -> Iterator[tuple[str, Figure]]:
         from dlf_dynamics.analysis.pipeline import analysis_named
 
+        if self.panels:
+            from dlf_dynamics.analysis.spectra.plots import run_figure
+
+            window = None if self.zoom is None else span_of(self.zoom, "zoom")
+            yield "", run_figure(run, found.get("spectrum"), window, listed(self.panels))
+            return
         for name in ANALYSES:
             analysis = analysis_named(name)
             zoomed = any(option.name == "zoom" for option in dataclasses.fields(analysis.view))
