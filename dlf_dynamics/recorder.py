@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,22 @@ from dlf_dynamics.runwriter import RunWriter
 
 _WAITING = 4
 """Checkpoints that may wait to be written before the loop waits for them."""
+
+
+class Checkpoint(NamedTuple):
+    """What `on_record` is given: the state before the update of a step.
+
+    Attributes:
+        step: number of updates made.
+        params: as they were recorded.
+        opt_state: of the optimizer.
+        scalars: that were recorded with it, by name.
+    """
+
+    step: int
+    params: PyTree
+    opt_state: Any
+    scalars: Mapping[str, Any]
 
 
 class Recorder:
@@ -65,6 +81,7 @@ class Recorder:
         fixed_statistics: bool = False,
         name: str = "the loop's optimizer",
         overwrite: bool = False,
+        on_record: Callable[[Checkpoint], None] | None = None,
     ) -> None:
         """Prepares to record.
 
@@ -85,6 +102,8 @@ class Recorder:
                 in the problem's model; a model that was adapted with such is refused otherwise.
             name: of the optimizer, for labels.
             overwrite: whether to replace an existing file.
+            on_record: called with each checkpoint, while the loop waits: to log the sharpness, say,
+                which `stability` gives. What it raises ends the loop.
 
         Raises:
             ConfigError: when `every` is less than 1, `config` is not for JSON, or the model has
@@ -102,7 +121,7 @@ class Recorder:
             self._config = json.dumps(dict(config or {}), indent=1)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"config cannot be kept as JSON: {error}") from error
-        self._problem, self._every = problem, every
+        self._problem, self._every, self._on_record = problem, every, on_record
         if optimizer is None:
             optimizer, name, full_batch = NO_OPTIMIZER, NO_NAME, False
         self._optimizer, self._recording = optimizer, Recording(name, full_batch, stateful)
@@ -159,6 +178,8 @@ class Recorder:
         self._last = step
         if scalars or state is not None:
             file.put(_Row(step, scalars, state))
+        if state is not None and self._on_record is not None:
+            self._on_record(Checkpoint(step, params, opt_state, scalars))
 
     def _watch(self, params: PyTree, opt_state: Any) -> None:
         """Sees from the arrays looked at last whether the loop gives its arrays away."""
