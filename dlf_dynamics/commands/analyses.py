@@ -59,6 +59,9 @@ class AnalysisCommand(ABC):
     devices: int = 0
     """Devices to use, GPUs or parts of a CPU; 0 takes all GPUs. The examples of a large network and
     the vectors are shared out over them, of small ones the checkpoints."""
+    follow: bool = False
+    """Analyse a run that is still being written again and again, as new checkpoints come, until its
+    writer ends, or Ctrl-C. What is known of earlier checkpoints is not computed again."""
     distributed: bool = False
     """This is one of several processes, on one machine or many, whose devices are used together:
     start the same command in each, by Slurm or another launcher (docs: several devices)."""
@@ -76,16 +79,17 @@ class AnalysisCommand(ABC):
                 f"distributed: several processes cannot compute {analysis.name} together; leave "
                 "it out"
             )
-        run = open_recorded(
-            self.path,
-            self.threads,
-            self.problem,
-            devices=self.devices,
-            distributed=self.distributed,
-        )
+        self._refuse_follow()
         output = self.output or analysis.path(self.path)
         check_writable(output)
-        found = computed(analysis, run, self.settings, output, resume=self.resume, quiet=self.quiet)
+        run = self._opened()
+        if self.follow:
+            found, run, code = self._followed(output)
+        else:
+            found = computed(
+                analysis, run, self.settings, output, resume=self.resume, quiet=self.quiet
+            )
+            code = 0
         if isinstance(found, int) or not leads():
             return found if isinstance(found, int) else 0
         say("wrote " + ", ".join(map(str, [output, *_write_tables(analysis, found, output)])))
@@ -99,7 +103,42 @@ class AnalysisCommand(ABC):
             show(*analysis.lines(run, found))
         for line in analysis.verify(run, found, self.view, quiet=self.quiet):
             say(line)
-        return 0
+        return code
+
+    def _opened(self) -> Run:
+        return open_recorded(
+            self.path,
+            self.threads,
+            self.problem,
+            devices=self.devices,
+            distributed=self.distributed,
+        )
+
+    def _refuse_follow(self) -> None:
+        """Raises ConfigError where a run cannot be followed."""
+        if self.follow and not self.analysis.follows:
+            raise ConfigError(f"follow: {self.analysis.name} cannot follow a run; leave it out")
+        if self.follow and (self.distributed or self.resume):
+            other = "distributed" if self.distributed else "resume"
+            raise ConfigError(f"follow and {other} are both given; expected one of them")
+
+    def _followed(self, output: Path) -> tuple[Any, Run, int]:
+        """What was found last, of which state of the run, and the exit code.
+
+        An exit code stands in the place of what was found where nothing was.
+        """
+        from dlf_dynamics.following import latest
+        from dlf_dynamics.progress import Stop
+
+        stop = Stop("stopping after this look")
+        with stop.listening():
+            found, run = latest(
+                self.path, self._opened, self.analysis, self.settings, output, stop=stop
+            )
+        if stop.signal:
+            say(f"stopped following; {output} is of steps 0 to {run.source.last_step}")
+        code = 128 + stop.signal if stop.signal else 0
+        return (code if found is None else found), run, code
 
 
 def computed(
