@@ -156,7 +156,9 @@ def _by_pytorch(
                 return _Derivatives(np.zeros(0), {})  # `pytorch.call` tells of it
             cotangent = torch.tensor(_cotangent(tuple(second.shape), _dtype(params)))
             scalar = torch.sum(second * cotangent)
-            parts = torch.autograd.grad(scalar, leaves, allow_unused=True, materialize_grads=True)
+            parts = [torch.zeros_like(leaf) for leaf in leaves]
+            if scalar.requires_grad:
+                parts = torch.autograd.grad(scalar, leaves, materialize_grads=True)
     except Exception as error:  # whatever the module may raise
         reason = next(iter(str(error).strip().splitlines()), "no message")
         raise ConfigError(
@@ -198,11 +200,14 @@ def _by_jax(
     inputs: np.ndarray,
     shape: tuple[int, ...],
 ) -> _Derivatives:
+    @jax.jit
+    def derivatives(params: Any, inputs: Any) -> Any:
+        outputs, pullback = jax.vjp(lambda params: module.outputs(params, inputs), params)
+        return outputs, pullback(jnp.asarray(_cotangent(outputs.shape, outputs.dtype)))
+
     arrays = {name: jnp.asarray(value) for name, value in params.items()}
     try:
-        outputs, pullback = jax.vjp(lambda p: module.outputs(p, jnp.asarray(inputs)), arrays)
-        cotangent = jnp.asarray(_cotangent(outputs.shape, outputs.dtype), outputs.dtype)
-        (gradient,) = pullback(cotangent)
+        outputs, (gradient,) = derivatives(arrays, jnp.asarray(inputs))
     except NotImplementedError as error:
         raise ConfigError(
             f"JAX has no derivatives of an operation of the module ({error}); expected operations "

@@ -110,6 +110,7 @@ def _taken(module: Any, inputs: Any, with_statistics: bool) -> TorchModule:
     pytorch.torchax()
     torch = importlib.import_module("torch")
     evaluated = _copied(torch, module)
+    _check_trained(torch, module)  # a copy shares no memory
     everything = [
         *evaluated.named_parameters(remove_duplicate=False),
         *evaluated.named_buffers(remove_duplicate=False),
@@ -119,7 +120,6 @@ def _taken(module: Any, inputs: Any, with_statistics: bool) -> TorchModule:
     tensors = {name: tensor for name, tensor in everything if names[name] == name}
     arrays = {name: pytorch.as_numpy(tensor, name) for name, tensor in tensors.items()}
     trained = [name for name, tensor in tensors.items() if tensor.requires_grad]
-    _check_trained(torch, {name: tensors[name] for name in trained})
     changed = _statistics(torch, evaluated, inputs, names)
     dtype = arrays[trained[0]].dtype
     recorded = [name for name in changed if with_statistics and arrays[name].dtype == dtype]
@@ -156,8 +156,9 @@ def _copied(torch: Any, module: Any) -> Any:
         ) from error
 
 
-def _check_trained(torch: Any, params: Mapping[str, Any]) -> None:
-    """Raises ConfigError unless these are parameters of one type, each with memory of its own."""
+def _check_trained(torch: Any, module: Any) -> None:
+    """Raises ConfigError unless parameters are of one type, each with memory of its own."""
+    params = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not params:
         raise ConfigError(
             "the module has no parameters that require gradients; expected some: frozen ones are "
@@ -178,8 +179,10 @@ def _check_trained(torch: Any, params: Mapping[str, Any]) -> None:
         )
     places: dict[Any, str] = {}
     for name, tensor in params.items():
+        if torch.nn.parameter.is_lazy(tensor) or tensor.is_meta or not tensor.numel():
+            continue
         other = places.setdefault((tensor.device, tensor.data_ptr()), name)
-        if other != name and tensor.numel():
+        if other != name:
             raise ConfigError(
                 f"the parameters {other} and {name} share memory and are two; expected one "
                 "torch.nn.Parameter under both names, so that its derivatives are added"
