@@ -166,6 +166,14 @@ def _environment_class() -> Any:
     kinds, mapped = (tensor.Tensor, view.View), torch.utils._pytree.tree_map_only
 
     class Environment(tensor.Environment):
+        def __init__(self) -> None:
+            super().__init__()
+            # Theirs has a random key for each thread, made wherever it is first looked at: within a
+            # function that JAX traces it would be a value of that trace, and outlive it.
+            self._property = tensor._PropertyHolder(
+                lambda: tensor.RuntimeProperty(None, None, None)
+            )
+
         def _should_use_torchax_tensor(self, device: Any) -> bool:
             """Whatever device the module asks for."""
             return True

@@ -172,7 +172,7 @@ def _by_pytorch(
             "two evaluations of the module differ in PyTorch itself; expected a deterministic "
             "function: let noise and dropout depend on self.training"
         )
-    gradient = dict(zip(module.params, (part.numpy() for part in parts), strict=True))
+    gradient = dict(zip(module.params, (part.detach().numpy() for part in parts), strict=True))
     return _Derivatives(after, gradient)
 
 

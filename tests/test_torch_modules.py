@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -220,6 +221,18 @@ def test_it_is_traced_once_for_a_shape():
     for scale in (1.0, 2.0):
         compiled({name: scale * value for name, value in params.items()}, INPUTS)
     assert len(calls) == before + 1
+
+
+def test_nothing_of_a_trace_outlives_it():
+    """A thread of its own has called nothing before."""
+    module = double(Computes(lambda self, x: F.relu(self.layer(x))))
+    apply, params = from_torch(module, INPUTS)
+    with ThreadPoolExecutor(1) as pool:
+        traced = pool.submit(jax.make_jaxpr(apply), params, INPUTS).result()
+        assert "random" not in str(traced)
+        assert "key" not in str(traced)
+        with jax.checking_leaks():
+            pool.submit(jax.jit(apply), params, INPUTS).result()
 
 
 def test_an_index_outside_a_table_gives_nan():
