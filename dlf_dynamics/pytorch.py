@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import os
 import sys
 import threading
@@ -27,8 +28,8 @@ from jaxtyping import Array
 
 from dlf_dynamics.errors import ConfigError
 
-INSTALL = "pip install 'dlf-dynamics[torch]'"
-"""The extra has versions that work together."""
+INSTALL = "pip install 'torch>=2.9' torchax==0.0.13"
+"""What the extra `torch` asks for."""
 
 _REMOVED = {
     "all": ("dimname", "dimname_out"),
@@ -74,6 +75,7 @@ def torchax() -> ModuleType:
             importlib.import_module("torchax.tensor").Environment()  # loads the operations
         if not theirs:
             _name_device(torch)
+            logging.getLogger("torchax").setLevel(logging.ERROR)  # its warnings are about TPUs
         return package
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "torchax"):
@@ -186,13 +188,7 @@ def _environment_class() -> Any:
 
         def t2j_iso(self, torchtensors: Any) -> Any:
             """Plain tensors of the module are constants."""
-            return super().t2j_iso(mapped(torch.Tensor, self._constant, torchtensors))
-
-        def _constant(self, value: Any) -> Any:
-            if isinstance(value, kinds):
-                return value
-            array = _constant(value)
-            return value if value.ndim == 0 else tensor.Tensor(array, self)
+            return mapped(torch.Tensor, _array, torchtensors)
 
         def dispatch(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
             """Nothing is differentiated under `torch.no_grad`."""
@@ -208,15 +204,18 @@ def _environment_class() -> Any:
     return Environment
 
 
-def _constant(value: Any) -> Array:
-    """A tensor that is neither parameter nor buffer."""
+def _array(value: Any) -> Any:
+    """The array of a tensor of torchax, or a constant: of neither parameter nor buffer."""
+    if hasattr(value, "jax"):
+        return value.jax()
     if value.requires_grad:
         raise ConfigError(
             f"the module computes with a tensor of shape {tuple(value.shape)} that requires "
             "gradients and is not among its named_parameters(); expected all that is trained "
             "there: make it a torch.nn.Parameter, and put modules into a ModuleList"
         )
-    return jax.numpy.asarray(as_numpy(value, "a tensor of the module"))
+    array = as_numpy(value, "a tensor of the module")
+    return jax.numpy.asarray(array) if value.ndim else array.item()  # as weak a type as PyTorch's
 
 
 def _embedding(
