@@ -271,6 +271,11 @@ def as_numpy(value: Any, name: str) -> np.ndarray:
     return array
 
 
+def values(tensor: Any) -> np.ndarray:
+    """The numbers of a tensor of PyTorch, or of torchax outside of what JAX traces."""
+    return np.array(tensor.jax() if hasattr(tensor, "jax") else tensor.detach().numpy())
+
+
 _ONE_AT_A_TIME = threading.RLock()
 
 

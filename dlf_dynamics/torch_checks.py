@@ -6,6 +6,7 @@ import copy
 import importlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from dlf_dynamics import pytorch
 from dlf_dynamics.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -65,9 +67,9 @@ def compare(module: TorchModule, inputs: Any) -> None:
 
 
 def as_tensor(torch: Any, inputs: Any) -> Any:
-    """Inputs as PyTorch takes them: whole numbers have 64 bits."""
+    """Inputs as PyTorch takes them: JAX has no integers of 64 bits by default."""
     array = np.array(inputs)
-    return torch.from_numpy(array.astype(np.int64) if array.dtype.kind in "iu" else array)
+    return torch.from_numpy(array.astype(np.int64) if array.dtype == np.int32 else array)
 
 
 def _examples(inputs: Any) -> np.ndarray:
@@ -111,13 +113,44 @@ def _difference(
     ours = _by_jax(module, params, inputs, theirs.outputs.shape)
     worst = _relative(ours.outputs, theirs.outputs, 0)
     if not worst <= tolerance:
-        return _words("the outputs", worst)
+        return _words(f"the outputs{_place(module, params, inputs, tolerance)}", worst)
     largest = max(np.max(np.abs(part), initial=0) for part in theirs.gradient.values())
     for name, part in theirs.gradient.items():
         worst = _relative(ours.gradient[name], part, _FLOOR * largest)
         if not worst <= tolerance:
             return _words(f"the derivatives with respect to {name}", worst)
     return None
+
+
+def _place(
+    module: TorchModule, params: Mapping[str, np.ndarray], inputs: np.ndarray, tolerance: float
+) -> str:
+    """Where they begin to differ: the first part of the module whose own output does."""
+    theirs, ours = [], []
+    try:
+        _evaluated(importlib.import_module("torch"), _watched(module, theirs), params, inputs)
+        arrays = {name: jnp.asarray(value) for name, value in params.items()}
+        _watched(module, ours).outputs(arrays, jnp.asarray(inputs))
+    except Exception:  # it is only said where it was seen
+        return ""
+    for (name, expected), (_, found) in zip(theirs, ours, strict=False):
+        if expected.shape != found.shape or not _relative(found, expected, 0) <= tolerance:
+            return f" of {name}"
+    return ""
+
+
+def _watched(module: TorchModule, seen: list[tuple[str, np.ndarray]]) -> TorchModule:
+    """The module, which puts down what each of its parts gives."""
+    skeleton = copy.deepcopy(module.skeleton)
+    for name, part in skeleton.named_modules():
+        label = f"{type(part).__name__} {name}".strip()
+
+        def put(_part: Any, _inputs: Any, output: Any, label: str = label) -> None:
+            if hasattr(output, "detach"):
+                seen.append((label, pytorch.values(output)))
+
+        part.register_forward_hook(put)
+    return replace(module, skeleton=skeleton)
 
 
 def _words(what: str, worst: float) -> str:

@@ -89,6 +89,8 @@ def adapted(
     module: Any, inputs: Any, *, with_statistics: bool
 ) -> tuple[Callable[[Any, Array], Array], dict[str, Array]]:
     """See `adapters.from_torch`."""
+    if hasattr(inputs, "detach"):
+        inputs = pytorch.values(inputs.cpu())
     found = _taken(module, inputs, with_statistics)
 
     def apply(params: Mapping[str, Array], inputs: Array) -> Array:
@@ -237,10 +239,11 @@ def _check_names(params: Mapping[str, Any], expected: set[str]) -> None:
 def params_of(found: TorchModule, state: Mapping[str, Any]) -> dict[str, Array]:
     """See `adapters.params_of`."""
     params: dict[str, Array] = {}
+    torch = importlib.import_module("torch")
     values = {
-        name: pytorch.as_numpy(value, name)
+        name: pytorch.as_numpy(value, name) if isinstance(value, torch.Tensor) else np.array(value)
         for name, value in state.items()
-        if hasattr(value, "layout")
+        if isinstance(value, torch.Tensor | np.ndarray | jax.Array)
     }
     for name in values.keys() - found.names.keys():
         raise ConfigError(

@@ -171,12 +171,23 @@ def test_what_would_be_silently_wrong_is_refused(function, words):
 
 def test_other_windows_are_refused():
     pool = nn.AvgPool2d(3, stride=2, ceil_mode=True)
-    average = Computes(lambda self, x: pool(self.layer(x)), nn.Conv2d(2, 2, 1))
-    with pytest.raises(ConfigError, match=DIFFERENT):
+    average = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Sequential(nn.Tanh(), pool), nn.Flatten())
+    with pytest.raises(ConfigError, match=rf"the outputs of AvgPool2d 1\.1, {DIFFERENT}"):
         from_torch(double(average), IMAGES)
     dilated = Computes(lambda self, x: F.max_pool2d(self.layer(x), 2, 1, 0, 2), nn.Conv2d(2, 2, 1))
     with pytest.raises(ConfigError, match="JAX has no derivatives of an operation of the module"):
         from_torch(double(dilated), IMAGES)
+
+
+def test_inputs_and_states_may_be_of_any_library():
+    module = Computes(lambda self, x: self.layer(x.float() / 255)).float()
+    images = RNG.integers(0, 256, (4, 6)).astype("uint8")
+    apply, params = from_torch(module, torch.from_numpy(images))
+    found = jax.jit(apply)(params, jnp.asarray(images))
+    np.testing.assert_allclose(found, pytorch(module, images), rtol=1e-5, atol=1e-6)
+    state = {name: value.numpy() for name, value in module.state_dict().items()}
+    for values in (state, {name: jnp.array(value) for name, value in state.items()}):
+        jax.tree.map(np.testing.assert_array_equal, params_of(apply, values), params)
 
 
 def test_the_place_of_what_fails_is_named():
