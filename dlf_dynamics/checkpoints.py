@@ -125,10 +125,9 @@ def read_checkpoint(path: Path) -> Tree:
     try:
         return reader(path)
     except ImportError as error:
-        extra = "torch" if reader is _torch else "checkpoints"
+        package = _PACKAGES[reader.__name__]
         raise ConfigError(
-            f"{path} needs {error.name or 'a library'}, which is not installed; "
-            f'pip install "dlf-dynamics[{extra}]"'
+            f"{path} needs {package}, which is not installed; pip install {package}"
         ) from error
     except Exception as error:
         reason = shortened(" ".join(str(error).split()), 200)
@@ -203,3 +202,12 @@ _READERS: dict[str, Callable[[Path], Tree]] = {
     ".ckpt": _torch,
 }
 """By the end of the file's name."""
+
+_PACKAGES = {
+    "_npz": "numpy",
+    "_safetensors": "safetensors",
+    "_msgpack": "flax",
+    "_orbax": "orbax-checkpoint",
+    "_torch": "torch",
+}
+"""Which to install, by the reader that needs it."""

@@ -137,7 +137,7 @@ class _Reader:
     def __init__(self, setup: Setup, config: ImportConfig) -> None:
         self._config = config
         self.params = Wanted.of(setup.params)
-        self._frozen = {words(n): np.asarray(v) for n, v in frozen_in(setup.problem.apply).items()}
+        self._frozen = {words(n): v for n, v in frozen_in(setup.problem.apply).items()}
         self._state: Wanted | None = None
         if setup.optimizer is not None:
             self._state = Wanted.of(jax.eval_shape(setup.optimizer.init, setup.params))
@@ -244,7 +244,7 @@ class _Reader:
             for name in leaves:
                 if ends_with(name, frozen):
                     seen.add(name)
-                    if not np.array_equal(leaves[name], value):
+                    if value is not None and not np.array_equal(leaves[name], np.asarray(value)):
                         raise ConfigError(
                             f"{named(name)} is not what the problem's model holds frozen, and the "
                             "model is another one at each checkpoint; expected the same: analyse "

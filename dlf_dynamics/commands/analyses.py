@@ -127,7 +127,7 @@ class AnalysisCommand(ABC):
 
         An exit code stands in the place of what was found where nothing was.
         """
-        from dlf_dynamics.following import latest
+        from dlf_dynamics.analysis.following import latest
         from dlf_dynamics.progress import Stop
 
         stop = Stop("stopping after this look")

@@ -14,11 +14,11 @@ import optax
 import pytest
 
 from dlf_dynamics import Problem
+from dlf_dynamics.analysis.following import goes_on, latest, states
 from dlf_dynamics.analysis.pipeline import analysis_named
 from dlf_dynamics.analysis.spectra.spectrum import compute_spectrum, load_spectrum
 from dlf_dynamics.cli import main
 from dlf_dynamics.config import SpectrumConfig
-from dlf_dynamics.following import goes_on, latest, states
 from dlf_dynamics.opening import open_run
 from dlf_dynamics.outputs import hold, is_held
 from dlf_dynamics.parts import Remembered
