@@ -1,7 +1,7 @@
 # `make` lists the targets. PYTHON is the interpreter to build on, VENV where to install.
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS := test,dev,docs,models,dask
+EXTRAS := test,dev,docs,models,dask,export
 # PyTorch and the libraries to compare with have an environment of their own; tested with these.
 TORCH_VENV ?= .venv-torch
 TORCH_PINS ?= torch==2.13.0 curvlinops-for-pytorch==3.0.1 hessian-eigenthings==1.0.0a5

@@ -11,7 +11,7 @@ import numpy as np
 
 from dlf_dynamics.hdf5 import ContentError, Format, dataset_at, minor_version
 
-FORMAT = Format("run file", "dlf-dynamics-run", "1.3", "it cannot be repaired")
+FORMAT = Format("run file", "dlf-dynamics-run", "1.4", "it cannot be repaired")
 
 WITH_CHECKSUMS = 3
 """Minor version from which on run files have checksums."""
@@ -38,6 +38,15 @@ class Entry:
     description: str
     optional: bool = False
     beside: str = ""
+
+    def axes(self, ndim: int) -> tuple[str, ...]:
+        """Names of the axes of a dataset that has so many; those of `...` are numbered.
+
+        >>> Entry("data/inputs", ("examples", "..."), "number", "", "").axes(3)
+        ('examples', 'feature_0', 'feature_1')
+        """
+        known = [name for name in self.dims if name != "..."]
+        return (*known, *(f"feature_{place}" for place in range(ndim - len(known))))
 
     @property
     def growing(self) -> bool:
@@ -66,7 +75,7 @@ SCHEMA: tuple[Entry, ...] = (
     Entry("data/targets", ("examples",), "int", "", "class labels", True, beside="data/inputs"),
     Entry(
         "data/validation_inputs",
-        ("held out", "..."),
+        ("held_out", "..."),
         "number",
         "",
         "inputs of the examples held out; absent as those above",
@@ -75,7 +84,7 @@ SCHEMA: tuple[Entry, ...] = (
     ),
     Entry(
         "data/validation_targets",
-        ("held out",),
+        ("held_out",),
         "int",
         "",
         "their class labels",
@@ -302,6 +311,23 @@ def _is_scalar(path: str) -> bool:
 def step_beside(path: str) -> str:
     """Where the steps of a growing value are found, as another name of those of its axis."""
     return f"{path.rpartition('/')[0]}/step"
+
+
+ROWS_OF = {"checkpoints": "checkpoint_rows", "steps": "step_rows"}
+"""Names of the growing axes of checksums, which have no steps beside them."""
+
+
+def scale_of(entry: Entry, place: int, name: str) -> str:
+    """Path of the dataset that names an axis of a dataset, and tells its places if they are known.
+
+    Args:
+        entry: the dataset.
+        place: of the axis in its shape.
+        name: of the axis.
+    """
+    if place or not entry.growing:
+        return name
+    return ROWS_OF[name] if entry.path.startswith("checksums/") else STEP_OF[name]
 
 
 def growing(axis: str, of: Sequence[Entry] = SCHEMA) -> Iterator[Entry]:

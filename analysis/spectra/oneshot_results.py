@@ -122,7 +122,7 @@ class KernelSpectrum:
 
     eigenvalues: Float[np.ndarray, " k"]
     residuals: Float[np.ndarray, " k"]
-    intervals: Float[np.ndarray, "k 2"]
+    intervals: Float[np.ndarray, "k ends=2"]
     converged: Bool[np.ndarray, " k"]
     num_examples: int
     trace_outputs: bool

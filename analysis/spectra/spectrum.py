@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -82,6 +83,7 @@ class Spectrum:
     oscillations: list[Oscillation]
     unwatched: str = ""
     infinite_width: InfiniteWidth | None = None
+    words = MappingProxyType({"points": POINTS, "sides": {-1: "below", 0: "unknown", 1: "above"}})
     __repr__ = brief
 
     @property
@@ -237,7 +239,9 @@ def _densities(
         )
         start = number * len(some)
         told = lambda done, start=start: progress("density", start + done)  # noqa: E731
-        found[name] = in_parts(Density, part, some, _DENSITY_PART, f"density-{name}", parts, told)
+        found[name] = in_parts(
+            Density, part, some, _DENSITY_PART, f"density-{name}", parts, told, "sampled"
+        )
     return found
 
 

@@ -35,12 +35,14 @@ from dlf_dynamics.hdf5 import (
     reading,
     text,
 )
+from dlf_dynamics.labels import Axis, descriptions, units_of
 from dlf_dynamics.outputs import EXISTS, Output, handed_over
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.runwriter import new_file, writing
+from dlf_dynamics.scales import attach, counted, placed
 
-FORMAT = Format("study file", "dlf-dynamics-study", "1.1", "replace it with --overwrite")
+FORMAT = Format("study file", "dlf-dynamics-study", "1.2", "replace it with --overwrite")
 
 _WITH_CHECKSUMS = 1
 """Minor version from which on rows have checksums, and a preconditioned sharpness."""
@@ -358,7 +360,26 @@ def _laid_out(
         if points:
             fractions = np.linspace(0.0, 1.0, points)
             file["curves"].attrs.update(names=list(CURVES), fraction_of_run=fractions)
+        _name_axes(file, points)  # whose references are texts, too, at the other end
         yield file
+
+
+def _name_axes(file: h5py.File, points: int) -> None:
+    """Names the axes: rows are known by the numbers of their runs."""
+    told = descriptions(Outcome)
+    attach(dataset_at(file, "configs"), [counted(file, "runs", len(dataset_at(file, "configs")))])
+    scales = [dataset_at(file, "run")]
+    scales[0].make_scale("run")
+    if points:
+        fractions = Axis(points, np.linspace(0.0, 1.0, points), "fraction", "of the run's steps")
+        names = Axis(len(CURVES), np.array([name.encode() for name in CURVES]))
+        scales += [placed(file, "point", fractions), placed(file, "quantity", names)]
+    for path in ("status", "message", "checksum", "curves", *_COLUMNS):
+        if path not in file:
+            continue
+        name, dataset = path.rpartition("/")[2], dataset_at(file, path)
+        dataset.attrs.update(units=units_of(Outcome, name), description=told.get(name, "CRC-32"))
+        attach(dataset, scales[: dataset.ndim])
 
 
 def _columns(*, checked: bool) -> tuple[str, ...]:
