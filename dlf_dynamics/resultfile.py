@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,11 +137,24 @@ def write_whole(path: Path, content: bytes) -> None:
 
     Raises:
         FileError: when it cannot be written; an older file stays as it was.
+    """
+    replace_whole(path, lambda partial: partial.write_bytes(content))
+
+
+def replace_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Has a file written under a temporary name and then gives it its own.
+
+    Args:
+        path: name of the file.
+        write: writes a file of another name.
+
+    Raises:
+        FileError: when it cannot be written; an older file stays as it was.
     """  # noqa: DOC501
     require_replaceable(path)
     partial = partial_path(path)
     try:
-        partial.write_bytes(content)
+        write(partial)
         os.replace(partial, path)
     except OSError as error:
         raise write_error(path, error) from error

@@ -42,6 +42,7 @@ from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.parts import Parts, in_parts
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Checkpoints, Run
+from dlf_dynamics.shown import Shown
 from dlf_dynamics.source import Source
 
 DENSITIES = ("hessian", "ggn", "ntk")
@@ -50,7 +51,7 @@ _NTK_PART, _DENSITY_PART = 500, 10
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class Spectrum(Shown):
     """What `dlf-dynamics spectrum` found.
 
     Attributes:
@@ -83,6 +84,7 @@ class Spectrum:
     oscillations: list[Oscillation]
     unwatched: str = ""
     infinite_width: InfiniteWidth | None = None
+    told_by = "spectrum"
     words = MappingProxyType({"points": POINTS, "sides": {-1: "below", 0: "unknown", 1: "above"}})
     __repr__ = brief
 

@@ -8,6 +8,7 @@ written last; a writer that is killed leaves each row complete or absent.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from dlf_dynamics.analysis.studies.outcome import CURVES, NUMBERS, Outcome
 from dlf_dynamics.analysis.studies.study import Study
 from dlf_dynamics.configfile import to_json
 from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.errors import counted as counted_words
 from dlf_dynamics.hdf5 import (
     ContentError,
     Format,
@@ -41,6 +43,7 @@ from dlf_dynamics.provenance import provenance
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.runwriter import new_file, writing
 from dlf_dynamics.scales import attach, counted, placed
+from dlf_dynamics.shown import Shown
 
 FORMAT = Format("study file", "dlf-dynamics-study", "1.2", "replace it with --overwrite")
 
@@ -57,7 +60,7 @@ _Rows = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class StudyResults:
+class StudyResults(Shown):
     """What a study file holds, in the order of the study's runs.
 
     Attributes:
@@ -84,7 +87,15 @@ class StudyResults:
     messages: list[str]
     columns: Mapping[str, Float[np.ndarray, " runs"]]
     curves: Float[np.ndarray, "runs points curves"] | None
+    told_by = "study"
     __repr__ = brief
+
+    @property
+    def counts(self) -> str:
+        """How many runs there are, and how many of each status but `complete`, in words."""
+        found = Counter("not done" if status is None else status for status in self.statuses)
+        runs = counted_words(len(self.statuses), "run")
+        return ", ".join([runs, *(f"{found[s]} {s}" for s in found if s != "complete")])
 
     @property
     def complete(self) -> bool:
