@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from dlf_dynamics import resultfile
 from dlf_dynamics.errors import ConfigError, StaleError, shown
+from dlf_dynamics.jsontypes import document
 from dlf_dynamics.outputs import hold
 from dlf_dynamics.parts import Parts
 from dlf_dynamics.progress import bar
@@ -100,6 +101,18 @@ class Analysis(Teller, ABC, Generic[Config, Found]):
     @abstractmethod
     def as_dict(self, found: Found) -> dict[str, Any]:
         """What a program reads, JSON-ready."""
+
+    def json_type(self) -> Any:
+        """Type of `as_dict`, such as a TypedDict, from which its JSON schema follows."""
+        return None
+
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of what `--json` prints; without a type, what its keys are."""
+        title = f"dlf-dynamics {self.name} --json"
+        if self.json_type() is not None:
+            return document(self.json_type(), title, self.keys)
+        properties = {name: {"description": text} for name, text in self.keys.items()}
+        return {"title": title, "type": "object", "properties": properties}
 
     def figures(self, run: Run, found: Found, view: Any) -> Iterator[tuple[str, Figure]]:
         """Names and figures; `run.NAME.png` is drawn of `run.h5`, or `run.png` without a name."""

@@ -6,13 +6,14 @@ docstrings. Units have a table here; words for numbers are the attribute `words`
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, is_typeddict
 
 import numpy as np
-from docstring_parser import parse_from_object
+from docstring_parser import DocstringStyle, parse_from_object
 
 from dlf_dynamics.codec import encode_table, hints, is_array, is_grouped, is_table, member_type
 
@@ -122,9 +123,10 @@ class Group:
 def descriptions(kind: Any) -> dict[str, str]:
     """Descriptions of the fields of a class, by name, from its docstring and those of its bases."""
     found: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        if base.__doc__ and "Attributes:" in base.__doc__:
-            for entry in parse_from_object(base).params:
+    for base in reversed(getattr(kind, "__mro__", (kind,))):
+        record = dataclasses.is_dataclass(base) or hasattr(base, "_fields") or is_typeddict(base)
+        if record and base.__doc__:
+            for entry in parse_from_object(base, DocstringStyle.GOOGLE).params:
                 found[entry.arg_name] = " ".join((entry.description or "").split())
     return found
 

@@ -83,6 +83,12 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
 
         return summary.as_dict(found)
 
+    def json_type(self) -> Any:
+        """`BifurcationsDict`."""
+        from dlf_dynamics.analysis.instabilities.jsontypes import BifurcationsDict
+
+        return BifurcationsDict
+
     def figures(self, run: Run, found: Bifurcations, view: View) -> Iterator[tuple[str, Figure]]:
         """The oscillations of the run, and diagrams with the loss frozen."""
         from dlf_dynamics.analysis.instabilities.plots import diagram_figure, instability_figure

@@ -16,8 +16,8 @@ from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations
 from dlf_dynamics.analysis.instabilities.instability import NON_SMOOTH, Instability
 from dlf_dynamics.analysis.instabilities.location import not_looked_at
 from dlf_dynamics.analysis.spectra.replay import FAITHFUL
-from dlf_dynamics.analysis.spectra.summary import finite
 from dlf_dynamics.errors import counted
+from dlf_dynamics.jsontypes import finite
 
 COLUMNS = ("", "oscillation", "above", "lag", "period", "amplitude", "kind")
 

@@ -159,6 +159,12 @@ class SpectrumAnalysis(Analysis[SpectrumConfig, "Spectrum"]):
 
         return summary.as_dict(found)
 
+    def json_type(self) -> Any:
+        """`SpectrumDict`."""
+        from dlf_dynamics.analysis.spectra.jsontypes import SpectrumDict
+
+        return SpectrumDict
+
     def figures(
         self, run: Run, found: Spectrum, view: SpectrumView
     ) -> Iterator[tuple[str, Figure]]:
