@@ -24,6 +24,10 @@ _RANGES = ("accuracy", "validation_accuracy", "instabilities", "sharpness", "ntk
 """Columns of a study of which the summary tells the least and the largest value."""
 
 
+_FEW = 10
+"""Eigenvalues that a summary tells."""
+
+
 def _refuse(options: dict[str, Any]) -> None:
     """Raises ConfigError where there are any."""
     for name in options:
@@ -127,18 +131,18 @@ class MeasurementTeller(Teller):
     """Tells what was measured at one point."""
 
     def lines(self, run: Run | None, found: Any) -> list[str | Table]:
-        """Each eigenvalue with what is certain of it."""
+        """Each eigenvalue with what is certain of it, the first ones of many."""
         from dlf_dynamics.analysis.spectra.oneshot_results import Measurement
 
         if isinstance(found, Measurement):
             return [str(found)]
-        converged = found.converged
-        rows = zip(found.eigenvalues, found.intervals, converged, strict=True)
-        return [
-            f"{'eigenvalue' if sure else 'Ritz value'} {value:g} in [{low:g}, {high:g}]"
-            + (", converged" if sure else ", not converged")
-            for value, (low, high), sure in rows
-        ]
+        lines: list[str | Table] = []
+        for row in _rows(found)[:_FEW]:
+            name, end = ("eigenvalue", "") if row["converged"] else ("Ritz value", "not ")
+            low, high = row["interval_lower"], row["interval_upper"]
+            lines.append(f"{name} {row['value']:g} in [{low:g}, {high:g}], {end}converged")
+        more = len(found.eigenvalues) - _FEW
+        return [*lines, f"and {more} more"] if more > 0 else lines
 
     def drawn(self, run: Run | None, found: Any, **options: Any) -> Iterator[tuple[str, Figure]]:
         """Eigenvalues with their intervals, beside the threshold where there is one."""
@@ -163,21 +167,14 @@ class MeasurementTeller(Teller):
 
 def _rows(found: Any) -> list[dict[str, Any]]:
     """What is known of each eigenvalue."""
-    from dlf_dynamics.analysis.spectra.oneshot_results import Measurement
+    from dlf_dynamics.analysis.spectra.oneshot_results import Measurement, Stability
 
     if isinstance(found, Measurement):
         row = dataclasses.asdict(found)
         row["interval_lower"], row["interval_upper"] = row.pop("interval")
-        return [row]
-    return [
-        {
-            "eigenvalue": value,
-            "interval_lower": low,
-            "interval_upper": high,
-            "residual": residual,
-            "converged": bool(sure),
-        }
-        for value, (low, high), residual, sure in zip(
-            found.eigenvalues, found.intervals, found.residuals, found.converged, strict=True
-        )
-    ]
+        return [row | ({"verdict": found.verdict} if isinstance(found, Stability) else {})]
+    names = ("value", "residual", "converged")
+    columns = (found.eigenvalues.tolist(), found.residuals.tolist(), found.converged.tolist())
+    ends = [{"interval_lower": low, "interval_upper": high} for low, high in found.intervals]
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    return [row | end for row, end in zip(rows, ends, strict=True)]

@@ -45,6 +45,10 @@ _TELLERS = {
 }
 
 
+FIGURES = Entry("dlf_dynamics.analysis.style:Figures", "Figures by name.")
+"""Of which `Shown.plot` gives some."""
+
+
 def teller_entry(name: str) -> Entry:
     """What tells of a kind of result, a `shown.Teller`: its analysis, or one for what has none."""
     return ANALYSES[name] if name in ANALYSES else _TELLERS[name]

@@ -6,9 +6,7 @@ words are part of the analysis.
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dlf_dynamics.console import rendered
 from dlf_dynamics.errors import ConfigError, shown
 from dlf_dynamics.labels import Group, groups_of
-from dlf_dynamics.registry import teller_entry
+from dlf_dynamics.registry import FIGURES, teller_entry
 from dlf_dynamics.reprs import outline
 from dlf_dynamics.streams import printable
 
@@ -60,20 +58,6 @@ class Teller(ABC):
         return frames_of(self.groups(found))
 
 
-class Figures(dict[str, "Figure"]):
-    """Figures by name, which a notebook shows."""
-
-    def _repr_html_(self) -> str:
-        parts = []
-        for name, figure in self.items():
-            content = io.BytesIO()
-            figure.savefig(content, format="png")
-            data = base64.b64encode(content.getvalue()).decode()
-            label = html.escape(name, quote=True)
-            parts.append(f'<img alt="{label}" src="data:image/png;base64,{data}">')
-        return "\n".join(parts)
-
-
 class Shown:
     """A result that shows itself. A class says by `told_by` who tells of it: see `registry`."""
 
@@ -99,8 +83,8 @@ class Shown:
         self._require_own(run)
         return rendered(*self._teller.lines(run, self))
 
-    def plot(self, run: Run | None = None, **options: Any) -> Figures:
-        """The figures that the command draws, by name.
+    def plot(self, run: Run | None = None, **options: Any) -> dict[str, Figure]:
+        """The figures that the command draws, by name; a notebook shows them.
 
         Args:
             run: that it is of, where figures show it, too.
@@ -112,7 +96,7 @@ class Shown:
         """
         self._require_own(run)
         drawn = self._teller.drawn(run, self, **options)
-        return Figures((name or self.told_by, figure) for name, figure in drawn)
+        return FIGURES.loaded()((name or self.told_by, figure) for name, figure in drawn)
 
     def to_xarray(self) -> DataTree:
         """All arrays with names of axes, their places, units and descriptions, as a tree.

@@ -1,8 +1,9 @@
 """All tests compute in float64, on one thread; both are chosen before JAX computes anything."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from typing import Any
 
 import jax
 import pytest
@@ -29,6 +30,23 @@ def quick_compilation() -> Iterator[None]:
     yield
     del os.environ[name.upper()]
     jax.config.update(name, before)
+
+
+@pytest.fixture(scope="session")
+def require_schema() -> Callable[[Any, str], None]:
+    """Holds what is printed as JSON against its schema: of an analysis, or `info` of a kind."""
+    jsonschema = pytest.importorskip("jsonschema")
+
+    def require(content: Any, name: str) -> None:
+        from dlf_dynamics.analysis.infotypes import INFO
+        from dlf_dynamics.analysis.pipeline import analysis_named
+        from dlf_dynamics.jsontypes import document
+
+        kind = INFO.get(name)
+        schema = analysis_named(name).schema() if kind is None else document(kind, name)
+        jsonschema.validate(content, schema)
+
+    return require
 
 
 @pytest.fixture(scope="module", autouse=True)

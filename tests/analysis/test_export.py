@@ -470,6 +470,14 @@ def test_the_command_exports_files_of_all_kinds(
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_what_info_prints_of_results_and_studies_is_of_its_schema(
+    path, bifurcations, study, capsys, require_schema
+):
+    for kind, file in (("result", path), ("result", bifurcations[1]), ("study", study[1])):
+        assert main(["info", str(file), "--json"]) == 0
+        require_schema(json.loads(capsys.readouterr().out, parse_constant=pytest.fail), kind)
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
