@@ -19,7 +19,7 @@ class LaggedInstability(Instability):
         lag: onset less crossing, in steps; null without a crossing.
     """
 
-    lag: int | None
+    lag: int | None  # type: ignore[reportIncompatibleMethodOverride]
 
 
 class BifurcationsDict(TypedDict):

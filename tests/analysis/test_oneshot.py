@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from matplotlib.legend import Legend
 
 from dlf_dynamics.analysis.linalg import eigensolver
 from dlf_dynamics.analysis.linalg.eigensolver import Eigenpairs
@@ -299,7 +300,8 @@ def test_measurements_show_themselves():
     assert [line.get_label() for line in figure.axes[0].lines] == ["threshold"]
     unsure = replace(judged, converged=False)
     (figure,) = unsure.plot().values()
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    (legend,) = figure.axes[0].findobj(Legend)
+    labels = [text.get_text() for text in legend.get_texts()]
     assert labels == ["Ritz value, not converged", "threshold"]
 
 
