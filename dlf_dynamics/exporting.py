@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 SUFFIXES = (".csv", ".nc", ".parquet")
 """Of files that are written."""
 
-_DATATYPES = {"i": "integer", "I": "integer", "f": "double", "b": "boolean"}
+_BOOLEAN = {"base": "boolean", "format": "True|False"}
+
+_DATATYPES: dict[str, Any] = {"i": "integer", "I": "integer", "f": "double", "b": _BOOLEAN}
 """Types of columns as the metadata of a CSV file name them, by the kind of NumPy or pandas."""
 
 
@@ -73,22 +76,24 @@ def _metadata(frame: DataFrame, path: Path) -> dict[str, Any]:
     """What a CSV file holds, in the words of CSV on the Web; empty cells are missing values."""
     attributes = dict(frame.attrs)
     told = attributes.pop("columns", {})
-    columns = [
-        {
-            "name": name,
-            "titles": name,
-            "datatype": _DATATYPES.get(frame[name].dtype.kind, "string"),
-            "dc:description": told.get(name, {}).get("description", ""),
-            "schema:unitText": told.get(name, {}).get("units", "1"),
-            "null": "",
-        }
-        for name in frame.columns
-    ]
+    columns = [_column(frame, name, told.get(name, {})) for name in frame.columns]
     return {
         "@context": ["http://www.w3.org/ns/csvw", {"@language": "en"}],
         "url": path.name,
         "dc:source": attributes,
         "tableSchema": {"columns": columns},
+    }
+
+
+def _column(frame: DataFrame, name: str, told: Mapping[str, str]) -> dict[str, Any]:
+    texts = (told.get("description"), told.get("comment"))
+    return {
+        "name": name,
+        "titles": name,
+        "datatype": _DATATYPES.get(frame[name].dtype.kind, "string"),
+        "dc:description": "; ".join(text for text in texts if text),
+        "schema:unitText": told.get("units", "1"),
+        "null": "",
     }
 
 

@@ -80,6 +80,10 @@ def frame_of(
     for name, field in _columns(fields, scope, axes):
         columns[name] = _column(pandas, field)
         told[name] = {"units": field.units, "description": field.description}
+        if field.missing is not None:
+            told[name]["comment"] = (
+                f"missing where there is none, which is {field.missing} in files"
+            )
     frame = pandas.DataFrame(columns)
     frame.attrs["columns"] = told
     return frame

@@ -319,10 +319,9 @@ def _name_axes(file: h5py.File, entries: Iterable[Entry]) -> None:
         if entry.path in STEP_OF.values():
             dataset.make_scale("step")
             continue
-        axes = entry.axes(dataset.ndim)
-        lengths = dataset.maxshape or ()
-        paths = [schema.scale_of(entry, place, name) for place, name in enumerate(axes)]
-        attach(dataset, [counted(file, p, n) for p, n in zip(paths, lengths, strict=True)])
+        axes = enumerate(entry.axes(dataset.ndim))
+        paths = [schema.scale_of(entry, place, name) for place, name in axes]
+        attach(dataset, [counted(file, path) for path in paths])
 
 
 def _declared(file: h5py.File, axis: str, entries: tuple[Entry, ...]) -> list[str]:

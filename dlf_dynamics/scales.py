@@ -1,7 +1,8 @@
 """Dimension scales: names and places of axes in HDF5 files, as netCDF and its readers know them.
 
-An axis is a dataset that is a dimension scale, attached to all that has the axis. What only counts
-its places has no values, and no room in the file.
+An axis is a dataset that is a dimension scale, attached to all that has the axis. One whose places
+are only counted is empty and of unlimited length: netCDF then takes the length from what has the
+axis, and the file promises no bytes that it does not have.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 from dlf_dynamics.labels import Axis, Field, Group
 
-_COUNTED = "This is a netCDF dimension but not a netCDF variable. {:10d}"
+_COUNTED = "This is a netCDF dimension but not a netCDF variable.          0"
 """What netCDF calls a scale that has no values."""
 
 _ROLE = "role"
@@ -24,19 +25,12 @@ def is_axis(item: h5py.HLObject) -> bool:
     return item.attrs.get(_ROLE) == "axis"
 
 
-def counted(file: h5py.File, name: str, length: int | None) -> h5py.Dataset:
-    """Makes the scale of an axis whose places are only counted, unless it is there.
-
-    Args:
-        file: that is being written.
-        name: of the axis, with its path.
-        length: of the axis; none for one that grows.
-    """
+def counted(file: h5py.File, name: str) -> h5py.Dataset:
+    """Makes the scale of an axis whose places are only counted, unless it is there."""
     if name in file:
         return file[name]  # type: ignore[return-value]
-    grows = {"maxshape": (None,), "chunks": (4096,)} if length is None else {}
-    made = file.create_dataset(name, (length or 0,), np.int8, **grows)
-    made.make_scale(_COUNTED.format(length or 0))
+    made = file.create_dataset(name, (0,), np.int8, maxshape=(None,), chunks=(4096,))
+    made.make_scale(_COUNTED)
     made.attrs[_ROLE] = "axis"
     return made
 
@@ -67,7 +61,7 @@ def label(file: h5py.File, groups: Sequence[Group]) -> None:
                 file[path].make_scale(name)  # type: ignore[union-attr]
                 scales[path] = file[path]  # type: ignore[assignment]
             elif axis.places is None:
-                scales[path] = counted(file, path, axis.length)
+                scales[path] = counted(file, path)
             else:
                 scales[path] = placed(file, path, axis)
         if (settings := f"{group.path}settings") in file:

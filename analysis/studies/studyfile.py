@@ -378,7 +378,7 @@ def _laid_out(
 def _name_axes(file: h5py.File, points: int) -> None:
     """Names the axes: rows are known by the numbers of their runs."""
     told = descriptions(Outcome)
-    attach(dataset_at(file, "configs"), [counted(file, "runs", len(dataset_at(file, "configs")))])
+    attach(dataset_at(file, "configs"), [counted(file, "runs")])
     scales = [dataset_at(file, "run")]
     scales[0].make_scale("run")
     if points:

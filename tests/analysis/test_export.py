@@ -326,6 +326,7 @@ def test_a_step_that_there_is_not_is_missing_and_not_minus_one(spectrum):
     assert frame["onset"].tolist() == [5, 40]
     assert frame["burst"].tolist() == [True, False]
     assert frame.attrs["columns"]["crossed"]["units"] == "updates"
+    assert "missing where there is none" in frame.attrs["columns"]["crossed"]["comment"]
     assert "above the threshold" in frame.attrs["columns"]["crossed"]["description"]
     assert frame.attrs["run_id"] == spectrum.source.run_id
 
@@ -421,7 +422,7 @@ def test_the_metadata_of_a_csv_file_say_what_it_is_of(spectrum, tmp_path):
     assert source["provenance"] == {"host": "ä"}
     columns = {column["name"]: column for column in told["tableSchema"]["columns"]}
     assert columns["crossed"]["datatype"] == "integer"
-    assert columns["burst"]["datatype"] == "boolean"
+    assert columns["burst"]["datatype"]["base"] == "boolean"
     assert columns["max_change"]["schema:unitText"] == "nats or squared outputs"
 
 
