@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.jsontypes import finite
 from dlf_dynamics.resultfile import replace_whole, write_whole
 from dlf_dynamics.trees import required
 
@@ -68,7 +69,7 @@ def export(found: Shown, path: Path, table: str | None = None, **more: Any) -> l
     # 17 digits tell any double from its neighbours.
     text = frame.to_csv(index=False, float_format="%.17g", lineterminator="\n")
     write_whole(path, text.encode())
-    write_whole(metadata_path(path), json.dumps(_metadata(frame, path), indent=1).encode())
+    write_whole(metadata_path(path), json.dumps(finite(_metadata(frame, path)), indent=1).encode())
     return [path, metadata_path(path)]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlf_dynamics.labels import ROWS, UPDATES, Axis, Field, Group
-from dlf_dynamics.trees import decoded, required
+from dlf_dynamics.trees import decoded, plain, required
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -46,7 +46,9 @@ def frames_of(groups: Sequence[Group], leave_out: Collection[str] = ()) -> dict[
         place = group.path.rstrip("/").replace("/", ".")
         for axes in largest:
             name = place if len(largest) == 1 else ".".join([*([place] if place else []), *axes])
-            found[name or ".".join(axes)] = frame_of(group.fields, scope, axes)
+            frame = frame_of(group.fields, scope, axes)
+            frame.attrs["settings"] = {key: plain(value) for key, value in group.settings.items()}
+            found[name or ".".join(axes)] = frame
     return found
 
 

@@ -113,8 +113,8 @@ class Shown:
     def to_dataframe(self, table: str | None = None) -> DataFrame:
         """A table of it, a row for each place on its axes.
 
-        Whole numbers that stand for none are missing (`pandas.NA`). What it is of, and the units
-        and descriptions of its columns, are in the frame's `attrs`.
+        Whole numbers that stand for none are missing (`pandas.NA`). What it is of, with which
+        settings, and the units and descriptions of its columns are in the frame's `attrs`.
 
         Args:
             table: which one; none means the main one. An unknown name lists them all.
@@ -123,13 +123,18 @@ class Shown:
             ConfigError: when there is no such table, or pandas is not installed (the extra
                 `export`).
         """
+        from dlf_dynamics.trees import plain
+
         found = self._teller.frames(self)
         name = next(iter(found), "") if table is None else table
         if name not in found:
             names = ", ".join(found) or "none"
             raise ConfigError(f"table is {shown(name)}; expected one of {names}")
         frame = found[name]
-        frame.attrs |= {"table": name, **self._attributes()}
+        whole = [group.settings for group in self._teller.groups(self) if not group.path]
+        settings = {key: plain(value) for each in whole for key, value in each.items()}
+        settings |= frame.attrs.get("settings", {})
+        frame.attrs |= {"table": name, "settings": settings, **self._attributes()}
         return frame
 
     def _attributes(self) -> dict[str, Any]:

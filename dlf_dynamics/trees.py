@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from xarray import DataTree, Variable
 
 
+_NUL = r"\x00"
+"""In the place of a character that ends texts in netCDF."""
+
+
 def required(name: str) -> Any:
     """A module of the extra `export`.
 
@@ -58,9 +62,9 @@ def tree_of(groups: Sequence[Group], attributes: Mapping[str, Any]) -> DataTree:
             for name, field in group.fields.items()
             if name not in coordinates
         }
-        attrs = {name: _plain(value) for name, value in group.settings.items()}
+        attrs = {name: plain(value) for name, value in group.settings.items()}
         datasets[f"/{group.path.rstrip('/')}"] = xarray.Dataset(arrays, coordinates, attrs)
-    datasets["/"].attrs.update({name: _plain(value) for name, value in attributes.items()})
+    datasets["/"].attrs.update({name: plain(value) for name, value in attributes.items()})
     return xarray.DataTree.from_dict(datasets)
 
 
@@ -68,8 +72,12 @@ def decoded(field: Field) -> np.ndarray:
     """The values as they are read: texts for bytes, NaN for what stands for none."""
     values = np.asarray(field.values)
     if values.dtype.kind == "S":
-        return np.char.decode(values, "utf-8")
-    if field.lacks_some:
+        values = np.char.decode(values, "utf-8", "replace")
+    if values.dtype.kind == "U":
+        texts = values.ravel().tolist()
+        if any("\0" in text for text in texts):
+            return np.array([text.replace("\0", _NUL) for text in texts]).reshape(values.shape)
+    elif field.lacks_some:
         return np.where(values == field.missing, np.nan, values)
     return values
 
@@ -89,9 +97,11 @@ def _attributes(field: Field) -> dict[str, Any]:
     return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as an attribute: numbers and texts as they are, all else as JSON."""
-    if isinstance(value, str | Number) and not isinstance(value, bool):
+    if isinstance(value, str):
+        return value.replace("\0", _NUL)
+    if isinstance(value, Number) and not isinstance(value, bool):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)

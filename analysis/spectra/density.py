@@ -37,7 +37,7 @@ class Density:
     All is NaN at a checkpoint where the operator is not finite.
 
     Attributes:
-        steps: those of the checkpoints that it was computed at.
+        steps: step of each checkpoint that it was computed at.
         nodes: of the Gauss rule of each probe, see `Quadrature`; `evaluate` makes a curve of them.
         weights: of the nodes, see `Quadrature`.
         trace: sum of the eigenvalues.

@@ -72,7 +72,7 @@ class HessianSpectrum:
     """Extreme eigenvalues of the curvature along a run.
 
     Attributes:
-        steps: those of the checkpoints.
+        steps: step of each checkpoint.
         iterate: at θ_t.
         centre: at ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1), where an oscillation of period 2 cancels; NaN and
             not converged at step 0, which has no step before it, and throughout where the updates

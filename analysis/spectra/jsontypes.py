@@ -41,7 +41,7 @@ class KernelDict(TypedDict):
     """The NTK, at each step.
 
     Attributes:
-        steps: those of the checkpoints.
+        steps: step of each checkpoint.
         trace: sum of all eigenvalues.
         captured: part of the trace that the eigenvalues which converged make up.
         effective_rank: participation ratio of all eigenvalues.
@@ -61,7 +61,7 @@ class LimitsDict(TypedDict):
     """The NTK beside kernels at infinite width.
 
     Attributes:
-        steps: those of the checkpoints.
+        steps: step of each checkpoint.
         distance: relative to the kernel at infinite width.
         alignment: with that kernel, at most 1.
         movement: away from the run's first kernel, relative to it.
@@ -81,7 +81,7 @@ class DensityDict(TypedDict):
     """Moments of a spectral density, at each step.
 
     Attributes:
-        steps: those of the checkpoints that it was computed at.
+        steps: step of each checkpoint that it was computed at.
         trace: sum of the eigenvalues.
         trace_radius: half width of its interval of 95 %.
         frobenius: root of the sum of the squared eigenvalues.

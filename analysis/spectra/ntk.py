@@ -52,7 +52,7 @@ class NTKSpectrum:
     Where the network or its derivatives are not finite all values are NaN and none has converged.
 
     Attributes:
-        steps: those of the checkpoints.
+        steps: step of each checkpoint.
         eigenvalues: descending, shape (checkpoints, k).
         num_examples: the kernel is taken on the first examples, this many.
         trace_outputs: whether the kernel is averaged over the outputs; else it is the full one on

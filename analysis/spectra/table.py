@@ -10,7 +10,7 @@ from dlf_dynamics.analysis.spectra.points import POINTS
 from dlf_dynamics.analysis.spectra.spectrum import Spectrum
 from dlf_dynamics.frames import frame_of, scope_of
 from dlf_dynamics.labels import Field, Group, groups_of
-from dlf_dynamics.trees import required
+from dlf_dynamics.trees import plain, required
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -33,7 +33,9 @@ def eigenvalue_table(spectrum: Spectrum) -> DataFrame:
     groups = groups_of(spectrum)
     tables = [_at(spectrum, groups, point) for point in POINTS]
     joined = pandas.concat(tables).sort_index(kind="stable").reset_index(drop=True)
-    joined.attrs = tables[0].attrs
+    settings = next(group for group in groups if group.path == "hessian/").settings
+    told = {"operator": str(spectrum.hessian.curvature)} | settings
+    joined.attrs = tables[0].attrs | {"settings": {name: plain(v) for name, v in told.items()}}
     return joined
 
 

@@ -348,6 +348,21 @@ def test_the_tables_of_bifurcations(bifurcations):
     assert motion["step"].tolist() == list(range(10))
 
 
+def test_a_table_says_of_which_operator_and_with_which_settings_it_is(spectrum, bifurcations):
+    settings = spectrum.to_dataframe().attrs["settings"]
+    assert settings["operator"] == "Hessian of the weighted loss"
+    assert settings["precision"] == "float64"
+    assert settings["tol"] == spectrum.hessian.tol
+    assert settings["label"] == "critical eigenvalue of gd"
+    assert spectrum.to_dataframe("ntk.checkpoints.k").attrs["settings"]["num_examples"] == 24
+    settings = bifurcations[0].to_dataframe("diagrams.0.exponent_values").attrs["settings"]
+    assert (settings["step"], settings["parameter"], settings["actual"]) == (
+        5,
+        "learning_rate",
+        0.3,
+    )
+
+
 def test_a_table_that_there_is_not_is_named(spectrum):
     with pytest.raises(ConfigError, match=r"table is 'no'; expected one of eigenvalues, .*crossi"):
         spectrum.to_dataframe("no")
@@ -455,6 +470,19 @@ def test_a_netcdf_file_is_the_tree(spectrum, bifurcations, tmp_path):
                 assert read.dtype.kind == array.dtype.kind or read.dtype == object
         assert json.loads(tree.attrs["provenance"]) == {"host": "ä"}
         tree.close()
+
+
+def test_texts_of_files_may_hold_anything(spectrum, bifurcations, tmp_path):
+    odd = replace(spectrum, label="a\0b" + "ä" * 100_000)
+    export(odd, tmp_path / "x.nc")
+    tree = xarray.open_datatree(tmp_path / "x.nc", engine="h5netcdf")
+    assert tree.attrs["label"] == r"a\x00b" + "ä" * 100_000
+    (diagram,) = bifurcations[0].diagrams
+    stability = np.array([b"\xff\0x"])
+    damaged = replace(bifurcations[0], diagrams=[replace(diagram, branch_stability=stability)])
+    export(damaged, tmp_path / "y.nc")
+    table = damaged.to_dataframe("diagrams.0.exponent_values")
+    assert table["branch_stability"].tolist() == ["\ufffd\\x00x"]
 
 
 def test_the_command_exports_files_of_all_kinds(
