@@ -402,5 +402,7 @@ class Figures(dict[str, Figure]):
                 figure.savefig(content, format="png")
             data = base64.b64encode(content.getvalue()).decode()
             label = html.escape(name, quote=True)
-            parts.append(f'<img alt="{label}" src="data:image/png;base64,{data}">')
+            parts.append(
+                f'<img alt="{label}" style="max-width:100%" src="data:image/png;base64,{data}">'
+            )
         return "\n".join(parts)

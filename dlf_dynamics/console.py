@@ -40,5 +40,7 @@ def rendered(*results: str | Table) -> str:
     'sgd\\x1b[2J\n0.1'
     """
     text = io.StringIO()
-    show(*results, file=text, width=_COLUMNS, color_system=None)
+    # In a notebook it would go to the cell instead.
+    plain: dict[str, Any] = {"color_system": None, "force_jupyter": False, "force_terminal": False}
+    show(*results, file=text, width=_COLUMNS, **plain)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -577,7 +577,7 @@ def test_figures_are_those_of_the_command(spectrum, bifurcations, study, small, 
     for found in (spectrum, run, study[0]):
         with pytest.raises(ConfigError, match="option 'colour' is not known; expected"):
             found.plot(run, colour="red")
-    assert run.plot()._repr_html_().startswith('<img alt="run" src="data:image/png;base64,iVBOR')
+    assert run.plot()._repr_html_().count('src="data:image/png;base64,iVBOR') == 1
 
 
 def test_html_holds_no_markup_of_files(spectrum, bifurcations, study, small, trained):
@@ -593,6 +593,14 @@ def test_html_holds_no_markup_of_files(spectrum, bifurcations, study, small, tra
         assert html.startswith(f"<div><strong>{type(other).__name__}</strong><pre")
         assert html.count("<table>") == html.count("</table>") == 1
         assert len(html) < 20_000
+
+
+def test_in_a_notebook_the_summary_is_in_the_html_and_not_printed(spectrum, monkeypatch, capsys):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "Hessian of the weighted loss at 10 checkpoints" in spectrum._repr_html_()
+    assert "\x1b" not in spectrum.summary()
+    assert capsys.readouterr().out == ""
 
 
 def test_reprs_are_of_a_few_lines(spectrum, bifurcations, study, small, trained):
