@@ -157,7 +157,7 @@ class Shown:
         )
         return (
             f"<div><strong>{_escaped(type(self).__name__)}</strong>"
-            f"<pre style='white-space:pre;overflow-x:auto'>{html.escape(self.summary())}</pre>"
+            f"<pre style='white-space:pre-wrap'>{html.escape(self.summary())}</pre>"
             f"<details><summary>fields</summary><table>{fields}</table></details></div>"
         )
 

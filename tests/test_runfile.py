@@ -24,6 +24,7 @@ from dlf_dynamics.config import (
 )
 from dlf_dynamics.errors import FileError
 from dlf_dynamics.opening import open_run
+from dlf_dynamics.provenance import provenance
 from dlf_dynamics.runreader import header_sha256
 from dlf_dynamics.training import resume, train
 
@@ -122,6 +123,17 @@ def test_each_value_has_its_steps_beside_it(original):
                 step = file[entry.path.replace("/value", "/step")]
                 assert step == file[schema.STEP_OF[entry.dims[0]]]
                 assert len(step) == len(file[entry.path])  # type: ignore[arg-type]
+
+
+def test_axes_of_many_places_take_no_room_and_promise_none(tmp_path):
+    path = tmp_path / "run.h5"
+    told = {"recording": '{"optimizer": "sgd", "full_batch": true}', "scalars": ("loss",)}
+    header = runfile.Header("{}", "own", "0" * 64, None, None, "float64", "", provenance(), **told)
+    with runfile.create(path, header, runfile.Sizes(10**7, 2 * 10**7, 0)):
+        pass
+    assert path.stat().st_size < 10**5
+    with runfile.open_file(path) as file:  # it is refused where it promises what it has not
+        assert file["parameters/value"].dims[1][0].name == "/params"
 
 
 def test_the_table_of_the_schema_names_every_dataset_once():
