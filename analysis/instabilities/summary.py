@@ -56,7 +56,8 @@ def csv_text(events: Sequence[Instability]) -> str:
     writer.writeheader()
     for event in events:
         row = dataclasses.asdict(event)
-        unknown = {name: "" for name, value in row.items() if value == -1 or value != value}
+        none = lambda value: (isinstance(value, int) and value == -1) or value != value  # noqa: E731
+        unknown = {name: "" for name, value in row.items() if none(value)}
         writer.writerow(row | unknown)
     return text.getvalue()
 

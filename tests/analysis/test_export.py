@@ -16,6 +16,7 @@ from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations, load_
 from dlf_dynamics.analysis.instabilities.frozen import FrozenDiagram
 from dlf_dynamics.analysis.instabilities.instability import Instability
 from dlf_dynamics.analysis.instabilities.oscillation import Motion
+from dlf_dynamics.analysis.instabilities.summary import csv_text
 from dlf_dynamics.analysis.linalg.certificate import BUDGET
 from dlf_dynamics.analysis.spectra.density import Density
 from dlf_dynamics.analysis.spectra.events import Crossing, Oscillation
@@ -346,6 +347,12 @@ def test_the_tables_of_bifurcations(bifurcations):
     motion = found.to_dataframe("motion.steps")
     assert {"step", "recurrence_2", "recurrence_4", "recurrence_8"} <= set(motion.columns)
     assert motion["step"].tolist() == list(range(10))
+
+
+def test_the_csv_beside_a_result_leaves_out_steps_that_there_are_not_and_no_numbers(bifurcations):
+    (event,) = bifurcations[0].instabilities
+    (row,) = csv.DictReader(csv_text([replace(event, coefficient=-1.0)]).splitlines())
+    assert (row["coefficient"], row["crossed"], row["c_0"], row["onset"]) == ("-1.0", "", "", "3")
 
 
 def test_a_table_says_of_which_operator_and_with_which_settings_it_is(spectrum, bifurcations):
