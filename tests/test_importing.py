@@ -390,9 +390,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path, monkeypatch):
         read_checkpoint(tmp_path / "2.npz")
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "3.pt").write_bytes(b"")
-    with pytest.raises(
-        ConfigError, match=r"3\.pt needs torch, which is not installed"
-    ):
+    with pytest.raises(ConfigError, match=r"3\.pt needs torch, which is not installed"):
         read_checkpoint(tmp_path / "3.pt")
 
 

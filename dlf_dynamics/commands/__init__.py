@@ -29,6 +29,10 @@ COMMANDS = {
         "dlf_dynamics.commands.analyses:Plot",
         "Draw all figures of a run again, or those of a study.",
     ),
+    "export": Entry(
+        "dlf_dynamics.commands.export:Export",
+        "Write a run, a result or a study as CSV, Parquet or netCDF, for other programs.",
+    ),
     "info": Entry(
         "dlf_dynamics.commands.files:Info",
         "Show what a file holds: of a run status, configuration, last values and provenance.",
