@@ -3,9 +3,10 @@
 Comments in a page are replaced by what the program says of itself, so that it cannot drift:
 `<!-- help: train -->` by the help of a command, `<!-- analyses -->` by that of the commands of all
 analyses with what they print as JSON, `<!-- results -->` by what their result files hold,
-`<!-- schemas -->` by the JSON schemas of what is printed,
-`<!-- configuration: RunConfig -->` by the keys of a configuration, `<!-- presets -->` by the
-presets, and `<!-- choices: linalg.eigensolver.Which -->` by the values of types of the analysis.
+`<!-- schemas -->` by the JSON schemas of what is printed, `<!-- gallery -->` by the figures that
+draw.py draws, `<!-- configuration: RunConfig -->` by the keys of a configuration,
+`<!-- presets -->` by the presets, and `<!-- choices: linalg.eigensolver.Which -->` by the values of
+types of the analysis.
 Examples are executed in an empty folder, which the pages of one build share.
 """
 
@@ -15,6 +16,7 @@ import ast
 import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import io
 import json
@@ -36,7 +38,8 @@ WIDTH = 100
 """Columns in which the help is printed; in many more it is set in two columns."""
 
 _MARKER = re.compile(
-    r"^<!-- (help|configuration|presets|choices|analyses|results|schemas)(?::\s?([\w. -]*?))? -->$",
+    r"^<!-- (help|configuration|presets|choices|analyses|results|schemas|gallery)"
+    r"(?::\s?([\w. -]*?))? -->$",
     re.MULTILINE,
 )
 
@@ -228,11 +231,22 @@ GENERATORS = {
     "analyses": analyses,
     "results": results,
     "schemas": schemas,
+    "gallery": lambda _: _gallery(),
     "help": command_help,
     "configuration": configuration,
     "presets": presets,
     "choices": choices,
 }
+
+
+def _gallery() -> str:
+    """Figures with their commands, by the script that draws them."""
+    spec = importlib.util.spec_from_file_location("draw", Path(__file__).with_name("draw.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    draw = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw)
+    return draw.gallery()
 
 
 def _paragraphs(text: str) -> Iterator[str]:
