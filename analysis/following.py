@@ -92,8 +92,9 @@ def latest(
         What was found last, none where there was nothing yet; and the run of which it is.
     """
     remembered, found, before = Remembered(), None, None
+    run = None
     for run in states(path, opened, stop=stop):
-        if len(run.checkpoint_steps) == 0 and run.status == "running":
+        if len(run.checkpoint_steps) == 0 and is_held(path):
             continue
         anew = before is not None and not goes_on(before, run)
         if anew:
@@ -111,8 +112,8 @@ def latest(
         if run.status == "running":
             looked = counted(len(run.checkpoint_steps), "checkpoint")
             say(f"step {run.source.last_step:,}, {looked}: {analysis.now(found)}; wrote {output}")
-    assert before is not None
-    return found, before
+    assert run is not None
+    return found, run if before is None else before
 
 
 def goes_on(before: Run, after: Run) -> bool:

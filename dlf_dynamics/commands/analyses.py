@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
@@ -59,9 +59,7 @@ class AnalysisCommand(ABC):
     devices: int = 0
     """Devices to use, GPUs or parts of a CPU; 0 takes all GPUs. The examples of a large network and
     the vectors are shared out over them, of small ones the checkpoints."""
-    follow: bool = False
-    """Analyse a run that is still being written again and again, as new checkpoints come, until its
-    writer ends, or Ctrl-C. What is known of earlier checkpoints is not computed again."""
+    follow: ClassVar[bool] = False  # an option of those that can
     distributed: bool = False
     """This is one of several processes, on one machine or many, whose devices are used together:
     start the same command in each, by Slurm or another launcher (docs: several devices)."""
@@ -116,8 +114,6 @@ class AnalysisCommand(ABC):
 
     def _refuse_follow(self) -> None:
         """Raises ConfigError where a run cannot be followed."""
-        if self.follow and not self.analysis.follows:
-            raise ConfigError(f"follow: {self.analysis.name} cannot follow a run; leave it out")
         if self.follow and (self.distributed or self.resume):
             other = "distributed" if self.distributed else "resume"
             raise ConfigError(f"follow and {other} are both given; expected one of them")
@@ -177,11 +173,22 @@ def _write_tables(analysis: Analysis[Any, Any], found: Any, output: Path) -> lis
     return paths
 
 
+_FOLLOW = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="Analyse a run that is still being written again and again, as new checkpoints come, "
+        "until its writer ends, or Ctrl-C. What is known of earlier checkpoints is not computed "
+        "again."
+    ),
+]
+
+
 def command_of(name: str) -> type:
     """The command of an analysis, made of what it declares."""
     from dlf_dynamics.analysis.pipeline import analysis_named
 
     analysis = analysis_named(name)
+    own = [("follow", _FOLLOW, False)] if analysis.follows else []
     made = make_dataclass(
         type(analysis).__name__,
         [
@@ -191,6 +198,7 @@ def command_of(name: str) -> type:
                 field(default_factory=analysis.config),
             ),
             ("view", Annotated[analysis.view, Flattened], field(default_factory=analysis.view)),
+            *own,
         ],
         bases=(AnalysisCommand,),
         frozen=True,

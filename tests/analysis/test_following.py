@@ -19,6 +19,7 @@ from dlf_dynamics.analysis.pipeline import analysis_named
 from dlf_dynamics.analysis.spectra.spectrum import compute_spectrum, load_spectrum
 from dlf_dynamics.cli import main
 from dlf_dynamics.config import SpectrumConfig
+from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.opening import open_run
 from dlf_dynamics.outputs import hold, is_held
 from dlf_dynamics.parts import Remembered
@@ -165,12 +166,28 @@ def test_only_a_spectrum_follows_and_alone(tmp_path, capsys):
     writer = Writer(tmp_path / "run.h5")
     writer.finish(59)
     for command, options, complaint in (
-        ("bifurcations", [], "follow: bifurcations cannot follow a run; leave it out"),
+        ("bifurcations", [], "Unrecognized options: --follow"),
         ("spectrum", ["--resume"], "follow and resume are both given"),
         ("spectrum", ["--distributed"], "follow and distributed are both given"),
     ):
         assert main([command, str(writer.path), "--follow", *options]) == 2
         assert complaint in capsys.readouterr().err
+
+
+def test_a_run_that_nobody_writes_and_that_has_nothing_is_told(tmp_path, capsys):
+    """Its writer was killed before the first checkpoint."""
+    path = tmp_path / "run.h5"
+    with Recorder(path, PROBLEM, optimizer=None, every=10) as recorder:
+        recorder.record(1, jnp.zeros(3), loss=1.0)
+    with pytest.raises(ConfigError, match=r"steps : holds no checkpoint; the run's are none"):
+        latest(
+            path,
+            lambda: open_run(path, (PROBLEM, None, jnp.zeros(3))),
+            analysis_named("spectrum"),
+            CONFIG,
+            tmp_path / "out.h5",
+            stop=lambda: False,
+        )
 
 
 @pytest.mark.slow
