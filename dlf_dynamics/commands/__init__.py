@@ -26,7 +26,7 @@ COMMANDS = {
         "Make a published result again, and compare what comes out with what was published.",
     ),
     "plot": Entry(
-        "dlf_dynamics.commands.analyses:Plot",
+        "dlf_dynamics.commands.plotting:Plot",
         "Draw all figures of a run again, or those of a study.",
     ),
     "export": Entry(

@@ -1,19 +1,16 @@
-"""The command of each analysis of the registry, and `dlf-dynamics plot`, which draws them all."""
+"""The command of each analysis of the registry."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
-from dlf_dynamics.commands.figures import FigureFiles, FigureOptions, listed
-from dlf_dynamics.commands.studies import DiagramOptions, is_study
+from dlf_dynamics.commands.figures import FigureFiles
 from dlf_dynamics.commands.terminal import (
     Flattened,
     ProblemName,
@@ -22,15 +19,10 @@ from dlf_dynamics.commands.terminal import (
     say,
     show,
 )
-from dlf_dynamics.config import span_of
-from dlf_dynamics.errors import ConfigError, FileError
-from dlf_dynamics.page import on_page
-from dlf_dynamics.registry import ANALYSES
+from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.startup import check_writable, leads, open_recorded
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from dlf_dynamics.analysis.pipeline import Analysis
     from dlf_dynamics.run import Run
 
@@ -206,109 +198,3 @@ def command_of(name: str) -> type:
     )
     made.__doc__ = type(analysis).__doc__
     return made
-
-
-@dataclass(frozen=True)
-class _Plot:
-    """Draw all figures of a run again, or those of a study.
-
-    Of a run they are those of the run file and of the results beside it, such as RUN.spectrum.h5
-    and RUN.bifurcations.h5, as far as these are there. Of a study file they are phase diagrams,
-    averaged over the seeds, with the static loss (A = 1) as a row of its own, the difference to it
-    and the standard errors; and curves if there are any.
-
-      dlf-dynamics plot run.h5 -o figure.pdf
-      dlf-dynamics plot run.h5 --format pdf --width 3.4in --panels loss,sharpness --letters
-      dlf-dynamics plot study.h5 --quantity validation_accuracy --x schedule.period
-    """
-
-    path: RunPath
-    """Run file or study file."""
-    problem: ProblemName = None
-    drawn: Annotated[FigureOptions, Flattened] = field(default_factory=FigureOptions)
-    panels: tuple[str, ...] = ()
-    """Draw the figure of the run alone, with these panels: class-weights, loss, loss-change,
-    accuracy, sharpness, smallest, ntk; none draws all figures."""
-    zoom: str | None = None
-    """Steps a:b of the figure's second column; none means around the second burst. On a narrow page
-    it is the only one."""
-    diagram: Annotated[DiagramOptions, Flattened] = field(default_factory=DiagramOptions)
-
-    def execute(self) -> int:
-        """Draws."""
-        files = self.drawn.files(self.path)
-        with on_page(self.drawn.page):
-            return self._draw(files)
-
-    def _draw(self, files: FigureFiles) -> int:
-        if is_study(self.path):
-            return self.diagram.draw(self.path, files)
-        _ = None if self.zoom is None else span_of(self.zoom, "zoom")
-        run = open_recorded(self.path, 0, self.problem)
-        found, refused = self._results(run)
-        for line in next((result.source.caution for result in found.values()), []):
-            say(line)
-        for name, figure in self._figures(run, found, refused):
-            files.write(figure, name)
-        for error in refused.values():
-            raise error
-        return 0
-
-    def _results(self, run: Run) -> tuple[dict[str, Any], dict[str, FileError]]:
-        """What analyses found, as far as it is on file; and what is wrong with the other files."""
-        from dlf_dynamics.analysis.pipeline import analysis_named
-
-        found: dict[str, Any] = {}
-        refused: dict[str, FileError] = {}
-        for name in ANALYSES:
-            analysis, chosen = analysis_named(name), getattr(self, name)
-            path = chosen or analysis.path(self.path)
-            if chosen is None and not path.exists():
-                say(f"without {path}, which `dlf-dynamics {name} {self.path}` makes")
-                continue
-            try:
-                found[name] = analysis.load(path, run)
-            except FileError as error:  # the other figures do not depend on it
-                refused[name] = error
-        return found, refused
-
-    def _figures(
-        self, run: Run, found: dict[str, Any], refused: dict[str, FileError]
-    ) -> Iterator[tuple[str, Figure]]:
-        from dlf_dynamics.analysis.pipeline import analysis_named
-
-        if self.panels:
-            from dlf_dynamics.analysis.spectra.plots import run_figure
-
-            window = None if self.zoom is None else span_of(self.zoom, "zoom")
-            yield "", run_figure(run, found.get("spectrum"), window, listed(self.panels))
-            return
-        for name in ANALYSES:
-            analysis = analysis_named(name)
-            zoomed = any(option.name == "zoom" for option in dataclasses.fields(analysis.view))
-            view = analysis.view(zoom=self.zoom) if zoomed else analysis.view()
-            if name in found:
-                yield from analysis.figures(run, found[name], view)
-            elif name not in refused:
-                yield from analysis.without(run, view)
-
-
-Plot = make_dataclass(
-    "Plot",
-    [
-        (
-            name,
-            Annotated[
-                Path | None,
-                tyro.conf.arg(
-                    help=f"Result file of `{name}`; none means RUN.{name}.h5, if it is there."
-                ),
-            ],
-            None,
-        )
-        for name in ANALYSES
-    ],
-    bases=(_Plot,),
-    frozen=True,
-)
-Plot.__doc__ = _Plot.__doc__
