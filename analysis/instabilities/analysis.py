@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations
+    from dlf_dynamics.analysis.report.content import Part
     from dlf_dynamics.run import Run
 
 
@@ -91,6 +92,12 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
             yield "diagrams", diagram_figure(found)
         if not (found.instabilities or found.diagrams):
             say("no figure of instabilities: the run does not oscillate in these steps")
+
+    def report(self, run: Run, found: Bifurcations) -> Part:
+        """The same words and tables, the motion along the run, and the diagrams."""
+        from dlf_dynamics.analysis.instabilities.report import bifurcation_part
+
+        return bifurcation_part(found, self.lines(run, found))
 
     def tables(self, found: Bifurcations) -> dict[str, str]:
         """The instabilities as CSV."""

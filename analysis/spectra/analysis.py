@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
+    from dlf_dynamics.analysis.report.content import Part
     from dlf_dynamics.analysis.spectra.spectrum import Spectrum
     from dlf_dynamics.run import Run
 
@@ -181,6 +182,12 @@ class SpectrumAnalysis(Analysis[SpectrumConfig, "Spectrum"]):
         from dlf_dynamics.analysis.spectra import plots
 
         yield "", plots.run_figure(run, None, view.window)
+
+    def report(self, run: Run, found: Spectrum) -> Part:
+        """The same words and tables, and the spectra along the run."""
+        from dlf_dynamics.analysis.spectra.report import spectrum_part
+
+        return spectrum_part(found, self.lines(run, found))
 
     def verify(self, run: Run, found: Spectrum, view: SpectrumView, *, quiet: bool) -> list[str]:
         """Compares every value with a dense eigensolve, if that is asked for."""

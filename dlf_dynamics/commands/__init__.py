@@ -25,6 +25,10 @@ COMMANDS = {
         "dlf_dynamics.commands.analyses:Plot",
         "Draw all figures of a run again, or those of a study.",
     ),
+    "report": Entry(
+        "dlf_dynamics.commands.report:Report",
+        "Write what is on file of a run or a study as one page to look at and to send.",
+    ),
     "info": Entry(
         "dlf_dynamics.commands.files:Info",
         "Show what a file holds: of a run status, configuration, last values and provenance.",

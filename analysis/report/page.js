@@ -1,0 +1,184 @@
+"use strict";
+// The theme, and what moves the panels; all else on this page is Bokeh's.
+(() => {
+  const root = document.documentElement, all = (query) => [...document.querySelectorAll(query)];
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  let plots = [], steps = null, waiting = 0;
+
+  function theme(name) {
+    root.dataset.theme = name;
+    for (const { view } of plots) view.canvas_view.parent.request_repaint();
+  }
+  theme(dark.matches ? "dark" : "light");
+  dark.addEventListener("change", () => theme(dark.matches ? "dark" : "light"));
+  document.getElementById("theme").addEventListener("click", () =>
+    theme(root.dataset.theme === "dark" ? "light" : "dark"));
+
+  // First place in increasing numbers that is not below a limit.
+  function place(numbers, limit) {
+    let [low, high] = [0, numbers.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (numbers[middle] < limit) low = middle + 1; else high = middle;
+    }
+    return low;
+  }
+
+  function within(renderer, range) {
+    const data = renderer.data_source.data, { x, y } = renderer.glyph;
+    const xs = data.get ? data.get(x.field) : data[x.field];
+    const ys = data.get ? data.get(y.field) : data[y.field];
+    return { xs, ys, from: Math.max(place(xs, range.start) - 1, 0),
+             to: Math.min(place(xs, range.end) + 1, xs.length) };
+  }
+
+  // Heights of what is seen; those of the whole run leave out the few that the notes name.
+  function fit({ figure, lines, log, home }) {
+    const [from, to] = steps.tags[0];
+    let [low, high] = home;
+    if (steps.start > from || steps.end < to) {
+      [low, high] = [Infinity, -Infinity];
+      for (const line of lines) {
+        if (!line.visible) continue;
+        const { ys, xs, from: a, to: b } = within(line, steps);
+        for (let i = a; i < b; i++) {
+          if (xs[i] < steps.start || xs[i] > steps.end) continue;
+          const y = ys[i];
+          if (!Number.isFinite(y) || Math.abs(y) > 1e150 || (log && y <= 0)) continue;
+          if (y < low) low = y;
+          if (y > high) high = y;
+        }
+      }
+      if (low > high) return;
+      if (log) {
+        const part = (high / low) ** 0.06 * (high > low ? 1 : 1.1);
+        [low, high] = [low / part, high * part];
+      } else {
+        const part = 0.06 * (high - low) || 0.1 * Math.abs(low) || 0.5;
+        [low, high] = [low - part, high + part];
+      }
+    }
+    figure.y_range.setv({ start: low, end: high });
+  }
+
+  // Points that fall into one half pixel are drawn once; far apart they are larger and joined.
+  function thin({ figure, lines, clouds, log }) {
+    const width = 2 * Math.round(figure.inner_width || 1000), height = 2 * Math.round(figure.inner_height || 150);
+    const scale = log ? Math.log : (y) => y, x_scale = figure.x_range;
+    const [low, high] = [scale(figure.y_range.start), scale(figure.y_range.end)];
+    for (const cloud of clouds) {
+      const { xs, ys, from, to } = within(cloud, x_scale), seen = new Uint8Array(width * height), kept = [];
+      for (let i = from; i < to; i++) {
+        const column = Math.floor((xs[i] - x_scale.start) / (x_scale.end - x_scale.start) * width);
+        const row = Math.floor((scale(ys[i]) - low) / (high - low) * height);
+        if (!(column >= 0 && column < width && row >= 0 && row < height)) continue;
+        const cell = column * height + row;
+        if (!seen[cell]) { seen[cell] = 1; kept.push(i); }
+      }
+      const apart = width / 2 / Math.max(to - from, 1);
+      cloud.glyph.size = { value: Math.min(Math.max(2.4 * Math.sqrt(apart), 2), 6) };
+      const line = lines.find((other) => other.name === cloud.name);
+      line.glyph.line_alpha = { value: apart > 3 ? 0.5 : apart > 0.5 ? 0.2 : 0 };
+      cloud.view.filter.indices = kept;
+    }
+  }
+
+  function told() {
+    document.getElementById("first").value = Math.max(Math.ceil(steps.start), 0);
+    document.getElementById("last").value = Math.floor(steps.end);
+  }
+
+  function moved() {
+    cancelAnimationFrame(waiting);
+    waiting = requestAnimationFrame(() => {
+      told();
+      for (const plot of plots) if (plot.of_steps) { fit(plot); thin(plot); }
+    });
+  }
+
+  function show(first, last) {
+    const [from, to] = steps.tags[0], least = 4;
+    let width = Math.min(Math.max(last - first, least), to - from);
+    first = Math.min(Math.max(first, from), to - width);
+    steps.setv({ start: first, end: first + width });
+  }
+
+  function act(name, button) {
+    const { start, end } = steps, width = end - start, middle = (start + end) / 2;
+    if (name === "home") show(...steps.tags[0]);
+    if (name === "left") show(start - width / 2, end - width / 2);
+    if (name === "right") show(start + width / 2, end + width / 2);
+    if (name === "in") show(middle - width / 4, middle + width / 4);
+    if (name === "out") show(middle - width, middle + width);
+    if (name === "drag") {
+      const move = button.getAttribute("aria-pressed") !== "true";
+      button.setAttribute("aria-pressed", move);
+      button.textContent = move ? "drag: move" : "drag: zoom";
+      dragging(move ? "PanTool" : "BoxZoomTool");
+    }
+  }
+
+  function dragging(kind) {
+    for (const { figure } of plots) {
+      figure.toolbar.active_drag = figure.toolbar.tools.find((tool) => tool.type === kind) || null;
+    }
+  }
+
+  function chosen(row) {
+    for (const other of all("tr[aria-current]")) other.removeAttribute("aria-current");
+    row.setAttribute("aria-current", "true");
+    show(Number(row.dataset.first), Number(row.dataset.last));
+    const { top, bottom } = document.getElementById("panels").getBoundingClientRect();
+    if (top > innerHeight * 0.7 || bottom < 0) {
+      document.getElementById("panels").scrollIntoView({ behavior: "smooth", block: "start" });
+    }
+  }
+
+  function listen() {
+    for (const row of all("tr[data-first]")) {
+      row.addEventListener("click", () => chosen(row));
+      row.addEventListener("keydown", (event) => {
+        if (event.key === "Enter" || event.key === " ") { event.preventDefault(); chosen(row); }
+      });
+    }
+    for (const button of all("[data-do]")) button.addEventListener("click", () => act(button.dataset.do, button));
+    for (const key of all(".key")) key.addEventListener("click", () => {
+      const shown = key.getAttribute("aria-pressed") !== "true", numbers = key.dataset.series.split(" ");
+      key.setAttribute("aria-pressed", shown);
+      const plot = plots.find(({ figure }) => figure.id === key.dataset.panel);
+      for (const r of plot.figure.renderers) if (numbers.includes((r.name || "").slice(7))) r.visible = shown;
+      if (plot.of_steps) moved();
+    });
+    for (const plot of plots) {
+      plot.view.el.addEventListener("dblclick", () => plot.of_steps
+        ? act("home") : plot.figure.reset());
+    }
+    if (!steps) return;
+    for (const id of ["first", "last"]) document.getElementById(id).addEventListener("change", () =>
+      show(Number(document.getElementById("first").value), Number(document.getElementById("last").value)));
+    for (const name of ["start", "end"]) steps.properties[name].change.connect(moved);
+    const first = plots.find((plot) => plot.of_steps);
+    first.figure.properties.inner_width.change.connect(moved);
+    told();
+  }
+
+  function ready() {
+    const found = window.Bokeh && Bokeh.documents[0];
+    if (!found || !found.is_idle) return void setTimeout(ready, 20);
+    const of = (figure, kind) => figure.renderers.filter((r) => (r.tags || []).includes(kind));
+    plots = found.roots().map((figure) => ({
+      figure, view: Bokeh.index.get ? Bokeh.index.get(figure) : Bokeh.index[figure.id],
+      of_steps: figure.tags[0].steps, home: figure.tags[0].home,
+      log: figure.y_scale.type === "LogScale",
+      lines: figure.renderers.filter((r) => r.name && r.glyph.type === "Line"),
+      clouds: of(figure, "points").filter((r) => r.glyph.type === "Scatter"),
+    }));
+    steps = found.get_model_by_name("steps");
+    // Fingers scroll the page; buttons and rows zoom.
+    if (matchMedia("(pointer: coarse)").matches) dragging("none");
+    listen();
+    root.dataset.ready = Math.round(performance.now());
+    window.dispatchEvent(new Event("report-ready"));
+  }
+  ready();
+})();

@@ -1,0 +1,123 @@
+"""A page: parts with words, tables and panels as one HTML file that fetches nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from bokeh.embed import file_html
+from bokeh.resources import INLINE
+from jinja2 import Environment, Template
+
+from dlf_dynamics import __version__
+from dlf_dynamics.analysis.report.citation import CITATIONS
+from dlf_dynamics.analysis.report.content import Panel, Part
+from dlf_dynamics.analysis.report.figures import Sources, StepAxis, draw
+
+
+@dataclass(frozen=True)
+class Page:
+    """What is on a page.
+
+    Attributes:
+        title: heading.
+        subtitle: lines below it.
+        parts: from top to bottom; their panels of steps stand together, and so do the others.
+        first: step at which the axis of steps begins.
+        last: step at which it ends.
+        own_title: heading of the panels with axes of their own.
+        runs: JSON of the runs of a study; empty without them.
+        num_runs: their number.
+    """
+
+    title: str
+    subtitle: Sequence[str]
+    parts: Sequence[Part]
+    first: float = 0.0
+    last: float = 1.0
+    own_title: str = "Spectra and diagrams"
+    runs: str = ""
+    num_runs: int = 0
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A panel as the template sees it."""
+
+    number: int
+    title: str
+    notes: Sequence[str]
+    legend: Sequence[Any] = field(default_factory=list)
+    always_named: bool = False
+
+
+@cache
+def _text(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def _template() -> Template:
+    """Everything that is put into it is escaped, but for what is marked as safe there."""
+    return Environment(autoescape=True, trim_blocks=True).from_string(_text("page.html"))
+
+
+def render(page: Page, *, several: bool = False) -> str:
+    """The page as HTML.
+
+    Args:
+        page: what is on it.
+        several: whether it is of several runs, so that single series are named as well.
+    """
+    windows = list(dict.fromkeys(window for part in page.parts for window in part.windows))
+    steps, sources = StepAxis(page.first, page.last, windows), Sources()
+    figures, groups = [], {True: [], False: []}
+    for panel in (panel for part in page.parts for panel in part.panels):
+        of_steps = not panel.x_label
+        figure, notes = draw(panel, sources, steps if of_steps else None)
+        named = several and of_steps
+        groups[of_steps].append(
+            _Shown(len(figures), panel.title, notes, _legend(panel), named)
+        )
+        figures.append(figure)
+    content = {
+        "title": page.title,
+        "subtitle": page.subtitle,
+        "parts": [part for part in page.parts if part.lines or part.tables],
+        "step_panels": groups[True],
+        "own_panels": groups[False],
+        "own_title": page.own_title,
+        "windows": windows,
+        "facts": {part.title: part.facts for part in page.parts if part.facts},
+        "runs": page.runs,
+        "num_runs": page.num_runs,
+        "citations": CITATIONS,
+    }
+    variables = {
+        "page": content,
+        "version": __version__,
+        "style": _text("page.css"),
+        "script": _text("page.js"),
+    }
+    return file_html(
+        figures, INLINE, page.title, template=_template(), template_variables=variables
+    )
+
+
+def _legend(panel: Panel) -> list[dict[str, Any]]:
+    """An entry for each name, with the numbers of the series that have it."""
+    found: dict[str, dict[str, Any]] = {}
+    for number, series in enumerate(panel.series):
+        style = series.style if series.filled else f"{series.style} hollow"
+        entry = {"name": series.name, "colour": series.colour, "style": style, "series": []}
+        found.setdefault(series.name, entry)["series"].append(number)
+    return list(found.values())
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """JSON for a page; the template escapes it."""
+    return json.dumps(content, allow_nan=False)
