@@ -192,7 +192,7 @@ def _ends(*values: np.ndarray) -> tuple[float, float]:
 
 
 def spans_decades(*values: np.ndarray) -> bool:
-    """Whether a logarithmic axis suits: the values are above 0 and span a decade, outliers apart."""
+    """Whether a logarithmic axis suits: values above 0 that span a decade, outliers apart."""
     known = np.concatenate([np.ravel(v) for v in values])
     known = known[np.isfinite(known)]
     positive = known[known > 0]

@@ -73,8 +73,15 @@ def _projection(found: Bifurcations) -> Panel:
         sizes = np.array([getattr(event, size) for event in known])
         if known:
             series += [
-                Series(f"size by the {name}", steps, heights, colour, "marks", marker=marker,
-                       filled=False)
+                Series(
+                    f"size by the {name}",
+                    steps,
+                    heights,
+                    colour,
+                    "marks",
+                    marker=marker,
+                    filled=False,
+                )
                 for heights in (sizes, -sizes)
             ]
     return Panel("projection of the oscillation on the top eigenvector", series)
@@ -92,8 +99,15 @@ def _sharpness(found: Bifurcations) -> Panel:
     bad = ~fine & np.isfinite(motion.values)
     if np.any(bad):
         series.append(
-            Series("not converged", steps[bad], motion.values[bad], COLOURS[0], "marks",
-                   marker="x", filled=False)
+            Series(
+                "not converged",
+                steps[bad],
+                motion.values[bad],
+                COLOURS[0],
+                "marks",
+                marker="x",
+                filled=False,
+            )
         )
     if np.any(np.isfinite(found.thresholds)):
         series.append(Series("threshold", steps, found.thresholds, COLOURS[5], "line"))
@@ -115,8 +129,14 @@ def _orbits(diagram: FrozenDiagram) -> Panel:
         dash = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dotdash"}[style]
         if np.any(shown):
             series += [
-                Series(f"period 2, {words}", diagram.exponent_values,
-                       np.where(shown, sign * sizes, np.nan), COLOURS[1], "line", dash=dash)
+                Series(
+                    f"period 2, {words}",
+                    diagram.exponent_values,
+                    np.where(shown, sign * sizes, np.nan),
+                    COLOURS[1],
+                    "line",
+                    dash=dash,
+                )
                 for sign in (1, -1)
             ]
     return Panel(
@@ -134,10 +154,16 @@ def _exponents(diagram: FrozenDiagram) -> Panel:
         chosen = fine & np.isfinite(diagram.exponents)
         if np.any(chosen):
             series.append(
-                Series(f"largest exponent{words}", diagram.exponent_values[chosen],
-                       diagram.exponents[chosen], COLOURS[5], "marks", marker="circle",
-                       filled=not words,
-                       beside={"overlap with the top eigenvector": diagram.overlap[chosen]})
+                Series(
+                    f"largest exponent{words}",
+                    diagram.exponent_values[chosen],
+                    diagram.exponents[chosen],
+                    COLOURS[5],
+                    "marks",
+                    marker="circle",
+                    filled=not words,
+                    beside={"overlap with the top eigenvector": diagram.overlap[chosen]},
+                )
             )
     return Panel(
         f"Lyapunov exponent per step with the loss of step {diagram.step}",

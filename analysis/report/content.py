@@ -27,14 +27,15 @@ class Series:
         x: increasing, shape (points,).
         y: shape (points,); what is not finite is left out and counted.
         colour: such as #0072B2.
-        style: `points`, which are joined where they are far apart; a `line`, for what has a value in
-            between; or `marks`, which are few and always shown.
+        style: `points`, which are joined where they are far apart; a `line`, for what has a value
+            in between; or `marks`, which are few and always shown.
         dash: of lines.
         marker: of points, by its name in Bokeh.
         filled: whether markers are.
         beside: what is told of each point beside its value, by name.
         intervals: lower and upper ends, shape (points, 2); none where there are none.
         band: whether the intervals are drawn as a band, not as a bar at each point.
+        runs: of a study, the numbers of the runs of each point.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Series:
     beside: Mapping[str, Column] = field(default_factory=dict)
     intervals: np.ndarray | None = None
     band: bool = False
+    runs: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,39 @@ class Panel:
     ticks: Mapping[float, str] | None = None
     logarithmic_x: bool = False
     lines: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Numbers in the plane of two axes, a colour for each.
+
+    Attributes:
+        title: what the numbers are.
+        axes: names of the horizontal and the vertical axis.
+        values: of the horizontal and the vertical axis, as labels.
+        edges: where the cells of both axes end.
+        numbers: shape (rows, columns); NaN where there is none.
+        palette: colours from the least to the largest.
+        limits: numbers at both ends of the palette.
+        logarithmic: whether the horizontal axis, the vertical one, and the colours are.
+        missing: what is hatched, as numbers are not of all that belongs there, (rows, columns).
+        beside: what is told of each cell, by name, (rows, columns).
+        runs: numbers of the runs of each cell, row by row.
+        note: what is to be known of it.
+    """
+
+    title: str
+    axes: tuple[str, str]
+    values: tuple[Sequence[str], Sequence[str]]
+    edges: tuple[np.ndarray, np.ndarray]
+    numbers: np.ndarray
+    palette: Sequence[str]
+    limits: tuple[float, float]
+    logarithmic: tuple[bool, bool, bool]
+    missing: np.ndarray
+    beside: Mapping[str, np.ndarray]
+    runs: Sequence[Sequence[int]]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,6 +154,7 @@ class Part:
         lines: sentences, a line each.
         tables: with the lines.
         panels: figures; those on the axis of steps stand with those of all other parts.
+        cells: figures of a plane.
         windows: shaded in all panels on the axis of steps.
         facts: names and values, such as settings, to be looked up.
     """
@@ -127,6 +163,7 @@ class Part:
     lines: Sequence[str] = ()
     tables: Sequence[Table] = ()
     panels: Sequence[Panel] = ()
+    cells: Sequence[Cells] = ()
     windows: Sequence[Window] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
 
@@ -160,7 +197,9 @@ def table_of(table: RichTable, spans: Sequence[tuple[float, float]] = ()) -> Tab
     )
 
 
-def around(first: float, last: float, share: float = 0.25, least: float = 10) -> tuple[float, float]:
+def around(
+    first: float, last: float, share: float = 0.25, least: float = 10
+) -> tuple[float, float]:
     """The span of steps that shows an event with something before and after it.
 
     >>> around(100, 200), around(7, 8)

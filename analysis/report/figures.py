@@ -20,10 +20,12 @@ from bokeh.models import (
     PanTool,
     Range1d,
     Span,
+    TapTool,
     WheelZoomTool,
 )
 from bokeh.plotting import figure as new_figure
 
+from dlf_dynamics.analysis.report.cells import RUNS
 from dlf_dynamics.analysis.report.content import Column, Panel, Series, Window
 from dlf_dynamics.analysis.report.view import distinct, heights
 
@@ -37,7 +39,10 @@ _DENSE, _FEW = 2000, 300
 """Points from which they are drawn small, and up to which they are joined, before the page knows
 how many there are to a pixel."""
 
-_SHADE = "#56B4E9"
+_SHADE = "#888888"
+
+_STROKES = ("cross", "dash", "x", "y")
+"""Markers that have no inside."""
 
 
 @dataclass
@@ -48,17 +53,17 @@ class Sources:
         of: the columns by the identity of the array of steps.
     """
 
-    of: dict[int, tuple[np.ndarray, ColumnDataSource]] = field(default_factory=dict)
+    of: dict[int, tuple[np.ndarray, Any]] = field(default_factory=dict)
 
-    def source(self, x: np.ndarray) -> ColumnDataSource:
+    def source(self, x: np.ndarray) -> Any:
         """That of these steps."""
         known, source = self.of.get(id(x), (None, None))
         if known is not x or source is None:
-            source = ColumnDataSource({"x": _column(x)})
+            source = ColumnDataSource(data={"x": _column(x)})
             self.of[id(x)] = (x, source)
         return source
 
-    def add(self, source: ColumnDataSource, content: Column) -> str:
+    def add(self, source: Any, content: Column) -> str:
         """Adds a column; returns its name."""
         name = f"c{len(source.data)}"
         source.data[name] = _column(content)
@@ -86,12 +91,12 @@ class StepAxis:
 
     def __init__(self, first: float, last: float, windows: Sequence[Window]) -> None:
         margin = 0.01 * (last - first) or 0.5
-        self.range = Range1d(first - margin, last + margin, name=STEPS)
-        self.range.tags = [[first - margin, last + margin]]
+        self.range: Any = Range1d(start=first - margin, end=last + margin, name=STEPS)
+        self.range.tags = [[first - margin, last + margin], [first, last]]
         self._cross = Span(dimension="height", line_color="#888888", line_dash="dotted")
         self._windows = {
             strong: ColumnDataSource(
-                {
+                data={
                     "first": np.array([w.first - 0.5 for w in windows if w.strong == strong]),
                     "last": np.array([w.last + 0.5 for w in windows if w.strong == strong]),
                 }
@@ -108,7 +113,7 @@ class StepAxis:
                     "last",
                     source=source,
                     fill_color=_SHADE,
-                    fill_alpha=0.28 if strong else 0.16,
+                    fill_alpha=0.22 if strong else 0.12,
                     line_color=None,
                 )
         plot.add_tools(CrosshairTool(overlay=self._cross))
@@ -128,9 +133,9 @@ def draw(panel: Panel, sources: Sources, steps: StepAxis | None) -> tuple[Any, l
         height=_OWN_HEIGHT if steps is None else _HEIGHT,
         sizing_mode="stretch_width",
         x_range=_own_range(panel) if steps is None else steps.range,
-        y_range=Range1d(low, high),
+        y_range=Range1d(start=low, end=high),
         x_axis_type="log" if panel.logarithmic_x else "linear",
-        y_axis_type=kind,  # type: ignore[arg-type]
+        y_axis_type=kind,
         tools="",
         toolbar_location=None,
         min_border_left=_LEFT,
@@ -140,7 +145,13 @@ def draw(panel: Panel, sources: Sources, steps: StepAxis | None) -> tuple[Any, l
         outline_line_color=None,
         lod_threshold=None,
     )
-    plot.tags = [{"home": [low, high], "steps": steps is not None}]
+    plot.tags = [
+        {
+            "home": [low, high],
+            "across": [plot.x_range.start, plot.x_range.end],
+            "steps": steps is not None,
+        }
+    ]
     if steps is not None:
         steps.furnish(plot)
     groups: dict[str, list[tuple[Series, Any, list[tuple[str, str]]]]] = {}
@@ -164,9 +175,9 @@ def _own_range(panel: Panel) -> Range1d:
     places = places[np.isfinite(places)]
     first, last = (float(places.min()), float(places.max())) if len(places) else (0.0, 1.0)
     if panel.logarithmic_x:
-        return Range1d(first / 1.05, last * 1.05)
+        return Range1d(start=first / 1.05, end=last * 1.05)
     margin = 0.02 * (last - first) or 0.5
-    return Range1d(first - margin, last + margin)
+    return Range1d(start=first - margin, end=last + margin)
 
 
 def _draw_series(
@@ -201,7 +212,11 @@ def _draw_series(
     if series.style != "line":
         kept = distinct(series.x, series.y, limits, logarithmic=panel.logarithmic)
         kept = kept if series.style == "points" else np.arange(len(series.x))
-        view = {} if series.style == "marks" else {"view": CDSView(filter=IndexFilter(kept.tolist()))}
+        view = (
+            {}
+            if series.style == "marks"
+            else {"view": CDSView(filter=IndexFilter(indices=kept.tolist()))}
+        )
         small = 2.0 if len(series.x) > _DENSE else 4.0
         plot.scatter(
             "x",
@@ -209,11 +224,16 @@ def _draw_series(
             marker=series.marker,
             size=value(8.0 if series.style == "marks" else small),
             fill_color=series.colour if series.filled else None,
-            line_color=series.colour if series.style == "marks" else None,
+            line_color=series.colour
+            if series.style == "marks" or series.marker in _STROKES
+            else None,
             tags=[series.style],
             **common,
             **view,
         )
+    if series.runs:
+        source.data[RUNS] = [" ".join(map(str, some)) for some in series.runs]
+        plot.add_tools(TapTool(renderers=[plot.renderers[-1]]))
     rows += [(label, sources.add(source, column)) for label, column in series.beside.items()]
     return line, rows
 
@@ -278,6 +298,7 @@ def _is_number(series: Series, label: str) -> bool:
 def _label_axes(plot: Any, panel: Panel, steps: StepAxis | None) -> None:
     """Steps are whole numbers without powers of ten; an own axis has its name and its ticks."""
     plot.axis.axis_line_width = 1
+    plot.yaxis.ticker.desired_num_ticks = 4 if steps is not None else 6
     plot.axis.minor_tick_line_color = None
     plot.axis.major_label_text_font_size = "12px"
     plot.axis.axis_label_text_font_size = "12px"

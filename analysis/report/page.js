@@ -5,11 +5,30 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   let plots = [], steps = null, waiting = 0;
 
+  // Colours that are dark on dark have a lighter one there.
+  const LIGHTER = { "#0072B2": "#4A94F0", "#56B4E9": "#B0E0FF", "#000000": "#FFFFFF", "#D55E00": "#F0803C" };
+
   function theme(name) {
     root.dataset.theme = name;
-    for (const { view } of plots) view.canvas_view.parent.request_repaint();
+    const shown = (colour) => name === "dark" ? LIGHTER[colour] || colour : colour;
+    for (const key of all("[data-colour]")) key.style.color = shown(key.dataset.colour);
+    for (const { colours, figure } of plots) {
+      for (const [property, colour] of colours) {
+        if (property.get_value().value !== shown(colour)) property.set_value({ value: shown(colour) });
+      }
+      figure.change.emit();
+    }
   }
-  theme(dark.matches ? "dark" : "light");
+
+  // The colours of what is drawn, as they are on white.
+  function coloured(figure) {
+    return figure.renderers.flatMap(({ glyph }) => ["line_color", "fill_color"]
+      .map((name) => glyph.properties[name])
+      .filter((property) => property && LIGHTER[property.get_value()?.value])
+      .map((property) => [property, property.get_value().value]));
+  }
+
+  root.dataset.theme = dark.matches ? "dark" : "light";
   dark.addEventListener("change", () => theme(dark.matches ? "dark" : "light"));
   document.getElementById("theme").addEventListener("click", () =>
     theme(root.dataset.theme === "dark" ? "light" : "dark"));
@@ -61,9 +80,9 @@
     figure.y_range.setv({ start: low, end: high });
   }
 
-  // Points that fall into one half pixel are drawn once; far apart they are larger and joined.
+  // Points that fall into one pixel are drawn once; far apart they are larger and joined.
   function thin({ figure, lines, clouds, log }) {
-    const width = 2 * Math.round(figure.inner_width || 1000), height = 2 * Math.round(figure.inner_height || 150);
+    const width = Math.round(figure.inner_width || 1000), height = Math.round(figure.inner_height || 150);
     const scale = log ? Math.log : (y) => y, x_scale = figure.x_range;
     const [low, high] = [scale(figure.y_range.start), scale(figure.y_range.end)];
     for (const cloud of clouds) {
@@ -75,7 +94,7 @@
         const cell = column * height + row;
         if (!seen[cell]) { seen[cell] = 1; kept.push(i); }
       }
-      const apart = width / 2 / Math.max(to - from, 1);
+      const apart = width / Math.max(to - from, 1);
       cloud.glyph.size = { value: Math.min(Math.max(2.4 * Math.sqrt(apart), 2), 6) };
       const line = lines.find((other) => other.name === cloud.name);
       line.glyph.line_alpha = { value: apart > 3 ? 0.5 : apart > 0.5 ? 0.2 : 0 };
@@ -84,8 +103,9 @@
   }
 
   function told() {
-    document.getElementById("first").value = Math.max(Math.ceil(steps.start), 0);
-    document.getElementById("last").value = Math.floor(steps.end);
+    const [first, last] = steps.tags[1];
+    document.getElementById("first").value = Math.max(Math.ceil(steps.start), first);
+    document.getElementById("last").value = Math.min(Math.floor(steps.end), last);
   }
 
   function moved() {
@@ -116,6 +136,11 @@
       button.textContent = move ? "drag: move" : "drag: zoom";
       dragging(move ? "PanTool" : "BoxZoomTool");
     }
+  }
+
+  function whole({ figure, home, across }) {
+    figure.x_range.setv({ start: across[0], end: across[1] });
+    figure.y_range.setv({ start: home[0], end: home[1] });
   }
 
   function dragging(kind) {
@@ -150,8 +175,9 @@
       if (plot.of_steps) moved();
     });
     for (const plot of plots) {
-      plot.view.el.addEventListener("dblclick", () => plot.of_steps
-        ? act("home") : plot.figure.reset());
+      plot.view.el.addEventListener("dblclick", () => plot.of_steps ? act("home") : whole(plot));
+      if (plot.of_steps) continue;
+      for (const range of [plot.figure.x_range, plot.figure.y_range]) range.change.connect(() => thin(plot));
     }
     if (!steps) return;
     for (const id of ["first", "last"]) document.getElementById(id).addEventListener("change", () =>
@@ -162,21 +188,60 @@
     told();
   }
 
+  // Of a study: the runs of what was chosen, and their configurations.
+  function studied() {
+    const content = document.getElementById("study");
+    if (!content) return;
+    const { common, keys, runs } = JSON.parse(content.textContent), box = document.getElementById("runs");
+    const made = (kind, text) => Object.assign(document.createElement(kind), { textContent: text });
+
+    function entry(number, open) {
+      const { own, without, status, message, numbers } = runs[number], config = { ...common, ...own };
+      for (const key of without) delete config[key];
+      const one = document.createElement("details"), list = document.createElement("dl");
+      const told = keys.map((key) => `${key} ${config[key]}`).join(", ");
+      one.append(made("summary", `run ${number}: ${status}${message ? ` (${message})` : ""}; ${told}`), list);
+      for (const [key, value] of [...Object.entries(numbers).filter(([, value]) => value !== null), ...Object.entries(config)]) {
+        list.append(made("dt", key), made("dd", value));
+      }
+      one.open = open;
+      return one;
+    }
+
+    function show_runs(numbers) {
+      const there = numbers.filter((number) => number in runs);
+      box.replaceChildren(...there.map((number) => entry(number, there.length === 1)));
+    }
+
+    document.getElementById("run").addEventListener("change", ({ target }) => show_runs([Number(target.value)]));
+    for (const { figure } of plots) for (const { data_source } of figure.renderers) {
+      const column = data_source.get_column("runs");
+      if (column) data_source.selected.change.connect(() => {
+        const [first] = data_source.selected.indices;
+        if (first !== undefined && column[first]) show_runs(column[first].split(" ").map(Number));
+      });
+    }
+  }
+
   function ready() {
     const found = window.Bokeh && Bokeh.documents[0];
     if (!found || !found.is_idle) return void setTimeout(ready, 20);
-    const of = (figure, kind) => figure.renderers.filter((r) => (r.tags || []).includes(kind));
+    const of = (figure, kind) => figure.renderers.filter((r) => r.glyph.tags.includes(kind));
     plots = found.roots().map((figure) => ({
       figure, view: Bokeh.index.get ? Bokeh.index.get(figure) : Bokeh.index[figure.id],
-      of_steps: figure.tags[0].steps, home: figure.tags[0].home,
+      of_steps: figure.tags[0].steps, home: figure.tags[0].home, across: figure.tags[0].across,
+      colours: coloured(figure),
       log: figure.y_scale.type === "LogScale",
       lines: figure.renderers.filter((r) => r.name && r.glyph.type === "Line"),
       clouds: of(figure, "points").filter((r) => r.glyph.type === "Scatter"),
     }));
     steps = found.get_model_by_name("steps");
+    if (innerWidth < 600) for (const { figure } of plots) figure.below[0].ticker.desired_num_ticks = 4;
     // Fingers scroll the page; buttons and rows zoom.
     if (matchMedia("(pointer: coarse)").matches) dragging("none");
     listen();
+    studied();
+    if (root.dataset.theme === "dark") theme("dark");
     root.dataset.ready = Math.round(performance.now());
     window.dispatchEvent(new Event("report-ready"));
   }

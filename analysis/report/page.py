@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,6 +13,7 @@ from bokeh.resources import INLINE
 from jinja2 import Environment, Template
 
 from dlf_dynamics import __version__
+from dlf_dynamics.analysis.report.cells import draw_cells
 from dlf_dynamics.analysis.report.citation import CITATIONS
 from dlf_dynamics.analysis.report.content import Panel, Part
 from dlf_dynamics.analysis.report.figures import Sources, StepAxis, draw
@@ -30,8 +30,7 @@ class Page:
         first: step at which the axis of steps begins.
         last: step at which it ends.
         own_title: heading of the panels with axes of their own.
-        runs: JSON of the runs of a study; empty without them.
-        num_runs: their number.
+        runs: of a study, as the script reads them: `common` and `runs`; none without them.
     """
 
     title: str
@@ -40,8 +39,7 @@ class Page:
     first: float = 0.0
     last: float = 1.0
     own_title: str = "Spectra and diagrams"
-    runs: str = ""
-    num_runs: int = 0
+    runs: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class _Shown:
 
 @cache
 def _text(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return files("dlf_dynamics.analysis.report").joinpath(name).read_text(encoding="utf-8")
 
 
 @cache
@@ -80,9 +78,11 @@ def render(page: Page, *, several: bool = False) -> str:
         of_steps = not panel.x_label
         figure, notes = draw(panel, sources, steps if of_steps else None)
         named = several and of_steps
-        groups[of_steps].append(
-            _Shown(len(figures), panel.title, notes, _legend(panel), named)
-        )
+        groups[of_steps].append(_Shown(len(figures), panel.title, notes, _legend(panel), named))
+        figures.append(figure)
+    for cells in (cells for part in page.parts for cells in part.cells):
+        figure, notes = draw_cells(cells)
+        groups[False].append(_Shown(len(figures), cells.title, notes))
         figures.append(figure)
     content = {
         "title": page.title,
@@ -94,7 +94,7 @@ def render(page: Page, *, several: bool = False) -> str:
         "windows": windows,
         "facts": {part.title: part.facts for part in page.parts if part.facts},
         "runs": page.runs,
-        "num_runs": page.num_runs,
+        "num_runs": len(page.runs["runs"]) if page.runs else 0,
         "citations": CITATIONS,
     }
     variables = {
@@ -108,16 +108,29 @@ def render(page: Page, *, several: bool = False) -> str:
     )
 
 
+_GLYPHS = {
+    "triangle": "▲△",
+    "inverted_triangle": "▼▽",
+    "diamond": "◆◇",
+    "circle": "●○",
+    "square": "■□",
+    "x": "××",
+    "cross": "++",
+    "y": "⅄⅄",
+    "dash": "––",
+}
+"""What stands for a marker in a legend: filled, and hollow."""
+
+_LINES = {"solid": "━", "dashed": "╍", "dotted": "┅", "dotdash": "┉"}
+
+
 def _legend(panel: Panel) -> list[dict[str, Any]]:
     """An entry for each name, with the numbers of the series that have it."""
     found: dict[str, dict[str, Any]] = {}
     for number, series in enumerate(panel.series):
-        style = series.style if series.filled else f"{series.style} hollow"
-        entry = {"name": series.name, "colour": series.colour, "style": style, "series": []}
+        sign = _GLYPHS[series.marker][not series.filled]
+        if series.style == "line":
+            sign = _LINES[series.dash]
+        entry = {"name": series.name, "colour": series.colour, "sign": sign, "series": []}
         found.setdefault(series.name, entry)["series"].append(number)
     return list(found.values())
-
-
-def json_text(content: Mapping[str, Any]) -> str:
-    """JSON for a page; the template escapes it."""
-    return json.dumps(content, allow_nan=False)

@@ -116,7 +116,7 @@ def _recoloured(panel: Panel, name: str, colour: str) -> Panel:
             name=f"{name}: {each.name}",
             colour=colour,
             dash=_DASHES[place % len(_DASHES)],
-            marker=each.marker if each.style == "marks" else _MARKERS[place % len(_MARKERS)],
+            marker=_MARKERS[place % len(_MARKERS)] if each.marker == "square" else each.marker,
         )
         for place, each in enumerate(panel.series)
     ]
@@ -149,4 +149,3 @@ def _joined(below: Panel, above: Panel) -> Panel:
         logarithmic=below.logarithmic and above.logarithmic,
         note="; ".join(notes),
     )
-

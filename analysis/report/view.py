@@ -1,6 +1,6 @@
-"""What is seen of a panel before anyone zooms in: its limits, and the points that can be told apart.
+"""What is seen of a panel before anyone zooms in: its limits, and points that can be told apart.
 
-Nothing is hidden in silence: what lies outside the limits, or cannot be drawn, is counted in a note.
+Nothing is hidden in silence: what lies outside the limits or cannot be drawn is counted in a note.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from dlf_dynamics.errors import counted
 _MARGIN = 0.06
 """Share of the range that stays free above and below."""
 
-_LARGEST = 1e150
+_LARGEST, _LARGEST_LOG = 1e150, 345.0
 """Beyond it the arithmetic of a browser's axes overflows."""
 
-_WIDTH, _HEIGHT = 3200, 400
-"""Cells in which points are told apart before the page knows its own width: half pixels of a wide
-screen."""
+_WIDTH, _HEIGHT = 1600, 160
+"""Pixels of a panel on a wide screen, before the page knows its own."""
 
 
 class Heights(NamedTuple):
@@ -45,10 +44,14 @@ def heights(panel: Panel) -> Heights:
     points = [y for y, series in zip(shown, panel.series, strict=True) if series.style == "points"]
     others = [y for y, series in zip(shown, panel.series, strict=True) if series.style != "points"]
     inside, always = (np.concatenate([np.zeros(0), *values]) for values in (points, others))
+    if panel.x_label:  # its limits stay as they are
+        inside, always = np.zeros(0), np.concatenate([inside, always])
     low, high = core_range(inside, always)
     margin = _MARGIN * (high - low) or (0.1 if panel.logarithmic else 0.1 * abs(low) or 0.5)
     ends = np.array([low - margin, high + margin])
-    ends = np.clip(np.exp(np.clip(ends, -345, 345)) if panel.logarithmic else ends, -_LARGEST, _LARGEST)
+    ends = np.clip(
+        np.exp(np.clip(ends, -345, 345)) if panel.logarithmic else ends, -_LARGEST, _LARGEST
+    )
     notes = [*_beyond(inside, (low, high), panel), *_not_drawn(panel)]
     return Heights(float(ends[0]), float(ends[1]), notes)
 
@@ -73,7 +76,8 @@ def _beyond(
             value = float(extreme(inside[beyond]))
             value = np.exp(value) if panel.logarithmic else value
             parts.append(f"{counted(int(beyond.sum()), 'point')} {word} {value:.4g}")
-    return [f"outside this view: {'; '.join(parts)} (seen when you zoom in)"] if parts else []
+    told = "; ".join(parts)
+    return [f"not seen in the view of the whole run: {told}; zoom in to see them"] if parts else []
 
 
 def _not_drawn(panel: Panel) -> list[str]:
@@ -90,7 +94,7 @@ def _not_drawn(panel: Panel) -> list[str]:
 def distinct(
     x: np.ndarray, y: np.ndarray, limits: tuple[float, float], *, logarithmic: bool
 ) -> Int[np.ndarray, " kept"]:
-    """The first of all points that fall into the same half pixel, and so look like one.
+    """The first of all points that fall into the same pixel, and so look like one.
 
     Args:
         x: of the points, from one end of the horizontal axis to the other.

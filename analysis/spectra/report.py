@@ -91,10 +91,10 @@ def crossings_table(crossings: Sequence[Crossing]) -> Table:
     ]
     return Table(
         title="Crossings of the threshold by the largest eigenvalue",
-        columns=["", "at", "between steps", "before", "after", "threshold", ""],
+        columns=["direction", "at", "between steps", "before", "after", "threshold", "state"],
         rows=rows,
-        caption="certain and refined: the intervals of both values clear the threshold; unresolved: "
-        "between the two steps lie others that are on neither side",
+        caption="certain and refined: the intervals of both values clear the threshold; "
+        "unresolved: between the two steps lie others that are on neither side",
         spans=[around(c.step_before, c.step_after, 3.0, 100) for c in crossings],
     )
 
@@ -119,9 +119,7 @@ def _extreme(spectrum: Spectrum, column: int) -> Panel:
     return Panel(title, series, logarithmic)
 
 
-def _values(
-    found: Eigenvalues, steps: np.ndarray, column: int, at: str
-) -> list[Series]:
+def _values(found: Eigenvalues, steps: np.ndarray, column: int, at: str) -> list[Series]:
     """Certified values as points, the others as marks of their own."""
     values, status = found.eigenvalues[:, column], found.status[:, column]
     if not np.any(np.isfinite(values)):
@@ -145,8 +143,16 @@ def _values(
             beside = {"residual": found.residuals[bad, column]}
             name = f"{_WHERE[at]}: {meaning}"
             series.append(
-                Series(name, steps[bad], values[bad], _COLOURS[at], "marks", marker=marker,
-                       filled=False, beside=beside)
+                Series(
+                    name,
+                    steps[bad],
+                    values[bad],
+                    _COLOURS[at],
+                    "marks",
+                    marker=marker,
+                    filled=False,
+                    beside=beside,
+                )
             )
     return series
 
@@ -159,7 +165,7 @@ def _bounds(spectrum: Spectrum) -> list[Series]:
         if np.any(np.isfinite(bound)):
             shown = np.where(np.isfinite(bound), bound, np.nan)
             name = f"upper bound {_WHERE[at]}"
-            series.append(Series(name, steps, shown, _COLOURS[at], "line", dash="dotted"))
+            series.append(Series(name, steps, shown, _COLOURS[at], marker="dash"))
     return series
 
 
@@ -220,14 +226,19 @@ def _kernel(ntk: NTKSpectrum) -> Panel:
         "effective rank": ntk.effective_rank,
         "alignment": ntk.alignment,
     }
-    series = [
-        Series("NTK", ntk.steps, np.where(fine, values, np.nan), COLOURS[0], beside=beside)
-    ]
+    series = [Series("NTK", ntk.steps, np.where(fine, values, np.nan), COLOURS[0], beside=beside)]
     bad = ~fine & np.isfinite(values)
     if np.any(bad):
         series.append(
-            Series("not converged", ntk.steps[bad], values[bad], COLOURS[0], "marks", marker="x",
-                   filled=False)
+            Series(
+                "not converged",
+                ntk.steps[bad],
+                values[bad],
+                COLOURS[0],
+                "marks",
+                marker="x",
+                filled=False,
+            )
         )
     return Panel("largest eigenvalue of the NTK", series, spans_decades(values))
 
@@ -248,8 +259,10 @@ def _limits(found: InfiniteWidth) -> list[Panel]:
     ]
     return [
         Panel("distance of the NTK from infinite width", distance),
-        Panel("alignment of the NTK with infinite width",
-              [Series("alignment", found.steps, found.alignment, COLOURS[5])]),
+        Panel(
+            "alignment of the NTK with infinite width",
+            [Series("alignment", found.steps, found.alignment, COLOURS[5])],
+        ),
         Panel(
             f"eigenvalues of the kernels of {found.num_examples} examples",
             [

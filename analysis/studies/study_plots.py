@@ -86,9 +86,8 @@ def draw_study(results: StudyResults, quantities: Sequence[str] | None = None) -
         return {"curves": draw_curves(results, _kept(results), by=())}
     axes = choose_axes(everything)
     figures = {}
-    for fixed in _combinations(everything, axes):
-        named = "".join(f", {key} {describe(value)}" for key, value in fixed.items())
-        for quantity in _measured(results) if quantities is None else quantities:
+    for named, fixed in combinations(everything, axes).items():
+        for quantity in measured(results) if quantities is None else quantities:
             diagram = phase_diagram(results, quantity, x=axes[0], y=axes[1], fixed=fixed)
             figures[quantity + named] = draw_phase_diagram(diagram)
         if curves:
@@ -99,11 +98,12 @@ def draw_study(results: StudyResults, quantities: Sequence[str] | None = None) -
     return figures
 
 
-def _measured(results: StudyResults) -> list[str]:
+def measured(results: StudyResults) -> list[str]:
+    """Quantities of general interest, as far as there are values."""
     first, *others = _IF_MEASURED
-    measured = {name: bool(np.any(usable_runs(results, name))) for name in _IF_MEASURED}
+    known = {name: bool(np.any(usable_runs(results, name))) for name in _IF_MEASURED}
     names = [first, *_ALWAYS, *others]
-    return [name for name in names if measured.get(name, True)]
+    return [name for name in names if known.get(name, True)]
 
 
 def _kept(results: StudyResults) -> list[str]:
@@ -113,16 +113,25 @@ def _kept(results: StudyResults) -> list[str]:
     return [name for name, known in zip(CURVES, kept, strict=True) if known]
 
 
-def _combinations(selection: Selection, axes: tuple[str, str | None]) -> list[dict[str, Any]]:
-    """Values of the keys that are neither axes nor seeds, as they occur together."""
+def combinations(selection: Selection, axes: tuple[str, str | None]) -> dict[str, dict[str, Any]]:
+    """Values of the keys that are neither axes nor seeds, as they occur together, by their names.
+
+    Args:
+        selection: of runs.
+        axes: keys of the columns and of the rows.
+
+    Raises:
+        ConfigError: when there are more than `_MOST_COMBINATIONS`.
+    """
     keys = further_keys(selection, axes)
     rows = _rows(selection, keys, selection.moving)
     if len(rows) > _MOST_COMBINATIONS:
         require_single(selection, axes)
-    return [
-        {key: selection.values[key][place].item() for key, place in zip(keys, row, strict=True)}
-        for row in rows
-    ]
+    found = {}
+    for row in rows:
+        fixed = {k: selection.values[k][place].item() for k, place in zip(keys, row, strict=True)}
+        found["".join(f", {key} {describe(value)}" for key, value in fixed.items())] = fixed
+    return found
 
 
 def _rows(selection: Selection, keys: Sequence[str], runs: np.ndarray) -> list[list[int]]:
