@@ -6,51 +6,29 @@ from typing import Any
 
 import numpy as np
 from bokeh.models import (
-    BoxZoomTool,
     ColorBar,
     ColumnDataSource,
     FixedTicker,
     HoverTool,
     LinearColorMapper,
     LogColorMapper,
-    PanTool,
     Range1d,
     TapTool,
 )
-from bokeh.plotting import figure as new_figure
 
 from dlf_dynamics.analysis.report.content import Cells
+from dlf_dynamics.analysis.report.frame import RUNS, frame, listed
 
-RUNS = "runs"
-"""Column with the numbers of the runs that a choice shows."""
-
-_HEIGHT, _NOTHING = 360, "rgba(128,128,128,0.12)"
+_HEIGHT = 360
+_NOTHING, _HATCH = "rgba(128,128,128,0.12)", "#666666"
+_FADED = 0.55
 
 
 def draw_cells(cells: Cells) -> tuple[Any, list[str]]:
     """Cells as a figure, and what is to be said under it."""
-    kinds = ["log" if logarithmic else "linear" for logarithmic in cells.logarithmic]
-    (left, right), (bottom, top) = ((edges[0], edges[-1]) for edges in cells.edges)
-    plot: Any = new_figure(
-        height=_HEIGHT,
-        sizing_mode="stretch_width",
-        x_range=Range1d(start=float(left), end=float(right)),
-        y_range=Range1d(start=float(bottom), end=float(top)),
-        x_axis_type=kinds[0],  # type: ignore[arg-type]
-        y_axis_type=kinds[1],  # type: ignore[arg-type]
-        tools="",
-        toolbar_location=None,
-        background_fill_color=None,
-        border_fill_color=None,
-        outline_line_color=None,
-    )
-    plot.tags = [
-        {
-            "home": [float(bottom), float(top)],
-            "across": [float(left), float(right)],
-            "steps": False,
-        }
-    ]
+    (left, right), (bottom, top) = ((float(e[0]), float(e[-1])) for e in cells.edges)
+    across = Range1d(start=left, end=right)
+    plot = frame(_HEIGHT, across, (bottom, top), logarithmic=cells.logarithmic[:2])
     plot.grid.grid_line_color = None
     for axis, name, values, edges, logarithmic in zip(
         (plot.xaxis, plot.yaxis),
@@ -62,50 +40,46 @@ def draw_cells(cells: Cells) -> tuple[Any, list[str]]:
     ):
         places = _middles(edges, logarithmic=logarithmic)
         axis.axis_label = name
-        axis.axis_label_text_font_style = "normal"
         axis.ticker = FixedTicker(ticks=places)
         axis.major_label_overrides = dict(zip(places, values, strict=True))
-    columns = _columns(cells)
-    source = ColumnDataSource(data=columns)
     mapper = (LogColorMapper if cells.logarithmic[2] else LinearColorMapper)(
         palette=list(cells.palette),
         low=cells.limits[0],
         high=cells.limits[1],
         nan_color=_NOTHING,
     )
-    quads = plot.quad(
+    quads = _draw_quads(plot, cells, mapper)
+    plot.add_tools(TapTool(renderers=[quads]), _hover(cells, quads))
+    plot.add_layout(ColorBar(color_mapper=mapper, width=12, background_fill_color=None), "right")
+    hatched = "hatched: some runs missing, failed or diverged; numbers are of the others"
+    return plot, [cells.note, *([hatched] if np.any(cells.missing > 0) else [])]
+
+
+def _draw_quads(plot: Any, cells: Cells, mapper: Any) -> Any:
+    return plot.quad(
         "left",
         "right",
         "bottom",
         "top",
-        source=source,
+        source=ColumnDataSource(data=_columns(cells)),
         fill_color={"field": "number", "transform": mapper},
         line_color=None,
         hatch_pattern={"field": "hatch"},
-        hatch_color="#666666",
+        hatch_color=_HATCH,
         hatch_weight=0.7,
         hatch_scale=8,
-        nonselection_fill_alpha=0.55,
-        nonselection_hatch_alpha=0.55,
+        nonselection_fill_alpha=_FADED,
+        nonselection_hatch_alpha=_FADED,
     )
-    rows = [(name, f"@{name_of}") for name, name_of in zip(cells.axes, ("x", "y"), strict=True)]
-    names = [cells.title, *cells.beside]
-    numbers = [("number" if k == 0 else f"b{k}") for k in range(len(names))]
-    rows += [(name, f"@{column}{{%g}}") for name, column in zip(names, numbers, strict=True)]
-    formatters: Any = {f"@{column}": "printf" for column in numbers}
-    drag = BoxZoomTool()
-    plot.add_tools(
-        drag,
-        PanTool(),
-        TapTool(renderers=[quads]),
-        HoverTool(renderers=[quads], tooltips=rows, formatters=formatters),
-    )
-    plot.toolbar.active_drag = drag
-    plot.add_layout(
-        ColorBar(color_mapper=mapper, width=12, background_fill_color=None, title=None), "right"
-    )
-    hatched = "hatched: some runs missing, failed or diverged; numbers are of the others"
-    return plot, [cells.note, *([hatched] if np.any(cells.missing > 0) else [])]
+
+
+def _hover(cells: Cells, quads: Any) -> HoverTool:
+    """Values of the axes, and all numbers of the cell."""
+    rows = [(name, f"@{column}") for name, column in zip(cells.axes, ("x", "y"), strict=True)]
+    names = {"number": cells.title} | {f"b{k}": name for k, name in enumerate(cells.beside)}
+    rows += [(name, f"@{column}{{%g}}") for column, name in names.items()]
+    formatters: Any = {f"@{column}": "printf" for column in names}
+    return HoverTool(renderers=[quads], tooltips=rows, formatters=formatters)
 
 
 def _middles(edges: np.ndarray, *, logarithmic: bool) -> list[float]:
@@ -127,7 +101,6 @@ def _columns(cells: Cells) -> dict[str, Any]:
         "x": [cells.values[0][k] for k in column.tolist()],
         "y": [cells.values[1][k] for k in row.tolist()],
         "hatch": ["/" if few else " " for few in (cells.missing > 0).ravel()],
-        RUNS: [" ".join(map(str, some)) for some in cells.runs],
+        RUNS: listed(cells.runs),
     }
-    beside = {f"b{k}": values.ravel() for k, values in enumerate(cells.beside.values(), start=1)}
-    return found | beside
+    return found | {f"b{k}": values.ravel() for k, values in enumerate(cells.beside.values())}

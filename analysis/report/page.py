@@ -16,7 +16,8 @@ from dlf_dynamics import __version__
 from dlf_dynamics.analysis.report.cells import draw_cells
 from dlf_dynamics.analysis.report.citation import CITATIONS
 from dlf_dynamics.analysis.report.content import Panel, Part
-from dlf_dynamics.analysis.report.figures import Sources, StepAxis, draw
+from dlf_dynamics.analysis.report.figures import StepAxis, draw
+from dlf_dynamics.analysis.report.frame import Sources
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Heights(NamedTuple):
 
 
 def heights(panel: Panel) -> Heights:
-    """Limits within which the series are seen, without the few points that would squash the rest."""
+    """Limits within which the series are seen, but for few points that would squash the rest."""
     shown = [_heights_of(series.y, panel) for series in panel.series]
     points = [y for y, series in zip(shown, panel.series, strict=True) if series.style == "points"]
     others = [y for y, series in zip(shown, panel.series, strict=True) if series.style != "points"]
@@ -49,9 +49,9 @@ def heights(panel: Panel) -> Heights:
     low, high = core_range(inside, always)
     margin = _MARGIN * (high - low) or (0.1 if panel.logarithmic else 0.1 * abs(low) or 0.5)
     ends = np.array([low - margin, high + margin])
-    ends = np.clip(
-        np.exp(np.clip(ends, -345, 345)) if panel.logarithmic else ends, -_LARGEST, _LARGEST
-    )
+    if panel.logarithmic:
+        ends = np.exp(np.clip(ends, -_LARGEST_LOG, _LARGEST_LOG))
+    ends = np.clip(ends, -_LARGEST, _LARGEST)
     notes = [*_beyond(inside, (low, high), panel), *_not_drawn(panel)]
     return Heights(float(ends[0]), float(ends[1]), notes)
 
