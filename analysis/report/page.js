@@ -63,7 +63,7 @@
         for (let i = a; i < b; i++) {
           if (xs[i] < steps.start || xs[i] > steps.end) continue;
           const y = ys[i];
-          if (!Number.isFinite(y) || Math.abs(y) > 1e150 || (log && y <= 0)) continue;
+          if (!Number.isFinite(y) || Math.abs(y) >= 1e150 || (log && y <= 0)) continue;
           if (y < low) low = y;
           if (y > high) high = y;
         }

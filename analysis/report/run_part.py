@@ -6,6 +6,7 @@ import numpy as np
 
 from dlf_dynamics.analysis.report.content import Panel, Part, Series, flat
 from dlf_dynamics.analysis.style import COLOURS, class_colours, spans_decades
+from dlf_dynamics.dynamics import SCALARS
 from dlf_dynamics.errors import counted
 from dlf_dynamics.run import Run
 
@@ -16,6 +17,7 @@ _MOST_CLASSES = 10
 def run_part(run: Run) -> Part:
     """The panels of a run, and how far it came, in words."""
     panels = [_class_weights(run), _loss(run), _loss_change(run), _accuracy(run), _cosine(run)]
+    panels += _own(run)
     return Part(
         title="The run",
         lines=_lines(run),
@@ -77,9 +79,10 @@ def _loss(run: Run) -> Panel | None:
 
 
 def _loss_change(run: Run) -> Panel | None:
-    """So that an alternation is seen."""
+    """So that an alternation is seen; of steps that follow each other."""
     with np.errstate(invalid="ignore"):  # a run that diverged ends with an infinite loss
         change = np.diff(run.scalars["loss"])
+    change = np.where(np.diff(run.steps) == 1, change, np.nan)
     if not _known(change):
         return None
     return Panel("change of the loss, F(t) − F(t−1)", [_series("ΔF", run.steps[1:], change)])
@@ -99,6 +102,16 @@ def _cosine(run: Run) -> Panel | None:
     if not _known(cosine):
         return None
     return Panel("cosine of successive updates", [_series("cosine", run.steps, cosine)])
+
+
+def _own(run: Run) -> list[Panel]:
+    """What else the author of a custom training loop has recorded."""
+    own = {name: v for name, v in run.scalars.items() if name not in (*SCALARS, "class_weights")}
+    return [
+        Panel(name, [_series(name, run.steps, values)], spans_decades(values))
+        for name, values in own.items()
+        if values.ndim == 1 and _known(values)
+    ]
 
 
 def _series(name: str, steps: np.ndarray, values: np.ndarray) -> Series:

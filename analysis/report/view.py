@@ -17,8 +17,8 @@ from dlf_dynamics.errors import counted
 _MARGIN = 0.06
 """Share of the range that stays free above and below."""
 
-_LARGEST, _LARGEST_LOG = 1e150, 345.0
-"""Beyond it the arithmetic of a browser's axes overflows."""
+_LARGEST, _FARTHEST = 1e150, 345.0
+"""From it on the arithmetic of the axes of a page overflows; and its natural logarithm."""
 
 _WIDTH, _HEIGHT = 1600, 160
 """Pixels of a panel on a wide screen, before the page knows its own."""
@@ -50,8 +50,7 @@ def heights(panel: Panel) -> Heights:
     margin = _MARGIN * (high - low) or (0.1 if panel.logarithmic else 0.1 * abs(low) or 0.5)
     ends = np.array([low - margin, high + margin])
     if panel.logarithmic:
-        ends = np.exp(np.clip(ends, -_LARGEST_LOG, _LARGEST_LOG))
-    ends = np.clip(ends, -_LARGEST, _LARGEST)
+        ends = np.exp(np.clip(ends, -_FARTHEST, _FARTHEST))
     notes = [*_beyond(inside, (low, high), panel), *_not_drawn(panel)]
     return Heights(float(ends[0]), float(ends[1]), notes)
 
@@ -59,7 +58,7 @@ def heights(panel: Panel) -> Heights:
 def _heights_of(y: np.ndarray, panel: Panel) -> Float[np.ndarray, " shown"]:
     """The values that can be drawn, on the scale of the panel."""
     values = np.asarray(y, float)
-    values = values[np.isfinite(values)]
+    values = values[np.abs(values) < _LARGEST]
     return np.log(values[values > 0]) if panel.logarithmic else values
 
 
@@ -84,8 +83,10 @@ def _not_drawn(panel: Panel) -> list[str]:
     """How many values no axis, or no logarithmic one, can show."""
     values = [np.asarray(series.y, float) for series in panel.series if series.style != "marks"]
     together = np.concatenate([np.zeros(0), *values])
-    infinite, negative = int(np.isinf(together).sum()), int((together <= 0).sum())
-    notes = [f"{counted(infinite, 'infinite value')} cannot be drawn"] if infinite else []
+    beyond, negative = int((np.abs(together) >= _LARGEST).sum()), int((together <= 0).sum())
+    notes = []
+    if beyond:
+        notes.append(f"{counted(beyond, 'value')} of {_LARGEST:.0e} or more cannot be drawn")
     if panel.logarithmic and negative:
         notes.append(f"{counted(negative, 'value')} ≤ 0 cannot be drawn on a logarithmic axis")
     return notes

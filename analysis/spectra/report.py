@@ -269,7 +269,7 @@ def _limits(found: InfiniteWidth) -> list[Panel]:
                 Series(name, ranks, values, colour)
                 for (name, values), colour in zip(kernels.items(), colours, strict=True)
             ],
-            spans_decades(*kernels.values()),
+            logarithmic=bool(np.any(found.ntk > 0)),
             x_label="rank",
         ),
     ]
