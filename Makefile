@@ -18,8 +18,8 @@ SHAPED := $(addprefix tests/,test_schedules.py test_optimizers.py test_output_he
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all shapes stress test-torch test-browser check docs wheel figures bench \
-	bench-torch format clean
+.PHONY: help setup demo test test-all shapes stress test-torch test-browser check docs wheel \
+	figures bench bench-torch format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'

@@ -27,7 +27,7 @@ COMMANDS = {
     ),
     "report": Entry(
         "dlf_dynamics.commands.report:Report",
-        "Write what is on file of a run or a study as one page to look at and to send.",
+        "Write what is on file of a run, or of a study, as one page to look at and to send.",
     ),
     "info": Entry(
         "dlf_dynamics.commands.files:Info",
