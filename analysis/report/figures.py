@@ -111,7 +111,8 @@ def _own_range(panel: Panel) -> Range1d:
     places = places[np.isfinite(places)]
     first, last = (float(places.min()), float(places.max())) if len(places) else (0.0, 1.0)
     if panel.logarithmic_x:
-        return Range1d(start=first / 1.05, end=last * 1.05)
+        margin = max((last / first) ** 0.03, 1.05)
+        return Range1d(start=first / margin, end=last * margin)
     margin = 0.02 * (last - first) or 0.5
     return Range1d(start=first - margin, end=last + margin)
 

@@ -225,6 +225,7 @@
 
   function ready() {
     const found = window.Bokeh && Bokeh.documents[0];
+    if (!document.querySelector("figure.panel")) return done();
     if (!found || !found.is_idle) return void setTimeout(ready, 20);
     const of = (figure, kind) => figure.renderers.filter((r) => r.glyph.tags.includes(kind));
     plots = found.roots().map((figure) => ({
@@ -239,6 +240,10 @@
     if (innerWidth < 600) for (const { figure } of plots) figure.below[0].ticker.desired_num_ticks = 4;
     // Fingers scroll the page; buttons and rows zoom.
     if (matchMedia("(pointer: coarse)").matches) dragging("none");
+    done();
+  }
+
+  function done() {
     listen();
     studied();
     if (root.dataset.theme === "dark") theme("dark");

@@ -8,6 +8,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from bokeh.document import Document
 from bokeh.embed import file_html
 from bokeh.resources import INLINE
 from jinja2 import Environment, Template
@@ -104,8 +105,14 @@ def render(page: Page, *, several: bool = False) -> str:
         "style": _text("page.css"),
         "script": _text("page.js"),
     }
+    if not figures:
+        return _template().render(variables)
+    document = Document()
+    with document.models.freeze():  # or all models were looked through for each figure
+        for figure in figures:
+            document.add_root(figure)
     return file_html(
-        figures, INLINE, page.title, template=_template(), template_variables=variables
+        document, INLINE, page.title, template=_template(), template_variables=variables
     )
 
 

@@ -131,7 +131,10 @@ def _draw_intervals(
         plot.varea("x", low, high, fill_color=series.colour, fill_alpha=0.25, **common)
     else:
         colour = series.colour
-        plot.segment("x", low, "x", high, line_color=colour, line_alpha=0.35, **common)
+        alpha, width = (1.0, 1.5) if series.style == "marks" else (0.35, 1.0)
+        plot.segment(
+            "x", low, "x", high, line_color=colour, line_alpha=alpha, line_width=width, **common
+        )
 
 
 def add_hover(plot: Any, place: str, drawn: list[Drawn]) -> None:

@@ -183,7 +183,7 @@ def _row(results: StudyResults, diagram: PhaseDiagram) -> Panel:
     """Means with their standard errors against the only axis, and those of the static runs."""
     scale = axis_scale(diagram.x)
     places = np.arange(len(diagram.x), dtype=float) if scale == "category" else diagram.x
-    told = _told(diagram)
+    told, values = _told(diagram), [describe(value) for value in diagram.x]
     series = [
         Series(
             told_name,
@@ -203,13 +203,14 @@ def _row(results: StudyResults, diagram: PhaseDiagram) -> Panel:
                 diagram.mean[0],
                 diagram.standard_error[0],
                 COLOURS[0],
-                {name: told[name][0] for name in ("runs", "missing")},
+                {axis_label(diagram.x_key): values}
+                | {name: told[name][0] for name in ("runs", "missing")},
                 _members(results, diagram),
             ),
         )
         if np.any(np.isfinite(mean))
     ]
-    ticks = {float(p): describe(v) for p, v in zip(places, diagram.x, strict=True)}
+    ticks = {float(p): text for p, text in zip(places, values, strict=True)}
     return Panel(
         diagram_title(diagram),
         series,

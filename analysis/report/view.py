@@ -44,8 +44,10 @@ def heights(panel: Panel) -> Heights:
     points = [y for y, series in zip(shown, panel.series, strict=True) if series.style == "points"]
     others = [y for y, series in zip(shown, panel.series, strict=True) if series.style != "points"]
     inside, always = (np.concatenate([np.zeros(0), *values]) for values in (points, others))
-    if panel.x_label:  # its limits stay as they are
-        inside, always = np.zeros(0), np.concatenate([inside, always])
+    if panel.x_label:  # its limits stay as they are, so all is to be within them
+        bars = [s.intervals.ravel() for s in panel.series if s.intervals is not None]
+        always = np.concatenate([inside, always, *(_heights_of(bar, panel) for bar in bars)])
+        inside = np.zeros(0)
     low, high = core_range(inside, always)
     margin = _MARGIN * (high - low) or (0.1 if panel.logarithmic else 0.1 * abs(low) or 0.5)
     ends = np.array([low - margin, high + margin])
