@@ -16,6 +16,10 @@
       for (const [property, colour] of colours) {
         if (property.get_value().value !== shown(colour)) property.set_value({ value: shown(colour) });
       }
+      // The numbers of a colour bar do not take their colour from the style of the page.
+      for (const bar of figure.right) if (bar.type === "ColorBar") {
+        bar.major_label_text_color = getComputedStyle(root).getPropertyValue("--ink").trim();
+      }
       figure.change.emit();
     }
   }

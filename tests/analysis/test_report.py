@@ -329,7 +329,7 @@ def test_a_new_analysis_is_shown_by_what_it_says(folder, monkeypatch):
         name, config, keys = "norms", SpectrumConfig, {}
 
         def result_type(self):
-            return None
+            return SpectrumConfig
 
         def compute(self, run, config, work):
             return None
