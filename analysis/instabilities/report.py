@@ -122,7 +122,7 @@ def _name(diagram: FrozenDiagram) -> str:
 def _orbits(diagram: FrozenDiagram) -> Panel:
     """The oscillation of each orbit about its moving centre, with the orbit of period 2."""
     places = np.repeat(diagram.values, diagram.orbits.shape[1])
-    series = [Series("orbits", places, diagram.orbits.ravel(), COLOURS[0])]
+    series = [Series("orbits", places, diagram.orbits.ravel(), COLOURS[0], "cloud")]
     for stability, (style, words) in STABILITIES.items():
         sizes = diagram.branch_amplitude
         shown = np.isfinite(sizes) & (diagram.branch_stability == stability.encode())

@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 Column = np.ndarray | Sequence[str]
 """Numbers or texts, one for each point."""
 
-Style = Literal["points", "line", "marks"]
+Style = Literal["points", "cloud", "line", "marks"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Series:
         x: increasing, shape (points,).
         y: shape (points,); what is not finite is left out and counted.
         colour: such as #0072B2.
-        style: `points`, which are joined where they are far apart; a `line`, for what has a value
-            in between; or `marks`, which are few and always shown.
+        style: `points`, which are joined where they are far apart; a `cloud` of points that never
+            are; a `line`, for what has a value in between; or `marks`, which are few and large.
         dash: of lines.
         marker: of points, by its name in Bokeh.
         filled: whether markers are.

@@ -101,7 +101,9 @@
       const apart = width / Math.max(to - from, 1);
       cloud.glyph.size = { value: Math.min(Math.max(2.4 * Math.sqrt(apart), 2), 6) };
       const line = lines.find((other) => other.name === cloud.name);
-      line.glyph.line_alpha = { value: apart > 3 ? 0.5 : apart > 0.5 ? 0.2 : 0 };
+      if (cloud.glyph.tags.includes("points")) {
+        line.glyph.line_alpha = { value: apart > 3 ? 0.5 : apart > 0.5 ? 0.2 : 0 };
+      }
       cloud.view.filter.indices = kept;
     }
   }
@@ -159,7 +161,8 @@
     show(Number(row.dataset.first), Number(row.dataset.last));
     const { top, bottom } = document.getElementById("panels").getBoundingClientRect();
     if (top > innerHeight * 0.7 || bottom < 0) {
-      document.getElementById("panels").scrollIntoView({ behavior: "smooth", block: "start" });
+      const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+      document.getElementById("panels").scrollIntoView({ behavior: still ? "auto" : "smooth" });
     }
   }
 
@@ -231,14 +234,13 @@
     const found = window.Bokeh && Bokeh.documents[0];
     if (!document.querySelector("figure.panel")) return done();
     if (!found || !found.is_idle) return void setTimeout(ready, 20);
-    const of = (figure, kind) => figure.renderers.filter((r) => r.glyph.tags.includes(kind));
     plots = found.roots().map((figure) => ({
       figure, view: Bokeh.index.get ? Bokeh.index.get(figure) : Bokeh.index[figure.id],
       of_steps: figure.tags[0].steps, home: figure.tags[0].home, across: figure.tags[0].across,
       colours: coloured(figure),
       log: figure.y_scale.type === "LogScale",
       lines: figure.renderers.filter((r) => r.name && r.glyph.type === "Line"),
-      clouds: of(figure, "points").filter((r) => r.glyph.type === "Scatter"),
+      clouds: figure.renderers.filter((r) => r.glyph.type === "Scatter" && !r.glyph.tags.includes("marks")),
     }));
     steps = found.get_model_by_name("steps");
     if (innerWidth < 600) for (const { figure } of plots) figure.below[0].ticker.desired_num_ticks = 4;

@@ -79,7 +79,7 @@ def draw_series(
 
 def _draw_line(plot: Any, series: Series, y: str, common: dict[str, Any]) -> Any:
     few = len(series.x) <= _FEW
-    alpha = {"line": 1.0, "marks": 0.0, "points": 0.5 if few else 0.0}[series.style]
+    alpha = {"line": 1.0, "points": 0.5 if few else 0.0}.get(series.style, 0.0)
     return plot.line(
         "x",
         y,
@@ -102,7 +102,7 @@ def _draw_markers(
 ) -> None:
     """All marks; of points those that can be told apart, which the script chooses anew."""
     size, view = _MARK, {}
-    if series.style == "points":
+    if series.style != "marks":
         size = _SMALL if len(series.x) > _DENSE else _PLAIN
         kept = distinct(series.x, series.y, limits, logarithmic=panel.logarithmic)
         view = {"view": CDSView(filter=IndexFilter(indices=kept.tolist()))}

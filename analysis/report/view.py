@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from dlf_dynamics.analysis.report.content import Panel
 from dlf_dynamics.analysis.style import core_range
@@ -41,9 +41,10 @@ class Heights(NamedTuple):
 def heights(panel: Panel) -> Heights:
     """Limits within which the series are seen, but for few points that would squash the rest."""
     shown = [_heights_of(series.y, panel) for series in panel.series]
-    points = [y for y, series in zip(shown, panel.series, strict=True) if series.style == "points"]
-    others = [y for y, series in zip(shown, panel.series, strict=True) if series.style != "points"]
-    inside, always = (np.concatenate([np.zeros(0), *values]) for values in (points, others))
+    inside, always = (
+        np.concatenate([np.zeros(0), *(shown[k] for k in np.flatnonzero(chosen))])
+        for chosen in (_are_points(panel), ~_are_points(panel))
+    )
     if panel.x_label:  # its limits stay as they are, so all is to be within them
         bars = [s.intervals.ravel() for s in panel.series if s.intervals is not None]
         always = np.concatenate([inside, always, *(_heights_of(bar, panel) for bar in bars)])
@@ -55,6 +56,11 @@ def heights(panel: Panel) -> Heights:
         ends = np.exp(np.clip(ends, -_FARTHEST, _FARTHEST))
     notes = [*_beyond(inside, (low, high), panel), *_not_drawn(panel)]
     return Heights(float(ends[0]), float(ends[1]), notes)
+
+
+def _are_points(panel: Panel) -> Bool[np.ndarray, " series"]:
+    """Whether a few values of a series may be out of sight."""
+    return np.array([series.style in ("points", "cloud") for series in panel.series], bool)
 
 
 def _heights_of(y: np.ndarray, panel: Panel) -> Float[np.ndarray, " shown"]:

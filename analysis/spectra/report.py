@@ -8,7 +8,13 @@ from dataclasses import replace
 import numpy as np
 from rich.table import Table as RichTable
 
-from dlf_dynamics.analysis.linalg.certificate import BUDGET, STATUSES, TRACKED, UNRANKED
+from dlf_dynamics.analysis.linalg.certificate import (
+    BUDGET,
+    CONVERGED,
+    STATUSES,
+    TRACKED,
+    UNRANKED,
+)
 from dlf_dynamics.analysis.report.content import (
     Panel,
     Part,
@@ -32,6 +38,9 @@ from dlf_dynamics.analysis.style import COLOURS, spans_decades
 _COLOURS = {"iterate": COLOURS[4], "centre": COLOURS[0]}
 _WHERE = {"iterate": "at the iterate", "centre": "at the 1:2:1 centre"}
 _THRESHOLD = COLOURS[5]
+_SEPARATE = 6
+"""Eigenvalues that have a colour each."""
+
 _MARKERS = {UNRANKED: "cross", TRACKED: "y", BUDGET: "x"}
 
 
@@ -165,7 +174,7 @@ def _bounds(spectrum: Spectrum) -> list[Series]:
         if np.any(np.isfinite(bound)):
             shown = np.where(np.isfinite(bound), bound, np.nan)
             name = f"upper bound {_WHERE[at]}"
-            series.append(Series(name, steps, shown, _COLOURS[at], marker="dash"))
+            series.append(Series(name, steps, shown, _COLOURS[at], "cloud", marker="dash"))
     return series
 
 
@@ -203,19 +212,28 @@ def _all_values(spectrum: Spectrum) -> Panel:
     centres = np.any(np.isfinite(hessian.centre.eigenvalues))
     at = "centre" if centres else "iterate"
     found = getattr(hessian, at)
-    series = [
-        Series(
-            f"value {rank + 1}",
-            hessian.steps,
-            values,
-            COLOURS[rank % len(COLOURS)],
-            beside={f"status {rank + 1}": [STATUSES[s] for s in found.status[:, rank]]},
-        )
-        for rank, values in enumerate(found.eigenvalues.T)
-        if np.any(np.isfinite(values))
-    ]
+    series = []
+    for rank, values in enumerate(found.eigenvalues.T[:_SEPARATE]):
+        if np.any(np.isfinite(values)):
+            status, colour = [STATUSES[s] for s in found.status[:, rank]], COLOURS[rank]
+            beside = {} if set(status) == {STATUSES[CONVERGED]} else {f"status {rank + 1}": status}
+            name = f"value {rank + 1}"
+            series.append(Series(name, hessian.steps, values, colour, beside=beside))
+    series += _others(hessian.steps, found)
     title = f"all eigenvalues found {_WHERE[at]}"
     return Panel(title, series, spans_decades(found.eigenvalues))
+
+
+def _others(steps: np.ndarray, found: Eigenvalues) -> list[Series]:
+    """The values beyond those that have a colour each, as one cloud."""
+    values = found.eigenvalues[:, _SEPARATE:]
+    rows, ranks = np.nonzero(np.isfinite(values))
+    if not len(rows):
+        return []
+    status = [STATUSES[s] for s in found.status[:, _SEPARATE:][rows, ranks]]
+    beside = {"number": ranks + _SEPARATE + 1, "status": status}
+    name, shown = f"values from {_SEPARATE + 1} on", values[rows, ranks]
+    return [Series(name, steps[rows], shown, "#888888", "cloud", beside=beside)]
 
 
 def _kernel(ntk: NTKSpectrum) -> Panel:
