@@ -75,36 +75,45 @@ def render(page: Page, *, several: bool = False) -> str:
     """
     windows = list(dict.fromkeys(window for part in page.parts for window in part.windows))
     steps, sources = StepAxis(page.first, page.last, windows), Sources()
-    figures, groups = [], {True: [], False: []}
+    figures: list[Any] = []
+    shown: dict[bool, list[_Shown]] = {True: [], False: []}
     for panel in (panel for part in page.parts for panel in part.panels):
         of_steps = not panel.x_label
         figure, notes = draw(panel, sources, steps if of_steps else None)
         named = several and of_steps
-        groups[of_steps].append(_Shown(len(figures), panel.title, notes, _legend(panel), named))
+        shown[of_steps].append(_Shown(len(figures), panel.title, notes, _legend(panel), named))
         figures.append(figure)
     for cells in (cells for part in page.parts for cells in part.cells):
         figure, notes = draw_cells(cells)
-        groups[False].append(_Shown(len(figures), cells.title, notes))
+        shown[False].append(_Shown(len(figures), cells.title, notes))
         figures.append(figure)
-    content = {
+    variables = {
+        "page": _content(page, shown) | {"windows": windows},
+        "version": __version__,
+        "style": _text("page.css"),
+        "script": _text("page.js"),
+    }
+    return _filled(figures, page.title, variables)
+
+
+def _content(page: Page, shown: Mapping[bool, Sequence[_Shown]]) -> dict[str, Any]:
+    """What the template tells, but for the figures themselves."""
+    return {
         "title": page.title,
         "subtitle": page.subtitle,
         "parts": [part for part in page.parts if part.lines or part.tables],
-        "step_panels": groups[True],
-        "own_panels": groups[False],
+        "step_panels": shown[True],
+        "own_panels": shown[False],
         "own_title": page.own_title,
-        "windows": windows,
         "facts": {part.title: part.facts for part in page.parts if part.facts},
         "runs": page.runs,
         "num_runs": len(page.runs["runs"]) if page.runs else 0,
         "citations": CITATIONS,
     }
-    variables = {
-        "page": content,
-        "version": __version__,
-        "style": _text("page.css"),
-        "script": _text("page.js"),
-    }
+
+
+def _filled(figures: Sequence[Any], title: str, variables: Mapping[str, Any]) -> str:
+    """The template with the figures, and Bokeh's script if there are any."""
     if not figures:
         return _template().render(variables)
     document = Document()
@@ -112,7 +121,7 @@ def render(page: Page, *, several: bool = False) -> str:
         for figure in figures:
             document.add_root(figure)
     return file_html(
-        document, INLINE, page.title, template=_template(), template_variables=variables
+        document, INLINE, title, template=_template(), template_variables=dict(variables)
     )
 
 

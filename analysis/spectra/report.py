@@ -314,7 +314,8 @@ def _density(name: str, density: Density) -> Panel:
         for number, place in enumerate(places)
     ]
     powers = 10.0 ** np.arange(np.floor(np.log10(linear)), np.log10(linear) + 8)
-    beyond = powers[powers > linear]
+    beyond = np.sort(np.concatenate([powers, 3 * powers]))
+    beyond = beyond[beyond > linear]
     marks = np.concatenate([-beyond[::-1], [0.0], beyond])
     marks = marks[(marks >= grid[0]) & (marks <= grid[-1])]
     ticks = {float(np.arcsinh(m / linear)): f"{m:g}" for m in marks}
