@@ -39,8 +39,9 @@ class StepAxis:
 
     def __init__(self, first: float, last: float, windows: Sequence[Window]) -> None:
         margin = 0.01 * (last - first) or 0.5
-        self.range: Any = Range1d(start=first - margin, end=last + margin, name=STEPS)
-        self.range.tags = [[first - margin, last + margin], [first, last]]
+        ends = first - margin, last + margin
+        self.range: Any = Range1d(start=ends[0], end=ends[1], bounds=ends, name=STEPS)
+        self.range.tags = [list(ends), [first, last]]
         self._cross = Span(dimension="height", line_color=_SHADE, line_dash="dotted")
         self._windows = {
             strong: ColumnDataSource(

@@ -123,6 +123,7 @@
   }
 
   function show(first, last) {
+    if (!Number.isFinite(first) || !Number.isFinite(last)) return told();
     const [from, to] = steps.tags[0], least = 4;
     let width = Math.min(Math.max(last - first, least), to - from);
     first = Math.min(Math.max(first, from), to - width);
@@ -188,7 +189,7 @@
     }
     if (!steps) return;
     for (const id of ["first", "last"]) document.getElementById(id).addEventListener("change", () =>
-      show(Number(document.getElementById("first").value), Number(document.getElementById("last").value)));
+      show(...["first", "last"].map((one) => Number(document.getElementById(one).value.replaceAll(",", "")))));
     for (const name of ["start", "end"]) steps.properties[name].change.connect(moved);
     const first = plots.find((plot) => plot.of_steps);
     first.figure.properties.inner_width.change.connect(moved);

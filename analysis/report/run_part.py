@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.colors import to_hex
 
 from dlf_dynamics.analysis.report.content import Panel, Part, Series, flat
 from dlf_dynamics.analysis.style import COLOURS, class_colours, spans_decades
@@ -51,7 +52,7 @@ def _class_weights(run: Run) -> Panel | None:
     count = weights.shape[1]
     if count <= _MOST_CLASSES:
         lines = [
-            Series(f"class {label}", run.steps, weights[:, label], str(colour), "line")
+            Series(f"class {label}", run.steps, weights[:, label], to_hex(colour), "line")
             for label, colour in enumerate(class_colours(count))
         ]
         return Panel("class weights Γ", lines)

@@ -425,7 +425,11 @@ def test_spectra_of_all_kinds_are_shown(tmp_path, trained, small, changes):
     save_spectrum(spectrum, tmp_path / "run.spectrum.h5")
     write_report([run], tmp_path / "run.report.html")
     written = (tmp_path / "run.report.html").read_text(encoding="utf-8")
-    values = spectrum.hessian.iterate.eigenvalues
+    iterate, centre = spectrum.hessian.iterate, spectrum.hessian.centre
+    assert np.all(iterate.converged)
+    for column in (0, -1):
+        assert holds(written, iterate.eigenvalues[:, column])
+    values = (centre if np.any(np.isfinite(centre.eigenvalues)) else iterate).eigenvalues
     assert all(holds(written, column) for column in values.T)
     assert "density of the Hessian" in Tags(written).text
 
@@ -434,6 +438,24 @@ def run_of_a_kind(folder, trained, small, changes):
     loss = replace(small.loss, name="squared-error") if "optimizer" in changes else small.loss
     shutil.copy(trained(replace(small, loss=loss, **changes)).path, folder / "run.h5")
     return open_run(folder / "run.h5")
+
+
+def test_each_of_ten_classes_has_a_colour(tmp_path):
+    config = RunConfig(
+        data=DataConfig(name="blobs", num_classes=10, points_per_class=2),
+        model=ModelConfig(widths=(2,)),
+        schedule=ScheduleConfig(period=5),
+        steps=20,
+    )
+    train(config, tmp_path / "run.h5")
+    run = open_run(tmp_path / "run.h5")
+    write_report([run], tmp_path / "run.report.html")
+    written = (tmp_path / "run.report.html").read_text(encoding="utf-8")
+    assert all(holds(written, weights) for weights in run.scalars["class_weights"].T)
+    tags = Tags(written).tags
+    colours = [attrs["data-colour"] for tag, attrs in tags if tag == "i" and "data-colour" in attrs]
+    assert len(set(colours[:10])) == 10
+    assert all(re.fullmatch("#[0-9a-fA-F]{6}", colour) for colour in colours)
 
 
 def test_of_many_classes_the_largest_and_the_smallest_weight_are_shown(tmp_path):
