@@ -272,7 +272,7 @@ def test_scripts_in_names_do_not_run(browser, tmp_path):
     tables = [Table(hostile, [hostile], [[hostile]], hostile, [(0.0, 1.0)])]
     part = Part(hostile, [hostile], tables, panels, facts={hostile: hostile})
     page = tmp_path / "page.html"
-    page.write_text(render(Page(hostile, [hostile], [part], last=49)), encoding="utf-8")
+    page.write_text(render(Page(hostile, [part], subtitle=[hostile], last=49)), encoding="utf-8")
     browser.open(page)
     figure = browser.driver.find_element("css selector", "figure.panel")
     webdriver.ActionChains(browser.driver).move_to_element(figure).perform()

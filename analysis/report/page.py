@@ -27,19 +27,19 @@ class Page:
 
     Attributes:
         title: heading.
-        subtitle: lines below it.
         parts: from top to bottom; their panels of steps stand together, and so do the others.
         first: step at which the axis of steps begins.
         last: step at which it ends.
+        subtitle: lines below the title.
         own_title: heading of the panels with axes of their own.
         runs: of a study, as the script reads them: `common` and `runs`; none without them.
     """
 
     title: str
-    subtitle: Sequence[str]
     parts: Sequence[Part]
     first: float = 0.0
     last: float = 1.0
+    subtitle: Sequence[str] = ()
     own_title: str = "Spectra and diagrams"
     runs: Mapping[str, Any] | None = None
 

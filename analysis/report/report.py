@@ -54,7 +54,6 @@ def write_report(runs: Sequence[Run], output: Path) -> list[FileError]:
         refused += wrong
     page = Page(
         title=" · ".join(names),
-        subtitle=[run.subject for run in runs],
         parts=parts[0] if len(runs) == 1 else overlaid(parts),
         first=float(min(run.steps[0] for run in runs)),
         last=float(max(run.steps[-1] for run in runs)),

@@ -52,7 +52,7 @@ def _class_weights(run: Run) -> Panel | None:
     count = weights.shape[1]
     if count <= _MOST_CLASSES:
         lines = [
-            Series(f"class {label}", run.steps, weights[:, label], to_hex(colour), "line")
+            Series(f"class {label}", run.steps, weights[:, label], to_hex(colour).upper(), "line")
             for label, colour in enumerate(class_colours(count))
         ]
         return Panel("class weights Γ", lines)

@@ -90,7 +90,11 @@ def write_study_report(
     )
     subtitle = [f"{counted(len(study), 'run')}; {', '.join(study.keys)} vary"]
     page = Page(
-        results.path.name, subtitle, [part], own_title="Phase diagrams", runs=_runs(results)
+        results.path.name,
+        [part],
+        subtitle=subtitle,
+        own_title="Phase diagrams",
+        runs=_runs(results),
     )
     write_whole(output, render(page).encode())
 

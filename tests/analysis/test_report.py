@@ -269,8 +269,8 @@ def test_names_of_series_panels_tables_and_parts_are_escaped():
     ]
     tables = [Table(HOSTILE, [HOSTILE], [[HOSTILE]], HOSTILE, [(0.0, 1.0)])]
     part = Part(HOSTILE, [HOSTILE], tables, panels, facts={HOSTILE: HOSTILE})
-    plain = Page("t", ["s"], [Part("p", [], [], [replace(panels[0], title="t")])])
-    written = render(Page(HOSTILE, [HOSTILE], [part]))
+    plain = Page("t", [Part("p", [], [], [replace(panels[0], title="t")])], subtitle=["s"])
+    written = render(Page(HOSTILE, [part], subtitle=[HOSTILE]))
     assert HOSTILE not in written
     count = len(re.findall("<script", render(plain)))
     assert len(re.findall("<script", written)) == count
@@ -280,7 +280,7 @@ def test_numbers_that_are_not_finite_are_kept_and_told():
     x = np.arange(6)
     y = np.array([1.0, np.nan, np.inf, -np.inf, -2.0, 1e200])
     part = Part("p", panels=[Panel("loss", [Series("a", x, y, "#000000")], logarithmic=True)])
-    written = render(Page("t", [], [part], last=5))
+    written = render(Page("t", [part], last=5))
     assert holds(written, y)
     text = Tags(written).text
     assert "3 values of 1e+150 or more cannot be drawn" in text
@@ -294,7 +294,7 @@ def test_a_page_of_70000_steps_is_small_and_made_in_time():
     values = {name: rng.normal(size=len(steps)) for name in names}  # nothing to compress
     panels = [Panel(name, [Series(name, steps, v, "#0072B2")]) for name, v in values.items()]
     start = time.process_time()
-    written = render(Page("t", [], [Part("p", panels=panels)], last=70_000))
+    written = render(Page("t", [Part("p", panels=panels)], last=70_000))
     assert time.process_time() - start < 8
     assert len(written.encode()) <= 12e6
     assert all(holds(written, v) for v in values.values())
