@@ -3,12 +3,14 @@
 They need Chromium and its driver (Debian: apt-get install chromium chromium-driver) and selenium.
 """
 
+import io
 import json
 import shutil
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dlf_dynamics import cli
 from dlf_dynamics.analysis.report.content import Panel, Part, Series, Table
@@ -90,6 +92,11 @@ class Browser:
     def resize(self, width, height, *, mobile=False):
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+    def colours(self):
+        """Those of the pixels that are seen."""
+        picture = Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
+        return set(picture.getdata())
 
     def span(self):
         """First and last step of the axis that all panels share."""
@@ -229,12 +236,20 @@ def test_dark_pages_are_dark_and_the_button_changes_that(browser, headline):
     browser.media(prefers_color_scheme="dark")
     browser.open(headline)
     dark = browser(background)
+    browser.driver.execute_script("document.getElementById('panels').scrollIntoView()")
+    browser.settle()
+    seen = browser.colours()
+    assert (0x4A, 0x94, 0xF0) in seen
+    assert (0x00, 0x72, 0xB2) not in seen  # dark on dark
     assert sum(map(int, dark[4:-1].split(","))) < 150
     style = "getComputedStyle(document.querySelector('.bk-Figure'))"
     assert browser(f"{style}.getPropertyValue('--bk-major-label-text-color')").strip() == "#e6e8ea"
     browser.driver.execute_script("document.getElementById('theme').click()")
     browser.settle()
     assert sum(map(int, browser(background)[4:-1].split(","))) > 700
+    seen = browser.colours()
+    assert (0x00, 0x72, 0xB2) in seen
+    assert (0x4A, 0x94, 0xF0) not in seen
     assert browser.complaints() == []
 
 

@@ -13,9 +13,7 @@
     const shown = (colour) => name === "dark" ? LIGHTER[colour] || colour : colour;
     for (const key of all("[data-colour]")) key.style.color = shown(key.dataset.colour);
     for (const { colours, figure } of plots) {
-      for (const [property, colour] of colours) {
-        if (property.get_value().value !== shown(colour)) property.set_value({ value: shown(colour) });
-      }
+      for (const [glyph, property, colour] of colours) glyph[property] = { value: shown(colour) };
       // The numbers of a colour bar do not take their colour from the style of the page.
       for (const bar of figure.right) if (bar.type === "ColorBar") {
         bar.major_label_text_color = getComputedStyle(root).getPropertyValue("--ink").trim();
@@ -27,9 +25,8 @@
   // The colours of what is drawn, as they are on white.
   function coloured(figure) {
     return figure.renderers.flatMap(({ glyph }) => ["line_color", "fill_color"]
-      .map((name) => glyph.properties[name])
-      .filter((property) => property && LIGHTER[property.get_value()?.value])
-      .map((property) => [property, property.get_value().value]));
+      .map((name) => [glyph, name, glyph.properties[name]?.get_value()?.value])
+      .filter(([, , colour]) => LIGHTER[colour]));
   }
 
   root.dataset.theme = dark.matches ? "dark" : "light";

@@ -24,9 +24,27 @@ from dlf_dynamics.analysis.studies.diagram_plots import (
     diagram_title,
     setting,
 )
+from dlf_dynamics.analysis.studies.outcome import CURVES
 from dlf_dynamics.analysis.studies.phase_diagram import PhaseDiagram, phase_diagram
-from dlf_dynamics.analysis.studies.selection import SEEDS, choose_axes, describe, select
-from dlf_dynamics.analysis.studies.study_plots import combinations, measured
+from dlf_dynamics.analysis.studies.selection import (
+    SEEDS,
+    Selection,
+    choose_axes,
+    describe,
+    select,
+)
+from dlf_dynamics.analysis.studies.study_plots import (
+    CURVE_NAMES,
+    LOGARITHMIC,
+    CurveGroup,
+    combinations,
+    curve_groups,
+    curves_by,
+    group_colours,
+    kept_curves,
+    measured,
+    moments,
+)
 from dlf_dynamics.analysis.studies.studyfile import StudyResults
 from dlf_dynamics.analysis.style import COLOURS
 from dlf_dynamics.errors import counted
@@ -78,11 +96,13 @@ def write_study_report(
             panels.append(_row(results, diagram))
         else:
             cells += [_cells(results, diagram, panel) for panel in diagram_panels(diagram)]
+    empty = [panel.title for panel in panels if not panel.series]
+    panels = [*(panel for panel in panels if panel.series), *_all_curves(results)]
     study = results.study
     facts = flat({"provenance": dict(results.provenance), "created": results.created})
     part = Part(
         "The study",
-        _lines(results),
+        [*_lines(results), *empty],
         tables=_static({name: d for name, d in diagrams.items() if d.y_key is not None}),
         panels=panels,
         cells=cells,
@@ -93,10 +113,66 @@ def write_study_report(
         results.path.name,
         [part],
         subtitle=subtitle,
-        own_title="Phase diagrams",
+        own_title="Phase diagrams and curves",
         runs=_runs(results),
     )
     write_whole(output, render(page).encode())
+
+
+def _all_curves(results: StudyResults) -> list[Panel]:
+    """Means over the seeds along the run, of the runs that `draw_study` shows."""
+    if results.curves is None or not np.any(np.isfinite(results.curves)):
+        return []
+    everything = select(results)
+    if all(key in SEEDS for key in everything.keys):
+        return _curves(results, everything, ())
+    axes, panels = choose_axes(everything), []
+    for fixed in combinations(everything, axes).values():
+        by, at = curves_by(select(results, fixed), axes)
+        panels += _curves(results, select(results, fixed | at), by)
+    return panels
+
+
+def _curves(results: StudyResults, selection: Selection, by: Sequence[str]) -> list[Panel]:
+    """A panel for each curve that was kept, with bands of one standard error."""
+    assert results.curves is not None
+    groups = curve_groups(results, selection, by)
+    drawn = np.unique(results.columns["steps"][np.concatenate([g.runs for g in groups])])
+    fractions = np.linspace(0, 1, results.curves.shape[1])
+    x, label = (fractions * drawn[0], "step of training") if len(drawn) == 1 else (fractions, "")
+    fixed = [setting(key, value) for key, value in selection.fixed.items()]
+    panels = []
+    for name in kept_curves(results):
+        values = results.curves[:, :, CURVES.index(name)]
+        series = [
+            _mean_curve(group, x, values, to_hex(colour).upper(), floored=name in LOGARITHMIC)
+            for group, colour in zip(groups, group_colours(groups), strict=True)
+        ]
+        positive = name in LOGARITHMIC and any(np.any(one.y > 0) for one in series)
+        title = "; ".join([f"mean {CURVE_NAMES[name]}", *fixed])
+        panels.append(Panel(title, series, positive, x_label=label or "fraction of the run"))
+    return panels
+
+
+def _mean_curve(
+    group: CurveGroup, x: np.ndarray, values: np.ndarray, colour: str, *, floored: bool
+) -> Series:
+    """The mean of a group with its band, which on a logarithmic axis does not go below 0."""
+    mean, error = moments(values[group.runs])
+    band = np.stack([mean - error, mean + error], axis=1)
+    if floored:
+        band = np.maximum(band, mean[:, None] / 10)
+    missing = f" ({len(group.runs)} of {group.planned} runs)"
+    return Series(
+        group.label + (missing if len(group.runs) < group.planned else ""),
+        x,
+        mean,
+        colour,
+        "line",
+        dash="dashed" if group.static else "solid",
+        intervals=band,
+        band=True,
+    )
 
 
 def _lines(results: StudyResults) -> list[str]:

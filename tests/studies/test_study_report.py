@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 
 from dlf_dynamics import cli
-from dlf_dynamics.analysis.report.study import _cells, _row, study_diagrams, write_study_report
+from dlf_dynamics.analysis.report.study import (
+    _all_curves,
+    _cells,
+    _row,
+    study_diagrams,
+    write_study_report,
+)
 from dlf_dynamics.analysis.studies.diagram_plots import diagram_panels
-from dlf_dynamics.analysis.studies.outcome import Outcome
-from dlf_dynamics.analysis.studies.study import Study
+from dlf_dynamics.analysis.studies.outcome import CURVES, Outcome
+from dlf_dynamics.analysis.studies.study import Measures, Study
 from dlf_dynamics.analysis.studies.studyfile import create, read_study
 from dlf_dynamics.config import DataConfig, RunConfig
 from dlf_dynamics.configfile import from_json
@@ -19,12 +25,12 @@ A, T, SEED, RATE = "schedule.amplitude", "schedule.period", "model.seed", "optim
 HOSTILE = "<script>alert('x')</script>"
 
 
-def study_file(path, *axes, base=None, skip=()):
+def study_file(path, *axes, base=None, skip=(), failed=(1,)):
     """A study whose accuracies are a hundredth of the run's number."""
     study = Study(RunConfig(steps=9) if base is None else base, axes)
     with create(path, study) as writer:
         for number in range(len(study)):
-            if number == 1:
+            if number in failed:
                 writer.append(number, Outcome("failed", message=HOSTILE))
             elif number not in skip:
                 numbers = {"accuracy": number / 100, "loss": np.nan, "instabilities": 1.0}
@@ -105,6 +111,46 @@ def test_one_axis_gives_means_with_their_errors(tmp_path):
     errors = [np.std(some, ddof=1) / np.sqrt(len(some)) / 100 for some in groups]
     np.testing.assert_allclose(np.diff(means.intervals, axis=1)[:, 0] / 2, errors)
     assert means.runs == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+
+
+def test_curves_are_means_over_the_seeds(tmp_path):
+    axes = ((A, (10.0, 70.0)), (SEED, (0, 1, 2)))
+    study = Study(RunConfig(steps=9), axes, measures=Measures(curve_points=4))
+    curves = np.random.default_rng(0).uniform(0.1, 1, (6, 4, len(CURVES)))
+    curves[..., CURVES.index("sharpness")] = np.nan
+    with create(tmp_path / "study.h5", study) as writer:
+        for number in range(6):
+            writer.append(number, Outcome("complete", steps=9, accuracy=0.5, curves=curves[number]))
+    results = read_study(tmp_path / "study.h5")
+    panels = _all_curves(results)
+    assert [panel.title for panel in panels][:3] == [
+        "mean loss F",
+        "mean static loss",
+        "mean training accuracy",
+    ]
+    assert len(panels) == len(CURVES) - 1
+    for place, panel in enumerate(panels):
+        assert [series.name for series in panel.series] == ["A = 10", "A = 70"]
+        for group, series in zip(([0, 1, 2], [3, 4, 5]), panel.series, strict=True):
+            found = curves[group, :, place]
+            np.testing.assert_allclose(series.y, found.mean(axis=0))
+            np.testing.assert_array_equal(series.x, [0, 3, 6, 9])
+            error = found.std(axis=0, ddof=1) / np.sqrt(3)
+            assert series.intervals is not None
+            np.testing.assert_allclose(series.intervals[:, 1] - series.y, error)
+    assert cli.main(["report", str(tmp_path / "study.h5")]) == 0
+    page = (tmp_path / "study.report.html").read_text(encoding="utf-8")
+    assert page.count("mean static loss") == 1
+    assert "<li>number of instabilities; no run has it yet</li>" in page
+
+
+@pytest.mark.parametrize("axes", [((A, (1.0, 10.0, 70.0)), (T, (5, 10))), ((RATE, (0.1, 1.0)),)])
+def test_a_study_that_has_just_begun_is_shown(tmp_path, axes):
+    study_file(tmp_path / "study.h5", *axes, skip=range(2, 9))
+    assert cli.main(["report", str(tmp_path / "study.h5")]) == 0
+    study_file(tmp_path / "none.h5", *axes, skip=range(9), failed=())
+    assert cli.main(["report", str(tmp_path / "none.h5")]) == 0
+    assert "not done" in (tmp_path / "none.report.html").read_text(encoding="utf-8")
 
 
 def test_a_study_of_seeds_alone_is_a_list_of_runs(tmp_path):
