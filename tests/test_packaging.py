@@ -115,3 +115,5 @@ def test_the_wheel_alone_trains_and_computes_spectra(wheel, tmp_path):
     run(*command, "spectrum", "run.h5", cwd=tmp_path, env=env)
     assert (tmp_path / "run.h5").is_file()
     assert (tmp_path / "run.spectrum.h5").is_file()
+    run(*command, "report", "run.h5", cwd=tmp_path, env=env)
+    assert (tmp_path / "run.report.html").is_file()
