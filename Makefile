@@ -1,10 +1,11 @@
 # `make` lists the targets. PYTHON is the interpreter to build on, VENV where to install.
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS := test,dev,docs,models,dask
-# PyTorch and the libraries to compare with have an environment of their own; tested with these.
+EXTRAS := test,dev,docs,models,checkpoints,dask
+# PyTorch, torchax and the libraries to compare with have an environment of their own; tested with
+# these.
 TORCH_VENV ?= .venv-torch
-TORCH_PINS ?= torch==2.13.0 curvlinops-for-pytorch==3.0.1 hessian-eigenthings==1.0.0a5
+TORCH_PINS ?= torch==2.13.0 torchax==0.0.13 curvlinops-for-pytorch==3.0.1 hessian-eigenthings==1.0.0a5
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
@@ -59,8 +60,8 @@ shapes: setup ## hold arrays against the shapes in signatures, in some of the te
 stress: setup ## mutated files, odd input, kills: no traceback, hang, wrong row or false verdict
 	$(BIN)/python tests/stress
 
-test-torch: ## compare with PyTorch libraries (a large download), in .venv-torch
-	@$(MAKE) --no-print-directory VENV='$(TORCH_VENV)' EXTRAS=test,compare PINS='$(TORCH_PINS)' setup
+test-torch: ## PyTorch modules and libraries beside ours (a large download), in .venv-torch
+	@$(MAKE) --no-print-directory VENV='$(TORCH_VENV)' EXTRAS=test,compare,checkpoints,torch PINS='$(TORCH_PINS)' setup
 	$(TORCH_VENV)/bin/python -m pytest tests -m torch
 
 test-browser: setup ## look at reports in Chromium (Debian: apt-get install chromium chromium-driver)
@@ -86,7 +87,7 @@ bench: setup ## time training and analysis, ratios first
 	$(PYTEST) benchmarks --benchmark-only -s
 
 bench-torch: ## the eigensolver beside hessian-eigenthings', in .venv-torch
-	@$(MAKE) --no-print-directory VENV='$(TORCH_VENV)' EXTRAS=test,compare PINS='$(TORCH_PINS)' setup
+	@$(MAKE) --no-print-directory VENV='$(TORCH_VENV)' EXTRAS=test,compare,checkpoints,torch PINS='$(TORCH_PINS)' setup
 	$(TORCH_VENV)/bin/python -m pytest benchmarks/test_eigensolver.py --benchmark-only -s
 
 format: setup ## put the code into the one format, mend what lint can mend

@@ -66,6 +66,7 @@ class Analysis(ABC, Generic[Config, Found]):
         config: dataclass of its settings; their docstrings are the help of the options.
         view: dataclass of the other options of its command.
         distributed: whether several processes can compute it together.
+        follows: whether it can be computed again and again of a run that is still being written.
         keys: what each key of `as_dict` is, for the documentation of `--json`.
     """
 
@@ -74,6 +75,7 @@ class Analysis(ABC, Generic[Config, Found]):
     keys: ClassVar[dict[str, str]]
     view: ClassVar[type] = View
     distributed: ClassVar[bool] = False
+    follows: ClassVar[bool] = False
 
     @abstractmethod
     def result_type(self) -> type[Found]:
@@ -98,6 +100,10 @@ class Analysis(ABC, Generic[Config, Found]):
     @abstractmethod
     def as_dict(self, found: Found) -> dict[str, Any]:
         """What a program reads, JSON-ready."""
+
+    def now(self, found: Found) -> str:
+        """How the run stands, in a few words, for those who follow it."""
+        return f"{self.name} computed"
 
     def figures(self, run: Run, found: Found, view: Any) -> Iterator[tuple[str, Figure]]:
         """Names and figures; `run.NAME.png` is drawn of `run.h5`, or `run.png` without a name."""

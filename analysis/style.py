@@ -1,10 +1,10 @@
-"""What all figures share: colours, points sized by their number, limits, titles, files."""
+"""What all figures share: colours, points sized by their number, limits, files."""
 
 from __future__ import annotations
 
 import io
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.backend_bases import get_registered_canvas_class
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.textpath import TextPath
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from dlf_dynamics.page import this_page
 from dlf_dynamics.resultfile import write_whole
 
 # Okabe and Ito's palette, distinct for all common kinds of colour blindness.
@@ -52,10 +52,36 @@ _SIZE, _SMALLEST, _LARGEST = 24.0, 0.6, 5.0
 _FEWEST, _VECTORS, _NAMED_CLASSES, _DECADE, _FEW_DECADES = 10, 2000, 10, 10.0, 1e3
 # Ticks beyond the limits are numbers, too: those of a loss that diverges would overflow.
 _LIMITS, _LOG_LIMITS = (-1e150, 1e150), (-345.0, 345.0)
-_TITLE, _LABEL, _NOTE = 7.0, 6.0, 5.5
+_NOTE, _STEP = 5.5, 0.62
+"""Size of notes in points; inches of a panel for each step that is named below it."""
+_FONT = 8.0
+"""Size of labels to which the other sizes are given."""
 
 _UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 """So that the same figure gives the same bytes."""
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Within the block figures are in this style, for the page that they are drawn for."""
+    page = this_page()
+    own: dict[Any, Any] = {
+        "font.size": page.font_size,
+        "axes.titlesize": 9 / _FONT * page.font_size,
+        "savefig.dpi": page.dpi,
+    }
+    with mpl.rc_context(STYLE | own):
+        yield
+
+
+def scaled(points: float) -> float:
+    """A size of letters, given for labels of 8 points."""
+    return points / _FONT * this_page().font_size
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of the width of the page, or of its usual one, in inches."""
+    return Figure(figsize=(this_page().width_of(width), height), layout="constrained")
 
 
 class Points(Line2D):
@@ -156,6 +182,19 @@ def label_steps(ax: Axes, label: str = "step") -> None:
     locator = MaxNLocator("auto", steps=steps, integer=True, min_n_ticks=1)
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(EngFormatter(sep="", places=None))
+
+
+def few_steps(ax: Axes, most: int, columns: int) -> None:
+    """Ticks at a few whole steps, as many as have room in one of these columns.
+
+    Args:
+        ax: whose horizontal axis is of steps.
+        most: ticks where there is room.
+        columns: panels beside each other.
+    """
+    assert isinstance(ax.figure, Figure)
+    room = int(ax.figure.get_figwidth() / columns / scaled(_STEP))
+    ax.xaxis.set_major_locator(MaxNLocator(max(min(most, room), 1), integer=True))
 
 
 def core_range(values: np.ndarray, always: np.ndarray | None = None) -> tuple[float, float]:
@@ -295,7 +334,7 @@ def _tell_hidden(ax: Axes, places: np.ndarray, values: np.ndarray, *, above: boo
         textcoords="offset points",
         ha="left" if on_the_left else "right",
         va="top" if above else "bottom",
-        fontsize=_NOTE,
+        fontsize=scaled(_NOTE),
         bbox={"fc": "white", "ec": "none", "alpha": 0.7, "pad": 0.5},
     )
 
@@ -303,62 +342,6 @@ def _tell_hidden(ax: Axes, places: np.ndarray, values: np.ndarray, *, above: boo
 def _number(value: float) -> str:
     """Three digits, or all of a number of thousands."""
     return f"{value:{',.0f' if 1e3 <= abs(value) < 1e6 else '.3g'}}".replace("-", "−")
-
-
-def set_title(figure: Figure, text: str) -> None:
-    """The heading of a figure, in lines that fit its width."""
-    room = 0.93 * 72 * figure.get_figwidth()  # lines are not all of the same mean width
-    lines = [
-        textwrap.fill(line, max(1, int(room * len(line) / (_width(line, _TITLE) or room))))
-        for line in text.splitlines()
-    ]
-    figure.suptitle("\n".join(lines), fontsize=_TITLE)
-
-
-def _width(text: str, size: float) -> float:
-    """Of a line of text, in points."""
-    return float(TextPath((0, 0), text, size=size).get_extents().width)
-
-
-def legend_entries(*axes: Axes) -> tuple[list[Any], list[str]]:
-    """Handles and labels of what is drawn, each label once."""
-    found: dict[str, Any] = {}
-    for ax in axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            y = np.asarray(handle.get_ydata(), float) if isinstance(handle, Line2D) else np.zeros(1)
-            if np.any(np.isfinite(y)):
-                found.setdefault(label, handle)
-    return list(found.values()), list(found)
-
-
-def legend_above(ax: Axes) -> None:
-    """Lines of labels above the panel, as many in a line as it is wide."""
-    handles, labels = legend_entries(ax)
-    if not handles:
-        return
-    assert isinstance(ax.figure, Figure)
-    # The layout, which comes last, makes panels wider by about this.
-    room = 1.2 * 72 * ax.get_position().width * ax.figure.get_figwidth()
-    widths = [_width(label, _LABEL) + 3 * _LABEL for label in labels]
-    columns = next(n for n in range(len(labels), 0, -1) if n == 1 or _table(widths, n) <= room)
-    ax.legend(
-        handles,
-        labels,
-        loc="lower left",
-        bbox_to_anchor=(0, 0.96),
-        fontsize=_LABEL,
-        ncols=columns,
-        markerscale=1.5,
-        columnspacing=0.9,
-        handlelength=1.4,
-        handletextpad=0.4,
-        frameon=False,
-    )
-
-
-def _table(widths: Sequence[float], columns: int) -> float:
-    """Width of a table whose columns are filled one after another, as evenly as may be."""
-    return sum(float(np.max(column)) for column in np.array_split(widths, columns))
 
 
 def save(figure: Figure, stem: Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
@@ -370,11 +353,11 @@ def save(figure: Figure, stem: Path, formats: Sequence[str] = ("png", "svg")) ->
     paths = []
     engine = figure.get_layout_engine()
     if engine is not None:  # laid out once, for all formats
-        with mpl.rc_context(STYLE):
+        with styled():
             engine.execute(figure)
         figure.set_layout_engine("none")
     for suffix in formats:
-        with mpl.rc_context(STYLE):
+        with styled():
             content = _drawn(figure, suffix)
         paths.append(stem.with_name(f"{stem.name}.{suffix}"))
         write_whole(paths[-1], content)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dlf_dynamics.config import RunConfig as RunConfig
     from dlf_dynamics.config import ScheduleConfig as ScheduleConfig
     from dlf_dynamics.config import SpectrumConfig as SpectrumConfig
+    from dlf_dynamics.importing import import_checkpoints as import_checkpoints
     from dlf_dynamics.opening import open_run as open_run
     from dlf_dynamics.presets import PRESETS as PRESETS
     from dlf_dynamics.problem import Problem as Problem
@@ -43,6 +44,7 @@ _MODULES = {
     "Recorder": "recorder",
     "Run": "run",
     "check_problem": "checks",
+    "import_checkpoints": "importing",
     "ntk_spectrum": "analysis.spectra.oneshot",
     "open_run": "opening",
     "sharpness": "analysis.spectra.oneshot",
@@ -65,6 +67,7 @@ __all__ = [
     "SpectrumConfig",
     "__version__",
     "check_problem",
+    "import_checkpoints",
     "ntk_spectrum",
     "open_run",
     "sharpness",

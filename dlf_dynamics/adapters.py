@@ -1,4 +1,4 @@
-"""Models of Equinox, Flax and Haiku as the `apply` and the parameters of a `Problem`.
+"""Models of Equinox, Flax, Haiku and PyTorch as the `apply` and the parameters of a `Problem`.
 
 Each function freezes what is not trained and takes the model as it is when it is evaluated, without
 dropout and with the running statistics of batch norm: eigenvalues need a loss that is the same
@@ -13,7 +13,7 @@ The frameworks are imported when a function is called, so none of them is requir
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -29,11 +29,16 @@ def statistics_of(apply: Apply) -> tuple[str, ...]:
     return getattr(apply, "statistics", ())
 
 
+def frozen_in(apply: Apply) -> Mapping[str, Any]:
+    """All that an adapted model holds frozen, by name; none for what its outputs do not need."""
+    return getattr(apply, "frozen", {})
+
+
 def _with_statistics(apply: Apply, state: PyTree) -> Apply:
     """The function, which tells of the state that is frozen in it."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    named = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
-    apply.statistics = tuple(named)  # type: ignore[attr-defined]
+    held = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    apply.statistics, apply.frozen = tuple(held), held  # type: ignore[attr-defined]
     return apply
 
 
@@ -182,6 +187,64 @@ def from_haiku(
             ) from error
 
     return _with_statistics(apply, state), params
+
+
+def from_torch(
+    module: Any, inputs: Any = None, *, with_statistics: bool = False
+) -> tuple[Apply, dict[str, Array]]:
+    """A PyTorch module as after `module.eval()`; parameters that require gradients are trained.
+
+    The module itself is left as it is, and nothing is shared with it. Parameters are a dictionary
+    of arrays by the names of `module.named_parameters()`: later ones are
+    `params_of(apply, module.state_dict())`. A parameter with several names (tied weights) is one,
+    under its first name. Parameters with `requires_grad=False` and all buffers are frozen.
+
+    torchax computes the module by JAX. Outputs and gradient are held against PyTorch's own for each
+    shape of inputs, at parameters near those of the module, and what differs is refused.
+
+    Args:
+        module: called with all examples; gives one tensor, a row for each.
+        inputs: some or all examples, by which values are held against PyTorch's now, and it is seen
+            which buffers a pass in training mode changes. Without them examples are made up when
+            `apply` is first called, and all buffers of the state_dict count as statistics.
+        with_statistics: whether the running statistics that training changes are among the
+            parameters, and not differentiated, so that they are recorded with them; see
+            docs/own/models.md.
+
+    Raises:
+        ConfigError: when torch or torchax is not installed; the module cannot be copied, has
+            parameters of several types, of half precision or complex, or none; or float64 where JAX
+            computes in float32. `apply` raises it for what torchax cannot compute or computes
+            otherwise than PyTorch, and for random numbers.
+
+    >>> import torch  # doctest: +SKIP
+    >>> module = torch.nn.Linear(2, 3)  # doctest: +SKIP
+    >>> apply, params = from_torch(module, jax.numpy.ones((5, 2)))  # doctest: +SKIP
+    >>> apply(params, jax.numpy.ones((5, 2))).shape, sorted(params)  # doctest: +SKIP
+    ((5, 3), ['bias', 'weight'])
+    """
+    from dlf_dynamics.torch_modules import adapted
+
+    return adapted(module, inputs, with_statistics=with_statistics)
+
+
+def params_of(apply: Apply, state: Mapping[str, Any]) -> dict[str, Array]:
+    """Parameters of an adapted PyTorch module out of a later state_dict, copied.
+
+    Args:
+        apply: as `from_torch` gave it.
+        state: `module.state_dict()`, now or as it was saved.
+
+    Raises:
+        ConfigError: when names or shapes are others than the module's, or what is frozen has
+            changed.
+    """
+    from dlf_dynamics.torch_modules import params_of
+
+    found = getattr(apply, "torch_module", None)
+    if found is None:
+        raise ConfigError("apply has no PyTorch module; expected the one that from_torch gave")
+    return params_of(found, state)
 
 
 def _names(variables: PyTree) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from dlf_dynamics.errors import ConfigError, shown
 from dlf_dynamics.memory import bytes_of
@@ -336,16 +336,48 @@ class BifurcationConfig:
             )
 
 
+@dataclass(frozen=True)
+class ImportConfig:
+    """What is to be taken from checkpoints, and how."""
+
+    step_pattern: str | None = None
+    """Regular expression whose group is the number of a checkpoint in its path, such as
+    'step_(\\d+)'; none takes the `step` that a checkpoint itself tells, else the last number of its
+    name or of the nearest folder that has one."""
+    steps_per_number: int = 1
+    """Updates for each count of the numbers in names, such as those of an epoch where epochs are
+    counted."""
+    prefix: str | None = None
+    """Words that stand before the names of parameters in a checkpoint, such as 'ema_params'; none
+    finds 'params', 'model', 'state_dict' and the like."""
+    ignore: str | None = None
+    """Regular expression that is found in those names of a checkpoint which the problem's model
+    does not need."""
+    full_batch: bool = False
+    """Say that each update was that of the problem's whole loss: then there is a threshold."""
+    fixed_statistics: bool = False
+    """Say that training left running statistics (of batch norm) as they are in the problem's model.
+    Where checkpoints hold them, they are compared, and this need not be said."""
+
+    def __post_init__(self) -> None:
+        _check_counts(self, {"steps_per_number": 1})
+        try:
+            re.compile(self.ignore or "")
+        except re.error as error:
+            raise ConfigError(f"ignore is no regular expression: {error}") from error
+
+
 _STEPS = r"[0-9]{1,18}(,[0-9]{1,18})*"
 
 
-def _check_counts(config: SpectrumConfig | BifurcationConfig, least: dict[str, int]) -> None:
-    """Refuses counts, and the seed, that are out of their range."""
+def _check_counts(config: Any, least: dict[str, int]) -> None:
+    """Refuses counts, and the seed if there is one, that are out of their range."""
     for key, low in least.items():
         value = getattr(config, key)
         if value is not None and value < low:
             raise ConfigError(f"{key} is {shown(value)}; expected at least {low}")
         if value is not None and value > MOST_STEPS:
             raise ConfigError(f"{key} is {shown(value)}; expected at most {MOST_STEPS:,}")
-    if not 0 <= config.seed <= MOST_SEED:
-        raise ConfigError(f"seed is {shown(config.seed)}; expected 0 to {MOST_SEED}")
+    seed = getattr(config, "seed", 0)
+    if not 0 <= seed <= MOST_SEED:
+        raise ConfigError(f"seed is {shown(seed)}; expected 0 to {MOST_SEED}")

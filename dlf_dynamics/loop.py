@@ -20,7 +20,7 @@ from dlf_dynamics.dynamics import Dynamics
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import ContentError, json_object
 from dlf_dynamics.layout import Layout
-from dlf_dynamics.optimizers import NO_OPTIMIZER
+from dlf_dynamics.optimizers import NO_OPTIMIZER, UnknownState
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.schedules import Static
 
@@ -35,15 +35,22 @@ class Recording:
     Attributes:
         optimizer: its name, for labels.
         full_batch: whether each update is that of the problem's whole loss.
+        stateful: whether the optimizer's state was recorded; older files do not say, as it was.
     """
 
     optimizer: str
     full_batch: bool
+    stateful: bool = True
 
     @property
     def has_optimizer(self) -> bool:
         """Whether it was given."""
         return self.optimizer != NO_NAME
+
+    @property
+    def own_updates(self) -> bool:
+        """Whether any update can be made again."""
+        return self.has_optimizer and self.full_batch and self.stateful
 
     @classmethod
     def from_json(cls, text: str) -> Recording:
@@ -54,6 +61,7 @@ class Recording:
         """
         content = json_object(text, "/recording")
         known = {name: content.get(name) for name in get_type_hints(cls)}
+        known["stateful"] = content.get("stateful", True)
         for name, kind in get_type_hints(cls).items():
             if not isinstance(known[name], kind):
                 raise ContentError(f"/recording has {name} {known[name]!r}; expected {kind}")
@@ -93,7 +101,9 @@ class Setup(NamedTuple):
             layout: of the parameters, in other types than the model's own.
         """
         layout = self.layout if layout is None else layout
-        optimizer = self.optimizer if recording.has_optimizer else None
+        optimizer: Any = self.optimizer if recording.has_optimizer else None
+        if optimizer is not None and not recording.stateful:
+            optimizer = UnknownState(optimizer)
         return Dynamics(
             self.problem.flat(layout),
             NO_OPTIMIZER if optimizer is None else optimizer,

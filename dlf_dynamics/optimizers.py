@@ -20,6 +20,25 @@ NO_OPTIMIZER = optax.set_to_zero()
 """In the place of an optimizer that is not known; nothing is updated by it."""
 
 
+@dataclass(frozen=True)
+class UnknownState:
+    """In the place of an optimizer whose state was not recorded; nothing is updated by it.
+
+    Attributes:
+        rule: the optimizer.
+    """
+
+    rule: optax.GradientTransformation
+
+    def init(self, params: Any) -> Any:
+        """None is known."""
+        return NO_OPTIMIZER.init(params)
+
+    def update(self, updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        """None is made."""
+        return NO_OPTIMIZER.update(updates, state, params)
+
+
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """Learning rate of each step."""
     peak, final = config.learning_rate, config.final_learning_rate

@@ -126,6 +126,25 @@ class Output:
         return lock
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process writes the file now, as far as its lock can be asked."""
+    from filelock import FileLock, Timeout
+
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    beside = target.with_name(f".{target.name}.lock")
+    if not beside.exists():
+        return False
+    lock = FileLock(beside, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:  # it may be asked by its owner alone
+        return True
+    lock.release()
+    return False
+
+
 def hold(path: Path | Output, remedy: str | None = None) -> Output:
     """Takes the right to write a file; one that is held already is returned as it is.
 

@@ -43,6 +43,12 @@ class Made(NamedTuple):
         """Number of updates made after it."""
         return self.step + int(self.counts.sum())
 
+    @property
+    def last_row(self) -> np.ndarray:
+        """Scalars of the last update."""
+        interval = int(np.flatnonzero(self.counts)[-1])
+        return self.rows[interval, self.counts[interval] - 1]
+
 
 Advance = Callable[[State, np.ndarray, np.ndarray, int], tuple[State, Snapshots, jax.Array]]
 """The compiled program, given state, counts, where to validate, and `capacity`."""

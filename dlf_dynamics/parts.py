@@ -125,6 +125,36 @@ class Parts:
             self._folder.rmdir()
 
 
+class Remembered(Parts):
+    """Parts in memory, of a run that grows: what it was is used again, what was added is made.
+
+    The name of a part and its length tell what it is of, so those of a round are those of the next
+    but for the last one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self._known: dict[str, Arrays] = {}
+        self._used: dict[str, Arrays] = {}
+
+    def next_round(self, *, anew: bool) -> None:
+        """Forgets what the last round did not use; or, anew, everything."""
+        self._known, self._used = ({} if anew else self._used), {}
+
+    def get_or_make(
+        self, name: str, make: Callable[[], Arrays], parse: Callable[[Arrays], Part]
+    ) -> Part:
+        """The part of this name as it was made before, if it is what is asked for; else anew."""
+        if name in self._known:
+            with suppress(ContentError):
+                found = parse(self._known[name])
+                self._used[name] = self._known[name]
+                return found
+        arrays = make()
+        self._used[name] = arrays
+        return parse(arrays)
+
+
 def in_parts(
     kind: type[Record],
     compute: Callable[[np.ndarray], Record],

@@ -57,8 +57,8 @@ class RecordedRun(Run):
 
     @property
     def own_updates(self) -> bool:
-        """Whether any update can be made again: not where batches are not known."""
-        return self.recording.full_batch
+        """Whether any update can be made again: not where batches or states are not known."""
+        return self.recording.own_updates
 
     @property
     def subject(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,22 @@ from dlf_dynamics.runwriter import RunWriter
 
 _WAITING = 4
 """Checkpoints that may wait to be written before the loop waits for them."""
+
+
+class Checkpoint(NamedTuple):
+    """What `on_record` is given: the state before the update of a step.
+
+    Attributes:
+        step: number of updates made.
+        params: as they were recorded.
+        opt_state: of the optimizer.
+        scalars: that were recorded with it, by name.
+    """
+
+    step: int
+    params: PyTree
+    opt_state: Any
+    scalars: Mapping[str, Any]
 
 
 class Recorder:
@@ -61,9 +77,11 @@ class Recorder:
         config: Mapping[str, Any] | None = None,
         every: int = 1,
         full_batch: bool = True,
+        stateful: bool = True,
         fixed_statistics: bool = False,
         name: str = "the loop's optimizer",
         overwrite: bool = False,
+        on_record: Callable[[Checkpoint], None] | None = None,
     ) -> None:
         """Prepares to record.
 
@@ -77,10 +95,15 @@ class Recorder:
                 each is looked at, too: the analyses need three consecutive iterates.
             full_batch: whether each update is that of the problem's whole loss, so that it can be
                 made again. Otherwise no threshold is drawn, and nothing is replayed.
+            stateful: whether `record` is given the optimizer's state. Without it nothing is
+                replayed, and an adaptive optimizer, whose preconditioner its state tells, has no
+                threshold.
             fixed_statistics: whether the loop leaves running statistics (of batch norm) as they are
                 in the problem's model; a model that was adapted with such is refused otherwise.
             name: of the optimizer, for labels.
             overwrite: whether to replace an existing file.
+            on_record: called with each checkpoint, while the loop waits: to log the sharpness, say,
+                which `stability` gives. What it raises ends the loop.
 
         Raises:
             ConfigError: when `every` is less than 1, `config` is not for JSON, or the model has
@@ -98,10 +121,10 @@ class Recorder:
             self._config = json.dumps(dict(config or {}), indent=1)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"config cannot be kept as JSON: {error}") from error
-        self._problem, self._every = problem, every
+        self._problem, self._every, self._on_record = problem, every, on_record
         if optimizer is None:
             optimizer, name, full_batch = NO_OPTIMIZER, NO_NAME, False
-        self._optimizer, self._recording = optimizer, Recording(name, full_batch)
+        self._optimizer, self._recording = optimizer, Recording(name, full_batch, stateful)
         self._before: tuple[int, PyTree] | None = None
         self._watched: list[Any] = []
         self._donates = True
@@ -155,6 +178,8 @@ class Recorder:
         self._last = step
         if scalars or state is not None:
             file.put(_Row(step, scalars, state))
+        if state is not None and self._on_record is not None:
+            self._on_record(Checkpoint(step, params, opt_state, scalars))
 
     def _watch(self, params: PyTree, opt_state: Any) -> None:
         """Sees from the arrays looked at last whether the loop gives its arrays away."""
@@ -180,14 +205,17 @@ class Recorder:
     def _seen_before(self, step: int) -> PyTree | None:
         """The parameters of the step before, where it was seen and belongs to this one."""
         seen = self._before is not None and self._before[0] == step - 1
-        return self._before[1] if seen and self._recording.full_batch else None  # type: ignore[index]
+        return self._before[1] if seen and self._recording.own_updates else None  # type: ignore[index]
 
     def _begin(self, step: int, params: PyTree, opt_state: Any, scalars: Mapping[str, Any]) -> None:
         _require_outside((params, opt_state))
         check_problem(self._problem, params, step)
         setup = Setup(self._problem, self._optimizer, params)
         form = _Form(setup.layout, Layout.of(opt_state), frozenset(scalars))
-        _require_state(self._optimizer, params, opt_state, step)
+        if self._recording.stateful:
+            _require_state(self._optimizer, params, opt_state, step)
+        elif jax.tree.leaves(opt_state):
+            raise ConfigError("opt_state is given to a recorder with stateful=False; leave it out")
         header = Header(
             config=self._config,
             data_kind="own",
@@ -199,10 +227,11 @@ class Recorder:
             provenance=provenance(),
             recording=self._recording.to_json(),
             scalars=tuple(sorted(scalars)),
+            updates=self._recording.own_updates,
         )
         sizes = Sizes(form.params.size, form.state.size, 0)
         writer = runfile.create(hold(self.path, self._remedy), header, sizes)
-        self._file, self._form = _Writing(writer, form), form
+        self._file, self._form = _Writing(writer, form, updates=header.updates), form
 
 
 class _Form(NamedTuple):
@@ -272,8 +301,8 @@ class _Row(NamedTuple):
 class _Writing:
     """A thread that takes rows from the device and appends them to the file."""
 
-    def __init__(self, writer: RunWriter, form: _Form) -> None:
-        self._writer, self._form = writer, form
+    def __init__(self, writer: RunWriter, form: _Form, *, updates: bool) -> None:
+        self._writer, self._form, self._updates = writer, form, updates
         sizes = form.params.size, form.params.size, form.state.size
         self._vectors = [np.empty(size, form.params.dtypes[0]) for size in sizes]
         self._rows: queue.Queue[_Row | None] = queue.Queue()
@@ -349,7 +378,9 @@ class _Writing:
             part[...] = leaf
         for part, leaf in _parts(optimizer, state.optimizer):
             part[...] = leaf
-        if state.before is None:  # nothing came before step 0
+        if not self._updates:
+            update = update[:0]
+        elif state.before is None:  # nothing came before step 0
             update[:] = np.nan if step else 0.0
         else:
             now = _parts(params, state.params)

@@ -33,7 +33,7 @@ from dlf_dynamics.runreader import (
     resume_state,
     width,
 )
-from dlf_dynamics.schema import VALIDATION
+from dlf_dynamics.schema import UPDATE, VALIDATION
 from dlf_dynamics.smoothness import kinks
 from dlf_dynamics.source import source_of, still_in
 
@@ -206,9 +206,11 @@ class Run(ABC):
             return self._recorded(file, chosen)
 
     def _recorded(self, file: Any, chosen: Int[np.ndarray, " chosen"]) -> list[FlatState]:
-        names = ("parameters/value", "previous_update/value", "optimizer/value")
+        names = ("parameters/value", UPDATE, "optimizer/value")
         there = [name for name in names if name in file]
         found = dict(zip(there, read_rows(file, there, chosen), strict=True))
+        # An update that cannot be made again is not kept.
+        found.setdefault(UPDATE, np.full((len(chosen), self.num_params), np.nan, self.dtype))
         columns = [found.get(name, np.zeros((len(chosen), 0))) for name in names]
         steps = (self.checkpoint_steps[chosen] - self._rebuilt).tolist()
         return [FlatState(*row) for row in zip(steps, *columns, strict=True)]

@@ -75,6 +75,7 @@ class Header:
         validation: inputs and targets of the examples held out.
         own_schedule: whether class weights come from the user and not from the configuration.
         scalars: names of what each step of a recording has.
+        updates: whether the update before each checkpoint of a recording is kept.
     """
 
     config: str
@@ -89,6 +90,7 @@ class Header:
     validation: tuple[np.ndarray, np.ndarray] | None = None
     own_schedule: bool = False
     scalars: tuple[str, ...] = ()
+    updates: bool = True
 
 
 def create(path: Path | Output, header: Header, sizes: Sizes) -> RunWriter:
@@ -104,7 +106,7 @@ def create(path: Path | Output, header: Header, sizes: Sizes) -> RunWriter:
     """
     with handed_over(path) as output, new_file(output) as file:
         own = header.recording is not None
-        entries = schema.recorded(header.scalars) if own else _of_train(header)
+        entries = _of_loop(header) if own else _of_train(header)
         _declare(file, header.dtype, sizes, entries)
         file.attrs.update(
             format=FORMAT.name,
@@ -139,6 +141,10 @@ def _stored_data(header: Header) -> dict[str, Any]:
     names = ("inputs", "targets", "validation_inputs", "validation_targets")
     values = (header.inputs, header.targets, *(header.validation or ()))
     return dict(zip(names, values, strict=False))
+
+
+def _of_loop(header: Header) -> tuple[Entry, ...]:
+    return schema.recorded(header.scalars, updates=header.updates)
 
 
 def _of_train(header: Header) -> tuple[Entry, ...]:

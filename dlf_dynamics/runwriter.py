@@ -28,7 +28,7 @@ from dlf_dynamics.hdf5 import (
 )
 from dlf_dynamics.memory import bytes_in_words
 from dlf_dynamics.outputs import Output, partial_path
-from dlf_dynamics.schema import CHECKSUM_OF, RESUME_CHECKSUM, STEP_OF, VALIDATION, covered
+from dlf_dynamics.schema import CHECKSUM_OF, RESUME_CHECKSUM, STEP_OF, UPDATE, VALIDATION, covered
 
 RESUME = ("resume/parameters", "resume/previous_update", "resume/optimizer")
 """The vectors of the state at which an interrupted run stopped."""
@@ -70,10 +70,9 @@ class RunWriter:
         """Appends checkpoints in the order of their steps; those of `Recorder` with the loss."""
         if not points:
             return
-        values = {
-            "parameters/value": _rows([p.params for p in points]),
-            "previous_update/value": _rows([p.previous_update for p in points]),
-        }
+        values = {"parameters/value": _rows([p.params for p in points])}
+        if UPDATE in self._file:
+            values[UPDATE] = _rows([p.previous_update for p in points])
         if "optimizer/value" in self._file:
             values["optimizer/value"] = _rows([p.optimizer for p in points])
         if VALIDATION[0] in self._file:
@@ -81,8 +80,9 @@ class RunWriter:
             values |= dict(zip(VALIDATION, measures.T, strict=True))
         if objectives is not None:
             values["objective/value"] = objectives
-            updates = values["previous_update/value"]
-            values["previous_update/known"] = np.array([np.isfinite(u[0]) for u in updates])
+            if UPDATE in values:
+                known = [np.isfinite(update[0]) for update in values[UPDATE]]
+                values["previous_update/known"] = np.array(known)
         self._append("checkpoints", np.array([p.step for p in points]), values)
 
     def set_resume(self, point: FlatState) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dlf_dynamics.hdf5 import ContentError, Format, dataset_at, minor_version
 
-FORMAT = Format("run file", "dlf-dynamics-run", "1.3", "it cannot be repaired")
+FORMAT = Format("run file", "dlf-dynamics-run", "1.4", "it cannot be repaired")
 
 WITH_CHECKSUMS = 3
 """Minor version from which on run files have checksums."""
@@ -89,7 +89,9 @@ SCHEMA: tuple[Entry, ...] = (
         ("checkpoints", "params"),
         "float",
         "",
-        "θ_t - θ_(t-1); 0 at step 0",
+        "θ_t - θ_(t-1); 0 at step 0; absent where no update can be made again",
+        True,
+        beside="previous_update/known",
     ),
     Entry(
         "previous_update/known",
@@ -98,7 +100,7 @@ SCHEMA: tuple[Entry, ...] = (
         "",
         "of a run of `Recorder`: 1 where the step before was seen, 0 where the update is NaN",
         True,
-        beside="recording",
+        beside="previous_update/value",
     ),
     Entry(
         "optimizer/value",
@@ -178,6 +180,8 @@ CHECKSUM_OF = {"checkpoints": "checksums/checkpoints", "steps": "checksums/steps
 
 RESUME_CHECKSUM = "checksums/resume"
 
+UPDATE = "previous_update/value"
+
 VALIDATION = ("validation_loss/value", "validation_accuracy/value")
 """What is evaluated on the examples held out, in the order of `Dynamics.validate`."""
 
@@ -193,15 +197,22 @@ _OF_RECORDER = ("recording", "objective/", "previous_update/known")
 def trained(*, validation: bool = False) -> tuple[Entry, ...]:
     """The entries of a run of `train`, with examples held out or without."""
     absent = _OF_RECORDER if validation else (*_OF_RECORDER, *VALIDATION)
-    return tuple(e for e in SCHEMA if not e.path.startswith(absent))
+    found = (e for e in SCHEMA if not e.path.startswith(absent))
+    return tuple(replace(e, optional=False) if e.path == UPDATE else e for e in found)
 
 
-def recorded(scalars: Sequence[str]) -> tuple[Entry, ...]:
-    """The entries of a run of `Recorder` whose steps have these scalars."""
+def recorded(scalars: Sequence[str], *, updates: bool = True) -> tuple[Entry, ...]:
+    """The entries of a run of `Recorder`.
+
+    Args:
+        scalars: names of those that its steps have.
+        updates: whether the update before each checkpoint is kept.
+    """
     known = {entry.path: entry for entry in SCHEMA}
     paths = [_own_scalar(name) for name in scalars]
     columns = [known.get(entry.path, entry) for entry in paths]
     absent = ("resume/", RESUME_CHECKSUM, *VALIDATION)
+    absent = absent if updates else (*absent, "previous_update/")
     rest = [e for e in SCHEMA if not e.path.startswith(absent) and not _is_scalar(e.path)]
     return (*rest, *columns)
 
@@ -223,7 +234,7 @@ def entries(file: h5py.File) -> tuple[Entry, ...]:
         if not isinstance(scalars, h5py.Group):
             raise ContentError("/scalars is missing")
         names += [str(name) for name in scalars if name not in ("step", *names)]
-        found = recorded(names)
+        found = recorded(names, updates=UPDATE in file or UPDATE in summed["checkpoints"])
     if not checked:
         return tuple(entry for entry in found if not entry.path.startswith("checksums/"))
     required = {path for paths in summed.values() for path in paths}

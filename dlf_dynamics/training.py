@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from dlf_dynamics.assembly import build, initial_parameters
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import to_json
 from dlf_dynamics.datasets import Dataset, load_dataset, require_trainable
-from dlf_dynamics.dynamics import Dynamics, State, advance, scalar_columns
+from dlf_dynamics.dynamics import SCALARS, Dynamics, State, advance, scalar_columns
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.layout import Layout
@@ -30,6 +31,21 @@ from dlf_dynamics.trained import TrainedRun
 
 _RECORD_SECONDS = 0.5
 
+Watch = Callable[[Mapping[str, float]], None]
+
+
+class _Listeners(NamedTuple):
+    """Who is told how far a training is, and who may stop it; see `train`."""
+
+    progress: Callable[[int], None]
+    stop: Callable[[], bool]
+    watch: Watch
+
+    def tell(self, step: int, row: np.ndarray) -> None:
+        """Tells the number of updates made, and what the last one recorded."""
+        self.watch(dict(zip(SCALARS, row.tolist(), strict=False)))
+        self.progress(step)
+
 
 def train(
     config: RunConfig,
@@ -40,6 +56,7 @@ def train(
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda step: None,
     stop: Callable[[], bool] = lambda: False,
+    watch: Watch = lambda scalars: None,
 ) -> TrainedRun:
     """Trains and records a run; see `resume` to continue one.
 
@@ -52,6 +69,7 @@ def train(
         overwrite: whether to replace an existing file.
         progress: told the number of updates made.
         stop: asked between stretches; when true, the run is left to be resumed.
+        watch: told what the last of them recorded, by name, such as `loss` and `accuracy`.
 
     Returns:
         The recorded run; its `status` is `complete`, `interrupted` or `diverged`.
@@ -61,7 +79,7 @@ def train(
         FileError: when the file exists or cannot be written, or another process writes it.
     """
     with hold(Path(path), None if overwrite else EXISTS) as output:
-        return _train(output, config, dataset, schedule, progress, stop)
+        return _train(output, config, dataset, schedule, _Listeners(progress, stop, watch))
 
 
 def _train(
@@ -69,8 +87,7 @@ def _train(
     config: RunConfig,
     dataset: Dataset | None,
     schedule: Schedule | None,
-    progress: Callable[[int], None],
-    stop: Callable[[], bool],
+    listeners: _Listeners,
 ) -> TrainedRun:
     dataset = load_dataset(config.data) if dataset is None else dataset
     require_trainable(dataset, config.model.outputs, config.dtype)
@@ -87,7 +104,7 @@ def _train(
     _require_space(output.target, config, sizes, params.dtype.itemsize)
     header = _header(config, dataset, layout, own_schedule=schedule is not None)
     writer = runfile.create(output, header, sizes)
-    return _run(output.path, config, dynamics, state, writer, progress, stop)
+    return _run(output.path, config, dynamics, state, writer, listeners)
 
 
 def _require_space(path: Path, config: RunConfig, sizes: Sizes, itemsize: int) -> None:
@@ -126,6 +143,7 @@ def resume(
     schedule: Schedule | None = None,
     progress: Callable[[int], None] = lambda step: None,
     stop: Callable[[], bool] = lambda: False,
+    watch: Watch = lambda scalars: None,
 ) -> TrainedRun:
     """Continues a run that was interrupted or killed, bit for bit as if it had not been.
 
@@ -133,8 +151,9 @@ def resume(
         path: of the run file.
         steps: new total number of updates; none keeps the configured one.
         schedule: the user's own schedule, where the run was trained with one.
-        progress: as in `train`.
-        stop: as in `train`.
+        progress: as in `train`, like the next two.
+        stop: asked between stretches.
+        watch: told what the last update recorded.
 
     Raises:
         ConfigError: when the new number of steps does not fit the run.
@@ -142,15 +161,14 @@ def resume(
             writes it.
     """
     with hold(Path(path)) as output:  # what is read now is what is continued
-        return _resume(output, steps, schedule, progress, stop)
+        return _resume(output, steps, schedule, _Listeners(progress, stop, watch))
 
 
 def _resume(
     output: Output,
     steps: int | None,
     schedule: Schedule | None,
-    progress: Callable[[int], None],
-    stop: Callable[[], bool],
+    listeners: _Listeners,
 ) -> TrainedRun:
     path = output.path
     run = open_trained(path)
@@ -170,7 +188,7 @@ def _resume(
     sizes = Sizes(state.params.size, len(point.optimizer), len(dynamics.schedule(state.step)))
     _require_space(output.target, config, sizes, state.params.dtype.itemsize)
     writer = runfile.reopen(output, config, upto=point.step)
-    return _run(path, config, dynamics, state, writer, progress, stop)
+    return _run(path, config, dynamics, state, writer, listeners)
 
 
 def _extended(config: RunConfig, steps: int) -> RunConfig:
@@ -228,12 +246,11 @@ def _run(
     dynamics: Dynamics,
     state: State,
     writer: RunWriter,
-    progress: Callable[[int], None],
-    stop: Callable[[], bool],
+    listeners: _Listeners,
 ) -> TrainedRun:
     """Advances to the last step, recording on the way."""
     with writer:
-        status = _loop(config, dynamics, state, _Record(writer), progress, stop)
+        status = _loop(config, dynamics, state, _Record(writer), listeners)
         writer.set_status(status)
     return open_trained(path)
 
@@ -243,8 +260,7 @@ def _loop(
     dynamics: Dynamics,
     state: State,
     record: _Record,
-    progress: Callable[[int], None],
-    stop: Callable[[], bool],
+    listeners: _Listeners,
 ) -> str:
     """The status at the end."""
 
@@ -252,7 +268,7 @@ def _loop(
         return advance(dynamics, state, counts, due, capacity=capacity)
 
     step, pace = int(state.step), Pace(config, state)
-    for made in pace.stretches(program, state, step, stop):
+    for made in pace.stretches(program, state, step, listeners.stop):
         snapshots = jax.device_get(made.snapshots)
         for index, count in enumerate(made.counts[made.counts > 0]):
             if step % config.checkpoint_every == 0:
@@ -264,8 +280,8 @@ def _loop(
         state = made.state
         if record.due():
             record.write()
-            progress(step)
-    return _finish(config, dynamics, pace.last(program, state, step), record, progress)
+            listeners.tell(step, made.last_row)
+    return _finish(config, dynamics, pace.last(program, state, step), record, listeners)
 
 
 def _finish(
@@ -273,7 +289,7 @@ def _finish(
     dynamics: Dynamics,
     made: Made,
     record: _Record,
-    progress: Callable[[int], None],
+    listeners: _Listeners,
 ) -> str:
     """Records the last state with its row, so that each checkpoint has loss and class weights."""
     validation = np.asarray(made.snapshots.validation)[0]
@@ -282,7 +298,7 @@ def _finish(
         record.points.append(point)
     finite = record.add(point.step, made.rows[0, :1])
     record.write()
-    progress(point.step)
+    listeners.tell(point.step, made.rows[0, 0])
     if not finite:
         return "diverged"
     if point.step == config.steps:

@@ -1,11 +1,15 @@
 """All tests compute in float64, on one thread; both are chosen before JAX computes anything."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
+from itertools import combinations
+from typing import Any
 
 import jax
 import pytest
+from matplotlib.transforms import Bbox
 
 # XLA reads both when it first computes; small problems run fastest on one thread.
 os.environ.setdefault("NPROC", "1")
@@ -39,3 +43,63 @@ def forget_programs() -> Iterator[None]:
     """
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(
+    params=["3.4in", *(pytest.param(each, marks=pytest.mark.slow) for each in ("7in", "86mm 9"))]
+)
+def require_whole(request: pytest.FixtureRequest) -> Callable[[Callable[[], Any]], None]:
+    """Requires of a figure, which the function draws, that it is whole on a page.
+
+    Nothing is cut off, and no text around the panels stands over another.
+    """
+    from dlf_dynamics.page import Page
+
+    width, _, size = request.param.partition(" ")
+    return partial(_require_whole, Page(width, float(size or 8), letters=True))
+
+
+_OVERLAP = 2.0
+"""Points by which boxes may overlap, as letters do not fill theirs."""
+
+
+def _require_whole(page: Any, draw: Callable[[], Any]) -> None:
+    """Looks at the boxes of what is written around the panels."""
+    from dlf_dynamics.analysis.style import styled
+    from dlf_dynamics.page import on_page
+
+    with on_page(page), styled():
+        figure = draw()
+        figure.draw_without_rendering()
+        around = figure.get_tightbbox()
+        boxes = [box for box in _boxes(figure) if box[1].width > 0]
+    width, height = figure.get_size_inches()
+    assert abs(width - page.inches) < 1e-9
+    edges = around.x0, around.y0, width - around.x1, height - around.y1
+    assert min(edges) > -0.02, edges
+    slack = _OVERLAP * figure.dpi / 72
+    for (name, one), (other_name, other) in combinations(boxes, 2):
+        common = Bbox.intersection(one, other)
+        assert common is None or min(common.width, common.height) < slack, (name, other_name)
+
+
+def _boxes(figure: Any) -> Iterator[tuple[str, Any]]:
+    """Texts and boxes of all that is written outside of the panels."""
+    if figure._suptitle is not None:
+        yield figure.get_suptitle(), figure._suptitle.get_window_extent()
+    for legend in (*figure.legends, *filter(None, (ax.get_legend() for ax in figure.axes))):
+        outside = legend.get_window_extent()
+        if not any(ax.bbox.fully_contains(*outside.p0) for ax in figure.axes):
+            yield "legend", outside
+    for ax in figure.axes:
+        yield ax.get_title(), ax.title.get_window_extent()
+        for text in ax.texts:
+            if text.get_text().startswith("(") and text.get_fontweight() == "bold":
+                yield text.get_text(), text.get_window_extent()
+        for axis in (ax.xaxis, ax.yaxis):
+            yield axis.get_label_text(), axis.label.get_window_extent()
+            low, high = sorted(axis.get_view_interval())
+            for tick in axis.get_major_ticks():
+                label = tick.label1
+                if tick.label1.get_visible() and label.get_text() and low <= tick.get_loc() <= high:
+                    yield label.get_text(), label.get_window_extent()

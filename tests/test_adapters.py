@@ -1,6 +1,8 @@
 """Models of four frameworks, adapted: the same network everywhere, and models with state."""
 
 import itertools
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlf_dynamics import operators
-from dlf_dynamics.adapters import from_equinox, from_haiku, from_linen, from_nnx
+from dlf_dynamics import operators, pytorch
+from dlf_dynamics.adapters import from_equinox, from_haiku, from_linen, from_nnx, from_torch
 from dlf_dynamics.analysis.linalg import eigensolver
 from dlf_dynamics.analysis.spectra.gram import gram_matrix
 from dlf_dynamics.analysis.spectra.oneshot import sharpness
@@ -459,3 +461,39 @@ def test_the_state_of_a_haiku_function_is_asked_for():
         from_haiku(hk.transform_with_state(net), {})
     with pytest.raises(ConfigError, match="state is given; expected none"):
         from_haiku(hk.transform(net), {}, {})
+
+
+@pytest.fixture
+def not_imported():
+    """As if torchax had not been asked for yet."""
+    pytorch.torchax.cache_clear()
+    yield
+    pytorch.torchax.cache_clear()
+
+
+@pytest.mark.parametrize("missing", ["torch", "torchax"])
+@pytest.mark.usefixtures("not_imported")
+def test_without_the_extra_a_pytorch_module_is_told_what_to_install(missing, monkeypatch):
+    def find(name):
+        if name == missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return SimpleNamespace()
+
+    monkeypatch.setattr(pytorch.importlib, "import_module", find)
+    monkeypatch.setattr(pytorch, "_as_it_was", nullcontext)
+    words = f"the package {missing} is not installed; .*: pip install 'torch>=2.9' torchax==0.0.13"
+    with pytest.raises(ConfigError, match=words):
+        from_torch(object())
+
+
+@pytest.mark.usefixtures("not_imported")
+def test_versions_that_do_not_go_together_are_named(monkeypatch):
+    def find(name):
+        raise AttributeError("no overload\nnamed so")
+
+    monkeypatch.setattr(pytorch.importlib, "import_module", find)
+    words = (
+        r"torchax .* and torch .* cannot be imported together \(no overload named so\); expected"
+    )
+    with pytest.raises(ConfigError, match=words):
+        from_torch(object())

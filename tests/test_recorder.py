@@ -224,7 +224,7 @@ def test_mini_batches_get_eigenvalues_but_no_threshold_and_nothing_is_replayed(t
     assert "bifurcations" not in text
     assert "crossings are not known, as there is no threshold" in text
     with pytest.raises(
-        ConfigError, match="mini-batches that are not known, or without its optimizer; its"
+        ConfigError, match="mini-batches that are not known, or without its optimizer or"
     ):
         compute_bifurcations(run)
 
@@ -246,7 +246,10 @@ def test_parameters_alone_have_eigenvalues_at_the_iterates_and_nothing_that_take
         assert np.all(np.isnan(found.hessian.centre.eigenvalues))
         assert np.all(np.isnan(found.thresholds))
         assert found.label == "no threshold: the run was recorded without its optimizer"
-    with pytest.raises(ConfigError, match="without its optimizer; its steps cannot be made again"):
+    with pytest.raises(
+        ConfigError,
+        match="without its optimizer or that one's state; its steps cannot be made again",
+    ):
         compute_bifurcations(run, BifurcationConfig())
 
 

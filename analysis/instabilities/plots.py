@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import matplotlib as mpl
+import textwrap
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dlf_dynamics.analysis.headings import legend_below, letter_panels
 from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations
 from dlf_dynamics.analysis.instabilities.branches import NEUTRAL
 from dlf_dynamics.analysis.instabilities.frozen import FrozenDiagram
 from dlf_dynamics.analysis.instabilities.instability import Instability
 from dlf_dynamics.analysis.style import (
     COLOURS,
-    STYLE,
     draw_points,
+    few_steps,
     label_decades,
-    legend_entries,
+    new_figure,
     scale_height,
+    scaled,
     set_span,
+    styled,
 )
+from dlf_dynamics.page import this_page
 from dlf_dynamics.streams import drawable
 
 _OVERLAP = 0.5
 """Mean squared overlap from which an exponent is drawn as that of the oscillating direction."""
+
+_LEAST, _LEAST_DIAGRAM = 1.5, 2.4
+"""Inches of a column of panels at least: of an instability, of a diagram."""
 
 MOST = 4
 """Instabilities that are drawn, the longest ones."""
@@ -51,52 +59,88 @@ def instability_figure(found: Bifurcations) -> Figure:
     """
     longest = sorted(found.instabilities, key=lambda event: event.onset - event.end)[:MOST]
     shown = sorted(longest, key=lambda event: event.onset)
-    columns = len(shown)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.2 + 2.3 * columns, 6.0), layout="constrained")
-        axes = figure.subplots(3, columns, sharex="col", squeeze=False)
-        for column, event in zip(axes.T, shown, strict=True):
+    with styled():
+        figure, axes = _columns_of(3, len(shown), usual=(1.2, 2.3, 6.0), least=_LEAST)
+        beside = this_page().columns(_LEAST, len(shown))
+        for column, event in zip(axes, shown, strict=True):
             _draw_loss(column[0], found, event)
             _draw_projection(column[1], found, event)
             _draw_sharpness(column[2], found, event)
             kind = event.criticality or "kind not told"
             column[0].set_title(drawable(f"onset {event.onset}\n{kind}"))
             column[-1].set_xlabel("step")
-            column[-1].locator_params(axis="x", nbins=4)
+            few_steps(column[-1], 4, beside)
             steps = found.motion.steps[_rows(found, event)]
             for ax in column:
                 _mark(ax, event)
                 set_span(ax, int(steps[0]), int(steps[-1]))
             label_decades(column[0])
-        axes[0, 0].set_ylabel("F")
-        axes[1, 0].set_ylabel("projection on the\ntop eigenvector")
-        axes[2, 0].set_ylabel("sharpness at centres")
-        handles, labels = legend_entries(*axes[1])
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        names = "F", "projection on the\ntop eigenvector", "sharpness at centres"
+        _name_heights(axes, names)
+        letter_panels(ax for column in axes for ax in column)
+        legend_below(figure, *(column[1] for column in axes))
     return figure
+
+
+def _columns_of(
+    rows: int, count: int, usual: tuple[float, float, float], least: float
+) -> tuple[Figure, list[np.ndarray]]:
+    """A figure of some columns of panels that share their horizontal axis, and these.
+
+    Columns for which the page is too narrow go below the others.
+
+    Args:
+        rows: panels of a column, the first one twice as high where there are two.
+        count: columns.
+        usual: width of the margin, of a column, and height, in inches.
+        least: width of a column.
+    """
+    margin, width, height = usual
+    beside = this_page().columns(least, count)
+    groups = -(-count // beside)
+    figure = new_figure(margin + width * count, height * groups)
+    heights = ([2, 1] if rows == 2 else [1] * rows) * groups
+    grid = figure.add_gridspec(rows * groups, beside, height_ratios=heights)
+    columns = []
+    for number in range(count):
+        start, place = rows * (number // beside), number % beside
+        first = figure.add_subplot(grid[start, place])
+        below = [figure.add_subplot(grid[start + r, place], sharex=first) for r in range(1, rows)]
+        for ax in (first, *below[:-1]):
+            ax.tick_params(labelbottom=False)
+        columns.append(np.array([first, *below]))
+    return figure, columns
+
+
+def _name_heights(columns: list[np.ndarray], names: tuple[str, ...]) -> None:
+    """Names the vertical axes of the panels that stand first in their rows."""
+    for column in columns:
+        for ax, name in zip(column, names, strict=True):
+            if ax.get_subplotspec().is_first_col():
+                ax.set_ylabel(name)
 
 
 def diagram_figure(found: Bifurcations) -> Figure:
     """Orbit diagrams with the loss frozen, the largest Lyapunov exponent underneath."""
-    columns = len(found.diagrams)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1 + 3.2 * columns, 4.6), layout="constrained")
-        axes = figure.subplots(
-            2, columns, sharex="col", squeeze=False, gridspec_kw={"height_ratios": [2, 1]}
+    with styled():
+        figure, axes = _columns_of(
+            2, len(found.diagrams), usual=(1, 3.2, 4.6), least=_LEAST_DIAGRAM
         )
-        for (above, below), diagram in zip(axes.T, found.diagrams, strict=True):
+        beside = this_page().columns(_LEAST_DIAGRAM, len(found.diagrams))
+        for (above, below), diagram in zip(axes, found.diagrams, strict=True):
             _draw_orbits(above, diagram)
             _draw_exponents(below, diagram)
             above.set_title(f"loss of step {diagram.step}")
             name = drawable(PARAMETERS.get(diagram.parameter, diagram.parameter))
-            below.set_xlabel(f"{name} (dashed: of the run)")
+            label = f"{name} (dashed: of the run)"
+            room = 72 * figure.get_figwidth() / beside / scaled(6)  # in characters
+            below.set_xlabel(textwrap.fill(label, int(room)))
             for ax in (above, below):
                 ax.axvline(diagram.actual, color=COLOURS[5], lw=0.8, ls="--")
-        axes[0, 0].set_ylabel("projection on the\ntop eigenvector")
-        axes[1, 0].set_ylabel("largest Lyapunov\nexponent per step")
-        handles, labels = legend_entries(*axes.ravel())
-        columns = min(columns, 2)
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+        names = "projection on the\ntop eigenvector", "largest Lyapunov\nexponent per step"
+        _name_heights(axes, names)
+        letter_panels(ax for column in axes for ax in column)
+        legend_below(figure, *(ax for column in axes for ax in column))
     return figure
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
@@ -15,7 +14,7 @@ from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture, w
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task, counted
 from dlf_dynamics.analysis.studies.study import Study
 from dlf_dynamics.analysis.studies.studyfile import StudyResults
-from dlf_dynamics.analysis.style import COLOURS, STYLE
+from dlf_dynamics.analysis.style import COLOURS, styled
 from dlf_dynamics.presets import PRESETS
 
 NAME = "initialisation-table"
@@ -167,7 +166,7 @@ def kind_of_spread(found: list[Cell]) -> str:
 
 def draw(found: list[Cell]) -> Figure:
     """Every run as a point, with the means of the groups and those of the reference."""
-    with mpl.rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(7.2, 3.0), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
         titles = ("training accuracy", f"accuracy on {FRESH_POINTS:,} fresh points")

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
 
-import matplotlib as mpl
 import numpy as np
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
@@ -19,7 +18,7 @@ from dlf_dynamics.analysis.studies.histories import curve_steps
 from dlf_dynamics.analysis.studies.outcome import CURVES
 from dlf_dynamics.analysis.studies.study import Measures, Study
 from dlf_dynamics.analysis.studies.studyfile import StudyResults
-from dlf_dynamics.analysis.style import COLOURS, STYLE
+from dlf_dynamics.analysis.style import COLOURS, styled
 from dlf_dynamics.config import LossName
 from dlf_dynamics.presets import PRESETS
 
@@ -186,7 +185,7 @@ def compare(selected: Selected) -> Iterator[Comparison]:
 
 def draw(selected: Selected, curve: str, label: str, *, threshold: bool) -> Figure:
     """Means over the seeds along training, a panel for each width and learning rate."""
-    with mpl.rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(6.0, 5.3), layout="constrained")
         shape = len(WIDTHS), len(_RATE_NAMES)
         axes = figure.subplots(*shape, sharex=True, sharey=True, squeeze=False)

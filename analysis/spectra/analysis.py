@@ -55,6 +55,7 @@ class SpectrumAnalysis(Analysis[SpectrumConfig, "Spectrum"]):
     config = SpectrumConfig
     view = SpectrumView
     distributed = True
+    follows = True
     keys: ClassVar[dict[str, str]] = {
         "run_id": "id of the run",
         "run": "its status, last step and number of checkpoints when it was analysed",
@@ -152,6 +153,12 @@ class SpectrumAnalysis(Analysis[SpectrumConfig, "Spectrum"]):
         table = [summary.events_table(found)] if not found.unwatched else []
         saturated = summary.saturation_lines(run, found.hessian.steps)
         return [*table, *summary.closing_lines(found), *saturated]
+
+    def now(self, found: Spectrum) -> str:
+        """The last value beside the threshold, and what has crossed."""
+        from dlf_dynamics.analysis.spectra import summary
+
+        return summary.last_line(found)
 
     def as_dict(self, found: Spectrum) -> dict[str, Any]:
         """The events and what they rest on."""

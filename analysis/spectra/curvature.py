@@ -29,7 +29,7 @@ from dlf_dynamics.operators import (
     preconditioned,
     remainder,
 )
-from dlf_dynamics.optimizers import NO_OPTIMIZER, FlatUpdate, preconditioner
+from dlf_dynamics.optimizers import NO_OPTIMIZER, FlatUpdate, UnknownState, preconditioner
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.run import Run
 
@@ -44,12 +44,19 @@ def run_threshold(run: Run) -> Threshold:
         return Threshold(dynamics.optimizer, run.optimizer_name, reason=reason)
     flat = jax.ShapeDtypeStruct((run.num_params,), run.dtype)
     layout = Layout.of(flat) if dynamics.layout is None else dynamics.layout
-    return threshold_of(
-        FlatUpdate(dynamics.optimizer, layout),
+    rule, known = dynamics.optimizer, True
+    if isinstance(rule, UnknownState):
+        rule, known = rule.rule, False
+    threshold = threshold_of(
+        FlatUpdate(rule, layout),
         run.optimizer_name,
         batch_size=dynamics.batch_size,
         precision=dynamics.precision,
     )
+    if threshold.preconditioned and not known:
+        reason = "the preconditioner is made of the optimizer's state, which was not recorded"
+        return replace(threshold, preconditioned=False, reason=reason)
+    return threshold
 
 
 @dataclass(frozen=True)

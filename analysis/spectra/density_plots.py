@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -10,9 +9,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from dlf_dynamics.analysis.headings import letter_panels, set_panel_title, set_title
 from dlf_dynamics.analysis.spectra.density import Density, default_grid, evaluate
 from dlf_dynamics.analysis.spectra.spectrum import Spectrum
-from dlf_dynamics.analysis.style import COLOURS, STYLE, label_steps, set_title
+from dlf_dynamics.analysis.style import COLOURS, label_steps, new_figure, scaled, styled
+from dlf_dynamics.page import this_page
 
 DECADES = 6
 """Decades of the density that are drawn."""
@@ -33,16 +34,21 @@ def density_figure(spectrum: Spectrum) -> Figure:
     Args:
         spectrum: with densities.
     """
-    with mpl.rc_context(STYLE):
-        count = len(spectrum.densities)
-        figure = Figure(figsize=(7.2, 0.6 + 2.3 * count), layout="constrained")
-        axes = figure.subplots(count, 2, squeeze=False, width_ratios=[1.25, 1])
+    with styled():
+        count, columns = len(spectrum.densities), this_page().columns(2.6, 2)
+        figure = new_figure(7.2, 0.6 + 2.3 * count * (3 - columns))
+        grid = figure.subplots(
+            count * (3 - columns), columns, squeeze=False, width_ratios=[1.25, 1][:columns]
+        )
+        axes = grid.reshape(count, 2)
         for row, (name, density) in zip(axes, spectrum.densities.items(), strict=True):
             draw_over_time(row[0], density)
             draw_curves(row[1], density, spectrum)
-            row[0].set_title(f"{NAMES[name]}, {density.size} eigenvalues", fontsize=7)
-            label_steps(row[0], "step" if row[0] is axes[-1, 0] else "")
-        axes[-1, 1].set_xlabel("eigenvalue")
+            set_panel_title(row[0], f"{NAMES[name]}, {density.size} eigenvalues")
+            last = columns == 1 or row[0] is axes[-1, 0]
+            label_steps(row[0], "step" if last else "")
+            row[1].set_xlabel("eigenvalue" if last else "")
+        letter_panels(axes.ravel())
         first = next(iter(spectrum.densities.values()))
         set_title(
             figure,
@@ -62,13 +68,29 @@ def evaluated(density: Density) -> tuple[np.ndarray, np.ndarray, np.ndarray, flo
     return grid, mean, error, linear
 
 
-def _decades(axis: Axis, grid: np.ndarray, linear: float) -> None:
-    """Ticks at 0 and at 1 and 3 times the powers of ten beyond the linear part."""
+def _decades(axis: Axis, grid: np.ndarray, linear: float, apart: float) -> None:
+    """Ticks at 0 and at 1 and 3 times the powers of ten beyond the linear part.
+
+    Args:
+        axis: to be labelled.
+        grid: of eigenvalues, in order.
+        linear: where the axis turns logarithmic.
+        apart: distance of two ticks at least, as a part of the axis.
+    """
     powers = 10.0 ** np.arange(np.floor(np.log10(linear)), np.log10(linear) + 8)
     beyond = np.sort(np.concatenate([powers, 3 * powers]))
     beyond = beyond[beyond > linear]
     ticks = np.concatenate([-beyond[::-1], [0.0], beyond])
-    axis.set_major_locator(FixedLocator(ticks[(ticks >= grid[0]) & (ticks <= grid[-1])].tolist()))
+    ends = np.arcsinh(grid[[0, -1]] / linear)
+    kept = [0.0]
+    for side in (ticks[ticks > 0], ticks[ticks < 0][::-1]):
+        last = 0.0
+        for tick in side[(side >= grid[0]) & (side <= grid[-1])].tolist():
+            place = np.arcsinh(tick / linear) / (ends[1] - ends[0])
+            if abs(place - last) >= apart:
+                kept.append(tick)
+                last = place
+    axis.set_major_locator(FixedLocator(sorted(kept)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
@@ -87,7 +109,7 @@ def draw_over_time(ax: Axes, density: Density) -> None:
         rasterized=True,
     )
     ax.set_yscale("asinh", linear_width=linear)
-    _decades(ax.yaxis, grid, linear)
+    _decades(ax.yaxis, grid, linear, apart=0.1)
     ax.set_ylabel("eigenvalue")
     assert isinstance(ax.figure, Figure)
     ax.figure.colorbar(shades, ax=ax, label="density")
@@ -106,8 +128,8 @@ def draw_curves(ax: Axes, density: Density, spectrum: Spectrum) -> None:
             grid, np.maximum(low, floor), np.maximum(high, floor), color=colour, alpha=0.25, lw=0
         )
     ax.set_xscale("asinh", linear_width=linear)
-    _decades(ax.xaxis, grid, linear)
+    _decades(ax.xaxis, grid, linear, apart=0.13)
     ax.set_yscale("log")
     ax.set_ylim(floor, None)
     ax.set_ylabel("density")
-    ax.legend(fontsize=6, frameon=False)
+    ax.legend(fontsize=scaled(6), frameon=False)

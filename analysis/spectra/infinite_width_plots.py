@@ -8,20 +8,22 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dlf_dynamics.analysis.headings import legend_above, letter_panels, set_panel_title, set_title
 from dlf_dynamics.analysis.spectra.infinite_width import InfiniteWidth
 from dlf_dynamics.analysis.spectra.plots import shade_oscillations
 from dlf_dynamics.analysis.spectra.spectrum import Spectrum
 from dlf_dynamics.analysis.style import (
     COLOURS,
-    STYLE,
     draw_points,
     label_decades,
     label_steps,
-    legend_above,
     mark_hidden,
+    new_figure,
+    scaled,
     set_span,
-    set_title,
+    styled,
 )
+from dlf_dynamics.page import this_page
 
 LARGEST = 6
 """Eigenvalues that are drawn along the run."""
@@ -47,14 +49,19 @@ def kernel_figure(spectrum: Spectrum) -> Figure:
     found = spectrum.infinite_width
     if found is None:
         raise ValueError("the spectrum has no kernels at infinite width; compute them")
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 6.0), layout="constrained")
-        grid = figure.add_gridspec(3, 2, width_ratios=[1.7, 1], height_ratios=[1.6, 1, 0.8])
-        along = figure.add_subplot(grid[0, 0])
-        ranks = figure.add_subplot(grid[0, 1], sharey=along)
-        distances = figure.add_subplot(grid[1, 0], sharex=along)
-        alignment = figure.add_subplot(grid[2, 0], sharex=along)
-        shares = figure.add_subplot(grid[1:, 1], sharex=ranks)
+    with styled():
+        if this_page().columns(2.6, 2) == 2:
+            figure = new_figure(7.2, 6.0)
+            grid = figure.add_gridspec(3, 2, width_ratios=[1.7, 1], height_ratios=[1.6, 1, 0.8])
+            places = grid[0, 0], grid[0, 1], grid[1, 0], grid[2, 0], grid[1:, 1]
+        else:
+            figure = new_figure(7.2, 9.0)
+            places = figure.add_gridspec(5, 1, height_ratios=[1.6, 1.6, 1, 0.8, 1.6])
+        along = figure.add_subplot(places[0])
+        ranks = figure.add_subplot(places[1], sharey=along)
+        distances = figure.add_subplot(places[2], sharex=along)
+        alignment = figure.add_subplot(places[3], sharex=along)
+        shares = figure.add_subplot(places[4], sharex=ranks)
         draw_eigenvalues(along, found)
         draw_ranks(ranks, found)
         draw_distances(distances, found)
@@ -66,6 +73,7 @@ def kernel_figure(spectrum: Spectrum) -> Figure:
             ax.tick_params(labelbottom=False)
         label_steps(alignment)
         set_span(alignment, found.steps[0], found.steps[-1])
+        letter_panels(figure.axes)
         for ax in (distances, alignment):
             legend_above(ax)
         label_decades(distances)
@@ -85,7 +93,7 @@ def draw_eigenvalues(ax: Axes, found: InfiniteWidth) -> None:
     top = max(found.ntk[0], _largest(found.eigenvalues[:, 0]))
     ax.set_ylim(_floor(top, found.ntk, found.eigenvalues), 3 * top)
     ax.set_ylabel("eigenvalue")
-    ax.set_title(f"the {count} largest of K along the run; dashed: those of Θ", fontsize=7)
+    set_panel_title(ax, f"the {count} largest of K along the run; dashed: those of Θ")
 
 
 def draw_ranks(ax: Axes, found: InfiniteWidth) -> None:
@@ -93,8 +101,8 @@ def draw_ranks(ax: Axes, found: InfiniteWidth) -> None:
     for values, marker, colour, label in _kernels(found):
         _ranked(ax, values, marker, colour, label)
     ax.tick_params(labelleft=False)
-    ax.legend(fontsize=6, frameon=False)
-    ax.set_title(f"all {found.num_examples} eigenvalues", fontsize=7)
+    ax.legend(fontsize=scaled(6), frameon=False)
+    set_panel_title(ax, f"all {found.num_examples} eigenvalues")
 
 
 def draw_distances(ax: Axes, found: InfiniteWidth) -> None:
@@ -127,7 +135,7 @@ def draw_shares(ax: Axes, found: InfiniteWidth) -> None:
     ax.set_ylim(_floor(1, *shares), 2)
     ax.set_xlabel("rank of the eigenvalue")
     ax.set_ylabel("part of the kernel's trace")
-    ax.legend(fontsize=6, frameon=False)
+    ax.legend(fontsize=scaled(6), frameon=False)
 
 
 def _kernels(found: InfiniteWidth) -> list[tuple[Float[np.ndarray, " examples"], str, str, str]]:

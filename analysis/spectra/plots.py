@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from dlf_dynamics.analysis.headings import legend_above, letter_panels, set_panel_title, set_title
 from dlf_dynamics.analysis.linalg.certificate import BUDGET, STATUSES, TRACKED, UNRANKED
 from dlf_dynamics.analysis.spectra.events import OSCILLATING_COSINE, Oscillation
 from dlf_dynamics.analysis.spectra.spectrum import Spectrum
@@ -19,21 +19,23 @@ from dlf_dynamics.analysis.spectra.summary import threshold_line
 from dlf_dynamics.analysis.style import (
     COLOURS,
     OUTLIERS,
-    STYLE,
     class_colours,
     draw_curve,
     draw_points,
+    few_steps,
     fit_height,
     label_decades,
     label_steps,
-    legend_above,
     mark_hidden,
     named_classes,
+    new_figure,
     scale_height,
+    scaled,
     set_span,
-    set_title,
+    styled,
 )
-from dlf_dynamics.errors import FileError
+from dlf_dynamics.errors import ConfigError, FileError, shortened
+from dlf_dynamics.page import this_page
 from dlf_dynamics.run import Run
 from dlf_dynamics.schedules import Triangle
 from dlf_dynamics.streams import drawable
@@ -48,6 +50,9 @@ _MOST_BURSTS = 6
 
 _CHANGE = 0.25
 """Share of the first loss up to which its changes are drawn; the published limits are 0.25."""
+
+_TWO_COLUMNS, _BURST = 2.6, 1.5
+"""Inches of a panel at least: of two beside each other, of a burst."""
 
 _CLOSER = 0.7
 """Share of the run up to which a zoom shows more than the run does."""
@@ -166,15 +171,16 @@ _UNSURE = {
 }
 """How values that are not certified are marked and called."""
 
-PANELS: tuple[Panel, ...] = (
-    draw_class_weights,
-    draw_loss,
-    draw_loss_change,
-    draw_accuracy,
-    draw_sharpness,
-    draw_smallest,
-    draw_ntk,
-)
+PANELS: dict[str, Panel] = {
+    "class-weights": draw_class_weights,
+    "loss": draw_loss,
+    "loss-change": draw_loss_change,
+    "accuracy": draw_accuracy,
+    "sharpness": draw_sharpness,
+    "smallest": draw_smallest,
+    "ntk": draw_ntk,
+}
+"""By name, from top to bottom."""
 
 _ROBUST: tuple[Panel, ...] = (draw_loss, draw_sharpness, draw_smallest, draw_ntk)
 """Panels in which a few values far from all others are told and not drawn to scale."""
@@ -208,17 +214,25 @@ def mark_crossings(ax: Axes, spectrum: Spectrum) -> None:
                 )
 
 
-def run_figure(run: Run, spectrum: Spectrum | None, zoom: Span | None = None) -> Figure:
+def run_figure(
+    run: Run,
+    spectrum: Spectrum | None,
+    zoom: Span | None = None,
+    panels: Sequence[str] = (),
+) -> Figure:
     """The published six panels (arXiv 2102.03793, Fig. 4), and a column that zooms in.
 
-    Panels that have nothing to show are left out.
+    Panels that have nothing to show are left out. On a narrow page there is one column: the zoom,
+    where one is given.
 
     Args:
         run: the run.
         spectrum: its spectrum; none draws what the run file alone tells.
         zoom: first and last step of the second column; none means around the second burst.
+        panels: names of `PANELS`, from top to bottom; none takes all that have something to show.
 
     Raises:
+        ConfigError: when a panel is unknown, or has nothing to show.
         FileError: when the run has no rows yet.
         StaleError: when the run is no longer in the state of which the spectrum is.
     """
@@ -226,20 +240,19 @@ def run_figure(run: Run, spectrum: Spectrum | None, zoom: Span | None = None) ->
         raise FileError(f"{run.path} has no rows; expected at least one to draw; train on or anew")
     if spectrum is not None:
         spectrum.source.require(run, "the spectrum", "compute it anew")
-    with mpl.rc_context(STYLE):
-        panels = _panels(run, spectrum)
-        figure = Figure(figsize=(7.2, 0.8 + 1.3 * len(panels)), layout="constrained")
-        zoom = default_zoom(run, spectrum) if zoom is None else zoom
-        whole = (float(run.steps[0]), float(run.steps[-1]))
-        spans = [whole] if zoom is None else [whole, (zoom[0], min(zoom[1], whole[1]))]
+    chosen, spans = _panels(run, spectrum, panels), _spans(run, spectrum, zoom)
+    with styled():
+        each = 1.3 if this_page().columns(_TWO_COLUMNS, 2) == 2 else 1.1
+        figure = new_figure(7.2, 0.8 + each * len(chosen))
         axes = figure.subplots(
-            len(panels),
+            len(chosen),
             len(spans),
             sharex="col",
             squeeze=False,
             width_ratios=[3, 1.5][: len(spans)],
         )
-        for row, draw in zip(axes, panels, strict=True):
+        letter_panels(axes[:, 0])
+        for row, draw in zip(axes, chosen, strict=True):
             for ax, span in zip(row, spans, strict=True):
                 _draw_panel(ax, draw, run, spectrum, span)
             for ax in row[1:]:
@@ -253,6 +266,18 @@ def run_figure(run: Run, spectrum: Spectrum | None, zoom: Span | None = None) ->
             label_steps(ax)
         set_title(figure, _title(run, spectrum))
         return figure
+
+
+def _spans(run: Run, spectrum: Spectrum | None, zoom: Span | None) -> list[Span]:
+    """Steps of each column."""
+    first, last = float(run.steps[0]), float(run.steps[-1])
+    closer = default_zoom(run, spectrum) if zoom is None else zoom
+    if closer is None:
+        return [(first, last)]
+    closer = closer[0], min(closer[1], last)
+    if this_page().columns(_TWO_COLUMNS, 2) == 2:
+        return [(first, last), closer]
+    return [(first, last) if zoom is None else closer]
 
 
 def _draw_panel(ax: Axes, draw: Panel, run: Run, spectrum: Spectrum | None, span: Span) -> None:
@@ -273,10 +298,30 @@ def _zoom_in(ax: Axes, span: Span) -> None:
     fit_height(ax, span)
 
 
-def _panels(run: Run, spectrum: Spectrum | None) -> list[Panel]:
-    """Those with something in them; a recording has what its author's loop gave."""
+def _panels(run: Run, spectrum: Spectrum | None, names: Sequence[str]) -> list[Panel]:
+    """Those that are asked for, or all with something in them.
+
+    Raises:
+        ConfigError: when one is unknown, or has nothing in it.
+    """
+    shown = _with_content(run, spectrum)
+    for name in names:
+        if name not in PANELS:
+            raise ConfigError(
+                f"panel {shortened(name, 80)!r} is unknown; choices: {', '.join(PANELS)}"
+            )
+        if not shown[PANELS[name]]:
+            there = [n for n, panel in PANELS.items() if shown[panel]]
+            raise ConfigError(
+                f"panel {name!r} has nothing to show in {run.path}; choices: {', '.join(there)}"
+            )
+    return [PANELS[name] for name in names or PANELS if names or shown[PANELS[name]]]
+
+
+def _with_content(run: Run, spectrum: Spectrum | None) -> dict[Panel, bool]:
+    """Which have something in them; a recording has what its author's loop gave."""
     known = {name: bool(np.any(np.isfinite(v))) for name, v in run.scalars.items()}
-    shown: dict[Panel, bool] = {
+    return {
         draw_class_weights: bool(np.any(run.scalars["class_weights"] != 1)),  # not: static
         draw_loss: known["loss"],
         draw_loss_change: bool(np.any(np.isfinite(np.diff(run.scalars["loss"])))),
@@ -285,7 +330,6 @@ def _panels(run: Run, spectrum: Spectrum | None) -> list[Panel]:
         draw_smallest: spectrum is not None and spectrum.hessian.ends.bottom > 0,
         draw_ntk: spectrum is not None and spectrum.ntk is not None,
     }
-    return [panel for panel in PANELS if shown[panel]]
 
 
 def default_zoom(run: Run, spectrum: Spectrum | None) -> Span | None:
@@ -313,11 +357,11 @@ def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
     """
     spectrum.source.require(run, "the spectrum", "compute it anew")
     length, count = _pulses(run)
-    bursts = spectrum.bursts[:_MOST_BURSTS]
-    rows = [2.0, 1.2] + [1.3] * -(-len(bursts) // 3)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 1.0 + 1.25 * sum(rows)), layout="constrained")
-        grid = figure.add_gridspec(len(rows), 3, height_ratios=rows)
+    bursts, columns = spectrum.bursts[:_MOST_BURSTS], this_page().columns(_BURST, 3)
+    rows = [2.0, 1.2] + [1.3] * -(-len(bursts) // columns)
+    with styled():
+        figure = new_figure(7.2, 1.0 + 1.25 * sum(rows))
+        grid = figure.add_gridspec(len(rows), columns, height_ratios=rows)
         top = figure.add_subplot(grid[0, :])
         bottom = figure.add_subplot(grid[1, :], sharex=top)
         draw_pulses(top, run, "loss", length, count)
@@ -330,14 +374,16 @@ def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
         _fit_loss(top, run.scalars["loss"], (first, min(length - 1, int(run.steps[-1]))))
         top.tick_params(labelbottom=False)
         for number, burst in enumerate(bursts):
-            ax = figure.add_subplot(grid[2 + number // 3, number % 3])
+            ax = figure.add_subplot(grid[2 + number // columns, number % columns])
             draw_burst(ax, run, spectrum, burst)
+            few_steps(ax, 3, columns)
             of = f" of {len(spectrum.bursts)}" if len(spectrum.bursts) > _MOST_BURSTS else ""
-            ax.set_title(f"burst {number + 1}{of}", fontsize=7)
-            if number % 3 == 0:
+            set_panel_title(ax, f"burst {number + 1}{of}")
+            if number % columns == 0:
                 ax.set_ylabel("$F$")
             if number == 0 and ax.get_legend_handles_labels()[1]:
-                ax.legend(loc="upper left", fontsize=6)
+                ax.legend(loc="upper left", fontsize=scaled(6))
+        letter_panels(figure.axes)
         if count > 1:
             pulses = ScalarMappable(BoundaryNorm(np.arange(count + 1) + 0.5, 256))
             ticks = range(1, count + 1, -(-count // 14))
@@ -374,7 +420,6 @@ def draw_burst(ax: Axes, run: Run, spectrum: Spectrum, burst: Oscillation) -> No
         ax.axvline(burst.crossed, color=_THRESHOLD, lw=0.7, label="crossing up")
     _fit_loss(ax, loss, (steps[0], steps[-1]))
     ax.set_xlabel("step")
-    ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
 
 
 def _pulses(run: Run) -> tuple[int, int]:

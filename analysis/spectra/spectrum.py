@@ -187,7 +187,7 @@ def compute_spectrum(
         return found
     compare = partial(infinite_width, run, chosen, num_examples=config.ntk_examples)
     parse = partial(decode, InfiniteWidth, lengths={"checkpoints": len(chosen)})
-    limits = parts.get_or_make("infinite-width", lambda: encode(compare()), parse)
+    limits = parts.get_or_make(f"infinite-width-of-{len(chosen)}", lambda: encode(compare()), parse)
     progress("infinite-width", len(chosen))
     return replace(found, infinite_width=limits)
 
@@ -210,7 +210,10 @@ def _ntk(
         aligned=evenly(chosen, config.alignment_checkpoints),
     )
     told = lambda done: progress("ntk", done)  # noqa: E731
-    return in_parts(NTKSpectrum, part, chosen, _NTK_PART, "ntk", parts, told)
+    # Where the alignment is computed depends on how many checkpoints there are in all.
+    everywhere = len(chosen) <= config.alignment_checkpoints
+    name = "ntk" if everywhere else f"ntk-of-{len(chosen)}"
+    return in_parts(NTKSpectrum, part, chosen, _NTK_PART, name, parts, told)
 
 
 def _densities(
@@ -237,7 +240,9 @@ def _densities(
         )
         start = number * len(some)
         told = lambda done, start=start: progress("density", start + done)  # noqa: E731
-        found[name] = in_parts(Density, part, some, _DENSITY_PART, f"density-{name}", parts, told)
+        # Which checkpoints are chosen depends on how many there are in all.
+        kept = f"density-{name}-of-{len(chosen)}"
+        found[name] = in_parts(Density, part, some, _DENSITY_PART, kept, parts, told)
     return found
 
 

@@ -63,6 +63,20 @@ def as_dict(spectrum: Spectrum) -> dict[str, Any]:
     return finite(content)
 
 
+def last_line(spectrum: Spectrum) -> str:
+    """The last value at a centre, or an iterate where there is none, and what has crossed."""
+    hessian = spectrum.hessian
+    at = "centre" if _has_centres(spectrum) else "iterate"
+    points = getattr(hessian, at)
+    value, sure = float(points.eigenvalues[-1, 0]), bool(points.converged[-1, 0])
+    limit = float(spectrum.thresholds[-1])
+    told = f"largest eigenvalue at the {at} {value:.4g}{'' if sure else ' (not converged)'}"
+    if not spectrum.comparable or not np.isfinite(limit):
+        return told
+    count = sum(crossing.at == at for crossing in spectrum.crossings)
+    return f"{told}, threshold {limit:.4g}, {counted(count, 'crossing')}"
+
+
 def _kernel(ntk: NTKSpectrum) -> dict[str, list[Any]]:
     """What the kernel is like at each step."""
     names = ("steps", "trace", "captured", "effective_rank", "alignment")

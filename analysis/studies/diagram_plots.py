@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
@@ -19,9 +18,11 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from dlf_dynamics.analysis.headings import letter_panels, set_title
 from dlf_dynamics.analysis.studies.phase_diagram import PhaseDiagram
 from dlf_dynamics.analysis.studies.selection import describe
-from dlf_dynamics.analysis.style import COLOURS, STYLE, set_title
+from dlf_dynamics.analysis.style import COLOURS, new_figure, scaled, styled
+from dlf_dynamics.page import this_page
 from dlf_dynamics.streams import drawable
 
 _MOST_PRINTED = 60
@@ -29,6 +30,9 @@ _MOST_PRINTED = 60
 
 _GEOMETRIC_SPAN = 30.0
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
+
+_LEAST_MAP = 2.2
+"""Inches of a map with its scale of colours at least."""
 
 _NAME = 30
 """Characters of a name at most."""
@@ -136,7 +140,7 @@ def draw_phase_diagram(diagram: PhaseDiagram) -> Figure:
     A panel of which nothing is known is left out. With one row, means with their standard errors
     are drawn against the axis, and those of the static runs as a band.
     """
-    with mpl.rc_context(STYLE):
+    with styled():
         figure = _draw_row(diagram) if diagram.y_key is None else _draw_plane(diagram)
         set_title(figure, diagram_title(diagram))
         return figure
@@ -178,17 +182,23 @@ def _draw_plane(diagram: PhaseDiagram) -> Figure:
     printed = (ny + strip) * nx <= _MOST_PRINTED
     width = float(np.clip(nx * (0.4 if printed else 0.2), 1.7, 4.5))
     height = float(np.clip((ny + strip) * (0.26 if printed else 0.16), 1.4, 4.0))
-    size = (0.6 + (width + 0.75) * len(panels), height + 1.25)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.add_gridspec(1 + strip, len(panels), height_ratios=[ny, 1][: 1 + strip])
-    font = min(6.5, 72 * width / nx / 3.2) if printed else None
-    static = np.array(["static (A = 1)"])
-    for column, panel in enumerate(panels):
-        axes = [figure.add_subplot(grid[0, column])]
+    beside = this_page().columns(_LEAST_MAP, len(panels))
+    groups = -(-len(panels) // beside)
+    if this_page().inches is not None:
+        width = this_page().width_of(0) / beside - 0.95
+    figure = new_figure(0.6 + (width + 0.75) * len(panels), (height + 1.25) * groups)
+    heights = [ny, 1][: 1 + strip] * groups
+    grid = figure.add_gridspec((1 + strip) * groups, beside, height_ratios=heights)
+    font = min(scaled(6.5), 72 * width / nx / 3.2) if printed else None
+    static, first = np.array(["static (A = 1)"]), []
+    for number, panel in enumerate(panels):
+        row, column = (1 + strip) * (number // beside), number % beside
+        axes = [figure.add_subplot(grid[row, column])]
+        first.append(axes[0])
         mesh = _draw_cells(axes[0], (diagram.x, diagram.y), panel.values, panel, font)
         _hatch(axes[0], mesh, diagram.missing)
         if strip:
-            axes.append(figure.add_subplot(grid[1, column]))
+            axes.append(figure.add_subplot(grid[row + 1, column]))
             below = _draw_cells(axes[1], (diagram.x, static), panel.strip[None], panel, font)
             _hatch(axes[1], below, diagram.static_missing[None])
             axes[0].tick_params(labelbottom=False)
@@ -201,10 +211,15 @@ def _draw_plane(diagram: PhaseDiagram) -> Figure:
         axes[-1].set_xlabel(axis_label(diagram.x_key))
         label = textwrap.fill(panel.label, max(14, int(height / 0.065)))
         figure.colorbar(mesh, ax=axes, label=label, pad=0.02, aspect=18)
+    letter_panels(first)
     if np.any(diagram.missing) or np.any(diagram.static_missing):
-        hatch = Patch(fc="none", ec=_HATCH, hatch="////", lw=0.5, label=_INCOMPLETE)
-        figure.legend(handles=[hatch], loc="outside lower center", frameon=False)
+        _explain_hatches(figure)
     return figure
+
+
+def _explain_hatches(figure: Figure) -> None:
+    hatch = Patch(fc="none", ec=_HATCH, hatch="////", lw=0.5, label=_INCOMPLETE)
+    figure.legend(handles=[hatch], loc="outside lower center", frameon=False)
 
 
 def _draw_cells(
@@ -276,7 +291,7 @@ def _label_values(axis: Axis, values: np.ndarray, room: int) -> None:
 
 def _label_width(values: np.ndarray) -> float:
     """Inches that the longest label of an axis takes, with a space."""
-    return 0.07 * max(len(drawable(describe(value), _NAME)) for value in values) + 0.08
+    return scaled(0.07) * max(len(drawable(describe(value), _NAME)) for value in values) + 0.08
 
 
 def _norm(values: np.ndarray) -> Normalize:
@@ -304,7 +319,7 @@ def _number_format(
 
 def _draw_row(diagram: PhaseDiagram) -> Figure:
     """Means with their standard errors against the only axis, and the static runs as a band."""
-    figure = Figure(figsize=(4.2, 3.2), layout="constrained")
+    figure = new_figure(4.2, 3.2)
     ax = figure.subplots()
     scale, complete = axis_scale(diagram.x), diagram.missing[0] == 0
     places = np.arange(len(diagram.x)) if scale == "category" else diagram.x
@@ -327,11 +342,11 @@ def _draw_row(diagram: PhaseDiagram) -> Figure:
     ax.set_xscale("log" if scale == "log" else "linear")
     if isinstance(_norm(np.append(diagram.mean, diagram.static)), LogNorm):
         ax.set_yscale("log")
-    _label_values(ax.xaxis, diagram.x, int(3.4 / _label_width(diagram.x)))
+    _label_values(ax.xaxis, diagram.x, int((figure.get_figwidth() - 0.8) / _label_width(diagram.x)))
     ax.set_xlabel(axis_label(diagram.x_key))
     ax.set_ylabel(textwrap.fill(QUANTITIES[diagram.quantity], 40))
     if ax.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside lower center", frameon=False, fontsize=7)
+        figure.legend(loc="outside lower center", frameon=False, fontsize=scaled(7))
     return figure
 
 

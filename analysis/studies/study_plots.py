@@ -12,6 +12,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dlf_dynamics.analysis.headings import legend_below, letter_panels, set_title
 from dlf_dynamics.analysis.studies.diagram_plots import draw_phase_diagram, setting
 from dlf_dynamics.analysis.studies.outcome import CURVES
 from dlf_dynamics.analysis.studies.phase_diagram import phase_diagram, usable_runs
@@ -29,13 +30,15 @@ from dlf_dynamics.analysis.studies.selection import (
 from dlf_dynamics.analysis.studies.studyfile import StudyResults
 from dlf_dynamics.analysis.style import (
     COLOURS,
-    STYLE,
     draw_curve,
     label_decades,
     label_steps,
-    set_title,
+    new_figure,
+    scaled,
+    styled,
 )
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.page import this_page
 
 __all__ = ["draw_curves", "draw_phase_diagram", "draw_study"]
 
@@ -195,17 +198,22 @@ def draw_curves(
             raise ConfigError(f"{key} does not vary; choices: {', '.join(selection.keys)}")
     require_single(selection, by)
     groups = curve_groups(results, selection, by)
-    with mpl.rc_context(STYLE):
-        columns = min(3, len(names))
+    with styled():
+        columns = this_page().columns(2.2, min(3, len(names)))
         rows = -(-len(names) // columns)
-        figure = Figure(figsize=(1.4 + 2.5 * columns, 0.7 + 2.1 * rows), layout="constrained")
+        figure = new_figure(1.4 + 2.5 * columns, 0.7 + 2.1 * rows)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for ax, name in zip(axes, names, strict=False):
             _draw_means(ax, results, groups, name)
         for ax in axes[len(names) :]:
             ax.remove()
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=7)
+        letter_panels(axes[: len(names)])
+        if this_page().inches is not None:
+            legend_below(figure, axes[0])
+        else:
+            handles, labels = axes[0].get_legend_handles_labels()
+            where = "outside right upper"
+            figure.legend(handles, labels, loc=where, frameon=False, fontsize=scaled(7))
         set_title(figure, _title(selection, groups))
         return figure
 

@@ -8,6 +8,10 @@ from dlf_dynamics.registry import ANALYSES, Entry
 
 COMMANDS = {
     "train": Entry("dlf_dynamics.commands.training:Train", "Train a network and record the run."),
+    "import": Entry(
+        "dlf_dynamics.commands.importing:Import",
+        "Make a run file of checkpoints that another program wrote.",
+    ),
     **ANALYSES,
     "check": Entry(
         "dlf_dynamics.commands.check:Check",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from dlf_dynamics.commands.figures import FigureFiles, figure_files
+from dlf_dynamics.commands.figures import FigureFiles, FigureOptions, listed
 from dlf_dynamics.commands.studies import DiagramOptions, is_study
 from dlf_dynamics.commands.terminal import (
     Flattened,
@@ -24,6 +24,7 @@ from dlf_dynamics.commands.terminal import (
 )
 from dlf_dynamics.config import span_of
 from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.page import on_page
 from dlf_dynamics.registry import ANALYSES
 from dlf_dynamics.startup import check_writable, leads, open_recorded
 
@@ -58,6 +59,9 @@ class AnalysisCommand(ABC):
     devices: int = 0
     """Devices to use, GPUs or parts of a CPU; 0 takes all GPUs. The examples of a large network and
     the vectors are shared out over them, of small ones the checkpoints."""
+    follow: bool = False
+    """Analyse a run that is still being written again and again, as new checkpoints come, until its
+    writer ends, or Ctrl-C. What is known of earlier checkpoints is not computed again."""
     distributed: bool = False
     """This is one of several processes, on one machine or many, whose devices are used together:
     start the same command in each, by Slurm or another launcher (docs: several devices)."""
@@ -75,16 +79,17 @@ class AnalysisCommand(ABC):
                 f"distributed: several processes cannot compute {analysis.name} together; leave "
                 "it out"
             )
-        run = open_recorded(
-            self.path,
-            self.threads,
-            self.problem,
-            devices=self.devices,
-            distributed=self.distributed,
-        )
+        self._refuse_follow()
         output = self.output or analysis.path(self.path)
         check_writable(output)
-        found = computed(analysis, run, self.settings, output, resume=self.resume, quiet=self.quiet)
+        run = self._opened()
+        if self.follow:
+            found, run, code = self._followed(output)
+        else:
+            found = computed(
+                analysis, run, self.settings, output, resume=self.resume, quiet=self.quiet
+            )
+            code = 0
         if isinstance(found, int) or not leads():
             return found if isinstance(found, int) else 0
         say("wrote " + ", ".join(map(str, [output, *_write_tables(analysis, found, output)])))
@@ -98,7 +103,42 @@ class AnalysisCommand(ABC):
             show(*analysis.lines(run, found))
         for line in analysis.verify(run, found, self.view, quiet=self.quiet):
             say(line)
-        return 0
+        return code
+
+    def _opened(self) -> Run:
+        return open_recorded(
+            self.path,
+            self.threads,
+            self.problem,
+            devices=self.devices,
+            distributed=self.distributed,
+        )
+
+    def _refuse_follow(self) -> None:
+        """Raises ConfigError where a run cannot be followed."""
+        if self.follow and not self.analysis.follows:
+            raise ConfigError(f"follow: {self.analysis.name} cannot follow a run; leave it out")
+        if self.follow and (self.distributed or self.resume):
+            other = "distributed" if self.distributed else "resume"
+            raise ConfigError(f"follow and {other} are both given; expected one of them")
+
+    def _followed(self, output: Path) -> tuple[Any, Run, int]:
+        """What was found last, of which state of the run, and the exit code.
+
+        An exit code stands in the place of what was found where nothing was.
+        """
+        from dlf_dynamics.analysis.following import latest
+        from dlf_dynamics.progress import Stop
+
+        stop = Stop("stopping after this look")
+        with stop.listening():
+            found, run = latest(
+                self.path, self._opened, self.analysis, self.settings, output, stop=stop
+            )
+        if stop.signal:
+            say(f"stopped following; {output} is of steps 0 to {run.source.last_step}")
+        code = 128 + stop.signal if stop.signal else 0
+        return (code if found is None else found), run, code
 
 
 def computed(
@@ -170,22 +210,29 @@ class _Plot:
     and the standard errors; and curves if there are any.
 
       dlf-dynamics plot run.h5 -o figure.pdf
+      dlf-dynamics plot run.h5 --format pdf --width 3.4in --panels loss,sharpness --letters
       dlf-dynamics plot study.h5 --quantity validation_accuracy --x schedule.period
     """
 
     path: RunPath
     """Run file or study file."""
     problem: ProblemName = None
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Name of the figures, in the format of its suffix: .png, .svg or .pdf; without suffix they are
-    png and svg. None means the name of the run file."""
+    drawn: Annotated[FigureOptions, Flattened] = field(default_factory=FigureOptions)
+    panels: tuple[str, ...] = ()
+    """Draw the figure of the run alone, with these panels: class-weights, loss, loss-change,
+    accuracy, sharpness, smallest, ntk; none draws all figures."""
     zoom: str | None = None
-    """Steps a:b of the figure's second column; none means around the second burst."""
+    """Steps a:b of the figure's second column; none means around the second burst. On a narrow page
+    it is the only one."""
     diagram: Annotated[DiagramOptions, Flattened] = field(default_factory=DiagramOptions)
 
     def execute(self) -> int:
         """Draws."""
-        files = figure_files(self.output, self.path)
+        files = self.drawn.files(self.path)
+        with on_page(self.drawn.page):
+            return self._draw(files)
+
+    def _draw(self, files: FigureFiles) -> int:
         if is_study(self.path):
             return self.diagram.draw(self.path, files)
         _ = None if self.zoom is None else span_of(self.zoom, "zoom")
@@ -222,6 +269,12 @@ class _Plot:
     ) -> Iterator[tuple[str, Figure]]:
         from dlf_dynamics.analysis.pipeline import analysis_named
 
+        if self.panels:
+            from dlf_dynamics.analysis.spectra.plots import run_figure
+
+            window = None if self.zoom is None else span_of(self.zoom, "zoom")
+            yield "", run_figure(run, found.get("spectrum"), window, listed(self.panels))
+            return
         for name in ANALYSES:
             analysis = analysis_named(name)
             zoomed = any(option.name == "zoom" for option in dataclasses.fields(analysis.view))

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from dlf_dynamics.commands.terminal import say
+import tyro
+
+from dlf_dynamics.commands.terminal import Flattened, say
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.page import Page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FORMATS = ("png", "svg", "pdf")
+
+
+def listed(names: tuple[str, ...]) -> list[str]:
+    """Names that were given apart or with commas between them."""
+    return [name for given in names for name in given.split(",") if name]
 
 
 @dataclass(frozen=True)
@@ -35,20 +43,35 @@ class FigureFiles:
         say("wrote " + ", ".join(map(str, save(figure, stem, self.formats))))
 
 
-def figure_files(output: Path | None, path: Path) -> FigureFiles:
-    """Those named by `-o`, of the format of its suffix; without one, those beside a file.
+@dataclass(frozen=True)
+class FigureOptions:
+    """Into which files figures are drawn, and for which page."""
 
-    Raises:
-        ConfigError: when the suffix is not that of a format.
-    """
-    if output is None:
-        return FigureFiles(path.with_suffix(""))
-    if not output.suffix:
-        return FigureFiles(output)
-    chosen = output.suffix[1:]
-    if chosen not in _FORMATS:
-        raise ConfigError(
-            f"output is {output}; expected a name that ends in "
-            f"{', '.join(f'.{name}' for name in _FORMATS)}, or has no suffix (png and svg)"
-        )
-    return FigureFiles(output.with_suffix(""), (chosen,))
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Name of the figures, in the format of its suffix: .png, .svg or .pdf; without suffix they are
+    of the formats of --format. None means the name of the run file."""
+    format: tuple[str, ...] = ("png", "svg")
+    """Formats of the figures: png, svg, pdf. Letters in svg and pdf stay letters."""
+    page: Annotated[Page, Flattened] = field(default_factory=Page)
+
+    def files(self, path: Path) -> FigureFiles:
+        """Those of the name and formats that are asked for, else those beside a file.
+
+        Raises:
+            ConfigError: when a format is unknown.
+        """
+        formats = tuple(dict.fromkeys(listed(self.format)))
+        for name in formats:
+            if name not in _FORMATS:
+                raise ConfigError(f"format is {name!r}; choices: {', '.join(_FORMATS)}")
+        if self.output is None:
+            return FigureFiles(path.with_suffix(""), formats)
+        if not self.output.suffix:
+            return FigureFiles(self.output, formats)
+        chosen = self.output.suffix[1:]
+        if chosen not in _FORMATS:
+            raise ConfigError(
+                f"output is {self.output}; expected a name that ends in "
+                f"{', '.join(f'.{name}' for name in _FORMATS)}, or has no suffix (png and svg)"
+            )
+        return FigureFiles(self.output.with_suffix(""), (chosen,))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ from dlf_dynamics.presets import PRESETS
 from dlf_dynamics.startup import check_writable, problem_size, recorded_config, start_jax
 
 if TYPE_CHECKING:
+    from dlf_dynamics.progress import Advance
     from dlf_dynamics.run import Run
 
 
@@ -86,16 +87,27 @@ class Train:
         report = {"diverged": self._diverged, "interrupted": self._interrupted}
         return report.get(run.status, self._complete)(run, stop.signal)
 
-    def _train(self, advance: Callable[[int], None], stop: Callable[[], bool]) -> Run:
+    def _train(self, advance: Advance, stop: Callable[[], bool]) -> Run:
         from dlf_dynamics import training
+
+        def watch(scalars: Mapping[str, float]) -> None:
+            loss, accuracy = scalars["loss"], scalars["accuracy"]
+            advance.note(f", loss {loss:.4g}, accuracy {accuracy:.3f}")
 
         if not self.resume:
             return training.train(
-                self.run, self.output, overwrite=self.overwrite, progress=advance, stop=stop
+                self.run,
+                self.output,
+                overwrite=self.overwrite,
+                progress=advance,
+                stop=stop,
+                watch=watch,
             )
         recorded = recorded_config(self.output)
         _refuse_changes(dataclasses.asdict(recorded), dataclasses.asdict(self.run))
-        return training.resume(self.output, steps=self.run.steps, progress=advance, stop=stop)
+        return training.resume(
+            self.output, steps=self.run.steps, progress=advance, stop=stop, watch=watch
+        )
 
     def _complete(self, run: Run, signal: int) -> int:
         loss, accuracy = (run.scalars[name][-1] for name in ("loss", "accuracy"))

@@ -194,7 +194,9 @@ def test_the_result_file_gives_back_what_was_written(eventful, trained, found, t
         load_bifurcations(path, trained(small))
 
 
-def test_table_json_csv_and_figure_tell_of_every_instability(eventful, trained, found):
+def test_table_json_csv_and_figure_tell_of_every_instability(
+    eventful, trained, found, require_whole
+):
     content = as_dict(found)
     assert [event["onset"] for event in content["instabilities"]] == [
         event.onset for event in found.instabilities
@@ -206,6 +208,8 @@ def test_table_json_csv_and_figure_tell_of_every_instability(eventful, trained, 
     assert instabilities_table(found).row_count == len(found.instabilities)
     figure = instability_figure(found)
     assert len(figure.axes) == 3 * len(found.instabilities)
+    twice = replace(found, instabilities=2 * found.instabilities)
+    require_whole(lambda: instability_figure(twice))
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,10 @@ def test_each_operator_has_a_heat_map_and_curves_at_its_steps(spectrum, tmp_path
         assert path.stat().st_size > 5000
 
 
+def test_it_is_whole_on_every_page(spectrum, require_whole):
+    require_whole(lambda: density_figure(spectrum))
+
+
 def test_the_curve_of_a_step_integrates_to_1(spectrum):
     figure = density_figure(spectrum)
     curves = [line for ax in figure.axes for line in ax.get_lines() if len(line.get_xdata()) > 10]

@@ -36,6 +36,10 @@ def lines(ax):
     return {line.get_label(): np.asarray(line.get_ydata(), float) for line in ax.get_lines()}
 
 
+def test_it_is_whole_on_every_page(found, require_whole):
+    require_whole(lambda: kernel_figure(spectrum_with(found)))
+
+
 def test_the_panels_show_eigenvalues_distances_and_alignment(found, tmp_path):
     figure = kernel_figure(spectrum_with(found))
     along, ranks, distances, alignment, shares = figure.axes

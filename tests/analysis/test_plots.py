@@ -88,6 +88,12 @@ def test_a_run_with_a_burst_gets_a_zoom_around_it(eventful, trained, analysed):
     assert shows(figure, zoom)
 
 
+def test_figures_are_whole_on_every_page(eventful, trained, analysed, require_whole):
+    run, spectrum = trained(eventful), analysed(eventful)
+    require_whole(lambda: plots.run_figure(run, spectrum))
+    require_whole(lambda: plots.bifurcation_figure(run, spectrum))
+
+
 def test_a_run_without_bursts_has_no_zoom(small, trained, analysed):
     assert plots.default_zoom(trained(small), analysed(small)) is None
 

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from dlf_dynamics.analysis import style
+from dlf_dynamics.analysis import headings, style
 
 EARLY = np.concatenate([[655.0], 103 + 6 * np.sin(np.arange(120))])
 """One early value far above all others, as of 1,000 images at the edge of stability."""
@@ -229,7 +229,7 @@ def test_a_long_title_fits_the_width_of_the_figure(width):
     figure = Figure(figsize=(width, 3), layout="constrained")
     figure.subplots()
     with mpl.rc_context(style.STYLE):
-        style.set_title(figure, "a threshold of some optimizer, WWW; " * 12 + "\n" + "100-" * 90)
+        headings.set_title(figure, "a threshold of some optimizer, WWW; " * 12 + "\n" + "100-" * 90)
     figure.draw_without_rendering()
     (title,) = figure.texts
     box = title.get_window_extent()
@@ -244,15 +244,15 @@ def test_a_legend_has_what_is_drawn_once():
     style.draw_points(ax, np.arange(2), np.full(2, np.nan), label="no points")
     for _ in range(2):
         style.draw_points(ax, np.arange(2), np.ones(2), label="points")
-    assert style.legend_entries(ax)[1] == ["points"]
-    style.legend_above(ax)
+    assert headings.legend_entries(ax)[1] == ["points"]
+    headings.legend_above(ax)
     assert [text.get_text() for text in legend(ax).get_texts()] == ["points"]
 
 
 def test_a_panel_with_nothing_drawn_has_no_legend():
     ax = new_axes()
     style.draw_points(ax, np.arange(2), np.full(2, np.nan), label="no points")
-    style.legend_above(ax)
+    headings.legend_above(ax)
     assert ax.get_legend() is None
 
 
@@ -260,7 +260,7 @@ def test_a_long_legend_is_not_wider_than_its_panel():
     ax = Figure(figsize=(7.2, 1.5), layout="constrained").subplots()
     for number in range(12):
         ax.plot([0, 1], [number, number], label=f"a rather long label {number}")
-    style.legend_above(ax)
+    headings.legend_above(ax)
     ax.figure.draw_without_rendering()
     assert legend(ax).get_window_extent().x1 <= ax.figure.bbox.width
     assert legend(ax).get_window_extent().width > ax.figure.bbox.width / 2

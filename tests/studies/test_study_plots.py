@@ -66,6 +66,15 @@ def texts(labels):
     return [label.get_text() for label in labels]
 
 
+def test_figures_are_whole_on_every_page(require_whole):
+    row = study_over({T: [20, 60, 180, 540], SEED: [0, 1, 2]})
+    for results in (plane(), row):
+        diagram = phase_diagram(results, "accuracy")
+        require_whole(lambda diagram=diagram: draw_phase_diagram(diagram))
+    several = study_over({A: [1.0, 10.0], T: [20, 60, 180]}, points=20)
+    require_whole(lambda: draw_curves(several, list(CURVES), by=(T, A)))
+
+
 def test_cells_of_even_values_end_half_way():
     values = np.array([10.0, 20, 30, 40])
     assert axis_scale(values) == "linear"

@@ -1,0 +1,134 @@
+"""A run that is still being written, looked at again and again until it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlf_dynamics.errors import counted
+from dlf_dynamics.outputs import is_held
+from dlf_dynamics.parts import Remembered
+from dlf_dynamics.streams import say
+
+if TYPE_CHECKING:
+    from dlf_dynamics.analysis.pipeline import Analysis
+    from dlf_dynamics.run import Run
+
+_POLL_SECONDS = 0.2
+
+SHARE = 1.0
+"""How long to wait after a look, as a part of the time that it took: half of a core goes to it."""
+
+
+def states(
+    path: Path,
+    opened: Callable[[], Run],
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    least: float = 1.0,
+) -> Iterator[Run]:
+    """The run each time that it has grown, the last time when its writer has ended.
+
+    Args:
+        path: of the run file.
+        opened: opens it.
+        stop: whether to end after this look, asked while nothing happens.
+        least: seconds between two looks at least.
+    """
+    run, began = opened(), time.monotonic()
+    while True:
+        ended = run.status != "running" or not is_held(path)
+        if ended and run.status == "running":
+            run = opened()  # what was written between the two
+        yield run
+        if ended or stop():
+            return
+        now = time.monotonic()
+        wait = max(least, SHARE * (now - began))
+        while time.monotonic() - now < wait and not stop() and is_held(path):
+            time.sleep(_POLL_SECONDS)
+        if stop():
+            return
+        run, began = _grown(run, opened, path, stop), time.monotonic()
+
+
+def _grown(run: Run, opened: Callable[[], Run], path: Path, stop: Callable[[], bool]) -> Run:
+    """The run once it has more rows or another status, or nobody writes it."""
+    seen = None  # it may have grown since it was opened
+    while not stop():
+        now, held = path.stat(), is_held(path)
+        if seen != (now.st_mtime_ns, now.st_size) or not held:
+            found = opened()
+            if found.source != run.source or not held:
+                return found
+            seen = now.st_mtime_ns, now.st_size
+        time.sleep(_POLL_SECONDS)
+    return run
+
+
+def latest(
+    path: Path,
+    opened: Callable[[], Run],
+    analysis: Analysis[Any, Any],
+    settings: Any,
+    output: Path,
+    *,
+    stop: Callable[[], bool],
+) -> tuple[Any, Run]:
+    """What an analysis finds of a run each time that it has grown, written; the last of it.
+
+    Args:
+        path: of the run file.
+        opened: opens it.
+        analysis: what to perform.
+        settings: of the analysis.
+        output: the result file, written anew each time.
+        stop: whether to end after the look that is being taken.
+
+    Returns:
+        What was found last, none where there was nothing yet; and the run of which it is.
+    """
+    remembered, found, before = Remembered(), None, None
+    for run in states(path, opened, stop=stop):
+        if len(run.checkpoint_steps) == 0 and run.status == "running":
+            continue
+        anew = before is not None and not goes_on(before, run)
+        if anew:
+            say(f"{path} was resumed or repaired; looking at all of it anew")
+        remembered.next_round(anew=anew)
+        found = analysis.performed(
+            run,
+            settings,
+            output,
+            work=lambda given, run=run: analysis.compute(
+                run, settings, dataclasses.replace(given, parts=remembered)
+            ),
+        )
+        before = run
+        if run.status == "running":
+            looked = counted(len(run.checkpoint_steps), "checkpoint")
+            say(f"step {run.source.last_step:,}, {looked}: {analysis.now(found)}; wrote {output}")
+    assert before is not None
+    return found, before
+
+
+def goes_on(before: Run, after: Run) -> bool:
+    """Whether a run has what it had before, and perhaps more: not where it was resumed or repaired.
+
+    A run that is resumed goes back to where it stopped; what was known of later steps is void.
+    """
+    if before.run_id != after.run_id or len(after.steps) < len(before.steps):
+        return False
+    count, steps = len(before.checkpoint_steps), len(before.steps)
+    same = (
+        (after.checkpoint_steps[:count] == before.checkpoint_steps).all()
+        and (after.steps[:steps] == before.steps).all()
+        and after.scalars["loss"][:steps].tobytes() == before.scalars["loss"].tobytes()
+    )
+    if not same or not count:
+        return bool(same)
+    last = [run.parameters([count - 1]).tobytes() for run in (before, after)]
+    return last[0] == last[1]

@@ -1,0 +1,213 @@
+"""Checkpoints that other programs wrote, as trees of NumPy arrays: which there are, and their step.
+
+A kind of file is read by the library that belongs to it, which is imported only then. Nothing of a
+file is executed: of PyTorch's files only those are read that hold tensors and plain containers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlf_dynamics.errors import ConfigError, FileError, shortened
+from dlf_dynamics.torchstate import updates_made
+
+Tree = Any
+"""Dictionaries and lists of arrays, numbers and texts."""
+
+_ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "checkpoint.msgpack")
+_ASIDE = re.compile(r"(optimizer|scheduler|rng_state|training_args|scaler)\b.*", re.IGNORECASE)
+"""Files that trainers leave beside a model, without parameters in them."""
+
+_STEPS = ("step", "global_step", "iteration", "num_updates")
+"""What programs call the number of updates in a checkpoint."""
+
+
+def find_checkpoints(paths: Iterable[Path]) -> list[Path]:
+    """The checkpoints that are meant: files, folders that are one, and those in other folders.
+
+    Raises:
+        FileError: when there is no such file or folder, or no checkpoint in it.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise FileError(f"checkpoint {path} does not exist")
+        inside = [path] if path.is_file() else list(_inside(path))
+        if not inside:
+            raise FileError(f"{path} has no checkpoint in it; expected {_expected()}")
+        found += inside
+    return found
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """The checkpoints in a folder, or the folder if it is one."""
+    if _is_orbax(folder):
+        yield folder
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from _inside(path)
+        elif path.suffix in _READERS and not _ASIDE.fullmatch(path.name):
+            yield path
+
+
+def _is_orbax(folder: Path) -> bool:
+    """Whether it holds arrays itself; the folder of a step holds it as an item, `default`."""
+    return any((folder / name).exists() for name in (_ORBAX[0], *_ORBAX[2:]))
+
+
+def number_in_name(path: Path, pattern: str | None = None) -> int | None:
+    r"""The number in the name of a checkpoint, or of the folder that it is in.
+
+    Args:
+        path: of the checkpoint.
+        pattern: regular expression whose only group is the number; none takes the last number of
+            the name, or of the nearest folder that has one.
+
+    Raises:
+        ConfigError: when the pattern is no such expression.
+
+    >>> number_in_name(Path("runs/b2/checkpoint-300/model.safetensors"))
+    300
+    >>> number_in_name(Path("step_300_seed_1.npz"), r"step_(\d+)")
+    300
+    """
+    if pattern is None:
+        for name in (path.name.removesuffix(path.suffix), *(p.name for p in path.parents)):
+            numbers = re.findall(r"\d+", name)
+            if numbers:
+                return int(numbers[-1])
+        return None
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"step_pattern is no regular expression: {error}") from error
+    if expression.groups != 1:
+        raise ConfigError(
+            f"step_pattern has {expression.groups} groups; expected one, such as step_(\\d+)"
+        )
+    matches = expression.findall(path.as_posix())
+    if matches and not str(matches[-1]).isdecimal():
+        raise ConfigError(
+            f"step_pattern finds {matches[-1]!r} in {path}; expected a whole number: (\\d+)"
+        )
+    return int(matches[-1]) if matches else None
+
+
+def own_step(tree: Tree) -> int | None:
+    """The number of updates that a checkpoint itself tells, or the optimizer in it."""
+    if not isinstance(tree, Mapping):
+        return None
+    for name in _STEPS:
+        value = tree.get(name)
+        if value is not None and np.ndim(value) == 0 and not isinstance(value, str | bytes):
+            number = np.asarray(value)
+            if np.issubdtype(number.dtype, np.integer) or float(number).is_integer():
+                return int(number)
+    return updates_made(tree)
+
+
+def read_checkpoint(path: Path) -> Tree:
+    """What a checkpoint holds.
+
+    Raises:
+        ConfigError: when the library that reads this kind is not installed.
+        FileError: when it is of no known kind, damaged, or holds more than arrays.
+    """
+    reader = _orbax if path.is_dir() else _READERS.get(path.suffix)
+    if reader is None:
+        raise FileError(f"{path} is of no kind that is known; expected {_expected()}")
+    try:
+        return reader(path)
+    except ImportError as error:
+        package = _PACKAGES[reader.__name__]
+        raise ConfigError(
+            f"{path} needs {package}, which is not installed; pip install {package}"
+        ) from error
+    except Exception as error:
+        reason = shortened(" ".join(str(error).split()), 200)
+        raise FileError(f"{path} cannot be read: {type(error).__name__}: {reason}") from error
+
+
+def _expected() -> str:
+    return f"{', '.join(_READERS)}, or a folder that orbax wrote"
+
+
+def _npz(path: Path) -> Tree:
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def _safetensors(path: Path) -> Tree:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        numbers = {n: int(v) for n, v in (file.metadata() or {}).items() if n in _STEPS}
+        return {name: file.get_tensor(name) for name in file.keys()} | numbers  # noqa: SIM118
+
+
+def _msgpack(path: Path) -> Tree:
+    from flax.serialization import msgpack_restore
+
+    return msgpack_restore(path.read_bytes())
+
+
+def _orbax(path: Path) -> Tree:
+    import jax
+    import orbax.checkpoint as ocp
+
+    # As NumPy: JAX would cut float64 to float32 and wants the devices that were written from.
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        held: Any = reader.metadata(path.absolute())
+        kinds = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), held.item_metadata.tree
+        )
+        return reader.restore(path.absolute(), args=ocp.args.PyTreeRestore(restore_args=kinds))
+
+
+def _torch(path: Path) -> Tree:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    return _from_torch(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _from_torch(value: Any) -> Tree:
+    """The same with arrays in the place of tensors."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach()
+        if tensor.dtype == torch.bfloat16:  # NumPy knows it by ml_dtypes alone
+            import ml_dtypes
+
+            return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.contiguous().numpy()
+    if isinstance(value, Mapping):
+        return {key: _from_torch(item) for key, item in value.items()}
+    return [_from_torch(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+_READERS: dict[str, Callable[[Path], Tree]] = {
+    ".npz": _npz,
+    ".safetensors": _safetensors,
+    ".msgpack": _msgpack,
+    ".pt": _torch,
+    ".pth": _torch,
+    ".bin": _torch,
+    ".ckpt": _torch,
+}
+"""By the end of the file's name."""
+
+_PACKAGES = {
+    "_npz": "numpy",
+    "_safetensors": "safetensors",
+    "_msgpack": "flax",
+    "_orbax": "orbax-checkpoint",
+    "_torch": "torch",
+}
+"""Which to install, by the reader that needs it."""

@@ -1,0 +1,291 @@
+"""`import_checkpoints`: a run file of the checkpoints that another program wrote."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from dlf_dynamics.adapters import frozen_in
+from dlf_dynamics.checkpoints import find_checkpoints, number_in_name, own_step, read_checkpoint
+from dlf_dynamics.config import ImportConfig
+from dlf_dynamics.errors import ConfigError, UserError
+from dlf_dynamics.leaves import Name, Wanted, by_name, ends_with, leaves_of, named, words
+from dlf_dynamics.loop import Setup
+from dlf_dynamics.optimizers import has_mean_squares
+from dlf_dynamics.recorder import Recorder
+from dlf_dynamics.torchstate import as_optax, find_torch_state
+
+_BOOKKEEPING = {"step", "global_step", "iteration", "num_updates", "epoch", "loss", "accuracy"}
+"""Single numbers that programs keep beside parameters."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was imported.
+
+    Attributes:
+        path: of the run file.
+        steps: of the checkpoints.
+        num_params: parameters of each.
+        notes: what was not there, and what that means, a line each.
+    """
+
+    path: Path
+    steps: list[int]
+    num_params: int
+    notes: list[str] = field(default_factory=list)
+
+
+def import_checkpoints(
+    checkpoints: Sequence[str | Path],
+    setup: Setup | tuple[Any, Any, Any],
+    output: str | Path,
+    config: ImportConfig | None = None,
+    *,
+    name: str = "the optimizer",
+    overwrite: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Imported:
+    """Writes a run file of checkpoints, which all analyses read.
+
+    Parameters are found by their names. All that the model of the problem does not hold must be
+    ignored in so many words, and what it holds frozen must be what the checkpoints have: else they
+    would be those of another model.
+
+    Args:
+        checkpoints: files and folders of orbax, Flax (msgpack), NumPy (npz), safetensors or PyTorch
+            (a `state_dict`, or a dictionary with one in it); or folders of them.
+        setup: problem, optimizer and parameters, as `Recorder` wants them; the values of the
+            parameters do not matter.
+        output: the run file.
+        config: what to take, and how.
+        name: of the optimizer, for labels.
+        overwrite: whether to replace an existing file.
+        progress: told how many checkpoints are done.
+
+    Raises:
+        ConfigError: when a checkpoint does not fit the problem, two are of one step, or a library
+            is missing.
+        FileError: when a checkpoint cannot be read, or the run file not be written.
+    """
+    config, setup = ImportConfig() if config is None else config, Setup(*setup)
+    reader = _Reader(setup, config)
+    places = reader.in_order(find_checkpoints(map(Path, checkpoints)))
+    found = reader.read_all(places)
+    first = next(found)
+    stateful = setup.optimizer is not None and first.opt_state is not None
+    recorder = Recorder(
+        output,
+        setup.problem,
+        optimizer=setup.optimizer,
+        config={"checkpoints": [str(path) for path, _ in places], **vars(config)},
+        full_batch=config.full_batch,
+        stateful=stateful,
+        fixed_statistics=config.fixed_statistics or first.compared,
+        name=name,
+        overwrite=overwrite,
+    )
+    steps = []
+    with recorder:
+        for each in chain([first], found):
+            if stateful and each.opt_state is None:
+                raise ConfigError(
+                    f"{each.path} holds no state of the optimizer, as {first.path} does; expected "
+                    "it in all checkpoints or in none"
+                )
+            recorder.record(each.step, each.params, each.opt_state if stateful else ())
+            steps.append(each.step)
+            progress(len(steps))
+    size = sum(map(prod, reader.params.shapes.values()))
+    return Imported(recorder.path, steps, size, _notes(setup, config, stateful=stateful))
+
+
+class _Found(NamedTuple):
+    """What was taken from a checkpoint.
+
+    Attributes:
+        path: of the checkpoint.
+        step: number of updates made before it.
+        params: of the problem.
+        opt_state: of its optimizer; none where it is not there.
+        compared: whether all that the model holds frozen is there, too, and the same.
+    """
+
+    path: Path
+    step: int
+    params: PyTree
+    opt_state: Any
+    compared: bool
+
+
+class _Reader:
+    """Takes from each checkpoint what the problem needs, in the same way from all.
+
+    Attributes:
+        params: the form of the parameters.
+    """
+
+    def __init__(self, setup: Setup, config: ImportConfig) -> None:
+        self._config = config
+        self.params = Wanted.of(setup.params)
+        self._frozen = {words(n): v for n, v in frozen_in(setup.problem.apply).items()}
+        self._state: Wanted | None = None
+        if setup.optimizer is not None:
+            self._state = Wanted.of(jax.eval_shape(setup.optimizer.init, setup.params))
+
+    def in_order(self, paths: Sequence[Path]) -> list[tuple[Path, int | None]]:
+        """The checkpoints by step, each with the number in its name.
+
+        Raises:
+            ConfigError: when that tells no order, and the step of one is not known.
+        """
+        numbers = [number_in_name(path, self._config.step_pattern) for path in paths]
+        places = list(zip(paths, numbers, strict=True))
+        if len(set(numbers)) < len(paths):
+            return sorted(places, key=lambda p: self._step(p[0], read_checkpoint(p[0]), p[1]))
+        return sorted(places, key=lambda place: place[1] or 0)
+
+    def read_all(self, places: Sequence[tuple[Path, int | None]]) -> Iterator[_Found]:
+        """Reads one checkpoint after the other.
+
+        Raises:
+            ConfigError: when the step of one is not known or not after that of the one before, or
+                it is of another model.
+        """
+        before: _Found | None = None
+        for path, number in places:
+            found = self._read(path, number)
+            if before is not None and found.step <= before.step:
+                raise ConfigError(
+                    f"{path} is of step {found.step}, after {before.path} of step {before.step}; "
+                    "expected one checkpoint of each step, in the order of the numbers in their "
+                    "names: say with step_pattern where these stand"
+                )
+            before = found
+            yield found
+
+    def _step(self, path: Path, tree: Any, number: int | None) -> int:
+        """What the checkpoint tells, unless the user says that names count; else its number."""
+        by_name = self._config.step_pattern is not None or self._config.steps_per_number > 1
+        step = None if by_name else own_step(tree)
+        if step is None and number is not None:
+            step = number * self._config.steps_per_number
+        if step is None:
+            raise ConfigError(
+                f"the step of {path} is not known; expected a number in its name, or a "
+                "step_pattern that finds one"
+            )
+        return step
+
+    def _read(self, path: Path, number: int | None) -> _Found:
+        """What the problem needs of a checkpoint.
+
+        Raises:
+            ConfigError: when it is that of another model.
+        """
+        tree = read_checkpoint(path)
+        step = self._step(path, tree, number)
+        try:
+            leaves = by_name(leaves_of(tree))
+            prefix = self.params.prefix(leaves, self._config.prefix)
+            params = self.params.taken(leaves, prefix)
+            names = [n[len(prefix) :] for n in leaves if n[: len(prefix)] == prefix]
+            state, used = self._opt_state(tree, leaves, names, step)
+            frozen = self._compared(leaves)
+            self._require_nothing_else(leaves, prefix, used | frozen)
+        except UserError as error:
+            raise ConfigError(f"{path} does not fit the problem: {error}") from error
+        compared = bool(self._frozen) and all(
+            any(ends_with(name, held) for name in frozen) for held in self._frozen
+        )
+        return _Found(path, step, params, state, compared)
+
+    def _opt_state(
+        self, tree: Any, leaves: Mapping[Name, np.ndarray], names: list[Name], step: int
+    ) -> tuple[Any, set[Name]]:
+        """The optimizer's state, if it is there; and the names of its leaves.
+
+        Args:
+            tree: what the checkpoint holds.
+            leaves: the same by name.
+            names: of parameters and more, in the order of the checkpoint.
+            step: number of updates made.
+        """
+        torch = find_torch_state(tree)
+        used = set() if torch is None else {n for n in leaves if n[: len(torch[0])] == torch[0]}
+        if self._state is None:
+            return None, used
+        if torch is not None:
+            ours = [name for name in names if name in self.params.shapes]
+            found = as_optax(torch[1], ours, self._state, step)
+            return (None if found is None else self._state.taken(found, ())), used
+        if not any(self._state.shapes.values()):  # nothing but counts of updates, if that
+            told = dict.fromkeys(self._state.shapes, np.asarray(step))
+            return self._state.taken(told, ()), set()
+        prefixes = self._state.prefixes(leaves)
+        if len(prefixes) != 1:
+            return None, set()
+        used = {name for name in leaves if name[: len(prefixes[0])] == prefixes[0]}
+        return self._state.taken(leaves, prefixes[0]), used
+
+    def _compared(self, leaves: Mapping[Name, np.ndarray]) -> set[Name]:
+        """Names of the leaves that the model holds frozen, once they are known to be the same."""
+        seen: set[Name] = set()
+        for frozen, value in self._frozen.items():
+            for name in leaves:
+                if ends_with(name, frozen):
+                    seen.add(name)
+                    if value is not None and not np.array_equal(leaves[name], np.asarray(value)):
+                        raise ConfigError(
+                            f"{named(name)} is not what the problem's model holds frozen, and the "
+                            "model is another one at each checkpoint; expected the same: analyse "
+                            "such checkpoints one by one, each with the model adapted to it"
+                        )
+        return seen
+
+    def _require_nothing_else(
+        self, leaves: Mapping[Name, np.ndarray], prefix: Name, used: set[Name]
+    ) -> None:
+        """Raises ConfigError where the checkpoint has parameters that the problem does not."""
+        taken = {prefix + name for name in self.params.shapes}
+        for name, leaf in leaves.items():
+            if name in taken or name in used or name[: len(prefix)] != prefix:
+                continue
+            kept = leaf.ndim == 0 and name[-1] in _BOOKKEEPING
+            if kept or re.search(self._config.ignore or r"(?!)", named(name)):
+                continue
+            if leaf.ndim and any(np.array_equal(leaf, leaves[other]) for other in taken):
+                continue  # one tensor under two names, of weights that are tied
+            raise ConfigError(
+                f"it has {named(name)}, of shape {leaf.shape}, which the problem's model has not; "
+                "expected a model with it, or an ignore that names it"
+            )
+
+
+def _notes(setup: Setup, config: ImportConfig, *, stateful: bool) -> list[str]:
+    """What was not there, and what that means."""
+    if setup.optimizer is None:
+        return ["no optimizer is known: there is no threshold, and no step is made again"]
+    notes = []
+    if not config.full_batch:
+        notes.append(
+            "mini-batches: there is no threshold, and no step is made again (full_batch says "
+            "otherwise)"
+        )
+    if not stateful:
+        blank = jax.eval_shape(setup.optimizer.init, setup.params)
+        adaptive = has_mean_squares(blank)
+        notes.append(
+            "no state of the optimizer in the checkpoints: no step is made again"
+            + (", and without its preconditioner there is no threshold" if adaptive else "")
+        )
+    return notes

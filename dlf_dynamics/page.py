@@ -1,0 +1,98 @@
+"""`Page`: the place that figures are drawn for, such as a column of a paper.
+
+As with matplotlib's own settings, what is drawn within `with on_page(page):` is drawn for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from dlf_dynamics.errors import ConfigError, shown
+
+_INCHES = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27}
+"""A TeX point is 1/72.27 of an inch; so `\\the\\columnwidth` can be given as it is printed."""
+
+_WIDTHS, _FONTS, _DOTS = (2.0, 40.0), (4.0, 40.0), (30, 2400)
+
+
+@dataclass(frozen=True)
+class Page:
+    """How wide figures are, and what is beside the panels."""
+
+    width: str | None = None
+    """Width of the figures, such as 3.4in, 86mm or 246pt, as that of a column of a paper; none
+    means what each takes on a screen. Letters keep their size, and panels that do not fit beside
+    each other go below."""
+    font_size: float = 8.0
+    """Of labels, in points; titles, legends and notes are in proportion."""
+    dpi: int = 200
+    """Pixels per inch of .png, and of what is too many points for .svg and .pdf."""
+    letters: bool = False
+    """Letter the panels (a), (b), ..."""
+    no_title: bool = False
+    """Leave out the heading, where a caption says it."""
+
+    def __post_init__(self) -> None:
+        inches = self.inches
+        if inches is not None and not _WIDTHS[0] <= inches <= _WIDTHS[1]:
+            raise ConfigError(
+                f"width is {self.width}; expected {_WIDTHS[0]:g}in to {_WIDTHS[1]:g}in"
+            )
+        if not _FONTS[0] <= self.font_size <= _FONTS[1]:
+            raise ConfigError(
+                f"font_size is {self.font_size}; expected {_FONTS[0]:g} to {_FONTS[1]:g} points"
+            )
+        if not _DOTS[0] <= self.dpi <= _DOTS[1]:
+            raise ConfigError(f"dpi is {self.dpi}; expected {_DOTS[0]} to {_DOTS[1]}")
+
+    @property
+    def inches(self) -> float | None:
+        """The width.
+
+        Raises:
+            ConfigError: when it is not a length.
+
+        >>> Page("8.6cm").inches.__round__(2)
+        3.39
+        """
+        if self.width is None:
+            return None
+        found = re.fullmatch(r"([0-9]{1,5}(?:\.[0-9]{0,6})?) ?(in|cm|mm|pt)", self.width)
+        if found is None:
+            raise ConfigError(
+                f"width is {shown(self.width)}; expected a length such as 3.4in, 86mm or 246pt"
+            )
+        return float(found[1]) * _INCHES[found[2]]
+
+    def width_of(self, usual: float) -> float:
+        """In inches, of a figure that takes so much on a screen."""
+        return usual if self.inches is None else self.inches
+
+    def columns(self, least: float, most: int) -> int:
+        """Panels beside each other, each of so many inches at least; on a screen all of them."""
+        if self.inches is None:
+            return most
+        scale = self.font_size / 8  # larger letters leave less for the panels
+        return max(1, min(most, int(self.inches / (least * scale))))
+
+
+_PAGE: ContextVar[Page] = ContextVar("page", default=Page())  # noqa: B039 - it is frozen
+
+
+@contextmanager
+def on_page(page: Page) -> Iterator[Page]:
+    """Figures that are drawn and saved within the block are for this page."""
+    token = _PAGE.set(page)
+    try:
+        yield page
+    finally:
+        _PAGE.reset(token)
+
+
+def this_page() -> Page:
+    """The page of the block, else one of a screen."""
+    return _PAGE.get()

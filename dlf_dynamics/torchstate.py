@@ -1,0 +1,83 @@
+"""The state of a PyTorch optimizer, as the optax transformation of the same rule keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dlf_dynamics.leaves import Name, Wanted, words
+
+_IN_OPTAX = {
+    "step": "count",
+    "exp_avg": "mu",
+    "exp_avg_sq": "nu",
+    "square_avg": "nu",
+    "momentum_buffer": "trace",
+}
+"""What optax calls that which PyTorch's Adam, AdamW, RMSprop and SGD keep for a parameter."""
+
+
+def find_torch_state(tree: Any) -> tuple[Name, Mapping[str, Any]] | None:
+    """The `state_dict` of an optimizer in a checkpoint, and the words before it; or none."""
+    if not isinstance(tree, Mapping):
+        return None
+    for key, item in (("", tree), *tree.items()):
+        if isinstance(item, Mapping) and {"state", "param_groups"} <= item.keys():
+            return words(str(key)), item
+    return None
+
+
+def updates_made(tree: Any) -> int | None:
+    """What the optimizer of a checkpoint has counted, if all its parameters count alike."""
+    found = find_torch_state(tree)
+    kept = found[1]["state"].values() if found else ()
+    counts = {float(np.asarray(k["step"])) for k in kept if isinstance(k, Mapping) and "step" in k}
+    return int(counts.pop()) if len(counts) == 1 else None
+
+
+def as_optax(
+    found: Mapping[str, Any], names: Sequence[Name], wanted: Wanted, step: int
+) -> dict[Name, np.ndarray] | None:
+    """The leaves of the optax state, by name; none where the one does not tell the other.
+
+    PyTorch numbers the parameters in the order in which the optimizer was given them, group after
+    group, and tells their names only if it was given these. Without names there must be one group,
+    which is that of `module.parameters()`.
+
+    Args:
+        found: `state_dict` of the optimizer.
+        names: of the parameters, in the order of the module.
+        wanted: the optax state.
+        step: number of updates made, for a rule that counts them where PyTorch's does not.
+    """
+    groups = found["param_groups"]
+    numbers = [number for group in groups for number in group["params"]]
+    told = [words(str(name)) for group in groups for name in group.get("param_names", ())]
+    if len(numbers) != len(names) or (len(groups) > 1 and len(told) != len(numbers)):
+        return None
+    order = told if len(told) == len(numbers) else list(names)
+    kept: dict[Name, np.ndarray] = {}
+    for number, name in zip(numbers, order, strict=True):
+        for key, value in found["state"].get(number, {}).items():
+            if value is not None:
+                kept[(_IN_OPTAX.get(str(key), str(key)), *name)] = np.asarray(value)
+    return _taken(kept, names, wanted, step)
+
+
+def _taken(
+    kept: Mapping[Name, np.ndarray], names: Sequence[Name], wanted: Wanted, step: int
+) -> dict[Name, np.ndarray] | None:
+    """For each leaf of the optax state what PyTorch keeps; counts are of all parameters alike."""
+    counts = {float(kept.get(("count", *name), step)) for name in names}
+    taken: dict[Name, np.ndarray] = {}
+    for leaf in wanted.shapes:
+        start = next((n for n, word in enumerate(leaf) if word in _IN_OPTAX.values()), len(leaf))
+        if leaf[start:] == ("count",) and len(counts) == 1:
+            taken[leaf] = np.asarray(next(iter(counts)))
+        elif leaf[start:] in kept:
+            taken[leaf] = kept[leaf[start:]]
+        else:
+            return None
+    return taken
