@@ -1,7 +1,7 @@
 # `make` lists the targets. PYTHON is the interpreter to build on, VENV where to install.
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS := test,dev,docs,models,checkpoints,dask
+EXTRAS := test,dev,docs,models,checkpoints,dask,export
 # PyTorch, torchax and the libraries to compare with have an environment of their own; tested with
 # these.
 TORCH_VENV ?= .venv-torch

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from dlf_dynamics import resultfile
-from dlf_dynamics.errors import StaleError
+from dlf_dynamics.errors import ConfigError, StaleError, shown
+from dlf_dynamics.jsontypes import document
 from dlf_dynamics.outputs import hold
 from dlf_dynamics.parts import Parts
 from dlf_dynamics.progress import bar
 from dlf_dynamics.registry import ANALYSES
+from dlf_dynamics.shown import Teller
 from dlf_dynamics.startup import leads, wait_for_others
 from dlf_dynamics.streams import say
 
@@ -56,7 +58,7 @@ class Work:
     note: Callable[[str], None] = lambda text: None
 
 
-class Analysis(ABC, Generic[Config, Found]):
+class Analysis(Teller, ABC, Generic[Config, Found]):
     """An analysis of a run: what it computes, and how that is told and drawn.
 
     The docstring of a subclass is the help of its command.
@@ -67,6 +69,7 @@ class Analysis(ABC, Generic[Config, Found]):
         view: dataclass of the other options of its command.
         distributed: whether several processes can compute it together.
         follows: whether it can be computed again and again of a run that is still being written.
+        needs_run: whether its figures show the run, too.
         keys: what each key of `as_dict` is, for the documentation of `--json`.
     """
 
@@ -76,6 +79,7 @@ class Analysis(ABC, Generic[Config, Found]):
     view: ClassVar[type] = View
     distributed: ClassVar[bool] = False
     follows: ClassVar[bool] = False
+    needs_run: ClassVar[bool] = True
 
     @abstractmethod
     def result_type(self) -> type[Found]:
@@ -94,8 +98,8 @@ class Analysis(ABC, Generic[Config, Found]):
         """
 
     @abstractmethod
-    def lines(self, run: Run, found: Found) -> list[str | Table]:
-        """What a person reads."""
+    def lines(self, run: Run | None, found: Found) -> list[str | Table]:
+        """What a person reads; without the run, what only that tells is left out."""
 
     @abstractmethod
     def as_dict(self, found: Found) -> dict[str, Any]:
@@ -105,9 +109,38 @@ class Analysis(ABC, Generic[Config, Found]):
         """How the run stands, in a few words, for those who follow it."""
         return f"{self.name} computed"
 
+    def json_type(self) -> Any:
+        """Type of `as_dict`, such as a TypedDict, from which its JSON schema follows."""
+        return None
+
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of what `--json` prints; without a type, what its keys are."""
+        title = f"dlf-dynamics {self.name} --json"
+        if self.json_type() is not None:
+            return document(self.json_type(), title, self.keys)
+        properties = {name: {"description": text} for name, text in self.keys.items()}
+        return {"title": title, "type": "object", "properties": properties}
+
     def figures(self, run: Run, found: Found, view: Any) -> Iterator[tuple[str, Figure]]:
         """Names and figures; `run.NAME.png` is drawn of `run.h5`, or `run.png` without a name."""
         yield from ()
+
+    def drawn(self, run: Run | None, found: Found, **options: Any) -> Iterator[tuple[str, Figure]]:
+        """The figures, options being those of the view.
+
+        Raises:
+            ConfigError: when the run is needed and not given, or there are no such options.
+        """
+        known = [field.name for field in dataclasses.fields(self.view)]
+        for name in options:
+            if name not in known:
+                told = ", ".join(known) or "none"
+                raise ConfigError(f"option {shown(name)} is not known; expected one of {told}")
+        if run is None and self.needs_run:
+            raise ConfigError(
+                f"the figures of {self.name} show the run, too; expected plot(open_run(path))"
+            )
+        yield from self.figures(run, found, self.view(**options))  # type: ignore[arg-type]
 
     def without(self, run: Run, view: Any) -> Iterator[tuple[str, Figure]]:
         """What `plot` draws where there is no result, as `figures`."""

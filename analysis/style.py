@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -376,3 +378,20 @@ def _drawn(figure: Figure, suffix: str) -> bytes:
         figure.dpi = dpi
         figure.set_canvas(canvas)
     return content.getvalue()
+
+
+class Figures(dict[str, Figure]):
+    """Figures by name, which a notebook shows one below the other."""
+
+    def _repr_html_(self) -> str:
+        parts = []
+        for name, figure in self.items():
+            content = io.BytesIO()
+            with mpl.rc_context(STYLE):
+                figure.savefig(content, format="png")
+            data = base64.b64encode(content.getvalue()).decode()
+            label = html.escape(name, quote=True)
+            parts.append(
+                f'<img alt="{label}" style="max-width:100%" src="data:image/png;base64,{data}">'
+            )
+        return "\n".join(parts)

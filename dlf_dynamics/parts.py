@@ -163,17 +163,18 @@ def in_parts(
     name: str,
     parts: Parts,
     progress: Callable[[int], None],
+    axis: str = "checkpoints",
 ) -> Record:
     """What `compute` gives for all checkpoints, some at a time, each part kept when it is done.
 
-    The arrays of the record have a row for each checkpoint.
+    The arrays of the record have a row for each checkpoint, along an axis of that name.
     """
     found: list[Record] = []
     for start in range(0, len(chosen), length):
         some = np.asarray(chosen[start : start + length])
 
         def parse(arrays: Arrays, count: int = len(some)) -> Record:
-            return _like(decode(kind, arrays, {"checkpoints": count}), found)
+            return _like(decode(kind, arrays, {axis: count}), found)
 
         make = lambda some=some: encode(compute(some))  # noqa: E731
         found.append(parts.get_or_make(f"{name}-{len(found)}", make, parse))

@@ -35,3 +35,20 @@ ANALYSES = {
     ),
 }
 """By the name of the command, in the order in which they are listed and drawn."""
+
+_TELLERS = {
+    "run": Entry("dlf_dynamics.analysis.tellers:RunTeller", "Tells of a run."),
+    "study": Entry("dlf_dynamics.analysis.tellers:StudyTeller", "Tells of a study."),
+    "measurement": Entry(
+        "dlf_dynamics.analysis.tellers:MeasurementTeller", "Tells what was measured at one point."
+    ),
+}
+
+
+FIGURES = Entry("dlf_dynamics.analysis.style:Figures", "Figures by name.")
+"""Of which `Shown.plot` gives some."""
+
+
+def teller_entry(name: str) -> Entry:
+    """What tells of a kind of result, a `shown.Teller`: its analysis, or one for what has none."""
+    return ANALYSES[name] if name in ANALYSES else _TELLERS[name]

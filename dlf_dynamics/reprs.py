@@ -26,11 +26,7 @@ def brief(self: Any) -> str:
     >>> Point(np.zeros((603, 3)), [1] * 100)
     Point(params=float64[603, 3], steps=list of 100 int)
     """
-    if isinstance(self, tuple):
-        names = getattr(self, "_fields", ())
-    else:
-        names = [field.name for field in dataclasses.fields(self) if field.repr]
-    told = ",\0".join(f"{name}={_value(getattr(self, name))}" for name in names)
+    told = ",\0".join(f"{name}={value}" for name, value in outline(self).items())
     text = f"{type(self).__name__}({told})"
     # Lines break between fields and not within them.
     lines = textwrap.wrap(
@@ -41,6 +37,15 @@ def brief(self: Any) -> str:
         break_on_hyphens=False,
     )
     return "\n".join(lines).replace("\1", " ")
+
+
+def outline(self: Any) -> dict[str, str]:
+    """Fields of a dataclass or a named tuple by name, in short."""
+    if isinstance(self, tuple):
+        names = getattr(self, "_fields", ())
+    else:
+        names = [field.name for field in dataclasses.fields(self) if field.repr]
+    return {name: _value(getattr(self, name)) for name in names}
 
 
 def _value(value: Any) -> str:

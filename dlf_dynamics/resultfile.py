@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +30,16 @@ from dlf_dynamics.hdf5 import (
     text,
     write_error,
 )
+from dlf_dynamics.labels import Group, groups_of
 from dlf_dynamics.outputs import partial_path
 from dlf_dynamics.reprs import brief
+from dlf_dynamics.scales import is_axis, label
 from dlf_dynamics.source import Source
 
 if TYPE_CHECKING:
     from dlf_dynamics.run import Run
 
-FORMAT = Format("result file", "dlf-dynamics-result", "4.0", "compute it anew")
+FORMAT = Format("result file", "dlf-dynamics-result", "4.1", "compute it anew")
 
 _TEXTS = ("config", "provenance")
 
@@ -77,7 +79,8 @@ def save(path: Path, analysis: str, found: Any) -> None:
 
     arrays = encode(found, ("source",))
     settings = json.loads(arrays.pop("settings"))
-    write(path, Result(analysis, found.source, settings, provenance(), arrays))
+    result = Result(analysis, found.source, settings, provenance(), arrays)
+    write(path, result, groups_of(found))
 
 
 def load(path: str | Path, analysis: str, kind: type[Record], run: Run | None = None) -> Record:
@@ -99,8 +102,13 @@ def load(path: str | Path, analysis: str, kind: type[Record], run: Run | None = 
         return decode(kind, result.arrays | {"settings": settings}, given={"source": result.source})
 
 
-def write(path: Path, result: Result) -> None:
+def write(path: Path, result: Result, groups: Sequence[Group] = ()) -> None:
     """Writes a result file by way of a temporary one.
+
+    Args:
+        path: name of the file.
+        result: what it is to hold.
+        groups: what its arrays are; without them they have no names of axes.
 
     Raises:
         FileError: when it cannot be written; an older file stays as it was.
@@ -119,6 +127,7 @@ def write(path: Path, result: Result) -> None:
         file["provenance"] = result.provenance
         for name, array in result.arrays.items():
             file[name] = np.asarray(array)
+        label(file, groups)
         file.attrs["sha256"] = _sha256(file)
     write_whole(path, content.getvalue())
 
@@ -128,11 +137,24 @@ def write_whole(path: Path, content: bytes) -> None:
 
     Raises:
         FileError: when it cannot be written; an older file stays as it was.
+    """
+    replace_whole(path, lambda partial: partial.write_bytes(content))
+
+
+def replace_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Has a file written under a temporary name and then gives it its own.
+
+    Args:
+        path: name of the file.
+        write: writes a file of another name.
+
+    Raises:
+        FileError: when it cannot be written; an older file stays as it was.
     """  # noqa: DOC501
     require_replaceable(path)
     partial = partial_path(path)
     try:
-        partial.write_bytes(content)
+        write(partial)
         os.replace(partial, path)
     except OSError as error:
         raise write_error(path, error) from error
@@ -178,7 +200,7 @@ def analysis_of(path: Path) -> str:
 def _content(file: h5py.File, analysis: str) -> Result:
     if attribute(file, "sha256") != _sha256(file):
         raise ContentError("it is not what was written (its digest differs)")
-    names = [name for name in _datasets(file) if name not in _TEXTS]
+    names = [name for name in _datasets(file) if name not in _TEXTS and not is_axis(file[name])]
     json_object(text(file, "provenance"), "/provenance")
     return Result(
         analysis,

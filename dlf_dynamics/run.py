@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import jax
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.dynamics import SCALARS, Dynamics, State
-from dlf_dynamics.errors import FileError
+from dlf_dynamics.errors import FileError, counted
 from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.hdf5 import ContentError, attribute, dataset_at, json_object, text
 from dlf_dynamics.layout import Layout
@@ -34,14 +34,18 @@ from dlf_dynamics.runreader import (
     width,
 )
 from dlf_dynamics.schema import UPDATE, VALIDATION
+from dlf_dynamics.shown import Shown
 from dlf_dynamics.smoothness import kinks
 from dlf_dynamics.source import source_of, still_in
+
+if TYPE_CHECKING:
+    from xarray import DataTree
 
 Checkpoints = Sequence[int] | Int[np.ndarray, " chosen"]
 """Indices of checkpoints."""
 
 
-class Run(ABC):
+class Run(Shown, ABC):
     """A snapshot of a run file: what was complete when it was opened.
 
     What was trained is told by the file itself for a `TrainedRun`, and by the user for a
@@ -62,6 +66,8 @@ class Run(ABC):
         data_sha256: digest of the data.
         own_schedule: whether class weights came from the user and not from the configuration.
     """
+
+    told_by = "run"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -139,6 +145,45 @@ class Run(ABC):
             f"{type(self).__name__}({str(self.path)!r}, {self.status}, {len(self.steps)} rows, "
             f"{len(self.checkpoint_steps)} checkpoints of {self.num_params} parameters)"
         )
+
+    def _outline(self) -> dict[str, str]:
+        names = ("run_id", "status", "dtype", "num_params", "optimizer_name", "data_sha256")
+        found = {"path": str(self.path)} | {name: str(getattr(self, name)) for name in names}
+        return found | {
+            "steps": f"{len(self.steps)} rows",
+            "checkpoint_steps": f"{len(self.checkpoint_steps)} checkpoints",
+        }
+
+    @property
+    def outcome(self) -> str:
+        """What came of it, in a line."""
+        told = {"loss": ".6g", "accuracy": ".4g"}
+        last = {name: self.scalars[name][-1] for name in told if len(self.steps)}
+        if self.validation and len(self.checkpoint_steps):
+            last["validation accuracy"] = self.validation["accuracy"][-1]
+        values = [
+            f"{name} {value:{told.get(name, '.4g')}}"
+            for name, value in last.items()
+            if not np.isnan(value)
+        ]
+        updates = counted(int(self.steps[-1]) if len(self.steps) else 0, "update")
+        checkpoints = counted(len(self.checkpoint_steps), "checkpoint")
+        sizes = f"{updates}, {checkpoints} of {counted(self.num_params, 'parameter')}"
+        return "; ".join([sizes, ", ".join(values)] if values else [sizes])
+
+    def to_xarray(self, *, parameters: bool = False) -> DataTree:
+        """What was recorded, as a tree with named axes; see `Shown.to_xarray`.
+
+        Args:
+            parameters: whether to read the parameters of all checkpoints, too.
+
+        Raises:
+            ConfigError: when xarray is not installed (the extra `export`).
+        """
+        from dlf_dynamics.recordings import groups_of_run
+        from dlf_dynamics.trees import tree_of
+
+        return tree_of(groups_of_run(self, parameters=parameters), self._attributes())
 
     @contextmanager
     def _file(self) -> Iterator[h5py.File]:

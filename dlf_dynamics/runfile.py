@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
@@ -39,6 +39,7 @@ from dlf_dynamics.runreader import (
     resume_state,
 )
 from dlf_dynamics.runwriter import RESUME, RunWriter, new_file
+from dlf_dynamics.scales import attach, counted
 from dlf_dynamics.schema import CHECKSUM_OF, FORMAT, RESUME_CHECKSUM, STEP_OF, Entry
 
 INLINE_DATA_BYTES = 64 * 2**20
@@ -47,6 +48,7 @@ INLINE_DATA_BYTES = 64 * 2**20
 _CHUNK_BYTES = 2**20
 _STATUS_TYPE = h5py.string_dtype("ascii", 16)
 _WEIGHTS = "scalars/class_weights"
+_DATA = ("inputs", "targets", "validation_inputs", "validation_targets")
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,7 @@ def create(path: Path | Output, header: Header, sizes: Sizes) -> RunWriter:
             held_out = data["validation_inputs"], data["validation_targets"]
             group.attrs["validation_sha256"] = digest(*held_out)
         file.attrs["header_sha256"] = header_sha256(file)
-        for name, values in data.items():  # after all texts
-            group[name] = values
+        _store(file, data)  # after all texts
         file.flush()
         return RunWriter(file, output)
 
@@ -138,9 +139,8 @@ def _stored_data(header: Header) -> dict[str, Any]:
     """The data that the file holds, by name."""
     if header.inputs is None or header.inputs.nbytes > INLINE_DATA_BYTES:
         return {}
-    names = ("inputs", "targets", "validation_inputs", "validation_targets")
     values = (header.inputs, header.targets, *(header.validation or ()))
-    return dict(zip(names, values, strict=False))
+    return dict(zip(_DATA, values, strict=False))
 
 
 def _of_loop(header: Header) -> tuple[Entry, ...]:
@@ -188,9 +188,10 @@ def copy(
                 new[group].attrs.update(dict(old[group].attrs))
         new["config"] = text(old, "config") if config is None else to_json(config)
         new["provenance"] = text(old, "provenance")
-        for name in ("recording", "data"):
-            if name in old:
-                old.copy(name, new)
+        if "recording" in old:
+            old.copy("recording", new)
+        new.create_group("data").attrs.update(dict(old["data"].attrs))
+        _store(new, {n: dataset_at(old, f"data/{n}")[...] for n in _DATA if f"data/{n}" in old})
         if config is not None and has_checksums(old):
             require_header(old)
             new.attrs["header_sha256"] = header_sha256(new)
@@ -277,8 +278,9 @@ def is_cut_off(file: h5py.File) -> bool:
 
 
 def _declare(file: h5py.File, dtype: str, sizes: Sizes, entries: tuple[Entry, ...]) -> None:
-    """Creates every dataset that the writer fills, without rows."""
-    file.create_dataset("status", data=b"running", dtype=_STATUS_TYPE)
+    """Creates every dataset that the writer fills, without rows, and the scales of their axes."""
+    status = file.create_dataset("status", data=b"running", dtype=_STATUS_TYPE)
+    status.attrs["_Encoding"] = "utf-8"
     lengths = vars(sizes) | {"checkpoints": 0, "steps": 0}
     for entry in entries:  # checksums last: how many values there are is known then
         if entry.kind == "text" or entry.path.startswith("data/"):
@@ -296,6 +298,7 @@ def _declare(file: h5py.File, dtype: str, sizes: Sizes, entries: tuple[Entry, ..
         dataset.attrs.update(
             units=entry.units, dims=list(entry.dims), description=entry.description
         )
+    _name_axes(file, entries)
     for axis, steps in STEP_OF.items():
         values = _declared(file, axis, entries)
         for path in values:
@@ -304,6 +307,27 @@ def _declare(file: h5py.File, dtype: str, sizes: Sizes, entries: tuple[Entry, ..
                 file[link] = file[steps]
         if CHECKSUM_OF[axis] in file:
             file[CHECKSUM_OF[axis]].attrs["values"] = values
+
+
+def _store(file: h5py.File, data: Mapping[str, np.ndarray]) -> None:
+    """Writes the data into their group, by name."""
+    made = {name: file.create_dataset(f"data/{name}", v.shape, v.dtype) for name, v in data.items()}
+    # Scales first: what names axes is a text, and those are looked through at the ends of a file.
+    _name_axes(file, [entry for entry in schema.SCHEMA if entry.path.startswith("data/")])
+    for name, values in data.items():
+        made[name][...] = values
+
+
+def _name_axes(file: h5py.File, entries: Iterable[Entry]) -> None:
+    """Makes a scale of each axis, the steps of those that grow, and attaches it where it is."""
+    there = [(entry, dataset_at(file, entry.path)) for entry in entries if entry.path in file]
+    for entry, dataset in there:
+        if entry.path in STEP_OF.values():
+            dataset.make_scale("step")
+            continue
+        axes = enumerate(entry.axes(dataset.ndim))
+        paths = [schema.scale_of(entry, place, name) for place, name in axes]
+        attach(dataset, [counted(file, path) for path in paths])
 
 
 def _declared(file: h5py.File, axis: str, entries: tuple[Entry, ...]) -> list[str]:

@@ -39,6 +39,15 @@ class Entry:
     optional: bool = False
     beside: str = ""
 
+    def axes(self, ndim: int) -> tuple[str, ...]:
+        """Names of the axes of a dataset that has so many; those of `...` are numbered.
+
+        >>> Entry("data/inputs", ("examples", "..."), "number", "", "").axes(3)
+        ('examples', 'feature_0', 'feature_1')
+        """
+        known = [name for name in self.dims if name != "..."]
+        return (*known, *(f"feature_{place}" for place in range(ndim - len(known))))
+
     @property
     def growing(self) -> bool:
         """Whether rows are appended during training."""
@@ -66,7 +75,7 @@ SCHEMA: tuple[Entry, ...] = (
     Entry("data/targets", ("examples",), "int", "", "class labels", True, beside="data/inputs"),
     Entry(
         "data/validation_inputs",
-        ("held out", "..."),
+        ("held_out", "..."),
         "number",
         "",
         "inputs of the examples held out; absent as those above",
@@ -75,7 +84,7 @@ SCHEMA: tuple[Entry, ...] = (
     ),
     Entry(
         "data/validation_targets",
-        ("held out",),
+        ("held_out",),
         "int",
         "",
         "their class labels",
@@ -313,6 +322,23 @@ def _is_scalar(path: str) -> bool:
 def step_beside(path: str) -> str:
     """Where the steps of a growing value are found, as another name of those of its axis."""
     return f"{path.rpartition('/')[0]}/step"
+
+
+ROWS_OF = {"checkpoints": "checkpoint_rows", "steps": "step_rows"}
+"""Names of the growing axes of checksums, which have no steps beside them."""
+
+
+def scale_of(entry: Entry, place: int, name: str) -> str:
+    """Path of the dataset that names an axis of a dataset, and tells its places if they are known.
+
+    Args:
+        entry: the dataset.
+        place: of the axis in its shape.
+        name: of the axis.
+    """
+    if place or not entry.growing:
+        return name
+    return ROWS_OF[name] if entry.path.startswith("checksums/") else STEP_OF[name]
 
 
 def growing(axis: str, of: Sequence[Entry] = SCHEMA) -> Iterator[Entry]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import h5py
 from jaxtyping import Int
@@ -17,6 +17,20 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dlf_dynamics.run import Run
+
+
+class State(TypedDict):
+    """How a run stood when it was analysed.
+
+    Attributes:
+        status: `running`, `complete`, `interrupted` or `diverged`.
+        last_step: that was recorded; -1 before the first.
+        checkpoints: number of them.
+    """
+
+    status: str
+    last_step: int
+    checkpoints: int
 
 
 @dataclass(frozen=True)
@@ -46,8 +60,7 @@ class Source:
     @property
     def state(self) -> dict[str, str | int]:
         """Status, last step and number of checkpoints, JSON-ready."""
-        names = ("status", "last_step", "checkpoints")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in State.__annotations__}
 
     @property
     def caution(self) -> list[str]:

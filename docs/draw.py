@@ -1,4 +1,7 @@
-"""Draws the figures in docs/figures again: `make figures`. Takes some ten minutes on two cores."""
+"""Draws the figures in docs/figures again: `make figures`. Takes some ten minutes on two cores.
+
+The gallery of the documentation is made of the same table, so it shows what these commands draw.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,104 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
 HERE = Path(__file__).parent / "figures"
 
-COMMANDS = (
-    "train -o headline.h5",
-    "spectrum headline.h5 --density",
-    "train --model.activation tanh --steps 15000 -o tanh.h5",
-    "bifurcations tanh.h5 --diagrams 9500",
+STUDY = """\
+preset = "published-updated"
+steps = 3000
+
+[grid]
+schedule.amplitude = [1, 10, 40, 70]
+schedule.period = [50, 200, 800]
+model.seed = {from = 0, to = 1}
+
+[measures]
+sharpness = true
+"""
+"""What stands in study.toml."""
+
+
+class Figure(NamedTuple):
+    """A figure of the pages.
+
+    Attributes:
+        kept: its name in the folder.
+        drawn: its name where the commands run.
+        commands: that lead to it.
+        about: what it shows.
+    """
+
+    kept: str
+    drawn: str
+    commands: tuple[str, ...]
+    about: str
+
+
+_HEADLINE = "train -o headline.h5"
+_SPECTRUM = "spectrum headline.h5 --density --infinite-width"
+_TANH = "train --model.activation tanh --steps 15000 -o tanh.h5"
+_BIFURCATIONS = "bifurcations tanh.h5 --diagrams 9500"
+_PAPER = (
+    "plot headline.h5 -o paper.png --width 3.4in --panels loss,sharpness --zoom 8000:10500 "
+    "--letters --no-title"
 )
 
-FIGURES = {
-    "headline": "headline",
-    "headline.bifurcation": "headline.bifurcation",
-    "headline.density": "density",
-    "tanh.instabilities": "instabilities",
-    "tanh.diagrams": "diagrams",
-}
-"""Names of the figures that the commands draw, and those in the folder."""
+FIGURES = (
+    Figure(
+        "headline",
+        "headline",
+        (_HEADLINE, _SPECTRUM),
+        "The published run: class weights, loss, accuracy, Hessian and NTK, and a zoom",
+    ),
+    Figure(
+        "headline.bifurcation",
+        "headline.bifurcation",
+        (_HEADLINE, _SPECTRUM),
+        "Its bifurcation diagram, and its bursts one by one",
+    ),
+    Figure(
+        "density",
+        "headline.density",
+        (_HEADLINE, _SPECTRUM),
+        "Spectral densities of Hessian, GGN and NTK",
+    ),
+    Figure(
+        "kernels",
+        "headline.kernels",
+        (_HEADLINE, _SPECTRUM),
+        "The NTK along the run beside its limit at infinite width",
+    ),
+    Figure(
+        "paper",
+        "paper",
+        (_HEADLINE, _SPECTRUM, _PAPER),
+        "Two panels for a column of a paper, zoomed in on a burst",
+    ),
+    Figure(
+        "instabilities",
+        "tanh.instabilities",
+        (_TANH, _BIFURCATIONS),
+        "Instabilities of a tanh network: onset, period, size, and what theory predicts",
+    ),
+    Figure(
+        "diagrams",
+        "tanh.diagrams",
+        (_TANH, _BIFURCATIONS),
+        "Orbit diagrams and Lyapunov exponents with the loss frozen at a step",
+    ),
+    Figure(
+        "phase-diagram",
+        "study.accuracy",
+        ("sweep study.toml", "plot study.h5 --format png"),
+        "Phase diagram of a study over amplitude and period",
+    ),
+)
+
+COMMANDS = tuple(dict.fromkeys(command for figure in FIGURES for command in figure.commands))
 
 LARGEST = 500_000
 """Bytes of a file; larger ones get a palette of 256 colours."""
@@ -42,14 +123,28 @@ def shrink(content: bytes) -> bytes:
     return small.getvalue()
 
 
+def gallery() -> str:
+    """Markdown of all figures with the commands below each."""
+    parts = []
+    for figure in FIGURES:
+        lines = "\n".join(f"dlf-dynamics {command}" for command in figure.commands)
+        parts += [f"## {figure.about}", "", f"![{figure.about}](figures/{figure.kept}.png)", ""]
+        parts += ["```sh", lines, "```", ""]
+        if any("study.toml" in command for command in figure.commands):
+            parts += ["where `study.toml` says", "", "```toml", STUDY.strip(), "```", ""]
+    return "\n".join(parts)
+
+
 def main() -> None:
     """Runs the commands in a folder of their own, then replaces the figures."""
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "study.toml").write_text(STUDY)
         for command in COMMANDS:
             program = [sys.executable, "-m", "dlf_dynamics.cli", *command.split()]
             subprocess.run(program, cwd=folder, check=True)
-        for drawn, kept in FIGURES.items():
-            (HERE / f"{kept}.png").write_bytes(shrink(Path(folder, f"{drawn}.png").read_bytes()))
+        for figure in FIGURES:
+            content = Path(folder, f"{figure.drawn}.png").read_bytes()
+            (HERE / f"{figure.kept}.png").write_bytes(shrink(content))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 Comments in a page are replaced by what the program says of itself, so that it cannot drift:
 `<!-- help: train -->` by the help of a command, `<!-- analyses -->` by that of the commands of all
 analyses with what they print as JSON, `<!-- results -->` by what their result files hold,
-`<!-- configuration: RunConfig -->` by the keys of a configuration, `<!-- presets -->` by the
-presets, and `<!-- choices: linalg.eigensolver.Which -->` by the values of types of the analysis.
+`<!-- schemas -->` by the JSON schemas of what is printed, `<!-- gallery -->` by the figures that
+draw.py draws, `<!-- configuration: RunConfig -->` by the keys of a configuration,
+`<!-- presets -->` by the presets, and `<!-- choices: linalg.eigensolver.Which -->` by the values of
+types of the analysis.
 Examples are executed in an empty folder, which the pages of one build share.
 """
 
@@ -14,8 +16,10 @@ import ast
 import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import io
+import json
 import os
 import re
 import sys
@@ -25,13 +29,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dlf_dynamics import PRESETS, cli, codec, commandline, config, registry
+from dlf_dynamics.analysis.infotypes import INFO
 from dlf_dynamics.analysis.pipeline import analysis_named
+from dlf_dynamics.jsontypes import document
+from dlf_dynamics.labels import axis_names, descriptions, units_of
 
 WIDTH = 100
 """Columns in which the help is printed; in many more it is set in two columns."""
 
 _MARKER = re.compile(
-    r"^<!-- (help|configuration|presets|choices|analyses|results)(?::\s?([\w. -]*?))? -->$",
+    r"^<!-- (help|configuration|presets|choices|analyses|results|schemas|gallery)"
+    r"(?::\s?([\w. -]*?))? -->$",
     re.MULTILINE,
 )
 
@@ -176,50 +184,69 @@ def results(_: str | None = None) -> str:
         parts += [
             f"### Result of {name}",
             "",
-            "| dataset | axes | content |",
-            "| --- | --- | --- |",
+            "| dataset | axes | units | content |",
+            "| --- | --- | --- | --- |",
         ]
         parts += _datasets(found, "/")
         parts.append(
-            "| `/config` | - | JSON: all other fields, with the settings of the analysis |"
+            "| `/config` | - | JSON | all other fields, with the settings of the analysis |"
         )
         parts.append("")
     return "\n".join(parts)
 
 
+def schemas(_: str | None = None) -> str:
+    """The JSON schema of what each command prints with `--json`, folded."""
+    found = [analysis_named(name).schema() for name in registry.ANALYSES]
+    found += [
+        document(kind, f"dlf-dynamics info --json of a {name}") for name, kind in INFO.items()
+    ]
+    parts = []
+    for schema in found:
+        text = json.dumps(schema, indent=1, ensure_ascii=False)
+        parts += [f"## {schema['title']}", "", "```json", text, "```", ""]
+    return "\n".join(parts)
+
+
 def _datasets(kind: Any, group: str) -> Iterator[str]:
     """A row for each array of a record, then those of the records in it."""
-    told, later = _attributes(kind), []
+    told, later = {name: text.replace("|", "\\|") for name, text in descriptions(kind).items()}, []
     for name, hint in codec.hints(kind).items():
         member, path = codec.member_type(hint), f"{group}{name}"
         if codec.is_array(hint):
-            axes = ", ".join(getattr(hint, "dim_str", "").split())
-            yield f"| `{path}` | {axes} | {told.get(name, '')} |"
+            axes = ", ".join(axis_names(hint, len(getattr(hint, "dim_str", "").split())))
+            units = units_of(kind, name)
+            yield f"| `{path}` | {axes} | {'-' if units == '1' else units} | {told.get(name, '')} |"
         elif codec.is_table(hint):
             meaning = f"{told.get(name, '')} Columns: the fields of `{member.__name__}`."
-            yield f"| `{path}/...` | rows | {meaning} |"
+            yield f"| `{path}/...` | rows | | {meaning} |"
         elif codec.is_grouped(hint):
             several = {list: "/0", dict: "/NAME"}.get(get_origin(hint), "")
-            yield f"| `{path}{several}/...` | | {told.get(name, '')} |"
+            yield f"| `{path}{several}/...` | | | {told.get(name, '')} |"
             later += _datasets(member, f"{path}{several}/")
     yield from later
-
-
-def _attributes(kind: Any) -> dict[str, str]:
-    """Descriptions of the fields of a class, by name, from its docstring."""
-    _, _, listed = (inspect.getdoc(kind) or "").partition("Attributes:\n")
-    found = re.findall(r"^    (\w+): ((?:.*\n?)(?:^      .*\n?)*)", listed, re.MULTILINE)
-    return {name: " ".join(text.split()).replace("|", "\\|") for name, text in found}
 
 
 GENERATORS = {
     "analyses": analyses,
     "results": results,
+    "schemas": schemas,
+    "gallery": lambda _: _gallery(),
     "help": command_help,
     "configuration": configuration,
     "presets": presets,
     "choices": choices,
 }
+
+
+def _gallery() -> str:
+    """Figures with their commands, by the script that draws them."""
+    spec = importlib.util.spec_from_file_location("draw", Path(__file__).with_name("draw.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    draw = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw)
+    return draw.gallery()
 
 
 def _paragraphs(text: str) -> Iterator[str]:

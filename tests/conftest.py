@@ -35,6 +35,23 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update(name, before)
 
 
+@pytest.fixture(scope="session")
+def require_schema() -> Callable[[Any, str], None]:
+    """Holds what is printed as JSON against its schema: of an analysis, or `info` of a kind."""
+    jsonschema = pytest.importorskip("jsonschema")
+
+    def require(content: Any, name: str) -> None:
+        from dlf_dynamics.analysis.infotypes import INFO
+        from dlf_dynamics.analysis.pipeline import analysis_named
+        from dlf_dynamics.jsontypes import document
+
+        kind = INFO.get(name)
+        schema = analysis_named(name).schema() if kind is None else document(kind, name)
+        jsonschema.validate(content, schema)
+
+    return require
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs() -> Iterator[None]:
     """Frees the compiled programs of each file of tests.

@@ -83,7 +83,7 @@ def test_check_tells_where_a_run_was_above_and_by_its_exit_code(unstable, capsys
     assert "wrote" not in captured.err
 
 
-def test_check_is_content_with_a_run_that_stayed_below_at_each_step(calm, capsys):
+def test_check_is_content_with_a_run_that_stayed_below_at_each_step(calm, capsys, require_schema):
     assert main(["check", calm, "--quiet", "--fail-on-crossing", "--coarse"]) == 4
     captured = capsys.readouterr()
     assert captured.out.startswith("cannot be told: not above at the 4 steps looked at (1 to 59)")
@@ -94,6 +94,10 @@ def test_check_is_content_with_a_run_that_stayed_below_at_each_step(calm, capsys
     # The second time it reads what the first one wrote.
     assert main(["check", calm, "--quiet", "--fail-on-crossing"]) == 0
     assert capsys.readouterr().err == ""
+    assert main(["check", calm, "--quiet", "--fail-on-crossing", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    require_schema(told, "bifurcations")
+    assert told["verdict"] == "below"
 
 
 def test_check_finds_a_crossing_that_a_coarse_look_missed(unstable, capsys):

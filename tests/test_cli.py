@@ -457,9 +457,10 @@ def test_plot_draws_what_it_can_and_then_refuses_the_result_of_another_run(
     assert not list(tmp_path.glob("*.png"))  # a figure of the run without it would mislead
 
 
-def test_info_tells_status_and_configuration(capsys, run_path):
+def test_info_tells_status_and_configuration(capsys, run_path, require_schema):
     assert main(["info", str(run_path), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
+    require_schema(content, "run")
     assert (content["status"], content["num_params"]) == ("complete", 33)
     assert (content["updates"], content["rows"]) == (200, 201)  # that of the last state, too
     assert content["config"]["schedule"]["period"] == 50

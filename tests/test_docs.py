@@ -184,7 +184,7 @@ def draw():
 
 def test_every_figure_of_the_pages_is_drawn_by_make_figures(draw):
     folder = DOCS / "figures"
-    assert {f"{name}.png" for name in draw.FIGURES.values()} == {p.name for p in folder.iterdir()}
+    assert {f"{figure.kept}.png" for figure in draw.FIGURES} == {p.name for p in folder.iterdir()}
     for path in folder.iterdir():
         assert path.stat().st_size <= draw.LARGEST
 
@@ -193,8 +193,19 @@ def test_the_commands_of_make_figures_make_what_it_takes(draw, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     for command in draw.COMMANDS:
         assert commandline.parse(shlex.split(command)).execute
-    trained = {command.split("-o ")[1] for command in draw.COMMANDS if command.startswith("train")}
-    assert {name.split(".")[0] + ".h5" for name in draw.FIGURES} == trained
+    made = {command.split("-o ")[1] for command in draw.COMMANDS if command.startswith("train")}
+    sources = {figure.commands[-1].split()[1] for figure in draw.FIGURES}
+    assert sources == made | {"study.h5"}
+    assert "sweep study.toml" in draw.COMMANDS
+
+
+def test_the_gallery_shows_every_figure_with_the_commands_below_it(draw, generate):
+    page = generate.on_page_markdown((DOCS / "gallery.md").read_text("utf-8"))
+    for figure in draw.FIGURES:
+        picture = page.index(f"](figures/{figure.kept}.png)")
+        for command in figure.commands:
+            assert page.index(f"dlf-dynamics {command}\n", picture) - picture < 600
+    assert draw.STUDY.strip() in page
 
 
 def test_a_large_picture_becomes_a_small_one_that_looks_the_same(draw):

@@ -77,7 +77,7 @@ def test_a_spectrum_takes_the_problem_from_a_file_or_a_module(name, capsys):
     assert found["oscillations_known"] is False
 
 
-def test_all_other_commands_take_it_too(capsys, folder):
+def test_all_other_commands_take_it_too(capsys, folder, require_schema):
     problem = ["--problem", "linear_model.py:setup"]
     assert main(["spectrum", "own.h5", *problem, "--quiet"]) == 0
     assert main(["plot", "own.h5", *problem, "-o", "again"]) == 0
@@ -86,7 +86,9 @@ def test_all_other_commands_take_it_too(capsys, folder):
     assert main(["check", "own.h5", *problem, "--every", "2", "--fail-on-crossing"]) == 0
     assert "below" in capsys.readouterr().out
     assert main(["info", "own.h5", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["recording"]["full_batch"] is True
+    told = json.loads(capsys.readouterr().out)
+    require_schema(told, "run")
+    assert told["recording"]["full_batch"] is True
     assert main(["validate", "own.h5"]) == 0
     assert main(["repair", "own.h5"]) == 0
     assert open_run("own.h5", load_setup("linear_model.py:setup")).checkpoint_steps[-1] == 8

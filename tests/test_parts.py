@@ -39,7 +39,7 @@ ANALYSES = {
     "bifurcations": ["--quiet", "--no-figures", "--every", "10", "--diagrams", "none"],
 }
 PARTS = {
-    "spectrum": ("hessian-0", "ntk-0", "density-ggn-of-33-0"),
+    "spectrum": ("hessian-0", "ntk-0", "density-ggn-"),
     "bifurcations": ("motion-0", "located", "instability"),
 }
 

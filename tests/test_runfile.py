@@ -24,6 +24,7 @@ from dlf_dynamics.config import (
 )
 from dlf_dynamics.errors import FileError
 from dlf_dynamics.opening import open_run
+from dlf_dynamics.provenance import provenance
 from dlf_dynamics.runreader import header_sha256
 from dlf_dynamics.training import resume, train
 
@@ -62,6 +63,9 @@ def contents(path):
 
     def visit(name, item):
         found[name] = {key: np.asarray(value).tolist() for key, value in item.attrs.items()}
+        found[name].pop("REFERENCE_LIST", None)  # of the same, told from the other side
+        if "DIMENSION_LIST" in found[name]:  # references are places in the file
+            found[name]["DIMENSION_LIST"] = [dim[0].name for dim in item.dims]
         if isinstance(item, h5py.Dataset):
             value = item[()]
             found[name]["value"] = (
@@ -90,7 +94,26 @@ def test_the_file_holds_every_dataset_of_the_schema_and_no_other(original):
     # Steps are one dataset under several names, of which a visit reports one.
     known = {entry.path for entry in schema.trained(validation=True)}
     steps = {name for name in names if name.endswith("/step")}
-    assert set(names) - steps == {name for name in known if not name.endswith("/step")}
+    axes = {"params", "state", "classes", "values", "checkpoint_rows", "step_rows", "examples"}
+    axes |= {"held_out", "feature_0"}
+    found = set(names) - steps - axes
+    assert found == {name for name in known if not name.endswith("/step")}
+
+
+def test_every_axis_has_its_name_and_rows_have_their_steps(original):
+    with h5py.File(original) as file:
+        for entry in schema.trained(validation=True):
+            dataset = file[entry.path]
+            if entry.kind == "text" or entry.path in schema.STEP_OF.values():
+                continue
+            for place, name in enumerate(entry.axes(dataset.ndim)):
+                (scale,) = dataset.dims[place].values()
+                assert scale.is_scale
+                steps = entry.growing and place == 0 and not entry.path.startswith("checksums/")
+                if steps:
+                    assert scale == file[schema.STEP_OF[name]]
+                elif not (entry.growing and place == 0):
+                    assert (scale.name, len(scale)) == (f"/{name}", 0)
 
 
 def test_each_value_has_its_steps_beside_it(original):
@@ -100,6 +123,17 @@ def test_each_value_has_its_steps_beside_it(original):
                 step = file[entry.path.replace("/value", "/step")]
                 assert step == file[schema.STEP_OF[entry.dims[0]]]
                 assert len(step) == len(file[entry.path])  # type: ignore[arg-type]
+
+
+def test_axes_of_many_places_take_no_room_and_promise_none(tmp_path):
+    path = tmp_path / "run.h5"
+    told = {"recording": '{"optimizer": "sgd", "full_batch": true}', "scalars": ("loss",)}
+    header = runfile.Header("{}", "own", "0" * 64, None, None, "float64", "", provenance(), **told)
+    with runfile.create(path, header, runfile.Sizes(10**7, 2 * 10**7, 0)):
+        pass
+    assert path.stat().st_size < 10**5
+    with runfile.open_file(path) as file:  # it is refused where it promises what it has not
+        assert file["parameters/value"].dims[1][0].name == "/params"
 
 
 def test_the_table_of_the_schema_names_every_dataset_once():

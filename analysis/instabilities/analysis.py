@@ -11,6 +11,7 @@ from dlf_dynamics.streams import say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
     from rich.table import Table
 
     from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations
@@ -33,6 +34,7 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
     """
 
     name = "bifurcations"
+    needs_run = False
     config = BifurcationConfig
     keys: ClassVar[dict[str, str]] = {
         "run_id": "id of the run",
@@ -70,7 +72,7 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
         start, end = span_of_steps(run, config)
         return end - start
 
-    def lines(self, run: Run, found: Bifurcations) -> list[str | Table]:
+    def lines(self, run: Run | None, found: Bifurcations) -> list[str | Table]:
         """The instabilities as a table, and what they rest on."""
         from dlf_dynamics.analysis.instabilities import summary
 
@@ -81,6 +83,12 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
         from dlf_dynamics.analysis.instabilities import summary
 
         return summary.as_dict(found)
+
+    def json_type(self) -> Any:
+        """`BifurcationsDict`."""
+        from dlf_dynamics.analysis.instabilities.jsontypes import BifurcationsDict
+
+        return BifurcationsDict
 
     def figures(self, run: Run, found: Bifurcations, view: View) -> Iterator[tuple[str, Figure]]:
         """The oscillations of the run, and diagrams with the loss frozen."""
@@ -98,6 +106,20 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
         from dlf_dynamics.analysis.instabilities.report import bifurcation_part
 
         return bifurcation_part(found, self.lines(run, found))
+
+    def frames(self, found: Bifurcations) -> dict[str, DataFrame]:
+        """Instabilities first, then crossings, the sharpness with its thresholds, and all else."""
+        from dlf_dynamics.frames import frame_of, frames_of, scope_of
+        from dlf_dynamics.labels import Field
+
+        groups = self.groups(found)
+        whole, motion = (next(g for g in groups if g.path == path) for path in ("", "motion/"))
+        every = frames_of(groups, leave_out=("",))
+        words = {-1: "below", 0: "unknown", 1: "above"}
+        side = Field(found.sides, ("looked",), description="of the threshold", words=words)
+        fields = {**motion.fields, "threshold": whole.fields["thresholds"], "side": side}
+        every["motion.looked"] = frame_of(fields, scope_of(groups, motion.path), ("looked",))
+        return {name: every[name] for name in ("instabilities", "crossings")} | every
 
     def tables(self, found: Bifurcations) -> dict[str, str]:
         """The instabilities as CSV."""

@@ -57,11 +57,12 @@ from dlf_dynamics.hdf5 import ContentError
 from dlf_dynamics.parts import Parts
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Run
+from dlf_dynamics.shown import Shown
 from dlf_dynamics.source import Source
 
 
 @dataclass(frozen=True)
-class Bifurcations:
+class Bifurcations(Shown):
     """What `dlf-dynamics bifurcations` found.
 
     Attributes:
@@ -89,6 +90,7 @@ class Bifurcations:
     crossings: list[Crossing]
     instabilities: list[Instability]
     diagrams: list[FrozenDiagram]
+    told_by = "bifurcations"
     __repr__ = brief
 
     @property

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Complex, Float, Int
+from jaxtyping import Array, Bool, Complex, Float, Int, Shaped
 
 from dlf_dynamics.analysis.bifurcation.lyapunov import LyapunovSpectrum, lyapunov_spectra
 from dlf_dynamics.analysis.bifurcation.maps import Map
@@ -61,14 +61,14 @@ class FrozenDiagram:
         values: of the parameter, increasing, `actual` among them; of the time, whole steps.
         orbits: projections of θ_t - c_t, with c_t = ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1), on the top
             eigenvector at the centre of the step; NaN where the orbit diverged.
-        diverged: whether it did.
+        diverged: whether the orbit did.
         exponent_values: values of the parameter at which there are exponents and branches, `actual`
             among them.
         exponents: largest Lyapunov exponent per update.
         overlap: mean squared overlap of its tangent vector with the top eigenvector, with momentum
             in the parameters and in the velocity together. A positive
             exponent of small overlap is a slow direction of negative curvature, not chaos.
-        converged: of the exponents.
+        converged: whether the exponents did.
         branch_centre: see `Branches.centre`.
         branch_opposed: see `Branches.opposed`, and so on.
         branch_amplitude: amplitude of the orbit of period 2.
@@ -85,18 +85,18 @@ class FrozenDiagram:
     values: Float[np.ndarray, " values"]
     orbits: Float[np.ndarray, "values recorded"]
     diverged: Bool[np.ndarray, " values"]
-    exponent_values: Float[np.ndarray, " exponents"]
-    exponents: Float[np.ndarray, " exponents"]
-    overlap: Float[np.ndarray, " exponents"]
-    converged: Bool[np.ndarray, " exponents"]
-    branch_centre: Float[np.ndarray, " exponents"]
-    branch_opposed: Float[np.ndarray, " exponents"]
-    branch_amplitude: Float[np.ndarray, " exponents"]
-    branch_residual: Float[np.ndarray, " exponents"]
-    branch_multiplier: Complex[np.ndarray, " exponents"]
-    branch_multiplier_residual: Float[np.ndarray, " exponents"]
-    branch_neutral: Int[np.ndarray, " exponents"]
-    branch_stability: np.ndarray
+    exponent_values: Float[np.ndarray, " exponent_values"]
+    exponents: Float[np.ndarray, " exponent_values"]
+    overlap: Float[np.ndarray, " exponent_values"]
+    converged: Bool[np.ndarray, " exponent_values"]
+    branch_centre: Float[np.ndarray, " exponent_values"]
+    branch_opposed: Float[np.ndarray, " exponent_values"]
+    branch_amplitude: Float[np.ndarray, " exponent_values"]
+    branch_residual: Float[np.ndarray, " exponent_values"]
+    branch_multiplier: Complex[np.ndarray, " exponent_values"]
+    branch_multiplier_residual: Float[np.ndarray, " exponent_values"]
+    branch_neutral: Int[np.ndarray, " exponent_values"]
+    branch_stability: Shaped[np.ndarray, " exponent_values"]
     __repr__ = brief
 
 

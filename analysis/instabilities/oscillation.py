@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from dlf_dynamics.analysis.spectra.replay import Replay, Stretch
 from dlf_dynamics.analysis.spectra.segments import solve_segment
 from dlf_dynamics.analysis.spectra.solver import Solver
 from dlf_dynamics.flatstate import FlatState
+from dlf_dynamics.labels import ENDS
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.models import Convolutional, FullyConnected, make_model
 from dlf_dynamics.reprs import brief
@@ -34,7 +36,7 @@ class Motion(NamedTuple):
     """The motion at consecutive steps, and the curvature at some of them.
 
     Attributes:
-        steps: consecutive.
+        steps: consecutive ones of the run.
         recurrence: ‖θ_(t+k) - θ_t‖ / ‖θ_(t+1) - θ_t‖ for each k in LAGS; NaN where the run ends
             before.
         amplitude: ‖θ_t - c_t‖, c_t = ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1) being the centre; half the
@@ -49,8 +51,8 @@ class Motion(NamedTuple):
         looked_at: steps at which the curvature was computed, increasing; never step 0, which has no
             centre.
         values: largest eigenvalue of the run's operator at the centres of these.
-        intervals: of the values.
-        converged: of the values.
+        intervals: lower and upper ends of the values.
+        converged: whether the values are certified; the others decide nothing.
         iterate_intervals: of the largest eigenvalue at the iterates; NaN where that did not
             converge, or was not computed.
         vectors: top eigenvectors at the centres that `follow` looked at, unit, their signs
@@ -67,10 +69,11 @@ class Motion(NamedTuple):
     update_cosine: Float[np.ndarray, " steps"]
     looked_at: Int[np.ndarray, " looked"]
     values: Float[np.ndarray, " looked"]
-    intervals: Float[np.ndarray, "looked 2"]
+    intervals: Float[np.ndarray, "looked ends=2"]
     converged: Bool[np.ndarray, " looked"]
-    iterate_intervals: Float[np.ndarray, "looked 2"]
+    iterate_intervals: Float[np.ndarray, "looked ends=2"]
     vectors: Float[np.ndarray, "followed params"]
+    words = MappingProxyType({"lags": LAGS, "ends": ENDS})
     __repr__ = brief
 
     @property
@@ -89,9 +92,9 @@ class Curvatures(NamedTuple):
     """Largest eigenvalues at the centres of some steps, with their eigenvectors; see `Motion`."""
 
     values: Float[np.ndarray, " looked"]
-    intervals: Float[np.ndarray, "looked 2"]
+    intervals: Float[np.ndarray, "looked ends=2"]
     converged: Bool[np.ndarray, " looked"]
-    iterate_intervals: Float[np.ndarray, "looked 2"]
+    iterate_intervals: Float[np.ndarray, "looked ends=2"]
     vectors: Float[np.ndarray, "looked params"]
     __repr__ = brief
 

@@ -16,8 +16,8 @@ from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations
 from dlf_dynamics.analysis.instabilities.instability import NON_SMOOTH, Instability
 from dlf_dynamics.analysis.instabilities.location import not_looked_at
 from dlf_dynamics.analysis.spectra.replay import FAITHFUL
-from dlf_dynamics.analysis.spectra.summary import finite
 from dlf_dynamics.errors import counted
+from dlf_dynamics.jsontypes import finite
 
 COLUMNS = ("", "oscillation", "above", "lag", "period", "amplitude", "kind")
 
@@ -56,7 +56,8 @@ def csv_text(events: Sequence[Instability]) -> str:
     writer.writeheader()
     for event in events:
         row = dataclasses.asdict(event)
-        unknown = {name: "" for name, value in row.items() if value == -1 or value != value}
+        none = lambda value: (isinstance(value, int) and value == -1) or value != value  # noqa: E731
+        unknown = {name: "" for name, value in row.items() if none(value)}
         writer.writerow(row | unknown)
     return text.getvalue()
 

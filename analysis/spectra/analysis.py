@@ -11,6 +11,7 @@ from dlf_dynamics.config import SpectrumConfig, span_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
     from rich.table import Table
 
     from dlf_dynamics.analysis.report.content import Part
@@ -146,12 +147,12 @@ class SpectrumAnalysis(Analysis[SpectrumConfig, "Spectrum"]):
             "infinite-width": both + densities,
         }
 
-    def lines(self, run: Run, found: Spectrum) -> list[str | Table]:
+    def lines(self, run: Run | None, found: Spectrum) -> list[str | Table]:
         """The events as a table, and what they rest on."""
         from dlf_dynamics.analysis.spectra import summary
 
         table = [summary.events_table(found)] if not found.unwatched else []
-        saturated = summary.saturation_lines(run, found.hessian.steps)
+        saturated = [] if run is None else summary.saturation_lines(run, found.hessian.steps)
         return [*table, *summary.closing_lines(found), *saturated]
 
     def now(self, found: Spectrum) -> str:
@@ -165,6 +166,12 @@ class SpectrumAnalysis(Analysis[SpectrumConfig, "Spectrum"]):
         from dlf_dynamics.analysis.spectra import summary
 
         return summary.as_dict(found)
+
+    def json_type(self) -> Any:
+        """`SpectrumDict`."""
+        from dlf_dynamics.analysis.spectra.jsontypes import SpectrumDict
+
+        return SpectrumDict
 
     def figures(
         self, run: Run, found: Spectrum, view: SpectrumView
@@ -183,6 +190,14 @@ class SpectrumAnalysis(Analysis[SpectrumConfig, "Spectrum"]):
             from dlf_dynamics.analysis.spectra.infinite_width_plots import kernel_figure
 
             yield "kernels", kernel_figure(found)
+
+    def frames(self, found: Spectrum) -> dict[str, DataFrame]:
+        """Eigenvalues with their certificates and thresholds first, then all else."""
+        from dlf_dynamics.analysis.spectra.table import eigenvalue_table
+        from dlf_dynamics.frames import frames_of
+
+        joined = ("", "hessian/", "hessian/iterate/", "hessian/centre/")
+        return {"eigenvalues": eigenvalue_table(found), **frames_of(self.groups(found), joined)}
 
     def without(self, run: Run, view: SpectrumView) -> Iterator[tuple[str, Figure]]:
         """What the run file alone shows."""

@@ -37,9 +37,9 @@ class Density:
     All is NaN at a checkpoint where the operator is not finite.
 
     Attributes:
-        steps: of the checkpoints.
-        nodes: see `Quadrature`; `evaluate` makes a curve of them.
-        weights: see `Quadrature`.
+        steps: step of each checkpoint that it was computed at.
+        nodes: of the Gauss rule of each probe, see `Quadrature`; `evaluate` makes a curve of them.
+        weights: of the nodes, see `Quadrature`.
         trace: sum of the eigenvalues.
         trace_radius: half width of the interval about `trace` that holds the exact one with 95 %.
         frobenius: root of the sum of the squared eigenvalues.
@@ -51,13 +51,13 @@ class Density:
         size: order of the operator.
     """
 
-    steps: Int[np.ndarray, " checkpoints"]
-    nodes: Float[np.ndarray, "checkpoints probes steps"]
-    weights: Float[np.ndarray, "checkpoints probes steps"]
-    trace: Float[np.ndarray, " checkpoints"]
-    trace_radius: Float[np.ndarray, " checkpoints"]
-    frobenius: Float[np.ndarray, " checkpoints"]
-    frobenius_radius: Float[np.ndarray, " checkpoints"]
+    steps: Int[np.ndarray, " sampled"]
+    nodes: Float[np.ndarray, "sampled probes node"]
+    weights: Float[np.ndarray, "sampled probes node"]
+    trace: Float[np.ndarray, " sampled"]
+    trace_radius: Float[np.ndarray, " sampled"]
+    frobenius: Float[np.ndarray, " sampled"]
+    frobenius_radius: Float[np.ndarray, " sampled"]
     operator: Operator
     static: bool
     num_probes: int

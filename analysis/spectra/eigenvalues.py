@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dlf_dynamics.analysis.linalg.certificate import CONVERGED, NOT_FINITE
+from dlf_dynamics.analysis.linalg.certificate import CONVERGED, NOT_FINITE, STATUSES
 from dlf_dynamics.analysis.linalg.modes import follow_modes
 from dlf_dynamics.analysis.linalg.ritz import Ends
 from dlf_dynamics.analysis.spectra.curvature import Curvature
@@ -27,6 +28,7 @@ from dlf_dynamics.analysis.spectra.segments import (
 from dlf_dynamics.analysis.spectra.solver import MOST, Solver
 from dlf_dynamics.codec import Arrays
 from dlf_dynamics.config import SpectrumConfig
+from dlf_dynamics.labels import ENDS
 from dlf_dynamics.parts import Parts
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Checkpoints, Run
@@ -36,26 +38,27 @@ class Eigenvalues(NamedTuple):
     """Eigenvalues at each checkpoint, descending, and how they were found; NaN where fewer.
 
     Attributes:
-        eigenvalues: shape (checkpoints, k).
-        residuals: from fresh products.
+        eigenvalues: descending, shape (checkpoints, k).
+        residuals: ‖A v - λ v‖ from fresh products.
         intervals: lower and upper ends; see `certificate.Certificate`, like the next four.
         status: what is certain of each value, a place in `certificate.STATUSES`.
         upper_bound: what no eigenvalue exceeds; infinite where nothing bounds them.
         lower_bound: what none is below.
         rank_bounds: bounds on the next ones beyond those wanted at the top and at the bottom.
         num_matvecs: products, shape (checkpoints,).
-        modes: number of the mode that each eigenvector continues; see `modes.follow_modes`.
+        modes: number of the mode that each eigenvector continues, or -1; see `modes.follow_modes`.
     """
 
     eigenvalues: Float[np.ndarray, "checkpoints k"]
     residuals: Float[np.ndarray, "checkpoints k"]
-    intervals: Float[np.ndarray, "checkpoints k 2"]
+    intervals: Float[np.ndarray, "checkpoints k ends=2"]
     status: Int[np.ndarray, "checkpoints k"]
     upper_bound: Float[np.ndarray, " checkpoints"]
     lower_bound: Float[np.ndarray, " checkpoints"]
-    rank_bounds: Float[np.ndarray, "checkpoints 2"]
+    rank_bounds: Float[np.ndarray, "checkpoints wanted=2"]
     num_matvecs: Int[np.ndarray, " checkpoints"]
     modes: Int[np.ndarray, "checkpoints k"]
+    words = MappingProxyType({"status": STATUSES, "ends": ENDS, "wanted": ("top", "bottom")})
     __repr__ = brief
 
     @property
@@ -69,7 +72,7 @@ class HessianSpectrum:
     """Extreme eigenvalues of the curvature along a run.
 
     Attributes:
-        steps: of the checkpoints.
+        steps: step of each checkpoint.
         iterate: at θ_t.
         centre: at ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1), where an oscillation of period 2 cancels; NaN and
             not converged at step 0, which has no step before it, and throughout where the updates

@@ -61,7 +61,7 @@ class InfiniteWidth:
     or its derivatives are not finite, what is of the run is NaN.
 
     Attributes:
-        steps: of the checkpoints.
+        steps: step of each checkpoint.
         eigenvalues: of the run's kernel K_t, descending, shape (checkpoints, examples).
         distance: ‖K_t − Θ‖ / ‖Θ‖ in the Frobenius norm. That of step 0 is due to finite width.
         alignment: ⟨K_t, Θ⟩ / (‖K_t‖ ‖Θ‖), at most 1; whatever the scale of K_t.

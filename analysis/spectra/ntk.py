@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ from dlf_dynamics.analysis.spectra.gram import (
 )
 from dlf_dynamics.config import EngineName
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.labels import ENDS
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Checkpoints, Run
@@ -50,7 +52,7 @@ class NTKSpectrum:
     Where the network or its derivatives are not finite all values are NaN and none has converged.
 
     Attributes:
-        steps: of the checkpoints.
+        steps: step of each checkpoint.
         eigenvalues: descending, shape (checkpoints, k).
         num_examples: the kernel is taken on the first examples, this many.
         trace_outputs: whether the kernel is averaged over the outputs; else it is the full one on
@@ -75,14 +77,15 @@ class NTKSpectrum:
     num_examples: int
     trace_outputs: bool
     residuals: Float[np.ndarray, "checkpoints k"]
-    intervals: Float[np.ndarray, "checkpoints k 2"]
+    intervals: Float[np.ndarray, "checkpoints k ends=2"]
     converged: Bool[np.ndarray, "checkpoints k"]
     trace: Float[np.ndarray, " checkpoints"]
     captured: Float[np.ndarray, " checkpoints"]
     effective_rank: Float[np.ndarray, " checkpoints"]
     alignment: Float[np.ndarray, " checkpoints"]
-    class_blocks: Float[np.ndarray, "checkpoints classes classes"]
+    class_blocks: Float[np.ndarray, "checkpoints classes other_classes"]
     class_examples: tuple[int, ...] = ()
+    words = MappingProxyType({"ends": ENDS})
     __repr__ = brief
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import jax
@@ -12,14 +13,16 @@ from jaxtyping import Bool, Float, PyTree
 
 from dlf_dynamics.analysis.linalg.eigensolver import Eigenpairs
 from dlf_dynamics.analysis.spectra.events import sides
+from dlf_dynamics.labels import ENDS
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.reprs import brief
+from dlf_dynamics.shown import Shown
 
 Verdict = Literal["stable", "unstable", "undecided"]
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(Shown):
     """The largest eigenvalue of an operator, and how far it can be trusted.
 
     Attributes:
@@ -41,6 +44,7 @@ class Measurement:
     converged: bool
     num_matvecs: int
     message: str
+    told_by = "measurement"
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -51,7 +55,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class ParameterEigenpairs(Eigenpairs):
+class ParameterEigenpairs(Eigenpairs, Shown):
     """Eigenvalues with eigenvectors in the form of the parameters.
 
     Attributes:
@@ -59,6 +63,7 @@ class ParameterEigenpairs(Eigenpairs):
     """
 
     layout: Layout
+    told_by = "measurement"
     __repr__ = brief
 
     def direction(self, index: int = 0) -> PyTree:
@@ -105,7 +110,7 @@ class Stability(Measurement):
 
 
 @dataclass(frozen=True)
-class KernelSpectrum:
+class KernelSpectrum(Shown):
     """Eigenvalues of the empirical NTK on some examples.
 
     Attributes:
@@ -122,10 +127,12 @@ class KernelSpectrum:
 
     eigenvalues: Float[np.ndarray, " k"]
     residuals: Float[np.ndarray, " k"]
-    intervals: Float[np.ndarray, "k 2"]
+    intervals: Float[np.ndarray, "k ends=2"]
     converged: Bool[np.ndarray, " k"]
     num_examples: int
     trace_outputs: bool
     trace: float
     effective_rank: float
+    told_by = "measurement"
+    words = MappingProxyType({"ends": ENDS})
     __repr__ = brief

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -41,6 +42,7 @@ from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.parts import Parts, in_parts
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Checkpoints, Run
+from dlf_dynamics.shown import Shown
 from dlf_dynamics.source import Source
 
 DENSITIES = ("hessian", "ggn", "ntk")
@@ -49,7 +51,7 @@ _NTK_PART, _DENSITY_PART = 500, 10
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class Spectrum(Shown):
     """What `dlf-dynamics spectrum` found.
 
     Attributes:
@@ -82,6 +84,8 @@ class Spectrum:
     oscillations: list[Oscillation]
     unwatched: str = ""
     infinite_width: InfiniteWidth | None = None
+    told_by = "spectrum"
+    words = MappingProxyType({"points": POINTS, "sides": {-1: "below", 0: "unknown", 1: "above"}})
     __repr__ = brief
 
     @property
@@ -242,7 +246,7 @@ def _densities(
         told = lambda done, start=start: progress("density", start + done)  # noqa: E731
         # Which checkpoints are chosen depends on how many there are in all.
         kept = f"density-{name}-of-{len(chosen)}"
-        found[name] = in_parts(Density, part, some, _DENSITY_PART, kept, parts, told)
+        found[name] = in_parts(Density, part, some, _DENSITY_PART, kept, parts, told, "sampled")
     return found
 
 

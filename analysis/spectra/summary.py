@@ -19,6 +19,7 @@ from dlf_dynamics.analysis.spectra.points import POINTS
 from dlf_dynamics.analysis.spectra.solver import MOST
 from dlf_dynamics.analysis.spectra.spectrum import Spectrum
 from dlf_dynamics.errors import counted
+from dlf_dynamics.jsontypes import finite
 from dlf_dynamics.run import Run
 
 
@@ -135,17 +136,6 @@ def _mean_products(spectrum: Spectrum) -> float:
     hessian = spectrum.hessian
     counts = np.concatenate([hessian.iterate.num_matvecs, hessian.centre.num_matvecs])
     return float(np.mean(counts[counts > 0])) if np.any(counts) else 0.0
-
-
-def finite(value: Any) -> Any:
-    """The same with None for every number that is not finite, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
 
 
 def events_table(spectrum: Spectrum) -> Table:

@@ -8,6 +8,7 @@ written last; a writer that is killed leaves each row complete or absent.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from dlf_dynamics.analysis.studies.outcome import CURVES, NUMBERS, Outcome
 from dlf_dynamics.analysis.studies.study import Study
 from dlf_dynamics.configfile import to_json
 from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.errors import counted as counted_words
 from dlf_dynamics.hdf5 import (
     ContentError,
     Format,
@@ -35,12 +37,15 @@ from dlf_dynamics.hdf5 import (
     reading,
     text,
 )
+from dlf_dynamics.labels import Axis, descriptions, units_of
 from dlf_dynamics.outputs import EXISTS, Output, handed_over
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.runwriter import new_file, writing
+from dlf_dynamics.scales import attach, counted, placed
+from dlf_dynamics.shown import Shown
 
-FORMAT = Format("study file", "dlf-dynamics-study", "1.1", "replace it with --overwrite")
+FORMAT = Format("study file", "dlf-dynamics-study", "1.2", "replace it with --overwrite")
 
 _WITH_CHECKSUMS = 1
 """Minor version from which on rows have checksums, and a preconditioned sharpness."""
@@ -55,7 +60,7 @@ _Rows = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class StudyResults:
+class StudyResults(Shown):
     """What a study file holds, in the order of the study's runs.
 
     Attributes:
@@ -82,7 +87,15 @@ class StudyResults:
     messages: list[str]
     columns: Mapping[str, Float[np.ndarray, " runs"]]
     curves: Float[np.ndarray, "runs points curves"] | None
+    told_by = "study"
     __repr__ = brief
+
+    @property
+    def counts(self) -> str:
+        """How many runs there are, and how many of each status but `complete`, in words."""
+        found = Counter("not done" if status is None else status for status in self.statuses)
+        runs = counted_words(len(self.statuses), "run")
+        return ", ".join([runs, *(f"{found[s]} {s}" for s in found if s != "complete")])
 
     @property
     def complete(self) -> bool:
@@ -358,7 +371,26 @@ def _laid_out(
         if points:
             fractions = np.linspace(0.0, 1.0, points)
             file["curves"].attrs.update(names=list(CURVES), fraction_of_run=fractions)
+        _name_axes(file, points)  # whose references are texts, too, at the other end
         yield file
+
+
+def _name_axes(file: h5py.File, points: int) -> None:
+    """Names the axes: rows are known by the numbers of their runs."""
+    told = descriptions(Outcome)
+    attach(dataset_at(file, "configs"), [counted(file, "runs")])
+    scales = [dataset_at(file, "run")]
+    scales[0].make_scale("run")
+    if points:
+        fractions = Axis(points, np.linspace(0.0, 1.0, points), "fraction", "of the run's steps")
+        names = Axis(len(CURVES), np.array([name.encode() for name in CURVES]))
+        scales += [placed(file, "point", fractions), placed(file, "quantity", names)]
+    for path in ("status", "message", "checksum", "curves", *_COLUMNS):
+        if path not in file:
+            continue
+        name, dataset = path.rpartition("/")[2], dataset_at(file, path)
+        dataset.attrs.update(units=units_of(Outcome, name), description=told.get(name, "CRC-32"))
+        attach(dataset, scales[: dataset.ndim])
 
 
 def _columns(*, checked: bool) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,6 +55,8 @@ class Check:
     settings: Annotated[BifurcationConfig, Flattened] = field(default_factory=BifurcationConfig)
     resume: bool = False
     """Go on with an analysis that was interrupted or killed."""
+    json: bool = False
+    """Print JSON, as `bifurcations --json` does, with the answer as `verdict` and `because`."""
     quiet: bool = False
     """No progress bar."""
     threads: int = 0
@@ -84,7 +87,10 @@ class Check:
             if isinstance(found, int):
                 return found
         answer, lines = verdict(found)
-        show(*lines, *found.source.caution)
+        if self.json:
+            print(json.dumps(analysis.as_dict(found), indent=1))
+        else:
+            show(*lines, *found.source.caution)
         codes = {"below": 0, "above": CROSSED, "undecided": UNDECIDED}
         return codes[answer] if self.fail_on_crossing else 0
 

@@ -14,6 +14,7 @@ from dlf_dynamics.commands.studies import is_study
 from dlf_dynamics.commands.terminal import INVALID, RunPath
 from dlf_dynamics.errors import FileError, UserError
 from dlf_dynamics.hdf5 import format_name
+from dlf_dynamics.jsontypes import finite
 from dlf_dynamics.startup import open_recorded
 from dlf_dynamics.streams import printable
 
@@ -31,7 +32,7 @@ class Info:
         """Prints."""
         content = {"path": str(self.path)} | _kind_of(self.path).info(self.path)
         if self.json:
-            print(json.dumps(content, indent=1))
+            print(json.dumps(finite(content), indent=1))
         else:
             _print_nested(content)
         return 0

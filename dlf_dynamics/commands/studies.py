@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import tyro
 
 from dlf_dynamics.commands.figures import FigureFiles
 from dlf_dynamics.commands.terminal import interruptible, say
-from dlf_dynamics.errors import ConfigError, counted
+from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import format_name
 from dlf_dynamics.startup import check_writable, start_jax
 
@@ -82,7 +81,7 @@ class Sweep:
         found = interruptible(lambda stop: self._sweep(study, output, stop), again, what)
         if isinstance(found, int):
             return found
-        say(f"wrote {output}: {_count(found.statuses)}")
+        say(f"wrote {output}: {found.counts}")
         say(f"next: dlf-dynamics plot {output}")
         return 0
 
@@ -174,9 +173,3 @@ def _settings(assignments: tuple[str, ...], results: Any) -> dict[str, Any]:
         except ValueError as error:
             raise ConfigError(f"fix is {assignment!r}; expected a number for {key}") from error
     return fixed
-
-
-def _count(statuses: list[str | None]) -> str:
-    counts = Counter(statuses)
-    runs = counted(len(statuses), "run")
-    return ", ".join([runs, *(f"{counts[s]} {s}" for s in counts if s not in (None, "complete"))])

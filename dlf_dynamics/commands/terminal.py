@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Console
-from rich.text import Text
 
+from dlf_dynamics.console import show as show
 from dlf_dynamics.streams import fail as fail
-from dlf_dynamics.streams import printable
 from dlf_dynamics.streams import say as say
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from dlf_dynamics.progress import Stop
 
 DIVERGED, INVALID, CROSSED, UNDECIDED = 3, 1, 1, 4
@@ -32,22 +28,6 @@ ProblemName = Annotated[
         metavar="MODULE:FUNCTION",
     ),
 ]
-
-
-class _Console(Console):
-    """A terminal that shows the text of files and users as it is, and does not obey it."""
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        shown = "\n".join(map(printable, text.split("\n")))
-        return super().render_str(shown, **options)
-
-
-def show(*results: str | Table) -> None:
-    """Prints results on stdout, each from a new line."""
-    console = _Console(markup=False, emoji=False, highlight=False)
-    for result in results:
-        # A line is a line, also in a pipe; tables keep to the width.
-        console.print(result, soft_wrap=isinstance(result, str))
 
 
 def interruptible(work: Callable[[Stop], Any], again: str, *what: str) -> Any:

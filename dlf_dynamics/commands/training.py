@@ -13,7 +13,7 @@ import tyro
 from dlf_dynamics.commands.terminal import DIVERGED, Flattened, fail, say
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import load_toml, preset
-from dlf_dynamics.errors import ConfigError, counted
+from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.presets import PRESETS
 from dlf_dynamics.startup import check_writable, problem_size, recorded_config, start_jax
 
@@ -110,16 +110,7 @@ class Train:
         )
 
     def _complete(self, run: Run, signal: int) -> int:
-        loss, accuracy = (run.scalars[name][-1] for name in ("loss", "accuracy"))
-        held_out = ""
-        if run.validation:
-            held_out = f", validation accuracy {run.validation['accuracy'][-1]:.4g}"
-        say(
-            f"wrote {self.output}: {counted(run.steps[-1], 'update')}, "
-            f"{counted(len(run.checkpoint_steps), 'checkpoint')} of "
-            f"{counted(run.num_params, 'parameter')}; loss {loss:.6g}, "
-            f"accuracy {accuracy:.4g}{held_out}"
-        )
+        say(f"wrote {self.output}: {run.outcome}")
         say(f"next: dlf-dynamics spectrum {self.output}")
         return 0
 

@@ -195,9 +195,10 @@ def test_the_result_file_gives_back_what_was_written(eventful, trained, found, t
 
 
 def test_table_json_csv_and_figure_tell_of_every_instability(
-    eventful, trained, found, require_whole
+    eventful, trained, found, require_whole, require_schema
 ):
     content = as_dict(found)
+    require_schema(content, "bifurcations")
     assert [event["onset"] for event in content["instabilities"]] == [
         event.onset for event in found.instabilities
     ]

@@ -334,7 +334,7 @@ def test_more_examples_than_are_formed_are_refused(small, trained, monkeypatch):
     assert infinite_width(trained(small), [0], num_examples=20).num_examples == 20
 
 
-def test_a_spectrum_stores_and_reports_it(found, small, trained, tmp_path):
+def test_a_spectrum_stores_and_reports_it(found, small, trained, tmp_path, require_schema):
     run, config = trained(small), SpectrumConfig(k=1, infinite_width=True)
     told = []
     spectrum = compute_spectrum(run, config, progress=lambda what, done: told.append((what, done)))
@@ -348,6 +348,7 @@ def test_a_spectrum_stores_and_reports_it(found, small, trained, tmp_path):
     assert f"goes {found.distance[0]:.3g} -> {found.distance[-1]:.3g} of" in line
     assert f"it is {found.movement[-1]:.3g} of" in line
     assert "of normal weights" in line
+    require_schema(as_dict(spectrum), "spectrum")
     told = as_dict(spectrum)["infinite_width"]
     assert told["ntk"] == found.ntk.tolist()
     assert told["distance"] == found.distance.tolist()

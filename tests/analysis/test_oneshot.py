@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from matplotlib.legend import Legend
 
 from dlf_dynamics.analysis.linalg import eigensolver
 from dlf_dynamics.analysis.linalg.eigensolver import Eigenpairs
@@ -287,6 +288,43 @@ def test_the_edges_of_a_verdict():
         assert replace(judged, threshold=threshold).verdict == verdict
         assert replace(judged, threshold=threshold, converged=False).verdict == "undecided"
     assert "Ritz value" in str(replace(judged, converged=False))
+
+
+def test_measurements_show_themselves():
+    judged = Stability(2.0, (1.0, 3.0), 1.0, True, 9, "", threshold=3.5, label="<b>of gd</b>")
+    assert judged.summary() == str(judged)
+    assert "&lt;b&gt;of gd" in judged._repr_html_()
+    assert "<b>" not in judged._repr_html_()
+    (figure,) = judged.plot().values()
+    assert figure.axes[0].get_title() == "stable: <b>of gd</b>"
+    assert [line.get_label() for line in figure.axes[0].lines] == ["threshold"]
+    unsure = replace(judged, converged=False)
+    (figure,) = unsure.plot().values()
+    (legend,) = figure.axes[0].findobj(Legend)
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["Ritz value, not converged", "threshold"]
+
+
+def test_eigenpairs_and_kernels_show_each_value_with_its_certificate():
+    pairs = top_hessian(PROBLEM, PARAMS, 2, which="both", step=STEP)
+    gram = ntk_spectrum(PROBLEM, PARAMS, num_examples=7, trace_outputs=False)
+    for found in (pairs, gram):
+        lines = found.summary().splitlines()
+        assert lines[0].startswith(f"eigenvalue {found.eigenvalues[0]:g} in [")
+        assert len(lines) == min(len(found.eigenvalues), 11)
+        (figure,) = found.plot().values()
+        (points,) = (c for c in figure.axes[0].collections if c.get_label() == "eigenvalue")
+        np.testing.assert_array_equal(points.get_offsets()[:, 1], found.eigenvalues)
+    assert lines[-1] == f"and {len(gram.eigenvalues) - 10} more"
+    pytest.importorskip("pandas")
+    frame, tree = pairs.to_dataframe(), pairs.to_xarray()
+    assert frame["value"].tolist() == pairs.eigenvalues.tolist()
+    assert frame["interval_upper"].tolist() == pairs.intervals[:, 1].tolist()
+    assert tree["eigenvalues"].values.tolist() == pairs.eigenvalues.tolist()
+    assert "eigenvectors" not in tree.attrs
+    judged = Stability(2.0, (1.0, 3.0), 1.0, True, 9, "", threshold=3.5, label="")
+    (row,) = judged.to_dataframe().to_dict("records")
+    assert (row["verdict"], row["interval_lower"], row["threshold"]) == ("stable", 1.0, 3.5)
 
 
 def test_a_learning_rate_that_changes_is_that_of_the_step():

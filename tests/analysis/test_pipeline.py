@@ -178,7 +178,7 @@ def test_its_pages_are_written(said):
     page = said[0]["documentation"]
     assert "## dlf-dynamics norms" in page
     assert "| `largest` | norm of the parameters |" in page
-    assert "| `/values/norms` | checkpoints | norm of the parameters at each. |" in page
+    assert "| `/values/norms` | checkpoints | - | norm of the parameters at each. |" in page
 
 
 def test_it_stops_goes_on_and_is_kept(said, small, trained):

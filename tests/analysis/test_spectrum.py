@@ -217,7 +217,7 @@ def test_a_fraction_of_a_threshold_that_is_not_there_is_refused(small, trained):
 
 
 def test_where_the_limit_is_met_before_the_fraction_this_is_said_and_kept(
-    small, trained, monkeypatch, tmp_path
+    small, trained, monkeypatch, tmp_path, require_schema
 ):
     """A cut that lies below the fourth eigenvalue at some checkpoints and above it at others."""
     for module in (solver, eigenvalues, summary):
@@ -235,6 +235,7 @@ def test_where_the_limit_is_met_before_the_fraction_this_is_said_and_kept(
     missing = spectrum.hessian.incomplete
     assert 0 < np.sum(missing) < len(missing)
     np.testing.assert_array_equal(missing[exact > cut], True)
+    require_schema(summary.as_dict(spectrum), "spectrum")
     content = summary.as_dict(spectrum)["above"]
     assert content["incomplete_steps"] == spectrum.hessian.steps[missing].tolist()
     smallest = np.nanmin([spectrum.hessian.centre.eigenvalues[missing], values[missing]])

@@ -18,10 +18,11 @@ from dlf_dynamics.config import SpectrumConfig
     ],
     ids=["plain", "no threshold", "only step 0"],
 )
-def test_the_summary_is_strictly_valid_json(changes, settings, small, analysed):
+def test_the_summary_is_strictly_valid_json(changes, settings, small, analysed, require_schema):
     spectrum = analysed(replace(small, **changes), SpectrumConfig(**settings))
     content = as_dict(spectrum)
     assert json.loads(json.dumps(content, allow_nan=False)) == content
+    require_schema(content, "spectrum")
 
 
 def test_an_infinite_threshold_is_null(scheduled, analysed):
@@ -29,9 +30,10 @@ def test_an_infinite_threshold_is_null(scheduled, analysed):
     assert json.loads(json.dumps(content, allow_nan=False))["threshold"]["first"] is None
 
 
-def test_the_summary_holds_the_events_and_what_they_rest_on(eventful, analysed):
+def test_the_summary_holds_the_events_and_what_they_rest_on(eventful, analysed, require_schema):
     spectrum = analysed(eventful)
     content = as_dict(spectrum)
+    require_schema(content, "spectrum")
     assert content["run_id"] == spectrum.source.run_id
     assert content["checkpoints"] == 1001
     assert content["failed"] == []

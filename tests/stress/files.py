@@ -44,7 +44,10 @@ def check_file(seed: int, originals: Path, folder: Path, worker: Worker) -> tupl
         fault = outcome.fault(allowed)
         if fault:
             faults.append(f"{' '.join(arguments)}: {fault}")
-        if arguments[0] in ("info", "validate", "plot", "check") and path.read_bytes() != damaged:
+        if (
+            arguments[0] in ("info", "validate", "plot", "check", "export")
+            and path.read_bytes() != damaged
+        ):
             faults.append(f"{' '.join(arguments)}: changed the file")
         # What continues a file changes it, and parts go once their analysis is whole.
         path.parent.mkdir(exist_ok=True)
@@ -79,6 +82,9 @@ def _commands(name: str, kind: str, *, plot: bool) -> Iterator[tuple[list[str], 
         yield ["sweep", "study.toml", "--resume", "--processes", "1", "--quiet"], (0, 2)
     if kind == "part":
         yield ["spectrum", "part.h5", *SPECTRUM, "--resume"], (0, 2)
+    if kind in ("run", "recorded run", "spectrum", "bifurcations", "study"):
+        yield ["export", name, "-o", "x.nc"], (0, 2)
+        yield ["export", name, "-o", "x.csv"], (0, 2)
     if plot and kind in ("run", "spectrum", "bifurcations", "study"):
         yield ["plot", run], (0, 2)
     yield ["repair", name], (0, 1, 2)

@@ -1,0 +1,41 @@
+"""Type of what `bifurcations --json` and `check --json` print; null stands for what is unknown."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, TypedDict
+
+from dlf_dynamics.analysis.instabilities.instability import Instability
+from dlf_dynamics.analysis.spectra.events import Crossing
+from dlf_dynamics.config import BifurcationConfig
+from dlf_dynamics.source import State
+
+
+@dataclasses.dataclass(frozen=True)
+class LaggedInstability(Instability):
+    """An instability as it is printed.
+
+    Attributes:
+        lag: onset less crossing, in steps; null without a crossing.
+    """
+
+    lag: int | None  # type: ignore[reportIncompatibleMethodOverride]
+
+
+class BifurcationsDict(TypedDict):
+    """All of it; what the keys are stands in `BifurcationAnalysis.keys`."""
+
+    run_id: str
+    run: State
+    config: BifurcationConfig
+    threshold: str
+    replay: str
+    steps: list[int]
+    looked_at: int
+    not_looked_at: int
+    not_converged: int
+    verdict: Literal["below", "above", "undecided"]
+    because: list[str]
+    instabilities_known: bool
+    crossings: list[Crossing]
+    instabilities: list[LaggedInstability]

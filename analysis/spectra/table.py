@@ -1,0 +1,64 @@
+"""The eigenvalues of a spectrum as a table: each beside its certificate and its threshold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dlf_dynamics.analysis.spectra.points import POINTS
+from dlf_dynamics.analysis.spectra.spectrum import Spectrum
+from dlf_dynamics.frames import frame_of, scope_of
+from dlf_dynamics.labels import Field, Group, groups_of
+from dlf_dynamics.trees import plain, required
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def eigenvalue_table(spectrum: Spectrum) -> DataFrame:
+    """A row for each eigenvalue of each checkpoint, at the iterate and at the centre.
+
+    Beside each value stand its status, residual and interval, and what bounds it; then the
+    threshold at the step and the side that the largest value is on. A value that is not `converged`
+    decides nothing; of a centre that there is not, all is NaN.
+
+    Args:
+        spectrum: of a run.
+
+    Raises:
+        ConfigError: when pandas is not installed.
+    """
+    pandas = required("pandas")
+    groups = groups_of(spectrum)
+    tables = [_at(spectrum, groups, point) for point in POINTS]
+    joined = pandas.concat(tables).sort_index(kind="stable").reset_index(drop=True)
+    settings = next(group for group in groups if group.path == "hessian/").settings
+    told = {"operator": str(spectrum.hessian.curvature)} | settings
+    joined.attrs = tables[0].attrs | {"settings": {name: plain(v) for name, v in told.items()}}
+    return joined
+
+
+def _at(spectrum: Spectrum, groups: list[Group], point: str) -> DataFrame:
+    whole, hessian, own = (
+        next(group for group in groups if group.path == path)
+        for path in ("", "hessian/", f"hessian/{point}/")
+    )
+    place = POINTS.index(point)
+    sides = whole.fields["sides"]
+    places = np.full(len(spectrum.thresholds), place)
+    fields = {
+        "point": Field(places, ("checkpoints",), description=_POINT, words=dict(enumerate(POINTS))),
+        **own.fields,
+        "threshold": whole.fields["thresholds"],
+        "side": Field(
+            spectrum.sides[:, place], ("checkpoints",), "1", sides.description, sides.words
+        ),
+        "incomplete": hessian.fields["incomplete"],
+    }
+    frame = frame_of(fields, scope_of(groups, own.path), ("checkpoints", "k"))
+    frame["side"] = frame["side"].where(frame["k"] == 0)  # it is that of the largest value
+    return frame
+
+
+_POINT = "iterate θ_t, or centre ¼θ_(t-1) + ½θ_t + ¼θ_(t+1)"
