@@ -19,8 +19,8 @@ SHAPED := $(addprefix tests/,test_schedules.py test_optimizers.py test_output_he
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all shapes stress test-torch check docs wheel figures bench \
-	bench-torch format clean
+.PHONY: help setup demo test test-all shapes stress test-torch test-browser check docs wheel \
+	figures bench bench-torch format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -63,6 +63,10 @@ stress: setup ## mutated files, odd input, kills: no traceback, hang, wrong row 
 test-torch: ## PyTorch modules and libraries beside ours (a large download), in .venv-torch
 	@$(MAKE) --no-print-directory VENV='$(TORCH_VENV)' EXTRAS=test,compare,checkpoints,torch PINS='$(TORCH_PINS)' setup
 	$(TORCH_VENV)/bin/python -m pytest tests -m torch
+
+test-browser: setup ## look at reports in Chromium (Debian: apt-get install chromium chromium-driver)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(PYTEST) -m browser tests/test_report_browser.py
 
 check: setup ## formatting, lint, types, and that the documentation can be built
 	$(BIN)/ruff format --check .

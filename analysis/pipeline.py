@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
+    from dlf_dynamics.analysis.report.content import Part
     from dlf_dynamics.run import Run
 
 Config = TypeVar("Config")
@@ -144,6 +145,12 @@ class Analysis(Teller, ABC, Generic[Config, Found]):
     def without(self, run: Run, view: Any) -> Iterator[tuple[str, Figure]]:
         """What `plot` draws where there is no result, as `figures`."""
         yield from ()
+
+    def report(self, run: Run, found: Found) -> Part:
+        """What the report of the run shows of it: by default what a person reads."""
+        from dlf_dynamics.analysis.report.content import told
+
+        return told(self.name, self.lines(run, found))
 
     def tables(self, found: Found) -> dict[str, str]:
         """Contents of text files beside the result file, by their suffix."""

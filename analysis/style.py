@@ -232,18 +232,24 @@ def _ends(*values: np.ndarray) -> tuple[float, float]:
     return float(np.min(together)), float(np.max(together))
 
 
-def scale_height(ax: Axes, *values: np.ndarray) -> None:
-    """A logarithmic vertical axis where the values span a decade, without outliers, above 0."""
+def spans_decades(*values: np.ndarray) -> bool:
+    """Whether a logarithmic axis suits: values above 0 that span a decade, outliers apart."""
     known = np.concatenate([np.ravel(v) for v in values])
     known = known[np.isfinite(known)]
     positive = known[known > 0]
     if len(positive) < max((1 - OUTLIERS) * len(known), 1):
-        return
+        return False
     low, high = np.exp(core_range(np.log(positive)))
-    if high >= _DECADE * low:
-        if np.max(positive) > _LIMITS[1]:
-            ax.margins(y=0)  # they would overflow
-        ax.set_yscale("log", nonpositive="mask")
+    return bool(high >= _DECADE * low)
+
+
+def scale_height(ax: Axes, *values: np.ndarray) -> None:
+    """A logarithmic vertical axis where `spans_decades` says so."""
+    if not spans_decades(*values):
+        return
+    if any(np.max(v, initial=0.0, where=np.isfinite(v)) > _LIMITS[1] for v in values):
+        ax.margins(y=0)  # they would overflow
+    ax.set_yscale("log", nonpositive="mask")
 
 
 def label_decades(ax: Axes) -> None:

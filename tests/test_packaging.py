@@ -79,6 +79,13 @@ def test_the_wheel_holds_the_bundled_data_and_the_mark_of_types(names):
     } <= names
 
 
+def test_the_wheel_holds_the_page_of_reports(names):
+    folder = ROOT / "analysis" / "report"
+    parts = {path.name for path in folder.iterdir() if path.suffix in (".html", ".css", ".js")}
+    assert len(parts) == 3
+    assert {f"dlf_dynamics/analysis/report/{name}" for name in parts} <= names
+
+
 def test_the_wheel_takes_no_top_level_name_but_its_own(names):
     top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"dlf_dynamics"}
@@ -108,3 +115,5 @@ def test_the_wheel_alone_trains_and_computes_spectra(wheel, tmp_path):
     run(*command, "spectrum", "run.h5", cwd=tmp_path, env=env)
     assert (tmp_path / "run.h5").is_file()
     assert (tmp_path / "run.spectrum.h5").is_file()
+    run(*command, "report", "run.h5", cwd=tmp_path, env=env)
+    assert (tmp_path / "run.report.html").is_file()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations
+    from dlf_dynamics.analysis.report.content import Part
     from dlf_dynamics.run import Run
 
 
@@ -99,6 +100,12 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
             yield "diagrams", diagram_figure(found)
         if not (found.instabilities or found.diagrams):
             say("no figure of instabilities: the run does not oscillate in these steps")
+
+    def report(self, run: Run, found: Bifurcations) -> Part:
+        """The same words and tables, the motion along the run, and the diagrams."""
+        from dlf_dynamics.analysis.instabilities.report import bifurcation_part
+
+        return bifurcation_part(found, self.lines(run, found))
 
     def frames(self, found: Bifurcations) -> dict[str, DataFrame]:
         """Instabilities first, then crossings, the sharpness with its thresholds, and all else."""

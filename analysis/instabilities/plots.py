@@ -36,19 +36,19 @@ _LEAST, _LEAST_DIAGRAM = 1.5, 2.4
 MOST = 4
 """Instabilities that are drawn, the longest ones."""
 
-_PERIOD_COLOURS = {2: COLOURS[0], 4: COLOURS[1], 8: COLOURS[2], -1: COLOURS[3], 0: "#999999"}
-_PARAMETERS = {
+PERIOD_COLOURS = {2: COLOURS[0], 4: COLOURS[1], 8: COLOURS[2], -1: COLOURS[3], 0: "#999999"}
+PARAMETERS = {
     "learning_rate": "learning rate",
     "rate_factor": "learning rate / the run's own",
     "time": "step whose class weights are used",
 }
-_STABILITIES = {
+STABILITIES = {
     "stable": ("-", "stable"),
     "none found": ("--", f"no multiplier beyond {1 + NEUTRAL:g} found"),
     "unstable": (":", "unstable"),
     "unknown": ("-.", "stability not told"),
 }
-_NAMES = {0: "not oscillating", 2: "period 2", 4: "period 4", 8: "period 8", -1: "irregular"}
+PERIOD_NAMES = {0: "not oscillating", 2: "period 2", 4: "period 4", 8: "period 8", -1: "irregular"}
 
 
 def instability_figure(found: Bifurcations) -> Figure:
@@ -131,7 +131,7 @@ def diagram_figure(found: Bifurcations) -> Figure:
             _draw_orbits(above, diagram)
             _draw_exponents(below, diagram)
             above.set_title(f"loss of step {diagram.step}")
-            name = drawable(_PARAMETERS.get(diagram.parameter, diagram.parameter))
+            name = drawable(PARAMETERS.get(diagram.parameter, diagram.parameter))
             label = f"{name} (dashed: of the run)"
             room = 72 * figure.get_figwidth() / beside / scaled(6)  # in characters
             below.set_xlabel(textwrap.fill(label, int(room)))
@@ -160,7 +160,7 @@ def _draw_orbits(ax: Axes, diagram: FrozenDiagram) -> None:
             )
             _draw_branch(ax, diagram, shown, [flat], style, colour, name + side)
     sizes = diagram.branch_amplitude
-    for stability, (style, words) in _STABILITIES.items():
+    for stability, (style, words) in STABILITIES.items():
         shown = np.isfinite(sizes) & (diagram.branch_stability == stability.encode())
         name = f"period 2, {words}"
         _draw_branch(ax, diagram, shown, [sizes, -sizes], style, COLOURS[1], name)
@@ -247,9 +247,9 @@ def _draw_sharpness(ax: Axes, found: Bifurcations, event: Instability) -> None:
 
 def _coloured(ax: Axes, steps: np.ndarray, values: np.ndarray, periods: np.ndarray) -> None:
     known = steps[np.isfinite(values)]
-    for period, name in _NAMES.items():
+    for period, name in PERIOD_NAMES.items():
         shown = np.where(periods == period, values, np.nan)
-        draw_points(ax, steps, shown, _PERIOD_COLOURS[period], name, among=known)
+        draw_points(ax, steps, shown, PERIOD_COLOURS[period], name, among=known)
 
 
 def _mark(ax: Axes, event: Instability) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from rich.table import Table
 
+    from dlf_dynamics.analysis.report.content import Part
     from dlf_dynamics.analysis.spectra.spectrum import Spectrum
     from dlf_dynamics.run import Run
 
@@ -203,6 +204,12 @@ class SpectrumAnalysis(Analysis[SpectrumConfig, "Spectrum"]):
         from dlf_dynamics.analysis.spectra import plots
 
         yield "", plots.run_figure(run, None, view.window)
+
+    def report(self, run: Run, found: Spectrum) -> Part:
+        """The same words and tables, and the spectra along the run."""
+        from dlf_dynamics.analysis.spectra.report import spectrum_part
+
+        return spectrum_part(found, self.lines(run, found))
 
     def verify(self, run: Run, found: Spectrum, view: SpectrumView, *, quiet: bool) -> list[str]:
         """Compares every value with a dense eigensolve, if that is asked for."""

@@ -25,7 +25,7 @@ _LINEAR_SHARE = 1 / 40
 """Where the axis turns from linear to logarithmic, as a share of the largest |eigenvalue|: what the
 default number of Lanczos steps resolves."""
 
-_NAMES = {"hessian": "Hessian", "ggn": "GGN", "ntk": "NTK"}
+NAMES = {"hessian": "Hessian", "ggn": "GGN", "ntk": "NTK"}
 
 
 def density_figure(spectrum: Spectrum) -> Figure:
@@ -44,7 +44,7 @@ def density_figure(spectrum: Spectrum) -> Figure:
         for row, (name, density) in zip(axes, spectrum.densities.items(), strict=True):
             draw_over_time(row[0], density)
             draw_curves(row[1], density, spectrum)
-            set_panel_title(row[0], f"{_NAMES[name]}, {density.size} eigenvalues")
+            set_panel_title(row[0], f"{NAMES[name]}, {density.size} eigenvalues")
             last = columns == 1 or row[0] is axes[-1, 0]
             label_steps(row[0], "step" if last else "")
             row[1].set_xlabel("eigenvalue" if last else "")
@@ -59,7 +59,7 @@ def density_figure(spectrum: Spectrum) -> Figure:
         return figure
 
 
-def _curves(density: Density) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def evaluated(density: Density) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Grid, densities and errors at every step that is finite, and where the axis turns linear."""
     nodes = density.nodes[np.isfinite(density.nodes)]
     linear = float(np.max(np.abs(nodes), initial=0.0)) * _LINEAR_SHARE or 1.0
@@ -97,7 +97,7 @@ def _decades(axis: Axis, grid: np.ndarray, linear: float, apart: float) -> None:
 
 def draw_over_time(ax: Axes, density: Density) -> None:
     """The density as a heat map: steps to the right, eigenvalues upwards, colours logarithmic."""
-    grid, mean, _, linear = _curves(density)
+    grid, mean, _, linear = evaluated(density)
     top = float(np.nanmax(mean))
     shades = ax.pcolormesh(
         density.steps,
@@ -117,7 +117,7 @@ def draw_over_time(ax: Axes, density: Density) -> None:
 
 def draw_curves(ax: Axes, density: Density, spectrum: Spectrum) -> None:
     """The density at a few steps, with bands of one standard error."""
-    grid, mean, error, linear = _curves(density)
+    grid, mean, error, linear = evaluated(density)
     places = np.unique(np.linspace(0, len(density.steps) - 1, CURVES).astype(int))
     floor = float(np.nanmax(mean)) / 10**DECADES
     for place, colour in zip(places, COLOURS, strict=False):

@@ -120,7 +120,7 @@ def cell_edges(values: np.ndarray, scale: Scale) -> Float[np.ndarray, " edges"]:
 
 
 @dataclass(frozen=True)
-class _Panel:
+class DiagramPanel:
     """A map of the cells, with a strip for the static runs."""
 
     title: str
@@ -142,23 +142,24 @@ def draw_phase_diagram(diagram: PhaseDiagram) -> Figure:
     """
     with styled():
         figure = _draw_row(diagram) if diagram.y_key is None else _draw_plane(diagram)
-        set_title(figure, _title(diagram))
+        set_title(figure, diagram_title(diagram))
         return figure
 
 
-def _panels(diagram: PhaseDiagram) -> list[_Panel]:
+def diagram_panels(diagram: PhaseDiagram) -> list[DiagramPanel]:
+    """Mean, difference to the static loss and standard error, as far as they are known."""
     words, static = QUANTITIES[diagram.quantity], diagram.static
     everything = np.append(diagram.mean, static)
     norm = _norm(everything)
     form = _number_format(everything, 3, norm)
-    panels = [_Panel("mean", words, diagram.mean, static, norm, "viridis", form)]
+    panels = [DiagramPanel("mean", words, diagram.mean, static, norm, "viridis", form)]
     difference = diagram.difference
     if np.any(np.isfinite(difference)):
         largest = float(np.nanmax(np.abs(difference))) or 1.0
         norm, label = Normalize(-largest, largest), f"difference in {words}"
         zero = np.where(np.isfinite(static), 0.0, np.nan)
         form = _number_format(difference, 2, norm, "+")
-        panels.append(_Panel("mean − static", label, difference, zero, norm, "RdBu_r", form))
+        panels.append(DiagramPanel("mean − static", label, difference, zero, norm, "RdBu_r", form))
     error, static_error = diagram.standard_error, diagram.static_error
     everything = np.append(error, static_error)
     if np.any(np.isfinite(everything)):
@@ -168,12 +169,14 @@ def _panels(diagram: PhaseDiagram) -> list[_Panel]:
         else:
             norm = _norm(everything[everything > 0])
         form = _number_format(everything, 2, norm)
-        panels.append(_Panel("standard error", label, error, static_error, norm, "viridis", form))
+        panels.append(
+            DiagramPanel("standard error", label, error, static_error, norm, "viridis", form)
+        )
     return panels
 
 
 def _draw_plane(diagram: PhaseDiagram) -> Figure:
-    panels = _panels(diagram)
+    panels = diagram_panels(diagram)
     ny, nx = diagram.mean.shape
     strip = bool(np.any(diagram.static_count + diagram.static_missing))
     printed = (ny + strip) * nx <= _MOST_PRINTED
@@ -204,8 +207,8 @@ def _draw_plane(diagram: PhaseDiagram) -> Figure:
             _label_values(ax.yaxis, values, int(height / 0.16))
             ax.tick_params(labelleft=not column)
         axes[0].set_title(panel.title)
-        axes[0].set_ylabel("" if column else _axis_label(diagram.y_key))
-        axes[-1].set_xlabel(_axis_label(diagram.x_key))
+        axes[0].set_ylabel("" if column else axis_label(diagram.y_key))
+        axes[-1].set_xlabel(axis_label(diagram.x_key))
         label = textwrap.fill(panel.label, max(14, int(height / 0.065)))
         figure.colorbar(mesh, ax=axes, label=label, pad=0.02, aspect=18)
     letter_panels(first)
@@ -223,7 +226,7 @@ def _draw_cells(
     ax: Axes,
     axes: tuple[np.ndarray, np.ndarray],
     values: np.ndarray,
-    panel: _Panel,
+    panel: DiagramPanel,
     font: float | None,
 ) -> QuadMesh:
     """The cells, with their values printed where there is a size of font."""
@@ -340,7 +343,7 @@ def _draw_row(diagram: PhaseDiagram) -> Figure:
     if isinstance(_norm(np.append(diagram.mean, diagram.static)), LogNorm):
         ax.set_yscale("log")
     _label_values(ax.xaxis, diagram.x, int((figure.get_figwidth() - 0.8) / _label_width(diagram.x)))
-    ax.set_xlabel(_axis_label(diagram.x_key))
+    ax.set_xlabel(axis_label(diagram.x_key))
     ax.set_ylabel(textwrap.fill(QUANTITIES[diagram.quantity], 40))
     if ax.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", frameon=False, fontsize=scaled(7))
@@ -377,7 +380,7 @@ def _draw_static_band(ax: Axes, places: np.ndarray, diagram: PhaseDiagram) -> No
     ax.fill_between(places, static - error, static + error, color=COLOURS[5], alpha=0.2, lw=0)
 
 
-def _axis_label(key: str | None) -> str:
+def axis_label(key: str | None) -> str:
     """An axis in words."""
     return AXES[key][0] if key in AXES else str(key)
 
@@ -392,7 +395,7 @@ def setting(key: str, value: object) -> str:
     return f"{symbol} = {drawable(describe(value), _NAME)}"
 
 
-def _title(diagram: PhaseDiagram) -> str:
+def diagram_title(diagram: PhaseDiagram) -> str:
     """The quantity, how many runs are in the means, and what is fixed."""
     counts = diagram.count[diagram.count > 0]
     if len(counts) == 0:

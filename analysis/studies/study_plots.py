@@ -54,7 +54,7 @@ _MOST_COLOURS = 6
 _ALWAYS = ("accuracy", "instabilities")
 _IF_MEASURED = ("validation_accuracy", "sharpness", "ntk")
 
-_WORDS = {
+CURVE_NAMES = {
     "loss": "loss F",
     "static_loss": "static loss",
     "accuracy": "training accuracy",
@@ -62,7 +62,7 @@ _WORDS = {
     "validation_accuracy": "validation accuracy",
     "sharpness": "sharpness of the weighted loss",
 }
-_LOGARITHMIC = ("loss", "static_loss", "validation_loss", "sharpness")
+LOGARITHMIC = ("loss", "static_loss", "validation_loss", "sharpness")
 
 
 def draw_study(results: StudyResults, quantities: Sequence[str] | None = None) -> dict[str, Figure]:
@@ -86,46 +86,55 @@ def draw_study(results: StudyResults, quantities: Sequence[str] | None = None) -
     everything = select(results)
     curves = results.curves is not None and bool(np.any(np.isfinite(results.curves)))
     if curves and all(key in SEEDS for key in everything.keys):
-        return {"curves": draw_curves(results, _kept(results), by=())}
+        return {"curves": draw_curves(results, kept_curves(results), by=())}
     axes = choose_axes(everything)
     figures = {}
-    for fixed in _combinations(everything, axes):
-        named = "".join(f", {key} {describe(value)}" for key, value in fixed.items())
-        for quantity in _measured(results) if quantities is None else quantities:
+    for named, fixed in combinations(everything, axes).items():
+        for quantity in measured(results) if quantities is None else quantities:
             diagram = phase_diagram(results, quantity, x=axes[0], y=axes[1], fixed=fixed)
             figures[quantity + named] = draw_phase_diagram(diagram)
         if curves:
-            by, at = _lines(select(results, fixed), axes)
+            by, at = curves_by(select(results, fixed), axes)
             figures["curves" + named] = draw_curves(
-                results, _kept(results), by=by, fixed=fixed | at
+                results, kept_curves(results), by=by, fixed=fixed | at
             )
     return figures
 
 
-def _measured(results: StudyResults) -> list[str]:
+def measured(results: StudyResults) -> list[str]:
+    """Quantities of general interest, as far as there are values."""
     first, *others = _IF_MEASURED
-    measured = {name: bool(np.any(usable_runs(results, name))) for name in _IF_MEASURED}
+    known = {name: bool(np.any(usable_runs(results, name))) for name in _IF_MEASURED}
     names = [first, *_ALWAYS, *others]
-    return [name for name in names if measured.get(name, True)]
+    return [name for name in names if known.get(name, True)]
 
 
-def _kept(results: StudyResults) -> list[str]:
+def kept_curves(results: StudyResults) -> list[str]:
     """Names of the curves that were measured."""
     assert results.curves is not None
     kept = np.any(np.isfinite(results.curves), axis=(0, 1))
     return [name for name, known in zip(CURVES, kept, strict=True) if known]
 
 
-def _combinations(selection: Selection, axes: tuple[str, str | None]) -> list[dict[str, Any]]:
-    """Values of the keys that are neither axes nor seeds, as they occur together."""
+def combinations(selection: Selection, axes: tuple[str, str | None]) -> dict[str, dict[str, Any]]:
+    """Values of the keys that are neither axes nor seeds, as they occur together, by their names.
+
+    Args:
+        selection: of runs.
+        axes: keys of the columns and of the rows.
+
+    Raises:
+        ConfigError: when there are more than `_MOST_COMBINATIONS`.
+    """
     keys = further_keys(selection, axes)
     rows = _rows(selection, keys, selection.moving)
     if len(rows) > _MOST_COMBINATIONS:
         require_single(selection, axes)
-    return [
-        {key: selection.values[key][place].item() for key, place in zip(keys, row, strict=True)}
-        for row in rows
-    ]
+    found = {}
+    for row in rows:
+        fixed = {k: selection.values[k][place].item() for k, place in zip(keys, row, strict=True)}
+        found["".join(f", {key} {describe(value)}" for key, value in fixed.items())] = fixed
+    return found
 
 
 def _rows(selection: Selection, keys: Sequence[str], runs: np.ndarray) -> list[list[int]]:
@@ -134,7 +143,9 @@ def _rows(selection: Selection, keys: Sequence[str], runs: np.ndarray) -> list[l
     return [list(row) for row in sorted(set(zip(*table, strict=True)))] if keys else [[]]
 
 
-def _lines(selection: Selection, axes: tuple[str, str | None]) -> tuple[list[str], dict[str, Any]]:
+def curves_by(
+    selection: Selection, axes: tuple[str, str | None]
+) -> tuple[list[str], dict[str, Any]]:
     """The keys by which curves are told apart, and the column that they are of, if not of all."""
     keys = [axis for axis in reversed(axes) if axis is not None]
     if len(keys) == 1 or len(_rows(selection, keys, selection.moving)) <= _MOST_LINES:
@@ -145,7 +156,7 @@ def _lines(selection: Selection, axes: tuple[str, str | None]) -> tuple[list[str
 
 
 @dataclass(frozen=True)
-class _Group:
+class CurveGroup:
     """Runs that are averaged, one for each combination of seeds, and how many there are in all."""
 
     label: str
@@ -186,7 +197,7 @@ def draw_curves(
         if key not in selection.keys:
             raise ConfigError(f"{key} does not vary; choices: {', '.join(selection.keys)}")
     require_single(selection, by)
-    groups = _groups(results, selection, by)
+    groups = curve_groups(results, selection, by)
     with styled():
         columns = this_page().columns(2.2, min(3, len(names)))
         rows = -(-len(names) // columns)
@@ -207,11 +218,13 @@ def draw_curves(
         return figure
 
 
-def _groups(results: StudyResults, selection: Selection, by: Sequence[str]) -> list[_Group]:
+def curve_groups(
+    results: StudyResults, selection: Selection, by: Sequence[str]
+) -> list[CurveGroup]:
     """The static runs, and the others in the order of their values."""
     usable = complete_runs(results)
     seeds = selection.names(selection.seeds)
-    static: dict[bytes, _Group] = {}
+    static: dict[bytes, CurveGroup] = {}
     moving = []
     for row in _rows(selection, by, selection.moving):
         runs = selection.moving & selection.agrees(dict(zip(by, row, strict=True)))
@@ -235,23 +248,23 @@ def _settings(selection: Selection, keys: Sequence[str], row: Sequence[int]) -> 
 
 def _group(
     label: str, runs: np.ndarray, usable: np.ndarray, seeds: np.ndarray, static: bool
-) -> _Group:
+) -> CurveGroup:
     """Runs with the same seeds are copies, as static ones with different periods are."""
     planned = len(np.unique(seeds[runs]))
     found = np.flatnonzero(runs & usable)
     first = np.unique(seeds[found], return_index=True)[1]
-    return _Group(label, found[first], planned, static)
+    return CurveGroup(label, found[first], planned, static)
 
 
-def _draw_means(ax: Axes, results: StudyResults, groups: Sequence[_Group], name: str) -> None:
+def _draw_means(ax: Axes, results: StudyResults, groups: Sequence[CurveGroup], name: str) -> None:
     assert results.curves is not None
     values = results.curves[:, :, CURVES.index(name)]
     drawn = np.unique(results.columns["steps"][np.concatenate([g.runs for g in groups])])
     fractions = np.linspace(0, 1, values.shape[1])
     x = fractions * drawn[0] if len(drawn) == 1 else fractions
     least = np.inf
-    for group, colour in zip(groups, _colours(groups), strict=True):
-        mean, error = _moments(values[group.runs])
+    for group, colour in zip(groups, group_colours(groups), strict=True):
+        mean, error = moments(values[group.runs])
         known = np.isfinite(mean)
         missing = f" ({len(group.runs)} of {group.planned} runs)"
         label = group.label + (missing if len(group.runs) < group.planned else "")
@@ -259,11 +272,11 @@ def _draw_means(ax: Axes, results: StudyResults, groups: Sequence[_Group], name:
         draw_curve(ax, x[known], mean[known], ls=style, color=colour, lw=1, label=label)
         ax.fill_between(x[known], *_band(mean, error, known), color=colour, alpha=0.2, lw=0)
         least = min(least, np.min(mean, initial=np.inf, where=known & (mean > 0)))
-    if name in _LOGARITHMIC and np.isfinite(least):
+    if name in LOGARITHMIC and np.isfinite(least):
         ax.set_yscale("log")
         ax.set_ylim(bottom=max(ax.get_ylim()[0], least / 2))
         label_decades(ax)
-    ax.set_ylabel(_WORDS[name])
+    ax.set_ylabel(CURVE_NAMES[name])
     if len(drawn) == 1:
         label_steps(ax)
     else:
@@ -273,7 +286,7 @@ def _draw_means(ax: Axes, results: StudyResults, groups: Sequence[_Group], name:
         ax.text(0.5, 0.5, "not measured", ha="center", va="center", transform=ax.transAxes)
 
 
-def _moments(
+def moments(
     values: Float[np.ndarray, "runs points"],
 ) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
     """Mean and standard error of the finite values at each point; NaN where there are too few."""
@@ -291,7 +304,7 @@ def _band(mean: np.ndarray, error: np.ndarray, known: np.ndarray) -> tuple[np.nd
     return mean[known] - error, mean[known] + error
 
 
-def _colours(groups: Sequence[_Group]) -> list[Any]:
+def group_colours(groups: Sequence[CurveGroup]) -> list[Any]:
     """Black for static runs; else distinct colours for a few groups, shades in order for many."""
     moving = sum(not group.static for group in groups)
     shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, max(moving, 1)))
@@ -299,7 +312,7 @@ def _colours(groups: Sequence[_Group]) -> list[Any]:
     return ["black" if group.static else next(palette) for group in groups]
 
 
-def _title(selection: Selection, groups: Sequence[_Group]) -> str:
+def _title(selection: Selection, groups: Sequence[CurveGroup]) -> str:
     counts = sorted({len(group.runs) for group in groups if len(group.runs)})
     number = " to ".join(str(n) for n in dict.fromkeys(counts[:1] + counts[-1:])) or "no"
     runs = "run" if counts == [1] else "runs"

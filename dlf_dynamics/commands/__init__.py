@@ -29,6 +29,10 @@ COMMANDS = {
         "dlf_dynamics.commands.plotting:Plot",
         "Draw all figures of a run again, or those of a study.",
     ),
+    "report": Entry(
+        "dlf_dynamics.commands.report:Report",
+        "Write what is on file of a run, or of a study, as one page to look at and to send.",
+    ),
     "export": Entry(
         "dlf_dynamics.commands.export:Export",
         "Write a run, a result or a study as CSV, Parquet or netCDF, for other programs.",

@@ -136,17 +136,25 @@ class DiagramOptions:
             files.write(figure, suffix)
         return 0
 
-    def _figures(self, results: Any) -> dict[str, Any]:
+    def diagrams(self, results: Any) -> dict[str, Any]:
+        """The phase diagrams that are asked for, by name."""
+        from dlf_dynamics.analysis.report.study import study_diagrams
         from dlf_dynamics.analysis.studies.phase_diagram import phase_diagram
+
+        if self.x is None and self.y is None and not self.fix:
+            return study_diagrams(results, self.quantity or None)
+        fixed = _settings(self.fix, results)
+        return {
+            name: phase_diagram(results, name, x=self.x, y=self.y, fixed=fixed)
+            for name in self.quantity or ("accuracy",)
+        }
+
+    def _figures(self, results: Any) -> dict[str, Any]:
         from dlf_dynamics.analysis.studies.study_plots import draw_phase_diagram, draw_study
 
         if self.x is None and self.y is None and not self.fix:
             return draw_study(results, self.quantity or None)
-        fixed = _settings(self.fix, results)
-        return {
-            name: draw_phase_diagram(phase_diagram(results, name, x=self.x, y=self.y, fixed=fixed))
-            for name in self.quantity or ("accuracy",)
-        }
+        return {name: draw_phase_diagram(found) for name, found in self.diagrams(results).items()}
 
 
 def _settings(assignments: tuple[str, ...], results: Any) -> dict[str, Any]:

@@ -139,6 +139,7 @@ norms run.h5 --distributed
 info run.norms.h5
 validate run.norms.h5
 plot run.h5 -o again.svg
+report run.h5
 """
 
 
@@ -215,6 +216,14 @@ def test_its_file_is_shown_checked_and_drawn(said):
     assert {"run.norms.png", "run.norms.svg", "again.norms.svg"} <= {
         p.name for p in folder.iterdir()
     }
+
+
+def test_it_is_in_the_report_of_the_run(said, small, trained):
+    printed, _, folder = said
+    assert printed["report run.h5"] == "exit 0\n"
+    largest = np.linalg.norm(trained(small).parameters(), axis=1).max()
+    page = (folder / "run.report.html").read_text(encoding="utf-8")
+    assert f"<li>largest {largest:.12g}</li>" in page
 
 
 @pytest.fixture(scope="module")

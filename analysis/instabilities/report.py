@@ -1,0 +1,173 @@
+"""What the report of a run shows of its instabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from rich.table import Table as RichTable
+
+from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations
+from dlf_dynamics.analysis.instabilities.frozen import FrozenDiagram
+from dlf_dynamics.analysis.instabilities.plots import (
+    PARAMETERS,
+    PERIOD_COLOURS,
+    PERIOD_NAMES,
+    STABILITIES,
+)
+from dlf_dynamics.analysis.report.content import (
+    Panel,
+    Part,
+    Series,
+    Window,
+    around,
+    table_of,
+    told,
+)
+from dlf_dynamics.analysis.style import COLOURS, spans_decades
+
+
+def bifurcation_part(found: Bifurcations, results: Sequence[str | RichTable]) -> Part:
+    """Words and tables, the motion along the run, and the diagrams with the loss frozen.
+
+    Args:
+        found: what was found.
+        results: what a person reads of it; its first table is that of the instabilities.
+    """
+    part = told("Instabilities", results)
+    events = found.instabilities
+    spans = [around(min(e.onset, e.crossed if e.crossed >= 0 else e.onset), e.end) for e in events]
+    tables = [
+        table_of(t, spans if t.row_count == len(spans) else ())
+        for t in results
+        if isinstance(t, RichTable)
+    ]
+    panels = [_projection(found), _sharpness(found)]
+    for diagram in found.diagrams:
+        panels += [_orbits(diagram), _exponents(diagram)]
+    return replace(
+        part,
+        tables=tables,
+        panels=[panel for panel in panels if panel.series],
+        windows=[Window(event.onset, event.end) for event in events],
+    )
+
+
+def _projection(found: Bifurcations) -> Panel:
+    """The oscillation at each step, a colour for each period, with the predicted sizes."""
+    motion, periods = found.motion, found.motion.periods
+    series = []
+    for period, name in PERIOD_NAMES.items():
+        chosen = (periods == period) & np.isfinite(motion.projection)
+        if np.any(chosen):
+            steps, values = motion.steps[chosen], motion.projection[chosen]
+            series.append(Series(name, steps, values, PERIOD_COLOURS[period]))
+    for name, step, size, marker, colour in (
+        ("flip coefficient", "onset", "flip_amplitude", "inverted_triangle", COLOURS[5]),
+        ("rod equation", "settled", "rod_amplitude", "diamond", COLOURS[7]),
+    ):
+        known = [e for e in found.instabilities if np.isfinite(getattr(e, size))]
+        known.sort(key=lambda event: getattr(event, step))
+        steps = np.array([getattr(event, step) for event in known])
+        sizes = np.array([getattr(event, size) for event in known])
+        if known:
+            series += [
+                Series(
+                    f"size by the {name}",
+                    steps,
+                    heights,
+                    colour,
+                    "marks",
+                    marker=marker,
+                    filled=False,
+                )
+                for heights in (sizes, -sizes)
+            ]
+    return Panel("projection of the oscillation on the top eigenvector", series)
+
+
+def _sharpness(found: Bifurcations) -> Panel:
+    """At the centres that were looked at, with the threshold."""
+    motion = found.motion
+    fine, steps = motion.converged, motion.looked_at
+    values = np.where(fine, motion.values, np.nan)
+    intervals = np.where(fine[:, None], motion.intervals, np.nan)
+    series = []
+    if np.any(np.isfinite(values)):
+        series.append(Series("at the centre", steps, values, COLOURS[0], intervals=intervals))
+    bad = ~fine & np.isfinite(motion.values)
+    if np.any(bad):
+        series.append(
+            Series(
+                "not converged",
+                steps[bad],
+                motion.values[bad],
+                COLOURS[0],
+                "marks",
+                marker="x",
+                filled=False,
+            )
+        )
+    if np.any(np.isfinite(found.thresholds)):
+        series.append(Series("threshold", steps, found.thresholds, COLOURS[5], "line"))
+    title = "sharpness at the replayed centres"
+    return Panel(title, series, spans_decades(motion.values))
+
+
+def _name(diagram: FrozenDiagram) -> str:
+    return PARAMETERS.get(diagram.parameter, diagram.parameter)
+
+
+def _orbits(diagram: FrozenDiagram) -> Panel:
+    """The oscillation of each orbit about its moving centre, with the orbit of period 2."""
+    places = np.repeat(diagram.values, diagram.orbits.shape[1])
+    series = [Series("orbits", places, diagram.orbits.ravel(), COLOURS[0], "cloud")]
+    for stability, (style, words) in STABILITIES.items():
+        sizes = diagram.branch_amplitude
+        shown = np.isfinite(sizes) & (diagram.branch_stability == stability.encode())
+        dash = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dotdash"}[style]
+        if np.any(shown):
+            series += [
+                Series(
+                    f"period 2, {words}",
+                    diagram.exponent_values,
+                    np.where(shown, sign * sizes, np.nan),
+                    COLOURS[1],
+                    "line",
+                    dash=dash,
+                )
+                for sign in (1, -1)
+            ]
+    return Panel(
+        f"orbits with the loss of step {diagram.step}: projection on the top eigenvector",
+        series,
+        x_label=_name(diagram),
+        lines={"of the run": diagram.actual},
+    )
+
+
+def _exponents(diagram: FrozenDiagram) -> Panel:
+    """Hollow where not converged."""
+    series = []
+    for fine, words in ((diagram.converged, ""), (~diagram.converged, ", not converged")):
+        chosen = fine & np.isfinite(diagram.exponents)
+        if np.any(chosen):
+            series.append(
+                Series(
+                    f"largest exponent{words}",
+                    diagram.exponent_values[chosen],
+                    diagram.exponents[chosen],
+                    COLOURS[5],
+                    "marks",
+                    marker="circle",
+                    filled=not words,
+                    beside={"overlap with the top eigenvector": diagram.overlap[chosen]},
+                )
+            )
+    return Panel(
+        f"Lyapunov exponent per step with the loss of step {diagram.step}",
+        series,
+        x_label=_name(diagram),
+        lines={"of the run": diagram.actual},
+    )

@@ -1,0 +1,71 @@
+"""`dlf-dynamics report`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dlf_dynamics.commands.studies import DiagramOptions, is_study
+from dlf_dynamics.commands.terminal import Flattened, ProblemName, say
+from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.startup import check_writable, open_recorded, start_jax
+
+_SUFFIXES = (".html", ".htm")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write what is on file of a run, or of a study, as one page to look at and to send.
+
+    RUN.report.html opens in any browser, without a network: nothing is fetched. Of a run it shows
+    what was trained and what happened in words, all steps in panels that zoom together, and tables
+    of oscillations and crossings whose rows move the panels, as far as the results beside the run
+    file tell them, such as RUN.spectrum.h5 and RUN.bifurcations.h5. Several runs are laid over each
+    other. Of a study it shows phase diagrams, with the runs of a cell and their configurations.
+
+      dlf-dynamics report run.h5
+      dlf-dynamics report run.h5 other.h5 -o both.html
+      dlf-dynamics report study.h5 --quantity validation_accuracy
+    """
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Run files, or one study file."""
+    problem: ProblemName = None
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Page to write, .html; none means RUN.report.html, of several runs that of the first."""
+    diagram: Annotated[DiagramOptions, Flattened] = field(default_factory=DiagramOptions)
+
+    def execute(self) -> int:
+        """Writes the page."""
+        if not self.paths:
+            raise ConfigError("no file is given; expected run files, or one study file")
+        output = self.output or self.paths[0].with_suffix(".report.html")
+        if output.suffix.lower() not in _SUFFIXES:
+            raise ConfigError(f"output is {output}; expected a name that ends in .html")
+        check_writable(output)
+        studies = [path for path in self.paths if is_study(path)]
+        if studies and len(self.paths) > 1:
+            raise ConfigError(f"{studies[0]} is a study; expected it alone, or run files")
+        if studies:
+            return self._of_study(output)
+        runs = [open_recorded(path, 0, self.problem) for path in self.paths]
+        from dlf_dynamics.analysis.report.report import write_report
+
+        refused = write_report(runs, output)
+        say(f"wrote {output}")
+        for error in refused:
+            raise error
+        return 0
+
+    def _of_study(self, output: Path) -> int:
+        start_jax("float64", 1, 0)
+        from dlf_dynamics.analysis.report.study import write_study_report
+        from dlf_dynamics.analysis.studies.studyfile import read_study
+
+        results = read_study(self.paths[0])
+        write_study_report(results, self.diagram.diagrams(results), output)
+        say(f"wrote {output}")
+        return 0
