@@ -77,6 +77,7 @@ def latest(
     output: Path,
     *,
     stop: Callable[[], bool],
+    after: Callable[[Run], None] = lambda run: None,
 ) -> tuple[Any, Run]:
     """What an analysis finds of a run each time that it has grown, written; the last of it.
 
@@ -87,6 +88,7 @@ def latest(
         settings: of the analysis.
         output: the result file, written anew each time.
         stop: whether to end after the look that is being taken.
+        after: called after each look with the run of which the result now is.
 
     Returns:
         What was found last, none where there was nothing yet; and the run of which it is.
@@ -109,6 +111,7 @@ def latest(
             ),
         )
         before = run
+        after(run)
         if run.status == "running":
             looked = counted(len(run.checkpoint_steps), "checkpoint")
             say(f"step {run.source.last_step:,}, {looked}: {analysis.now(found)}; wrote {output}")

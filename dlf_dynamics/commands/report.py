@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -12,6 +12,9 @@ from dlf_dynamics.commands.studies import DiagramOptions, is_study
 from dlf_dynamics.commands.terminal import Flattened, ProblemName, say
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.startup import check_writable, open_recorded, start_jax
+
+if TYPE_CHECKING:
+    from dlf_dynamics.run import Run
 
 _SUFFIXES = (".html", ".htm")
 
@@ -27,6 +30,7 @@ class Report:
     other. Of a study it shows phase diagrams, with the runs of a cell and their configurations.
 
       dlf-dynamics report run.h5
+      dlf-dynamics report run.h5 --follow
       dlf-dynamics report run.h5 other.h5 -o both.html
       dlf-dynamics report study.h5 --quantity validation_accuracy
     """
@@ -36,6 +40,10 @@ class Report:
     problem: ProblemName = None
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Page to write, .html; none means RUN.report.html, of several runs that of the first."""
+    follow: bool = False
+    """Of a run that is still being written: analyse it as `spectrum --follow` does, and write the
+    page anew each time, until its writer ends, or Ctrl-C. The settings are those of the spectrum
+    beside it, if there is one."""
     diagram: Annotated[DiagramOptions, Flattened] = field(default_factory=DiagramOptions)
 
     def execute(self) -> int:
@@ -49,8 +57,12 @@ class Report:
         studies = [path for path in self.paths if is_study(path)]
         if studies and len(self.paths) > 1:
             raise ConfigError(f"{studies[0]} is a study; expected it alone, or run files")
+        if self.follow and (studies or len(self.paths) > 1):
+            raise ConfigError("follow is given for a study or several runs; expected one run file")
         if studies:
             return self._of_study(output)
+        if self.follow:
+            return self._followed(output)
         runs = [open_recorded(path, 0, self.problem) for path in self.paths]
         from dlf_dynamics.analysis.report.report import write_report
 
@@ -59,6 +71,32 @@ class Report:
         for error in refused:
             raise error
         return 0
+
+    def _followed(self, output: Path) -> int:
+        """Analyses and writes until the run has ended."""
+        (path,) = self.paths
+        opened = lambda: open_recorded(path, 0, self.problem)  # noqa: E731
+        run = opened()
+        from dlf_dynamics.analysis.following import latest
+        from dlf_dynamics.analysis.pipeline import analysis_named
+        from dlf_dynamics.analysis.report.report import write_report
+        from dlf_dynamics.progress import Stop
+
+        spectrum = analysis_named("spectrum")
+        result, settings = spectrum.path(path), spectrum.config()
+        if result.exists():
+            known = spectrum.load(result)
+            settings = known.asked if known.source.run_id == run.run_id else settings
+
+        def write(run: Run) -> None:
+            for error in write_report([run], output):
+                say(str(error))
+            say(f"wrote {output}")
+
+        stop = Stop("stopping after this look")
+        with stop.listening():
+            latest(path, opened, spectrum, settings, result, stop=stop, after=write)
+        return 128 + stop.signal if stop.signal else 0
 
     def _of_study(self, output: Path) -> int:
         start_jax("float64", 1, 0)

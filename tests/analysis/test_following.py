@@ -1,6 +1,7 @@
 """Runs that are followed while they are written, against the same analyses of the whole run."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -226,3 +227,16 @@ def test_training_is_followed_to_its_end_and_ctrl_c_leaves_what_was_seen(killed,
         assert following.returncode == 0, told
         assert found.source == open_run(tmp_path / "run.h5").source
         assert '"crossings": [' in out
+
+
+def test_a_report_follows_with_the_settings_of_the_spectrum_beside_it(small, trained, tmp_path):
+    path = tmp_path / "run.h5"
+    shutil.copyfile(trained(small).path, path)
+    options = ["--every", "3", "--ntk-examples", "0", "--quiet", "--no-figures"]
+    assert main(["spectrum", str(path), *options]) == 0
+    before = load_spectrum(tmp_path / "run.spectrum.h5")
+    assert main(["report", str(path), "--follow"]) == 0
+    after = load_spectrum(tmp_path / "run.spectrum.h5", open_run(path))
+    assert after.asked == before.asked
+    assert after.crossings == before.crossings
+    assert (tmp_path / "run.report.html").read_text("utf-8").startswith("<!")
