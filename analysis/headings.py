@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 
 from dlf_dynamics.analysis.style import scaled
-from dlf_dynamics.page import this_page
+from dlf_dynamics.paper import this_paper
 
 _TITLE, _LABEL, _INDENT, _LEFT = 7.0, 6.0, 16.0, 0.75
 """Sizes of letters, and what a letter takes of a line, in points; inches on the left of panels."""
@@ -25,7 +25,7 @@ def letter_panels(axes: Iterable[Axes]) -> None:
 
     It comes after titles are set and before legends are put above.
     """
-    if not this_page().letters:
+    if not this_paper().letters:
         return
     for number, ax in enumerate(axes):
         letter = f"({ascii_lowercase[number % 26]})"
@@ -47,7 +47,7 @@ def letter_panels(axes: Iterable[Axes]) -> None:
 
 def set_title(figure: Figure, text: str) -> None:
     """The heading of a figure, in lines that fit its width; none where the page has none."""
-    if this_page().no_title:
+    if this_paper().no_title:
         return
     size = scaled(_TITLE)
     room = 0.93 * 72 * figure.get_figwidth()  # lines are not all of the same mean width
@@ -96,7 +96,7 @@ def legend_above(ax: Axes) -> None:
     whole = ax.figure.get_figwidth()
     # The layout, which comes last, makes panels wider by about this, but for what is left of them.
     width = 72 * min(1.2 * ax.get_position().width * whole, whole - scaled(_LEFT))
-    indent = scaled(_INDENT) if this_page().letters and not ax.get_title() else 0.0
+    indent = scaled(_INDENT) if this_paper().letters and not ax.get_title() else 0.0
     ax.legend(
         handles,
         labels,

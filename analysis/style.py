@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from dlf_dynamics.page import this_page
+from dlf_dynamics.paper import this_paper
 from dlf_dynamics.resultfile import write_whole
 
 # Okabe and Ito's palette, distinct for all common kinds of colour blindness.
@@ -66,7 +66,7 @@ _UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationD
 @contextmanager
 def styled() -> Iterator[None]:
     """Within the block figures are in this style, for the page that they are drawn for."""
-    page = this_page()
+    page = this_paper()
     own: dict[Any, Any] = {
         "font.size": page.font_size,
         "axes.titlesize": 9 / _FONT * page.font_size,
@@ -78,12 +78,12 @@ def styled() -> Iterator[None]:
 
 def scaled(points: float) -> float:
     """A size of letters, given for labels of 8 points."""
-    return points / _FONT * this_page().font_size
+    return points / _FONT * this_paper().font_size
 
 
 def new_figure(width: float, height: float) -> Figure:
     """A figure of the width of the page, or of its usual one, in inches."""
-    return Figure(figsize=(this_page().width_of(width), height), layout="constrained")
+    return Figure(figsize=(this_paper().width_of(width), height), layout="constrained")
 
 
 class Points(Line2D):

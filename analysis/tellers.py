@@ -55,7 +55,7 @@ class RunTeller(Teller):
 
     def groups(self, found: Run) -> list[Group]:
         """The scalars, and what was evaluated at the checkpoints."""
-        from dlf_dynamics.recordings import groups_of_run
+        from dlf_dynamics.run_table import groups_of_run
 
         return groups_of_run(found)
 

@@ -15,14 +15,19 @@ import numpy as np
 from jaxtyping import PyTree
 
 from dlf_dynamics.adapters import frozen_in
-from dlf_dynamics.checkpoints import find_checkpoints, number_in_name, own_step, read_checkpoint
+from dlf_dynamics.checkpoint_files import (
+    find_checkpoints,
+    number_in_name,
+    own_step,
+    read_checkpoint,
+)
 from dlf_dynamics.config import ImportConfig
 from dlf_dynamics.errors import ConfigError, UserError
 from dlf_dynamics.leaves import Name, Wanted, by_name, ends_with, leaves_of, named, words
 from dlf_dynamics.loop import Setup
 from dlf_dynamics.optimizers import has_mean_squares
 from dlf_dynamics.recorder import Recorder
-from dlf_dynamics.torchstate import as_optax, find_torch_state
+from dlf_dynamics.torch_state import as_optax, find_torch_state
 
 _BOOKKEEPING = {"step", "global_step", "iteration", "num_updates", "epoch", "loss", "accuracy"}
 """Single numbers that programs keep beside parameters."""

@@ -180,7 +180,7 @@ class Run(Shown, ABC):
         Raises:
             ConfigError: when xarray is not installed (the extra `export`).
         """
-        from dlf_dynamics.recordings import groups_of_run
+        from dlf_dynamics.run_table import groups_of_run
         from dlf_dynamics.trees import tree_of
 
         return tree_of(groups_of_run(self, parameters=parameters), self._attributes())

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from dlf_dynamics import pytorch
+from dlf_dynamics import torch_call
 from dlf_dynamics.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _watched(module: TorchModule, seen: list[tuple[str, np.ndarray]]) -> TorchMo
 
         def put(_part: Any, _inputs: Any, output: Any, label: str = label) -> None:
             if hasattr(output, "detach"):
-                seen.append((label, pytorch.values(output)))
+                seen.append((label, torch_call.values(output)))
 
         part.register_forward_hook(put)
     return replace(module, skeleton=skeleton)
@@ -186,7 +186,7 @@ def _by_pytorch(
             first, _ = _evaluated(torch, module, params, inputs)
             second, leaves = _evaluated(torch, module, params, inputs)
             if not isinstance(second, torch.Tensor):
-                return _Derivatives(np.zeros(0), {})  # `pytorch.call` tells of it
+                return _Derivatives(np.zeros(0), {})  # `torch_call.call` tells of it
             cotangent = torch.tensor(_cotangent(tuple(second.shape), _dtype(params)))
             scalar = torch.sum(second * cotangent)
             parts = [torch.zeros_like(leaf) for leaf in leaves]

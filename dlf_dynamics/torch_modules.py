@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from dlf_dynamics import pytorch, torch_checks
+from dlf_dynamics import torch_call, torch_checks
 from dlf_dynamics.errors import ConfigError
 
 _COUNTER = "num_batches_tracked"
@@ -70,7 +70,7 @@ class TorchModule:
         held = {name: jax.lax.stop_gradient(params[name]) for name in self.recorded}
         tensors = {**frozen, **params, **held}
         named = {name: tensors[of] for name, of in self.names.items()}
-        outputs = pytorch.call(copy.deepcopy(self.skeleton), named, inputs)
+        outputs = torch_call.call(copy.deepcopy(self.skeleton), named, inputs)
         return outputs.astype(dtype) if jnp.issubdtype(outputs.dtype, jnp.floating) else outputs
 
     def verify(self, inputs: Any) -> None:
@@ -90,7 +90,7 @@ def adapted(
 ) -> tuple[Callable[[Any, Array], Array], dict[str, Array]]:
     """See `adapters.from_torch`."""
     if hasattr(inputs, "detach"):
-        inputs = pytorch.values(inputs.cpu())
+        inputs = torch_call.values(inputs.cpu())
     found = _taken(module, inputs, with_statistics)
 
     def apply(params: Mapping[str, Array], inputs: Array) -> Array:
@@ -114,7 +114,7 @@ def adapted(
 
 
 def _taken(module: Any, inputs: Any, with_statistics: bool) -> TorchModule:
-    pytorch.torchax()
+    torch_call.torchax()
     torch = importlib.import_module("torch")
     evaluated = _copied(torch, module)
     _check_trained(torch, module)  # a copy shares no memory
@@ -125,7 +125,7 @@ def _taken(module: Any, inputs: Any, with_statistics: bool) -> TorchModule:
     first = {id(tensor): name for name, tensor in reversed(everything)}
     names = {name: first[id(tensor)] for name, tensor in everything}
     tensors = {name: tensor for name, tensor in everything if names[name] == name}
-    arrays = {name: pytorch.as_numpy(tensor, name) for name, tensor in tensors.items()}
+    arrays = {name: torch_call.as_numpy(tensor, name) for name, tensor in tensors.items()}
     trained = [name for name, tensor in tensors.items() if tensor.requires_grad]
     changed = _statistics(torch, evaluated, inputs, names)
     dtype = arrays[trained[0]].dtype
@@ -246,7 +246,9 @@ def params_of(found: TorchModule, state: Mapping[str, Any]) -> dict[str, Array]:
     params: dict[str, Array] = {}
     torch = importlib.import_module("torch")
     values = {
-        name: pytorch.as_numpy(value, name) if isinstance(value, torch.Tensor) else np.array(value)
+        name: torch_call.as_numpy(value, name)
+        if isinstance(value, torch.Tensor)
+        else np.array(value)
         for name, value in state.items()
         if isinstance(value, torch.Tensor | np.ndarray | jax.Array)
     }

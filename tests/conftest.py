@@ -70,10 +70,10 @@ def require_whole(request: pytest.FixtureRequest) -> Callable[[Callable[[], Any]
 
     Nothing is cut off, and no text around the panels stands over another.
     """
-    from dlf_dynamics.page import Page
+    from dlf_dynamics.paper import Paper
 
     width, _, size = request.param.partition(" ")
-    return partial(_require_whole, Page(width, float(size or 8), letters=True))
+    return partial(_require_whole, Paper(width, float(size or 8), letters=True))
 
 
 _OVERLAP = 2.0
@@ -83,9 +83,9 @@ _OVERLAP = 2.0
 def _require_whole(page: Any, draw: Callable[[], Any]) -> None:
     """Looks at the boxes of what is written around the panels."""
     from dlf_dynamics.analysis.style import styled
-    from dlf_dynamics.page import on_page
+    from dlf_dynamics.paper import on_paper
 
-    with on_page(page), styled():
+    with on_paper(page), styled():
         figure = draw()
         figure.draw_without_rendering()
         around = figure.get_tightbbox()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlf_dynamics import operators, pytorch
+from dlf_dynamics import operators, torch_call
 from dlf_dynamics.adapters import from_equinox, from_haiku, from_linen, from_nnx, from_torch
 from dlf_dynamics.analysis.linalg import eigensolver
 from dlf_dynamics.analysis.spectra.gram import gram_matrix
@@ -466,9 +466,9 @@ def test_the_state_of_a_haiku_function_is_asked_for():
 @pytest.fixture
 def not_imported():
     """As if torchax had not been asked for yet."""
-    pytorch.torchax.cache_clear()
+    torch_call.torchax.cache_clear()
     yield
-    pytorch.torchax.cache_clear()
+    torch_call.torchax.cache_clear()
 
 
 @pytest.mark.parametrize("missing", ["torch", "torchax"])
@@ -479,8 +479,8 @@ def test_without_the_extra_a_pytorch_module_is_told_what_to_install(missing, mon
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return SimpleNamespace()
 
-    monkeypatch.setattr(pytorch.importlib, "import_module", find)
-    monkeypatch.setattr(pytorch, "_as_it_was", nullcontext)
+    monkeypatch.setattr(torch_call.importlib, "import_module", find)
+    monkeypatch.setattr(torch_call, "_as_it_was", nullcontext)
     words = f"the package {missing} is not installed; .*: pip install 'torch>=2.9' torchax==0.0.13"
     with pytest.raises(ConfigError, match=words):
         from_torch(object())
@@ -491,7 +491,7 @@ def test_versions_that_do_not_go_together_are_named(monkeypatch):
     def find(name):
         raise AttributeError("no overload\nnamed so")
 
-    monkeypatch.setattr(pytorch.importlib, "import_module", find)
+    monkeypatch.setattr(torch_call.importlib, "import_module", find)
     words = (
         r"torchax .* and torch .* cannot be imported together \(no overload named so\); expected"
     )

@@ -18,7 +18,12 @@ from safetensors.numpy import save_file
 from dlf_dynamics import Problem, import_checkpoints
 from dlf_dynamics.adapters import from_linen
 from dlf_dynamics.analysis.spectra.curvature import Curvature, run_threshold
-from dlf_dynamics.checkpoints import find_checkpoints, number_in_name, own_step, read_checkpoint
+from dlf_dynamics.checkpoint_files import (
+    find_checkpoints,
+    number_in_name,
+    own_step,
+    read_checkpoint,
+)
 from dlf_dynamics.cli import main
 from dlf_dynamics.config import ImportConfig, SpectrumConfig
 from dlf_dynamics.errors import ConfigError, FileError

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from dlf_dynamics import Problem, import_checkpoints
-from dlf_dynamics.checkpoints import read_checkpoint
+from dlf_dynamics.checkpoint_files import read_checkpoint
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.losses import cross_entropy
 from dlf_dynamics.opening import open_run

@@ -24,7 +24,7 @@ from dlf_dynamics.analysis.style import (
     set_span,
     styled,
 )
-from dlf_dynamics.page import this_page
+from dlf_dynamics.paper import this_paper
 from dlf_dynamics.streams import drawable
 
 _OVERLAP = 0.5
@@ -61,7 +61,7 @@ def instability_figure(found: Bifurcations) -> Figure:
     shown = sorted(longest, key=lambda event: event.onset)
     with styled():
         figure, axes = _columns_of(3, len(shown), usual=(1.2, 2.3, 6.0), least=_LEAST)
-        beside = this_page().columns(_LEAST, len(shown))
+        beside = this_paper().columns(_LEAST, len(shown))
         for column, event in zip(axes, shown, strict=True):
             _draw_loss(column[0], found, event)
             _draw_projection(column[1], found, event)
@@ -96,7 +96,7 @@ def _columns_of(
         least: width of a column.
     """
     margin, width, height = usual
-    beside = this_page().columns(least, count)
+    beside = this_paper().columns(least, count)
     groups = -(-count // beside)
     figure = new_figure(margin + width * count, height * groups)
     heights = ([2, 1] if rows == 2 else [1] * rows) * groups
@@ -126,7 +126,7 @@ def diagram_figure(found: Bifurcations) -> Figure:
         figure, axes = _columns_of(
             2, len(found.diagrams), usual=(1, 3.2, 4.6), least=_LEAST_DIAGRAM
         )
-        beside = this_page().columns(_LEAST_DIAGRAM, len(found.diagrams))
+        beside = this_paper().columns(_LEAST_DIAGRAM, len(found.diagrams))
         for (above, below), diagram in zip(axes, found.diagrams, strict=True):
             _draw_orbits(above, diagram)
             _draw_exponents(below, diagram)

@@ -13,7 +13,7 @@ from dlf_dynamics.analysis.headings import letter_panels, set_panel_title, set_t
 from dlf_dynamics.analysis.spectra.density import Density, default_grid, evaluate
 from dlf_dynamics.analysis.spectra.spectrum import Spectrum
 from dlf_dynamics.analysis.style import COLOURS, label_steps, new_figure, scaled, styled
-from dlf_dynamics.page import this_page
+from dlf_dynamics.paper import this_paper
 
 DECADES = 6
 """Decades of the density that are drawn."""
@@ -35,7 +35,7 @@ def density_figure(spectrum: Spectrum) -> Figure:
         spectrum: with densities.
     """
     with styled():
-        count, columns = len(spectrum.densities), this_page().columns(2.6, 2)
+        count, columns = len(spectrum.densities), this_paper().columns(2.6, 2)
         figure = new_figure(7.2, 0.6 + 2.3 * count * (3 - columns))
         grid = figure.subplots(
             count * (3 - columns), columns, squeeze=False, width_ratios=[1.25, 1][:columns]

@@ -23,7 +23,7 @@ from dlf_dynamics.analysis.style import (
     set_span,
     styled,
 )
-from dlf_dynamics.page import this_page
+from dlf_dynamics.paper import this_paper
 
 LARGEST = 6
 """Eigenvalues that are drawn along the run."""
@@ -50,7 +50,7 @@ def kernel_figure(spectrum: Spectrum) -> Figure:
     if found is None:
         raise ValueError("the spectrum has no kernels at infinite width; compute them")
     with styled():
-        if this_page().columns(2.6, 2) == 2:
+        if this_paper().columns(2.6, 2) == 2:
             figure = new_figure(7.2, 6.0)
             grid = figure.add_gridspec(3, 2, width_ratios=[1.7, 1], height_ratios=[1.6, 1, 0.8])
             places = grid[0, 0], grid[0, 1], grid[1, 0], grid[2, 0], grid[1:, 1]

@@ -35,7 +35,7 @@ from dlf_dynamics.analysis.style import (
     styled,
 )
 from dlf_dynamics.errors import ConfigError, FileError, shortened
-from dlf_dynamics.page import this_page
+from dlf_dynamics.paper import this_paper
 from dlf_dynamics.run import Run
 from dlf_dynamics.schedules import Triangle
 from dlf_dynamics.streams import drawable
@@ -242,7 +242,7 @@ def run_figure(
         spectrum.source.require(run, "the spectrum", "compute it anew")
     chosen, spans = _panels(run, spectrum, panels), _spans(run, spectrum, zoom)
     with styled():
-        each = 1.3 if this_page().columns(_TWO_COLUMNS, 2) == 2 else 1.1
+        each = 1.3 if this_paper().columns(_TWO_COLUMNS, 2) == 2 else 1.1
         figure = new_figure(7.2, 0.8 + each * len(chosen))
         axes = figure.subplots(
             len(chosen),
@@ -275,7 +275,7 @@ def _spans(run: Run, spectrum: Spectrum | None, zoom: Span | None) -> list[Span]
     if closer is None:
         return [(first, last)]
     closer = closer[0], min(closer[1], last)
-    if this_page().columns(_TWO_COLUMNS, 2) == 2:
+    if this_paper().columns(_TWO_COLUMNS, 2) == 2:
         return [(first, last), closer]
     return [(first, last) if zoom is None else closer]
 
@@ -357,7 +357,7 @@ def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
     """
     spectrum.source.require(run, "the spectrum", "compute it anew")
     length, count = _pulses(run)
-    bursts, columns = spectrum.bursts[:_MOST_BURSTS], this_page().columns(_BURST, 3)
+    bursts, columns = spectrum.bursts[:_MOST_BURSTS], this_paper().columns(_BURST, 3)
     rows = [2.0, 1.2] + [1.3] * -(-len(bursts) // columns)
     with styled():
         figure = new_figure(7.2, 1.0 + 1.25 * sum(rows))

@@ -22,7 +22,7 @@ from dlf_dynamics.analysis.headings import letter_panels, set_title
 from dlf_dynamics.analysis.studies.phase_diagram import PhaseDiagram
 from dlf_dynamics.analysis.studies.selection import describe
 from dlf_dynamics.analysis.style import COLOURS, new_figure, scaled, styled
-from dlf_dynamics.page import this_page
+from dlf_dynamics.paper import this_paper
 from dlf_dynamics.streams import drawable
 
 _MOST_PRINTED = 60
@@ -182,10 +182,10 @@ def _draw_plane(diagram: PhaseDiagram) -> Figure:
     printed = (ny + strip) * nx <= _MOST_PRINTED
     width = float(np.clip(nx * (0.4 if printed else 0.2), 1.7, 4.5))
     height = float(np.clip((ny + strip) * (0.26 if printed else 0.16), 1.4, 4.0))
-    beside = this_page().columns(_LEAST_MAP, len(panels))
+    beside = this_paper().columns(_LEAST_MAP, len(panels))
     groups = -(-len(panels) // beside)
-    if this_page().inches is not None:
-        width = this_page().width_of(0) / beside - 0.95
+    if this_paper().inches is not None:
+        width = this_paper().width_of(0) / beside - 0.95
     figure = new_figure(0.6 + (width + 0.75) * len(panels), (height + 1.25) * groups)
     heights = [ny, 1][: 1 + strip] * groups
     grid = figure.add_gridspec((1 + strip) * groups, beside, height_ratios=heights)

@@ -38,7 +38,7 @@ from dlf_dynamics.analysis.style import (
     styled,
 )
 from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.page import this_page
+from dlf_dynamics.paper import this_paper
 
 __all__ = ["draw_curves", "draw_phase_diagram", "draw_study"]
 
@@ -199,7 +199,7 @@ def draw_curves(
     require_single(selection, by)
     groups = curve_groups(results, selection, by)
     with styled():
-        columns = this_page().columns(2.2, min(3, len(names)))
+        columns = this_paper().columns(2.2, min(3, len(names)))
         rows = -(-len(names) // columns)
         figure = new_figure(1.4 + 2.5 * columns, 0.7 + 2.1 * rows)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -208,7 +208,7 @@ def draw_curves(
         for ax in axes[len(names) :]:
             ax.remove()
         letter_panels(axes[: len(names)])
-        if this_page().inches is not None:
+        if this_paper().inches is not None:
             legend_below(figure, axes[0])
         else:
             handles, labels = axes[0].get_legend_handles_labels()

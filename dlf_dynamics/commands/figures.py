@@ -10,7 +10,7 @@ import tyro
 
 from dlf_dynamics.commands.terminal import Flattened, say
 from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.page import Page
+from dlf_dynamics.paper import Paper
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,7 +52,7 @@ class FigureOptions:
     of the formats of --format. None means the name of the run file."""
     format: tuple[str, ...] = ("png", "svg")
     """Formats of the figures: png, svg, pdf. Letters in svg and pdf stay letters."""
-    page: Annotated[Page, Flattened] = field(default_factory=Page)
+    paper: Annotated[Paper, Flattened] = field(default_factory=Paper)
 
     def files(self, path: Path) -> FigureFiles:
         """Those of the name and formats that are asked for, else those beside a file.

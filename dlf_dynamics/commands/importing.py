@@ -45,7 +45,7 @@ class Import:
         if not self.checkpoints:
             raise ConfigError("no checkpoints are given; expected files or folders of them")
         check_writable(self.output)
-        from dlf_dynamics.checkpoints import find_checkpoints, read_checkpoint
+        from dlf_dynamics.checkpoint_files import find_checkpoints, read_checkpoint
         from dlf_dynamics.leaves import leaves_of
 
         paths = find_checkpoints(self.checkpoints)

@@ -15,7 +15,7 @@ from dlf_dynamics.commands.studies import DiagramOptions, is_study
 from dlf_dynamics.commands.terminal import Flattened, ProblemName, say
 from dlf_dynamics.config import span_of
 from dlf_dynamics.errors import ConfigError, FileError
-from dlf_dynamics.page import on_page
+from dlf_dynamics.paper import on_paper
 from dlf_dynamics.registry import ANALYSES
 from dlf_dynamics.startup import open_recorded
 
@@ -64,7 +64,7 @@ class _Plot:
         if len(self.paths) > 1 and self.drawn.output is None:
             raise ConfigError("output is none; expected -o, as the figure is of several runs")
         files = self.drawn.files(self.path)
-        with on_page(self.drawn.page):
+        with on_paper(self.drawn.paper):
             if len(self.paths) > 1:
                 return self._overlay(files)
             return self._draw(files)

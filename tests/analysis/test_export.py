@@ -171,7 +171,7 @@ def test_every_field_has_a_description_and_every_axis_a_name(kind):
 def test_every_name_in_the_table_of_units_is_that_of_a_field():
     known = {name for kind in (*RESULTS, Outcome) for r in records(kind) for name in codec.hints(r)}
     known |= {f"{r.__name__}.{n}" for k in RESULTS for r in records(k) for n in codec.hints(r)}
-    from dlf_dynamics.recordings import _ENTRIES
+    from dlf_dynamics.run_table import _ENTRIES
 
     known |= {path.split("/")[-1] for path in _ENTRIES} | {"step"}
     assert set(labels._UNIT_OF) <= known

@@ -1,6 +1,6 @@
-"""`Page`: the place that figures are drawn for, such as a column of a paper.
+"""`Paper`: the place that figures are drawn for, such as a column of a paper.
 
-As with matplotlib's own settings, what is drawn within `with on_page(page):` is drawn for it.
+As with matplotlib's own settings, what is drawn within `with on_paper(paper):` is drawn for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WIDTHS, _FONTS, _DOTS = (2.0, 40.0), (4.0, 40.0), (30, 2400)
 
 
 @dataclass(frozen=True)
-class Page:
+class Paper:
     """How wide figures are, and what is beside the panels."""
 
     width: str | None = None
@@ -56,7 +56,7 @@ class Page:
         Raises:
             ConfigError: when it is not a length.
 
-        >>> Page("8.6cm").inches.__round__(2)
+        >>> Paper("8.6cm").inches.__round__(2)
         3.39
         """
         if self.width is None:
@@ -80,19 +80,19 @@ class Page:
         return max(1, min(most, int(self.inches / (least * scale))))
 
 
-_PAGE: ContextVar[Page] = ContextVar("page", default=Page())  # noqa: B039 - it is frozen
+_PAPER: ContextVar[Paper] = ContextVar("paper", default=Paper())  # noqa: B039 - it is frozen
 
 
 @contextmanager
-def on_page(page: Page) -> Iterator[Page]:
-    """Figures that are drawn and saved within the block are for this page."""
-    token = _PAGE.set(page)
+def on_paper(paper: Paper) -> Iterator[Paper]:
+    """Figures that are drawn and saved within the block are for this paper."""
+    token = _PAPER.set(paper)
     try:
-        yield page
+        yield paper
     finally:
-        _PAGE.reset(token)
+        _PAPER.reset(token)
 
 
-def this_page() -> Page:
-    """The page of the block, else one of a screen."""
-    return _PAGE.get()
+def this_paper() -> Paper:
+    """The paper of the block, else a screen."""
+    return _PAPER.get()

@@ -8,7 +8,7 @@ from PIL import Image
 from dlf_dynamics.analysis import headings, style
 from dlf_dynamics.analysis.spectra import plots
 from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.page import Page, on_page, this_page
+from dlf_dynamics.paper import Paper, on_paper, this_paper
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from dlf_dynamics.page import Page, on_page, this_page
     [("3.4in", 3.4), ("86mm", 3.385827), ("8.6 cm", 3.385827), ("246pt", 3.4039)],
 )
 def test_a_width_is_a_length_in_any_unit_of_papers(width, inches):
-    assert Page(width).inches == pytest.approx(inches, rel=1e-5)
+    assert Paper(width).inches == pytest.approx(inches, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -34,23 +34,23 @@ def test_a_width_is_a_length_in_any_unit_of_papers(width, inches):
 )
 def test_what_is_no_page_is_refused(settings, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        Page(**settings)
+        Paper(**settings)
 
 
 def leave_by_an_error():
-    with on_page(Page("3in")):
-        assert this_page().inches == 3
+    with on_paper(Paper("3in")):
+        assert this_paper().inches == 3
         raise KeyError
 
 
 def test_a_page_ends_with_its_block_and_with_an_error_in_it():
     with pytest.raises(KeyError):
         leave_by_an_error()
-    assert this_page() == Page()
+    assert this_paper() == Paper()
 
 
 def test_files_have_the_width_and_the_resolution_of_the_page(small, trained, tmp_path):
-    with on_page(Page("3in", dpi=150)):
+    with on_paper(Paper("3in", dpi=150)):
         figure = plots.run_figure(trained(small), None, panels=["loss"])
         png, pdf = style.save(figure, tmp_path / "run", ["png", "pdf"])
     with Image.open(png) as image:
@@ -63,7 +63,7 @@ def test_files_have_the_width_and_the_resolution_of_the_page(small, trained, tmp
 def test_letters_follow_the_font_size_of_the_page(small, trained, analysed):
     sizes = {}
     for size in (8.0, 12.0):
-        with on_page(Page(font_size=size)):
+        with on_paper(Paper(font_size=size)):
             figure = plots.run_figure(trained(small), analysed(small))
         found = figure.axes[0].yaxis.label, figure._suptitle
         sizes[size] = np.array([text.get_fontsize() for text in found])
@@ -85,7 +85,7 @@ def test_a_narrow_page_has_one_column_of_panels_and_no_heading_where_none_is_wan
 ):
     run, spectrum = trained(eventful), analysed(eventful)
     wide = plots.run_figure(run, spectrum)
-    with on_page(Page("3.4in", letters=True, no_title=True)):
+    with on_paper(Paper("3.4in", letters=True, no_title=True)):
         narrow = plots.run_figure(run, spectrum)
         zoomed = plots.run_figure(run, spectrum, zoom=(300, 400))
     assert len(wide.axes) == 2 * len(narrow.axes)
@@ -98,7 +98,7 @@ def test_a_narrow_page_has_one_column_of_panels_and_no_heading_where_none_is_wan
 
 
 def test_letters_stand_before_titles():
-    with on_page(Page(letters=True)), style.styled():
+    with on_paper(Paper(letters=True)), style.styled():
         figure = style.new_figure(4, 2)
         axes = figure.subplots(1, 2)
         axes[0].set_title("burst 1")

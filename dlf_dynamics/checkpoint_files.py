@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dlf_dynamics.errors import ConfigError, FileError, shortened
-from dlf_dynamics.torchstate import updates_made
+from dlf_dynamics.torch_state import updates_made
 
 Tree = Any
 """Dictionaries and lists of arrays, numbers and texts."""
