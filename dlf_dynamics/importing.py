@@ -178,10 +178,32 @@ class _Reader:
             before = found
             yield found
 
+    @property
+    def _by_name(self) -> bool:
+        """Whether the user says that the numbers in names tell the steps."""
+        return self._config.step_pattern is not None or self._config.steps_per_number > 1
+
+    def _counted(self, state: Any, step: int, *, told: bool) -> int:
+        """The step by what the optimizer has counted; where it was told, the same.
+
+        Raises:
+            ConfigError: when it was told otherwise.
+        """
+        scalars = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+        counts = {int(leaf) for leaf in scalars if leaf.ndim == 0 and leaf.dtype.kind in "iu"}
+        if len(counts) != 1 or counts == {step}:
+            return step
+        (count,) = counts
+        if told:
+            raise ConfigError(
+                f"its step is {step}, and its optimizer has counted {count} updates; expected the "
+                "same: say with step_pattern and steps_per_number what the numbers in names count"
+            )
+        return count
+
     def _step(self, path: Path, tree: Any, number: int | None) -> int:
         """What the checkpoint tells, unless the user says that names count; else its number."""
-        by_name = self._config.step_pattern is not None or self._config.steps_per_number > 1
-        step = None if by_name else own_step(tree)
+        step = None if self._by_name else own_step(tree)
         if step is None and number is not None:
             step = number * self._config.steps_per_number
         if step is None:
@@ -205,6 +227,7 @@ class _Reader:
             params = self.params.taken(leaves, prefix)
             names = [n[len(prefix) :] for n in leaves if n[: len(prefix)] == prefix]
             state, used = self._opt_state(tree, leaves, names, step)
+            step = self._counted(state, step, told=self._by_name or own_step(tree) is not None)
             frozen = self._compared(leaves)
             self._require_nothing_else(leaves, prefix, used | frozen)
         except UserError as error:

@@ -225,6 +225,19 @@ def test_steps_in_the_checkpoints_come_before_their_names(training, tmp_path):
     assert import_checkpoints([tmp_path], training.setup, tmp_path / "b.h5").steps == list(STEPS)
 
 
+def test_the_optimizer_counts_where_names_count_epochs(training, tmp_path):
+    for epoch, step in enumerate(STEPS):
+        params, state = training.kept[step]
+        content = {"params": params, "opt_state": to_state_dict(state)}
+        (tmp_path / f"{epoch}.msgpack").write_bytes(msgpack_serialize(content))
+    assert import_checkpoints([tmp_path], training.setup, tmp_path / "a.h5").steps == list(STEPS)
+    config = ImportConfig(steps_per_number=10)
+    with pytest.raises(
+        ConfigError, match="its step is 10, and its optimizer has counted 8 updates"
+    ):
+        import_checkpoints([tmp_path], training.setup, tmp_path / "b.h5", config)
+
+
 def test_the_wider_of_two_trees_is_taken_when_it_is_named(training, tmp_path):
     params, other = training.kept[0][0], training.kept[8][0]
     (tmp_path / "0.msgpack").write_bytes(msgpack_serialize({"ema": other, "params": params}))
