@@ -70,9 +70,9 @@ class AnalysisCommand(ABC):
                 "it out"
             )
         self._refuse_follow()
+        run = self._opened()
         output = self.output or analysis.path(self.path)
         check_writable(output)
-        run = self._opened()
         if self.follow:
             found, run, code = self._followed(output)
         else:
