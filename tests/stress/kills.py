@@ -227,6 +227,8 @@ def _rows(dataset: h5py.Dataset, file: h5py.File) -> np.ndarray:
         return dataset[()]
     of_steps = name.startswith("scalars/") or name == "checksums/steps"
     axis = "scalars/step" if of_steps else "parameters/step"
+    if axis not in file:  # a result, in which only axes without places could grow
+        return dataset[()]
     return dataset[: min(len(dataset), len(file[axis]))]
 
 
