@@ -20,10 +20,17 @@ Tree = Any
 """Dictionaries and lists of arrays, numbers and texts."""
 
 _ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "checkpoint.msgpack")
-_ASIDE = re.compile(r"(optimizer|scheduler|rng_state|training_args|scaler)\b.*", re.IGNORECASE)
+_ASIDE = re.compile(
+    r"(optimizer|scheduler|rng_state|training_args|scaler)([-_.].*)?", re.IGNORECASE
+)
 """Files that trainers leave beside a model, without parameters in them."""
 
-_STEPS = ("step", "global_step", "iteration", "num_updates")
+_COUNTED = re.compile(
+    r"(?:step|iter|iteration|update|checkpoint|ckpt)s?[-_=. ]?(\d+)", re.IGNORECASE
+)
+"""Numbers in names that count updates."""
+
+_STEPS = ("global_step", "step", "iteration", "num_updates")
 """What programs call the number of updates in a checkpoint."""
 
 
@@ -50,7 +57,7 @@ def _inside(folder: Path) -> Iterator[Path]:
         yield folder
         return
     for path in sorted(folder.iterdir()):
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             yield from _inside(path)
         elif path.suffix in _READERS and not _ASIDE.fullmatch(path.name):
             yield path
@@ -66,11 +73,11 @@ def number_in_name(path: Path, pattern: str | None = None) -> int | None:
 
     Args:
         path: of the checkpoint.
-        pattern: regular expression whose only group is the number; none takes the last number of
-            the name, or of the nearest folder that has one.
+        pattern: regular expression whose only group is the number; none takes the only number of
+            the name, or that after `step`, `iter`, `checkpoint` and the like; else of the folder.
 
     Raises:
-        ConfigError: when the pattern is no such expression.
+        ConfigError: when the pattern is no such expression, or there are several numbers.
 
     >>> number_in_name(Path("runs/b2/checkpoint-300/model.safetensors"))
     300
@@ -78,10 +85,16 @@ def number_in_name(path: Path, pattern: str | None = None) -> int | None:
     300
     """
     if pattern is None:
-        for name in (path.name.removesuffix(path.suffix), *(p.name for p in path.parents)):
+        for name in (path.name.removesuffix(path.suffix), path.parent.name):
             numbers = re.findall(r"\d+", name)
+            named = _COUNTED.findall(name)
+            if len(named) == 1 or len(set(numbers)) == 1:
+                return int(named[0] if len(named) == 1 else numbers[0])
             if numbers:
-                return int(numbers[-1])
+                raise ConfigError(
+                    f"{path} has several numbers in its name; expected a step_pattern that finds "
+                    "the one of its step"
+                )
         return None
     try:
         expression = re.compile(pattern)
@@ -105,7 +118,7 @@ def own_step(tree: Tree) -> int | None:
         return None
     for name in _STEPS:
         value = tree.get(name)
-        if value is not None and np.ndim(value) == 0 and not isinstance(value, str | bytes):
+        if value is not None and np.ndim(value) == 0 and not isinstance(value, str | bytes | bool):
             number = np.asarray(value)
             if np.issubdtype(number.dtype, np.integer) or float(number).is_integer():
                 return int(number)

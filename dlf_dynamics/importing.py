@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from math import prod
@@ -22,10 +22,12 @@ from dlf_dynamics.checkpoint_files import (
     read_checkpoint,
 )
 from dlf_dynamics.config import ImportConfig
-from dlf_dynamics.errors import ConfigError, UserError
+from dlf_dynamics.errors import ConfigError, UserError, shown
 from dlf_dynamics.leaves import Name, Wanted, by_name, ends_with, leaves_of, named, words
 from dlf_dynamics.loop import Setup
 from dlf_dynamics.optimizers import has_mean_squares
+from dlf_dynamics.outputs import hold, partial_path
+from dlf_dynamics.ranges import MOST_STEPS
 from dlf_dynamics.recorder import Recorder
 from dlf_dynamics.torch_state import as_optax, find_torch_state
 
@@ -39,12 +41,14 @@ class Imported:
 
     Attributes:
         path: of the run file.
+        files: the checkpoints, in the order of their steps.
         steps: of the checkpoints.
         num_params: parameters of each.
         notes: what was not there, and what that means, a line each.
     """
 
     path: Path
+    files: list[Path]
     steps: list[int]
     num_params: int
     notes: list[str] = field(default_factory=list)
@@ -88,30 +92,57 @@ def import_checkpoints(
     found = reader.read_all(places)
     first = next(found)
     stateful = setup.optimizer is not None and first.opt_state is not None
-    recorder = Recorder(
-        output,
-        setup.problem,
-        optimizer=setup.optimizer,
-        config={"checkpoints": [str(path) for path, _ in places], **vars(config)},
-        full_batch=config.full_batch,
-        stateful=stateful,
-        fixed_statistics=config.fixed_statistics or first.compared,
-        name=name,
-        overwrite=overwrite,
-    )
-    steps = []
+    files = [path for path, _ in places]
+    output = _other_than(files, Path(output))
+    with hold(output, None if overwrite else "pass overwrite=True, or write elsewhere") as held:
+        partial = partial_path(held.target)  # an older file stays until all is read
+        recorder = Recorder(
+            partial,
+            setup.problem,
+            optimizer=setup.optimizer,
+            config={"checkpoints": [str(path) for path in files], **vars(config)},
+            full_batch=config.full_batch,
+            stateful=stateful,
+            replayed=False,
+            fixed_statistics=config.fixed_statistics or first.compared,
+            name=name,
+        )
+        try:
+            steps = _record(recorder, chain([first], found), progress, stateful=stateful)
+            held.place(partial)
+        finally:
+            partial.unlink(missing_ok=True)
+    notes = _notes(setup, config, stateful=stateful)
+    return Imported(output, files, steps, reader.num_params, notes)
+
+
+def _other_than(files: Sequence[Path], output: Path) -> Path:
+    """The output, which must be none of the checkpoints.
+
+    Raises:
+        ConfigError: when it is one.
+    """
+    if output.resolve() in {path.resolve() for path in files}:
+        raise ConfigError(f"output is {output}, one of the checkpoints; expected another name")
+    return output
+
+
+def _record(
+    recorder: Recorder, found: Iterable[_Found], progress: Callable[[int], None], *, stateful: bool
+) -> list[int]:
+    """Records all of them; returns their steps."""
+    steps: list[int] = []
     with recorder:
-        for each in chain([first], found):
+        for each in found:
             if stateful and each.opt_state is None:
                 raise ConfigError(
-                    f"{each.path} holds no state of the optimizer, as {first.path} does; expected "
-                    "it in all checkpoints or in none"
+                    f"{each.path} holds no state of the optimizer, as the first does; expected it "
+                    "in all checkpoints or in none"
                 )
             recorder.record(each.step, each.params, each.opt_state if stateful else ())
             steps.append(each.step)
             progress(len(steps))
-    size = sum(map(prod, reader.params.shapes.values()))
-    return Imported(recorder.path, steps, size, _notes(setup, config, stateful=stateful))
+    return steps
 
 
 class _Found(NamedTuple):
@@ -146,6 +177,11 @@ class _Reader:
         self._state: Wanted | None = None
         if setup.optimizer is not None:
             self._state = Wanted.of(jax.eval_shape(setup.optimizer.init, setup.params))
+
+    @property
+    def num_params(self) -> int:
+        """Of each checkpoint."""
+        return sum(map(prod, self.params.shapes.values()))
 
     def in_order(self, paths: Sequence[Path]) -> list[tuple[Path, int | None]]:
         """The checkpoints by step, each with the number in its name.
@@ -205,7 +241,14 @@ class _Reader:
         """What the checkpoint tells, unless the user says that names count; else its number."""
         step = None if self._by_name else own_step(tree)
         if step is None and number is not None:
+            if not self._by_name and isinstance(tree, Mapping) and tree.get("epoch") == number:
+                raise ConfigError(
+                    f"the number of {path} is its epoch; expected a number of updates: say with "
+                    "steps_per_number how many an epoch has"
+                )
             step = number * self._config.steps_per_number
+        if step is not None and not 0 <= step <= MOST_STEPS:
+            raise ConfigError(f"the step of {path} is {shown(step)}; expected 0 to {MOST_STEPS:,}")
         if step is None:
             raise ConfigError(
                 f"the step of {path} is not known; expected a number in its name, or a "
@@ -225,6 +268,7 @@ class _Reader:
             leaves = by_name(leaves_of(tree))
             prefix = self.params.prefix(leaves, self._config.prefix)
             params = self.params.taken(leaves, prefix)
+            _require_finite(params)
             names = [n[len(prefix) :] for n in leaves if n[: len(prefix)] == prefix]
             state, used = self._opt_state(tree, leaves, names, step)
             step = self._counted(state, step, told=self._by_name or own_step(tree) is not None)
@@ -256,7 +300,8 @@ class _Reader:
             ours = [name for name in names if name in self.params.shapes]
             found = as_optax(torch[1], ours, self._state, step)
             return (None if found is None else self._state.taken(found, ())), used
-        if not any(self._state.shapes.values()):  # nothing but counts of updates, if that
+        counts = all(dtype.kind in "iu" for dtype in self._state.dtypes)
+        if counts and not any(self._state.shapes.values()):  # of updates, if there is any
             told = dict.fromkeys(self._state.shapes, np.asarray(step))
             return self._state.taken(told, ()), set()
         prefixes = self._state.prefixes(leaves)
@@ -288,10 +333,11 @@ class _Reader:
         for name, leaf in leaves.items():
             if name in taken or name in used or name[: len(prefix)] != prefix:
                 continue
-            kept = leaf.ndim == 0 and name[-1] in _BOOKKEEPING
+            kept = leaf.ndim == 0 and name[-1] in _BOOKKEEPING and len(name) == 1
             if kept or re.search(self._config.ignore or r"(?!)", named(name)):
                 continue
-            if leaf.ndim and any(np.array_equal(leaf, leaves[other]) for other in taken):
+            varied = leaf.size > 1 and np.any(leaf != leaf.ravel()[0])  # zeros are tied to nothing
+            if varied and any(np.array_equal(leaf, leaves[other]) for other in taken):
                 continue  # one tensor under two names, of weights that are tied
             raise ConfigError(
                 f"it has {named(name)}, of shape {leaf.shape}, which the problem's model has not; "
@@ -299,21 +345,28 @@ class _Reader:
             )
 
 
+def _require_finite(params: PyTree) -> None:
+    """Raises ConfigError where a parameter is not a number, as of a training that diverged."""
+    for leaf in jax.tree.leaves(params):
+        if not np.all(np.isfinite(leaf)):
+            raise ConfigError(
+                "its parameters are not all finite; expected numbers: leave out what was saved "
+                "after the training diverged"
+            )
+
+
 def _notes(setup: Setup, config: ImportConfig, *, stateful: bool) -> list[str]:
     """What was not there, and what that means."""
     if setup.optimizer is None:
-        return ["no optimizer is known: there is no threshold, and no step is made again"]
+        return ["no optimizer is known: there is no threshold"]
     notes = []
     if not config.full_batch:
-        notes.append(
-            "mini-batches: there is no threshold, and no step is made again (full_batch says "
-            "otherwise)"
-        )
+        notes.append("mini-batches: there is no threshold (full_batch says otherwise)")
     if not stateful:
         blank = jax.eval_shape(setup.optimizer.init, setup.params)
         adaptive = has_mean_squares(blank)
         notes.append(
-            "no state of the optimizer in the checkpoints: no step is made again"
-            + (", and without its preconditioner there is no threshold" if adaptive else "")
+            "no state of the optimizer was taken from the checkpoints"
+            + (": without its preconditioner there is no threshold" if adaptive else "")
         )
     return notes

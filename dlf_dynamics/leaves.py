@@ -88,6 +88,8 @@ class Wanted(NamedTuple):
             ConfigError: when two of them have one name.
         """
         pairs, structure = jax.tree_util.tree_flatten_with_path(tree)
+        if not pairs:
+            return cls(structure, {}, [])
         names = [words(jax.tree_util.keystr(path)) for path, _ in pairs]
         leaves = by_name(zip(names, (leaf for _, leaf in pairs), strict=True))
         shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
@@ -108,7 +110,13 @@ class Wanted(NamedTuple):
         return jax.tree.unflatten(self.structure, chosen)
 
     def prefixes(self, leaves: Mapping[Name, np.ndarray]) -> list[Name]:
-        """The words that stand before the names of all leaves of the tree."""
+        """The words that stand before the names of all leaves of the tree.
+
+        Raises:
+            ConfigError: when it has none.
+        """
+        if not self.shapes:
+            raise ConfigError("the problem has no parameters; expected some")
         first = next(iter(self.shapes))
         before = [name[: len(name) - len(first)] for name in leaves if ends_with(name, first)]
         return [p for p in before if all(p + name in leaves for name in self.shapes)]
@@ -176,7 +184,8 @@ def _in_type(leaf: np.ndarray, dtype: np.dtype, name: Name) -> np.ndarray:
     """
     # A count of updates is a number of another type in PyTorch; it is whole all the same.
     whole = dtype.kind in "iu" and leaf.ndim == 0 and float(leaf).is_integer()
-    if not whole and not np.can_cast(leaf.dtype, dtype, "safe"):
+    counted = dtype.kind == "f" and leaf.dtype.kind in "biu"  # quantised, or something else
+    if counted or not (whole or np.can_cast(leaf.dtype, dtype, "safe")):
         raise ConfigError(
             f"{named(name)} is of {leaf.dtype} and the problem's of {dtype}, which cannot hold its "
             f"numbers; expected a problem of parameters in {leaf.dtype}"

@@ -36,11 +36,13 @@ class Recording:
         optimizer: its name, for labels.
         full_batch: whether each update is that of the problem's whole loss.
         stateful: whether the optimizer's state was recorded; older files do not say, as it was.
+        replayed: whether updates may be made again: not of checkpoints that another program wrote.
     """
 
     optimizer: str
     full_batch: bool
     stateful: bool = True
+    replayed: bool = True
 
     @property
     def has_optimizer(self) -> bool:
@@ -50,7 +52,7 @@ class Recording:
     @property
     def own_updates(self) -> bool:
         """Whether any update can be made again."""
-        return self.has_optimizer and self.full_batch and self.stateful
+        return self.has_optimizer and self.full_batch and self.stateful and self.replayed
 
     @classmethod
     def from_json(cls, text: str) -> Recording:
@@ -61,7 +63,7 @@ class Recording:
         """
         content = json_object(text, "/recording")
         known = {name: content.get(name) for name in get_type_hints(cls)}
-        known["stateful"] = content.get("stateful", True)
+        known |= {name: content.get(name, True) for name in ("stateful", "replayed")}
         for name, kind in get_type_hints(cls).items():
             if not isinstance(known[name], kind):
                 raise ContentError(f"/recording has {name} {known[name]!r}; expected {kind}")

@@ -16,7 +16,7 @@ from dlf_dynamics.errors import ConfigError, shown
 _INCHES = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27}
 """A TeX point is 1/72.27 of an inch; so `\\the\\columnwidth` can be given as it is printed."""
 
-_WIDTHS, _FONTS, _DOTS = (2.0, 40.0), (4.0, 40.0), (30, 2400)
+_WIDTHS, _FONTS, _DOTS = (3.0, 40.0), (4.0, 20.0), (30, 2400)
 
 
 @dataclass(frozen=True)

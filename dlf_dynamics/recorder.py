@@ -78,6 +78,7 @@ class Recorder:
         every: int = 1,
         full_batch: bool = True,
         stateful: bool = True,
+        replayed: bool = True,
         fixed_statistics: bool = False,
         name: str = "the loop's optimizer",
         overwrite: bool = False,
@@ -98,6 +99,7 @@ class Recorder:
             stateful: whether `record` is given the optimizer's state. Without it nothing is
                 replayed, and an adaptive optimizer, whose preconditioner its state tells, has no
                 threshold.
+            replayed: whether updates may be made again, or every number is of a recorded state.
             fixed_statistics: whether the loop leaves running statistics (of batch norm) as they are
                 in the problem's model; a model that was adapted with such is refused otherwise.
             name: of the optimizer, for labels.
@@ -117,14 +119,14 @@ class Recorder:
         hold(self.path, self._remedy).release()  # told now, and not after a first update
         if not fixed_statistics:
             check_statistics(problem)
-        try:
-            self._config = json.dumps(dict(config or {}), indent=1)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"config cannot be kept as JSON: {error}") from error
+        self._config = _as_json(config)
         self._problem, self._every, self._on_record = problem, every, on_record
         if optimizer is None:
             optimizer, name, full_batch = NO_OPTIMIZER, NO_NAME, False
-        self._optimizer, self._recording = optimizer, Recording(name, full_batch, stateful)
+        self._optimizer, self._recording = (
+            optimizer,
+            Recording(name, full_batch, stateful, replayed),
+        )
         self._before: tuple[int, PyTree] | None = None
         self._watched: list[Any] = []
         self._donates = True
@@ -261,6 +263,13 @@ class _Form(NamedTuple):
                 f"the scalars are {_listed(scalars)}; expected {_listed(self.scalars)}, as in the "
                 "first record"
             )
+
+
+def _as_json(config: Mapping[str, Any] | None) -> str:
+    try:
+        return json.dumps(dict(config or {}), indent=1)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config cannot be kept as JSON: {error}") from error
 
 
 def _require_outside(tree: PyTree) -> None:

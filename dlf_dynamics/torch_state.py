@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.leaves import Name, Wanted, words
 
 _IN_OPTAX = {
@@ -20,13 +21,25 @@ _IN_OPTAX = {
 
 
 def find_torch_state(tree: Any) -> tuple[Name, Mapping[str, Any]] | None:
-    """The `state_dict` of an optimizer in a checkpoint, and the words before it; or none."""
+    """The `state_dict` of an optimizer in a checkpoint, and the words before it; or none.
+
+    Raises:
+        ConfigError: when there are several.
+    """
     if not isinstance(tree, Mapping):
         return None
-    for key, item in (("", tree), *tree.items()):
-        if isinstance(item, Mapping) and {"state", "param_groups"} <= item.keys():
-            return words(str(key)), item
-    return None
+    found = [
+        (words(str(key)), item)
+        for key, item in (("", tree), *tree.items())
+        if isinstance(item, Mapping) and {"state", "param_groups"} <= item.keys()
+    ]
+    if len(found) > 1:
+        listed = " and ".join(".".join(name) for name, _ in found)
+        raise ConfigError(
+            f"it has the states of several optimizers ({listed}); expected one: save the network "
+            "with its own, or the parameters alone"
+        )
+    return found[0] if found else None
 
 
 def updates_made(tree: Any) -> int | None:
@@ -61,7 +74,7 @@ def as_optax(
     kept: dict[Name, np.ndarray] = {}
     for number, name in zip(numbers, order, strict=True):
         for key, value in found["state"].get(number, {}).items():
-            if value is not None:
+            if value is not None and np.size(value):
                 kept[(_IN_OPTAX.get(str(key), str(key)), *name)] = np.asarray(value)
     return _taken(kept, names, wanted, step)
 
@@ -69,7 +82,18 @@ def as_optax(
 def _taken(
     kept: Mapping[Name, np.ndarray], names: Sequence[Name], wanted: Wanted, step: int
 ) -> dict[Name, np.ndarray] | None:
-    """For each leaf of the optax state what PyTorch keeps; counts are of all parameters alike."""
+    """For each leaf of the optax state what PyTorch keeps; counts are of all parameters alike.
+
+    Raises:
+        ConfigError: when PyTorch keeps what the optax transformation does not.
+    """
+    kinds = {name[0] for name in kept} - {"count"}
+    odd = sorted(kinds - {word for leaf in wanted.shapes for word in leaf})
+    if odd:
+        raise ConfigError(
+            f"its optimizer keeps {', '.join(odd)}, and the problem's does not; expected the optax "
+            "transformation of the same rule, or None"
+        )
     counts = {float(kept.get(("count", *name), step)) for name in names}
     taken: dict[Name, np.ndarray] = {}
     for leaf in wanted.shapes:

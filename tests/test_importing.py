@@ -160,10 +160,10 @@ def test_with_the_state_it_is_the_run_that_a_recorder_makes(training, tmp_path):
         for step, (params, state) in training.kept.items():
             recorder.record(step, params, state)
     runs = [open_run(tmp_path / f"{n}.h5", training.setup) for n in ("imported", "own")]
-    assert all(run.own_updates for run in runs)
+    assert [run.own_updates for run in runs] == [False, True]
     assert [run_threshold(run).preconditioned for run in runs] == [True, True]
-    for points in zip(*(run.points([0, 1, 2, 3], 4) for run in runs), strict=True):
-        for one, other in zip(*points, strict=True):
+    for points in zip(*(run.recorded(np.arange(4)) for run in runs), strict=True):
+        for one, other in [points]:
             assert one.step == other.step
             np.testing.assert_array_equal(one.params, other.params)
             np.testing.assert_array_equal(one.optimizer, other.optimizer)
@@ -175,8 +175,8 @@ def test_without_its_state_adam_has_spectra_and_no_threshold(training, tmp_path)
         [folder], training.setup, tmp_path / "run.h5", ImportConfig(full_batch=True)
     )
     assert found.notes == [
-        "no state of the optimizer in the checkpoints: no step is made again, and without its "
-        "preconditioner there is no threshold"
+        "no state of the optimizer was taken from the checkpoints: without its preconditioner "
+        "there is no threshold"
     ]
     run = open_run(tmp_path / "run.h5", training.setup)
     threshold = run_threshold(run)
@@ -197,12 +197,12 @@ def test_without_its_state_adam_has_spectra_and_no_threshold(training, tmp_path)
 def test_gradient_descent_has_its_threshold_without_a_state(
     optimizer, expected, notes, training, tmp_path
 ):
-    folder = folder_of(tmp_path, training, steps=(0, 100))  # too far to be made again
+    folder = folder_of(tmp_path, training, steps=(0, 100))
     setup = (own_problem(), optimizer, make())
     found = import_checkpoints([folder], setup, tmp_path / "r.h5", ImportConfig(full_batch=True))
     run = open_run(tmp_path / "r.h5", setup)
     assert run_threshold(run).at(np.array([100]))[0] == pytest.approx(expected, rel=1e-6)
-    assert (len(found.notes), run.own_updates) == (notes, notes == 0)
+    assert (len(found.notes), run.own_updates) == (notes, False)
     batches = import_checkpoints([folder], setup, tmp_path / "batches.h5")
     assert "mini-batches: there is no threshold" in batches.notes[0]
 
@@ -387,7 +387,7 @@ def test_a_state_in_some_checkpoints_only_is_refused(training, tmp_path):
         if step == 0:
             content["opt_state"] = to_state_dict(training.kept[step][1])
         (tmp_path / f"{step}.msgpack").write_bytes(msgpack_serialize(content))
-    with pytest.raises(ConfigError, match=r"8.msgpack holds no state of the optimizer, as .*0.msg"):
+    with pytest.raises(ConfigError, match=r"8.msgpack holds no state of the optimizer"):
         import_checkpoints([tmp_path], training.setup, tmp_path / "run.h5")
 
 
@@ -451,8 +451,9 @@ def test_the_command_makes_a_run_that_spectrum_reads(tmp_path, monkeypatch, caps
     command = ["import", "saved", "--problem", "own.py:setup", "--steps-per-number", "10"]
     assert main([*command, "--full-batch"]) == 0
     told = capsys.readouterr().err
-    assert "wrote run.h5: 3 checkpoints of 2 parameters, steps 10 to 30" in told
-    assert "no state of the optimizer in the checkpoints" in told
+    assert "wrote run.h5: 3 checkpoints of 2 parameters" in told
+    assert "saved/epoch1.npz is of step 10, saved/epoch3.npz of step 30" in told
+    assert "no state of the optimizer was taken from the checkpoints" in told
     assert "next: dlf-dynamics spectrum run.h5 --problem own.py:setup" in told
     options = ["--problem", "own.py:setup", "--json", "--no-figures", "--quiet"]
     assert main(["spectrum", "run.h5", *options]) == 0
@@ -463,3 +464,72 @@ def test_the_command_makes_a_run_that_spectrum_reads(tmp_path, monkeypatch, caps
     assert re.search("run.h5 exists; .*overwrite", capsys.readouterr().err)
     assert main(["import", "--problem", "own.py:setup"]) == 2
     assert "no checkpoints are given" in capsys.readouterr().err
+
+
+def test_every_number_is_of_a_checkpoint_itself(training, tmp_path):
+    """Also where updates could be made again, which may have been others."""
+    folder = folder_of(tmp_path, training, steps=(0, 8))
+    setup = (own_problem(), optax.sgd(0.5), make())
+    import_checkpoints([folder], setup, tmp_path / "run.h5", ImportConfig(full_batch=True))
+    run = open_run(tmp_path / "run.h5", setup)
+    assert run.checkpoint_steps.tolist() == [0, 8]
+    for row, step in zip(run.parameters(), (0, 8), strict=True):
+        np.testing.assert_array_equal(row[:5], training.kept[step][0]["first"]["bias"])
+    assert not run.own_updates
+
+
+def test_nothing_is_lost_when_an_import_fails(training, tmp_path):
+    good = folder_of(tmp_path, training)
+    out = tmp_path / "run.h5"
+    import_checkpoints([good], training.setup, out)
+    before = out.read_bytes()
+    np.savez(good / "step_200.npz", **WITHOUT)
+    for path, options in ((out, {"overwrite": True}), (tmp_path / "new.h5", {})):
+        with pytest.raises(ConfigError, match=r"200\.npz does not fit the problem: it lacks last"):
+            import_checkpoints([good], training.setup, path, **options)
+    assert out.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["npz", "run.h5"]
+    with pytest.raises(ConfigError, match=r"output is .*step_0\.npz, one of the checkpoints"):
+        import_checkpoints([good], training.setup, good / "step_0.npz", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("step_1_of_2", LEAVES, None),
+        ("epoch_1_best_1000", LEAVES, "has several numbers in its name; expected a step_pattern"),
+        ("3", LEAVES | {"epoch": 3}, "the number of .* is its epoch; expected a number of updates"),
+        ("1" + "0" * 20, LEAVES, "the step of .* is 100000000000000000000; expected 0 to"),
+        ("1", LEAVES | {"last.bias": np.full(3, np.nan)}, "parameters are not all finite"),
+        (
+            "1",
+            LEAVES | {"last.bias": np.ones(3, np.int8)},
+            "last.bias is of int8 and the problem's",
+        ),
+        ("1", LEAVES | {"other.bias": np.zeros(3)}, r"it has other.bias, of shape \(3,\)"),
+        ("1", LEAVES | {"mid.loss": np.float64(1)}, r"it has mid.loss, of shape \(\)"),
+    ],
+)
+def test_what_looks_right_and_is_not_is_refused(name, content, complaint, tmp_path):
+    np.savez(tmp_path / f"{name}.npz", **content)
+    setup = (PROBLEM, None, make())
+    if complaint is None:
+        assert import_checkpoints([tmp_path], setup, tmp_path / "run.h5").steps == [1]
+        return
+    with pytest.raises(ConfigError, match=complaint):
+        import_checkpoints([tmp_path], setup, tmp_path / "run.h5")
+
+
+def test_hyperparameters_in_a_state_are_not_counts(tmp_path):
+    np.savez(tmp_path / "step_100.npz", **LEAVES)
+    setup = (own_problem(), optax.inject_hyperparams(optax.sgd)(0.5), make())
+    found = import_checkpoints(
+        [tmp_path], setup, tmp_path / "run.h5", ImportConfig(full_batch=True)
+    )
+    assert "no state of the optimizer was taken" in found.notes[0]
+
+
+def test_a_problem_without_parameters_is_told(tmp_path):
+    np.savez(tmp_path / "1.npz", **LEAVES)
+    with pytest.raises(ConfigError, match="the problem has no parameters; expected some"):
+        import_checkpoints([tmp_path], (PROBLEM, None, {}), tmp_path / "run.h5")

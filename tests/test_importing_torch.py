@@ -107,7 +107,7 @@ def test_a_state_dict_alone_has_parameters_and_no_state(tmp_path):
     torch.save(wrapped, tmp_path / "epoch_4.pth")
     found = import_checkpoints([tmp_path], setup(optax.adam(0.01)), tmp_path / "run.h5")
     assert found.steps == [4]
-    assert "no state of the optimizer in the checkpoints" in found.notes[-1]
+    assert "no state of the optimizer was taken from the checkpoints" in found.notes[-1]
     (row,) = open_run(tmp_path / "run.h5", setup(optax.adam(0.01))).recorded(np.array([0]))
     np.testing.assert_array_equal(row.params, vector(module))
 
@@ -157,10 +157,19 @@ def test_the_optimizer_counts_the_updates_where_names_do_not(tmp_path):
     assert found.steps == [3]
 
 
-def test_a_state_of_another_rule_is_none(tmp_path):
+@pytest.mark.parametrize("rule", [optax.sgd(0.1, momentum=0.9), optax.sgd(0.1)])
+def test_a_state_of_another_rule_is_refused(rule, tmp_path):
     saved(tmp_path / "3.pt", OPTIMIZERS["adam"][0])
-    found = import_checkpoints([tmp_path], setup(optax.sgd(0.1, momentum=0.9)), tmp_path / "r.h5")
-    assert "no state of the optimizer in the checkpoints" in found.notes[-1]
+    with pytest.raises(ConfigError, match="its optimizer keeps mu, nu, and the problem's does not"):
+        import_checkpoints([tmp_path], setup(rule), tmp_path / "r.h5")
+
+
+def test_the_states_of_two_optimizers_are_refused(tmp_path):
+    saved(tmp_path / "3.pt", OPTIMIZERS["adam"][0])
+    content = torch.load(tmp_path / "3.pt", weights_only=True)
+    torch.save(content | {"other": content["optim"]}, tmp_path / "3.pt")
+    with pytest.raises(ConfigError, match=r"states of several optimizers \(optim and other\)"):
+        import_checkpoints([tmp_path], setup(optax.adam(0.01)), tmp_path / "r.h5")
 
 
 def test_running_statistics_and_other_buffers_are_refused(tmp_path):

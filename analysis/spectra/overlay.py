@@ -57,8 +57,7 @@ def _sharpness(ax: Axes, one: Overlaid, colour: str, name: str) -> np.ndarray:
     if one.spectrum is None or one.spectrum.hessian.ends.top == 0:
         return np.zeros(0)
     hessian = one.spectrum.hessian
-    centres = bool(np.any(np.isfinite(hessian.centre.eigenvalues[:, 0])))
-    found = hessian.centre if centres else hessian.iterate
+    found = hessian.centre if _has_centres(one.spectrum) else hessian.iterate
     values = np.where(found.converged[:, 0], found.eigenvalues[:, 0], np.nan)
     draw_points(ax, hessian.steps, values, colour, name)
     if one.spectrum.comparable:
@@ -91,7 +90,8 @@ def overlay_figure(
     """Loss, accuracy, sharpness and NTK of several runs on one axis of steps.
 
     Values that did not converge are left out; how many, stands in the legend. So does the operator
-    where the spectra are not all of the same.
+    where the spectra are not all of the same, and that values are at the iterates where there are
+    no centres.
 
     Args:
         runs: in the order of their colours.
@@ -99,7 +99,7 @@ def overlay_figure(
         panels: names of `OVERLAID`; none takes those that have something to show.
 
     Raises:
-        ConfigError: when a panel is unknown or has nothing to show.
+        ConfigError: when a panel is unknown or has nothing to show, or the zoom has no steps.
         FileError: when a run has no rows yet.
     """
     for one in runs:
@@ -108,6 +108,8 @@ def overlay_figure(
     first = min(float(one.run.steps[0]) for one in runs)
     last = max(float(one.run.steps[-1]) for one in runs)
     span = (first, last) if zoom is None else (max(zoom[0], first), min(zoom[1], last))
+    if not span[0] < span[1]:
+        raise ConfigError(f"zoom holds no steps of the runs, which have {first:.0f} to {last:.0f}")
     with styled():
         chosen = _chosen(runs, panels)
         figure = new_figure(7.2, 0.8 + 1.5 * len(chosen))
@@ -152,6 +154,10 @@ def _chosen(runs: Sequence[Overlaid], names: Sequence[str]) -> list[str]:
     return list(names) or there
 
 
+def _has_centres(spectrum: Spectrum) -> bool:
+    return bool(np.any(np.isfinite(spectrum.hessian.centre.eigenvalues[:, 0])))
+
+
 def _names(runs: Sequence[Overlaid]) -> list[str]:
     """Of the files, whole where two have the same, with what is to be said of their spectra."""
     operators = {str(one.spectrum.hessian.curvature) for one in runs if one.spectrum is not None}
@@ -164,6 +170,8 @@ def _names(runs: Sequence[Overlaid]) -> list[str]:
         told += f" ({again})" if again > 1 else ""
         if one.spectrum is not None and len(operators) > 1:
             told += f", {one.spectrum.hessian.curvature}"
+        if one.spectrum is not None and not _has_centres(one.spectrum):
+            told += ", at the iterates"
         if one.spectrum is not None and one.spectrum.not_converged:
             told += f", {one.spectrum.not_converged} checkpoints not converged"
         names.append(drawable(told))

@@ -269,12 +269,18 @@ def run_figure(
 
 
 def _spans(run: Run, spectrum: Spectrum | None, zoom: Span | None) -> list[Span]:
-    """Steps of each column."""
+    """Steps of each column.
+
+    Raises:
+        ConfigError: when the run has none of those to zoom in to.
+    """
     first, last = float(run.steps[0]), float(run.steps[-1])
     closer = default_zoom(run, spectrum) if zoom is None else zoom
     if closer is None:
         return [(first, last)]
     closer = closer[0], min(closer[1], last)
+    if not first <= closer[1] or not closer[0] < closer[1]:
+        raise ConfigError(f"zoom holds no steps of the run, which has {first:.0f} to {last:.0f}")
     if this_paper().columns(_TWO_COLUMNS, 2) == 2:
         return [(first, last), closer]
     return [(first, last) if zoom is None else closer]

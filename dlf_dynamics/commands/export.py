@@ -46,12 +46,17 @@ class Export:
 
     def execute(self) -> int:
         """Writes it."""
-        from dlf_dynamics.exporting import SUFFIXES, export
+        from dlf_dynamics.exporting import SUFFIXES, export, metadata_path
 
         if self.output.suffix not in SUFFIXES:
             raise ConfigError(
                 f"output is {self.output}; expected a name that ends in {', '.join(SUFFIXES)}"
             )
+        for written in (self.output, metadata_path(self.output)):
+            if written.resolve() == self.path.resolve():
+                raise ConfigError(
+                    f"{written} would be written, and is what is exported; expected another name"
+                )
         check_writable(self.output)
         found, more = self._found()
         say("wrote " + ", ".join(map(str, export(found, self.output, self.table, **more))))

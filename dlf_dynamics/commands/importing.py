@@ -68,7 +68,10 @@ class Import:
             )
         say(
             f"wrote {found.path}: {counted(len(found.steps), 'checkpoint')} of "
-            f"{counted(found.num_params, 'parameter')}, steps {found.steps[0]:,} to "
+            f"{counted(found.num_params, 'parameter')}"
+        )
+        say(
+            f"{found.files[0]} is of step {found.steps[0]:,}, {found.files[-1]} of step "
             f"{found.steps[-1]:,}"
         )
         for note in found.notes:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -623,3 +624,16 @@ def test_a_run_says_what_came_of_it(small, trained):
 
 def test_an_array_without_annotated_axes_gets_numbered_ones():
     assert labels.axis_names(np.ndarray, 2) == ("axis_0", "axis_1")
+
+
+def test_what_is_exported_is_not_written_over(small, trained, tmp_path, capsys):
+    for source, output in (
+        ("a.csv", "a.csv"),
+        ("a.nc", "./a.nc"),
+        ("b.csv-metadata.json", "b.csv"),
+    ):
+        shutil.copyfile(trained(small).path, tmp_path / source)
+        before = (tmp_path / source).read_bytes()
+        assert main(["export", str(tmp_path / source), "-o", str(tmp_path / output)]) == 2
+        assert "would be written, and is what is exported" in capsys.readouterr().err
+        assert (tmp_path / source).read_bytes() == before
