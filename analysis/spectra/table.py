@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,16 +50,29 @@ def _at(spectrum: Spectrum, groups: list[Group], point: str) -> DataFrame:
     places = np.full(len(spectrum.thresholds), place)
     fields = {
         "point": Field(places, ("checkpoints",), description=_POINT, words=dict(enumerate(POINTS))),
-        **own.fields,
+        **{name: _worded(name, field) for name, field in own.fields.items()},
         "threshold": whole.fields["thresholds"],
-        "side": Field(
-            spectrum.sides[:, place], ("checkpoints",), "1", sides.description, sides.words
-        ),
+        "side": Field(spectrum.sides[:, place], ("checkpoints",), "1", _WORDS["side"], sides.words),
         "incomplete": hessian.fields["incomplete"],
     }
     frame = frame_of(fields, scope_of(groups, own.path), ("checkpoints", "k"))
     frame["side"] = frame["side"].where(frame["k"] == 0)  # it is that of the largest value
     return frame
 
+
+def _worded(name: str, field: Field) -> Field:
+    """The column, described by what stands in it and not by the array that it was."""
+    return replace(field, description=_WORDS.get(name, field.description))
+
+
+_WORDS = {
+    "eigenvalues": "extreme eigenvalues of the operator, descending",
+    "intervals": "lower and upper end of an interval that holds the eigenvalue",
+    "status": "what is certain of the value; only what is `converged` decides anything",
+    "num_matvecs": "products that were made at this checkpoint and point",
+    "rank_bounds": "bound on the next eigenvalues beyond those wanted, at this end",
+    "side": "of the largest eigenvalue: surely above the threshold, surely below, or unknown",
+}
+"""Descriptions of columns that are other than those of the arrays."""
 
 _POINT = "iterate θ_t, or centre ¼θ_(t-1) + ½θ_t + ¼θ_(t+1)"
