@@ -248,7 +248,7 @@ def test_parameters_alone_have_eigenvalues_at_the_iterates_and_nothing_that_take
         assert found.label == "no threshold: the run was recorded without its optimizer"
     with pytest.raises(
         ConfigError,
-        match="without its optimizer or that one's state; its steps cannot be made again",
+        match="without its optimizer or that one's state, or imported; its steps cannot be made",
     ):
         compute_bifurcations(run, BifurcationConfig())
 
