@@ -33,7 +33,7 @@ def states(
     """The run each time that it has grown, the last time when its writer has ended.
 
     Args:
-        path: of the run file.
+        path: name of the run file.
         opened: opens it.
         stop: whether to end after this look, asked while nothing happens.
         least: seconds between two looks at least.
@@ -82,10 +82,10 @@ def latest(
     """What an analysis finds of a run each time that it has grown, written; the last of it.
 
     Args:
-        path: of the run file.
+        path: name of the run file.
         opened: opens it.
         analysis: what to perform.
-        settings: of the analysis.
+        settings: configuration of the analysis.
         output: the result file, written anew each time.
         stop: whether to end after the look that is being taken.
         after: called after each look with the run of which the result now is.

@@ -69,7 +69,7 @@ class StudyInfo(TypedDict):
         path: name of the file.
         runs: number of them.
         statuses: number of runs by what became of them.
-        keys: of the configuration, those in which the runs differ.
+        keys: entries of the configuration in which the runs differ.
         measures: what is measured.
         base: what the runs have in common.
         created: when, in UTC.

@@ -40,7 +40,7 @@ class Imported:
     """What was imported.
 
     Attributes:
-        path: of the run file.
+        path: name of the run file.
         files: the checkpoints, in the order of their steps.
         steps: of the checkpoints.
         num_params: parameters of each.
@@ -112,7 +112,7 @@ def import_checkpoints(
             held.place(partial)
         finally:
             partial.unlink(missing_ok=True)
-    notes = _notes(setup, config, stateful=stateful)
+    notes = _notes(setup, config, stateful=stateful) + _rate_notes(reader.rates, config)
     return Imported(output, files, steps, reader.num_params, notes)
 
 
@@ -168,11 +168,13 @@ class _Reader:
 
     Attributes:
         params: the form of the parameters.
+        rates: learning rates that the optimizers of PyTorch in the checkpoints tell.
     """
 
     def __init__(self, setup: Setup, config: ImportConfig) -> None:
         self._config = config
         self.params = Wanted.of(setup.params)
+        self.rates: set[float] = set()
         self._frozen = {words(n): v for n, v in frozen_in(setup.problem.apply).items()}
         self._state: Wanted | None = None
         if setup.optimizer is not None:
@@ -293,6 +295,7 @@ class _Reader:
             step: number of updates made.
         """
         torch = find_torch_state(tree)
+        self.rates |= {g["lr"] for g in torch[1]["param_groups"] if "lr" in g} if torch else set()
         used = set() if torch is None else {n for n in leaves if n[: len(torch[0])] == torch[0]}
         if self._state is None:
             return None, used
@@ -370,3 +373,14 @@ def _notes(setup: Setup, config: ImportConfig, *, stateful: bool) -> list[str]:
             + (": without its preconditioner there is no threshold" if adaptive else "")
         )
     return notes
+
+
+def _rate_notes(rates: set[float], config: ImportConfig) -> list[str]:
+    """That the threshold does not know the learning rate in the checkpoints."""
+    if not rates or not config.full_batch:
+        return []
+    told = " to ".join(f"{rate:g}" for rate in sorted({min(rates), max(rates)}))
+    return [
+        f"learning rate in the checkpoints {told}: see that it is that of the problem's optimizer, "
+        "to which the threshold belongs; it is not compared"
+    ]

@@ -163,10 +163,10 @@ def test_with_the_state_it_is_the_run_that_a_recorder_makes(training, tmp_path):
     assert [run.own_updates for run in runs] == [False, True]
     assert [run_threshold(run).preconditioned for run in runs] == [True, True]
     for points in zip(*(run.recorded(np.arange(4)) for run in runs), strict=True):
-        for one, other in [points]:
-            assert one.step == other.step
-            np.testing.assert_array_equal(one.params, other.params)
-            np.testing.assert_array_equal(one.optimizer, other.optimizer)
+        one, other = points
+        assert one.step == other.step
+        np.testing.assert_array_equal(one.params, other.params)
+        np.testing.assert_array_equal(one.optimizer, other.optimizer)
 
 
 def test_without_its_state_adam_has_spectra_and_no_threshold(training, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from dlf_dynamics import Problem, import_checkpoints
 from dlf_dynamics.checkpoint_files import read_checkpoint
+from dlf_dynamics.config import ImportConfig
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.losses import cross_entropy
 from dlf_dynamics.opening import open_run
@@ -204,3 +205,10 @@ def test_numbers_of_sixteen_bits_are_taken_as_they_are(tmp_path):
     found = read_checkpoint(tmp_path / "1.pt")
     for name, leaf in content.items():
         np.testing.assert_array_equal(found[name].astype(float), leaf.double().numpy())
+
+
+def test_the_learning_rate_that_the_threshold_does_not_know_is_told(tmp_path):
+    saved(tmp_path / "3.pt", OPTIMIZERS["sgd"][0])
+    config = ImportConfig(full_batch=True)
+    found = import_checkpoints([tmp_path], setup(optax.sgd(0.5)), tmp_path / "run.h5", config)
+    assert "learning rate in the checkpoints 0.1: see that it is that of" in found.notes[-1]

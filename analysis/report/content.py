@@ -23,19 +23,19 @@ class Series:
     """Values against the steps, or against what else is the axis of the panel.
 
     Attributes:
-        name: in the legend.
+        name: what the legend calls it.
         x: increasing, shape (points,).
         y: shape (points,); what is not finite is left out and counted.
         colour: such as #0072B2.
         style: `points`, which are joined where they are far apart; a `cloud` of points that never
             are; a `line`, for what has a value in between; or `marks`, which are few and large.
-        dash: of lines.
-        marker: of points, by its name in Bokeh.
+        dash: pattern of lines.
+        marker: shape of points, by its name in Bokeh.
         filled: whether markers are.
         beside: what is told of each point beside its value, by name.
         intervals: lower and upper ends, shape (points, 2); none where there are none.
         band: whether the intervals are drawn as a band, not as a bar at each point.
-        runs: of a study, the numbers of the runs of each point.
+        runs: numbers of the runs of each point, in a study.
     """
 
     name: str
@@ -58,10 +58,10 @@ class Panel:
 
     Attributes:
         title: what is on the vertical axis.
-        series: from back to front.
+        series: what is drawn, from back to front.
         logarithmic: whether the vertical axis is.
         note: what is to be known of it.
-        x_label: of an axis of its own; empty where it is the steps, which all such panels share.
+        x_label: name of an axis of its own; empty where it is the steps, which such panels share.
         ticks: places and labels of the ticks of an axis of its own; none chooses them.
         logarithmic_x: whether an axis of its own is logarithmic.
         lines: places at which there is a vertical line, with a name in the legend.
@@ -84,7 +84,7 @@ class Cells:
     Attributes:
         title: what the numbers are.
         axes: names of the horizontal and the vertical axis.
-        values: of the horizontal and the vertical axis, as labels.
+        values: labels of the horizontal and the vertical axis.
         edges: where the cells of both axes end.
         numbers: shape (rows, columns); NaN where there is none.
         palette: colours from the least to the largest.
@@ -152,7 +152,7 @@ class Part:
     Attributes:
         title: heading.
         lines: sentences, a line each.
-        tables: with the lines.
+        tables: what stands below the lines.
         panels: figures; those on the axis of steps stand with those of all other parts.
         cells: figures of a plane.
         windows: shaded in all panels on the axis of steps.

@@ -440,17 +440,21 @@ def run_of_a_kind(folder, trained, small, changes):
     return open_run(folder / "run.h5")
 
 
-def test_each_of_ten_classes_has_a_colour(tmp_path):
+def report_of_classes(count, folder):
+    """A run on data of so many classes, and its page."""
     config = RunConfig(
-        data=DataConfig(name="blobs", num_classes=10, points_per_class=2),
+        data=DataConfig(name="blobs", num_classes=count, points_per_class=2),
         model=ModelConfig(widths=(2,)),
         schedule=ScheduleConfig(period=5),
         steps=20,
     )
-    train(config, tmp_path / "run.h5")
-    run = open_run(tmp_path / "run.h5")
-    write_report([run], tmp_path / "run.report.html")
-    written = (tmp_path / "run.report.html").read_text(encoding="utf-8")
+    run = train(config, folder / "run.h5")
+    write_report([run], folder / "run.report.html")
+    return run, (folder / "run.report.html").read_text(encoding="utf-8")
+
+
+def test_each_of_ten_classes_has_a_colour(tmp_path):
+    run, written = report_of_classes(10, tmp_path)
     assert all(holds(written, weights) for weights in run.scalars["class_weights"].T)
     tags = Tags(written).tags
     colours = [attrs["data-colour"] for tag, attrs in tags if tag == "i" and "data-colour" in attrs]
@@ -459,16 +463,7 @@ def test_each_of_ten_classes_has_a_colour(tmp_path):
 
 
 def test_of_many_classes_the_largest_and_the_smallest_weight_are_shown(tmp_path):
-    config = RunConfig(
-        data=DataConfig(name="blobs", num_classes=100, points_per_class=2),
-        model=ModelConfig(widths=(2,)),
-        schedule=ScheduleConfig(period=5),
-        steps=20,
-    )
-    train(config, tmp_path / "run.h5")
-    run = open_run(tmp_path / "run.h5")
-    write_report([run], tmp_path / "run.report.html")
-    written = (tmp_path / "run.report.html").read_text(encoding="utf-8")
+    run, written = report_of_classes(100, tmp_path)
     weights = run.scalars["class_weights"]
     assert holds(written, np.max(weights, axis=1))
     assert holds(written, np.min(weights, axis=1))
