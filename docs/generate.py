@@ -4,15 +4,16 @@ Comments in a page are replaced by what the program says of itself, so that it c
 `<!-- help: train -->` by the help of a command, `<!-- analyses -->` by that of the commands of all
 analyses with what they print as JSON, `<!-- results -->` by what their result files hold,
 `<!-- schemas -->` by the JSON schemas of what is printed, `<!-- gallery -->` by the figures that
-draw.py draws, `<!-- configuration: RunConfig -->` by the keys of a configuration,
-`<!-- presets -->` by the presets, and `<!-- choices: linalg.eigensolver.Which -->` by the values of
-types of the analysis.
+draw.py draws, `<!-- notebook: fig4 -->` by a notebook with what its cells printed,
+`<!-- configuration: RunConfig -->` by the keys of a configuration, `<!-- presets -->` by the
+presets, and `<!-- choices: linalg.eigensolver.Which -->` by the values of types of the analysis.
 Examples are executed in an empty folder, which the pages of one build share.
 """
 
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
 import dataclasses
 import importlib
@@ -28,6 +29,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import nbformat
+from nbconvert import MarkdownExporter
+
 from dlf_dynamics import PRESETS, cli, codec, commandline, config, registry
 from dlf_dynamics.analysis.infotypes import INFO
 from dlf_dynamics.analysis.pipeline import analysis_named
@@ -38,7 +42,7 @@ WIDTH = 100
 """Columns in which the help is printed; in many more it is set in two columns."""
 
 _MARKER = re.compile(
-    r"^<!-- (help|configuration|presets|choices|analyses|results|schemas|gallery)"
+    r"^<!-- (help|configuration|presets|choices|analyses|results|schemas|gallery|notebook)"
     r"(?::\s?([\w. -]*?))? -->$",
     re.MULTILINE,
 )
@@ -208,6 +212,18 @@ def schemas(_: str | None = None) -> str:
     return "\n".join(parts)
 
 
+def notebook(name: str) -> str:
+    """Text, code and output of a notebook of the repository, with its pictures inside."""
+    path = Path(__file__).parents[1] / "notebooks" / f"{name}.ipynb"
+    read = nbformat.read(path, as_version=4)
+    read.metadata.language_info = {"name": "python"}  # which no kernel wrote into it
+    text, resources = MarkdownExporter().from_notebook_node(read)
+    for file, picture in resources["outputs"].items():
+        data = base64.b64encode(picture).decode()
+        text = text.replace(f"({file})", f"(data:image/png;base64,{data})")
+    return text
+
+
 def _datasets(kind: Any, group: str) -> Iterator[str]:
     """A row for each array of a record, then those of the records in it."""
     told, later = {name: text.replace("|", "\\|") for name, text in descriptions(kind).items()}, []
@@ -232,6 +248,7 @@ GENERATORS = {
     "results": results,
     "schemas": schemas,
     "gallery": lambda _: _gallery(),
+    "notebook": notebook,
     "help": command_help,
     "configuration": configuration,
     "presets": presets,

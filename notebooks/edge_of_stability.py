@@ -15,7 +15,7 @@
 # # The edge of stability on your own data
 #
 # Full-batch gradient descent raises the sharpness, the largest eigenvalue of the Hessian, until it
-# reaches $2/\eta$, and then keeps it there (Cohen et al. 2021, arXiv 2103.00065). Put your data in
+# reaches 2/η, and then keeps it there (Cohen et al. 2021, arXiv 2103.00065). Put your data in
 # place of the ones made up here, and see whether and when your network does.
 
 # %%

@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Where a dynamical loss helps: a phase diagram
 #
-# Ruiz-Garcia, Zhang, Schoenholz and Liu (ICML 2021, arXiv 2102.03793) asked at which amplitudes $A$
-# and periods $T$ a dynamical loss function trains a network better than the static one. This
-# notebook does a small study of that kind on their spiral: a grid of $A$ and $T$, a few seeds,
+# Ruiz-Garcia, Zhang, Schoenholz and Liu (ICML 2021, arXiv 2102.03793) asked at which amplitudes A
+# and periods T a dynamical loss function trains a network better than the static one. This
+# notebook does a small study of that kind on their spiral: a grid of A and T, a few seeds,
 # accuracy on fresh points from the same distribution, and what it costs in instabilities.
 
 # %%
