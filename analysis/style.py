@@ -264,7 +264,9 @@ def label_decades(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def fit_height(ax: Axes, span: tuple[float, float], *, without_outliers: bool = False) -> None:
+def fit_height(
+    ax: Axes, span: tuple[float, float], *, without_outliers: bool = False, apart: bool = False
+) -> None:
     """Sets the limits of the vertical axis to what lies in the span of steps.
 
     Args:
@@ -272,18 +274,23 @@ def fit_height(ax: Axes, span: tuple[float, float], *, without_outliers: bool = 
         span: first and last step.
         without_outliers: leave out those `Points` that `core_range` leaves out; to be told by
             `mark_hidden`. Other lines stay in sight.
+        apart: whether each of the `Points` has its own outliers: of several runs a short one would
+            be one as a whole.
     """
     logarithmic = ax.get_yscale() == "log"
-    points, lines = [np.zeros(0)], [np.zeros(0)]
+    points, lines = [], [np.zeros(0)]
     for line in ax.get_lines():
         if line.get_transform() == ax.transData:
             y = np.asarray(line.get_ydata(), float)[_in_sight(line, span)]
             y = np.log(y[y > 0]) if logarithmic else y
             (points if isinstance(line, Points) else lines).append(y)
-    inside, always = np.concatenate(points), np.concatenate(lines)
-    if len(inside) + len(always) == 0:
+    always = np.concatenate(lines)
+    clouds = points if apart else [np.concatenate([np.zeros(0), *points])]
+    judged = core_range if without_outliers else _ends
+    ranges = [judged(cloud, always) for cloud in clouds if len(cloud) + len(always)]
+    if not ranges:
         return
-    low, high = core_range(inside, always) if without_outliers else _ends(inside, always)
+    low, high = _ends(np.array(ranges).ravel())
     margin = 0.06 * (high - low) or (0.1 if logarithmic else 0.1 * abs(low) or 0.5)
     ends = np.clip([low - margin, high + margin], *(_LOG_LIMITS if logarithmic else _LIMITS))
     ax.set_ylim(*(np.exp(ends) if logarithmic else ends))

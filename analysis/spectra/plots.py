@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from dlf_dynamics.analysis.headings import legend_above, letter_panels, set_panel_title, set_title
 from dlf_dynamics.analysis.linalg.certificate import BUDGET, STATUSES, TRACKED, UNRANKED
+from dlf_dynamics.analysis.panels import chosen_panels
 from dlf_dynamics.analysis.spectra.events import OSCILLATING_COSINE, Oscillation
 from dlf_dynamics.analysis.spectra.spectrum import Spectrum
 from dlf_dynamics.analysis.spectra.summary import threshold_line
@@ -34,7 +35,7 @@ from dlf_dynamics.analysis.style import (
     set_span,
     styled,
 )
-from dlf_dynamics.errors import ConfigError, FileError, shortened
+from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.paper import this_paper
 from dlf_dynamics.run import Run
 from dlf_dynamics.schedules import Triangle
@@ -232,7 +233,7 @@ def run_figure(
         panels: names of `PANELS`, from top to bottom; none takes all that have something to show.
 
     Raises:
-        ConfigError: when a panel is unknown, or has nothing to show.
+        ConfigError: when a panel is unknown, has nothing to show or is named twice.
         FileError: when the run has no rows yet.
         StaleError: when the run is no longer in the state of which the spectrum is.
     """
@@ -305,23 +306,10 @@ def _zoom_in(ax: Axes, span: Span) -> None:
 
 
 def _panels(run: Run, spectrum: Spectrum | None, names: Sequence[str]) -> list[Panel]:
-    """Those that are asked for, or all with something in them.
-
-    Raises:
-        ConfigError: when one is unknown, or has nothing in it.
-    """
+    """Those that are asked for, or all with something in them."""
     shown = _with_content(run, spectrum)
-    for name in names:
-        if name not in PANELS:
-            raise ConfigError(
-                f"panel {shortened(name, 80)!r} is unknown; choices: {', '.join(PANELS)}"
-            )
-        if not shown[PANELS[name]]:
-            there = [n for n, panel in PANELS.items() if shown[panel]]
-            raise ConfigError(
-                f"panel {name!r} has nothing to show in {run.path}; choices: {', '.join(there)}"
-            )
-    return [PANELS[name] for name in names or PANELS if names or shown[PANELS[name]]]
+    there = [name for name, panel in PANELS.items() if shown[panel]]
+    return [PANELS[name] for name in chosen_panels(names, PANELS, there, f" in {run.path}")]
 
 
 def _with_content(run: Run, spectrum: Spectrum | None) -> dict[Panel, bool]:

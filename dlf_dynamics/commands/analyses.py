@@ -70,12 +70,13 @@ class AnalysisCommand(ABC):
                 "it out"
             )
         self._refuse_follow()
-        run = self._opened()
         output = self.output or analysis.path(self.path)
-        check_writable(output)
         if self.follow:
+            check_writable(output)  # before it waits
             found, run, code = self._followed(output)
         else:
+            run = self._opened()
+            check_writable(output)
             found = computed(
                 analysis, run, self.settings, output, resume=self.resume, quiet=self.quiet
             )
@@ -115,9 +116,10 @@ class AnalysisCommand(ABC):
 
         An exit code stands in the place of what was found where nothing was.
         """
-        from dlf_dynamics.analysis.following import latest
+        from dlf_dynamics.analysis.following import awaited, latest
         from dlf_dynamics.progress import Stop
 
+        awaited(self.path, self._opened)
         stop = Stop("stopping after this look")
         with stop.listening():
             found, run = latest(
@@ -169,8 +171,8 @@ _FOLLOW = Annotated[
     bool,
     tyro.conf.arg(
         help="Analyse a run that is still being written again and again, as new checkpoints come, "
-        "until its writer ends, or Ctrl-C. What is known of earlier checkpoints is not computed "
-        "again."
+        "until its writer ends, or Ctrl-C; wait for its file, if that is not there yet. What is "
+        "known of earlier checkpoints is not computed again."
     ),
 ]
 
