@@ -73,7 +73,7 @@ class Report:
         """Analyses and writes until the run has ended."""
         if len(self.paths) > 1:
             raise ConfigError("follow is given for several runs; expected one run file")
-        path = self.paths[0]
+        path = next(iter(self.paths))
         opened = lambda: open_recorded(path, 0, self.problem)  # noqa: E731
         from dlf_dynamics.analysis.following import awaited, latest
 
