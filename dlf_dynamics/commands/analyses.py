@@ -83,7 +83,7 @@ class AnalysisCommand(ABC):
             code = 0
         if isinstance(found, int) or not leads():
             return found if isinstance(found, int) else 0
-        say("wrote " + ", ".join(map(str, [output, *_write_tables(analysis, found, output)])))
+        say(f"wrote {output}")
         if not self.no_figures:
             files = FigureFiles(self.path.with_suffix(""))
             for name, figure in analysis.figures(run, found, self.view):
@@ -154,17 +154,6 @@ def computed(
     return interruptible(
         lambda stop: analysis.performed(run, settings, output, stop=stop, **how), again
     )
-
-
-def _write_tables(analysis: Analysis[Any, Any], found: Any, output: Path) -> list[Path]:
-    """Writes the text files of a result; returns their names."""
-    from dlf_dynamics.resultfile import write_whole
-
-    paths = []
-    for suffix, content in analysis.tables(found).items():
-        paths.append(output.with_suffix(suffix))
-        write_whole(paths[-1], content.encode())
-    return paths
 
 
 _FOLLOW = Annotated[

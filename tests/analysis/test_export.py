@@ -17,7 +17,6 @@ from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations, load_
 from dlf_dynamics.analysis.instabilities.frozen import FrozenDiagram
 from dlf_dynamics.analysis.instabilities.instability import Instability
 from dlf_dynamics.analysis.instabilities.oscillation import Motion
-from dlf_dynamics.analysis.instabilities.summary import csv_text
 from dlf_dynamics.analysis.linalg.certificate import BUDGET
 from dlf_dynamics.analysis.spectra.density import Density
 from dlf_dynamics.analysis.spectra.events import Crossing, Oscillation
@@ -350,10 +349,16 @@ def test_the_tables_of_bifurcations(bifurcations):
     assert motion["step"].tolist() == list(range(10))
 
 
-def test_the_csv_beside_a_result_leaves_out_steps_that_there_are_not_and_no_numbers(bifurcations):
-    (event,) = bifurcations[0].instabilities
-    (row,) = csv.DictReader(csv_text([replace(event, coefficient=-1.0)]).splitlines())
-    assert (row["coefficient"], row["crossed"], row["c_0"], row["onset"]) == ("-1.0", "", "", "3")
+def test_the_csv_of_instabilities_leaves_out_steps_that_there_are_not_and_no_numbers(
+    bifurcations, tmp_path
+):
+    found = bifurcations[0]
+    (event,) = found.instabilities
+    path = tmp_path / "x.csv"
+    export(replace(found, instabilities=[replace(event, coefficient=-1.0)]), path)
+    (row,) = read_csv(path)
+    assert list(row) == [field.name for field in fields(Instability)]
+    assert (row["coefficient"], row["crossed"], row["c_0"], row["onset"]) == ("-1", "", "", "3")
 
 
 def test_a_table_says_of_which_operator_and_with_which_settings_it_is(spectrum, bifurcations):
