@@ -19,7 +19,10 @@ from dlf_dynamics.analysis.instabilities.instability import Instability
 from dlf_dynamics.analysis.instabilities.oscillation import Motion
 from dlf_dynamics.analysis.linalg.certificate import BUDGET
 from dlf_dynamics.analysis.spectra.density import Density
+from dlf_dynamics.analysis.spectra.eigenvalues import Eigenvalues
 from dlf_dynamics.analysis.spectra.events import Crossing, Oscillation
+from dlf_dynamics.analysis.spectra.infinite_width import InfiniteWidth
+from dlf_dynamics.analysis.spectra.ntk import NTKSpectrum
 from dlf_dynamics.analysis.spectra.spectrum import Spectrum, load_spectrum, save_spectrum
 from dlf_dynamics.analysis.studies.outcome import CURVES, NUMBERS, Outcome
 from dlf_dynamics.analysis.studies.study import Measures, Study
@@ -642,3 +645,11 @@ def test_what_is_exported_is_not_written_over(small, trained, tmp_path, capsys):
         assert main(["export", str(tmp_path / source), "-o", str(tmp_path / output)]) == 2
         assert "would be written, and is what is exported" in capsys.readouterr().err
         assert (tmp_path / source).read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", [Eigenvalues, NTKSpectrum, InfiniteWidth, Density])
+def test_descriptions_of_spectra_hold_no_shapes_and_refer_to_no_code(kind):
+    """Whoever reads a column of a table has no docstring to look into."""
+    for name, description in labels.descriptions(kind).items():
+        assert "shape (" not in description, name
+        assert name == "normal_weights" or "see `" not in description, name
