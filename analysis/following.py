@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlf_dynamics.errors import counted
+from dlf_dynamics.errors import FileError, counted
+from dlf_dynamics.hdf5 import SIGNATURE
 from dlf_dynamics.outputs import is_held
 from dlf_dynamics.parts import Remembered
 from dlf_dynamics.streams import say
@@ -19,8 +20,51 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.2
 
+_ON_ITS_WAY_SECONDS = 5.0
+"""How long ago a file was written to at most that somebody may still be creating."""
+
 SHARE = 1.0
 """How long to wait after a look, as a part of the time that it took: half of a core goes to it."""
+
+
+def awaited(path: Path, opened: Callable[[], Run]) -> Run:
+    """The run, as soon as its file is there; that it is waited for is said.
+
+    A file that cannot be opened is waited for, too, as long as it may be on its way: while it is
+    empty or of HDF5, and was written to a moment ago, as by a program that copies it.
+
+    Args:
+        path: name of the run file.
+        opened: opens it.
+
+    Raises:
+        FileError: when there is another file, or no folder for it.
+    """
+    told = False
+    while True:
+        try:
+            return opened()
+        except FileError:
+            if not _may_come(path):
+                raise
+        if not told:
+            say(f"waiting for run file {path}; Ctrl-C stops")
+        told = True
+        time.sleep(_POLL_SECONDS)
+
+
+def _may_come(path: Path) -> bool:
+    """Whether a run file that cannot be opened may be there, and whole, in a moment."""
+    try:
+        found = path.stat()
+        if not path.is_file() or abs(time.time() - found.st_mtime) > _ON_ITS_WAY_SECONDS:
+            return False
+        with path.open("rb") as raw:
+            return SIGNATURE.startswith(raw.read(len(SIGNATURE)))
+    except FileNotFoundError:
+        return path.parent.is_dir()
+    except OSError:
+        return False
 
 
 def states(

@@ -152,10 +152,6 @@ class Analysis(Teller, ABC, Generic[Config, Found]):
 
         return told(self.name, self.lines(run, found))
 
-    def tables(self, found: Found) -> dict[str, str]:
-        """Contents of text files beside the result file, by their suffix."""
-        return {}
-
     def verify(self, run: Run, found: Found, view: Any, *, quiet: bool) -> list[str]:
         """What is done after all else because an option of the view asks for it, in words."""
         return []

@@ -53,7 +53,7 @@ _SQUASHED = 3.0
 _SIZE, _SMALLEST, _LARGEST = 24.0, 0.6, 5.0
 _FEWEST, _VECTORS, _NAMED_CLASSES, _DECADE, _FEW_DECADES = 10, 2000, 10, 10.0, 1e3
 # Ticks beyond the limits are numbers, too: those of a loss that diverges would overflow.
-_LIMITS, _LOG_LIMITS = (-1e150, 1e150), (-345.0, 345.0)
+LARGEST, _LOG_LIMITS = 1e150, (-345.0, 345.0)
 _NOTE, _STEP = 5.5, 0.62
 """Size of notes in points; inches of a panel for each step that is named below it."""
 _FONT = 8.0
@@ -136,7 +136,9 @@ def draw_points(
     # Or a vector file would hold every one of 70,000 points.
     line.set_rasterized(len(x) > _VECTORS)
     ax.add_line(line)
-    ax.autoscale_view()
+    heights = np.asarray(y, float)
+    if not np.any(np.abs(heights[np.isfinite(heights)]) > LARGEST):  # else it would overflow
+        ax.autoscale_view()
 
 
 def draw_curve(ax: Axes, x: np.ndarray, y: Float[np.ndarray, " points"], **style: Any) -> None:
@@ -199,6 +201,12 @@ def few_steps(ax: Axes, most: int, columns: int) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(max(min(most, room), 1), integer=True))
 
 
+def changes(values: np.ndarray) -> Float[np.ndarray, " between"]:
+    """Differences of values that follow each other, not finite where one of the two is not."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.diff(np.asarray(values, float))
+
+
 def core_range(values: np.ndarray, always: np.ndarray | None = None) -> tuple[float, float]:
     """Least and largest of the finite values, without outliers where these would squash the rest.
 
@@ -210,6 +218,7 @@ def core_range(values: np.ndarray, always: np.ndarray | None = None) -> tuple[fl
         values: to be shown if possible.
         always: to be shown in any case, and so in both ranges.
     """
+    values = np.asarray(values, float)  # a range of float32 may overflow
     ordered = np.sort(values[np.isfinite(values)])
     fixed = np.zeros(0) if always is None else always[np.isfinite(always)]
     count = len(ordered)
@@ -217,7 +226,8 @@ def core_range(values: np.ndarray, always: np.ndarray | None = None) -> tuple[fl
         return 0.0, 1.0
     most = max(1, int(count * OUTLIERS)) if count >= _FEWEST else 0
     lows, highs = ordered[: most + 1], ordered[count - 1 - most :]
-    best = int(np.argmin(highs - lows)) if most else 0
+    with np.errstate(over="ignore"):
+        best = int(np.argmin(highs - lows)) if most else 0
     inner = ordered[best : count - most + best]
     low, high = _ends(inner, fixed)
     least, largest = _ends(ordered, fixed)
@@ -234,7 +244,7 @@ def _ends(*values: np.ndarray) -> tuple[float, float]:
 
 def spans_decades(*values: np.ndarray) -> bool:
     """Whether a logarithmic axis suits: values above 0 that span a decade, outliers apart."""
-    known = np.concatenate([np.ravel(v) for v in values])
+    known = np.concatenate([np.ravel(np.asarray(v, float)) for v in values])
     known = known[np.isfinite(known)]
     positive = known[known > 0]
     if len(positive) < max((1 - OUTLIERS) * len(known), 1):
@@ -247,7 +257,8 @@ def scale_height(ax: Axes, *values: np.ndarray) -> None:
     """A logarithmic vertical axis where `spans_decades` says so."""
     if not spans_decades(*values):
         return
-    if any(np.max(v, initial=0.0, where=np.isfinite(v)) > _LIMITS[1] for v in values):
+    known = [np.asarray(v, float) for v in values]
+    if any(np.max(v, initial=0.0, where=np.isfinite(v)) > LARGEST for v in known):
         ax.margins(y=0)  # they would overflow
     ax.set_yscale("log", nonpositive="mask")
 
@@ -264,7 +275,9 @@ def label_decades(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def fit_height(ax: Axes, span: tuple[float, float], *, without_outliers: bool = False) -> None:
+def fit_height(
+    ax: Axes, span: tuple[float, float], *, without_outliers: bool = False, apart: bool = False
+) -> None:
     """Sets the limits of the vertical axis to what lies in the span of steps.
 
     Args:
@@ -272,20 +285,27 @@ def fit_height(ax: Axes, span: tuple[float, float], *, without_outliers: bool = 
         span: first and last step.
         without_outliers: leave out those `Points` that `core_range` leaves out; to be told by
             `mark_hidden`. Other lines stay in sight.
+        apart: whether each of the `Points` has its own outliers: of several runs a short one would
+            be one as a whole.
     """
     logarithmic = ax.get_yscale() == "log"
-    points, lines = [np.zeros(0)], [np.zeros(0)]
+    points, lines = [], [np.zeros(0)]
     for line in ax.get_lines():
         if line.get_transform() == ax.transData:
             y = np.asarray(line.get_ydata(), float)[_in_sight(line, span)]
             y = np.log(y[y > 0]) if logarithmic else y
             (points if isinstance(line, Points) else lines).append(y)
-    inside, always = np.concatenate(points), np.concatenate(lines)
-    if len(inside) + len(always) == 0:
+    always = np.concatenate(lines)
+    clouds = points if apart else [np.concatenate([np.zeros(0), *points])]
+    judged = core_range if without_outliers else _ends
+    ranges = [judged(cloud, always) for cloud in clouds if len(cloud) + len(always)]
+    if not ranges:
         return
-    low, high = core_range(inside, always) if without_outliers else _ends(inside, always)
+    low, high = _ends(np.array(ranges).ravel())
     margin = 0.06 * (high - low) or (0.1 if logarithmic else 0.1 * abs(low) or 0.5)
-    ends = np.clip([low - margin, high + margin], *(_LOG_LIMITS if logarithmic else _LIMITS))
+    ends = np.clip(
+        [low - margin, high + margin], *(_LOG_LIMITS if logarithmic else (-LARGEST, LARGEST))
+    )
     ax.set_ylim(*(np.exp(ends) if logarithmic else ends))
 
 

@@ -37,7 +37,7 @@ _TEXTS_BYTES = 2**20
 _HEAP = re.compile(rb"GCOL\x01\0\0\0(.{8})", re.DOTALL)
 """The beginning of a heap of texts, with its length."""
 
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class ContentError(FileError):
@@ -134,7 +134,7 @@ def format_name(path: Path) -> str | None:
     if not os.access(path, os.R_OK):
         raise _unreadable(path, _ANY)
     with path.open("rb") as raw:
-        if raw.read(8) != _SIGNATURE:
+        if raw.read(8) != SIGNATURE:
             return None
     with _opened(path, _ANY) as file:
         return _format_of(file)
@@ -171,7 +171,7 @@ def _open(path: Path, expected: Format) -> h5py.File:
         raise _unreadable(path, expected)
     with path.open("rb") as raw:
         header = raw.read(36)
-    if header[:8] != _SIGNATURE:
+    if header[:8] != SIGNATURE:
         raise FileError(f"{path} is not a dlf-dynamics {expected.kind} (not HDF5)")
     state = _state(path, _require_ends)
     if state not in _checked:

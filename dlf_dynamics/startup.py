@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -188,6 +189,24 @@ def recorded_config(path: Path) -> RunConfig:
     from dlf_dynamics.opening import open_run
 
     return open_run(path).config
+
+
+def require_distinct(paths: Sequence[Path]) -> None:
+    """Refuses a file that is named twice, also by another path or a link.
+
+    Raises:
+        ConfigError: when there is one.
+    """
+    seen: dict[tuple[int, int], Path] = {}
+    for path in paths:
+        try:
+            found = path.stat()
+        except OSError:  # whoever opens it says what is wrong with it
+            continue
+        first = seen.setdefault((found.st_dev, found.st_ino), path)
+        if first is not path:
+            told = "" if str(first) == str(path) else f", also as {first}"
+            raise ConfigError(f"{path} is named twice{told}; expected each file once")
 
 
 def check_writable(path: Path) -> None:

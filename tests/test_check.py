@@ -41,7 +41,10 @@ def test_bifurcations_writes_results_table_and_figure(unstable, capsys, tmp_path
     assert "Instabilities" in captured.out
     assert "threshold 0.666667: critical eigenvalue of gd" in captured.out
     assert output.is_file()
-    rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
+    assert {path.name for path in tmp_path.glob("out*")} == {"out.h5"}
+    assert main(["export", str(output), "-o", str(tmp_path / "table.csv")]) == 0
+    capsys.readouterr()
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
     assert len(rows) >= 1
     for suffix in ("png", "svg"):
         for name in ("instabilities", "diagrams"):

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from dlf_dynamics import Problem, import_checkpoints
 from dlf_dynamics.adapters import from_linen
+from dlf_dynamics.analysis.report.run_part import run_part
 from dlf_dynamics.analysis.spectra.curvature import Curvature, run_threshold
 from dlf_dynamics.checkpoint_files import (
     find_checkpoints,
@@ -141,6 +142,8 @@ def test_a_run_holds_the_very_numbers_of_the_checkpoints(kind, training, tmp_pat
         expected = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state)])
         np.testing.assert_array_equal(row.optimizer, expected if kind in WITH_STATE else [])
     assert len(run.settings["checkpoints"]) == len(STEPS)
+    (how_far,) = (line for line in run_part(run).lines if line.startswith("complete: "))
+    assert how_far.endswith(" of 33 parameters")  # a checkpoint tells no loss
 
 
 def folder_of(tmp_path, training, kind="npz", steps=STEPS):

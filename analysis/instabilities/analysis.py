@@ -25,8 +25,8 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
     The steps are replayed from the checkpoints. Crossings of the threshold by the sharpness at the
     centres are located to the step; oscillations get onset, end, period, the lag and growth that
     the linear theory predicts beside those measured, the flip coefficient and the size that it and
-    the rod equation predict. RUN.h5 is not changed; the results go to RUN.bifurcations.h5 and
-    RUN.bifurcations.csv, the figures to RUN.instabilities.png and RUN.diagrams.png: the
+    the rod equation predict. RUN.h5 is not changed; the results go to RUN.bifurcations.h5, the
+    figures to RUN.instabilities.png and RUN.diagrams.png: the
     oscillations of the run, and orbit diagrams with the loss frozen at one step; and the same as
     SVG. Ctrl-C stops after the current part; --resume goes on from there.
 
@@ -120,9 +120,3 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
         fields = {**motion.fields, "threshold": whole.fields["thresholds"], "side": side}
         every["motion.looked"] = frame_of(fields, scope_of(groups, motion.path), ("looked",))
         return {name: every[name] for name in ("instabilities", "crossings")} | every
-
-    def tables(self, found: Bifurcations) -> dict[str, str]:
-        """The instabilities as CSV."""
-        from dlf_dynamics.analysis.instabilities import summary
-
-        return {".csv": summary.csv_text(found.instabilities)}

@@ -69,8 +69,10 @@ class FrozenDiagram:
             in the parameters and in the velocity together. A positive
             exponent of small overlap is a slow direction of negative curvature, not chaos.
         converged: whether the exponents did.
-        branch_centre: see `Branches.centre`.
-        branch_opposed: see `Branches.opposed`, and so on.
+        branch_centre: 1 - Eλ of the largest eigenvalue λ at the centre; below -1 it is beyond its
+            flip.
+        branch_opposed: part of the last updates that point against the one before: 1 on an orbit of
+            period 2 or 4, less in irregular motion, 0 where nothing oscillates.
         branch_amplitude: amplitude of the orbit of period 2.
         branch_residual: residual of the rod equation.
         branch_multiplier: complex.

@@ -1,11 +1,8 @@
-"""What a person or a program reads of the instabilities of a run: table, lines, JSON, CSV."""
+"""What a person or a program reads of the instabilities of a run: table, lines, JSON."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,20 +43,6 @@ def as_dict(found: Bifurcations) -> dict[str, Any]:
         ],
     }
     return finite(content)
-
-
-def csv_text(events: Sequence[Instability]) -> str:
-    """One line for each instability; what is unknown is empty."""
-    text = io.StringIO()
-    names = [field.name for field in dataclasses.fields(Instability)]
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    for event in events:
-        row = dataclasses.asdict(event)
-        none = lambda value: (isinstance(value, int) and value == -1) or value != value  # noqa: E731
-        unknown = {name: "" for name, value in row.items() if none(value)}
-        writer.writerow(row | unknown)
-    return text.getvalue()
 
 
 def instabilities_table(found: Bifurcations) -> Table:

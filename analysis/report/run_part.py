@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 
 from dlf_dynamics.analysis.report.content import Panel, Part, Series, flat
-from dlf_dynamics.analysis.style import COLOURS, class_colours, spans_decades
+from dlf_dynamics.analysis.style import COLOURS, changes, class_colours, spans_decades
 from dlf_dynamics.dynamics import SCALARS
 from dlf_dynamics.errors import counted
 from dlf_dynamics.run import Run
@@ -31,11 +31,12 @@ def _lines(run: Run) -> list[str]:
     last = {name: run.scalars[name][-1] for name in ("loss", "accuracy")}
     held_out = {f"validation {name}": v[-1] for name, v in run.validation.items() if len(v)}
     values = [f"{name} {value:.6g}" for name, value in (last | held_out).items() if value == value]
+    told = f"; at the last step {', '.join(values)}" if values else ""  # none of an import
     return [
         f"trained: {run.subject}",
         f"{run.status}: {counted(int(run.steps[-1]), 'update')}, "
         f"{counted(len(run.checkpoint_steps), 'checkpoint')} of "
-        f"{counted(run.num_params, 'parameter')}; at the last step " + ", ".join(values),
+        f"{counted(run.num_params, 'parameter')}{told}",
         *run.source.caution,
     ]
 
@@ -81,9 +82,7 @@ def _loss(run: Run) -> Panel | None:
 
 def _loss_change(run: Run) -> Panel | None:
     """So that an alternation is seen; of steps that follow each other."""
-    with np.errstate(invalid="ignore"):  # a run that diverged ends with an infinite loss
-        change = np.diff(run.scalars["loss"])
-    change = np.where(np.diff(run.steps) == 1, change, np.nan)
+    change = np.where(np.diff(run.steps) == 1, changes(run.scalars["loss"]), np.nan)
     if not _known(change):
         return None
     return Panel("change of the loss, F(t) − F(t−1)", [_series("ΔF", run.steps[1:], change)])

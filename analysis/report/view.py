@@ -11,14 +11,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from dlf_dynamics.analysis.report.content import Panel
-from dlf_dynamics.analysis.style import core_range
+from dlf_dynamics.analysis.style import LARGEST, core_range
 from dlf_dynamics.errors import counted
 
 _MARGIN = 0.06
 """Share of the range that stays free above and below."""
 
-_LARGEST, _FARTHEST = 1e150, 345.0
-"""From it on the arithmetic of the axes of a page overflows; and its natural logarithm."""
+_FARTHEST = 345.0
+"""Natural logarithm of the largest number that the arithmetic of the axes of a page can bear."""
 
 _WIDTH, _HEIGHT = 1600, 160
 """Pixels of a panel on a wide screen, before the page knows its own."""
@@ -66,7 +66,7 @@ def _are_points(panel: Panel) -> Bool[np.ndarray, " series"]:
 def _heights_of(y: np.ndarray, panel: Panel) -> Float[np.ndarray, " shown"]:
     """The values that can be drawn, on the scale of the panel."""
     values = np.asarray(y, float)
-    values = values[np.abs(values) < _LARGEST]
+    values = values[np.abs(values) < LARGEST]
     return np.log(values[values > 0]) if panel.logarithmic else values
 
 
@@ -91,10 +91,10 @@ def _not_drawn(panel: Panel) -> list[str]:
     """How many values no axis, or no logarithmic one, can show."""
     values = [np.asarray(series.y, float) for series in panel.series if series.style != "marks"]
     together = np.concatenate([np.zeros(0), *values])
-    beyond, negative = int((np.abs(together) >= _LARGEST).sum()), int((together <= 0).sum())
+    beyond, negative = int((np.abs(together) >= LARGEST).sum()), int((together <= 0).sum())
     notes = []
     if beyond:
-        notes.append(f"{counted(beyond, 'value')} of {_LARGEST:.0e} or more cannot be drawn")
+        notes.append(f"{counted(beyond, 'value')} of {LARGEST:.0e} or more cannot be drawn")
     if panel.logarithmic and negative:
         notes.append(f"{counted(negative, 'value')} ≤ 0 cannot be drawn on a logarithmic axis")
     return notes
@@ -112,7 +112,7 @@ def distinct(
         logarithmic: whether that is.
     """
     values = np.asarray(y, float)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         places = np.log(values) if logarithmic else values
         low, high = np.log(limits) if logarithmic else limits
         there = np.isfinite(places) & (places >= low) & (places <= high)

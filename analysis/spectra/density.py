@@ -38,8 +38,8 @@ class Density:
 
     Attributes:
         steps: step of each checkpoint that it was computed at.
-        nodes: of the Gauss rule of each probe, see `Quadrature`; `evaluate` makes a curve of them.
-        weights: of the nodes, see `Quadrature`.
+        nodes: nodes of the Gauss rule of each probe; `evaluate` makes a curve of them.
+        weights: weights of these nodes.
         trace: sum of the eigenvalues.
         trace_radius: half width of the interval about `trace` that holds the exact one with 95 %.
         frobenius: root of the sum of the squared eigenvalues.

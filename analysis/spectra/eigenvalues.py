@@ -38,15 +38,15 @@ class Eigenvalues(NamedTuple):
     """Eigenvalues at each checkpoint, descending, and how they were found; NaN where fewer.
 
     Attributes:
-        eigenvalues: descending, shape (checkpoints, k).
+        eigenvalues: eigenvalues, in descending order.
         residuals: ‖A v - λ v‖ from fresh products.
-        intervals: lower and upper ends; see `certificate.Certificate`, like the next four.
+        intervals: lower and upper ends of the interval of each value.
         status: what is certain of each value, a place in `certificate.STATUSES`.
         upper_bound: what no eigenvalue exceeds; infinite where nothing bounds them.
         lower_bound: what none is below.
         rank_bounds: bounds on the next ones beyond those wanted at the top and at the bottom.
-        num_matvecs: products, shape (checkpoints,).
-        modes: number of the mode that each eigenvector continues, or -1; see `modes.follow_modes`.
+        num_matvecs: number of products with the operator.
+        modes: number of the mode that each eigenvector continues, or -1 where there is none.
     """
 
     eigenvalues: Float[np.ndarray, "checkpoints k"]

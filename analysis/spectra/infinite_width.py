@@ -62,11 +62,11 @@ class InfiniteWidth:
 
     Attributes:
         steps: step of each checkpoint.
-        eigenvalues: of the run's kernel K_t, descending, shape (checkpoints, examples).
+        eigenvalues: eigenvalues of the run's kernel K_t, in descending order.
         distance: ‖K_t − Θ‖ / ‖Θ‖ in the Frobenius norm. That of step 0 is due to finite width.
         alignment: ⟨K_t, Θ⟩ / (‖K_t‖ ‖Θ‖), at most 1; whatever the scale of K_t.
         movement: ‖K_t − K_0‖ / ‖K_0‖, from the run's own kernel at its first checkpoint.
-        ntk: eigenvalues of Θ, descending, shape (examples,).
+        ntk: eigenvalues of Θ, in descending order.
         nngp: eigenvalues of the NNGP kernel, the covariance of each output, descending.
         num_examples: the kernels are taken on the first examples, this many.
         normal_weights: whether the run's initial weights are drawn from a normal distribution, as

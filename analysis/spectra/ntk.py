@@ -53,12 +53,12 @@ class NTKSpectrum:
 
     Attributes:
         steps: step of each checkpoint.
-        eigenvalues: descending, shape (checkpoints, k).
+        eigenvalues: eigenvalues, in descending order.
         num_examples: the kernel is taken on the first examples, this many.
         trace_outputs: whether the kernel is averaged over the outputs; else it is the full one on
             examples and outputs.
         residuals: from fresh products; 0 for a kernel that was formed.
-        intervals: lower and upper ends, as `Eigenpairs` has them, shape (checkpoints, k, 2); for a
+        intervals: lower and upper ends of the interval of each value; for a
             kernel that was formed, what rounding can do.
         converged: per value; the others are Ritz values, not to be relied on.
         trace: of the kernel, ‖J‖_F², divided by the number of outputs if the kernel is traced.
@@ -66,7 +66,7 @@ class NTKSpectrum:
         effective_rank: participation ratio of all eigenvalues, as in `KernelStatistics`.
         alignment: of the traced kernel on `class_examples` with the labels, centred; NaN where all
             are of one class, and at checkpoints where it was not asked for.
-        class_blocks: mean of that kernel between classes, shape (checkpoints, classes, classes);
+        class_blocks: mean of that kernel between classes;
             where targets are not labels, all examples are of one class.
         class_examples: indices of the examples for these two; empty where they are those of the
             eigenvalues.

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dlf_dynamics.analysis.headings import legend_below, letter_panels
+from dlf_dynamics.analysis.panels import chosen_panels
 from dlf_dynamics.analysis.spectra.spectrum import Spectrum
 from dlf_dynamics.analysis.style import (
     class_colours,
@@ -26,7 +27,7 @@ from dlf_dynamics.analysis.style import (
     set_span,
     styled,
 )
-from dlf_dynamics.errors import ConfigError, FileError, shortened
+from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.run import Run
 from dlf_dynamics.streams import drawable
 
@@ -81,6 +82,9 @@ OVERLAID: dict[str, tuple[Curve, str]] = {
 }
 """Panels by name, from top to bottom: how a run is drawn on it, and its label."""
 
+_ROBUST = ("loss", "sharpness", "ntk")
+"""Panels in which a few values far from all others are told and not drawn to scale."""
+
 
 def overlay_figure(
     runs: Sequence[Overlaid],
@@ -99,7 +103,8 @@ def overlay_figure(
         panels: names of `OVERLAID`; none takes those that have something to show.
 
     Raises:
-        ConfigError: when a panel is unknown or has nothing to show, or the zoom has no steps.
+        ConfigError: when a panel is unknown, has nothing to show or is named twice, or the zoom has
+            no steps.
         FileError: when a run has no rows yet.
     """
     for one in runs:
@@ -124,7 +129,7 @@ def overlay_figure(
             ax.set_ylabel(label)
             scale_height(ax, *drawn)
             set_span(ax, *span)
-            fit_height(ax, span, without_outliers=True)
+            fit_height(ax, span, without_outliers=panel in _ROBUST, apart=True)
             label_decades(ax)
             mark_hidden(ax)
         letter_panels(axes)
@@ -144,14 +149,7 @@ def _chosen(runs: Sequence[Overlaid], names: Sequence[str]) -> list[str]:
         if any(np.any(np.isfinite(line)) for line in lines):
             there.append(name)
         blank.clear()
-    for name in names:
-        if name not in OVERLAID:
-            told = ", ".join(OVERLAID)
-            raise ConfigError(f"panel {shortened(name, 80)!r} is unknown; choices: {told}")
-        if name not in there:
-            told = ", ".join(there)
-            raise ConfigError(f"panel {name!r} has nothing to show; choices: {told}")
-    return list(names) or there
+    return chosen_panels(names, OVERLAID, there)
 
 
 def _has_centres(spectrum: Spectrum) -> bool:

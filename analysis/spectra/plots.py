@@ -10,15 +10,25 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpecBase
 
-from dlf_dynamics.analysis.headings import legend_above, letter_panels, set_panel_title, set_title
+from dlf_dynamics.analysis.headings import (
+    legend_above,
+    legend_below,
+    letter_panels,
+    set_panel_title,
+    set_title,
+)
 from dlf_dynamics.analysis.linalg.certificate import BUDGET, STATUSES, TRACKED, UNRANKED
+from dlf_dynamics.analysis.panels import chosen_panels
 from dlf_dynamics.analysis.spectra.events import OSCILLATING_COSINE, Oscillation
 from dlf_dynamics.analysis.spectra.spectrum import Spectrum
 from dlf_dynamics.analysis.spectra.summary import threshold_line
 from dlf_dynamics.analysis.style import (
     COLOURS,
+    LARGEST,
     OUTLIERS,
+    changes,
     class_colours,
     draw_curve,
     draw_points,
@@ -30,11 +40,10 @@ from dlf_dynamics.analysis.style import (
     named_classes,
     new_figure,
     scale_height,
-    scaled,
     set_span,
     styled,
 )
-from dlf_dynamics.errors import ConfigError, FileError, shortened
+from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.paper import this_paper
 from dlf_dynamics.run import Run
 from dlf_dynamics.schedules import Triangle
@@ -83,14 +92,15 @@ def draw_loss_change(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
     The limits are a quarter of the first loss, as they were published, but at least what 98 % of
     the changes stay below, and at most three times that.
     """
-    loss = run.scalars["loss"]
-    change = np.diff(loss)
+    loss = np.asarray(run.scalars["loss"], float)
+    change = changes(loss)
     draw_points(ax, run.steps[1:], change)
     sizes, first = np.abs(change[np.isfinite(change)]), np.abs(loss[np.isfinite(loss)])
     if len(sizes):
         most, largest = float(np.quantile(sizes, 1 - OUTLIERS)), 1.2 * float(np.max(sizes))
-        limit = min(float(np.clip(_CHANGE * first[0], most, 3 * most)) or largest, largest)
-        ax.set_ylim(-(limit or 1e-12), limit or 1e-12)
+        limit = float(np.clip(_CHANGE * first[0], most, 3 * most)) or largest
+        limit = min(limit, largest, LARGEST) or 1e-12
+        ax.set_ylim(-limit, limit)
     ax.set_ylabel("$F(t)-F(t{-}1)$")
 
 
@@ -232,7 +242,7 @@ def run_figure(
         panels: names of `PANELS`, from top to bottom; none takes all that have something to show.
 
     Raises:
-        ConfigError: when a panel is unknown, or has nothing to show.
+        ConfigError: when a panel is unknown, has nothing to show or is named twice.
         FileError: when the run has no rows yet.
         StaleError: when the run is no longer in the state of which the spectrum is.
     """
@@ -256,7 +266,9 @@ def run_figure(
             for ax, span in zip(row, spans, strict=True):
                 _draw_panel(ax, draw, run, spectrum, span)
             for ax in row[1:]:
-                _zoom_in(ax, spans[1])
+                ax.set_ylabel("")
+                ax.set_yscale("linear")
+                fit_height(ax, spans[1])
             if draw is draw_loss_change:
                 row[-1].set_ylim(row[0].get_ylim())
             for ax in row:
@@ -298,30 +310,11 @@ def _draw_panel(ax: Axes, draw: Panel, run: Run, spectrum: Spectrum | None, span
     label_decades(ax)
 
 
-def _zoom_in(ax: Axes, span: Span) -> None:
-    ax.set_ylabel("")
-    ax.set_yscale("linear")
-    fit_height(ax, span)
-
-
 def _panels(run: Run, spectrum: Spectrum | None, names: Sequence[str]) -> list[Panel]:
-    """Those that are asked for, or all with something in them.
-
-    Raises:
-        ConfigError: when one is unknown, or has nothing in it.
-    """
+    """Those that are asked for, or all with something in them."""
     shown = _with_content(run, spectrum)
-    for name in names:
-        if name not in PANELS:
-            raise ConfigError(
-                f"panel {shortened(name, 80)!r} is unknown; choices: {', '.join(PANELS)}"
-            )
-        if not shown[PANELS[name]]:
-            there = [n for n, panel in PANELS.items() if shown[panel]]
-            raise ConfigError(
-                f"panel {name!r} has nothing to show in {run.path}; choices: {', '.join(there)}"
-            )
-    return [PANELS[name] for name in names or PANELS if names or shown[PANELS[name]]]
+    there = [name for name, panel in PANELS.items() if shown[panel]]
+    return [PANELS[name] for name in chosen_panels(names, PANELS, there, f" in {run.path}")]
 
 
 def _with_content(run: Run, spectrum: Spectrum | None) -> dict[Panel, bool]:
@@ -330,7 +323,7 @@ def _with_content(run: Run, spectrum: Spectrum | None) -> dict[Panel, bool]:
     return {
         draw_class_weights: bool(np.any(run.scalars["class_weights"] != 1)),  # not: static
         draw_loss: known["loss"],
-        draw_loss_change: bool(np.any(np.isfinite(np.diff(run.scalars["loss"])))),
+        draw_loss_change: bool(np.any(np.isfinite(changes(run.scalars["loss"])))),
         draw_accuracy: known["accuracy"],
         draw_sharpness: spectrum is not None and spectrum.hessian.ends.top > 0,
         draw_smallest: spectrum is not None and spectrum.hessian.ends.bottom > 0,
@@ -364,14 +357,17 @@ def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
     spectrum.source.require(run, "the spectrum", "compute it anew")
     length, count = _pulses(run)
     bursts, columns = spectrum.bursts[:_MOST_BURSTS], this_paper().columns(_BURST, 3)
-    rows = [2.0, 1.2] + [1.3] * -(-len(bursts) // columns)
+    rows = -(-len(bursts) // columns)
+    heights = [3.2, 1.3 * rows][: 1 + bool(bursts)]
     with styled():
-        figure = new_figure(7.2, 1.0 + 1.25 * sum(rows))
-        grid = figure.add_gridspec(len(rows), columns, height_ratios=rows)
-        top = figure.add_subplot(grid[0, :])
-        bottom = figure.add_subplot(grid[1, :], sharex=top)
-        draw_pulses(top, run, "loss", length, count)
-        draw_pulses(bottom, run, "update_cosine", length, count)
+        figure = new_figure(7.2, 1.0 + 1.25 * sum(heights))
+        # Grids of their own, so that the colour bar takes no room beside the bursts.
+        grids = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+        pulses = grids[0].subgridspec(2, 1, height_ratios=[2.0, 1.2])
+        top = figure.add_subplot(pulses[0])
+        bottom = figure.add_subplot(pulses[1], sharex=top)
+        for ax, name in ((top, "loss"), (bottom, "update_cosine")):
+            draw_pulses(ax, run, name, length, count)
         top.set_ylabel("$F$")
         bottom.set_ylabel("cosine of\nsuccessive updates")
         bottom.axhline(OSCILLATING_COSINE, color="#000000", lw=0.5, ls=":")
@@ -379,23 +375,27 @@ def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
         first = 0 if count > 1 else int(run.steps[0])
         _fit_loss(top, run.scalars["loss"], (first, min(length - 1, int(run.steps[-1]))))
         top.tick_params(labelbottom=False)
-        for number, burst in enumerate(bursts):
-            ax = figure.add_subplot(grid[2 + number // columns, number % columns])
-            draw_burst(ax, run, spectrum, burst)
-            few_steps(ax, 3, columns)
-            of = f" of {len(spectrum.bursts)}" if len(spectrum.bursts) > _MOST_BURSTS else ""
-            set_panel_title(ax, f"burst {number + 1}{of}")
-            if number % columns == 0:
-                ax.set_ylabel("$F$")
-            if number == 0 and ax.get_legend_handles_labels()[1]:
-                ax.legend(loc="upper left", fontsize=scaled(6))
+        if bursts:
+            _draw_bursts(figure, grids[1].subgridspec(rows, columns), run, spectrum)
         letter_panels(figure.axes)
         if count > 1:
-            pulses = ScalarMappable(BoundaryNorm(np.arange(count + 1) + 0.5, 256))
+            colours = ScalarMappable(BoundaryNorm(np.arange(count + 1) + 0.5, 256))
             ticks = range(1, count + 1, -(-count // 14))
-            figure.colorbar(pulses, ax=[top, bottom], label="pulse", ticks=ticks, aspect=40)
+            figure.colorbar(colours, ax=[top, bottom], label="pulse", ticks=ticks, aspect=40)
         set_title(figure, _title(run, spectrum))
         return figure
+
+
+def _draw_bursts(figure: Figure, grid: GridSpecBase, run: Run, spectrum: Spectrum) -> None:
+    """The first bursts in the places of a grid, their legend below the figure."""
+    for number, burst in enumerate(spectrum.bursts[:_MOST_BURSTS]):
+        ax = figure.add_subplot(grid[number // grid.ncols, number % grid.ncols])
+        draw_burst(ax, run, spectrum, burst)
+        few_steps(ax, 3, grid.ncols)
+        of = f" of {len(spectrum.bursts)}" if len(spectrum.bursts) > _MOST_BURSTS else ""
+        set_panel_title(ax, f"burst {number + 1}{of}")
+        ax.set_ylabel("" if number % grid.ncols else "$F$")
+    legend_below(figure, *figure.axes)
 
 
 def _fit_loss(ax: Axes, loss: np.ndarray, span: Span) -> None:

@@ -70,19 +70,20 @@ class AnalysisCommand(ABC):
                 "it out"
             )
         self._refuse_follow()
-        run = self._opened()
         output = self.output or analysis.path(self.path)
-        check_writable(output)
         if self.follow:
+            check_writable(output)  # before it waits
             found, run, code = self._followed(output)
         else:
+            run = self._opened()
+            check_writable(output)
             found = computed(
                 analysis, run, self.settings, output, resume=self.resume, quiet=self.quiet
             )
             code = 0
         if isinstance(found, int) or not leads():
             return found if isinstance(found, int) else 0
-        say("wrote " + ", ".join(map(str, [output, *_write_tables(analysis, found, output)])))
+        say(f"wrote {output}")
         if not self.no_figures:
             files = FigureFiles(self.path.with_suffix(""))
             for name, figure in analysis.figures(run, found, self.view):
@@ -115,9 +116,10 @@ class AnalysisCommand(ABC):
 
         An exit code stands in the place of what was found where nothing was.
         """
-        from dlf_dynamics.analysis.following import latest
+        from dlf_dynamics.analysis.following import awaited, latest
         from dlf_dynamics.progress import Stop
 
+        awaited(self.path, self._opened)
         stop = Stop("stopping after this look")
         with stop.listening():
             found, run = latest(
@@ -154,23 +156,12 @@ def computed(
     )
 
 
-def _write_tables(analysis: Analysis[Any, Any], found: Any, output: Path) -> list[Path]:
-    """Writes the text files of a result; returns their names."""
-    from dlf_dynamics.resultfile import write_whole
-
-    paths = []
-    for suffix, content in analysis.tables(found).items():
-        paths.append(output.with_suffix(suffix))
-        write_whole(paths[-1], content.encode())
-    return paths
-
-
 _FOLLOW = Annotated[
     bool,
     tyro.conf.arg(
         help="Analyse a run that is still being written again and again, as new checkpoints come, "
-        "until its writer ends, or Ctrl-C. What is known of earlier checkpoints is not computed "
-        "again."
+        "until its writer ends, or Ctrl-C; wait for its file, if that is not there yet. What is "
+        "known of earlier checkpoints is not computed again."
     ),
 ]
 

@@ -12,12 +12,12 @@ import tyro
 
 from dlf_dynamics.commands.figures import FigureFiles, FigureOptions, listed
 from dlf_dynamics.commands.studies import DiagramOptions, is_study
-from dlf_dynamics.commands.terminal import Flattened, ProblemName, say
+from dlf_dynamics.commands.terminal import Flattened, ProblemName, say, without
 from dlf_dynamics.config import span_of
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.paper import on_paper
 from dlf_dynamics.registry import ANALYSES
-from dlf_dynamics.startup import open_recorded
+from dlf_dynamics.startup import open_recorded, require_distinct
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,15 +91,21 @@ class _Plot:
         from dlf_dynamics.analysis.pipeline import analysis_named
         from dlf_dynamics.analysis.spectra.overlay import Overlaid, overlay_figure
 
-        spectrum, overlaid = analysis_named("spectrum"), []
+        require_distinct(self.paths)
+        spectrum, overlaid, refused = analysis_named("spectrum"), [], []
         for path in self.paths:
-            run = open_recorded(path, 0, self.problem)
+            run, found = open_recorded(path, 0, self.problem), None
             beside = spectrum.path(path)
             if not beside.exists():
                 say(f"without {beside}, which `dlf-dynamics spectrum {path}` makes")
-            overlaid.append(Overlaid(run, spectrum.load(beside, run) if beside.exists() else None))
+            else:
+                try:
+                    found = spectrum.load(beside, run)
+                except FileError as error:  # the other curves do not depend on it
+                    refused.append(error)
+            overlaid.append(Overlaid(run, found))
         files.write(overlay_figure(overlaid, self._window, listed(self.panels)))
-        return 0
+        return without(refused)
 
     def _draw(self, files: FigureFiles) -> int:
         if is_study(self.path):
@@ -111,9 +117,7 @@ class _Plot:
             say(line)
         for name, figure in self._figures(run, found, refused):
             files.write(figure, name)
-        for error in refused.values():
-            raise error
-        return 0
+        return without(refused.values())
 
     def _results(self, run: Run) -> tuple[dict[str, Any], dict[str, FileError]]:
         """What analyses found, as far as it is on file; and what is wrong with the other files."""

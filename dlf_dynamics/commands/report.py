@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from dlf_dynamics.commands.studies import DiagramOptions, is_study
-from dlf_dynamics.commands.terminal import Flattened, ProblemName, say
+from dlf_dynamics.commands.terminal import Flattened, ProblemName, say, without
 from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.startup import check_writable, open_recorded, start_jax
+from dlf_dynamics.startup import check_writable, open_recorded, require_distinct, start_jax
 
 if TYPE_CHECKING:
     from dlf_dynamics.run import Run
@@ -41,9 +41,9 @@ class Report:
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Page to write, .html; none means RUN.report.html, of several runs that of the first."""
     follow: bool = False
-    """Of a run that is still being written: analyse it as `spectrum --follow` does, and write the
-    page anew each time, until its writer ends, or Ctrl-C. The settings are those of the spectrum
-    beside it, if there is one."""
+    """Of a run that is still being written, or whose file is not there yet: analyse it as
+    `spectrum --follow` does, and write the page anew each time, until its writer ends, or Ctrl-C.
+    The settings are those of the spectrum beside it, if there is one."""
     diagram: Annotated[DiagramOptions, Flattened] = field(default_factory=DiagramOptions)
 
     def execute(self) -> int:
@@ -54,30 +54,30 @@ class Report:
         if output.suffix.lower() not in _SUFFIXES:
             raise ConfigError(f"output is {output}; expected a name that ends in .html")
         check_writable(output)
+        if self.follow:
+            return self._followed(output)
         studies = [path for path in self.paths if is_study(path)]
         if studies and len(self.paths) > 1:
             raise ConfigError(f"{studies[0]} is a study; expected it alone, or run files")
-        if self.follow and (studies or len(self.paths) > 1):
-            raise ConfigError("follow is given for a study or several runs; expected one run file")
         if studies:
             return self._of_study(output)
-        if self.follow:
-            return self._followed(output)
+        require_distinct(self.paths)
         runs = [open_recorded(path, 0, self.problem) for path in self.paths]
         from dlf_dynamics.analysis.report.report import write_report
 
         refused = write_report(runs, output)
         say(f"wrote {output}")
-        for error in refused:
-            raise error
-        return 0
+        return without(refused)
 
     def _followed(self, output: Path) -> int:
         """Analyses and writes until the run has ended."""
-        (path,) = self.paths
+        if len(self.paths) > 1:
+            raise ConfigError("follow is given for several runs; expected one run file")
+        path = next(iter(self.paths))
         opened = lambda: open_recorded(path, 0, self.problem)  # noqa: E731
-        run = opened()
-        from dlf_dynamics.analysis.following import latest
+        from dlf_dynamics.analysis.following import awaited, latest
+
+        run = awaited(path, opened)
         from dlf_dynamics.analysis.pipeline import analysis_named
         from dlf_dynamics.analysis.report.report import write_report
         from dlf_dynamics.progress import Stop

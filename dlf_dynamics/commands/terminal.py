@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from dlf_dynamics.cli import USER_ERROR
 from dlf_dynamics.console import show as show
 from dlf_dynamics.streams import fail as fail
 from dlf_dynamics.streams import say as say
 
 if TYPE_CHECKING:
+    from dlf_dynamics.errors import UserError
     from dlf_dynamics.progress import Stop
 
 DIVERGED, INVALID, CROSSED, UNDECIDED = 3, 1, 1, 4
@@ -28,6 +30,11 @@ ProblemName = Annotated[
         metavar="MODULE:FUNCTION",
     ),
 ]
+
+
+def without(refused: Iterable[UserError]) -> int:
+    """Says what is wrong with files without which all else was done; returns the exit code."""
+    return max((fail(str(error), USER_ERROR) for error in refused), default=0)
 
 
 def interruptible(work: Callable[[Stop], Any], again: str, *what: str) -> Any:

@@ -17,10 +17,12 @@ from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations, load_
 from dlf_dynamics.analysis.instabilities.frozen import FrozenDiagram
 from dlf_dynamics.analysis.instabilities.instability import Instability
 from dlf_dynamics.analysis.instabilities.oscillation import Motion
-from dlf_dynamics.analysis.instabilities.summary import csv_text
 from dlf_dynamics.analysis.linalg.certificate import BUDGET
 from dlf_dynamics.analysis.spectra.density import Density
+from dlf_dynamics.analysis.spectra.eigenvalues import Eigenvalues
 from dlf_dynamics.analysis.spectra.events import Crossing, Oscillation
+from dlf_dynamics.analysis.spectra.infinite_width import InfiniteWidth
+from dlf_dynamics.analysis.spectra.ntk import NTKSpectrum
 from dlf_dynamics.analysis.spectra.spectrum import Spectrum, load_spectrum, save_spectrum
 from dlf_dynamics.analysis.studies.outcome import CURVES, NUMBERS, Outcome
 from dlf_dynamics.analysis.studies.study import Measures, Study
@@ -350,10 +352,16 @@ def test_the_tables_of_bifurcations(bifurcations):
     assert motion["step"].tolist() == list(range(10))
 
 
-def test_the_csv_beside_a_result_leaves_out_steps_that_there_are_not_and_no_numbers(bifurcations):
-    (event,) = bifurcations[0].instabilities
-    (row,) = csv.DictReader(csv_text([replace(event, coefficient=-1.0)]).splitlines())
-    assert (row["coefficient"], row["crossed"], row["c_0"], row["onset"]) == ("-1.0", "", "", "3")
+def test_the_csv_of_instabilities_leaves_out_steps_that_there_are_not_and_no_numbers(
+    bifurcations, tmp_path
+):
+    found = bifurcations[0]
+    (event,) = found.instabilities
+    path = tmp_path / "x.csv"
+    export(replace(found, instabilities=[replace(event, coefficient=-1.0)]), path)
+    (row,) = read_csv(path)
+    assert list(row) == [field.name for field in fields(Instability)]
+    assert (row["coefficient"], row["crossed"], row["c_0"], row["onset"]) == ("-1", "", "", "3")
 
 
 def test_a_table_says_of_which_operator_and_with_which_settings_it_is(spectrum, bifurcations):
@@ -637,3 +645,11 @@ def test_what_is_exported_is_not_written_over(small, trained, tmp_path, capsys):
         assert main(["export", str(tmp_path / source), "-o", str(tmp_path / output)]) == 2
         assert "would be written, and is what is exported" in capsys.readouterr().err
         assert (tmp_path / source).read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", [Eigenvalues, NTKSpectrum, InfiniteWidth, Density])
+def test_descriptions_of_spectra_hold_no_shapes_and_refer_to_no_code(kind):
+    """Whoever reads a column of a table has no docstring to look into."""
+    for name, description in labels.descriptions(kind).items():
+        assert "shape (" not in description, name
+        assert name == "normal_weights" or "see `" not in description, name

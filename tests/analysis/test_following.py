@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from dlf_dynamics import Problem
-from dlf_dynamics.analysis.following import goes_on, latest, states
+from dlf_dynamics.analysis.following import awaited, goes_on, latest, states
 from dlf_dynamics.analysis.pipeline import analysis_named
 from dlf_dynamics.analysis.spectra.spectrum import compute_spectrum, load_spectrum
 from dlf_dynamics.cli import main
@@ -189,6 +189,52 @@ def test_a_run_that_nobody_writes_and_that_has_nothing_is_told(tmp_path, capsys)
             tmp_path / "out.h5",
             stop=lambda: False,
         )
+
+
+def test_a_file_that_is_not_there_yet_is_waited_for(small, trained, tmp_path, capsys):
+    """Also while it is copied: empty, then the first part of it."""
+    path, whole = tmp_path / "run.h5", trained(small).path.read_bytes()
+
+    def come():
+        for content in (b"", whole[:5000], whole):
+            time.sleep(0.4)
+            path.write_bytes(content)
+
+    coming = threading.Thread(target=come)
+    coming.start()
+    run = awaited(path, lambda: open_run(path))
+    coming.join()
+    assert run.source == trained(small).source
+    assert capsys.readouterr().err == f"waiting for run file {path}; Ctrl-C stops\n"
+
+
+@pytest.mark.parametrize("command", ["spectrum", "report"])
+def test_what_is_no_run_file_and_no_beginning_of_one_is_not_waited_for(
+    command, small, trained, tmp_path, capsys
+):
+    other, folder, damaged = (tmp_path / name for name in ("x.h5", "d.h5", "cut.h5"))
+    other.write_text("hello")
+    folder.mkdir()
+    damaged.write_bytes(trained(small).path.read_bytes()[:5000])
+    os.utime(damaged, (0, 0))
+    missing = tmp_path / "no" / "run.h5"
+    for path, told in (
+        (other, "x.h5 is not a dlf-dynamics run file (not HDF5)"),
+        (folder, "run file "),
+        (damaged, "cut.h5 is damaged: "),
+        (missing, "does not exist"),
+    ):
+        assert main([command, str(path), "--follow"]) == 2
+        message = capsys.readouterr().err
+        assert told in message
+        assert "waiting" not in message
+
+
+@pytest.mark.parametrize("command", ["spectrum", "report"])
+def test_ctrl_c_ends_the_waiting(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGINT))
+    assert main([command, str(tmp_path / "run.h5"), "--follow"]) == 130
+    assert capsys.readouterr().err.startswith("waiting for run file ")
 
 
 @pytest.mark.slow

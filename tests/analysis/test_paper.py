@@ -78,6 +78,8 @@ def test_panels_are_those_that_are_named(small, trained, analysed):
         plots.run_figure(run, spectrum, panels=["lost"])
     with pytest.raises(ConfigError, match=r"panel 'ntk' has nothing to show in .*; choices: class"):
         plots.run_figure(run, None, panels=["ntk"])
+    with pytest.raises(ConfigError, match="panel 'loss' is named twice; expected each panel once"):
+        plots.run_figure(run, spectrum, panels=["loss", "sharpness", "loss"])
 
 
 def test_a_narrow_page_has_one_column_of_panels_and_no_heading_where_none_is_wanted(

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,14 @@ from matplotlib.figure import Figure
 from dlf_dynamics import LossConfig, OptimizerConfig, ScheduleConfig
 from dlf_dynamics.analysis import style
 from dlf_dynamics.analysis.linalg.certificate import BUDGET, TRACKED, UNRANKED
+from dlf_dynamics.analysis.report.content import Panel, Series
+from dlf_dynamics.analysis.report.view import distinct, heights
 from dlf_dynamics.analysis.spectra import plots
+from dlf_dynamics.analysis.spectra.overlay import Overlaid, overlay_figure
 from dlf_dynamics.analysis.style import Points
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.errors import FileError
+from dlf_dynamics.paper import Paper, on_paper
 from dlf_dynamics.streams import printable
 
 
@@ -375,3 +380,58 @@ def test_the_same_figure_gives_the_same_bytes(suffix, tmp_path):
         figure.subplots().plot([0, 1])
         contents.append(style.save(figure, tmp_path / name, [suffix])[0].read_bytes())
     assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("width", ["3.4in", None])
+def test_bursts_are_as_wide_as_the_figure_and_nothing_lies_on_them(
+    width, eventful, trained, analysed
+):
+    """Neither the colour bar beside the pulses nor the legend takes anything from them."""
+    run, spectrum = trained(eventful), analysed(eventful)
+    with on_paper(Paper(width)):
+        figure = plots.bifurcation_figure(run, replace(spectrum, oscillations=spectrum.bursts * 6))
+        figure.get_layout_engine().execute(figure)
+    bursts = [ax for ax in figure.axes if ax.get_title().startswith("burst ")]
+    assert len(bursts) == 6
+    assert not any(ax.get_legend() for ax in figure.axes)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["crossing up"]
+    lowest = min(ax.get_tightbbox().y0 for ax in bursts)
+    assert legend.get_window_extent().y1 <= lowest
+    right = max(ax.get_tightbbox().x1 for ax in bursts)
+    assert right > 0.97 * figure.bbox.width
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        np.float32([1, 2e4, 3e38, np.inf]),
+        np.float32([3e38, -3e38, 3e38, 1]),
+        np.float64([1, 1.7e308, 1e300, np.nan, np.inf, np.inf]),
+        np.float64([1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 1e308]),
+    ],
+    ids=["float32", "both-signs", "float64", "one"],
+)
+def test_losses_of_any_size_are_drawn_without_a_warning(losses, small, trained, tmp_path):
+    """Warnings are errors here; what is finite and can be drawn is in sight."""
+    run = trained(small)
+    count = len(losses)
+    steps, alone = np.arange(count), np.ones((count, 3))
+    accuracy = np.full(count, 0.5, losses.dtype)
+    scalars = {"loss": losses, "class_weights": alone, "accuracy": accuracy}
+    like = SimpleNamespace(
+        **{name: getattr(run, name) for name in ("path", "subject", "status", "dynamics")},
+        steps=steps,
+        scalars=scalars,
+        validation={},
+    )
+    figure = plots.run_figure(like, None)
+    style.save(figure, tmp_path / "x")
+    (low, high) = figure.axes[0].get_ylim()
+    assert low < 1 < high
+    style.save(overlay_figure([Overlaid(like, None), Overlaid(run, None)]), tmp_path / "both")
+    assert np.all(
+        distinct(steps, losses, (0.5, 1.5), logarithmic=False) == np.flatnonzero(losses == 1)
+    )
+    panel = Panel("F", [Series("F", steps, losses, "#000000")])
+    assert np.all(np.isfinite(heights(panel)[:2]))
