@@ -23,6 +23,12 @@ UPDATES = "updates"
 LOSS = "nats or squared outputs"
 """Units of a loss."""
 
+CURVATURE = "loss per squared parameter (preconditioned: per parameter)"
+"""Units of a Hessian's eigenvalues and of what they are compared with."""
+
+KERNEL = "squared outputs per squared parameter"
+"""Units of the eigenvalues of a tangent kernel."""
+
 ENDS = ("lower", "upper")
 """The ends of an interval."""
 
@@ -44,6 +50,20 @@ _UNITS = {
         *("best_validation_accuracy", "gate_flips", "seen_in_loss"),
         *("Instability.period_2", "Instability.period_4", "Instability.period_8"),
         "Instability.irregular",
+    ),
+    CURVATURE: (
+        *("thresholds", "Motion.values", "Motion.intervals", "Motion.iterate_intervals"),
+        *("Eigenvalues.eigenvalues", "Eigenvalues.residuals", "Eigenvalues.intervals"),
+        *("Eigenvalues.upper_bound", "Eigenvalues.lower_bound", "Eigenvalues.rank_bounds"),
+    ),
+    KERNEL: (
+        *("NTKSpectrum.eigenvalues", "NTKSpectrum.residuals", "NTKSpectrum.intervals"),
+        *("NTKSpectrum.trace", "NTKSpectrum.class_blocks"),
+        *("InfiniteWidth.eigenvalues", "InfiniteWidth.ntk"),
+    ),
+    "those of its operator": (
+        *("Density.nodes", "Density.trace", "Density.trace_radius"),
+        *("Density.frobenius", "Density.frobenius_radius"),
     ),
     "products": ("num_matvecs",),
     "s": ("seconds",),

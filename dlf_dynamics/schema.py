@@ -150,8 +150,16 @@ SCHEMA: tuple[Entry, ...] = (
     _scalar("loss", "nats or squared outputs", "F(θ_t, t), weighted, on the examples of step t"),
     _scalar("static_loss", "nats or squared outputs", "the same with all weights 1"),
     _scalar("accuracy", "fraction", "examples whose largest output is their label's"),
-    _scalar("learning_rate", "", "of the update from θ_t to θ_(t+1)"),
-    _scalar("gradient_norm", "", "Euclidean norm of the gradient of F(·, t) at θ_t"),
+    _scalar(
+        "learning_rate",
+        "squared parameter per loss (preconditioned: parameter)",
+        "of the update from θ_t to θ_(t+1)",
+    ),
+    _scalar(
+        "gradient_norm",
+        "loss per parameter",
+        "Euclidean norm of the gradient of F(·, t) at θ_t",
+    ),
     _scalar("update_cosine", "", "cosine of the updates θ_(t+1) - θ_t and θ_t - θ_(t-1)"),
     _scalar("class_weights", "", "Γ_i(t), summing to the number of classes", "classes"),
     Entry("scalars/step", ("steps",), "int", "updates", "t of each row"),
