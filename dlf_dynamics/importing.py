@@ -326,6 +326,9 @@ class _Reader:
         if len(prefixes) != 1:
             return None, set()
         used = {name for name in leaves if name[: len(prefixes[0])] == prefixes[0]}
+        if self._rule is not None:
+            held = {name: leaves[prefixes[0] + name] for name in self._state.shapes}
+            self._rule.require_own(held, step)
         return self._state.taken(leaves, prefixes[0]), used
 
     def _compared(self, leaves: Mapping[Name, np.ndarray]) -> set[Name]:

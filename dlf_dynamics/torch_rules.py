@@ -169,6 +169,33 @@ class RuleCheck:
             )
         self._note_what_is_not_told(groups)
 
+    def require_own(self, state: Mapping[Name, np.ndarray], step: int) -> None:
+        """Requires that hyperparameters in an optax state are what the problem's optimizer has.
+
+        They are there by `optax.inject_hyperparams`. Where a schedule sets them, they do not count.
+
+        Args:
+            state: its leaves, by name.
+            step: number of updates made.
+
+        Raises:
+            ConfigError: when updates differ.
+        """
+        given = {name: leaf for name, leaf in state.items() if "hyperparams" in name}
+        given = {name: leaf for name, leaf in given.items() if leaf.dtype.kind == "f"}
+        if not given:
+            return
+        theirs, ours = self._updates(step, given), self._updates(step)
+        if not _Same(theirs)(ours):
+            place, index = np.argwhere(~_close(theirs, ours))[0]
+            told = ", ".join(f"{named(name)} {leaf:g}" for name, leaf in given.items())
+            raise ConfigError(
+                f"its optimizer ({told}) makes of {list(_PROBES)[index]} the update "
+                f"{theirs[place, index]:.6g}, and that of the problem {ours[place, index]:.6g} for "
+                f"{named(self._names[place])} after {step:,} updates; expected the same "
+                "hyperparameters, by a schedule where they change, or None for the optimizer"
+            )
+
     def _note(self, text: str, told: str = "") -> None:
         self._notes.setdefault(text, []).append(told)
 
@@ -338,15 +365,17 @@ def _rmsprop(group: Group, gradient: Any, momentum: Any, square: Any, step: int)
 
 def _updates_of(
     optimizer: optax.GradientTransformation, params: Wanted
-) -> Callable[[int], Float[np.ndarray, "params probes"]]:
+) -> Callable[..., Float[np.ndarray, "params probes"]]:
     """The updates that an optax transformation makes of the probes, as a function of the step.
+
+    It also takes leaves of the state, by name.
 
     Each array of the parameters is one of a single number here, with as many axes: rules that look
     at names and at axes see what they know. What the probes do not tell of the state is that of the
     beginning.
     """
 
-    def one(step: Array, probe: _Probe) -> Array:
+    def one(step: Array, given: Mapping[Name, Array], probe: _Probe) -> Array:
         def filled(value: Any) -> PyTree:
             leaves = [jnp.full((1,) * len(shape), value) for shape in params.shapes.values()]
             return jax.tree.unflatten(params.structure, leaves)
@@ -355,7 +384,7 @@ def _updates_of(
         state = optimizer.init(held)
         kinds = {"mu": probe.momentum, "trace": probe.momentum, "nu": probe.square, "count": step}
         leaves = jax.tree.leaves(state)
-        told = [kinds.get(kind_of(name)) for name in Wanted.of(state).shapes]
+        told = [given.get(n, kinds.get(kind_of(n))) for n in Wanted.of(state).shapes]
         state = jax.tree.unflatten(
             jax.tree.structure(state),
             [
@@ -366,12 +395,14 @@ def _updates_of(
         change, _ = optimizer.update(filled(probe.gradient), state, held)
         return jnp.stack([jnp.ravel(leaf)[0] for leaf in jax.tree.leaves(change)])
 
-    compiled = jax.jit(jax.vmap(one, in_axes=(None, 0), out_axes=1))
+    compiled = jax.jit(jax.vmap(one, in_axes=(None, None, 0), out_axes=1))
 
-    def updates(step: int) -> Float[np.ndarray, "params probes"]:
+    def updates(
+        step: int, given: Mapping[Name, Any] | None = None
+    ) -> Float[np.ndarray, "params probes"]:
         with jax.enable_x64(True):
             columns = _Probe(*map(jnp.asarray, _COLUMNS))
-            return np.asarray(compiled(jnp.asarray(step, jnp.int64), columns), float)
+            return np.asarray(compiled(jnp.asarray(step, jnp.int64), given or {}, columns), float)
 
     return updates
 
