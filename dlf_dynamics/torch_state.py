@@ -89,7 +89,8 @@ def as_optax(
     if len(numbers) != len(names) or (len(groups) > 1 and len(told) != len(numbers)):
         return None
     if not found["state"] and step == 0 and all(map(kind_of, wanted.shapes)):
-        return {leaf: np.zeros(shape) for leaf, shape in wanted.shapes.items()}  # not made yet
+        kinds = zip(wanted.shapes.items(), wanted.dtypes, strict=True)
+        return {leaf: np.zeros(shape, dtype) for (leaf, shape), dtype in kinds}  # not made yet
     order = told if len(told) == len(numbers) else list(names)
     kept: dict[Name, np.ndarray] = {}
     for number, name in zip(numbers, order, strict=True):

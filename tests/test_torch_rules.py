@@ -3,6 +3,7 @@
 That the rules are PyTorch's is held in `test_importing_torch`, by PyTorch.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -11,6 +12,7 @@ import pytest
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.leaves import Wanted
 from dlf_dynamics.torch_rules import RuleCheck
+from dlf_dynamics.torch_state import as_optax
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -131,3 +133,18 @@ def test_older_files_do_not_tell_how_weights_decay():
 def test_numbers_may_be_arrays():
     held = {name: np.asarray(value) for name, value in SGD.items()}
     assert notes(optax.sgd(jnp.float32(0.1)), of(held)) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_state_that_is_not_made_yet_is_that_of_the_beginning(dtype):
+    params = {"w": np.ones((3, 2), dtype), "b": np.ones(3, dtype)}
+    start = optax.adam(0.1).init(params)
+    wanted = Wanted.of(start)
+    found = as_optax(of(ADAM), [("w",), ("b",)], wanted, 0)
+    assert found is not None
+    for leaf, other in zip(
+        jax.tree.leaves(wanted.taken(found, ())), jax.tree.leaves(start), strict=True
+    ):
+        np.testing.assert_array_equal(leaf, other)
+        assert leaf.dtype == other.dtype
+    assert as_optax(of(ADAM), [("w",), ("b",)], wanted, 3) is None
