@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 
 from dlf_dynamics.adapters import frozen_in
 from dlf_dynamics.checkpoint_files import (
+    Tree,
     find_checkpoints,
     number_in_name,
     own_step,
@@ -29,7 +30,11 @@ from dlf_dynamics.optimizers import has_mean_squares
 from dlf_dynamics.outputs import hold, partial_path
 from dlf_dynamics.ranges import MOST_STEPS
 from dlf_dynamics.recorder import Recorder
+from dlf_dynamics.torch_rules import RuleCheck, rule_of
 from dlf_dynamics.torch_state import as_optax, find_torch_state
+
+_EXISTS = "replace it with --overwrite (from Python, overwrite=True), or write elsewhere"
+"""What to do about a file that exists."""
 
 _BOOKKEEPING = {"step", "global_step", "iteration", "num_updates", "epoch", "loss", "accuracy"}
 """Single numbers that programs keep beside parameters."""
@@ -63,6 +68,7 @@ def import_checkpoints(
     name: str = "the optimizer",
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda done: None,
+    read: Callable[[Path], Tree] = read_checkpoint,
 ) -> Imported:
     """Writes a run file of checkpoints, which all analyses read.
 
@@ -80,6 +86,7 @@ def import_checkpoints(
         name: of the optimizer, for labels.
         overwrite: whether to replace an existing file.
         progress: told how many checkpoints are done.
+        read: what a checkpoint holds, by its name.
 
     Raises:
         ConfigError: when a checkpoint does not fit the problem, two are of one step, or a library
@@ -87,14 +94,14 @@ def import_checkpoints(
         FileError: when a checkpoint cannot be read, or the run file not be written.
     """
     config, setup = ImportConfig() if config is None else config, Setup(*setup)
-    reader = _Reader(setup, config)
+    reader = _Reader(setup, config, read)
     places = reader.in_order(find_checkpoints(map(Path, checkpoints)))
     found = reader.read_all(places)
     first = next(found)
     stateful = setup.optimizer is not None and first.opt_state is not None
     files = [path for path, _ in places]
     output = _other_than(files, Path(output))
-    with hold(output, None if overwrite else "pass overwrite=True, or write elsewhere") as held:
+    with hold(output, None if overwrite else _EXISTS) as held:
         partial = partial_path(held.target)  # an older file stays until all is read
         recorder = Recorder(
             partial,
@@ -112,7 +119,7 @@ def import_checkpoints(
             held.place(partial)
         finally:
             partial.unlink(missing_ok=True)
-    notes = _notes(setup, config, stateful=stateful) + _rate_notes(reader.rates, config)
+    notes = _notes(setup, config, stateful=stateful) + reader.notes
     return Imported(output, files, steps, reader.num_params, notes)
 
 
@@ -168,17 +175,22 @@ class _Reader:
 
     Attributes:
         params: the form of the parameters.
-        rates: learning rates that the optimizers of PyTorch in the checkpoints tell.
     """
 
-    def __init__(self, setup: Setup, config: ImportConfig) -> None:
-        self._config = config
+    def __init__(self, setup: Setup, config: ImportConfig, read: Callable[[Path], Tree]) -> None:
+        self._config, self._content = config, read
         self.params = Wanted.of(setup.params)
-        self.rates: set[float] = set()
         self._frozen = {words(n): v for n, v in frozen_in(setup.problem.apply).items()}
         self._state: Wanted | None = None
+        self._rule: RuleCheck | None = None
         if setup.optimizer is not None:
             self._state = Wanted.of(jax.eval_shape(setup.optimizer.init, setup.params))
+            self._rule = RuleCheck(setup.optimizer, self.params)
+
+    @property
+    def notes(self) -> list[str]:
+        """What of the optimizers of PyTorch in the checkpoints is not compared."""
+        return [] if self._rule is None else self._rule.notes
 
     @property
     def num_params(self) -> int:
@@ -194,7 +206,7 @@ class _Reader:
         numbers = [number_in_name(path, self._config.step_pattern) for path in paths]
         places = list(zip(paths, numbers, strict=True))
         if len(set(numbers)) < len(paths):
-            return sorted(places, key=lambda p: self._step(p[0], read_checkpoint(p[0]), p[1]))
+            return sorted(places, key=lambda p: self._step(p[0], self._content(p[0]), p[1]))
         return sorted(places, key=lambda place: place[1] or 0)
 
     def read_all(self, places: Sequence[tuple[Path, int | None]]) -> Iterator[_Found]:
@@ -264,7 +276,7 @@ class _Reader:
         Raises:
             ConfigError: when it is that of another model.
         """
-        tree = read_checkpoint(path)
+        tree = self._content(path)
         step = self._step(path, tree, number)
         try:
             leaves = by_name(leaves_of(tree))
@@ -274,6 +286,9 @@ class _Reader:
             names = [n[len(prefix) :] for n in leaves if n[: len(prefix)] == prefix]
             state, used = self._opt_state(tree, leaves, names, step)
             step = self._counted(state, step, told=self._by_name or own_step(tree) is not None)
+            torch = find_torch_state(tree)
+            if self._rule is not None and torch is not None:
+                self._rule.require_alike(torch[1], step)
             frozen = self._compared(leaves)
             self._require_nothing_else(leaves, prefix, used | frozen)
         except UserError as error:
@@ -295,14 +310,14 @@ class _Reader:
             step: number of updates made.
         """
         torch = find_torch_state(tree)
-        self.rates |= {g["lr"] for g in torch[1]["param_groups"] if "lr" in g} if torch else set()
         used = set() if torch is None else {n for n in leaves if n[: len(torch[0])] == torch[0]}
         if self._state is None:
             return None, used
         if torch is not None:
             ours = [name for name in names if name in self.params.shapes]
             found = as_optax(torch[1], ours, self._state, step)
-            return (None if found is None else self._state.taken(found, ())), used
+            known = all(map(rule_of, torch[1]["param_groups"]))  # whose state this is
+            return (self._state.taken(found, ()) if found is not None and known else None), used
         counts = all(dtype.kind in "iu" for dtype in self._state.dtypes)
         if counts and not any(self._state.shapes.values()):  # of updates, if there is any
             told = dict.fromkeys(self._state.shapes, np.asarray(step))
@@ -311,6 +326,9 @@ class _Reader:
         if len(prefixes) != 1:
             return None, set()
         used = {name for name in leaves if name[: len(prefixes[0])] == prefixes[0]}
+        if self._rule is not None:
+            held = {name: leaves[prefixes[0] + name] for name in self._state.shapes}
+            self._rule.require_own(held, step)
         return self._state.taken(leaves, prefixes[0]), used
 
     def _compared(self, leaves: Mapping[Name, np.ndarray]) -> set[Name]:
@@ -373,14 +391,3 @@ def _notes(setup: Setup, config: ImportConfig, *, stateful: bool) -> list[str]:
             + (": without its preconditioner there is no threshold" if adaptive else "")
         )
     return notes
-
-
-def _rate_notes(rates: set[float], config: ImportConfig) -> list[str]:
-    """That the threshold does not know the learning rate in the checkpoints."""
-    if not rates or not config.full_batch:
-        return []
-    told = " to ".join(f"{rate:g}" for rate in sorted({min(rates), max(rates)}))
-    return [
-        f"learning rate in the checkpoints {told}: see that it is that of the problem's optimizer, "
-        "to which the threshold belongs; it is not compared"
-    ]

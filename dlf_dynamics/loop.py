@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -20,7 +21,7 @@ from dlf_dynamics.dynamics import Dynamics
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import ContentError, json_object
 from dlf_dynamics.layout import Layout
-from dlf_dynamics.optimizers import NO_OPTIMIZER, UnknownState
+from dlf_dynamics.optimizers import NO_OPTIMIZER, Unmade
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.schedules import Static
 
@@ -104,8 +105,8 @@ class Setup(NamedTuple):
         """
         layout = self.layout if layout is None else layout
         optimizer: Any = self.optimizer if recording.has_optimizer else None
-        if optimizer is not None and not recording.stateful:
-            optimizer = UnknownState(optimizer)
+        if optimizer is not None and not (recording.stateful and self.makes_updates):
+            optimizer = Unmade(optimizer, recording.stateful)
         return Dynamics(
             self.problem.flat(layout),
             NO_OPTIMIZER if optimizer is None else optimizer,
@@ -114,6 +115,19 @@ class Setup(NamedTuple):
             batch_size=None if recording.full_batch else self.problem.num_examples,
             layout=layout,
         )
+
+    @property
+    def makes_updates(self) -> bool:
+        """Whether updates can be made of gradients, state and parameters alone.
+
+        Some optimizers want the value of the loss, too, or the loss itself.
+        """
+        rule = NO_OPTIMIZER if self.optimizer is None else self.optimizer
+        try:
+            jax.eval_shape(lambda p: rule.update(p, rule.init(p), p), self.params)
+        except Exception:
+            return False
+        return True
 
     def data_sha256(self) -> str:
         """Digest of the data."""

@@ -171,4 +171,5 @@ def _bytes_of_values(jaxpr: Any) -> int:
 
 
 def _bytes(aval: Any) -> int:
-    return int(np.prod(aval.shape)) * np.dtype(aval.dtype).itemsize if hasattr(aval, "shape") else 0
+    # Types of JAX's own, as those of PRNG keys, know their size, and NumPy does not know them.
+    return int(np.prod(aval.shape)) * aval.dtype.itemsize if hasattr(aval, "shape") else 0

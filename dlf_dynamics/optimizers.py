@@ -21,18 +21,20 @@ NO_OPTIMIZER = optax.set_to_zero()
 
 
 @dataclass(frozen=True)
-class UnknownState:
-    """In the place of an optimizer whose state was not recorded; nothing is updated by it.
+class Unmade:
+    """In the place of an optimizer whose updates cannot be made; nothing is updated by it.
 
     Attributes:
         rule: the optimizer.
+        stateful: whether its state was recorded, and it is the updates that want more than that.
     """
 
     rule: optax.GradientTransformation
+    stateful: bool = False
 
     def init(self, params: Any) -> Any:
-        """None is known."""
-        return NO_OPTIMIZER.init(params)
+        """Of the form that was recorded."""
+        return (self.rule if self.stateful else NO_OPTIMIZER).init(params)
 
     def update(self, updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         """None is made."""

@@ -107,6 +107,7 @@ class Output:
             lock.acquire(timeout=_WAIT_SECONDS, poll_interval=_WAIT_SECONDS / 10)
             self._file.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}))
         except Timeout:
+            self._require_place()
             raise FileError(
                 f"{self.path} is being written by {_holder(self._file)}; wait until it has ended, "
                 "or write elsewhere"
@@ -124,6 +125,18 @@ class Output:
             )
             return None
         return lock
+
+    def _require_place(self) -> None:
+        """Raises FileError where there can be no lock, and so no file: as in /proc.
+
+        Waiting for a lock ends in the same way as waiting for a folder to take its file.
+        """  # noqa: DOC501
+        try:
+            self._file.touch()  # as a killed process leaves one, should its holder be just gone
+        except PermissionError:  # it is that of another user
+            return
+        except OSError as error:
+            raise write_error(self.path, error) from error
 
 
 def is_held(path: Path) -> bool:

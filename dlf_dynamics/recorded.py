@@ -27,6 +27,7 @@ class RecordedRun(Run):
 
     def __init__(self, path: Path, setup: Setup | None = None) -> None:
         self._setup = setup
+        self._makes_updates = setup is None or setup.makes_updates
         super().__init__(path)
 
     def _told(self, file: h5py.File) -> None:
@@ -57,8 +58,11 @@ class RecordedRun(Run):
 
     @property
     def own_updates(self) -> bool:
-        """Whether any update can be made again: not where batches or states are not known."""
-        return self.recording.own_updates
+        """Whether any update can be made again.
+
+        Not where batches or states are not known, nor where the optimizer wants more than these.
+        """
+        return self.recording.own_updates and self._makes_updates
 
     @property
     def subject(self) -> str:

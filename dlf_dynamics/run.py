@@ -254,8 +254,8 @@ class Run(Shown, ABC):
         names = ("parameters/value", UPDATE, "optimizer/value")
         there = [name for name in names if name in file]
         found = dict(zip(there, read_rows(file, there, chosen), strict=True))
-        # An update that cannot be made again is not kept.
-        found.setdefault(UPDATE, np.full((len(chosen), self.num_params), np.nan, self.dtype))
+        if not self.own_updates:  # nor can the one before be made again, which is mostly not kept
+            found[UPDATE] = np.full((len(chosen), self.num_params), np.nan, self.dtype)
         columns = [found.get(name, np.zeros((len(chosen), 0))) for name in names]
         steps = (self.checkpoint_steps[chosen] - self._rebuilt).tolist()
         return [FlatState(*row) for row in zip(steps, *columns, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,7 @@ def find_torch_state(tree: Any) -> tuple[Name, Mapping[str, Any]] | None:
     Raises:
         ConfigError: when there are several.
     """
-    if not isinstance(tree, Mapping):
-        return None
-    found = [
-        (words(str(key)), item)
-        for key, item in (("", tree), *tree.items())
-        if isinstance(item, Mapping) and {"state", "param_groups"} <= item.keys()
-    ]
+    found = list(_optimizers(tree))
     if len(found) > 1:
         listed = " and ".join(".".join(name) for name, _ in found)
         raise ConfigError(
@@ -40,6 +34,30 @@ def find_torch_state(tree: Any) -> tuple[Name, Mapping[str, Any]] | None:
             "with its own, or the parameters alone"
         )
     return found[0] if found else None
+
+
+def _optimizers(tree: Any, before: Name = ()) -> Iterator[tuple[Name, Mapping[str, Any]]]:
+    """The `state_dict`s of optimizers, which trainers keep in dictionaries and lists."""
+    if isinstance(tree, Mapping):
+        if _is_optimizer(tree):
+            yield before, tree
+            return
+        for key, item in tree.items():
+            yield from _optimizers(item, before + words(str(key)))
+    elif isinstance(tree, list | tuple):
+        for place, item in enumerate(tree):
+            yield from _optimizers(item, (*before, str(place)))
+
+
+def _is_optimizer(tree: Mapping[str, Any]) -> bool:
+    """Whether it has the form of `torch.optim.Optimizer.state_dict()`."""
+    state, groups = tree.get("state"), tree.get("param_groups")
+    return (
+        isinstance(state, Mapping)
+        and isinstance(groups, list)
+        and len(groups) > 0
+        and all(isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups)
+    )
 
 
 def updates_made(tree: Any) -> int | None:
@@ -70,6 +88,9 @@ def as_optax(
     told = [words(str(name)) for group in groups for name in group.get("param_names", ())]
     if len(numbers) != len(names) or (len(groups) > 1 and len(told) != len(numbers)):
         return None
+    if not found["state"] and step == 0 and all(map(kind_of, wanted.shapes)):
+        kinds = zip(wanted.shapes.items(), wanted.dtypes, strict=True)
+        return {leaf: np.zeros(shape, dtype) for (leaf, shape), dtype in kinds}  # not made yet
     order = told if len(told) == len(numbers) else list(names)
     kept: dict[Name, np.ndarray] = {}
     for number, name in zip(numbers, order, strict=True):
@@ -97,7 +118,7 @@ def _taken(
     counts = {float(kept.get(("count", *name), step)) for name in names}
     taken: dict[Name, np.ndarray] = {}
     for leaf in wanted.shapes:
-        start = next((n for n, word in enumerate(leaf) if word in _IN_OPTAX.values()), len(leaf))
+        start = _start(leaf)
         if leaf[start:] == ("count",) and len(counts) == 1:
             taken[leaf] = np.asarray(next(iter(counts)))
         elif leaf[start:] in kept:
@@ -105,3 +126,17 @@ def _taken(
         else:
             return None
     return taken
+
+
+def kind_of(leaf: Name) -> str:
+    """What a leaf of an optax state is, of that which PyTorch keeps; empty for something else.
+
+    >>> kind_of(("0", "mu", "layer", "weight")), kind_of(("1", "scale"))
+    ('mu', '')
+    """
+    return next(iter(leaf[_start(leaf) :]), "")
+
+
+def _start(leaf: Name) -> int:
+    """The place of the word that tells it."""
+    return next((n for n, word in enumerate(leaf) if word in _IN_OPTAX.values()), len(leaf))

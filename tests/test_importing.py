@@ -452,7 +452,11 @@ def test_the_command_makes_a_run_that_spectrum_reads(tmp_path, monkeypatch, caps
     for epoch in (1, 2, 3):
         np.savez(tmp_path / f"saved/epoch{epoch}.npz", w=np.array([0.1, 0.2]) * epoch)
     command = ["import", "saved", "--problem", "own.py:setup", "--steps-per-number", "10"]
+    opened = []
+    load = np.load
+    monkeypatch.setattr(np, "load", lambda path, **how: opened.append(path) or load(path, **how))
     assert main([*command, "--full-batch"]) == 0
+    assert len(opened) == 3  # each once
     told = capsys.readouterr().err
     assert "wrote run.h5: 3 checkpoints of 2 parameters" in told
     assert "saved/epoch1.npz is of step 10, saved/epoch3.npz of step 30" in told
@@ -464,7 +468,7 @@ def test_the_command_makes_a_run_that_spectrum_reads(tmp_path, monkeypatch, caps
     assert found["threshold"]["first"] == pytest.approx(30)  # (2 + 2 · 0.5) / 0.1
     assert found["centres"] is False
     assert main(command) == 2
-    assert re.search("run.h5 exists; .*overwrite", capsys.readouterr().err)
+    assert re.search(r"run\.h5 exists; replace it with --overwrite", capsys.readouterr().err)
     assert main(["import", "--problem", "own.py:setup"]) == 2
     assert "no checkpoints are given" in capsys.readouterr().err
 
@@ -530,6 +534,31 @@ def test_hyperparameters_in_a_state_are_not_counts(tmp_path):
         [tmp_path], setup, tmp_path / "run.h5", ImportConfig(full_batch=True)
     )
     assert "no state of the optimizer was taken" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("rate", "changed", "refused"),
+    [(0.5, None, False), (0.5, 0.05, True), (optax.linear_schedule(0.5, 0.0, 20), None, False)],
+)
+def test_hyperparameters_in_a_state_must_be_those_of_the_problem(rate, changed, refused, tmp_path):
+    rule = optax.inject_hyperparams(optax.sgd)(rate)
+    state = rule.init(make())
+    for _ in range(5):
+        _, state = rule.update(make(), state)
+    if changed is not None:  # as a program does that lowers the rate by hand
+        state.hyperparams["learning_rate"] = np.float32(changed)
+    content = {"step": 5, "params": make(), "opt_state": to_state_dict(state)}
+    content = jax.tree.map(np.asarray, content)
+    (tmp_path / "5.msgpack").write_bytes(msgpack_serialize(content))
+    out, setup = tmp_path / "run.h5", (own_problem(), rule, make())
+    if not refused:
+        assert import_checkpoints([tmp_path], setup, out).steps == [5]
+        return
+    words = (
+        r"hyperparams.*learning_rate 0\.05\) makes .* update -5e-08, and that .* -5e-07 for first"
+    )
+    with pytest.raises(ConfigError, match=words):
+        import_checkpoints([tmp_path], setup, out)
 
 
 def test_a_problem_without_parameters_is_told(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from dlf_dynamics import Problem, import_checkpoints
+from dlf_dynamics import Problem, import_checkpoints, torch_rules
 from dlf_dynamics.checkpoint_files import read_checkpoint
 from dlf_dynamics.config import ImportConfig
 from dlf_dynamics.errors import ConfigError, FileError
@@ -207,8 +207,202 @@ def test_numbers_of_sixteen_bits_are_taken_as_they_are(tmp_path):
         np.testing.assert_array_equal(found[name].astype(float), leaf.double().numpy())
 
 
-def test_the_learning_rate_that_the_threshold_does_not_know_is_told(tmp_path):
-    saved(tmp_path / "3.pt", OPTIMIZERS["sgd"][0])
-    config = ImportConfig(full_batch=True)
-    found = import_checkpoints([tmp_path], setup(optax.sgd(0.5)), tmp_path / "run.h5", config)
-    assert "learning rate in the checkpoints 0.1: see that it is that of" in found.notes[-1]
+def adam(**own):
+    return lambda p: torch.optim.Adam(p, 0.01, **own)
+
+
+def adamw(**own):
+    return lambda p: torch.optim.AdamW(p, 0.01, **own)
+
+
+def sgd(**own):
+    return lambda p: torch.optim.SGD(p, **{"lr": 0.1, "momentum": 0.9} | own)
+
+
+def rms(**own):
+    return lambda p: torch.optim.RMSprop(p, **{"lr": 0.01, "alpha": 0.9} | own)
+
+
+BUFFERS = {"exp_avg": "momentum", "momentum_buffer": "momentum", "exp_avg_sq": "square"}
+BUFFERS |= {"square_avg": "square", "max_exp_avg_sq": "square"}
+SETTINGS = {
+    "sgd": sgd(momentum=0),
+    "momentum": sgd(),
+    "nesterov": sgd(nesterov=True, weight_decay=0.01),
+    "dampening": sgd(dampening=0.5, maximize=True),
+    "adam": adam(betas=(0.8, 0.99), eps=1e-6),
+    "coupled decay": adam(weight_decay=0.01),
+    "amsgrad": adam(amsgrad=True, maximize=True),
+    "adamw": adamw(weight_decay=0.01),
+    "rmsprop": rms(weight_decay=0.01),
+    "rmsprop with momentum": rms(momentum=0.9),
+    "centered": rms(centered=True),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("step", [1, 30])
+def test_the_rules_are_those_of_pytorch(name, step):
+    """Each probe is made the state of a real optimizer, which then steps."""
+    for place, probe in enumerate(torch_rules._PROBES.values()):
+        param = torch.nn.Parameter(torch.tensor([float(probe.param)], dtype=torch.float64))
+        optimizer = SETTINGS[name]([param])
+        param.grad = torch.ones_like(param)
+        optimizer.step()  # makes its state
+        for key, value in optimizer.state[param].items():
+            if key == "step":
+                value.fill_(step)
+            elif value is not None:  # the mean of centred RMSprop is 0
+                value.fill_(getattr(probe, BUFFERS.get(key, ""), 0.0))
+        with torch.no_grad():
+            param.fill_(probe.param)
+        param.grad = torch.full_like(param, probe.gradient)
+        optimizer.step()
+        found = torch_rules._of_torch(optimizer.state_dict()["param_groups"][0], step)[place]
+        made = param.item() - probe.param
+        assert found == pytest.approx(made, rel=1e-8, abs=1e-15 * abs(probe.param))
+
+
+COUPLED = optax.add_decayed_weights(0.01)
+LIKE_RMSPROP = optax.scale_by_rms(decay=0.9, eps=1e-8, eps_in_sqrt=False)
+SAME = {
+    "nesterov": (sgd(nesterov=True), optax.sgd(0.1, momentum=0.9, nesterov=True)),
+    "decay": (sgd(weight_decay=0.01), optax.chain(COUPLED, optax.sgd(0.1, momentum=0.9))),
+    "maximize": (sgd(maximize=True), optax.chain(optax.scale(-1), optax.sgd(0.1, momentum=0.9))),
+    "coupled": (adam(weight_decay=0.01), optax.chain(COUPLED, optax.adam(0.01))),
+    "decoupled": (adamw(), optax.adamw(0.01, weight_decay=0.01)),
+    "betas": (adam(betas=(0.8, 0.99), eps=1e-6), optax.adam(0.01, 0.8, 0.99, 1e-6)),
+    "rmsprop": (
+        rms(momentum=0.8),
+        optax.chain(LIKE_RMSPROP, optax.trace(0.8), optax.scale(-0.01)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_optax_transformations_of_the_same_rules_are_taken(name, tmp_path):
+    make, rule = SAME[name]
+    saved(tmp_path / "3.pt", make)
+    found = import_checkpoints([tmp_path], setup(rule), tmp_path / "r.h5", FULL)
+    assert found.notes == []
+
+
+FULL = ImportConfig(full_batch=True)
+WRONG = {
+    "learning rate": (sgd(), optax.sgd(0.2, momentum=0.9), "rate is 0.1, .* optimizer 0.2 "),
+    "momentum": (sgd(), optax.sgd(0.1, momentum=0.8), "momentum 0.9.* a momentum of 1e-6"),
+    "none": (sgd(momentum=0), optax.sgd(0.1, momentum=0.9), "a momentum of 1e-6 the update -?0,"),
+    "forgotten": (sgd(), optax.sgd(0.1), "keeps trace, and the problem's does not"),
+    "nesterov": (sgd(nesterov=True), optax.sgd(0.1, momentum=0.9), "nesterov.* a gradient of 1e-6"),
+    "not nesterov": (sgd(), optax.sgd(0.1, momentum=0.9, nesterov=True), "a gradient of 1e-6"),
+    "dampening": (sgd(dampening=0.5), optax.sgd(0.1, momentum=0.9), "dampening 0.5"),
+    "decay": (sgd(weight_decay=0.01), optax.sgd(0.1, momentum=0.9), "a parameter of 1 the update"),
+    "maximize": (sgd(maximize=True), optax.sgd(0.1, momentum=0.9), "maximize.* a gradient of 1e-6"),
+    "beta1": (adam(), optax.adam(0.01, 0.95), "betas 0.9 and 0.999"),
+    "beta2": (adam(), optax.adam(0.01, 0.9, 0.99), "betas 0.9 and 0.999"),
+    "eps": (adam(), optax.adam(0.01, eps=1e-7), "eps 1e-08"),
+    "eps_root": (adam(), optax.adam(0.01, eps_root=1e-8), "eps 1e-08"),
+    "nadam": (adam(), optax.nadam(0.01), "betas 0.9 and 0.999"),
+    "decoupled": (
+        adam(weight_decay=0.01),
+        optax.adamw(0.01, weight_decay=0.01),
+        "a parameter of 1",
+    ),
+    "coupled": (adamw(), optax.chain(COUPLED, optax.adam(0.01)), "decoupled_weight_decay"),
+    "decay of optax": (adamw(), optax.adamw(0.01), "the update -0.0001, and .* problem -1e-06"),
+    "amsgrad": (adam(amsgrad=True), optax.adam(0.01), "keeps max_exp_avg_sq"),
+    "alpha": (rms(), optax.rmsprop(0.01, decay=0.99, eps_in_sqrt=False), "alpha 0.9"),
+    "eps in the root": (rms(), optax.rmsprop(0.01, decay=0.9), "a mean square of 1e-14"),
+    "trace of optax": (
+        rms(momentum=0.8),
+        optax.rmsprop(0.01, decay=0.9, eps_in_sqrt=False, momentum=0.8),
+        "a momentum of 1e-6",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_each_hyperparameter_that_differs_is_refused(name, tmp_path):
+    make, rule, words = WRONG[name]
+    saved(tmp_path / "3.pt", make)
+    with pytest.raises(ConfigError, match=words) as caught:
+        import_checkpoints([tmp_path], setup(rule), tmp_path / "r.h5")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scheduler_is_held_against_a_schedule(tmp_path):
+    def scheduled(early):
+        module = network()
+        optimizer = sgd()(module.parameters())
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+        folder = tmp_path / f"early-{early}"
+        folder.mkdir()
+        for step in range(1, 21):
+            torch.nn.functional.cross_entropy(
+                module(torch.tensor(INPUTS)), torch.tensor(LABELS)
+            ).backward()
+            optimizer.step()
+            content = {"model": module.state_dict(), "optim": optimizer.state_dict()}
+            scheduler.step()
+            content = content if early else content | {"optim": optimizer.state_dict()}
+            if step in (2, 10, 19):
+                torch.save(content, folder / f"{step}.pt")
+        return folder
+
+    rule = setup(optax.sgd(optax.cosine_decay_schedule(0.1, 20), momentum=0.9))
+    late, early = scheduled(early=False), scheduled(early=True)
+    assert import_checkpoints([late], rule, tmp_path / "late.h5", FULL).notes == []
+    (note,) = import_checkpoints([early], rule, tmp_path / "early.h5", FULL).notes
+    assert "those of the updates before them" in note
+    for folder in (late, early):
+        with pytest.raises(
+            ConfigError, match=r"2\.pt .*: its learning rate is 0\.09.* optimizer 0\.1 "
+        ):
+            import_checkpoints(
+                [folder], setup(optax.sgd(0.1, momentum=0.9)), tmp_path / "r.h5", FULL
+            )
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_groups_with_learning_rates_of_their_own(named, tmp_path):
+    def make(params):
+        optimizer = groups(("bias", "weight"), named=named)(params)
+        optimizer.param_groups[1]["lr"] = 0.02
+        return optimizer
+
+    saved(tmp_path / "3.pt", make)
+    labels = {"0.weight": "w", "2.weight": "w", "0.bias": "b", "2.bias": "b"}
+    same = optax.multi_transform({"w": optax.adam(0.02), "b": optax.adam(0.01)}, labels)
+    found = import_checkpoints([tmp_path], setup(same), tmp_path / "same.h5", FULL)
+    assert len(found.notes) == (0 if named else 1)  # without names there is no state
+    for rate in (0.01, 0.02):
+        with pytest.raises(ConfigError, match=r"lr 0\.01; .*lr 0\.02"):
+            import_checkpoints([tmp_path], setup(optax.adam(rate)), tmp_path / "r.h5", FULL)
+    other = optax.multi_transform({"b": optax.adam(0.02), "w": optax.adam(0.01)}, labels)
+    if named:
+        with pytest.raises(ConfigError, match=r"lr 0\.01; .*lr 0\.02"):
+            import_checkpoints([tmp_path], setup(other), tmp_path / "r.h5", FULL)
+
+
+def test_a_checkpoint_before_the_first_update_has_the_state_that_is_made_then(tmp_path):
+    make, rule = OPTIMIZERS["adam"]
+
+    def keep(step, module, optimizer):
+        if step in (0, 3):
+            content = {"state_dict": module.state_dict(), "global_step": step}
+            content["optimizer_states"] = [optimizer.state_dict()]  # as trainers nest them
+            torch.save(content, tmp_path / f"{step}.ckpt")
+
+    trained(make, keep)
+    assert import_checkpoints([tmp_path], setup(rule), tmp_path / "r.h5", FULL).notes == []
+    start, _ = open_run(tmp_path / "r.h5", setup(rule)).recorded(np.arange(2))
+    np.testing.assert_array_equal(start.optimizer, 0 * start.optimizer)
+    with pytest.raises(ConfigError, match=r"learning rate is 0\.01, and that of .* 0\.02"):
+        import_checkpoints([tmp_path], setup(optax.adam(0.02)), tmp_path / "s.h5", FULL)
+
+
+def test_the_state_of_another_optimizer_is_not_taken_for_adams(tmp_path):
+    saved(tmp_path / "3.pt", lambda p: torch.optim.RAdam(p, 0.01))
+    found = import_checkpoints([tmp_path], setup(optax.adam(0.01)), tmp_path / "r.h5", FULL)
+    assert "without its preconditioner there is no threshold" in found.notes[0]
+    assert "is none of PyTorch's SGD, Adam, AdamW and RMSprop" in found.notes[1]

@@ -241,3 +241,17 @@ def test_a_preconditioned_hessian_takes_batches_too(compiled):
     parts = stability(PROBLEM, PARAMS, optimizer, opt_state=state, step=3, max_memory=limit)
     assert parts.value == pytest.approx(whole.value, rel=1e-6)
     assert compiled
+
+
+def test_keys_of_random_numbers_in_a_model_are_counted():
+    """They are of a type that NumPy does not know."""
+
+    def dropped(params, inputs):
+        kept = jax.random.bernoulli(jax.random.key(3), 0.5, (WIDTH,))
+        return (jnp.tanh(inputs @ params["in"]) * kept) @ params["out"]
+
+    problem = replace(PROBLEM, apply=dropped)
+    keys = jax.make_jaxpr(lambda: jax.random.split(jax.random.key(0), 3))()
+    assert microbatches._bytes_of_values(keys.jaxpr) >= 3 * 8  # two words of 32 bits each
+    flat, vector = problem.ravel(PARAMS)
+    assert choose_batch_size(hessian, flat, vector.size, vector.dtype, 10**12) is None

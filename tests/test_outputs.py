@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -132,6 +133,12 @@ def test_a_process_on_another_machine_is_named_with_it(tmp_path):
             (tmp_path / ".run.h5.lock").write_text(unreadable, encoding="latin-1")
             with pytest.raises(FileError, match="is being written by another process; wait"):
                 hold(tmp_path / "run.h5")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="of Linux")
+def test_where_there_can_be_no_file_nobody_else_is_writing_it():
+    with pytest.raises(FileError, match=r"/proc/run\.h5 cannot be written: No such file"):
+        hold(Path("/proc/run.h5"))
 
 
 def test_threads_of_one_process_keep_each_other_out(tmp_path):

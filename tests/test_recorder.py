@@ -19,6 +19,7 @@ from dlf_dynamics.assembly import initial_parameters
 from dlf_dynamics.config import BifurcationConfig, ScheduleConfig, SpectrumConfig
 from dlf_dynamics.datasets import load_dataset
 from dlf_dynamics.errors import ConfigError, DataError, FileError
+from dlf_dynamics.loop import Setup
 from dlf_dynamics.losses import ClassWeights, cross_entropy
 from dlf_dynamics.opening import open_run
 from dlf_dynamics.recorder import Recorder
@@ -248,9 +249,47 @@ def test_parameters_alone_have_eigenvalues_at_the_iterates_and_nothing_that_take
         assert found.label == "no threshold: the run was recorded without its optimizer"
     with pytest.raises(
         ConfigError,
-        match="without its optimizer or that one's state, or imported; its steps cannot be made",
+        match="without its optimizer or that one's state, or imported, or its optimizer wants",
     ):
         compute_bifurcations(run, BifurcationConfig())
+
+
+def test_an_optimizer_that_wants_the_loss_has_spectra_of_what_was_recorded(tmp_path):
+    rule = optax.chain(optax.adam(0.01), optax.contrib.reduce_on_plateau(patience=2))
+    problem = Problem.from_loss(lambda p, step: p["a"] ** 4 + jnp.sum(p["b"] ** 2))
+    params = {"a": jnp.array(1.5), "b": jnp.ones(4)}
+    setup, state, visited = (problem, rule, params), rule.init(params), []
+    with Recorder(tmp_path / "own.h5", problem, optimizer=rule) as run:
+        for step in range(2):
+            run.record(step, params, state)
+            visited.append(float(params["a"]))
+            value, slope = jax.value_and_grad(problem.objective)(params, step)
+            change, state = rule.update(slope, state, params, value=value)
+            params = optax.apply_updates(params, change)
+    run = open_run(tmp_path / "own.h5", setup)
+    found = compute_spectrum(run, SpectrumConfig(ntk_examples=0, every=1))
+    assert "no threshold: the optimizer's update cannot be made from gradients" in found.label
+    assert "missing" in found.label
+    assert np.all(np.isnan(found.hessian.centre.eigenvalues))
+    assert not found.hessian.curvature.preconditioned
+    expected = 12 * np.array(visited) ** 2
+    np.testing.assert_allclose(found.hessian.iterate.eigenvalues[:, 0], expected, rtol=1e-6)
+    with pytest.raises(ConfigError, match="its optimizer wants more than gradients; its steps"):
+        compute_bifurcations(run, BifurcationConfig())
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        optax.polyak_sgd(),
+        optax.lbfgs(),
+        optax.contrib.momo(0.1),
+        optax.scale_by_backtracking_linesearch(3),
+    ],
+)
+def test_updates_that_want_the_loss_are_known_before_one_is_made(rule):
+    assert not Setup(*own_setup(CONFIG, rule)).makes_updates
+    assert Setup(*own_setup(CONFIG, optax.adam(0.1))).makes_updates
 
 
 @pytest.mark.parametrize("rule", ["two learning rates", "clipped"])

@@ -146,8 +146,8 @@ def compute_bifurcations(
     if not run.own_updates:
         raise ConfigError(
             f"{run.path} was recorded of mini-batches that are not known, or without its "
-            "optimizer or that one's state, or imported; its steps cannot be made again, and "
-            "nothing is known between checkpoints"
+            "optimizer or that one's state, or imported, or its optimizer wants more than "
+            "gradients; its steps cannot be made again, and nothing is known between checkpoints"
         )
     parts = Parts(None) if parts is None else parts
     start, stop = span_of_steps(run, config)

@@ -29,7 +29,7 @@ from dlf_dynamics.operators import (
     preconditioned,
     remainder,
 )
-from dlf_dynamics.optimizers import NO_OPTIMIZER, FlatUpdate, UnknownState, preconditioner
+from dlf_dynamics.optimizers import NO_OPTIMIZER, FlatUpdate, Unmade, preconditioner
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.run import Run
 
@@ -45,8 +45,8 @@ def run_threshold(run: Run) -> Threshold:
     flat = jax.ShapeDtypeStruct((run.num_params,), run.dtype)
     layout = Layout.of(flat) if dynamics.layout is None else dynamics.layout
     rule, known = dynamics.optimizer, True
-    if isinstance(rule, UnknownState):
-        rule, known = rule.rule, False
+    if isinstance(rule, Unmade):
+        rule, known = rule.rule, rule.stateful
     threshold = threshold_of(
         FlatUpdate(rule, layout),
         run.optimizer_name,

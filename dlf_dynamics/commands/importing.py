@@ -49,7 +49,8 @@ class Import:
         from dlf_dynamics.leaves import leaves_of
 
         paths = find_checkpoints(self.checkpoints)
-        leaves = [leaf for _, leaf in leaves_of(read_checkpoint(paths[0])) if leaf.ndim]
+        known = {paths[0]: read_checkpoint(paths[0])}  # and not read again
+        leaves = [leaf for _, leaf in leaves_of(known[paths[0]]) if leaf.ndim]
         double = any(leaf.dtype == "float64" for leaf in leaves)
         start_jax("float64" if double else "float32", 0, sum(leaf.size for leaf in leaves))
         from dlf_dynamics.importing import import_checkpoints
@@ -65,6 +66,7 @@ class Import:
                 self.config,
                 overwrite=self.overwrite,
                 progress=advance,
+                read=lambda path: known.pop(path) if path in known else read_checkpoint(path),
             )
         say(
             f"wrote {found.path}: {counted(len(found.steps), 'checkpoint')} of "
