@@ -15,6 +15,8 @@ from scipy.optimize import brentq
 from dlf_dynamics.analysis import style
 from dlf_dynamics.analysis.bifurcation import find_cycle
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = " ".join((DOCS / "concepts" / "one-dimension.md").read_text("utf-8").split())
 RATE, LARGE_AMPLITUDE, OUTER = 1.0, 70.0, 7.5
