@@ -81,7 +81,8 @@ docs: setup ## build the documentation into site/ (start at site/index.html)
 wheel: setup ## build source distribution and wheel into dist/
 	$(BIN)/python -m build --no-isolation
 
-figures: setup ## draw docs/figures again, by the commands in docs/draw.py (ten minutes)
+figures: setup ## draw the figures of the pages again, by docs/draw.py and docs/burst.py (ten minutes)
+	$(BIN)/python docs/burst.py
 	$(BIN)/python docs/draw.py
 
 bench: setup ## time training and analysis, ratios first

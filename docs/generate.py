@@ -7,7 +7,8 @@ analyses with what they print as JSON, `<!-- results -->` by what their result f
 draw.py draws, `<!-- notebook: fig4 -->` by a notebook with what its cells printed,
 `<!-- configuration: RunConfig -->` by the keys of a configuration, `<!-- presets -->` by the
 presets, and `<!-- choices: linalg.eigensolver.Which -->` by the values of types of the analysis.
-Examples are executed in an empty folder, which the pages of one build share.
+Examples are executed in an empty folder, which the pages of one build share. Pages that are
+programs are made whole: `MADE`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import nbformat
@@ -66,6 +68,15 @@ def on_pre_build(**_: Any) -> None:
 def on_post_build(**_: Any) -> None:
     """Deletes it."""
     _folder.close()
+
+
+def on_files(files: Any, config: Any, **_: Any) -> Any:
+    """Adds the pages that are made here."""
+    from mkdocs.structure.files import File
+
+    for path, made in MADE.items():
+        files.append(File.generated(config, path, content=made()))
+    return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -258,12 +269,21 @@ GENERATORS = {
 
 def _gallery() -> str:
     """Figures with their commands, by the script that draws them."""
-    spec = importlib.util.spec_from_file_location("draw", Path(__file__).with_name("draw.py"))
+    return _beside("draw").gallery()
+
+
+def _beside(name: str) -> ModuleType:
+    """A module of this folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
-    draw = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(draw)
-    return draw.gallery()
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MADE = {"concepts/burst.html": lambda: _beside("interactive").page()}
+"""Pages without a source in Markdown, by their path in the site."""
 
 
 def _paragraphs(text: str) -> Iterator[str]:

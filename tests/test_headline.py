@@ -6,8 +6,11 @@ sense only, so that later numbers have bounds instead of digits.
 
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.sparse.linalg import LinearOperator, eigsh
 
 from dlf_dynamics import PRESETS, train
 from dlf_dynamics.analysis import compute_spectrum, find_oscillations
@@ -29,6 +32,38 @@ def two_pulses(tmp_path_factory):
         name: train(replace(PRESETS[name], steps=10_000), tmp_path_factory.mktemp("two") / "run.h5")
         for name in ("published", "published-updated")
     }
+
+
+def largest_eigenvalue(run, parameters_of, weights_of):
+    """Of the loss with the class weights of one step at the parameters of another, by ARPACK."""
+    inputs, labels = run.problem.inputs, jax.nn.one_hot(run.problem.targets, run.num_classes)
+    row = int(np.searchsorted(run.checkpoint_steps, parameters_of))
+    assert run.checkpoint_steps[row] == parameters_of
+    parameters = jnp.asarray(run.parameters([row])[0])
+    weights = labels @ jnp.asarray(run.scalars["class_weights"][weights_of])
+
+    def loss(parameters):
+        logarithms = jax.nn.log_softmax(run.problem.apply(parameters, inputs))
+        return -jnp.mean(weights * jnp.sum(labels * logarithms, axis=1))
+
+    product = jax.jit(lambda v: jax.jvp(jax.grad(loss), (parameters,), (v,))[1])
+    shape = (len(parameters), len(parameters))
+    operator = LinearOperator(shape, lambda v: np.asarray(product(jnp.ravel(v))), dtype=float)
+    return float(eigsh(operator, 1, which="LA", v0=np.ones(len(parameters)))[0][0])
+
+
+def test_in_the_first_pulse_the_sharpness_rises_by_what_the_weights_do_to_the_parameters(
+    two_pulses,
+):
+    """The table of "A burst in one dimension"."""
+    run, middle, late = two_pulses["published"], 2500, 4000
+    table = [[largest_eigenvalue(run, p, w) for w in (middle, late)] for p in (middle, late)]
+    np.testing.assert_allclose(table, [[0.60, 0.64], [1.57, 1.62]], atol=0.0051)
+    row = int(np.searchsorted(run.checkpoint_steps, middle))
+    outputs = run.problem.apply(jnp.asarray(run.parameters([row])[0]), run.problem.inputs)
+    own = np.asarray(jax.nn.softmax(outputs))[np.arange(100), 0]
+    assert set(np.asarray(run.problem.targets)[:100]) == {0}
+    assert round(float(np.mean(own)), 3) == 0.973
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +180,19 @@ def test_loss_and_sharpness_in_the_middle_of_the_pulses_go_down(whole):
     for found in (spectrum.hessian.iterate, spectrum.hessian.centre):
         largest = found.eigenvalues[rows, 0]
         assert np.mean(largest[-3:]) < 0.6 * np.mean(largest[:6])
+
+
+@pytest.mark.slow
+def test_the_sharpness_is_lowest_in_mid_pulse_and_early_bursts_end_behind_the_switch(whole):
+    _, spectrum = whole
+    steps, centre = spectrum.hessian.steps, spectrum.hessian.centre.eigenvalues[:, 0]
+    lowest = []
+    for pulse in range(13):
+        inside = np.flatnonzero((steps >= pulse * PULSE) & (steps < (pulse + 1) * PULSE))
+        lowest.append(steps[inside[np.nanargmin(centre[inside])]] / PULSE - pulse)
+    assert np.sum(np.abs(np.subtract(lowest, 0.5)) < 0.02) >= 11
+    ends = np.array([b.burst_end for b in spectrum.bursts if b.burst_start < 5 * PULSE])
+    assert np.all(ends % PULSE < 0.1 * PULSE)
 
 
 @pytest.mark.slow

@@ -5,8 +5,10 @@ They need Chromium and its driver (Debian: apt-get install chromium chromium-dri
 
 import io
 import json
+import runpy
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ webdriver = pytest.importorskip("selenium.webdriver")
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore")]
 
 MOST_SECONDS = 3.0
+DOCS = Path(__file__).parents[1] / "docs"
 STUDY = """
 steps = 30
 data.points_per_class = 4
@@ -324,4 +327,76 @@ def test_a_cell_of_a_study_shows_its_runs(browser, study):
         "box.dispatchEvent(new Event('change'))"
     )
     assert browser("document.querySelectorAll('#runs details').length") == 1
+    assert browser.complaints() == []
+
+
+@pytest.fixture(scope="module")
+def burst_page(tmp_path_factory):
+    """The interactive page of the documentation, which is no report but made like one."""
+    page = tmp_path_factory.mktemp("burst") / "burst.html"
+    page.write_text(runpy.run_path(str(DOCS / "interactive.py"))["page"](), encoding="utf-8")
+    assert page.stat().st_size < 1.5e6
+    return page
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_burst_in_the_browser_is_that_of_python(browser, burst_page, trained):
+    model = runpy.run_path(str(DOCS / "burst.py"))["pulse"]
+    browser.open(burst_page)
+
+    def computed(outer, period):
+        settings = {"rate": 1, "amplitude": 70, "period": period, "outer": outer, "pulses": 2}
+        there = browser(f"pulse({json.dumps(settings | {'trained': trained})})")
+        here = model(1.0, 70.0, period, outer, trained=trained, pulses=2)
+        return {name: np.array(values) for name, values in there.items()}, here
+
+    there, here = computed(2.5, 500)  # below the threshold nothing amplifies rounding
+    assert np.max(here.sharpness) < 2
+    np.testing.assert_allclose(there["phase"], here.phase, rtol=1e-12)
+    np.testing.assert_allclose(there["first"], here.weights[:, 0], rtol=1e-12)
+    np.testing.assert_allclose(there["second"], here.weights[:, 1], rtol=1e-12)
+    np.testing.assert_allclose(there["output"], here.output, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(there["sharpness"], here.sharpness, rtol=1e-9)
+    there, here = computed(7.5, 5000)
+    before = here.phase < 0.84
+    np.testing.assert_allclose(there["output"][before], here.output[before], rtol=1e-6)
+    for found in (there["output"], here.output):
+        size = np.abs(found[2:] - 2 * found[1:-1] + found[:-2]) / 4
+        seen = here.phase[1:-1][(size > 0.02) & (here.phase[1:-1] < 1.5)]
+        np.testing.assert_allclose(seen[0], 0.853, atol=2e-3)
+        np.testing.assert_allclose(seen[-1], 1.0044 if trained else 1.191, atol=1e-3)
+    sharpness = [np.max(there["sharpness"]), np.max(here.sharpness)]
+    np.testing.assert_allclose(*sharpness, rtol=0.01)
+
+
+def test_the_sliders_move_the_burst(browser, burst_page):
+    browser.requests()
+    browser.open(burst_page)
+    told = "document.getElementById('told').textContent"
+    assert "above 2/η at 0.818 pulses; f oscillates by more than 0.02 from 0.85" in browser(told)
+    for name, value, words in (
+        ("amplitude", "1", "above 2/η at 0.500 pulses"),
+        ("outer", "2", "stays below 2/η; f does not oscillate"),
+    ):
+        browser.driver.execute_script(
+            f"const one = document.getElementById('{name}'); one.value = '{value}';"
+            "one.dispatchEvent(new Event('input'))"
+        )
+        assert words in browser(told)
+    browser.settle()
+    source = "Bokeh.documents[0].get_model_by_name('steps')"
+    assert len(browser(f"[...{source}.data.output]")) == 15_000
+    assert browser.complaints() == []
+    assert {url.split(":")[0] for url in browser.requests()} <= {"file", "data", "blob"}
+
+
+@pytest.mark.parametrize("width", [390, 320])
+def test_the_burst_fits_on_a_phone(browser, burst_page, width):
+    browser.resize(width, 844, mobile=True)
+    browser.open(burst_page)
+    browser.settle()
+    assert browser("document.documentElement.scrollWidth") <= width
+    browser.media(prefers_color_scheme="dark")
+    browser.settle()
+    assert browser("document.documentElement.dataset.theme") == "dark"
     assert browser.complaints() == []
