@@ -5,7 +5,8 @@ EXTRAS := test,dev,docs,models,checkpoints,dask,export
 # PyTorch, torchax and the libraries to compare with have an environment of their own; tested with
 # these.
 TORCH_VENV ?= .venv-torch
-TORCH_PINS ?= torch==2.13.0 torchax==0.0.13 curvlinops-for-pytorch==3.0.1 hessian-eigenthings==1.0.0a5
+TORCH_PINS ?= torch==2.13.0 torchax==0.0.13 curvlinops-for-pytorch==3.0.1 hessian-eigenthings==1.0.0a5 \
+	matfree==0.6.3 PyHessian==0.1
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
@@ -88,9 +89,9 @@ figures: setup ## draw the figures of the pages again, by docs/draw.py and docs/
 bench: setup ## time training and analysis, ratios first
 	$(PYTEST) benchmarks --benchmark-only -s
 
-bench-torch: ## the eigensolver beside hessian-eigenthings', in .venv-torch
+bench-torch: ## the eigensolver beside those of other libraries, in .venv-torch
 	@$(MAKE) --no-print-directory VENV='$(TORCH_VENV)' EXTRAS=test,compare,checkpoints,torch PINS='$(TORCH_PINS)' setup
-	$(TORCH_VENV)/bin/python -m pytest benchmarks/test_eigensolver.py --benchmark-only -s
+	$(TORCH_VENV)/bin/python -m pytest benchmarks/test_libraries.py benchmarks/test_eigensolver.py --benchmark-only -s
 
 format: setup ## put the code into the one format, mend what lint can mend
 	$(BIN)/ruff format .

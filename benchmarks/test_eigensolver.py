@@ -3,8 +3,8 @@
 Cold, top 5, relative residual 1e-2, of tanh networks with 101,770 and 1,068,810 parameters on
 1,000 or 10,000 random inputs with random labels, against SciPy's `eigsh` on the same products, with
 and without the chain that bounds what was missed. Their largest eigenvalues are close together.
-Then how many products bound the largest eigenvalue by twice its value. Where libraries for PyTorch
-are installed (`make bench-torch`), whole solves are timed beside theirs.
+Then how many products bound the largest eigenvalue by twice its value. Whole solves beside those of
+other libraries are in test_libraries.py.
 
 The trajectory is that of a 784-128-10 network on the bundled digits, magnified to 28x28 pixels, in
 float32 under a dynamical loss. Each checkpoint starts from the eigenvectors of the one before it
@@ -27,20 +27,17 @@ float64. Reference and products that only judge are not counted.
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
-import warnings
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.tree_util import Partial
-from scipy.sparse.linalg import LinearOperator, eigsh
 
+from benchmarks.networks import COUNT, MILLION, TOL, arpack, hessian_product, random_problem
 from dlf_dynamics import train
 from dlf_dynamics.analysis.linalg.certificate import TRACKED, certify
 from dlf_dynamics.analysis.linalg.chain import Goal
@@ -57,20 +54,13 @@ from dlf_dynamics.config import (
 )
 from dlf_dynamics.datasets import digits
 from dlf_dynamics.operators import hessian
-from dlf_dynamics.problem import Problem
 
 try:
     import hessian_eigenthings as eigenthings
     import torch
-
-    with warnings.catch_warnings():  # it compiles with what PyTorch is going to drop
-        warnings.simplefilter("ignore", DeprecationWarning)
-        import curvlinops
 except ImportError:
     eigenthings = None
 
-TOL = 1e-2
-COUNT = 5
 MOST_PRODUCTS = 20
 COMPARED = (10, 60, 120)
 
@@ -139,14 +129,6 @@ def tracked(run):
         start = evidence.pairs.vectors
         found.append((evidence, certify(evidence, goal, tracked=index > 0)))
     return found
-
-
-def arpack(matvec, num_params: int, dtype=np.float32, tol: float = TOL, seed: int = 0):
-    operator = LinearOperator((num_params, num_params), matvec=matvec, dtype=dtype)
-    start = np.random.default_rng(seed).normal(size=num_params).astype(dtype)
-    values, vectors = eigsh(operator, COUNT, which="LA", tol=tol, v0=start)
-    order = np.argsort(-values)
-    return values[order], vectors.T[order]
 
 
 def plain_lanczos(matvec, num_params: int):
@@ -274,35 +256,6 @@ def test_a_tracked_checkpoint_needs_twenty_products(benchmark, tmp_path, capsys)
     assert max(made[1:].mean(), rows["tracked"][:, 0].mean()) < cold["eigsh"]
 
 
-def random_problem(widths: tuple[int, ...], count: int):
-    """A tanh network in float32 on random inputs with random labels, and its parameters."""
-    rng = np.random.default_rng(0)
-    drawn = [
-        (rng.standard_normal((before, after)) * np.sqrt(2 / (before + after)), np.zeros(after))
-        for before, after in itertools.pairwise(widths)
-    ]
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), drawn)
-    inputs = jnp.asarray(rng.standard_normal((count, widths[0])), jnp.float32)
-    labels = jnp.asarray(rng.integers(0, widths[-1], count))
-
-    def apply(params, inputs):
-        for weight, bias in params[:-1]:
-            inputs = jnp.tanh(inputs @ weight + bias)
-        weight, bias = params[-1]
-        return inputs @ weight + bias
-
-    return Problem(apply, optax.softmax_cross_entropy_with_integer_labels, inputs, labels).ravel(
-        params
-    )
-
-
-def hessian_product(problem, params, vector):
-    return hessian(problem, params, 0)(vector)
-
-
-MILLION = (784, 1024, 256, 10)
-
-
 @pytest.mark.parametrize(
     ("widths", "examples", "most_time", "most_overhead", "rounds"),
     [
@@ -368,81 +321,6 @@ def test_cold_it_is_faster_than_arpack(
     assert count["ranked"] <= count["unranked"] + 66
     assert median["unranked"] <= most_time * median["eigsh"]
     assert median["ranked"] <= most_overhead * count["ranked"] * median["product"]
-
-
-def torch_network(params, widths: tuple[int, ...]):
-    """The same network of PyTorch, with copies of our flat parameters."""
-    layers, place = [], 0
-    for before, after in itertools.pairwise(widths):
-        layer = torch.nn.Linear(before, after)
-        weight, bias = np.split(params[place : place + (before + 1) * after], [before * after])
-        with torch.no_grad():
-            layer.weight.copy_(torch.tensor(weight.reshape(before, after).T))
-            layer.bias.copy_(torch.tensor(bias))
-        layers += [layer, torch.nn.Tanh()]
-        place += (before + 1) * after
-    return torch.nn.Sequential(*layers[:-1])
-
-
-@pytest.mark.skipif(eigenthings is None, reason="hessian-eigenthings is not installed")
-@pytest.mark.filterwarnings("ignore:`torch:DeprecationWarning")  # PyTorch's own forward mode
-@pytest.mark.parametrize("widths", [(784, 128, 10), MILLION])
-def test_cold_it_is_faster_than_libraries_for_pytorch(benchmark, widths, capsys):
-    """Whole solves with the products of each, on one thread, all of them as accurate as asked."""
-    problem, params = random_problem(widths, 1000)
-    matvec = Partial(hessian_product, problem, params)
-    module = torch_network(np.asarray(params), widths)
-    data = [tuple(torch.tensor(np.asarray(a)) for a in (problem.inputs, problem.targets))]
-    criterion = torch.nn.CrossEntropyLoss()
-    torch.set_num_threads(1)
-    theirs = curvlinops.HessianLinearOperator(
-        module, criterion, list(module.parameters()), data
-    ).to_scipy(dtype=np.float32)
-    operator = eigenthings.HessianOperator(module, data, eigenthings.supervised_loss(criterion))
-
-    def ours(rank_tolerance, seed):
-        settings = {"tol": TOL, "max_matvecs": 400, "rank_tolerance": rank_tolerance}
-        key = jax.random.key(seed)
-        found = top_eigenpairs(matvec, params.size, COUNT, key=key, dtype=jnp.float32, **settings)
-        return found.eigenvalues
-
-    def by_eigenthings(steps, seed):
-        return eigenthings.lanczos(operator, k=COUNT, max_iter=steps, which="LA", seed=seed)
-
-    reference = arpack(theirs.matvec, params.size, tol=1e-5)[0]
-
-    def is_enough(found):
-        values, vectors = found.eigenvalues.numpy(), found.eigenvectors.numpy()
-        residuals = [theirs.matvec(v) - value * v for value, v in zip(values, vectors, strict=True)]
-        return np.max(np.linalg.norm(residuals, axis=1)) <= TOL * reference[0]
-
-    # It makes as many steps as it is told: as few as are enough, which nobody knows beforehand.
-    steps = next(n for n in range(20, 200, 5) if is_enough(by_eigenthings(n, 0)))
-    methods = {
-        "ours": partial(ours, np.inf),
-        "ours, with the bound on what was missed": partial(ours, None),
-        "eigsh with products of curvlinops": lambda seed: arpack(
-            theirs.matvec, params.size, seed=seed
-        )[0],
-        f"hessian-eigenthings, {steps} steps": lambda seed: by_eigenthings(
-            steps, seed
-        ).eigenvalues.numpy(),
-    }
-    times = {name: [] for name in methods}
-    for seed in range(4):
-        for name, method in methods.items():
-            start = time.perf_counter()
-            values = method(seed)
-            times[name].append(time.perf_counter() - start)
-            error = np.max(np.abs(np.sort(values)[::-1] - reference))
-            assert error <= TOL * reference[0] or name.startswith("hessian")
-    benchmark.pedantic(ours, args=(np.inf, 7), rounds=1)
-    median = {name: np.median(values[1:]) for name, values in times.items()}
-    with capsys.disabled():
-        print(f"\n{params.size} parameters")
-        for name, seconds in median.items():
-            print(f"{name:42}{seconds:7.2f} s, {seconds / median['ours']:.2f} x ours")
-    assert all(median["ours"] <= seconds for seconds in median.values())
 
 
 def test_twice_the_largest_eigenvalue_is_a_bound_after_few_products(benchmark, capsys):
