@@ -27,7 +27,7 @@ class Reproduce:
       initialisation-table   who learns the spiral: 2 initialisations, A = 1 and 70, 10 seeds
       spiral-phase-diagram   accuracies on the spiral by amplitude and period
       width-learning-rate    loss and curvature by width, learning rate and loss
-      cifar10-myrtle5        the CIFAR-10 sweep; needs --data
+      cifar10-myrtle5        a sweep on CIFAR-10, as a script of the authors has it; needs --data
 
     Data, NAME.png and NAME.md, a page with the table that is printed, go to the folder
     reproduction/NAME. Ctrl-C ends it, and so may a kill: the same command goes on, and computes
@@ -50,7 +50,7 @@ class Reproduce:
     """What to reproduce."""
     budget: Literal["tiny", "small", "full"] = "small"
     """How much to compute: `tiny` takes about a minute and shows that it works; `small` takes
-    minutes on two cores (cifar10-myrtle5: on a GPU); `full` is of the published size, which for
+    minutes on two cores (cifar10-myrtle5: on a GPU); `full` is all of it, which for
     spiral-phase-diagram and cifar10-myrtle5 are thousands of runs."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Folder to write to; none means reproduction/NAME."""
