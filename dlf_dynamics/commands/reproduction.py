@@ -27,7 +27,7 @@ class Reproduce:
       initialisation-table   who learns the spiral: 2 initialisations, A = 1 and 70, 10 seeds
       spiral-phase-diagram   accuracies on the spiral by amplitude and period
       width-learning-rate    loss and curvature by width, learning rate and loss
-      cifar10-myrtle5        a sweep on CIFAR-10, as a script of the authors has it; needs --data
+      cifar10-myrtle5        a sweep on CIFAR-10, its protocol inferred from a script; needs --data
 
     Data, NAME.png and NAME.md, a page with the table that is printed, go to the folder
     reproduction/NAME. Ctrl-C ends it, and so may a kill: the same command goes on, and computes
