@@ -147,7 +147,8 @@ def describe(
     facts |= _periods(motion, window)
     if 0 <= window.crossed < window.onset:
         facts |= _growth(replay.run, motion, window)
-        facts |= _predicted(replay, solver, motion, window, crossings)
+        if not replay.run.kinks:  # it is the theory of smooth maps
+            facts |= _predicted(replay, solver, motion, window, crossings)
     facts |= _size(replay, solver, config, motion, window)
     missing = {f.name: _MISSING[str(f.type)] for f in fields(Instability) if f.name not in facts}
     return Instability(**(missing | facts))  # type: ignore[arg-type]
