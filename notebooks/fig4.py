@@ -49,10 +49,12 @@ folder = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## The loss
 #
-# With class weights $\Gamma_i(t)$ that sum to the number of classes, the loss of step $t$ is
-# $$\mathcal{F}(\theta, t) = \frac1N \sum_n \Gamma_{y_n}(t)\, \ell(f(x_n;\theta), y_n).$$
-# The weight of the emphasised class climbs to $A = 70$, before the weights are scaled, and falls
-# again within $T = 5000$ steps; a network of one hidden layer learns a spiral of three arms.
+# With class weights Γ_i(t) that sum to the number of classes, the loss of step t is
+#
+#     F(θ, t) = (1/N) Σ_n Γ_{y_n}(t) ℓ(f(x_n; θ), y_n)
+#
+# The weight of the emphasised class climbs to A = 70, before the weights are scaled, and falls
+# again within T = 5000 steps; a network of one hidden layer learns a spiral of three arms.
 
 # %%
 config = replace(PRESETS["published"], steps=STEPS)
@@ -62,17 +64,17 @@ print(f"{run.status}: {run.steps[-1]} updates, {len(run.checkpoint_steps)} check
 # %% [markdown]
 # ## Spectra, threshold, crossings
 #
-# Every 25 steps, the three largest Hessian eigenvalues of the loss of *that* step, each with its
-# residual, and the NTK of the first 50 examples. Gradient descent with learning rate $\eta$ is
-# unstable where $\lambda_{\max} > 2/\eta$, here 2.
+# Every 25 steps, the largest Hessian eigenvalue of the loss of *that* step, with its interval, and
+# the NTK of the first 50 examples. Gradient descent with learning rate η is unstable where
+# λ_max > 2/η, here 2.
 
 # %%
 spectrum = compute_spectrum(run, SpectrumConfig(every=1 if STEPS > 20_000 else 4))
 plots.run_figure(run, spectrum)
 
 # %% [markdown]
-# All eigenvalues are certified: their residuals, from fresh products, are tiny, and what had not
-# converged would be marked and left out.
+# Each eigenvalue has a residual from a fresh product, and an upper bound from a random chain, which
+# fails with a probability of one in a million. What is not certified so would be counted here.
 
 # %%
 hessian = spectrum.hessian
@@ -84,7 +86,7 @@ print(f"not converged: {spectrum.not_converged} of {len(hessian.steps)} checkpoi
 # ## Crossing is not onset
 #
 # On a ReLU network the oscillation does not wait for the threshold: units switch from step to
-# step, and the curvature along the jump is larger than at either end. So crossings and
+# step, and at each switch the slope jumps, which no Hessian contains. So crossings and
 # oscillations are separate facts, and the lag between them can be negative.
 
 # %%
@@ -107,8 +109,7 @@ plots.bifurcation_figure(run, spectrum)
 # ## Curvature depends on the parity of the step
 #
 # On an orbit of period 2 the two ends have different curvature, and checkpoints at even steps see
-# only one of them. The centre $\frac14\theta_{t-1} + \frac12\theta_t + \frac14\theta_{t+1}$
-# averages the oscillation away.
+# only one of them. The centre ¼θ_(t-1) + ½θ_t + ¼θ_(t+1) averages the oscillation away.
 
 # %%
 last = min(STEPS, 10_000)
