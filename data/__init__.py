@@ -1,1 +1,1 @@
-"""Bundled data sets; origin and licence of each are in README.md."""
+"""Bundled data sets and published numbers; origin and licence of each are in README.md."""

@@ -74,6 +74,8 @@ def test_the_wheel_holds_the_bundled_data_and_the_mark_of_types(names):
     assert {
         "dlf_dynamics/data/digits.npz",
         "dlf_dynamics/data/sonnets.txt",
+        "dlf_dynamics/data/authors_program_fig4.npz",
+        "dlf_dynamics/data/published_figures.json",
         "dlf_dynamics/data/README.md",
         "dlf_dynamics/py.typed",
     } <= names

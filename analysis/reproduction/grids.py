@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from dlf_dynamics.analysis.reproduction.page import Comparison, Picture, with_error
+from dlf_dynamics.analysis.reproduction.published import Published
 from dlf_dynamics.analysis.reproduction.task import Task
 from dlf_dynamics.analysis.studies.diagram_plots import draw_phase_diagram
 from dlf_dynamics.analysis.studies.phase_diagram import PhaseDiagram, phase_diagram
@@ -17,10 +18,6 @@ from dlf_dynamics.analysis.studies.studyfile import StudyResults
 
 _SIGNIFICANT = 2.0
 """Combined standard errors from which a cell is said to differ from the static loss."""
-
-
-_NOT_RECOVERED = "not recovered"
-"""What stands for a published number that is not known."""
 
 
 _QUANTITIES = {"accuracy": "training accuracy", "validation_accuracy": "validation accuracy"}
@@ -81,7 +78,7 @@ def above_static(diagram: PhaseDiagram) -> Bool[np.ndarray, "ny nx"]:
 
 
 def compare(
-    diagrams: Sequence[tuple[str, PhaseDiagram]], claim: str | None = None
+    diagrams: Sequence[tuple[str, PhaseDiagram]], claim: Published | None = None
 ) -> Iterator[Comparison]:
     """Rows on the static loss, on the best cell, and on how many cells are better.
 
@@ -94,7 +91,7 @@ def compare(
         static, error = float(diagram.static[first]), float(diagram.static_error[first])
         yield Comparison(
             f"{what}: static loss (A = 1)",
-            _NOT_RECOVERED,
+            None,
             _told(static, error),
             f"runs: {diagram.static_count[first]}",
         )
@@ -103,13 +100,13 @@ def compare(
         count = int(np.sum(above_static(diagram)))
         yield Comparison(
             f"{what}: cells with A > 1 above the static loss",
-            _NOT_RECOVERED,
+            None,
             f"{count} of {known} ({count / known:.0%})" if known else "no errors, one run a cell",
             f"by more than {_SIGNIFICANT:g} combined standard errors",
         )
 
 
-def _best(what: str, diagram: PhaseDiagram, claim: str | None) -> Comparison:
+def _best(what: str, diagram: PhaseDiagram, claim: Published | None) -> Comparison:
     mean: Float[np.ndarray, "ny nx"] = np.where(np.isfinite(diagram.mean), diagram.mean, -np.inf)
     row, column = np.unravel_index(int(np.argmax(mean)), mean.shape)
     value, error, more, combined = (
@@ -121,16 +118,16 @@ def _best(what: str, diagram: PhaseDiagram, claim: str | None) -> Comparison:
             diagram.difference_error,
         )
     )
-    remark = f"{more:+.3f}"
+    difference = f"{more:+.3f} from the static loss"
     if np.isfinite(combined):
-        remark += f", combined standard error {combined:.3f}"
+        difference += f", combined standard error {combined:.3f}"
         if claim is not None:
-            remark = ("agrees: " if more > combined else "does not show it: ") + remark
+            difference = ("agrees: " if more > combined else "does not show it: ") + difference
     return Comparison(
         f"{what}: best cell, A = {diagram.y[row]:g}, T = {diagram.x[column]:g}",
-        _NOT_RECOVERED if claim is None else claim,
+        claim,
         _told(value, error),
-        remark,
+        difference,
     )
 
 

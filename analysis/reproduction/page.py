@@ -8,33 +8,55 @@ from dataclasses import dataclass, field
 from rich import box
 from rich.table import Table
 
+from dlf_dynamics.analysis.reproduction.published import KNOWN_BY, Numbers, Published
+
 NOT_REACHED = "not reached at this size"
 """What stands for a number that a smaller budget does not come to."""
 
-_HEADINGS = ("what", "reference", "measured here", "remark")
+_UNKNOWN = "not known to us"
+"""What stands for a published number that we have not seen."""
+
+_HEADINGS = ("what", "published", "measured here", "difference")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One number or statement to compare with, and what came out here.
+    """A row of the page: what was published, what came out here, and how far they are apart.
 
     Attributes:
         what: was measured.
-        reference: what was published or, where the page says so, found otherwise; with its error,
-            where there is one.
+        published: number or statement, and how it is known; None where we have not seen it.
         measured: in the same form.
-        remark: whether they agree, and within what.
+        difference: measured minus published, and what is to be said about it.
     """
 
     what: str
-    reference: str
+    published: Published | None
     measured: str
-    remark: str = ""
+    difference: str = ""
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
         """In the order of the columns."""
-        return self.what, self.reference, self.measured, self.remark
+        published = _UNKNOWN if self.published is None else self.published.told
+        return self.what, published, self.measured, self.difference
+
+
+def compared(
+    what: str, published: Published, measured: Numbers | None, note: str = ""
+) -> Comparison:
+    """A row of numbers, with their difference.
+
+    Args:
+        what: was measured.
+        published: numbers.
+        measured: as many; None where a smaller budget does not come to them.
+        note: on the difference.
+    """
+    if measured is None:
+        return Comparison(what, published, NOT_REACHED)
+    difference = published.difference(measured) + (f" ({note})" if note else "")
+    return Comparison(what, published, published.written(measured), difference)
 
 
 @dataclass(frozen=True)
@@ -58,7 +80,7 @@ class Page:
         name: of the reproduction; the page is `NAME.md`.
         title: heading of the page.
         source: the paper, with its number on arXiv.
-        published: what the paper says, and where the reference numbers come from, in Markdown.
+        published: what the paper says, in Markdown.
         comparisons: rows of the table.
         differs: in which ways the computation is not the published one, a sentence each.
         pictures: the figures.
@@ -84,6 +106,7 @@ class Page:
             self.published,
             "## Comparison",
             "\n".join(map(_line, [_HEADINGS, ("---",) * len(_HEADINGS), *rows])),
+            *self._explained(),
             *(f"![{picture.caption}]({picture.file})" for picture in self.pictures),
             "## What differs",
             "\n".join(f"* {sentence}" for sentence in self.differs),
@@ -91,6 +114,12 @@ class Page:
             "\n".join(map(_line, [("", ""), ("---", "---"), *self.made.items()])),
         ]
         return "\n\n".join(parts) + "\n"
+
+    def _explained(self) -> list[str]:
+        """What the words behind the published numbers mean, of those that occur."""
+        known_by = {row.published.known_by for row in self.comparisons if row.published is not None}
+        lines = [f"* *{word}*: {meaning}" for word, meaning in KNOWN_BY.items() if word in known_by]
+        return ["How the published numbers are known:", "\n".join(lines)] if lines else []
 
     def table(self) -> Table:
         """The comparison for the terminal, without the marks of Markdown."""
