@@ -1,4 +1,4 @@
-"""`Burst`: the periods of the iterates about one change of the emphasised class, and their order."""
+"""`Burst`: periods of the iterates about one change of the emphasised class, and their order."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Burst:
 
     @property
     def cascades(self) -> bool:
-        """Whether it doubles, and a stretch of period 8 or of none begins after that of period 4."""
+        """Whether it doubles, and a stretch of period 8 or of none begins after period 4."""
         later = [*self.stretches.get(8, ()), *self.stretches.get(IRREGULAR, ())]
         return self.doubles and any(begin > self.reached[4] for begin, _ in later)
 

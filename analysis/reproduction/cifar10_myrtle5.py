@@ -145,6 +145,7 @@ def make(task: Task) -> Page:
             {
                 "grid": scaled(size).told,
                 "runs": counted(results.statuses),
+                "cost": task.cost(results),
                 "steps of each": f"{base.steps:,}, {base.schedule.static_from:,} of them dynamical",
                 "data": f"{num_examples:,} images, {size.channels} channels, batches of "
                 f"{size.batch_size}",
@@ -171,5 +172,9 @@ def _differs(size: Size, num_examples: int, budget: str) -> tuple[str, ...]:
 
 
 REPRODUCTION = Reproduction(
-    NAME, "Myrtle5 on CIFAR-10 by amplitude and period; needs --data", make, dtype="float32"
+    NAME,
+    "Myrtle5 on CIFAR-10 by amplitude and period; needs --data",
+    make,
+    "needs a GPU, not measured",
+    dtype="float32",
 )

@@ -70,7 +70,10 @@ def effects(
     short, long = runs.periods[0], runs.periods[-1]
     return (
         {period: difference((high, period), (low, period)) for period in runs.periods},
-        {amplitude: difference((amplitude, long), (amplitude, short)) for amplitude in runs.amplitudes},
+        {
+            amplitude: difference((amplitude, long), (amplitude, short))
+            for amplitude in runs.amplitudes
+        },
     )
 
 
@@ -107,7 +110,9 @@ def _direction(intervals: list[Interval]) -> str:
     if up and down:
         return f"no one direction: up in {up}, down in {down} of {len(found)}"
     if up or down:
-        return f"{'up' if up else 'down'} in {up or down} of {len(found)}, the others not told apart"
+        return (
+            f"{'up' if up else 'down'} in {up or down} of {len(found)}, the others not told apart"
+        )
     return "not told apart"
 
 
@@ -136,16 +141,18 @@ def make(task: Task) -> Page:
         "that depends on A and T.",
         comparisons=tuple(compare(runs)),
         differs=(*_DIFFERS, *differs(results.complete)),
-        pictures=(Picture(task.drawn(figure, NAME), "Means over the seeds, by amplitude and period"),),
+        pictures=(
+            Picture(task.drawn(figure, NAME), "Means over the seeds, by amplitude and period"),
+        ),
         made=task.made(NAME, results.provenance, facts(task, runs)),
     )
 
 
 _DIFFERS = (
-    "A step oscillates where successive updates point against each other (cosine below −0.5); such "
-    "steps less than 50 apart are one instability, those shorter than 16 steps are none. With "
-    "pulses shorter than that one instability may last for the whole run: its *number* says little, "
-    "its part of the steps does.",
+    "A step oscillates where successive updates point against each other (cosine below −0.5); "
+    "such steps less than 50 apart are one instability, those shorter than 16 steps are none. "
+    "With pulses shorter than that one instability may last for the whole run: its *number* says "
+    "little, its part of the steps does.",
     "The phase of the onset is the median over the instabilities that are shorter than a pulse, 0 "
     "the beginning of the pulse, ½ the peak of the weight, 1 its end. It is not defined, and left "
     "out, where all are longer.",
@@ -156,5 +163,8 @@ _DIFFERS = (
 
 
 REPRODUCTION = Reproduction(
-    NAME, "onset, extent and periods of the instabilities by amplitude and period", make
+    NAME,
+    "onset, extent and periods of the instabilities by amplitude and period",
+    make,
+    "about 1 h; nothing beside spiral-phase-diagram",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,9 +59,7 @@ def draw_maps(
 def _draw_map(ax: Axes, each: ValueMap, rows: Sequence[float], columns: Sequence[float]) -> None:
     known = each.values[np.isfinite(each.values)]
     low, high = each.limits or (min(known, default=0.0), max(known, default=1.0))
-    ax.imshow(
-        each.values, vmin=low, vmax=high, cmap="cividis", aspect="auto", origin="lower"
-    )
+    ax.imshow(each.values, vmin=low, vmax=high, cmap="cividis", aspect="auto", origin="lower")
     for (row, column), value in np.ndenumerate(each.values):
         if np.isfinite(value):
             dark = (value - low) < _DARK * (high - low)
@@ -82,19 +80,18 @@ def _draw_map(ax: Axes, each: ValueMap, rows: Sequence[float], columns: Sequence
 def draw_bands(
     ax: Axes,
     places: Sequence[float],
-    intervals: Callable[[int], Interval],
+    intervals: Sequence[Interval],
     label: str,
     colour: int,
     style: str = ".-",
 ) -> None:
     """A mean at each place, with the band of its interval."""
-    found = [intervals(index) for index in range(len(places))]
     shade = COLOURS[colour % len(COLOURS)]
-    ax.plot(places, [each.value for each in found], style, color=shade, lw=1, ms=4, label=label)
+    ax.plot(places, [each.value for each in intervals], style, color=shade, lw=1, ms=4, label=label)
     ax.fill_between(
         places,
-        [each.low for each in found],
-        [each.high for each in found],
+        [each.low for each in intervals],
+        [each.high for each in intervals],
         color=shade,
         alpha=0.18,
         lw=0,

@@ -63,13 +63,18 @@ def study(size: Size) -> Study:
             data=replace(base.data, validation=FRESH_POINTS),
             schedule=replace(base.schedule, counting="exact", static_from=static_from),
             steps=size.steps,
-            # An odd distance, or all points of the curves would be on one branch of a period-2 orbit.
+            # Odd, or all points of the curves would be on one branch of a period-2 orbit.
             checkpoint_every=501,
         ),
         (("model.seed", tuple(range(size.grid.seeds))),),
         (*size.grid.cells(), *map(_static, OTHERS)),
-        Measures(curve_points=CURVE_POINTS, sharpness=True),
+        measures(),
     )
+
+
+def measures() -> Measures:
+    """Curves, with the sharpness."""
+    return Measures(curve_points=CURVE_POINTS, sharpness=True)
 
 
 def _static(optimizer: tuple[str, float]) -> Overrides:

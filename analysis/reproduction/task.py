@@ -140,7 +140,7 @@ class Task:
             KeyboardInterrupt: when it was stopped.
         """
         path = self._study_path(study, name, beside)
-        if self.partial and path.exists():
+        if self.partial:
             results = read_study(path)
             if results.study != study:
                 raise FileError(f"{path} is of another study; name another folder with -o")
@@ -176,6 +176,9 @@ class Task:
             name: of the file.
             of: what decides it, as JSON has it.
             compute: makes it, as JSON has it.
+
+        Raises:
+            KeyboardInterrupt: when it was stopped.
         """
         path = self.folder / f"{name}.json"
         if path.exists() and not self.overwrite:
@@ -188,6 +191,23 @@ class Task:
             value = compute()
         write_whole(path, json.dumps({"of": of, "value": value}, indent=1).encode())
         return value
+
+    def of_seeds(self, seeds: Sequence[int], name: str) -> list[int]:
+        """The seeds; of a page that is to be partial, those with something kept as NAME-SEED.
+
+        Raises:
+            FileError: when there is none.
+        """
+        known = [
+            seed
+            for seed in seeds
+            if not self.partial or (self.folder / f"{name}-{seed}.json").exists()
+        ]
+        if not known:
+            raise FileError(
+                f"{self.folder} has nothing that is finished; leave out --partial to compute it"
+            )
+        return known
 
     @contextmanager
     def _spent(self, part: str) -> Iterator[None]:
@@ -207,7 +227,7 @@ class Task:
         parts = runs + sum(_seconds_in(self.folder / _SECONDS).values())
         if not parts:
             return "not measured"
-        return f"{in_words(parts)}, one run at a time on one thread of the machine named below"
+        return f"{in_words(parts)} of wall time, runs one after the other, on the machine below"
 
     def drawn(self, figure: Figure, name: str) -> str:
         """Writes a figure; returns the name of the file.
@@ -230,6 +250,7 @@ class Task:
         return {
             "command": f"`{command}`",
             "versions": ", ".join(versions),
+            "cost": self.cost(),
             **facts,
             "machine": machine,
         }
@@ -243,6 +264,7 @@ class Reproduction:
         name: by which it is asked for.
         about: what it is, in a line.
         make: computes what is missing, draws, and compares.
+        takes: how long that is at the budget `small`, in words.
         dtype: in which it computes.
         sweeps: whether it is a study, the runs of which are shared out over processes.
     """
@@ -250,6 +272,7 @@ class Reproduction:
     name: str
     about: str
     make: Callable[[Task], Page]
+    takes: str
     dtype: Literal["float64", "float32"] = "float64"
     sweeps: bool = True
 

@@ -58,9 +58,10 @@ def mean_interval(
     """Student's interval of a mean; of several, each wide enough that all hold together.
 
     With m comparisons each interval has the level 1 - (1 - level)/m, so that the probability that
-    all of them hold is at least `level`, whatever their dependence (O. J. Dunn, Multiple comparisons
-    among means, Journal of the American Statistical Association 56, 1961, 52). Student's interval
-    is exact for values of a normal distribution; accuracies are not, and it holds approximately.
+    all of them hold is at least `level`, whatever their dependence (O. J. Dunn, Multiple
+    comparisons among means, Journal of the American Statistical Association 56, 1961, 52).
+    Student's interval is exact for values of a normal distribution; of accuracies, which are not,
+    it holds approximately.
 
     Args:
         values: a number of each independent run or pair of runs; NaN is left out.

@@ -405,9 +405,7 @@ def _columns(minor: int) -> tuple[str, ...]:
     return tuple(f"columns/{name}" for name in NUMBERS if _SINCE.get(name, 0) <= minor)
 
 
-def _layout(
-    study: Study, rows: int, minor: int
-) -> dict[str, tuple[tuple[int, ...], Any, Any]]:
+def _layout(study: Study, rows: int, minor: int) -> dict[str, tuple[tuple[int, ...], Any, Any]]:
     """Shape, type and what stands there before a row is written, of each dataset of rows."""
     layout: dict[str, tuple[tuple[int, ...], Any, Any]] = {
         "status": ((rows,), np.int8, -1),
