@@ -195,7 +195,7 @@ def compare(pairs: Sequence[Pair]) -> Iterator[Comparison]:
             f"{_QUANTITIES[name]} {where}: log₁₀ of dynamical over static",
             Published(expected, "text"),
             found.told(2, sign=True),
-            f"{verdict}; {found.count} pairs; medians {medians[0]:.3g} (static), "
+            f"{verdict}; {found.size} pairs; medians {medians[0]:.3g} (static), "
             f"{medians[1]:.3g} (dynamical)",
         )
     for place in PLACES:

@@ -98,7 +98,7 @@ def compare(runs: SpiralRuns) -> Iterator[Comparison]:
 
 
 def _told(interval: Interval) -> str:
-    return interval.told(2, sign=True) if interval.count else "no run has it"
+    return interval.told(2, sign=True) if interval.size else "no run has it"
 
 
 def _direction(intervals: list[Interval]) -> str:

@@ -18,6 +18,7 @@ from dlf_dynamics.analysis.reproduction.under_parameterised import unfinished
 from dlf_dynamics.analysis.reproduction.width_study import parameters_of
 from dlf_dynamics.analysis.studies.statistics import Interval, mean_interval
 from dlf_dynamics.analysis.studies.study import Measures, Study
+from dlf_dynamics.analysis.studies.studyfile import StudyResults
 from dlf_dynamics.analysis.style import COLOURS, styled
 from dlf_dynamics.presets import PRESETS
 
@@ -118,8 +119,8 @@ def compare(runs: SpiralRuns) -> Iterator[Comparison]:
         yield Comparison(
             f"A = {amplitude:g}, T = {period}: held-out accuracy, dynamical minus static",
             CLAIM,
-            f"{both.told(sign=True)}: {both.direction} ({both.count} pairs that have fitted)",
-            f"all {every.count} pairs: {every.told(sign=True)}: {every.direction}",
+            f"{both.told(sign=True)}: {both.direction} ({both.size} pairs that have fitted)",
+            f"all {every.size} pairs: {every.told(sign=True)}: {every.direction}",
         )
 
 
@@ -193,26 +194,26 @@ def make(task: Task) -> Page:
                 "means with 95 % intervals",
             ),
         ),
-        made=task.made(
-            NAME,
-            results.provenance,
-            {
-                "schedules": "A = 1; A in "
-                + ", ".join(f"{a:g}" for a in size.amplitudes)
-                + " with T in "
-                + ", ".join(map(str, size.periods)),
-                "runs": counted(results.statuses),
-                "steps of each": f"{size.steps:,}",
-                "held out": f"{FRESH_POINTS:,} fresh points",
-                "initial values": f"`{results.study.base.model.init}`",
-                "precision": results.study.base.dtype,
-                "cost": task.cost(results),
-                "what would need more": "images and the published network: `cifar10-myrtle5` on a "
-                "GPU. `--budget full` here is width 5,000 on the spiral, 340 runs of 70,000 "
-                "steps: a GPU, too (not measured).",
-            },
-        ),
+        made=task.made(NAME, results.provenance, _facts(task, size, results)),
     )
+
+
+def _facts(task: Task, size: _Size, results: StudyResults) -> dict[str, str]:
+    return {
+        "schedules": "A = 1; A in "
+        + ", ".join(f"{a:g}" for a in size.amplitudes)
+        + " with T in "
+        + ", ".join(map(str, size.periods)),
+        "runs": counted(results.statuses),
+        "steps of each": f"{size.steps:,}",
+        "held out": f"{FRESH_POINTS:,} fresh points",
+        "initial values": f"`{results.study.base.model.init}`",
+        "precision": results.study.base.dtype,
+        "cost": task.cost(results),
+        "what would need more": "images and the published network: `cifar10-myrtle5` on a "
+        "GPU. `--budget full` here is width 5,000 on the spiral, 340 runs of 70,000 "
+        "steps: a GPU, too (not measured).",
+    }
 
 
 REPRODUCTION = Reproduction(

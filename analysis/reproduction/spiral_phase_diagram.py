@@ -66,7 +66,7 @@ def compare(runs: SpiralRuns) -> Iterator[Comparison]:
         for optimizer, told in OPTIMIZERS.items():
             found = mean_interval(column[runs.static(optimizer)])
             yield Comparison(
-                f"{words} accuracy, static loss, {told}", None, found.told(), f"{found.count} seeds"
+                f"{words} accuracy, static loss, {told}", None, found.told(), f"{found.size} seeds"
             )
         values = means(runs, name)
         if not np.any(np.isfinite(values)):

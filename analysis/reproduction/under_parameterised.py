@@ -25,6 +25,7 @@ from dlf_dynamics.analysis.reproduction.width_study import (
     swept,
 )
 from dlf_dynamics.analysis.studies.statistics import Interval, mean_interval, share_interval
+from dlf_dynamics.analysis.studies.studyfile import StudyResults
 from dlf_dynamics.analysis.style import styled
 
 NAME = "under-parameterised"
@@ -70,7 +71,7 @@ def compare(runs: WidthRuns, size: Size) -> Iterator[Comparison]:
                 CLAIM if parameters_of(width) < _EXAMPLES else None,
                 f"{found.told(sign=True)}: {found.direction}",
                 f"learned: static {static.told(2)}, dynamical {moving.told(2)}; at a plateau: "
-                f"{settled[0]:.0f} and {settled[1]:.0f} of {found.count}",
+                f"{settled[0]:.0f} and {settled[1]:.0f} of {found.size}",
             )
 
 
@@ -156,25 +157,25 @@ def make(task: Task) -> Page:
                 "seeds",
             ),
         ),
-        made=task.made(
-            NAME,
-            results.provenance,
-            {
-                "widths": ", ".join(map(str, size.widths)),
-                "learning rates": ", ".join(f"{rate:g}" for rate in size.rates),
-                "schedule": f"A = 1 and {AMPLITUDE:g}, T = {PERIOD}",
-                "seeds": str(size.seeds),
-                "runs": counted(results.statuses),
-                "steps of each": f"{size.steps:,}",
-                "initial values": f"`{results.study.base.model.init}`",
-                "precision": results.study.base.dtype,
-                "cost": task.cost(results),
-                "what would need more": "`--budget full`: seven widths, 50 seeds and 200,000 steps "
-                "are about twelve times this cost. A GPU trains many such networks at a time (not "
-                "measured).",
-            },
-        ),
+        made=task.made(NAME, results.provenance, _facts(task, size, results)),
     )
+
+
+def _facts(task: Task, size: Size, results: StudyResults) -> dict[str, str]:
+    return {
+        "widths": ", ".join(map(str, size.widths)),
+        "learning rates": ", ".join(f"{rate:g}" for rate in size.rates),
+        "schedule": f"A = 1 and {AMPLITUDE:g}, T = {PERIOD}",
+        "seeds": str(size.seeds),
+        "runs": counted(results.statuses),
+        "steps of each": f"{size.steps:,}",
+        "initial values": f"`{results.study.base.model.init}`",
+        "precision": results.study.base.dtype,
+        "cost": task.cost(results),
+        "what would need more": "`--budget full`: seven widths, 50 seeds and 200,000 steps "
+        "are about twelve times this cost. A GPU trains many such networks at a time (not "
+        "measured).",
+    }
 
 
 def unfinished(complete: bool) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -284,7 +284,7 @@ def _pictures(task: Task, losses: Losses) -> tuple[Picture, Picture]:
     )
 
 
-def _differs(size: Size, complete: bool) -> Sequence[str]:
+def _differs(size: Size, complete: bool) -> tuple[str, ...]:
     return (
         *unfinished(complete),
         "**We had no access to the paper's formulas for the squared errors.** Both definitions "

@@ -153,7 +153,7 @@ def _events(loss: np.ndarray, history: History, schedule: Schedule | None) -> di
 
 
 def _count(periods: Int[np.ndarray, " steps"], windows: list[Oscillation], period: int) -> int:
-    return sum(np.count_nonzero(periods[w.onset : w.end + 1] == period) for w in windows)
+    return sum(int(np.count_nonzero(periods[w.onset : w.end + 1] == period)) for w in windows)
 
 
 def _onset_phase(windows: list[Oscillation], schedule: Schedule | None) -> float:

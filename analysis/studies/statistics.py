@@ -21,13 +21,13 @@ class Interval(NamedTuple):
         value: mean, or share.
         low: lower end; NaN where there are too few runs for one.
         high: upper end.
-        count: runs, or pairs of runs, that it is from.
+        size: runs, or pairs of runs, that it is from.
     """
 
     value: float
     low: float
     high: float
-    count: int
+    size: int
 
     @property
     def direction(self) -> Direction:

@@ -190,7 +190,7 @@ def test_rates_are_never_put_together(widths):
     losses = width_learning_rate.Losses(*widths[1:])
     low, high = (losses.gain("cross-entropy", 20, rate) for rate in (0.3, 1.0))
     assert (low.direction, high.direction) == ("lower", "higher")
-    assert (low.count, high.count) == (SEEDS, SEEDS)
+    assert (low.size, high.size) == (SEEDS, SEEDS)
     assert losses.gain("cross-entropy", 100, 1.0).direction == "not told apart"
     # The static squared errors are the same runs for both definitions.
     names = ("squared-error", "squared-error-per-output")
@@ -243,7 +243,7 @@ def test_the_pages_of_the_widths_share_a_study(widths, tmp_path, monkeypatch):
 def test_learned_runs_are_counted_one_by_one(widths):
     accuracy = 0.85 + SPREAD + NOISE
     found = under_parameterised.learned(widths[1], 20, 1.0, 30.0)
-    assert (found.value, found.count) == (np.mean(accuracy > 0.95), SEEDS)
+    assert (found.value, found.size) == (np.mean(accuracy > 0.95), SEEDS)
 
 
 def test_generalisation_is_told_of_pairs_that_have_fitted(tmp_path):
@@ -259,8 +259,8 @@ def test_generalisation_is_told_of_pairs_that_have_fitted(tmp_path):
     results = made_up(tmp_path / "study.h5", over_parameterised.study(size), number_of)
     runs = SpiralRuns(results)
     both, every = (over_parameterised.gain(runs, (3.0, 10), fitted=f) for f in (True, False))
-    assert (both.direction, both.count) == ("higher", 3)
-    assert (every.direction, every.count) == ("not told apart", SEEDS)
+    assert (both.direction, both.size) == ("higher", 3)
+    assert (every.direction, every.size) == ("not told apart", SEEDS)
     rows = list(over_parameterised.compare(runs))
     (cell,) = [each for each in rows if each.what == "A = 3, T = 10: held-out accuracy"]
     assert cell.difference.startswith("3 of 6 have fitted")

@@ -14,7 +14,7 @@ def test_the_interval_of_a_mean_is_that_of_scipy(comparisons):
     expected = stats.t.interval(
         1 - 0.05 / comparisons, 19, loc=values.mean(), scale=stats.sem(values)
     )
-    assert found.count == 20
+    assert found.size == 20
     np.testing.assert_allclose([found.low, found.high], expected, rtol=1e-12)
     np.testing.assert_allclose(found.value, values.mean())
 
@@ -32,7 +32,7 @@ def test_intervals_of_dependent_means_hold_together():
 
 
 def test_what_is_missing_is_left_out_and_one_value_has_no_interval():
-    assert mean_interval(np.array([1.0, np.nan, 3.0])).count == 2
+    assert mean_interval(np.array([1.0, np.nan, 3.0])).size == 2
     single = mean_interval(np.array([0.25, np.nan]))
     assert single.told() == "0.250"
     assert single.direction == "too few runs"
