@@ -203,7 +203,7 @@ class ClassWeights:
 
     Each example is weighted by its class's weight, or, `per_output`, each output by its own. The
     two weighted squared errors are this project's definitions: the formulas of the follow-up paper
-    (arXiv 2410.10690) could not be recovered.
+    (arXiv 2410.10690) are not known to us.
 
     Attributes:
         schedule: class weights of a step.

@@ -16,9 +16,12 @@
 #
 # Ruiz-Garcia, Zhang, Schoenholz and Liu (ICML 2021, arXiv 2102.03793) let the classes of a
 # classification problem take turns: the weight of one class in the loss rises and falls, then that
-# of the next. Gradient descent on such a loss crosses its stability threshold again and again, and
-# each crossing is followed by a cascade of period doublings. This notebook trains their headline
-# run, and computes what their program no longer can: Hessian and NTK spectra along it.
+# of the next. Gradient descent on such a loss comes to its stability threshold again and again, and
+# oscillates there: with period 2, in places with 4 or 8, and for much of the time irregularly. On
+# this network the oscillation does not wait for the threshold: in the first six bursts it begins
+# hundreds of steps before the curvature crosses. This notebook trains their headline run, and
+# computes what their updated program leaves out: Hessian and NTK spectra along it. What was
+# published stands beside ours in `docs/reproduction/fig4.md`.
 
 # %%
 # %matplotlib inline
@@ -48,8 +51,8 @@ folder = Path(tempfile.mkdtemp())
 #
 # With class weights $\Gamma_i(t)$ that sum to the number of classes, the loss of step $t$ is
 # $$\mathcal{F}(\theta, t) = \frac1N \sum_n \Gamma_{y_n}(t)\, \ell(f(x_n;\theta), y_n).$$
-# The weight of the emphasised class climbs to $A = 70$ before the weights are scaled, within
-# $T = 5000$ steps; a network of one hidden layer learns a spiral of three arms.
+# The weight of the emphasised class climbs to $A = 70$, before the weights are scaled, and falls
+# again within $T = 5000$ steps; a network of one hidden layer learns a spiral of three arms.
 
 # %%
 config = replace(PRESETS["published"], steps=STEPS)

@@ -1,4 +1,4 @@
-"""The sweep of Myrtle5 on CIFAR-10 by amplitude and period (arXiv 2102.03793)."""
+"""Myrtle5 on CIFAR-10 by amplitude and period; the protocol is inferred from a script."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ SEEDS = 20
 
 @dataclass(frozen=True)
 class Size:
-    """How much of the published sweep is made.
+    """How much of the script's sweep is made.
 
     Attributes:
-        grid: amplitudes, published periods and seeds.
+        grid: amplitudes, periods of the script and seeds.
         scale: by which epochs and periods alike are shortened, so that runs keep their number of
             pulses.
         channels: of each convolution.
@@ -82,7 +82,7 @@ def data_config(size: Size, path: Path | None) -> DataConfig:
 
 
 def study(size: Size, data: DataConfig, num_examples: int) -> Study:
-    """The published protocol at a size.
+    """The protocol of the script at a size.
 
     Args:
         size: of the sweep.
@@ -160,7 +160,7 @@ def _differs(size: Size, num_examples: int, budget: str) -> tuple[str, ...]:
     if size.scale != 1:
         sentences.append(
             f"Epochs and periods are shortened alike, by a factor of {1 / size.scale:g}, so that "
-            f"a run has as many pulses as a published one; the grid has fewer cells and seeds."
+            f"a run has as many pulses as one of the script; the grid has fewer cells and seeds."
         )
     if size.channels != CHANNELS or size.examples is not None:
         sentences.append(
@@ -173,7 +173,7 @@ def _differs(size: Size, num_examples: int, budget: str) -> tuple[str, ...]:
 
 REPRODUCTION = Reproduction(
     NAME,
-    "Myrtle5 on CIFAR-10 by amplitude and period; needs --data",
+    "a sweep on CIFAR-10, as a script of the authors has it; needs --data",
     make,
     "needs a GPU, not measured",
     dtype="float32",

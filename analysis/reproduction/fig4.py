@@ -100,11 +100,13 @@ def _differs(name: str) -> tuple[str, ...]:
     )
     return (
         f"The bursts amplify rounding. After about {EXACT:,} updates the run depends on machine "
-        "and versions; from the third burst on the differences are those of two runs which "
+        "and versions; from the fourth burst on the differences are those of two runs which "
         "rounding has driven apart, see "
         "[what could not be reproduced](index.md#what-could-not-be-reproduced).",
         "A burst here is a window of oscillating steps in which the second difference of F exceeds "
-        "0.01. Those of the picture were read by eye.",
+        "0.01. Those of the picture were read by eye, and end and begin where they can be seen. "
+        "The first burst does not depend on rounding: its differences are those of definition and "
+        "reading, small changes being read worse than to 3 %.",
         "The authors' index i stands for the state *after* update i + 1 with the weights of the "
         "step that follows, which is step i + 1 here: step t is the state *before* update t + 1, "
         "with the weights that this update uses.",

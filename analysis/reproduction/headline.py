@@ -53,7 +53,7 @@ def program_beside(run: Run, spectrum: Spectrum) -> Iterator[Comparison]:
     count = min(EXACT, len(loss))
     known = theirs["loss"]
     yield _everywhere(f"F after each of the first {count:,} updates", known[:count], loss[:count])
-    what = f"examples told right, after each of the first {count:,} updates"
+    what = f"correctly classified examples after each of the first {count:,} updates"
     right = [
         _examples(all_of[:count]) for all_of in (theirs["accuracy"], _recorded(run, "accuracy"))
     ]

@@ -216,7 +216,7 @@ def make(task: Task) -> Page:
             *((kind_of_spread(found),) if whole else ()),
             "The fresh points of the reference are not known; these are others from the same "
             "distribution.",
-            "With A = 70, rounding is amplified by the bursts: from about step 5,700 on, runs of "
+            "With A = 70, rounding is amplified by the bursts: from about step 5,500 on, runs of "
             "one seed differ from machine to machine, and only their statistics can be compared.",
         ),
         pictures=(

@@ -221,7 +221,7 @@ def test_a_short_run_is_compared_with_the_authors_program_as_far_as_it_goes(head
         assert told is not None
         assert float(told[1]) < 1e-8
         assert int(told[2]) == points
-    what = "examples told right, after each of the first 300 updates"
+    what = "correctly classified examples after each of the first 300 updates"
     assert cell_of(text, what, 3) == "none at 300 points"
 
 
@@ -275,7 +275,7 @@ def test_a_refusal_leaves_no_folder_behind_but_the_users_own(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_the_cifar10_protocol_is_the_published_one():
+def test_the_cifar10_protocol_is_that_of_the_script():
     data = DataConfig(name="cifar10", path="anywhere")
     study = cifar10_myrtle5.study(cifar10_myrtle5._SIZES["full"], data, 50_000)
     base = study.base
@@ -367,4 +367,6 @@ def test_each_reproduction_at_its_tiny_size(name, tmp_path):
 @pytest.mark.skipif(not CIFAR10.exists(), reason="the images are not here")
 def test_the_cifar10_sweep_at_its_tiny_size(tmp_path):
     assert reproduce("cifar10-myrtle5", tmp_path, "--data", CIFAR10) == 0
-    assert "nothing else" in page_and_figures(tmp_path)
+    text = page_and_figures(tmp_path)
+    assert "nothing else" in text
+    assert "inferred from a script, not published" in text
