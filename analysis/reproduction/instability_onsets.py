@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -14,7 +15,12 @@ from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture
 from dlf_dynamics.analysis.reproduction.spiral_phase_diagram import differs, facts, share
 from dlf_dynamics.analysis.reproduction.spiral_study import SpiralRuns, swept
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task
+from dlf_dynamics.analysis.reproduction.under_parameterised import titled
+from dlf_dynamics.analysis.spectra.events import OSCILLATING_COSINE
+from dlf_dynamics.analysis.studies.ensemble import Ensemble, Stopped
 from dlf_dynamics.analysis.studies.statistics import Interval, mean_interval
+from dlf_dynamics.config import RunConfig
+from dlf_dynamics.configfile import to_json
 
 NAME = "instability-onsets"
 
@@ -51,6 +57,16 @@ def quantities(runs: SpiralRuns) -> list[Quantity]:
     ]
 
 
+def shortest(runs: SpiralRuns, quantity: Quantity) -> int:
+    """The shortest period at which half of the runs that are done have the quantity."""
+    done = np.asarray(runs.results.done)
+    for period in runs.periods[:-1]:
+        rows = done & np.any([runs.cell(a, period) for a in runs.amplitudes], axis=0)
+        if np.any(rows) and np.mean(np.isfinite(quantity.values[rows])) >= 0.5:
+            return period
+    return runs.periods[0]
+
+
 def effects(
     runs: SpiralRuns, quantity: Quantity
 ) -> tuple[dict[int, Interval], dict[float, Interval]]:
@@ -67,7 +83,7 @@ def effects(
         )
 
     low, high = runs.amplitudes[0], runs.amplitudes[-1]
-    short, long = runs.periods[0], runs.periods[-1]
+    short, long = shortest(runs, quantity), runs.periods[-1]
     return (
         {period: difference((high, period), (low, period)) for period in runs.periods},
         {
@@ -80,8 +96,9 @@ def effects(
 def compare(runs: SpiralRuns) -> Iterator[Comparison]:
     """The effect of the amplitude at each period, and of the period at each amplitude."""
     low, high = runs.amplitudes[0], runs.amplitudes[-1]
-    short, long = runs.periods[0], runs.periods[-1]
+    long = runs.periods[-1]
     for quantity in quantities(runs):
+        short = shortest(runs, quantity)
         by_period, by_amplitude = effects(runs, quantity)
         yield Comparison(
             f"{quantity.what}: A = {high:g} less A = {low:g}",
@@ -116,11 +133,36 @@ def _direction(intervals: list[Interval]) -> str:
     return "not told apart"
 
 
+def opposed(task: Task, runs: SpiralRuns) -> Float[np.ndarray, "amplitudes periods"]:
+    """Part of the steps whose own update opposes the one before, of the first seed of each cell.
+
+    The runs are made again for it, as a study does not keep their steps.
+    """
+    found = []
+    for amplitude, period in runs.cells:
+        config = runs.results.study.configs[int(np.argmax(runs.cell(amplitude, period)))]
+        name = f"opposed-{amplitude:g}-{period}"
+        if task.partial and not task.has(name):
+            found.append(np.nan)
+            continue
+        found.append(task.kept(name, to_json(config), partial(_opposed, task, config)))
+    return np.array(found, float).reshape(len(runs.amplitudes), len(runs.periods))
+
+
+def _opposed(task: Task, config: RunConfig) -> float:
+    try:
+        (history,) = Ensemble([config]).run(stop=task.stop)
+    except Stopped as stopped:
+        raise KeyboardInterrupt from stopped
+    cosine = history.columns["update_cosine"][: config.steps]
+    return float(np.mean(cosine < OSCILLATING_COSINE))
+
+
 def make(task: Task) -> Page:
     """Trains what is missing, draws, and compares."""
     results = swept(task)
     runs = SpiralRuns(results)
-    shape = len(runs.amplitudes), len(runs.periods)
+    shape, each_step = (len(runs.amplitudes), len(runs.periods)), opposed(task, runs)
     maps = [
         ValueMap(
             each.what,
@@ -131,15 +173,16 @@ def make(task: Task) -> Page:
         )
         for each in quantities(runs)
     ]
+    maps.append(ValueMap("steps that oppose the one before, first seed", each_step))
     figure = draw_maps(maps, runs.amplitudes, runs.periods)
     return Page(
         name=NAME,
-        title="How amplitude and period set the instabilities",
+        title=titled("How amplitude and period set the instabilities", results),
         source=PAPER,
         published="The abstract says that the learning rate becomes too large as the landscape "
         "narrows, and that the network then becomes unstable. We know no published number on how "
         "that depends on A and T.",
-        comparisons=tuple(compare(runs)),
+        comparisons=(*compare(runs), *_of_first_seed(runs, each_step)),
         differs=(*_DIFFERS, *differs(results.complete)),
         pictures=(
             Picture(task.drawn(figure, NAME), "Means over the seeds, by amplitude and period"),
@@ -148,11 +191,24 @@ def make(task: Task) -> Page:
     )
 
 
+def _of_first_seed(
+    runs: SpiralRuns, each_step: Float[np.ndarray, "amplitudes periods"]
+) -> Iterator[Comparison]:
+    for amplitude, row in zip(runs.amplitudes, each_step, strict=True):
+        told = zip(runs.periods, row, strict=True)
+        yield Comparison(
+            f"steps whose own update opposes the one before, first seed, A = {amplitude:g}",
+            None,
+            "; ".join(f"T = {t}: {x:.2f}" if np.isfinite(x) else f"T = {t}: -" for t, x in told),
+        )
+
+
 _DIFFERS = (
     "A step oscillates where successive updates point against each other (cosine below −0.5); "
     "such steps less than 50 apart are one instability, those shorter than 16 steps are none. "
     "With pulses shorter than that one instability may last for the whole run: its *number* says "
-    "little, its part of the steps does.",
+    "little, and its part of the steps is **too large**, as one opposed step in 50 is enough. The "
+    "part of the steps that are opposed themselves stands beside it, for the first seed.",
     "The phase of the onset is the median over the instabilities that are shorter than a pulse, 0 "
     "the beginning of the pulse, ½ the peak of the weight, 1 its end. It is not defined, and left "
     "out, where all are longer.",

@@ -14,7 +14,7 @@ from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture
 from dlf_dynamics.analysis.reproduction.published import Published
 from dlf_dynamics.analysis.reproduction.spiral_study import SpiralRuns
 from dlf_dynamics.analysis.reproduction.task import Budget, Reproduction, Task, counted
-from dlf_dynamics.analysis.reproduction.under_parameterised import unfinished
+from dlf_dynamics.analysis.reproduction.under_parameterised import titled, unfinished
 from dlf_dynamics.analysis.reproduction.width_study import parameters_of
 from dlf_dynamics.analysis.studies.statistics import Interval, mean_interval
 from dlf_dynamics.analysis.studies.study import Measures, Study
@@ -165,7 +165,7 @@ def make(task: Task) -> Page:
     runs = SpiralRuns(results)
     return Page(
         name=NAME,
-        title="Generalisation of networks with many parameters",
+        title=titled("Generalisation of networks with many parameters", results),
         source=PAPER,
         published="The abstract says that in over-parameterised networks dynamical loss functions "
         "can lead to better generalisation. We had no access to the text; the networks that a "

@@ -22,6 +22,7 @@ from dlf_dynamics.analysis.reproduction.spiral_study import (
     swept,
 )
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task, counted
+from dlf_dynamics.analysis.reproduction.under_parameterised import titled
 from dlf_dynamics.analysis.studies.statistics import Interval, mean_interval
 from dlf_dynamics.analysis.style import styled
 
@@ -61,6 +62,7 @@ def gains(runs: SpiralRuns, name: str, optimizer: str) -> dict[tuple[float, int]
 
 def compare(runs: SpiralRuns) -> Iterator[Comparison]:
     """Rows on the static loss with each optimizer, on the best cell, and on all cells."""
+    so_far = "" if runs.results.complete else " so far"
     for name, words in QUANTITIES.items():
         column = runs.column(name)
         for optimizer, told in OPTIMIZERS.items():
@@ -73,7 +75,7 @@ def compare(runs: SpiralRuns) -> Iterator[Comparison]:
             continue
         best = runs.cells[int(np.nanargmax(values))]
         yield Comparison(
-            f"{words} accuracy, best cell: A = {best[0]:g}, T = {best[1]}",
+            f"{words} accuracy, best cell{so_far}: A = {best[0]:g}, T = {best[1]}",
             None,
             mean_interval(column[runs.cell(*best)]).told(),
             "the best of many, chosen after the fact",
@@ -146,7 +148,7 @@ def make(task: Task) -> Page:
     runs = SpiralRuns(results)
     return Page(
         name=NAME,
-        title="Accuracy on the spiral by amplitude and period",
+        title=titled("Accuracy on the spiral by amplitude and period", results),
         source=PAPER,
         published="With the right amplitude A and period T, networks that are trained with the "
         "dynamical loss reach accuracies, in training and in validation, that the static loss "

@@ -192,17 +192,17 @@ class Task:
         write_whole(path, json.dumps({"of": of, "value": value}, indent=1).encode())
         return value
 
+    def has(self, name: str) -> bool:
+        """Whether something was kept under this name."""
+        return (self.folder / f"{name}.json").exists()
+
     def of_seeds(self, seeds: Sequence[int], name: str) -> list[int]:
         """The seeds; of a page that is to be partial, those with something kept as NAME-SEED.
 
         Raises:
             FileError: when there is none.
         """
-        known = [
-            seed
-            for seed in seeds
-            if not self.partial or (self.folder / f"{name}-{seed}.json").exists()
-        ]
+        known = [seed for seed in seeds if not self.partial or self.has(f"{name}-{seed}")]
         if not known:
             raise FileError(
                 f"{self.folder} has nothing that is finished; leave out --partial to compute it"

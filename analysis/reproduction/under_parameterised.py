@@ -134,7 +134,7 @@ def make(task: Task) -> Page:
     runs = WidthRuns(results)
     return Page(
         name=NAME,
-        title="Networks with few parameters",
+        title=titled("Networks with few parameters", results),
         source=PAPER,
         published="The abstract says that in under-parameterised networks dynamical loss functions "
         "can lead to successful training for networks that fail to find a deep minimum of the "
@@ -186,6 +186,12 @@ def unfinished(complete: bool) -> tuple[str, ...]:
         "**The study is not finished.** What stands here is from the runs that are done, and says "
         "nothing of the others.",
     )
+
+
+def titled(title: str, *studies: StudyResults) -> str:
+    """The title, and of what part of the runs the page is, where they are not all done."""
+    done, every = (sum(int(f(each.done)) for each in studies) for f in (np.sum, len))
+    return title if done == every else f"{title}: unfinished, {done} of {every} runs"
 
 
 def conditions(comparisons: int) -> tuple[str, ...]:

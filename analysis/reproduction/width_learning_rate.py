@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter
 from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture
 from dlf_dynamics.analysis.reproduction.published import Published
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task, counted
-from dlf_dynamics.analysis.reproduction.under_parameterised import conditions, unfinished
+from dlf_dynamics.analysis.reproduction.under_parameterised import conditions, titled, unfinished
 from dlf_dynamics.analysis.reproduction.width_study import (
     AMPLITUDE,
     PERIOD,
@@ -234,7 +234,7 @@ def make(task: Task) -> Page:
     statuses = [status for each in results for status in each.statuses]
     return Page(
         name=NAME,
-        title="Loss and curvature by width and learning rate",
+        title=titled("Loss and curvature by width and learning rate", *results),
         source="E. Lavin Pallero, M. Ruiz-Garcia, *Dynamical loss functions shape landscape "
         "topography and improve learning in artificial neural networks*, 2024, "
         "[arXiv 2410.10690](https://arxiv.org/abs/2410.10690).",

@@ -1,5 +1,6 @@
 """`dlf-dynamics reproduce`, at sizes that take seconds; the real ones are slow."""
 
+import json
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -335,7 +336,10 @@ def test_the_phase_diagram_of_the_spiral_in_small(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "work", nothing)
     assert reproduce("instability-onsets", tmp_path / "instability-onsets") == 0
     assert not (tmp_path / "instability-onsets" / "study.h5").exists()
-    page_and_figures(tmp_path / "instability-onsets")
+    text = page_and_figures(tmp_path / "instability-onsets")
+    kept = json.loads((tmp_path / "instability-onsets" / "opposed-10-5.json").read_text())
+    what = "steps whose own update opposes the one before, first seed, A = 10"
+    assert cell_of(text, what, 2).startswith(f"T = 5: {kept['value']:.2f}; T = 10: ")
 
 
 def test_without_a_name_all_are_listed_with_their_times(capsys):

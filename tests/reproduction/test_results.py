@@ -112,7 +112,7 @@ def test_onsets_go_with_the_amplitude_and_have_a_phase_where_there_is_one(spiral
     share = row(rows, "oscillating part of the steps: A = 30 less A = 3")
     assert "T = 10: +0.14 [" in share.measured  # (300 - 30)/2000, rounded to even
     assert share.difference == "up in 2 of 2, the others not told apart"
-    phase = row(rows, "phase of the onset in the pulse: T = 1000 less T = 10")
+    phase = row(rows, "phase of the onset in the pulse: T = 1000 less T = 10")  # none has another
     assert phase.measured == "A = 3: no run has it; A = 30: no run has it"
     assert phase.difference == "too few runs"
     by_what = {each.what: each.values for each in instability_onsets.quantities(spiral)}
@@ -121,6 +121,16 @@ def test_onsets_go_with_the_amplitude_and_have_a_phase_where_there_is_one(spiral
     np.testing.assert_allclose(by_what["part of the oscillation at neither"][here], expected)
     per_pulse = by_what["instabilities per pulse"]
     np.testing.assert_allclose(per_pulse[here], 2 / ((2000 - 2000 // 14) / 10))
+
+
+def test_the_shortest_period_is_one_that_has_the_quantity(spiral):
+    by_what = {each.what: each for each in instability_onsets.quantities(spiral)}
+    share = by_what["oscillating part of the steps"]
+    assert instability_onsets.shortest(spiral, share) == 10
+    longer = replace(spiral_study.SIZES["full"], grid=Grid((10.0,), (10, 50, 1000), 2))
+    runs = SpiralRuns(replace(spiral.results, study=spiral_study.study(longer), done=np.ones(12, bool)))
+    values = np.where(runs.results.study.values("schedule.period") == 10, np.nan, 1.0)
+    assert instability_onsets.shortest(runs, replace(share, values=values)) == 50
 
 
 def test_directions_that_disagree_are_no_direction():
@@ -137,6 +147,7 @@ def test_a_part_of_a_study_makes_a_page_that_says_so(tmp_path, monkeypatch):
     made_up(tmp_path / "study.h5", spiral_study.study(SPIRAL), spiral_outcome, static)
     text = spiral_phase_diagram.make(Task(tmp_path, "tiny", partial=True)).to_markdown()
     assert "**The study is not finished.**" in text
+    assert text.startswith("# Accuracy on the spiral by amplitude and period: unfinished, 18 of 42")
     assert "42, 24 of which not done" in text
     assert "best cell" not in text
     assert "--partial" in text
