@@ -207,8 +207,9 @@ _DIFFERS = (
     "A step oscillates where successive updates point against each other (cosine below −0.5); "
     "such steps less than 50 apart are one instability, those shorter than 16 steps are none. "
     "With pulses shorter than that one instability may last for the whole run: its *number* says "
-    "little, and its part of the steps is **too large**, as one opposed step in 50 is enough. The "
-    "part of the steps that are opposed themselves stands beside it, for the first seed.",
+    "little, and its part of the steps may be **too large**, as one opposed step in 50 is "
+    "enough. The part of the steps that are opposed themselves stands beside it, for the first "
+    "seed.",
     "The phase of the onset is the median over the instabilities that are shorter than a pulse, 0 "
     "the beginning of the pulse, ½ the peak of the weight, 1 its end. It is not defined, and left "
     "out, where all are longer.",

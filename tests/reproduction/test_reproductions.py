@@ -316,6 +316,8 @@ def test_the_curves_of_the_widths_alternate_between_odd_and_even_steps():
         steps = curve_steps(study.base, study.measures.curve_points)
         assert set(np.diff(steps).tolist()) == {size.every}
         assert size.every % 2 == 1
+        parts = steps / size.steps  # both halves of the static part have points
+        assert np.all(np.histogram(parts, [0.8, 0.9, 1.0])[0] > 0)
 
 
 def test_the_phase_diagram_of_the_spiral_in_small(tmp_path, monkeypatch):

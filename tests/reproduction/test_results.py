@@ -128,7 +128,8 @@ def test_the_shortest_period_is_one_that_has_the_quantity(spiral):
     share = by_what["oscillating part of the steps"]
     assert instability_onsets.shortest(spiral, share) == 10
     longer = replace(spiral_study.SIZES["full"], grid=Grid((10.0,), (10, 50, 1000), 2))
-    runs = SpiralRuns(replace(spiral.results, study=spiral_study.study(longer), done=np.ones(12, bool)))
+    study, done = spiral_study.study(longer), np.ones(12, bool)
+    runs = SpiralRuns(replace(spiral.results, study=study, done=done))
     values = np.where(runs.results.study.values("schedule.period") == 10, np.nan, 1.0)
     assert instability_onsets.shortest(runs, replace(share, values=values)) == 50
 
