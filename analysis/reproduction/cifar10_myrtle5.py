@@ -134,8 +134,9 @@ def make(task: Task) -> Page:
         f"for A from 1 to 150 and T from {_PERIODS[0]} to {_PERIODS[-1]:,} mini-batch steps, 20 "
         "runs in each cell. Nesterov's momentum 0.9, batches of 512, 700 epochs, learning rate "
         "linear from 0 to 0.02 (epoch 300) and to 0.002 (epoch 700), oscillations until epoch 600. "
-        "**This protocol is inferred from a script, not published**; we had no access to the "
-        "accuracies. The sweep has not been run in earnest.",
+        "**This protocol is inferred from a script, not published**, and the script is not in the "
+        "authors' repository; we had no access to the accuracies. The sweep has not been "
+        "run in earnest.",
         comparisons=tuple(compare(diagrams)),
         differs=_differs(size, num_examples, task.budget),
         pictures=pictures_of(diagrams, task, NAME),
@@ -173,7 +174,7 @@ def _differs(size: Size, num_examples: int, budget: str) -> tuple[str, ...]:
 
 REPRODUCTION = Reproduction(
     NAME,
-    "a sweep on CIFAR-10, as a script of the authors has it; needs --data",
+    "a sweep on CIFAR-10, its protocol inferred from a script; needs --data",
     make,
     "needs a GPU, not measured",
     dtype="float32",

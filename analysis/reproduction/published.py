@@ -21,8 +21,8 @@ KNOWN_BY: Mapping[KnownBy, str] = {
     "program": "computed by the authors' own program, which we ran unchanged but for one default "
     "that a library changed after the paper (`data/README.md`).",
     "digitised": "read by hand from the published picture, to about 20 steps and 3 % of a value.",
-    "inferred": "inferred by us, from a script of the authors or from what others write about the "
-    "paper; it stands in no text that we have read.",
+    "inferred": "inferred by us, from a script or from what others write about the paper; it "
+    "stands in no text of the authors that we have read.",
     "port": "not published: computed by us, apart from this package, with a port of the authors' "
     "program.",
 }

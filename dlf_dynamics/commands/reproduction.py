@@ -33,7 +33,7 @@ class Reproduce:
       over-parameterised     held-out accuracy of a wide network
       deeper-and-wider       Hessian of the static loss at the end and at equal loss
       width-learning-rate    loss and curvature by width, learning rate and loss
-      cifar10-myrtle5        a sweep on CIFAR-10, as a script of the authors has it; needs --data
+      cifar10-myrtle5        a sweep on CIFAR-10, its protocol inferred from a script; needs --data
 
     Without NAME it lists them with the time that each takes. Data, NAME.png and NAME.md, a page
     with the table that is printed, go to the folder reproduction/NAME. Ctrl-C ends it, and so may a
