@@ -20,8 +20,8 @@ SHAPED := $(addprefix tests/,test_schedules.py test_optimizers.py test_output_he
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all shapes stress test-torch test-browser check docs wheel \
-	figures bench bench-torch format clean
+.PHONY: help setup demo reproduce test test-all shapes stress test-torch test-browser check docs \
+	wheel figures bench bench-torch format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -46,6 +46,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## train the headline run, compute its spectra, draw the figures (run.h5 and beside it)
 	$(BIN)/dlf-dynamics train -o run.h5 --overwrite
 	$(BIN)/dlf-dynamics spectrum run.h5
+
+# One made is NAME.md with its figures; a study that two pages read is computed once.
+reproduce: setup ## list the published results that can be made again, with times; NAME=... makes one
+	$(BIN)/dlf-dynamics reproduce $(if $(NAME),$(NAME) --pages docs/reproduction)
 
 test: check ## check, then the fast tests
 	$(PYTEST) $(PARALLEL)

@@ -43,6 +43,8 @@ _UNITS = {
         *("steps", "step", "looked_at", "step_before", "step_after", "onset", "end"),
         *("burst_start", "burst_end", "crossed", "returned", "predicted_lag", "settled"),
         "oscillating_steps",
+        "period_2_steps",
+        "period_4_steps",
     ),
     LOSS: ("loss", "static_loss", "validation_loss", "max_change"),
     "fraction": (

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dlf_dynamics.analysis.reproduction import (
+    cascade,
     cifar10_myrtle5,
+    deeper_and_wider,
     fig4,
     initialisation_table,
+    instability_onsets,
+    over_parameterised,
     spiral_phase_diagram,
+    under_parameterised,
     width_learning_rate,
 )
 from dlf_dynamics.analysis.reproduction.task import Reproduction
@@ -17,6 +22,11 @@ REPRODUCTIONS: dict[str, Reproduction] = {
         *fig4.REPRODUCTIONS,
         initialisation_table.REPRODUCTION,
         spiral_phase_diagram.REPRODUCTION,
+        instability_onsets.REPRODUCTION,
+        cascade.REPRODUCTION,
+        under_parameterised.REPRODUCTION,
+        over_parameterised.REPRODUCTION,
+        deeper_and_wider.REPRODUCTION,
         width_learning_rate.REPRODUCTION,
         cifar10_myrtle5.REPRODUCTION,
     )

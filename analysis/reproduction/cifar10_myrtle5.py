@@ -146,6 +146,7 @@ def make(task: Task) -> Page:
             {
                 "grid": scaled(size).told,
                 "runs": counted(results.statuses),
+                "cost": task.cost(results),
                 "steps of each": f"{base.steps:,}, {base.schedule.static_from:,} of them dynamical",
                 "data": f"{num_examples:,} images, {size.channels} channels, batches of "
                 f"{size.batch_size}",
@@ -175,5 +176,6 @@ REPRODUCTION = Reproduction(
     NAME,
     "a sweep on CIFAR-10, its protocol inferred from a script; needs --data",
     make,
+    "needs a GPU, not measured",
     dtype="float32",
 )

@@ -117,7 +117,7 @@ def _differs(name: str) -> tuple[str, ...]:
 
 def _reproduction(name: Literal["fig4", "fig4-updated"], preset: str, about: str) -> Reproduction:
     made: Callable[[Task], Page] = partial(make, preset=preset, name=name)
-    return Reproduction(name, about, made, sweeps=False)
+    return Reproduction(name, about, made, "about 2 min", sweeps=False)
 
 
 REPRODUCTIONS = (

@@ -6,30 +6,37 @@ again, and what was interrupted goes on, so that a reproduction is continued by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from dlf_dynamics.analysis.pipeline import analysis_named
 from dlf_dynamics.analysis.reproduction.page import Page
-from dlf_dynamics.analysis.spectra.spectrum import Spectrum
 from dlf_dynamics.analysis.studies.study import Study
-from dlf_dynamics.analysis.studies.studyfile import StudyResults
+from dlf_dynamics.analysis.studies.studyfile import StudyResults, read_study
 from dlf_dynamics.analysis.studies.sweep import sweep
 from dlf_dynamics.analysis.style import save
-from dlf_dynamics.config import RunConfig, SpectrumConfig
+from dlf_dynamics.config import RunConfig
 from dlf_dynamics.errors import FileError, StaleError
 from dlf_dynamics.opening import open_run
 from dlf_dynamics.progress import bar
+from dlf_dynamics.resultfile import write_whole
 from dlf_dynamics.run import Run
 from dlf_dynamics.training import resume, train
 
 Budget = Literal["tiny", "small", "full"]
-"""How much is computed: to try it out, within minutes, or as published."""
+"""How much is computed: to try it out, within hours of one core, or as published."""
+
+_SECONDS = "seconds.json"
+"""What was computed beside studies, whose files tell their own seconds."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Task:
         overwrite: whether to start anew instead of going on.
         quiet: whether to show no progress.
         stop: asked from time to time; when true, what is computed raises KeyboardInterrupt.
+        partial: whether to take of a study what is done, and to compute nothing more of it.
     """
 
     folder: Path
@@ -53,67 +61,94 @@ class Task:
     overwrite: bool = False
     quiet: bool = True
     stop: Callable[[], bool] = lambda: False
+    partial: bool = False
 
-    def trained(self, config: RunConfig) -> Run:
-        """The run of a configuration, in `run.h5`.
+    def trained(self, config: RunConfig, name: str = "run") -> Run:
+        """The run of a configuration, in NAME.h5.
 
         Raises:
             FileError: when the file is of another configuration.
             KeyboardInterrupt: when it was stopped.
         """
-        path = self.folder / "run.h5"
-        with bar("training", config.steps, quiet=self.quiet) as advance:
-            if self.overwrite or not path.exists():
+        path = self.folder / f"{name}.h5"
+        anew = self.overwrite or not path.exists()
+        if not anew:
+            known = open_run(path)
+            if known.config != config:
+                raise FileError(
+                    f"{path} is of another budget or version; write elsewhere with -o, or "
+                    "replace it with --overwrite"
+                )
+            if known.status == "complete":
+                return known
+        with (
+            self._spent(f"{name}: training"),
+            bar("training", config.steps, quiet=self.quiet) as advance,
+        ):
+            if anew:
                 run = train(
                     config, path, overwrite=self.overwrite, progress=advance, stop=self.stop
                 )
             else:
-                if open_run(path).config != config:
-                    raise FileError(
-                        f"{path} is of another budget or version; write elsewhere with -o, or "
-                        "replace it with --overwrite"
-                    )
                 run = resume(path, progress=advance, stop=self.stop)
         if run.status == "interrupted":
             raise KeyboardInterrupt
         return run
 
-    def analysed(self, run: Run, config: SpectrumConfig) -> Spectrum:
-        """The spectrum of a run, in `run.spectrum.h5`.
+    def analysed(self, run: Run, config: Any, name: str = "spectrum") -> Any:
+        """The result of an analysis of a run, such as its spectrum, in a file beside the run's.
 
         One that is there is used if it is of the run as it is now, and of these settings.
+
+        Args:
+            run: to be analysed.
+            config: settings of the analysis.
+            name: of the analysis.
 
         Raises:
             FileError: when another process writes it.
             KeyboardInterrupt: when it was stopped.
         """
-        analysis = analysis_named("spectrum")
+        analysis = analysis_named(name)
         path = analysis.path(run.path)
         if path.exists() and not self.overwrite:
             with suppress(StaleError):
                 known = analysis.load(path, run)
-                if known.asked == config:
+                if getattr(known, "asked", getattr(known, "config", None)) == config:
                     return known
-        return analysis.performed(
-            run,
-            config,
-            path,
-            resume=False if self.overwrite else None,
-            quiet=self.quiet,
-            stop=self.stop,
-        )
+        with self._spent(f"{run.path.stem}: {name}"):
+            return analysis.performed(
+                run,
+                config,
+                path,
+                resume=False if self.overwrite else None,
+                quiet=self.quiet,
+                stop=self.stop,
+            )
 
-    def swept(self, study: Study) -> StudyResults:
-        """The outcomes of a study, in `study.h5`.
+    def swept(self, study: Study, name: str = "study", beside: Sequence[str] = ()) -> StudyResults:
+        """The outcomes of a study, in NAME.h5.
+
+        Args:
+            study: its runs and measures.
+            name: of the file.
+            beside: folders next to this one; where one has the same study under this name, that is
+                gone on with instead.
 
         Raises:
             FileError: when the file is of another study.
             KeyboardInterrupt: when it was stopped.
         """
+        path = self._study_path(study, name, beside)
+        if self.partial:
+            results = read_study(path)
+            if results.study != study:
+                raise FileError(f"{path} is of another study; name another folder with -o")
+            return results
         with bar("runs", len(study), quiet=self.quiet) as advance:
             results = sweep(
                 study,
-                self.folder / "study.h5",
+                path,
                 processes=self.processes,
                 resume=not self.overwrite,
                 overwrite=self.overwrite,
@@ -123,6 +158,76 @@ class Task:
         if not results.complete:
             raise KeyboardInterrupt
         return results
+
+    def _study_path(self, study: Study, name: str, beside: Sequence[str]) -> Path:
+        own = self.folder / f"{name}.h5"
+        if own.exists() or self.overwrite:
+            return own
+        for folder in beside:
+            path = self.folder.parent / folder / own.name
+            if path.exists() and read_study(path).study == study:
+                return path
+        return own
+
+    def kept(self, name: str, of: Any, compute: Callable[[], Any]) -> Any:
+        """Something small that takes long, in NAME.json, found again if it is of the same.
+
+        Args:
+            name: of the file.
+            of: what decides it, as JSON has it.
+            compute: makes it, as JSON has it.
+
+        Raises:
+            KeyboardInterrupt: when it was stopped.
+        """
+        path = self.folder / f"{name}.json"
+        if path.exists() and not self.overwrite:
+            known = json.loads(path.read_text("utf-8"))
+            if known["of"] == of:
+                return known["value"]
+        if self.stop():
+            raise KeyboardInterrupt
+        with self._spent(name):
+            value = compute()
+        write_whole(path, json.dumps({"of": of, "value": value}, indent=1).encode())
+        return value
+
+    def has(self, name: str) -> bool:
+        """Whether something was kept under this name."""
+        return (self.folder / f"{name}.json").exists()
+
+    def of_seeds(self, seeds: Sequence[int], name: str) -> list[int]:
+        """The seeds; of a page that is to be partial, those with something kept as NAME-SEED.
+
+        Raises:
+            FileError: when there is none.
+        """
+        known = [seed for seed in seeds if not self.partial or self.has(f"{name}-{seed}")]
+        if not known:
+            raise FileError(
+                f"{self.folder} has nothing that is finished; leave out --partial to compute it"
+            )
+        return known
+
+    @contextmanager
+    def _spent(self, part: str) -> Iterator[None]:
+        """Adds the seconds within the block to those of this part, also when it is stopped."""
+        start, path = time.monotonic(), self.folder / _SECONDS
+        try:
+            yield
+        finally:
+            known = _seconds_in(path)
+            before = 0.0 if self.overwrite else known.get(part, 0.0)
+            known[part] = before + time.monotonic() - start
+            write_whole(path, json.dumps(known, indent=1).encode())
+
+    def cost(self, *studies: StudyResults) -> str:
+        """What it took: seconds of the runs of studies, and of what was computed beside them."""
+        runs = sum(float(np.nansum(results.columns["seconds"])) for results in studies)
+        parts = runs + sum(_seconds_in(self.folder / _SECONDS).values())
+        if not parts:
+            return "not measured"
+        return f"{in_words(parts)} of wall time, runs one after the other, on the machine below"
 
     def drawn(self, figure: Figure, name: str) -> str:
         """Writes a figure; returns the name of the file.
@@ -136,11 +241,19 @@ class Task:
     def made(self, name: str, provenance: Mapping[str, Any], facts: Mapping[str, str]):
         """How a page was made: command and versions, and facts of the reproduction itself."""
         options = ["--data PATH"] if self.data is not None else []
+        options += ["--partial"] if self.partial else []
         command = " ".join([f"dlf-dynamics reproduce {name} --budget {self.budget}", *options])
         packages = provenance["packages"]
         versions = [f"dlf-dynamics {provenance['dlf_dynamics']}"]
         versions += [f"{package} {packages[package]}" for package in ("jax", "optax", "numpy")]
-        return {"command": f"`{command}`", "versions": ", ".join(versions), **facts}
+        machine = f"{provenance['device']}, {_processor() or provenance['system']}"
+        return {
+            "command": f"`{command}`",
+            "versions": ", ".join(versions),
+            "cost": self.cost(),
+            **facts,
+            "machine": machine,
+        }
 
 
 @dataclass(frozen=True)
@@ -151,6 +264,7 @@ class Reproduction:
         name: by which it is asked for.
         about: what it is, in a line.
         make: computes what is missing, draws, and compares.
+        takes: how long that is at the budget `small`, in words.
         dtype: in which it computes.
         sweeps: whether it is a study, the runs of which are shared out over processes.
     """
@@ -158,15 +272,44 @@ class Reproduction:
     name: str
     about: str
     make: Callable[[Task], Page]
+    takes: str
     dtype: Literal["float64", "float32"] = "float64"
     sweeps: bool = True
 
 
 def counted(statuses: Sequence[str | None]) -> str:
-    """The number of runs, and of those that diverged or failed.
+    """The number of runs, and of those that diverged, failed or are not done.
 
     >>> counted(["complete", "complete", "diverged"])
     '3, 1 of which diverged'
+    >>> counted(["complete", None])
+    '2, 1 of which not done'
     """
-    lost = [f"{statuses.count(name)} of which {name}" for name in ("diverged", "failed")]
-    return ", ".join([str(len(statuses)), *(text for text in lost if text[0] != "0")])
+    kinds = {"diverged": "diverged", "failed": "failed", None: "not done"}
+    counts = {name: statuses.count(status) for status, name in kinds.items()}
+    lost = [f"{count} of which {name}" for name, count in counts.items() if count]
+    return ", ".join([str(len(statuses)), *lost])
+
+
+def in_words(seconds: float) -> str:
+    """A time as people say it.
+
+    >>> in_words(40), in_words(600), in_words(9000)
+    ('40 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _processor() -> str:
+    """Name of the processor, where the system tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _seconds_in(path: Path) -> dict[str, float]:
+    return json.loads(path.read_text()) if path.exists() else {}

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dlf_dynamics.analysis.instabilities.periods import periods_of_loss
-from dlf_dynamics.analysis.spectra.events import find_oscillations
+from dlf_dynamics.analysis.spectra.events import Oscillation, find_oscillations
 from dlf_dynamics.analysis.spectra.oneshot import ntk_spectrum, sharpness, stability
 from dlf_dynamics.analysis.spectra.oneshot_results import Measurement
 from dlf_dynamics.analysis.stability.threshold import threshold_of
@@ -27,6 +27,7 @@ from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.optimizers import FlatUpdate, is_adaptive
 from dlf_dynamics.problem import Problem
+from dlf_dynamics.schedules import Schedule, Triangle
 
 
 def measure(
@@ -84,7 +85,9 @@ def _outcome(
     accuracy, validation = history.columns["accuracy"][:end], history.validation
     seen = history.validation_steps < end
     # Successive mini-batches make updates point against each other without any instability.
-    found: dict[str, Any] = _events(loss[:made], history) if config.batch_size is None else {}
+    found: dict[str, Any] = {}
+    if config.batch_size is None:
+        found = _events(loss[:made], history, dynamics.schedule)
     found |= {"steps": made, "best_accuracy": _largest(accuracy)}
     if validation.shape[1]:
         found["best_validation_accuracy"] = _largest(validation[seen, 1])
@@ -130,8 +133,8 @@ def _largest(values: Float[np.ndarray, " values"]) -> float:
     return float(np.max(values)) if len(values) else np.nan
 
 
-def _events(loss: np.ndarray, history: History) -> dict[str, float]:
-    """Numbers of the windows of oscillation, of all kinds."""
+def _events(loss: np.ndarray, history: History, schedule: Schedule | None) -> dict[str, float]:
+    """Numbers of the windows of oscillation, of all kinds, and of the steps within them."""
     cosine = history.columns["update_cosine"][: len(loss)]
     windows = find_oscillations(np.arange(len(loss)), loss, cosine)
     periods = periods_of_loss(loss)
@@ -143,7 +146,27 @@ def _events(loss: np.ndarray, history: History) -> dict[str, float]:
         "period_4": kinds.count(4),
         "irregular": kinds.count(0),
         "oscillating_steps": sum(window.end - window.onset + 1 for window in windows),
+        "period_2_steps": _count(periods, windows, 2),
+        "period_4_steps": _count(periods, windows, 4),
+        "onset_phase": _onset_phase(windows, schedule),
     }
+
+
+def _count(periods: Int[np.ndarray, " steps"], windows: list[Oscillation], period: int) -> int:
+    return sum(int(np.count_nonzero(periods[w.onset : w.end + 1] == period)) for w in windows)
+
+
+def _onset_phase(windows: list[Oscillation], schedule: Schedule | None) -> float:
+    """See `Outcome`. A window that lasts for a pulse or longer has no phase."""
+    if not isinstance(schedule, Triangle) or schedule.amplitude == 1:
+        return np.nan
+    pulse, end = schedule.pulse_steps, schedule.static_from
+    phases = [
+        window.onset % pulse / pulse
+        for window in windows
+        if window.end - window.onset < pulse and (end is None or window.onset < end)
+    ]
+    return float(np.median(phases)) if phases else np.nan
 
 
 def _commonest(periods: Int[np.ndarray, " steps"]) -> int:

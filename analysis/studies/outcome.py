@@ -40,12 +40,17 @@ class Outcome:
         validation_accuracy: on the examples held out, after the last update.
         best_validation_accuracy: the largest at any of the checkpoints, `checkpoint_every` apart.
         instabilities: windows in which successive updates point against each other
-            (`dlf_dynamics.analysis.spectra.events`); NaN for mini-batches, as the next five.
+            (`dlf_dynamics.analysis.spectra.events`); NaN for mini-batches, as the next eight.
         bursts: those of them that are seen in the loss.
         period_2: those of them that are mostly of period 2, as the loss tells.
         period_4: those that are mostly of period 4.
         irregular: those in which the loss mostly shows neither (in a symmetric valley, it cannot).
         oscillating_steps: steps within them.
+        period_2_steps: those of these at which the loss shows period 2.
+        period_4_steps: those at which it shows period 4.
+        onset_phase: median position within a pulse of the class weights, from 0 to 1, at which the
+            windows shorter than a pulse begin; those after the last pulse left out. NaN where there
+            is none, as with the static loss.
         sharpness: largest eigenvalue of the Hessian of the static loss after the last update.
         sharpness_error: its residual; NaN where it did not converge, then `sharpness` is NaN, too.
         threshold: critical eigenvalue of the optimizer at the last step, with which
@@ -77,6 +82,9 @@ class Outcome:
     period_4: float = np.nan
     irregular: float = np.nan
     oscillating_steps: float = np.nan
+    period_2_steps: float = np.nan
+    period_4_steps: float = np.nan
+    onset_phase: float = np.nan
     sharpness: float = np.nan
     sharpness_error: float = np.nan
     threshold: float = np.nan

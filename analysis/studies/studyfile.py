@@ -45,17 +45,24 @@ from dlf_dynamics.runwriter import new_file, writing
 from dlf_dynamics.scales import attach, counted, placed
 from dlf_dynamics.shown import Shown
 
-FORMAT = Format("study file", "dlf-dynamics-study", "1.2", "replace it with --overwrite")
+FORMAT = Format("study file", "dlf-dynamics-study", "1.3", "replace it with --overwrite")
 
 _WITH_CHECKSUMS = 1
-"""Minor version from which on rows have checksums, and a preconditioned sharpness."""
+"""Minor version from which on rows have checksums."""
+
+_SINCE = {
+    "preconditioned_sharpness": 1,
+    "period_2_steps": 3,
+    "period_4_steps": 3,
+    "onset_phase": 3,
+}
+"""Minor version from which on there is a column, of those that were not there from the start."""
 
 STATUSES = ("complete", "diverged", "failed")
 """What may become of a run; the file holds their place in this order."""
 
 _MESSAGE_BYTES = 256
 _COLUMNS = tuple(f"columns/{name}" for name in NUMBERS)
-_SINCE_1_1 = "columns/preconditioned_sharpness"
 _Rows = dict[str, np.ndarray]
 
 
@@ -137,7 +144,7 @@ class StudyWriter:
         row = self._checked_row(index, outcome)
         with writing(self._file, self._path):
             for path, value in [*row.items(), ("run", index)]:
-                if path == _SINCE_1_1 and path not in self._file:
+                if path not in self._file:  # of an older version
                     continue
                 dataset = dataset_at(self._file, path)
                 dataset[self._rows] = value
@@ -167,14 +174,14 @@ class StudyWriter:
 
     def _checksum(self, index: int, row: dict[str, Any]) -> int:
         """Of the row as it will be on file."""
-        layout = _layout(self._study, 1, checked=True)
+        layout = _layout(self._study, 1, minor_version(self._file))
         del layout["checksum"]
         stored = {
             path: np.full(shape, row.get(path, fill), kind)
             for path, (shape, kind, fill) in layout.items()
         }
         stored["run"][:] = index
-        return int(_checksums(stored)[0])
+        return int(_checksums(stored, minor_version(self._file))[0])
 
 
 def create(path: Path, study: Study, overwrite: bool = False) -> StudyWriter:
@@ -262,7 +269,7 @@ def _results(path: Path, file: h5py.File) -> StudyResults:
     if not np.isin(rows["status"], range(len(STATUSES))).all():
         raise ContentError("it has an unknown status")
     if "checksum" in rows:
-        changed = rows["run"][_checksums(rows) != rows["checksum"]]
+        changed = rows["run"][_checksums(rows, minor_version(file)) != rows["checksum"]]
         if len(changed):
             raise ContentError(f"its row of run {changed[0]} is not what was written")
     return StudyResults(
@@ -278,8 +285,7 @@ def _results(path: Path, file: h5py.File) -> StudyResults:
 def _check_layout(file: h5py.File, study: Study) -> None:
     """Raises ContentError unless the datasets are those that a file of this study has."""
     runs = dataset_at(file, "run")
-    checked = minor_version(file) >= _WITH_CHECKSUMS
-    layout = _layout(study, len(runs) if runs.ndim else 0, checked=checked)
+    layout = _layout(study, len(runs) if runs.ndim else 0, minor_version(file))
     configs = dataset_at(file, "configs")
     layout["configs"] = ((len(study),), f"S{max(configs.dtype.itemsize, 1)}", b"")
     for path, (shape, kind, _) in layout.items():
@@ -313,9 +319,9 @@ def _in_order(rows: _Rows, runs: int) -> dict[str, Any]:
     }
 
 
-def _checksums(rows: _Rows) -> np.ndarray:
-    """Of rows, whatever checksums they have."""
-    names = ["status", "message", *_COLUMNS, *(["curves"] if "curves" in rows else [])]
+def _checksums(rows: _Rows, minor: int) -> np.ndarray:
+    """Of rows of a file of this minor version, whatever checksums they have."""
+    names = ["status", "message", *_columns(minor), *(["curves"] if "curves" in rows else [])]
     return checksums.of_joined_rows(rows["run"], [rows[name] for name in names])
 
 
@@ -331,11 +337,12 @@ def _complete_rows(file: h5py.File) -> _Rows:
     """
     runs = dataset_at(file, "run")[()]
     rows = int(np.argmax(runs < 0)) if (runs < 0).any() else len(runs)
-    checked = minor_version(file) >= _WITH_CHECKSUMS
+    minor = minor_version(file)
+    checked = minor >= _WITH_CHECKSUMS
     more = [*(["curves"] if "curves" in file else []), *(["checksum"] if checked else [])]
-    paths = ["status", "message", *_columns(checked=checked), *more]
-    found = {path: dataset_at(file, path)[:rows] for path in paths}
-    missing = {} if checked else {_SINCE_1_1: np.full(rows, np.nan)}
+    known = _columns(minor)
+    found = {path: dataset_at(file, path)[:rows] for path in ["status", "message", *known, *more]}
+    missing = {path: np.full(rows, np.nan) for path in _COLUMNS if path not in known}
     return {"run": runs[:rows]} | missing | found
 
 
@@ -354,7 +361,7 @@ def _laid_out(
     output: Output, study: Study, configs: list[str], origin: str, rows: int, *, version: str
 ) -> Iterator[h5py.File]:
     """A new file with everything but its rows, for which it has room."""
-    points, layout = study.measures.curve_points, _layout(study, rows, checked=version != "1.0")
+    points, layout = study.measures.curve_points, _layout(study, rows, int(version.split(".")[1]))
     definition, encoded = study.to_json(), np.array([config.encode() for config in configs])
     size = sum(np.dtype(kind).itemsize * prod(shape) for shape, kind, _ in layout.values())
     with new_file(output, size + encoded.nbytes + len(definition) + 2**20) as file:
@@ -393,21 +400,19 @@ def _name_axes(file: h5py.File, points: int) -> None:
         attach(dataset, scales[: dataset.ndim])
 
 
-def _columns(*, checked: bool) -> tuple[str, ...]:
-    """Paths of the columns of numbers, in a file with checksums or of an older version."""
-    return _COLUMNS if checked else tuple(path for path in _COLUMNS if path != _SINCE_1_1)
+def _columns(minor: int) -> tuple[str, ...]:
+    """Paths of the columns of numbers in a file of this minor version."""
+    return tuple(f"columns/{name}" for name in NUMBERS if _SINCE.get(name, 0) <= minor)
 
 
-def _layout(
-    study: Study, rows: int, *, checked: bool
-) -> dict[str, tuple[tuple[int, ...], Any, Any]]:
+def _layout(study: Study, rows: int, minor: int) -> dict[str, tuple[tuple[int, ...], Any, Any]]:
     """Shape, type and what stands there before a row is written, of each dataset of rows."""
     layout: dict[str, tuple[tuple[int, ...], Any, Any]] = {
         "status": ((rows,), np.int8, -1),
         "run": ((rows,), np.int64, -1),
         "message": ((rows,), f"S{_MESSAGE_BYTES}", b""),
-        **({"checksum": ((rows,), np.int64, 0)} if checked else {}),
-        **dict.fromkeys(_columns(checked=checked), ((rows,), np.float64, np.nan)),
+        **({"checksum": ((rows,), np.int64, 0)} if minor >= _WITH_CHECKSUMS else {}),
+        **dict.fromkeys(_columns(minor), ((rows,), np.float64, np.nan)),
     }
     points = study.measures.curve_points
     if points:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,13 +27,19 @@ class Reproduce:
       fig4-updated           the same with the initial values of July 2022
       initialisation-table   who learns the spiral: 2 initialisations, A = 1 and 70, 10 seeds
       spiral-phase-diagram   accuracies on the spiral by amplitude and period
+      instability-onsets     how amplitude and period set the instabilities
+      cascade                periods 2, 4, 8 and irregular in each burst, with exponents
+      under-parameterised    who learns with few parameters, by width and learning rate
+      over-parameterised     held-out accuracy of a wide network
+      deeper-and-wider       Hessian of the static loss at the end and at equal loss
       width-learning-rate    loss and curvature by width, learning rate and loss
       cifar10-myrtle5        a sweep on CIFAR-10, its protocol inferred from a script; needs --data
 
-    Data, NAME.png and NAME.md, a page with the table that is printed, go to the folder
-    reproduction/NAME. Ctrl-C ends it, and so may a kill: the same command goes on, and computes
-    nothing that is finished.
+    Without NAME it lists them with the time that each takes. Data, NAME.png and NAME.md, a page
+    with the table that is printed, go to the folder reproduction/NAME. Ctrl-C ends it, and so may a
+    kill: the same command goes on, and computes nothing that is finished.
 
+      dlf-dynamics reproduce
       dlf-dynamics reproduce fig4
       dlf-dynamics reproduce spiral-phase-diagram --budget tiny -o try
     """
@@ -43,15 +50,21 @@ class Reproduce:
             "fig4-updated",
             "initialisation-table",
             "spiral-phase-diagram",
+            "instability-onsets",
+            "cascade",
+            "under-parameterised",
+            "over-parameterised",
+            "deeper-and-wider",
             "width-learning-rate",
             "cifar10-myrtle5",
         ]
-    ]
-    """What to reproduce."""
+        | None
+    ] = None
+    """What to reproduce; without it, nothing but a list."""
     budget: Literal["tiny", "small", "full"] = "small"
-    """How much to compute: `tiny` takes about a minute and shows that it works; `small` takes
-    minutes on two cores (cifar10-myrtle5: on a GPU); `full` is all of it, which for
-    spiral-phase-diagram and cifar10-myrtle5 are thousands of runs."""
+    """How much to compute: `tiny` takes minutes and shows that it works; `small` takes from minutes
+    to an hour or two on one core (cifar10-myrtle5: on a GPU); `full` is what a GPU or a cluster is
+    needed for, up to thousands of runs."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Folder to write to; none means reproduction/NAME."""
     pages: Path | None = None
@@ -63,11 +76,16 @@ class Reproduce:
     """Processes for a study, each with one thread; 0 chooses one per core."""
     overwrite: bool = False
     """Start anew instead of going on."""
+    partial: bool = False
+    """Make the page of what is on file of its studies, and compute nothing more of them; the page
+    says what is missing."""
     quiet: bool = False
     """No progress bar."""
 
     def execute(self) -> int:
-        """Computes what is missing, writes, and prints the comparison."""
+        """Computes what is missing, writes, and prints the comparison; or lists what there is."""
+        if self.name is None:
+            return _list()
         folder = self.output or Path("reproduction") / self.name
         with _folders(folder, *([] if self.pages is None else [self.pages])):
             return self._execute(folder)
@@ -77,11 +95,13 @@ class Reproduce:
         from dlf_dynamics.analysis.reproduction.task import Task
         from dlf_dynamics.resultfile import write_whole
 
+        assert self.name is not None
         chosen = REPRODUCTIONS[self.name]
         start_jax(chosen.dtype, 1 if chosen.sweeps else 0, 0, many=not chosen.sweeps)
         shared = (self.budget, self.data, self.processes, self.overwrite, self.quiet)
         again = f"dlf-dynamics reproduce {self.name}"
-        page = interruptible(lambda stop: chosen.make(Task(folder, *shared, stop)), again)
+        task = partial(Task, folder, *shared, partial=self.partial)
+        page = interruptible(lambda stop: chosen.make(task(stop=stop)), again)
         if isinstance(page, int):
             return page
         file = f"{page.name}.md"
@@ -94,6 +114,22 @@ class Reproduce:
         for place in dict.fromkeys([folder, self.pages or folder]):
             say("wrote " + ", ".join(str(place / name) for name in written))
         return 0
+
+
+def _list() -> int:
+    """Prints what can be reproduced, and how long it takes."""
+    from rich import box
+    from rich.table import Table
+
+    from dlf_dynamics.analysis.reproduction.catalogue import REPRODUCTIONS
+
+    table = Table(title="dlf-dynamics reproduce NAME", box=box.SIMPLE_HEAD)
+    for heading in ("NAME", "what it is", "--budget small, on one core"):
+        table.add_column(heading)
+    for name, each in REPRODUCTIONS.items():
+        table.add_row(name, each.about, each.takes)
+    show(table)
+    return 0
 
 
 @contextmanager

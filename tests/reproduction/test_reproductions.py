@@ -1,5 +1,6 @@
 """`dlf-dynamics reproduce`, at sizes that take seconds; the real ones are slow."""
 
+import json
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from dlf_dynamics.analysis.reproduction import (
     fig4,
     initialisation_table,
     spiral_phase_diagram,
+    spiral_study,
     task,
-    width_learning_rate,
+    width_study,
 )
 from dlf_dynamics.analysis.reproduction.catalogue import REPRODUCTIONS
 from dlf_dynamics.analysis.reproduction.grids import Grid
@@ -24,6 +26,8 @@ from dlf_dynamics.analysis.reproduction.task import Task, counted
 from dlf_dynamics.analysis.spectra.analysis import SpectrumAnalysis
 from dlf_dynamics.analysis.spectra.spectrum import load_spectrum
 from dlf_dynamics.analysis.studies import jobs
+from dlf_dynamics.analysis.studies.histories import curve_steps
+from dlf_dynamics.analysis.studies.study import Measures
 from dlf_dynamics.analysis.studies.studyfile import read_study
 from dlf_dynamics.cli import main
 from dlf_dynamics.commands.reproduction import Reproduce
@@ -69,7 +73,8 @@ def nothing(*_, **__):
 
 
 def test_the_command_offers_every_reproduction_by_name_and_says_what_it_is():
-    choices = get_args(get_type_hints(Reproduce, include_extras=False)["name"])
+    named, _ = get_args(get_type_hints(Reproduce, include_extras=False)["name"])
+    choices = get_args(named)
     assert list(choices) == list(REPRODUCTIONS)
     told = [line.split()[0] for line in (Reproduce.__doc__ or "").splitlines() if "   " in line[6:]]
     assert told == list(choices)
@@ -300,53 +305,51 @@ def test_an_npz_and_a_folder_are_told_apart(tmp_path):
 
 
 def test_the_last_part_of_every_run_of_the_spiral_is_static():
-    for size in spiral_phase_diagram._SIZES.values():
-        base = spiral_phase_diagram.study(size).base
+    for size in spiral_study.SIZES.values():
+        base = spiral_study.study(size).base
         assert base.schedule.static_from == base.steps - base.steps // 14
 
 
 def test_the_curves_of_the_widths_alternate_between_odd_and_even_steps():
-    for size in width_learning_rate._SIZES.values():
-        study = width_learning_rate.study(size)
-        steps = width_learning_rate.curve_steps(study.base, study.measures.curve_points)
+    for size in width_study.SIZES.values():
+        study = width_study.study(size)
+        steps = curve_steps(study.base, study.measures.curve_points)
         assert set(np.diff(steps).tolist()) == {size.every}
         assert size.every % 2 == 1
-
-
-@pytest.fixture(scope="module")
-def widths(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("widths")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(width_learning_rate, "WIDTHS", (2,))
-        patch.setattr(width_learning_rate, "RATES", {"squared-error": (0.05, 0.2)})
-        size = width_learning_rate._Size(2, 40, 13)
-        patch.setattr(width_learning_rate, "_SIZES", {"tiny": size})
-        assert reproduce("width-learning-rate", folder) == 0
-    return folder
-
-
-def test_the_gain_of_a_width_is_that_of_pairs_with_the_same_seed(widths):
-    text, results = page_and_figures(widths), read_study(widths / "study.h5")
-    narrow = results.study.values("model.widths") == "2"
-    moving = results.study.values("schedule.amplitude") > 1
-    accuracy = results.columns["validation_accuracy"]
-    gains = accuracy[narrow & moving] - accuracy[narrow & ~moving]
-    assert len(gains) == 4
-    error = gains.std(ddof=1) / 2
-    what = "squared-error, width 2: validation accuracy, dynamical minus static"
-    assert cell_of(text, what, 2).startswith(f"{gains.mean():.3f} ± {error:.3f} (")
-    assert "no access to the paper's formulas" in text
+        parts = steps / size.steps  # both halves of the static part have points
+        assert np.all(np.histogram(parts, [0.8, 0.9, 1.0])[0] > 0)
 
 
 def test_the_phase_diagram_of_the_spiral_in_small(tmp_path, monkeypatch):
-    size = spiral_phase_diagram._Size(Grid((10.0,), (5, 10), 2), 40)
-    monkeypatch.setattr(spiral_phase_diagram, "_SIZES", {"tiny": size})
-    assert reproduce("spiral-phase-diagram", tmp_path) == 0
-    text, results = page_and_figures(tmp_path), read_study(tmp_path / "study.h5")
-    static = results.columns["accuracy"][results.study.values("schedule.amplitude") == 1]
-    assert len(static) == 2
-    found = cell_of(text, "training accuracy: static loss (A = 1)", 2)
-    assert found.startswith(f"{static.mean():.3f} ± ")
+    size = spiral_study.Size(Grid((10.0,), (5, 10), 2), 40)
+    monkeypatch.setattr(spiral_study, "SIZES", {"tiny": size})
+    monkeypatch.setattr(spiral_phase_diagram, "SIZES", {"tiny": size})
+    monkeypatch.setattr(spiral_study, "OTHERS", ())
+    monkeypatch.setattr(spiral_phase_diagram, "OPTIMIZERS", {"gd": "gradient descent"})
+    monkeypatch.setattr(spiral_study, "measures", Measures)
+    assert reproduce("spiral-phase-diagram", tmp_path / "spiral-phase-diagram") == 0
+    text = page_and_figures(tmp_path / "spiral-phase-diagram")
+    results = read_study(tmp_path / "spiral-phase-diagram" / "study.h5")
+    static = results.columns["validation_accuracy"][:2]
+    found = cell_of(text, "held-out accuracy, static loss, gradient descent", 2)
+    assert found.startswith(f"{static.mean():.3f} [")
+    assert "of wall time" in cell_of(text, "cost", 1)
+    # The page beside it reads the same file, and computes nothing.
+    monkeypatch.setattr(jobs, "work", nothing)
+    assert reproduce("instability-onsets", tmp_path / "instability-onsets") == 0
+    assert not (tmp_path / "instability-onsets" / "study.h5").exists()
+    text = page_and_figures(tmp_path / "instability-onsets")
+    kept = json.loads((tmp_path / "instability-onsets" / "opposed-10-5.json").read_text())
+    what = "steps whose own update opposes the one before, first seed, A = 10"
+    assert cell_of(text, what, 2).startswith(f"T = 5: {kept['value']:.2f}; T = 10: ")
+
+
+def test_without_a_name_all_are_listed_with_their_times(capsys):
+    assert main(["reproduce"]) == 0
+    text = capsys.readouterr().out
+    for name, each in REPRODUCTIONS.items():
+        assert name in text
+        assert each.takes.split()[-1] in text
 
 
 def test_runs_that_were_lost_are_counted():

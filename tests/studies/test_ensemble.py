@@ -22,6 +22,7 @@ from dlf_dynamics.config import (
     RunConfig,
     ScheduleConfig,
 )
+from dlf_dynamics.schedules import Static, Triangle
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -225,7 +226,10 @@ def test_the_kinds_of_instabilities_are_told_by_the_loss():
     columns = {"loss": loss, "update_cosine": cosine}
     none = np.zeros(0)
     history = History(columns, none, none, none, none, none, ())
-    assert histories._events(loss, history) == {
+    found = histories._events(loss, history, Static(3))
+    assert np.isnan(found.pop("onset_phase"))
+    two, four = found.pop("period_2_steps"), found.pop("period_4_steps")
+    assert found == {
         "instabilities": 3,
         "bursts": 1,
         "period_2": 1,
@@ -233,6 +237,31 @@ def test_the_kinds_of_instabilities_are_told_by_the_loss():
         "irregular": 1,
         "oscillating_steps": 260,
     }
+    # Windows of 32 steps speak for their middle: 16 steps at each end may tell another period.
+    assert abs(two - 100) <= 32
+    assert abs(four - 100) <= 32
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (Triangle(3, 4.0, 350), 50 / 350),
+        (Triangle(3, 4.0, 349, "published"), 50 / 350),
+        (Triangle(3, 4.0, 350, static_from=650), 75 / 350),
+        (Triangle(3, 4.0, 80), 60 / 80),  # the windows of 100 steps have no phase
+        (Triangle(3, 4.0, 50), np.nan),
+        (Triangle(3, 1.0, 350), np.nan),
+        (Static(3), np.nan),
+    ],
+)
+def test_the_phase_of_onsets_is_the_median_of_windows_shorter_than_a_pulse(schedule, expected):
+    cosine = np.ones(1000)
+    cosine[100:200] = cosine[400:500] = cosine[700:760] = -0.9
+    none = np.zeros(0)
+    columns = {"loss": np.ones(1000), "update_cosine": cosine}
+    history = History(columns, none, none, none, none, none, ())
+    found = histories._events(columns["loss"], history, schedule)["onset_phase"]
+    np.testing.assert_allclose(found, expected, rtol=1e-15)
 
 
 def test_mini_batches_have_no_threshold():

@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 import time
+import zlib
 from contextlib import suppress
 
 import h5py
@@ -74,16 +75,33 @@ def path(tmp_path):
     return path
 
 
-def test_a_file_of_version_1_0_is_read_and_continued_without_the_later_column(path):
+@pytest.mark.parametrize("version", ["1.0", "1.2"])
+def test_a_file_of_an_older_version_is_read_and_continued_without_the_later_columns(path, version):
+    later = ["period_2_steps", "period_4_steps", "onset_phase"]
+    later += ["preconditioned_sharpness"] if version == "1.0" else []
     with h5py.File(path, "a") as file:
-        del file["columns/preconditioned_sharpness"]
-        file.attrs["format_version"] = "1.0"
+        for name in later:
+            del file[f"columns/{name}"]
+        file.attrs["format_version"] = version
+        if version == "1.0":
+            del file["checksum"]
+        else:
+            file["checksum"][:3] = [_older_checksum(file, row) for row in range(3)]
     with reopen(path, STUDY) as writer:
         writer.append(2, Outcome("complete", steps=9, threshold=4.0, curves=np.ones((3, 6))))
     results = read_study(path)
     assert results.complete
     assert results.columns["threshold"][2] == 4
-    assert np.isnan(results.columns["preconditioned_sharpness"]).all()
+    for name in later:
+        assert np.isnan(results.columns[name]).all()
+
+
+def _older_checksum(file, row):
+    """As version 1.2 wrote it: of the bytes of a row, field by field."""
+    since = ("period_2_steps", "period_4_steps", "onset_phase")
+    columns = [f"columns/{name}" for name in NUMBERS if name not in since]
+    paths = ("run", "status", "message", *columns, "curves")
+    return zlib.crc32(b"".join(file[path][row : row + 1].tobytes() for path in paths))
 
 
 def test_what_was_appended_is_read_in_the_order_of_the_study(path):
@@ -117,7 +135,7 @@ def test_what_was_appended_is_read_in_the_order_of_the_study(path):
 def test_the_file_explains_itself(path):
     with h5py.File(path) as file:
         assert file.attrs["format"] == "dlf-dynamics-study"
-        assert file.attrs["format_version"] == "1.2"
+        assert file.attrs["format_version"] == "1.3"
         assert file["run"][()].tolist() == [3, 0, 1, -1]
         names = np.asarray(file["status"].attrs["names"])
         assert names[file["status"][:3]].tolist() == ["complete", "failed", "diverged"]
