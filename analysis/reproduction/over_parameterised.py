@@ -168,9 +168,8 @@ def make(task: Task) -> Page:
         title=titled("Generalisation of networks with many parameters", results),
         source=PAPER,
         published="The abstract says that in over-parameterised networks dynamical loss functions "
-        "can lead to better generalisation. We had no access to the text; the networks that a "
-        "script of the authors names are convolutional ones on CIFAR-10, which this page does not "
-        "train.",
+        "can lead to better generalisation. We had no access to the text, and know no number. The "
+        "paper's networks for images are not trained on this page.",
         comparisons=tuple(compare(runs)),
         differs=(
             *unfinished(results.complete),
