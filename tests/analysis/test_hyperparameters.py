@@ -8,7 +8,7 @@ import pytest
 
 from dlf_dynamics import Problem
 from dlf_dynamics.analysis import compute_spectrum
-from dlf_dynamics.analysis.bifurcation import compute_bifurcations
+from dlf_dynamics.analysis.bifurcation import compute_bifurcations, training_map, training_state
 from dlf_dynamics.analysis.instabilities.summary import verdict
 from dlf_dynamics.analysis.spectra.curvature import run_threshold
 from dlf_dynamics.analysis.spectra.oneshot import stability
@@ -202,3 +202,12 @@ def test_the_trajectory_of_momentum_decides_at_hyperparameters_of_the_state():
 
 def test_a_whole_number_as_learning_rate_is_no_count():
     assert critical_eigenvalue(injected(1)) == 2.0
+
+
+def test_hyperparameters_are_no_part_of_what_moves_in_the_training_map(tmp_path):
+    run = recorded(tmp_path / "run.h5", injected(0.05), every=10)
+    ((point,),) = run.points([1], 1)
+    state = training_state(run.state(point))
+    assert np.array_equal(state, point.params)
+    moved = training_map(run, 10, "rate_factor")(state, 0.5)
+    np.testing.assert_allclose(moved, (1 - 0.5 * 0.05 * CURVATURES) * point.params, rtol=1e-12)
