@@ -24,6 +24,7 @@ from dlf_dynamics.checkpoint_files import (
 )
 from dlf_dynamics.config import ImportConfig
 from dlf_dynamics.errors import ConfigError, UserError, shown
+from dlf_dynamics.hyperparameters import hyperparameter_places
 from dlf_dynamics.leaves import Name, Wanted, by_name, ends_with, leaves_of, named, words
 from dlf_dynamics.loop import Setup
 from dlf_dynamics.optimizers import has_mean_squares
@@ -385,9 +386,10 @@ def _notes(setup: Setup, config: ImportConfig, *, stateful: bool) -> list[str]:
         notes.append("mini-batches: there is no threshold (full_batch says otherwise)")
     if not stateful:
         blank = jax.eval_shape(setup.optimizer.init, setup.params)
-        adaptive = has_mean_squares(blank)
-        notes.append(
-            "no state of the optimizer was taken from the checkpoints"
-            + (": without its preconditioner there is no threshold" if adaptive else "")
-        )
+        lacking = ""
+        if has_mean_squares(blank):
+            lacking = ": without its preconditioner there is no threshold"
+        elif names := list(hyperparameter_places(setup.optimizer.init, setup.params)):
+            lacking = f": {' and '.join(names)} may change in it, and then there is no threshold"
+        notes.append(f"no state of the optimizer was taken from the checkpoints{lacking}")
     return notes

@@ -14,7 +14,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from dlf_dynamics.config import OptimizerConfig
+from dlf_dynamics.hyperparameters import is_injected
 from dlf_dynamics.layout import Layout
+from dlf_dynamics.leaves import words
 
 NO_OPTIMIZER = optax.set_to_zero()
 """In the place of an optimizer that is not known; nothing is updated by it."""
@@ -153,20 +155,25 @@ def preconditioner(
 
 
 def _at_rest(state: Any) -> Any:
-    """The state with nothing in it but mean squares with their counts.
+    """The state with nothing in it but mean squares with their counts, and hyperparameters.
 
-    The counts of schedules are 1: the learning rate does not matter here, but must not be 0.
+    The counts of schedules are 1, and so is a learning rate in the state: it does not matter here,
+    but must not be 0.
     """
 
-    def stopped(node: Any) -> Any:
+    def stopped(path: Any, node: Any) -> Any:
         if isinstance(node, optax.ScaleByAdamState):
             return node._replace(mu=jax.tree.map(jnp.zeros_like, node.mu))
         if isinstance(node, optax.ScaleByRmsState):
             return node
+        name = words(jax.tree_util.keystr(path))
+        if is_injected(name):
+            return jnp.ones_like(node) if name[-1] == "learning_rate" else node
         whole = jnp.issubdtype(node.dtype, jnp.integer)
         return jnp.ones_like(node) if whole else jnp.zeros_like(node)
 
-    return jax.tree.map(stopped, state, is_leaf=lambda node: isinstance(node, _MEAN_SQUARES))
+    kept = lambda node: isinstance(node, _MEAN_SQUARES)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(stopped, state, is_leaf=kept)
 
 
 def _mean_squares(state: Any) -> list[Any]:

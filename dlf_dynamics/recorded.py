@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
 
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.dynamics import Dynamics
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import text
+from dlf_dynamics.hyperparameters import (
+    count_places,
+    hyperparameter_places,
+    hyperparameters_in,
+)
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.loop import Recording, Setup
 from dlf_dynamics.run import Run
 from dlf_dynamics.runreader import read_settings
+
+
+class OptimizerNumbers(NamedTuple):
+    """What the recorded states of an optimizer have that belongs to no parameter.
+
+    Attributes:
+        own: hyperparameters that the optimizer of the problem starts with, by name.
+        hyperparameters: those recorded, at each checkpoint.
+        counts: of updates.
+    """
+
+    own: dict[str, float]
+    hyperparameters: dict[str, Float[np.ndarray, " checkpoints"]]
+    counts: Int[np.ndarray, "checkpoints counts"]
 
 
 class RecordedRun(Run):
@@ -75,6 +99,21 @@ class RecordedRun(Run):
     def layout(self) -> Layout:
         """The form of the parameters."""
         return self._required().layout
+
+    @cached_property
+    def optimizer_numbers(self) -> OptimizerNumbers:
+        """Hyperparameters and counts in the states that were recorded."""
+        setup = self._required()
+        assert setup.optimizer is not None
+        init, blank = setup.optimizer.init, jax.tree.map(jnp.zeros_like, setup.params)
+        names, counts = hyperparameter_places(init, blank), count_places(init, blank)
+        columns = self._optimizer_columns([*names.values(), *counts])
+        own = hyperparameters_in(init, blank, init(blank))
+        return OptimizerNumbers(
+            dict(zip(names, own, strict=True)),
+            dict(zip(names, columns.T, strict=False)),
+            columns[:, len(names) :].astype(int),
+        )
 
     def _dynamics(self, layout: Layout) -> Dynamics:
         return self._required().dynamics(self.recording, layout)

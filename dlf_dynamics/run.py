@@ -38,6 +38,9 @@ from dlf_dynamics.shown import Shown
 from dlf_dynamics.smoothness import kinks
 from dlf_dynamics.source import source_of, still_in
 
+_READ = 2**24
+"""Numbers that are read at a time where few of them are kept."""
+
 if TYPE_CHECKING:
     from xarray import DataTree
 
@@ -193,7 +196,7 @@ class Run(Shown, ABC):
             FileError: when another run has taken its place, or other checkpoints theirs.
         """
         with open_file(self.path) as file:
-            if not still_in(file, self.run_id, self.steps, self.checkpoint_steps - self._rebuilt):
+            if not still_in(file, self.run_id, self.steps, self.recorded_steps):
                 raise FileError(f"{self.path} was replaced or continued meanwhile; open it again")
             yield file
 
@@ -257,8 +260,25 @@ class Run(Shown, ABC):
         if not self.own_updates:  # nor can the one before be made again, which is mostly not kept
             found[UPDATE] = np.full((len(chosen), self.num_params), np.nan, self.dtype)
         columns = [found.get(name, np.zeros((len(chosen), 0))) for name in names]
-        steps = (self.checkpoint_steps[chosen] - self._rebuilt).tolist()
+        steps = self.recorded_steps[chosen].tolist()
         return [FlatState(*row) for row in zip(steps, *columns, strict=True)]
+
+    @property
+    def recorded_steps(self) -> Int[np.ndarray, " checkpoints"]:
+        """Steps of the checkpoints in the file, also where the update before is not known."""
+        return self.checkpoint_steps - self._rebuilt
+
+    def _optimizer_columns(self, places: Sequence[int]) -> Float[np.ndarray, "checkpoints places"]:
+        """Some numbers of the recorded optimizer states, which are read bit by bit."""
+        count = max(1, _READ // max(self._state_size, 1))
+        total = len(self.checkpoint_steps)
+        found = [np.zeros((0, len(places)))]
+        with self._file() as file:
+            for start in range(0, total, count):
+                chosen = np.arange(start, min(start + count, total))
+                (rows,) = read_rows(file, ["optimizer/value"], chosen)
+                found.append(rows[:, list(places)].astype(float))
+        return np.concatenate(found)
 
     def require_checkpoints(self, purpose: str) -> None:
         """Raises FileError where the run stopped before it recorded any parameters."""

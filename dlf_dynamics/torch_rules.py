@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.hyperparameters import is_injected
 from dlf_dynamics.leaves import Name, Wanted, named, words
 from dlf_dynamics.torch_state import kind_of
 
@@ -181,7 +182,7 @@ class RuleCheck:
         Raises:
             ConfigError: when updates differ.
         """
-        given = {name: leaf for name, leaf in state.items() if "hyperparams" in name}
+        given = {name: leaf for name, leaf in state.items() if is_injected(name)}
         given = {name: leaf for name, leaf in given.items() if leaf.dtype.kind == "f"}
         if not given:
             return

@@ -13,7 +13,11 @@ import pytest
 
 from dlf_dynamics import DataConfig, ModelConfig, OptimizerConfig, Problem, RunConfig, train
 from dlf_dynamics.analysis import compute_spectrum
-from dlf_dynamics.analysis.bifurcation import compute_bifurcations
+from dlf_dynamics.analysis.bifurcation import (
+    compute_bifurcations,
+    training_map,
+    training_state,
+)
 from dlf_dynamics.analysis.spectra.summary import closing_lines
 from dlf_dynamics.assembly import initial_parameters
 from dlf_dynamics.config import BifurcationConfig, ScheduleConfig, SpectrumConfig
@@ -129,6 +133,16 @@ def test_the_spectrum_of_a_recording_is_that_of_the_run_it_repeats(recorded):
     assert len(sides) > 0
     assert "no update cosines were recorded" in found.unwatched
     assert expected.unwatched == ""
+
+
+def test_the_training_map_of_a_recording_has_the_class_weights_of_its_problem(recorded):
+    run, own, _, _ = recorded
+    ((point,),) = run.points([70], 1)
+    found, expected = (
+        training_map(each, 700)(training_state(each.state(point)), 2.5) for each in (own, run)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert np.max(np.abs(found - point.params)) > 1e-3
 
 
 def test_the_instabilities_of_a_recording_are_those_of_the_run_it_repeats(recorded):

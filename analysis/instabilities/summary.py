@@ -122,10 +122,15 @@ def _undecided_kinds(found: Bifurcations) -> list[str]:
 def _threshold(found: Bifurcations) -> str:
     known = found.thresholds[np.isfinite(found.thresholds)]
     if len(known) == 0:
-        return f"no threshold: {found.label}"
+        return f"no threshold: {_why_none(found)}"
     low, high = np.min(known), np.max(known)
     value = f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
     return f"threshold {value}: {found.label}"
+
+
+def _why_none(found: Bifurcations) -> str:
+    """Why there is no threshold, without the words that say that there is none."""
+    return found.label.removeprefix("no threshold: ")
 
 
 def verdict(found: Bifurcations) -> tuple[str, list[str]]:
@@ -136,7 +141,7 @@ def verdict(found: Bifurcations) -> tuple[str, list[str]]:
     `undecided` otherwise, and of each reason a line.
     """
     if not has_threshold(found):
-        return "undecided", [f"cannot be told: no threshold, {found.label}"]
+        return "undecided", [f"cannot be told: no threshold, {_why_none(found)}"]
     if np.any(found.sides > 0):
         return "above", _above(found)
     reasons = _reasons(found)

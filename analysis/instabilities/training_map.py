@@ -15,9 +15,12 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from dlf_dynamics.analysis.bifurcation.maps import Map, Parameter, Vector
+from dlf_dynamics.analysis.stability.linearised import with_counts
 from dlf_dynamics.analysis.stability.threshold import instability_threshold
 from dlf_dynamics.dynamics import Dynamics, State
+from dlf_dynamics.hyperparameters import is_injected
 from dlf_dynamics.layout import Layout
+from dlf_dynamics.leaves import words
 from dlf_dynamics.losses import ClassWeights
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.run import Run
@@ -119,9 +122,14 @@ def training_state(state: State) -> Vector:
 
 
 def _moving_leaves(state: Any) -> list[Array]:
-    """What an optimizer's state has beside counts."""
-    leaves = jax.tree.leaves(state)
-    return [leaf.ravel() for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    """What an optimizer's state has beside counts and hyperparameters."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return [leaf.ravel() for path, leaf in leaves if _moves(path, leaf)]
+
+
+def _moves(path: Any, leaf: Any) -> bool:
+    kept = is_injected(words(jax.tree_util.keystr(path)))
+    return jnp.issubdtype(leaf.dtype, jnp.floating) and not kept
 
 
 def _leaves(layout: Layout) -> Iterable[tuple[tuple[int, ...], str]]:
@@ -162,7 +170,8 @@ class _Update:
         problem = self._frozen(dynamics, frozen, value)
         params = state[:num_params]
         gradient = jax.grad(problem.objective)(params, step)
-        inner = self._inner(state[num_params:], frozen.step)
+        start = dynamics.initial_state(params).optimizer_state
+        inner = self._inner(start, state[num_params:], frozen.step)
         change, inner = dynamics.update(gradient, inner, params)
         # A velocity does not depend on the learning rate, which scales the update as a whole.
         if self.kind == "pace":
@@ -172,17 +181,24 @@ class _Update:
     @property
     def _moving(self) -> int:
         """Numbers of the optimizer's state that are part of the map's state."""
-        return sum(prod(shape) for shape, kind in _leaves(self.layout) if kind.startswith("float"))
+        blank = [jax.ShapeDtypeStruct(*form) for form in _leaves(self.layout)]
+        tree = jax.tree.unflatten(self.layout.structure, blank)
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return sum(prod(leaf.shape) for path, leaf in leaves if _moves(path, leaf))
 
-    def _inner(self, velocity: Array, step: Array) -> Any:
-        """The optimizer's state, with its counts at the frozen step."""
+    def _inner(self, initial: Any, velocity: Array, step: Array) -> Any:
+        """The optimizer's state, with its counts at the frozen step.
+
+        Hyperparameters are those that it starts with.
+        """
         leaves, start = [], 0
-        for shape, dtype in _leaves(self.layout):
-            if not dtype.startswith("float"):
-                leaves.append(jnp.full(shape, step, dtype))
-                continue
-            leaves.append(velocity[start : start + prod(shape)].reshape(shape))
-            start += prod(shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(with_counts(initial, step)):
+            if _moves(path, leaf):
+                count = prod(leaf.shape)
+                leaves.append(velocity[start : start + count].reshape(leaf.shape))
+                start += count
+            else:
+                leaves.append(leaf)
         return jax.tree.unflatten(self.layout.structure, leaves)
 
     def _time(self, frozen: _Frozen, value: Array) -> Int[Array, ""]:
@@ -194,7 +210,7 @@ class _Update:
         problem, weights = dynamics.problem, dynamics.problem.example_weights
         if not isinstance(weights, ClassWeights):
             return problem
-        gamma = self._weights(dynamics.schedule, frozen, value)
+        gamma = self._weights(weights.schedule, frozen, value)
         return replace(problem, example_weights=replace(weights, schedule=lambda _: gamma))
 
     def _weights(

@@ -8,10 +8,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float
 
 from dlf_dynamics.analysis.devices import SharedProblem, mesh
 from dlf_dynamics.analysis.linalg.eigensolver import PASS_SIZE
+from dlf_dynamics.analysis.stability.changed import (
+    changes_with,
+    deciding,
+    unlike_counted,
+    unlike_own,
+)
 from dlf_dynamics.analysis.stability.threshold import Threshold, threshold_of
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.dynamics import Dynamics, State
@@ -31,6 +38,7 @@ from dlf_dynamics.operators import (
 )
 from dlf_dynamics.optimizers import NO_OPTIMIZER, FlatUpdate, Unmade, preconditioner
 from dlf_dynamics.problem import Problem
+from dlf_dynamics.recorded import RecordedRun
 from dlf_dynamics.run import Run
 
 _OPERATORS = {"hessian": hessian, "ggn": ggn, "remainder": remainder}
@@ -53,10 +61,34 @@ def run_threshold(run: Run) -> Threshold:
         batch_size=dynamics.batch_size,
         precision=dynamics.precision,
     )
-    if threshold.preconditioned and not known:
-        reason = "the preconditioner is made of the optimizer's state, which was not recorded"
-        return replace(threshold, preconditioned=False, reason=reason)
-    return threshold
+    if threshold.reason:
+        return threshold
+    reason = _unlike(run, rule) if known else _unrecorded(rule, adaptive=threshold.preconditioned)
+    return replace(threshold, preconditioned=False, reason=reason) if reason else threshold
+
+
+def _unrecorded(rule: optax.GradientTransformation, *, adaptive: bool) -> str:
+    """What of a state that was not recorded the threshold needs, in words; empty for nothing."""
+    if adaptive:
+        return "the preconditioner is made of the optimizer's state, which was not recorded"
+    if names := deciding(rule):
+        return (
+            f"{' and '.join(names)} may change in the optimizer's state, which was not recorded; "
+            "expected an optimizer without optax.inject_hyperparams, or its state"
+        )
+    return ""
+
+
+def _unlike(run: Run, rule: optax.GradientTransformation) -> str:
+    """Where recorded states are not those that the threshold is told of, in words."""
+    if not isinstance(run, RecordedRun):  # nothing but its updates changes the state of others
+        return ""
+    counts = changes_with(rule, run.recorded_steps)
+    if not counts and not deciding(rule):
+        return ""
+    found = run.optimizer_numbers
+    told = unlike_own(rule, found.own, found.hyperparameters, run.recorded_steps)
+    return told or (unlike_counted(rule, found.counts, run.recorded_steps) if counts else "")
 
 
 @dataclass(frozen=True)

@@ -140,16 +140,22 @@ def find_crossings(
     ]
 
 
-def why_unwatched(batch_size: int | None, update_cosine: Float[np.ndarray, " steps"]) -> str:
-    """Why no oscillations can be told from the update cosines of a run; empty where they can."""
+def why_unwatched(
+    batch_size: int | None, update_cosine: Float[np.ndarray, " steps"], *, replayed: bool
+) -> str:
+    """Why no oscillations can be told from the update cosines of a run; empty where they can.
+
+    Args:
+        batch_size: examples per update; none means all.
+        update_cosine: as recorded, NaN where it was not.
+        replayed: whether the steps of the run can be made again.
+    """
     if batch_size is not None:
         return BATCH_NOISE
-    if not np.any(np.isfinite(update_cosine)):
-        return (
-            "no update cosines were recorded (`dlf-dynamics bifurcations` makes the steps again "
-            "and tells them)"
-        )
-    return ""
+    if np.any(np.isfinite(update_cosine)):
+        return ""
+    again = " (`dlf-dynamics bifurcations` makes the steps again and tells them)"
+    return f"no update cosines were recorded{again if replayed else ''}"
 
 
 def find_oscillations(

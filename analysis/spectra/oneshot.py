@@ -35,8 +35,8 @@ from dlf_dynamics.analysis.spectra.oneshot_results import (
     ParameterEigenpairs,
     Stability,
 )
+from dlf_dynamics.analysis.stability.changed import required_threshold
 from dlf_dynamics.analysis.stability.preconditioner import next_preconditioner
-from dlf_dynamics.analysis.stability.threshold import threshold_of
 from dlf_dynamics.checks import check_parameters
 from dlf_dynamics.errors import ConfigError, DataError
 from dlf_dynamics.layout import Layout
@@ -218,7 +218,8 @@ def stability(
         optimizer: an optax transformation, linear in the gradients but for a preconditioner, and
             the same for all parameters; make it once, as each one is tried (see
             `instability_threshold`).
-        opt_state: its state before that update; needed where it has a preconditioner.
+        opt_state: its state before that update; needed where it has a preconditioner, or
+            hyperparameters that may change in it (`optax.inject_hyperparams`), which then count.
         step: t, the number of updates made: for weights, and learning rates that change.
         tol: see `sharpness`, like the next three.
         max_matvecs: products at most; four times as many where an interval holds the threshold.
@@ -241,7 +242,7 @@ def stability(
     """
     point = _Point.of(problem, params)
     update = FlatUpdate(optimizer, point.layout)
-    threshold = threshold_of(update, steps=(int(step),)).required_at(int(step))
+    threshold = required_threshold(update, params, opt_state, int(step))
     solver = _Solver(tol, max_matvecs, batch_size, seed, max_memory=max_memory).within(point)
     scale, label = None, "Hessian of the weighted loss"
     if is_adaptive(optimizer):

@@ -266,7 +266,7 @@ def _with_events(
         resolved = resolve_crossings(run, solver, hessian, thresholds)
         hessian, crossings, sides = resolved.hessian, resolved.found, resolved.sides
     loss, cosine = run.scalars["loss"], run.scalars["update_cosine"]
-    unwatched = why_unwatched(run.dynamics.batch_size, cosine)
+    unwatched = why_unwatched(run.dynamics.batch_size, cosine, replayed=run.own_updates)
     windows = [] if unwatched else find_oscillations(run.steps, loss, cosine)
     return Spectrum(
         source=run.source,

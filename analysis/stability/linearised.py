@@ -13,10 +13,15 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
+from dlf_dynamics.hyperparameters import is_injected, with_hyperparameters
+from dlf_dynamics.leaves import words
 from dlf_dynamics.optimizers import held_preconditioner, hold_mean_squares
 
 Maps = tuple[Float[np.ndarray, "steps n n"], Float[np.ndarray, "steps n n"]]
 """A and B such that the update of each step on the curvature λ is z ↦ (A + λB) z."""
+
+Hyperparameters = tuple[float, ...] | None
+"""Those in an optimizer's state, in the order of its leaves; none are those it starts with."""
 
 _Rest = tuple[list[Array], list[bool], Any]
 
@@ -24,10 +29,19 @@ _WARM = 2
 """Updates in which nothing happens, after which marks of the first update are gone."""
 
 
-def linear_maps(optimizer: optax.GradientTransformation, steps: Int[np.ndarray, " steps"]) -> Maps:
+def linear_maps(
+    optimizer: optax.GradientTransformation,
+    steps: Int[np.ndarray, " steps"],
+    told: Hyperparameters = None,
+) -> Maps:
     """The update of each step; z holds a parameter first, then what of the state belongs to it.
 
     The curvature is in units of the preconditioner, which is held.
+
+    Args:
+        optimizer: an optax transformation.
+        steps: numbers of updates made before.
+        told: hyperparameters in its state.
     """
     distinct, place = np.unique(steps, return_inverse=True)
     if not _counts(optimizer):
@@ -35,7 +49,8 @@ def linear_maps(optimizer: optax.GradientTransformation, steps: Int[np.ndarray, 
     # Of a few lengths, so that few programs are compiled.
     count = max(16, 1 << (len(distinct) - 1).bit_length())
     with jax.enable_x64(True):
-        found = _jacobians(optimizer)(jnp.asarray(np.resize(distinct, count), jnp.int32))
+        counted = jnp.asarray(np.resize(distinct, count), jnp.int32)
+        found = _jacobians(optimizer)(counted, as_array(told))
     at_zero, at_one = map(np.asarray, found)
     return at_zero[place], (at_one - at_zero)[place]
 
@@ -68,7 +83,11 @@ def critical_curvatures(maps: Maps) -> Float[np.ndarray, " steps"]:
 
 
 def state_at(
-    optimizer: optax.GradientTransformation, params: PyTree, step: Any, counting: Any = False
+    optimizer: optax.GradientTransformation,
+    params: PyTree,
+    step: Any,
+    counting: Any = False,
+    told: Float[Array, " numbers"] | None = None,
 ) -> Any:
     """The optimizer's state at a step up to which nothing happened, at parameters that are 0.
 
@@ -77,9 +96,13 @@ def state_at(
         params: whose form counts.
         step: to which the counts in the state are set.
         counting: whether they are left as they are instead, after the two updates that are made.
+        told: hyperparameters in the state.
     """
     zero = jax.tree.map(jnp.zeros_like, params)
-    state = with_counts(optimizer.init(zero), step, counting)
+    state = optimizer.init(zero)
+    if told is not None:
+        state = with_hyperparameters(optimizer.init, zero, state, told)
+    state = with_counts(state, step, counting)
     for _ in range(_WARM):
         _, after = optimizer.update(zero, hold_mean_squares(state), zero)
         state = with_counts(as_before(state, after), step, counting)
@@ -87,13 +110,17 @@ def state_at(
 
 
 def with_counts(state: Any, step: Any, counting: Any = False) -> Any:
-    """The state with every whole number in it set to the step, unless it counts by itself."""
+    """The state with every count in it set to the step, unless it counts by itself.
 
-    def counted(leaf: Array) -> Array:
+    All whole numbers are taken for counts, but for hyperparameters.
+    """
+
+    def counted(path: Any, leaf: Array) -> Array:
         whole = jnp.issubdtype(leaf.dtype, jnp.integer)
+        whole = whole and not is_injected(words(jax.tree_util.keystr(path)))
         return jnp.where(counting, leaf, jnp.asarray(step).astype(leaf.dtype)) if whole else leaf
 
-    return jax.tree.map(counted, state)
+    return jax.tree_util.tree_map_with_path(counted, state)
 
 
 def as_before(state: Any, after: Any) -> Any:
@@ -101,11 +128,21 @@ def as_before(state: Any, after: Any) -> Any:
     return jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), state, after)
 
 
-def unit(optimizer: optax.GradientTransformation) -> float:
+def as_array(told: Hyperparameters) -> Float[Array, " numbers"] | None:
+    """Hyperparameters as what compiled functions take."""
+    return None if told is None else jnp.asarray(told, float)
+
+
+def unit(
+    optimizer: optax.GradientTransformation, told: Float[Array, " numbers"] | None = None
+) -> Array:
     """The preconditioner of a parameter while the mean squares are held."""
     nothing = jnp.zeros(1)
-    state = hold_mean_squares(optimizer.init(nothing))
-    return float(jnp.squeeze(held_preconditioner(optimizer.update(nothing, state, nothing)[1])))
+    state = optimizer.init(nothing)
+    if told is not None:
+        state = with_hyperparameters(optimizer.init, nothing, state, told)
+    after = optimizer.update(nothing, hold_mean_squares(state), nothing)[1]
+    return jnp.squeeze(held_preconditioner(after))
 
 
 def _counts(optimizer: optax.GradientTransformation) -> bool:
@@ -117,13 +154,12 @@ def _counts(optimizer: optax.GradientTransformation) -> bool:
 @lru_cache(maxsize=64)
 def _jacobians(
     optimizer: optax.GradientTransformation,
-) -> Callable[[Int[Array, " steps"]], tuple[Array, Array]]:
+) -> Callable[[Int[Array, " steps"], Float[Array, " numbers"] | None], tuple[Array, Array]]:
     """Compiled: of the update at steps, at curvatures 0 and 1 in units of the preconditioner."""
-    one = unit(optimizer)
 
-    def jacobian(step: Array, curvature: float) -> Array:
+    def jacobian(step: Array, told: Array | None, curvature: Any) -> Array:
         position = jnp.zeros(1)
-        start = position, hold_mean_squares(state_at(optimizer, position, step))
+        start = position, hold_mean_squares(state_at(optimizer, position, step, told=told))
         moving, constants = _split(start)
         vector, unravel = ravel_pytree(moving)
 
@@ -136,7 +172,10 @@ def _jacobians(
 
         return jax.jacfwd(update)(vector)
 
-    return jax.jit(jax.vmap(lambda step: (jacobian(step, 0.0), jacobian(step, one))))
+    def both(step: Array, told: Array | None) -> tuple[Array, Array]:
+        return jacobian(step, told, 0.0), jacobian(step, told, unit(optimizer, told))
+
+    return jax.jit(jax.vmap(both, in_axes=(0, None)))
 
 
 def _split(tree: PyTree) -> tuple[list[Array], _Rest]:

@@ -14,7 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 from optax import contrib
 
 from dlf_dynamics.analysis.stability.linearised import (
+    Hyperparameters,
     Maps,
+    as_array,
     as_before,
     critical_curvatures,
     linear_maps,
@@ -102,6 +104,7 @@ def require_confirmed(
     steps: Int[np.ndarray, " steps"],
     maps: Maps,
     thresholds: Float[np.ndarray, " steps"],
+    told: Hyperparameters = None,
 ) -> None:
     """Requires that the update itself does what its linearisation says of it.
 
@@ -114,6 +117,7 @@ def require_confirmed(
         steps: some of those at which thresholds are asked for, at most 4.
         maps: of its update there.
         thresholds: critical eigenvalues there.
+        told: hyperparameters in the optimizer's state.
 
     Raises:
         ValueError: unless it does.
@@ -121,7 +125,7 @@ def require_confirmed(
     finite = np.isfinite(thresholds)
     _require_one_side(maps, thresholds, finite)
     limits = np.where(finite, thresholds, 1.0)
-    found = _run(optimizer, steps, limits, counting=False)
+    found = _run(optimizer, steps, limits, counting=False, told=told)
     expected = _predicted(maps, limits, lambda index: np.arange(len(steps)), _UPDATES)
     if not _follows(found, expected, optimizer):
         raise _refused(_reason(optimizer))
@@ -196,8 +200,8 @@ def _runner(optimizer: optax.GradientTransformation) -> Runner:
     """The update, made again and again: one compiled program for all steps and curvatures."""
     _, unravel = ravel_pytree(jax.tree.map(jnp.asarray, _PROBE))
 
-    def motion(step: Array, counting: Array, slopes: Array) -> Array:
-        start = jnp.asarray(_GRADIENTS) / slopes, state_at(optimizer, _PROBE, step, counting)
+    def motion(step: Array, counting: Array, slopes: Array, told: Array | None) -> Array:
+        start = jnp.asarray(_GRADIENTS) / slopes, state_at(optimizer, _PROBE, step, counting, told)
 
         def one(carry, _):
             params, state = carry
@@ -209,7 +213,7 @@ def _runner(optimizer: optax.GradientTransformation) -> Runner:
 
         return jax.lax.scan(one, start, length=_UPDATES)[1]
 
-    return jax.jit(jax.vmap(motion))
+    return jax.jit(jax.vmap(motion, in_axes=(0, 0, 0, None)))
 
 
 def _run(
@@ -218,13 +222,16 @@ def _run(
     limits: Float[np.ndarray, " steps"],
     *,
     counting: bool,
+    told: Hyperparameters = None,
 ) -> Float[np.ndarray, "steps updates sizes sides"]:
     """Deviations of the parameters that move from those that rest, in units of their first one."""
     with jax.enable_x64(True):
-        slopes = unit(optimizer) * limits[:, None] * np.tile(_SIDES, len(_GRADIENTS) // 2)
+        one = float(unit(optimizer, as_array(told)))
+        slopes = one * limits[:, None] * np.tile(_SIDES, len(_GRADIENTS) // 2)
         padded = np.resize(np.arange(len(steps)), _AT_ONCE)
         flags = np.full(_AT_ONCE, counting)
-        moved = _runner(optimizer)(steps[padded].astype(np.int32), flags, slopes[padded])
+        counts = steps[padded].astype(np.int32)
+        moved = _runner(optimizer)(counts, flags, slopes[padded], as_array(told))
     moved = np.asarray(moved)[: len(steps)]
     moved = moved - np.tile(moved[..., _RESTING], len(_GRADIENTS) // 2)
     moved *= slopes[:, None] / np.where(_GRADIENTS == 0, np.inf, _GRADIENTS)

@@ -15,12 +15,14 @@ import optax
 from jaxtyping import Float, Int
 
 from dlf_dynamics.analysis.stability.linearised import (
+    Hyperparameters,
     critical_curvatures,
     linear_maps,
     spectral_radii,
 )
 from dlf_dynamics.analysis.stability.linearity import NotTried, require_confirmed, require_linear
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.hyperparameters import with_hyperparameters
 from dlf_dynamics.optimizers import FlatUpdate, has_mean_squares, hold_mean_squares
 
 _MINI_BATCHES = (
@@ -67,7 +69,10 @@ def critical_eigenvalue(optimizer: optax.GradientTransformation) -> float:
 
 
 def instability_threshold(
-    optimizer: optax.GradientTransformation, steps: Int[np.ndarray, " steps"]
+    optimizer: optax.GradientTransformation,
+    steps: Int[np.ndarray, " steps"],
+    *,
+    hyperparameters: Hyperparameters = None,
 ) -> Float[np.ndarray, " steps"]:
     """Critical eigenvalue at each step, by what the optimizer does once so many updates were made.
 
@@ -81,6 +86,8 @@ def instability_threshold(
     Args:
         optimizer: an optax transformation; its counts are set to the step.
         steps: numbers of updates made before.
+        hyperparameters: those in its state, by `optax.inject_hyperparams`, in the order of its
+            leaves; none are those that it starts with.
 
     Raises:
         ValueError: when the update is not linear in the gradients, even with P frozen, not the same
@@ -91,15 +98,14 @@ def instability_threshold(
     [20.0, 40.0, 100.0]
     """
     require_linear(optimizer)
-    maps = linear_maps(optimizer, steps)
+    maps = linear_maps(optimizer, steps, hyperparameters)
     thresholds = critical_curvatures(maps)
     # Those that differ most, and the first.
     order = np.argsort(thresholds, kind="stable")
     chosen = np.unique([0, order[0], order[len(order) // 2], order[-1]]) if len(steps) else order
     constant, slope = maps
-    require_confirmed(
-        optimizer, steps[chosen], (constant[chosen], slope[chosen]), thresholds[chosen]
-    )
+    some = constant[chosen], slope[chosen]
+    require_confirmed(optimizer, steps[chosen], some, thresholds[chosen], hyperparameters)
     return thresholds
 
 
@@ -133,6 +139,7 @@ class Threshold:
         reason: why there is no threshold; empty where there is one.
         precision: type that parameters are rounded to after each update, which is not in the
             threshold; none where they are not.
+        hyperparameters: those in the optimizer's state; none are those that it starts with.
     """
 
     optimizer: optax.GradientTransformation
@@ -140,12 +147,14 @@ class Threshold:
     preconditioned: bool = False
     reason: str = ""
     precision: str | None = None
+    hyperparameters: Hyperparameters = None
 
     def at(self, steps: Int[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
         """Critical eigenvalue at each step (`instability_threshold`); NaN where there is none."""
         if self.reason:
             return np.full(len(steps), np.nan)
-        return instability_threshold(self.optimizer, steps)
+        told = self.hyperparameters
+        return instability_threshold(self.optimizer, steps, hyperparameters=told)
 
     def required_at(self, step: int) -> float:
         """Critical eigenvalue at a step.
@@ -183,6 +192,7 @@ def threshold_of(
     batch_size: int | None = None,
     precision: str | None = None,
     steps: tuple[int, ...] = (0, 10),
+    hyperparameters: Hyperparameters = None,
 ) -> Threshold:
     """The threshold of an optimizer, after its update was tried on quadratics at some steps.
 
@@ -192,6 +202,7 @@ def threshold_of(
         batch_size: examples per update; none means all.
         precision: type that parameters are rounded to after each update.
         steps: numbers of updates made before, after which the update is tried.
+        hyperparameters: those in the optimizer's state; none are those that it starts with.
 
     Raises:
         MemoryError: when there is not enough memory to try it.
@@ -199,9 +210,12 @@ def threshold_of(
     """
     try:
         zero = jnp.zeros(update.layout.size, update.layout.dtypes[0])
-        state = update.optimizer.init(update.layout.unflatten(zero))
+        init, params = update.optimizer.init, update.layout.unflatten(zero)
+        state, told = init(params), hyperparameters
+        if told is not None:
+            state = with_hyperparameters(init, params, state, jnp.asarray(told))
         with _reason_in_full(update, state):
-            instability_threshold(update.optimizer, np.array(steps))
+            instability_threshold(update.optimizer, np.array(steps), hyperparameters=told)
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise  # this tells nothing of the optimizer
     except Exception as error:
@@ -210,7 +224,7 @@ def threshold_of(
         reason, adaptive = "", has_mean_squares(state)
     if batch_size is not None:
         reason = _MINI_BATCHES
-    return Threshold(update.optimizer, name, adaptive, reason, precision)
+    return Threshold(update.optimizer, name, adaptive, reason, precision, hyperparameters)
 
 
 @contextmanager

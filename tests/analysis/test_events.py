@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from dlf_dynamics.analysis.spectra.events import Crossing, find_crossings, find_oscillations, sides
+from dlf_dynamics.analysis.spectra.events import (
+    Crossing,
+    find_crossings,
+    find_oscillations,
+    sides,
+    why_unwatched,
+)
 
 
 def crossings(values, *, residuals=0.0, converged=True, thresholds=2.0):
@@ -137,3 +143,10 @@ def test_a_jump_of_the_loss_without_oscillation_is_no_burst():
     loss = np.ones(300)
     loss[150:] = 2.0
     assert oscillations(np.ones(300), loss) == []
+
+
+@pytest.mark.parametrize("replayed", [True, False])
+def test_a_run_whose_steps_cannot_be_made_again_is_sent_to_no_command(replayed):
+    told = why_unwatched(None, np.full(3, np.nan), replayed=replayed)
+    assert told.startswith("no update cosines were recorded")
+    assert ("dlf-dynamics bifurcations" in told) == replayed

@@ -1,0 +1,148 @@
+"""Hyperparameters in an optimizer's state: whether its threshold is told of those."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Bool, Float, Int, PyTree
+
+from dlf_dynamics.analysis.stability.linearised import Maps, critical_curvatures, linear_maps
+from dlf_dynamics.analysis.stability.threshold import threshold_of
+from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.hyperparameters import hyperparameter_places, hyperparameters_in
+from dlf_dynamics.optimizers import FlatUpdate
+
+_ACCURACY = 1e-6
+"""Of the comparison, as hyperparameters may be numbers of float32."""
+
+
+_CURVATURES = (0.3, 1.0, 1.7)
+"""At which multipliers are compared, in units of the critical one."""
+
+
+@lru_cache(maxsize=64)
+def deciding(optimizer: optax.GradientTransformation) -> tuple[str, ...]:
+    """The hyperparameters in its state with which its linear maps change, by name.
+
+    Those that a schedule sets anew at each update do not count, nor those of the mean squares of
+    an adaptive optimizer, which are in its preconditioner.
+    """
+    nothing = jnp.zeros(1)
+    places = hyperparameter_places(optimizer.init, nothing)
+    if not places:
+        return ()
+    own = hyperparameters_in(optimizer.init, nothing, optimizer.init(nothing))
+    usual = linear_maps(optimizer, np.array([2]), own)
+    found = []
+    for index, name in enumerate(places):
+        other = list(own)
+        other[index] = 0.5 * own[index] + 0.01
+        maps = linear_maps(optimizer, np.array([2]), tuple(other))
+        if _differ(usual, maps)[0]:
+            found.append(name)
+    return tuple(found)
+
+
+def required_threshold(update: FlatUpdate, params: PyTree, opt_state: PyTree, step: int) -> float:
+    """The critical eigenvalue at the hyperparameters that are in an optimizer's state.
+
+    Args:
+        update: the optimizer.
+        params: whose form counts.
+        opt_state: before the update; none for an optimizer whose threshold does not need it.
+        step: number of updates made before.
+
+    Raises:
+        ConfigError: when there is none, or the state is missing.
+    """
+    optimizer, told = update.optimizer, None
+    if opt_state is not None:
+        told = hyperparameters_in(optimizer.init, params, opt_state) or None
+    threshold = threshold_of(update, steps=(step,), hyperparameters=told).required_at(step)
+    if opt_state is None and (names := deciding(optimizer)):
+        raise ConfigError(
+            "opt_state is missing; expected the optimizer's state before the update, as "
+            f"{' and '.join(names)} may change in it (optimizer.init(params) at the start)"
+        )
+    return threshold
+
+
+def changes_with(optimizer: optax.GradientTransformation, steps: Int[np.ndarray, " steps"]) -> bool:
+    """Whether its linear maps are not the same at all of the steps."""
+    return any(np.any(np.ptp(part, axis=0) > 0) for part in linear_maps(optimizer, steps))
+
+
+def unlike_own(
+    optimizer: optax.GradientTransformation,
+    own: dict[str, float],
+    recorded: dict[str, Float[np.ndarray, " checkpoints"]],
+    steps: Int[np.ndarray, " checkpoints"],
+) -> str:
+    """Where recorded hyperparameters are not the optimizer's own, in words; empty if nowhere.
+
+    Args:
+        optimizer: an optax transformation.
+        own: what it starts with, by name.
+        recorded: what its recorded states have.
+        steps: of these.
+    """
+    for name in deciding(optimizer):
+        differ = ~np.isclose(recorded[name], own[name], rtol=_ACCURACY, atol=0)
+        if np.any(differ):
+            first = int(np.argmax(differ))
+            return (
+                f"{name} is {recorded[name][first]:g} in the optimizer's state of step "
+                f"{steps[first]:,} and {own[name]:g} in the problem's optimizer; expected the "
+                "same, by a schedule where it changes"
+            )
+    return ""
+
+
+def unlike_counted(
+    optimizer: optax.GradientTransformation,
+    counts: Int[np.ndarray, "checkpoints counts"],
+    steps: Int[np.ndarray, " checkpoints"],
+) -> str:
+    """Where recorded counts are not the steps and that matters, in words; empty if nowhere.
+
+    Args:
+        optimizer: an optax transformation.
+        counts: of updates, in its recorded states.
+        steps: of these.
+    """
+    rows, columns = np.nonzero(counts != steps[:, None])
+    if len(rows) == 0:
+        return ""
+    counted, told = counts[rows, columns], steps[rows]
+    ours, theirs = (linear_maps(optimizer, each) for each in (told, counted))
+    differ = _differ(ours, theirs)
+    if not np.any(differ):
+        return ""
+    first = int(np.argmax(differ))
+    return (
+        f"the optimizer has counted {counted[first]:,} updates at step {told[first]:,}, and its "
+        "update changes with the step; expected a state that counts the steps"
+    )
+
+
+def _differ(ours: Maps, theirs: Maps) -> Bool[np.ndarray, " steps"]:
+    """Whether maps have other multipliers; in other units of the state they have the same."""
+    critical = critical_curvatures(ours)
+    scale = np.where(np.isfinite(critical), critical, 1.0)
+    one, other = (_polynomials(maps, scale) for maps in (ours, theirs))
+    return ~np.all(np.isclose(one, other, rtol=_ACCURACY, atol=_ACCURACY), axis=(1, 2))
+
+
+def _polynomials(
+    maps: Maps, scale: Float[np.ndarray, " steps"]
+) -> Float[np.ndarray, "steps curvatures n"]:
+    """Characteristic polynomial of each map at some curvatures."""
+    return np.array(
+        [
+            [np.real(np.poly(constant + factor * unit * slope)) for factor in _CURVATURES]
+            for constant, slope, unit in zip(*maps, scale, strict=True)
+        ]
+    )
