@@ -366,6 +366,6 @@ REPRODUCTION = Reproduction(
     NAME,
     "periods 2, 4, 8 and irregular in each burst of the headline run, with exponents",
     make,
-    "about 8 min",
+    "about 13 min",
     sweeps=False,
 )

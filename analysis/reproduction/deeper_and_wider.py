@@ -304,6 +304,6 @@ REPRODUCTION = Reproduction(
     NAME,
     "Hessian of the static loss at the end and at equal loss, dynamical and static",
     make,
-    "about 6 min",
+    "about 3 min",
     sweeps=False,
 )

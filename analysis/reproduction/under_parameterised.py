@@ -212,5 +212,5 @@ REPRODUCTION = Reproduction(
     NAME,
     "who learns with few parameters, by width and learning rate, 20 seeds",
     make,
-    "about 45 min",
+    "about 30 min",
 )
