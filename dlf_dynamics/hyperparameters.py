@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.layout import Layout
 from dlf_dynamics.leaves import Name, named, words
 
 _INJECTED = "hyperparams"
@@ -84,13 +86,37 @@ def with_hyperparameters(
 
 def count_places(init: Callable[[Any], Any], params: PyTree) -> list[int]:
     """Where the counts of updates are in the vector of an optimizer's state."""
-    leaves = _leaves(jax.eval_shape(init, params))
-    return [leaf.start for leaf in leaves if leaf.path[-1:] == ("count",) and leaf.form.shape == ()]
+    return [leaf.start for leaf in _counts(init, params)]
+
+
+def counts_in(init: Callable[[Any], Any], params: PyTree, state: PyTree) -> list[int]:
+    """The counts of updates in a state."""
+    leaves = jax.tree.leaves(state)
+    return [int(leaves[leaf.place]) for leaf in _counts(init, params)]
+
+
+def require_form(init: Callable[[Any], Any], params: PyTree, state: PyTree) -> None:
+    """Requires that a state is of the form that an optimizer's has.
+
+    Raises:
+        ConfigError: when it has other leaves.
+    """
+    found, wanted = Layout.of(state), Layout.of(jax.eval_shape(init, params))
+    if found.shapes != wanted.shapes:
+        raise ConfigError(
+            f"opt_state has {found.size} numbers in {len(found.shapes)} leaves; the optimizer's "
+            f"own state has {wanted.size} in {len(wanted.shapes)}"
+        )
 
 
 def is_injected(path: Name) -> bool:
     """Whether the leaf of a state that has this name is a hyperparameter of optax."""
     return _INJECTED in path
+
+
+def _counts(init: Callable[[Any], Any], params: PyTree) -> list[_Leaf]:
+    leaves = _leaves(jax.eval_shape(init, params))
+    return [leaf for leaf in leaves if leaf.path[-1:] == ("count",) and leaf.form.shape == ()]
 
 
 def _hyperparameters(init: Callable[[Any], Any], params: PyTree) -> list[_Leaf]:

@@ -20,7 +20,9 @@ from dlf_dynamics import runfile
 from dlf_dynamics.checks import check_problem, check_statistics
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.flatstate import FlatState
+from dlf_dynamics.hyperparameters import is_injected, require_form
 from dlf_dynamics.layout import Layout
+from dlf_dynamics.leaves import words
 from dlf_dynamics.loop import NO_NAME, Recording, Setup
 from dlf_dynamics.optimizers import NO_OPTIMIZER
 from dlf_dynamics.outputs import hold
@@ -426,20 +428,16 @@ def _require_state(
     optimizer: optax.GradientTransformation, params: PyTree, opt_state: Any, step: int
 ) -> None:
     """Raises ConfigError unless the state is one of the optimizer's, after so many updates."""
-    expected = jax.eval_shape(optimizer.init, params)
-    found, wanted = Layout.of(opt_state), Layout.of(expected)
-    if found.shapes != wanted.shapes:
-        raise ConfigError(
-            f"opt_state has {found.size} numbers in {len(found.shapes)} leaves; the optimizer's "
-            f"own state has {wanted.size} in {len(wanted.shapes)}"
-        )
+    require_form(optimizer.init, params, opt_state)
     counts = [
         int(leaf)
-        for leaf in jax.tree.leaves(opt_state)
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.integer) and jnp.ndim(leaf) == 0
+        for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
+        and jnp.ndim(leaf) == 0
+        and not is_injected(words(jax.tree_util.keystr(path)))
     ]
-    if counts and set(counts) != {step}:
+    if unlike := set(counts) - {step}:
         raise ConfigError(
-            f"step is {step} but the optimizer has counted {counts[0]} updates; record before each "
-            "update, with the number of updates made"
+            f"step is {step} but the optimizer has counted {min(unlike)} updates; record before "
+            "each update, with the number of updates made"
         )

@@ -14,11 +14,11 @@ from jaxtyping import Array, Float
 from dlf_dynamics.analysis.devices import SharedProblem, mesh
 from dlf_dynamics.analysis.linalg.eigensolver import PASS_SIZE
 from dlf_dynamics.analysis.stability.changed import (
-    changes_with,
     deciding,
     unlike_counted,
     unlike_own,
 )
+from dlf_dynamics.analysis.stability.linearised import counts_updates
 from dlf_dynamics.analysis.stability.threshold import Threshold, threshold_of
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.dynamics import Dynamics, State
@@ -83,12 +83,12 @@ def _unlike(run: Run, rule: optax.GradientTransformation) -> str:
     """Where recorded states are not those that the threshold is told of, in words."""
     if not isinstance(run, RecordedRun):  # nothing but its updates changes the state of others
         return ""
-    counts = changes_with(rule, run.recorded_steps)
-    if not counts and not deciding(rule):
-        return ""
+    steps = run.recorded_steps
+    if not counts_updates(rule) and not deciding(rule, tuple(steps.tolist())):
+        return ""  # and no states are read
     found = run.optimizer_numbers
-    told = unlike_own(rule, found.own, found.hyperparameters, run.recorded_steps)
-    return told or (unlike_counted(rule, found.counts, run.recorded_steps) if counts else "")
+    told = unlike_own(rule, found.own, found.hyperparameters, steps)
+    return told or unlike_counted(rule, found.counts, steps)
 
 
 @dataclass(frozen=True)

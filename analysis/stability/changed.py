@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import lru_cache
 
 import jax.numpy as jnp
@@ -12,7 +13,12 @@ from jaxtyping import Bool, Float, Int, PyTree
 from dlf_dynamics.analysis.stability.linearised import Maps, critical_curvatures, linear_maps
 from dlf_dynamics.analysis.stability.threshold import threshold_of
 from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.hyperparameters import hyperparameter_places, hyperparameters_in
+from dlf_dynamics.hyperparameters import (
+    counts_in,
+    hyperparameter_places,
+    hyperparameters_in,
+    require_form,
+)
 from dlf_dynamics.optimizers import FlatUpdate
 
 _ACCURACY = 1e-6
@@ -23,25 +29,35 @@ _CURVATURES = (0.3, 1.0, 1.7)
 """At which multipliers are compared, in units of the critical one."""
 
 
+_TRIED = (0, 2, 10, 100, 1000, 10_000)
+"""Steps at which hyperparameters are tried, as a schedule may hide them at one."""
+
+
 @lru_cache(maxsize=64)
-def deciding(optimizer: optax.GradientTransformation) -> tuple[str, ...]:
+def deciding(
+    optimizer: optax.GradientTransformation, steps: tuple[int, ...] = ()
+) -> tuple[str, ...]:
     """The hyperparameters in its state with which its linear maps change, by name.
 
     Those that a schedule sets anew at each update do not count, nor those of the mean squares of
     an adaptive optimizer, which are in its preconditioner.
+
+    Args:
+        optimizer: an optax transformation.
+        steps: at which it matters, beside some that are always tried.
     """
+    tried = np.unique([*_TRIED, *steps])
     nothing = jnp.zeros(1)
     places = hyperparameter_places(optimizer.init, nothing)
     if not places:
         return ()
     own = hyperparameters_in(optimizer.init, nothing, optimizer.init(nothing))
-    usual = linear_maps(optimizer, np.array([2]), own)
+    usual = linear_maps(optimizer, tried, own)
     found = []
     for index, name in enumerate(places):
         other = list(own)
-        other[index] = 0.5 * own[index] + 0.01
-        maps = linear_maps(optimizer, np.array([2]), tuple(other))
-        if _differ(usual, maps)[0]:
+        other[index] = 0.5 * own[index] if own[index] else 0.01
+        if np.any(_differ(usual, linear_maps(optimizer, tried, tuple(other)))):
             found.append(name)
     return tuple(found)
 
@@ -56,23 +72,23 @@ def required_threshold(update: FlatUpdate, params: PyTree, opt_state: PyTree, st
         step: number of updates made before.
 
     Raises:
-        ConfigError: when there is none, or the state is missing.
+        ConfigError: when there is none, or the state is missing or not one of the optimizer's
+            after so many updates.
     """
     optimizer, told = update.optimizer, None
     if opt_state is not None:
+        require_form(optimizer.init, params, opt_state)
+        counts = np.array([counts_in(optimizer.init, params, opt_state)], int)
+        if unlike := unlike_counted(optimizer, counts, np.array([step])):
+            raise ConfigError(f"{unlike}, or another step")
         told = hyperparameters_in(optimizer.init, params, opt_state) or None
     threshold = threshold_of(update, steps=(step,), hyperparameters=told).required_at(step)
-    if opt_state is None and (names := deciding(optimizer)):
+    if opt_state is None and (names := deciding(optimizer, (step,))):
         raise ConfigError(
             "opt_state is missing; expected the optimizer's state before the update, as "
             f"{' and '.join(names)} may change in it (optimizer.init(params) at the start)"
         )
     return threshold
-
-
-def changes_with(optimizer: optax.GradientTransformation, steps: Int[np.ndarray, " steps"]) -> bool:
-    """Whether its linear maps are not the same at all of the steps."""
-    return any(np.any(np.ptp(part, axis=0) > 0) for part in linear_maps(optimizer, steps))
 
 
 def unlike_own(
@@ -89,7 +105,10 @@ def unlike_own(
         recorded: what its recorded states have.
         steps: of these.
     """
-    for name in deciding(optimizer):
+    names: Collection[str] = deciding(optimizer, tuple(steps.tolist()))
+    if not own.keys() >= set(names):  # they are called otherwise where there is one for each array
+        names = own.keys()
+    for name in names:
         differ = ~np.isclose(recorded[name], own[name], rtol=_ACCURACY, atol=0)
         if np.any(differ):
             first = int(np.argmax(differ))

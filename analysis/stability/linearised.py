@@ -44,7 +44,7 @@ def linear_maps(
         told: hyperparameters in its state.
     """
     distinct, place = np.unique(steps, return_inverse=True)
-    if not _counts(optimizer):
+    if not counts_updates(optimizer):
         distinct, place = distinct[:1], np.zeros(len(steps), int)
     # Of a few lengths, so that few programs are compiled.
     count = max(16, 1 << (len(distinct) - 1).bit_length())
@@ -145,7 +145,7 @@ def unit(
     return jnp.squeeze(held_preconditioner(after))
 
 
-def _counts(optimizer: optax.GradientTransformation) -> bool:
+def counts_updates(optimizer: optax.GradientTransformation) -> bool:
     """Whether anything in its state counts the steps."""
     leaves = jax.tree.leaves(jax.eval_shape(optimizer.init, jnp.zeros(1)))
     return any(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in leaves)

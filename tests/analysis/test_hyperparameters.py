@@ -211,3 +211,59 @@ def test_hyperparameters_are_no_part_of_what_moves_in_the_training_map(tmp_path)
     assert np.array_equal(state, point.params)
     moved = training_map(run, 10, "rate_factor")(state, 0.5)
     np.testing.assert_allclose(moved, (1 - 0.5 * 0.05 * CURVATURES) * point.params, rtol=1e-12)
+
+
+def test_a_rate_is_watched_whatever_it_is():
+    """Half a number is another one, and a number that is moved and halved may not be."""
+    for rate in (0.0, 0.02, 1.0):
+        assert deciding(injected(rate)) == ("learning_rate",)
+
+
+def test_a_rate_is_watched_where_a_schedule_lets_it_count_later_only():
+    gate = optax.scale_by_schedule(lambda count: jnp.where(count < 5, 0.0, 1.0))
+    assert deciding(optax.chain(injected(0.05), gate)) == ("learning_rate",)
+    later = optax.scale_by_schedule(lambda count: jnp.where(count == 12_345, 1.0, 0.0))
+    assert deciding(optax.chain(injected(0.05), later)) == ()
+    assert deciding(optax.chain(injected(0.05), later), (12_345,)) == ("learning_rate",)
+
+
+def test_counts_matter_though_the_schedule_is_flat_over_the_recorded_steps(tmp_path):
+    """The loop goes on at the rate of 2,000 updates, 0.1, where its steps have 0.05."""
+    optimizer = optax.sgd(optax.piecewise_constant_schedule(0.05, {1000: 2.0}))
+    params = {"a": jnp.asarray(START)}
+    setup, state = (PROBLEM, optimizer, params), optimizer.init(params)
+    path = tmp_path / "run.h5"
+    with Recorder(path, PROBLEM, optimizer=optimizer, every=10, overwrite=True) as run:
+        for step in range(40):
+            if step == 11:
+                state = optax.tree_utils.tree_set(state, count=jnp.asarray(2000, jnp.int32))
+            run.record(step, params, state)
+            moved, state = optimizer.update({"a": CURVATURES * params["a"]}, state, params)
+            params = optax.apply_updates(params, moved)
+    assert abs(params["a"][0]) > abs(START[0])  # 30 is above 2/0.1 = 20, and below 2/0.05
+    label, thresholds = told(open_run(path, setup))
+    assert "has counted 2,009 updates at step 20" in label
+    assert np.all(np.isnan(thresholds))
+
+
+def test_the_stability_of_a_point_wants_a_state_of_the_optimizer_and_of_the_step():
+    schedule, params = optax.sgd(optax.linear_schedule(0.1, 0.01, 100)), {"a": jnp.asarray(START)}
+    state = optax.tree_utils.tree_set(schedule.init(params), count=100)
+    with pytest.raises(ConfigError, match=r"has counted 100 updates at step 0.*or another step"):
+        stability(PROBLEM, params, schedule, opt_state=state)
+    found = stability(PROBLEM, params, schedule, opt_state=state, step=100)
+    assert found.threshold == pytest.approx(2 / 0.01)
+    plain = optax.sgd(0.1)
+    with pytest.raises(ConfigError, match="opt_state has 0 numbers in 0 leaves"):
+        stability(PROBLEM, params, optax.sgd(0.1, momentum=0.9), opt_state=plain.init(params))
+
+
+def test_numbers_of_a_state_for_each_array_are_looked_at_by_all_their_names(tmp_path):
+    def init(params):
+        return jax.tree.map(lambda leaf: jnp.asarray(0.05), params)
+
+    def update(slope, state, params=None):
+        return jax.tree.map(lambda each, rate: -rate * each, slope, state), state
+
+    run = recorded(tmp_path / "run.h5", optax.GradientTransformation(init, update), every=10)
+    np.testing.assert_allclose(told(run)[1], 40, rtol=1e-9)
