@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from dlf_dynamics import resultfile
 from dlf_dynamics.errors import ConfigError, StaleError, shown
 from dlf_dynamics.jsontypes import document
-from dlf_dynamics.outputs import hold
+from dlf_dynamics.outputs import beside, hold
 from dlf_dynamics.parts import Parts
 from dlf_dynamics.progress import bar
 from dlf_dynamics.registry import ANALYSES
@@ -158,7 +158,7 @@ class Analysis(Teller, ABC, Generic[Config, Found]):
 
     def path(self, run_path: Path) -> Path:
         """Where the result of a run file lies, if nothing else is said."""
-        return run_path.with_suffix(f".{self.name}.h5")
+        return beside(run_path, f".{self.name}.h5")
 
     def save(self, found: Found, path: Path) -> None:
         """Writes the result file; see `resultfile.save`."""
@@ -231,7 +231,7 @@ def _kept_parts(
 
     Output and parts are this process's to write while the block lasts.
     """
-    folder = output.with_suffix(".parts")
+    folder = beside(output, ".parts")
     if not leads():
         wait_for_others("parts are cleared")
         parts = Parts(folder, analysis, run, settings, kept=False)

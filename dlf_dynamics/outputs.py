@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlf_dynamics.errors import FileError
+from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.hdf5 import write_error
 
 if TYPE_CHECKING:
@@ -137,6 +137,17 @@ class Output:
             return
         except OSError as error:
             raise write_error(self.path, error) from error
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The name of a file with another suffix.
+
+    Raises:
+        ConfigError: when it is none, as that of the folder we are in.
+    """
+    if not path.name:
+        raise ConfigError(f"{path} is a folder; expected the name of a file")
+    return path.with_suffix(suffix)
 
 
 def is_held(path: Path) -> bool:

@@ -31,7 +31,7 @@ from dlf_dynamics.hdf5 import (
     write_error,
 )
 from dlf_dynamics.labels import Group, groups_of
-from dlf_dynamics.outputs import partial_path
+from dlf_dynamics.outputs import beside, partial_path
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.scales import is_axis, label
 from dlf_dynamics.source import Source
@@ -261,7 +261,7 @@ def require_result(path: Path, analysis: str, run: Run) -> None:
 
 
 def _usual_path(analysis: str, run: Run) -> Path:
-    return run.path.with_suffix(f".{analysis}.h5")
+    return beside(run.path, f".{analysis}.h5")
 
 
 def _command(path: Path, analysis: str, run: Run) -> str:

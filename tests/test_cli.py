@@ -559,3 +559,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(run_path, spectrum_path, tmp_
     assert finished.stderr.splitlines()[-1].endswith("cannot be written: File too large")
     assert (tmp_path / spectrum_path.name).read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {run_path.name, spectrum_path.name}
+
+
+@pytest.mark.parametrize("command", ["spectrum .", "spectrum . --follow", "plot /", "report ."])
+def test_a_folder_in_the_place_of_a_file_is_one_line(capsys, command):
+    assert "is a folder; expected the name of a file" in refused(capsys, *command.split())

@@ -141,6 +141,10 @@ class Task:
         """
         path = self._study_path(study, name, beside)
         if self.partial:
+            if not path.exists():
+                raise FileError(
+                    f"{path} does not exist: nothing is finished; leave out --partial to compute it"
+                )
             results = read_study(path)
             if results.study != study:
                 raise FileError(f"{path} is of another study; name another folder with -o")

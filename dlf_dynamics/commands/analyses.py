@@ -20,6 +20,7 @@ from dlf_dynamics.commands.terminal import (
     show,
 )
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.outputs import beside
 from dlf_dynamics.startup import check_writable, leads, open_recorded
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class AnalysisCommand(ABC):
             return found if isinstance(found, int) else 0
         say(f"wrote {output}")
         if not self.no_figures:
-            files = FigureFiles(self.path.with_suffix(""))
+            files = FigureFiles(beside(self.path, ""))
             for name, figure in analysis.figures(run, found, self.view):
                 files.write(figure, name)
         if self.json:

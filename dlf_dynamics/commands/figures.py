@@ -10,6 +10,7 @@ import tyro
 
 from dlf_dynamics.commands.terminal import Flattened, say
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.outputs import beside
 from dlf_dynamics.paper import Paper
 
 if TYPE_CHECKING:
@@ -65,13 +66,13 @@ class FigureOptions:
             if name not in _FORMATS:
                 raise ConfigError(f"format is {name!r}; choices: {', '.join(_FORMATS)}")
         if self.output is None:
-            return FigureFiles(path.with_suffix(""), formats)
+            return FigureFiles(beside(path, ""), formats)
         if not self.output.suffix:
-            return FigureFiles(self.output, formats)
+            return FigureFiles(beside(self.output, ""), formats)
         chosen = self.output.suffix[1:]
         if chosen not in _FORMATS:
             raise ConfigError(
                 f"output is {self.output}; expected a name that ends in "
                 f"{', '.join(f'.{name}' for name in _FORMATS)}, or has no suffix (png and svg)"
             )
-        return FigureFiles(self.output.with_suffix(""), (chosen,))
+        return FigureFiles(beside(self.output, ""), (chosen,))

@@ -11,6 +11,7 @@ import tyro
 from dlf_dynamics.commands.studies import DiagramOptions, is_study
 from dlf_dynamics.commands.terminal import Flattened, ProblemName, say, without
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.outputs import beside
 from dlf_dynamics.startup import check_writable, open_recorded, require_distinct, start_jax
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Report:
         """Writes the page."""
         if not self.paths:
             raise ConfigError("no file is given; expected run files, or one study file")
-        output = self.output or self.paths[0].with_suffix(".report.html")
+        output = self.output or beside(self.paths[0], ".report.html")
         if output.suffix.lower() not in _SUFFIXES:
             raise ConfigError(f"output is {output}; expected a name that ends in .html")
         check_writable(output)

@@ -13,6 +13,7 @@ from dlf_dynamics.commands.figures import FigureFiles
 from dlf_dynamics.commands.terminal import interruptible, say
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import format_name
+from dlf_dynamics.outputs import beside
 from dlf_dynamics.startup import check_writable, start_jax
 
 
@@ -71,7 +72,7 @@ class Sweep:
 
         study = load_study(self.study)
         require_size(study, yes=self.yes)
-        output = self.output or self.study.with_suffix(".h5")
+        output = self.output or beside(self.study, ".h5")
         check_writable(output)
         # Measures of float32 runs are as certain with JAX set to float64.
         dtypes = {config.dtype for config in study.configs}
