@@ -120,6 +120,7 @@ class RuleCheck:
         self._names = list(params.shapes)
         self._updates = _updates_of(optimizer, params)
         self._notes: dict[str, list[str]] = {}
+        self._saved: dict[str, int] = {}
 
     @property
     def notes(self) -> list[str]:
@@ -159,10 +160,20 @@ class RuleCheck:
             )
             return
         unlike = _Groups(groups, self._names, step).unlike(ours)
+        before = max(step - 1, 0)
+        other = _Groups(groups, self._names, before).unlike(self._updates(before))
+        if unlike is not None and other is not None:
+            raise ConfigError(_complaint(groups, self._names, step, ours, unlike))
+        if (unlike is None) != (other is None):  # a schedule is saved before its step, or after
+            self._saved["before" if unlike is not None else "after"] = step
+        if len(self._saved) > 1:
+            raise ConfigError(
+                f"its learning rate after {self._saved['before']:,} updates is that of the update "
+                f"before, by the schedule of the problem's optimizer, and after "
+                f"{self._saved['after']:,} that of the update that follows; expected the same of "
+                "all checkpoints"
+            )
         if unlike is not None:
-            before = max(step - 1, 0)
-            if _Groups(groups, self._names, before).unlike(self._updates(before)) is not None:
-                raise ConfigError(_complaint(groups, self._names, step, ours, unlike))
             self._note(
                 "the learning rates in the checkpoints are those of the updates before them, by "
                 "the schedule of the problem's optimizer, as they are when a checkpoint is saved "

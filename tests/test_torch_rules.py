@@ -57,6 +57,18 @@ def test_a_schedule_is_looked_at_with_the_count():
             notes(optax.sgd(COSINE), wrong, (50,))
 
 
+def test_checkpoints_agree_on_whether_the_scheduler_has_made_its_step():
+    """PyTorch's rate drops after 10 and 20 updates, that of the problem after 9 and 20."""
+    theirs = lambda step: of(SGD | {"lr": 0.1 * 0.1 ** (step // 10)})  # noqa: E731
+    drops = optax.piecewise_constant_schedule(0.1, {9: 0.1, 20: 0.1})
+    assert len(notes(optax.sgd(drops), theirs, (9,))) == 1
+    assert notes(optax.sgd(drops), theirs, (20,)) == []
+    with pytest.raises(
+        ConfigError, match=r"after 9 updates is that of the update before.* 20 that"
+    ):
+        notes(optax.sgd(drops), theirs, (9, 20))
+
+
 def test_cutting_of_gradients_is_no_other_rule():
     rule = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01))
     assert notes(rule, of(ADAM)) == []

@@ -152,7 +152,7 @@ def test_a_part_of_a_study_makes_a_page_that_says_so(tmp_path, monkeypatch):
     assert "42, 24 of which not done" in text
     assert "best cell" not in text
     assert "--partial" in text
-    with pytest.raises(FileError, match=r"does not exist"):
+    with pytest.raises(FileError, match="does not exist: nothing is finished; leave out"):
         spiral_phase_diagram.make(Task(tmp_path / "other", "tiny", partial=True))
 
 
