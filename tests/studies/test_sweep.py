@@ -172,12 +172,12 @@ def test_a_killed_program_goes_on_with_what_is_left(reference, tmp_path):
 
 
 SLOW = """
-    import sys, time
+    import os, sys, time
     from dlf_dynamics.analysis.studies import histories
     from dlf_dynamics.cli import main
 
     def compiling(configs, measures, stop):
-        print("ready", flush=True)
+        os.write(1, b"ready\\n")  # at once, as two processes write into one pipe
         time.sleep(60)
 
     # Processes of a pool run this file, too, under another name.
