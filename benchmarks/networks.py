@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from scipy.sparse.linalg import LinearOperator, eigsh
 
+from dlf_dynamics.analysis.linalg.eigensolver import top_eigenpairs
 from dlf_dynamics.operators import hessian
 from dlf_dynamics.problem import Problem
 
@@ -44,6 +45,19 @@ def random_problem(widths: tuple[int, ...], count: int):
 
 def hessian_product(problem, params, vector):
     return hessian(problem, params, 0)(vector)
+
+
+def top_of(matvec, num_params: int, rank_tolerance: float | None, seed: int):
+    return top_eigenpairs(
+        matvec,
+        num_params,
+        COUNT,
+        tol=TOL,
+        max_matvecs=400,
+        key=jax.random.key(seed),
+        rank_tolerance=rank_tolerance,
+        dtype=jnp.float32,
+    )
 
 
 def arpack(matvec, num_params: int, dtype=np.float32, tol: float = TOL, seed: int = 0):

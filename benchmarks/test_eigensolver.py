@@ -37,7 +37,15 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from benchmarks.networks import COUNT, MILLION, TOL, arpack, hessian_product, random_problem
+from benchmarks.networks import (
+    COUNT,
+    MILLION,
+    TOL,
+    arpack,
+    hessian_product,
+    random_problem,
+    top_of,
+)
 from dlf_dynamics import train
 from dlf_dynamics.analysis.linalg.certificate import TRACKED, certify
 from dlf_dynamics.analysis.linalg.chain import Goal
@@ -276,23 +284,11 @@ def test_cold_it_is_faster_than_arpack(
         made.append(1)
         return np.asarray(compiled(matvec, jnp.asarray(vector, jnp.float32)))
 
-    def ours(rank_tolerance, seed):
-        return top_eigenpairs(
-            matvec,
-            size,
-            COUNT,
-            tol=TOL,
-            max_matvecs=400,
-            key=jax.random.key(seed),
-            rank_tolerance=rank_tolerance,
-            dtype=jnp.float32,
-        )
-
     methods = {
         "product": lambda seed: product(params),
         "eigsh": lambda seed: arpack(product, size, seed=seed),
-        "unranked": lambda seed: ours(np.inf, seed),
-        "ranked": lambda seed: ours(None, seed),
+        "unranked": lambda seed: top_of(matvec, size, np.inf, seed),
+        "ranked": lambda seed: top_of(matvec, size, None, seed),
     }
     times = {name: [] for name in methods}
     products = {name: [] for name in methods}

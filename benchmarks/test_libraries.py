@@ -45,8 +45,8 @@ from benchmarks.networks import (
     arpack,
     hessian_product,
     random_problem,
+    top_of,
 )
-from dlf_dynamics.analysis.linalg.eigensolver import top_eigenpairs
 
 torch = pytest.importorskip("torch")
 eigenthings = pytest.importorskip("hessian_eigenthings")
@@ -137,16 +137,7 @@ def torch_network(params: np.ndarray, widths: tuple[int, ...]):
 
 def ours(network: Network, rank_tolerance: float | None):
     def solve(seed: int) -> Solved:
-        found = top_eigenpairs(
-            network.matvec,
-            network.size,
-            COUNT,
-            tol=TOL,
-            max_matvecs=400,
-            key=jax.random.key(seed),
-            rank_tolerance=rank_tolerance,
-            dtype=jnp.float32,
-        )
+        found = top_of(network.matvec, network.size, rank_tolerance, seed)
         # Without the chain, only the first can be known to be the one that it is said to be.
         assert found.converged.all() or rank_tolerance is not None
         return Solved(

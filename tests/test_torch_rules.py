@@ -57,6 +57,14 @@ def test_a_schedule_is_looked_at_with_the_count():
             notes(optax.sgd(COSINE), wrong, (50,))
 
 
+def test_a_rate_that_has_come_to_0_may_be_so_but_for_rounding():
+    """LinearLR multiplies, and leaves 5.6e-18 of 0.1; the schedule of optax is 0."""
+    linear = optax.sgd(optax.linear_schedule(0.1, 0.0, 10))
+    assert notes(linear, of(SGD | {"lr": 5.6e-18}), (10,)) == []
+    with pytest.raises(ConfigError, match="learning rate is 1e-06"):
+        notes(linear, of(SGD | {"lr": 1e-6}), (10,))
+
+
 def test_checkpoints_agree_on_whether_the_scheduler_has_made_its_step():
     """PyTorch's rate drops after 10 and 20 updates, that of the problem after 9 and 20."""
     theirs = lambda step: of(SGD | {"lr": 0.1 * 0.1 ** (step // 10)})  # noqa: E731

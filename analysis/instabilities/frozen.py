@@ -54,7 +54,7 @@ class FrozenDiagram:
     centre that goes on moving.
 
     Attributes:
-        step: at which the loss is frozen.
+        step: number of the update whose loss is frozen.
         parameter: `learning_rate`, or `rate_factor` where a recorded optimizer keeps that to
             itself; `time` inside the pulse.
         actual: the run's own value of it at that step.
@@ -110,7 +110,7 @@ def frozen_diagrams(replay: Replay, solver: Solver, step: int) -> list[FrozenDia
     Args:
         replay: of a run of full-batch gradient descent, with momentum or without.
         solver: for the top eigenvector.
-        step: at which the loss is frozen.
+        step: number of the update whose loss is frozen.
 
     Raises:
         ValueError: for other runs, as `training_map`.

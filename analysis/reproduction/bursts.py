@@ -75,8 +75,8 @@ def bursts_of(
 
     Args:
         steps: consecutive ones.
-        periods: at each, as `periods_of_iterates` tells them.
-        length: of a pulse.
+        periods: period of the iterates at each, by `periods_of_iterates`.
+        length: steps of a pulse.
         end: first step that is in no pulse.
 
     >>> periods = np.repeat([0, 2, 4, -1, 0], 200)

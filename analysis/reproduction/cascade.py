@@ -80,8 +80,8 @@ class Exponent(NamedTuple):
     Attributes:
         burst: number of the burst.
         kind: what the iterates of the run itself do there, one of KINDS.
-        step: at which the loss is frozen, and from which state the orbit starts.
-        value: of the exponent, per update.
+        step: number of the step whose loss is frozen, and from whose state the orbit starts.
+        value: exponent per update.
         error: its standard error.
         converged: whether it is.
         overlap: mean squared overlap of its tangent vector with the top eigenvector at the centre.
@@ -106,10 +106,10 @@ class Cascade:
     """The bursts of one run, with exponents.
 
     Attributes:
-        seed: of the initial values.
-        bursts: from peak to peak.
-        exponents: at the middle of the longest stretch of period 2 and of the longest without a
-            period, of each burst that has them.
+        seed: number that the initial values are drawn from.
+        bursts: spans of the run, from peak to peak.
+        exponents: those in the middle of the longest stretch of period 2 and of the longest
+            without a period, of each burst that has them.
     """
 
     seed: int

@@ -76,9 +76,9 @@ class Place:
     """The static loss at one point of a run.
 
     Attributes:
-        step: of the run.
+        step: number of updates made.
         loss: static loss.
-        eigenvalues: of its Hessian, all of them, increasing.
+        eigenvalues: all eigenvalues of its Hessian, increasing.
     """
 
     step: int

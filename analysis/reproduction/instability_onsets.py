@@ -30,9 +30,9 @@ class Quantity:
     """A number of each run about its instabilities.
 
     Attributes:
-        what: in words.
-        values: of each run; NaN where it has none.
-        limits: of the colours of its map.
+        what: name in words.
+        values: number of each run; NaN where it has none.
+        limits: ends of the scale of colours of its map.
     """
 
     what: str

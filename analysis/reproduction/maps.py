@@ -26,7 +26,7 @@ class ValueMap:
     Attributes:
         title: what it is.
         values: NaN where there is none, shape (rows, columns).
-        limits: of the colours; none are those of the values.
+        limits: ends of the scale of colours; none takes those of the values.
     """
 
     title: str

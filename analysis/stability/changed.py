@@ -151,17 +151,16 @@ def _differ(ours: Maps, theirs: Maps) -> Bool[np.ndarray, " steps"]:
     """Whether maps have other multipliers; in other units of the state they have the same."""
     critical = critical_curvatures(ours)
     scale = np.where(np.isfinite(critical), critical, 1.0)
-    one, other = (_polynomials(maps, scale) for maps in (ours, theirs))
+    one, other = (_power_sums(maps, scale) for maps in (ours, theirs))
     return ~np.all(np.isclose(one, other, rtol=_ACCURACY, atol=_ACCURACY), axis=(1, 2))
 
 
-def _polynomials(
+def _power_sums(
     maps: Maps, scale: Float[np.ndarray, " steps"]
 ) -> Float[np.ndarray, "steps curvatures n"]:
-    """Characteristic polynomial of each map at some curvatures."""
-    return np.array(
-        [
-            [np.real(np.poly(constant + factor * unit * slope)) for factor in _CURVATURES]
-            for constant, slope, unit in zip(*maps, scale, strict=True)
-        ]
-    )
+    """Sums of the powers 1 to n of the n multipliers at some curvatures, which tell them all."""
+    constant, slope = (part[:, None] for part in maps)
+    curvatures = scale[:, None] * np.array(_CURVATURES)
+    matrices = constant + curvatures[..., None, None] * slope
+    powers = [np.linalg.matrix_power(matrices, k + 1) for k in range(matrices.shape[-1])]
+    return np.stack([np.trace(power, axis1=-2, axis2=-1) for power in powers], axis=-1)
