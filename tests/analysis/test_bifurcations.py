@@ -165,6 +165,18 @@ def test_the_predicted_lag_ends_with_its_window_and_not_with_the_steps_looked_at
         assert event.crossed + event.predicted_lag <= min(event.end, event.returned)
 
 
+def test_no_lag_is_predicted_of_a_network_with_kinks(bursts, monkeypatch):
+    """The same motion, and a theory that does not apply to it."""
+    run, found = bursts
+    monkeypatch.setitem(vars(run), "kinks", ["max"])
+    first = found.instabilities[0]
+    steps = f"{first.crossed - 137}:{first.end + 46}"
+    (event,) = compute_bifurcations(run, replace(found.config, steps=steps)).instabilities
+    assert (event.onset, event.lag, event.criticality) == (first.onset, first.lag, "non-smooth")
+    assert first.predicted_lag > 0
+    assert event.predicted_lag == -1
+
+
 def test_an_interrupted_analysis_goes_on_with_the_same_content(eventful, trained, found, tmp_path):
     run = trained(eventful)
     make = partial(Parts, tmp_path / "parts", "bifurcations", run, {"every": 20})
