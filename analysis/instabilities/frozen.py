@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,19 +40,43 @@ VALUES = 100
 TRANSIENT, RECORDED = 200, 60
 """Updates at each value before the orbit is recorded, and while it is."""
 
+REST, APART = 1e-3, 2.0
+"""Distances from the centre at which orbits begin, in units of the run's own oscillation there."""
+
+_LEAST_APART = 5e-3
+"""Least such unit, as a part of the norm of the parameters: that of a run which does not oscillate.
+"""
+
 EXPONENTS = 25
 """Values of the parameter at which the largest Lyapunov exponent is computed."""
 
 _EXPONENT_STEPS = 300
 
 
+class Orbits(NamedTuple):
+    """Oscillations at each value of the parameter.
+
+    Attributes:
+        projections: of θ_t - c_t, with c_t = ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1), on the top eigenvector
+            at the centre of the step; NaN where the orbit diverged.
+        diverged: whether it did.
+    """
+
+    projections: Float[np.ndarray, "values recorded"]
+    diverged: Bool[np.ndarray, " values"]
+    __repr__ = brief
+
+
 @dataclass(frozen=True)
 class FrozenDiagram:
     """What gradient descent would do on the loss of one step, were that frozen.
 
-    All orbits start from the state of the run at that step. Cross entropy has no minimum on data
-    that can be separated, so they do not come to rest: what is shown is their oscillation about a
-    centre that goes on moving.
+    Orbits start about the centre of the run at that step, close to it and apart from it: where they
+    end differently, the calm state and the oscillation are both there, or one of them had not yet
+    died out. A sweep, in which each orbit starts where the last one ended, could not tell that:
+    cross entropy has no minimum on data that can be separated, so that orbits do not come to rest,
+    and a sweep would come back to another place. What is shown is their oscillation about a centre
+    that goes on moving. Exponents and branches start from the state of the run itself.
 
     Attributes:
         step: number of the update whose loss is frozen.
@@ -59,8 +84,8 @@ class FrozenDiagram:
             itself; `time` inside the pulse.
         actual: the run's own value of it at that step.
         values: of the parameter, increasing, `actual` among them; of the time, whole steps.
-        orbits: projections of θ_t - c_t, with c_t = ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1), on the top
-            eigenvector at the centre of the step; NaN where the orbit diverged.
+        orbits: projections, as in `Orbits`, of those that start at the centre, but for a thousandth
+            of the run's oscillation; in files of before version 4.2, at the state of the run.
         diverged: whether the orbit did.
         exponent_values: values of the parameter at which there are exponents and branches, `actual`
             among them.
@@ -79,6 +104,8 @@ class FrozenDiagram:
         branch_multiplier_residual: residual of its eigenvector.
         branch_neutral: multipliers that were counted near +1.
         branch_stability: what is known of them, as bytes.
+        apart: orbits that start from the centre by twice the run's oscillation; none in files of
+            before version 4.2.
     """
 
     step: int
@@ -99,7 +126,74 @@ class FrozenDiagram:
     branch_multiplier_residual: Float[np.ndarray, " exponent_values"]
     branch_neutral: Int[np.ndarray, " exponent_values"]
     branch_stability: Shaped[np.ndarray, " exponent_values"]
+    apart: Orbits | None = None
     __repr__ = brief
+
+    @property
+    def changes(self) -> list[Change]:
+        """Bifurcations between neighbouring values of the parameter; see `changes_of`."""
+        return changes_of(self)
+
+
+class Change(NamedTuple):
+    """A bifurcation between two values of the parameter.
+
+    Attributes:
+        label: PD of the centre or of the orbit of period 2, NS or LP/BP of that orbit.
+        low: the smaller value.
+        high: the larger one.
+        height: where it is drawn: 0 of the centre, else the amplitude of the orbit.
+    """
+
+    label: str
+    low: float
+    high: float
+    height: float
+
+
+def changes_of(diagram: FrozenDiagram) -> list[Change]:
+    """Bifurcations between neighbouring values of the parameter.
+
+    The centre flips where its multiplier, 1 - Eλ, passes -1 and nothing oscillates: between two
+    calm values, or between a calm one and an oscillation, in which the centre is another one, if
+    extrapolated from the two nearest calm values it passes -1 between these. An oscillation that
+    begins otherwise, as at kinks, is no flip. The orbit of period 2 loses or gains stability where
+    `unstable` follows or precedes another verdict; what its multiplier passes is told by the one
+    outside: -1, +1, or the circle as a pair.
+    """
+    values, found = diagram.exponent_values, list[Change]()
+    calm = diagram.branch_opposed == 0
+    unstable = diagram.branch_stability == b"unstable"
+    quiet = np.isin(diagram.branch_stability, (b"stable", b"none found"))
+    for here in range(len(values) - 1):
+        span = float(values[here]), float(values[here + 1])
+        for at, beyond, further in ((here, here + 1, here - 1), (here + 1, here, here + 2)):
+            if calm[at] and _flips(diagram, at, beyond, further):
+                found.append(Change("PD", *span, 0.0))
+            if unstable[at] and quiet[beyond]:
+                height = float(np.mean(diagram.branch_amplitude[here : here + 2]))
+                found.append(Change(_passed(diagram.branch_multiplier[at]), *span, height))
+    return found
+
+
+def _flips(diagram: FrozenDiagram, at: int, beyond: int, further: int) -> bool:
+    """Whether the multiplier of a calm centre passes -1 on the way to the value beyond."""
+    values, centre, opposed = diagram.exponent_values, diagram.branch_centre, diagram.branch_opposed
+    if not centre[at] >= -1:
+        return False
+    if opposed[beyond] == 0:
+        return bool(centre[beyond] < -1)
+    if not (0 <= further < len(values) and opposed[further] == 0 and opposed[beyond] > 0):
+        return False
+    slope = (centre[at] - centre[further]) / (values[at] - values[further])
+    return bool(centre[at] + slope * (values[beyond] - values[at]) <= -1)
+
+
+def _passed(multiplier: complex) -> str:
+    """Name of the bifurcation by which a multiplier has left the unit circle."""
+    if abs(multiplier.imag) > 1e-6 * abs(multiplier):
+        return "NS"
+    return "PD" if multiplier.real < 0 else "LP/BP"
 
 
 def frozen_diagrams(replay: Replay, solver: Solver, step: int) -> list[FrozenDiagram]:
@@ -143,7 +237,14 @@ def _diagram(
     state = training_state(run.state(point))
     direction = jnp.asarray(centre.vector)
     values, some = _values(parameter, low, high, actual)
-    orbits, diverged = _orbits(map_, state, values, direction)
+    unit = max(
+        abs(float(centre.vector @ centre.offset)),
+        _LEAST_APART * float(np.linalg.norm(centre.params)),
+    )
+    rest, apart = (
+        _orbits(map_, _displaced(state, centre, part * unit), values, direction)
+        for part in (REST, APART)
+    )
     spectra = _exponents(map_, state, some, _basis(direction, len(state)), step)
     branches = follow_branches(
         map_,
@@ -160,13 +261,14 @@ def _diagram(
         parameter=parameter,
         actual=float(actual),
         values=values,
-        orbits=orbits,
-        diverged=diverged,
+        orbits=rest.projections,
+        diverged=rest.diverged,
         exponent_values=some,
         exponents=np.array([spectrum.exponents[0] for spectrum in spectra]),
         overlap=np.array([spectrum.overlap[0] for spectrum in spectra]),
         converged=np.array([spectrum.converged[0] for spectrum in spectra]),
         **{f"branch_{name}": part for name, part in branches._asdict().items() if name != "values"},
+        apart=apart,
     )
 
 
@@ -180,9 +282,18 @@ def _values(
     return np.union1d(evenly, actual), np.union1d(evenly[:: VALUES // EXPONENTS], actual)
 
 
+def _displaced(state: Array, centre: Centre, distance: float) -> Array:
+    """The state with parameters at this distance from the centre, along its top eigenvector.
+
+    A velocity stays that of the state, which the direction does not know of.
+    """
+    params = jnp.asarray(centre.params + distance * centre.vector, state.dtype)
+    return state.at[: len(params)].set(params)
+
+
 def _orbits(
     map_: Map, state: Array, values: Float[np.ndarray, " values"], direction: Array
-) -> tuple[Float[np.ndarray, "values recorded"], Bool[np.ndarray, " values"]]:
+) -> Orbits:
     """Projections of θ_t - c_t on the direction, and which orbits diverged."""
     found = orbit_diagram(
         map_,
@@ -194,7 +305,7 @@ def _orbits(
         follow=False,
     )
     before, now, after = found.up[:, :-2], found.up[:, 1:-1], found.up[:, 2:]
-    return (2 * now - before - after) / 4, found.diverged_up
+    return Orbits((2 * now - before - after) / 4, found.diverged_up)
 
 
 def _basis(direction: Array, size: int) -> Float[Array, "parts n"]:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dlf_dynamics.analysis.bifurcation.branch_plots import DOWN, MARKERS, UP, name_mark
 from dlf_dynamics.analysis.headings import legend_below, letter_panels
 from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations
 from dlf_dynamics.analysis.instabilities.branches import NEUTRAL
@@ -44,9 +45,9 @@ PARAMETERS = {
 }
 STABILITIES = {
     "stable": ("-", "stable"),
-    "none found": ("--", f"no multiplier beyond {1 + NEUTRAL:g} found"),
-    "unstable": (":", "unstable"),
-    "unknown": ("-.", "stability not told"),
+    "none found": ("-.", f"no multiplier beyond {1 + NEUTRAL:g} found"),
+    "unstable": ("--", "unstable"),
+    "unknown": (":", "stability not told"),
 }
 PERIOD_NAMES = {0: "not oscillating", 2: "period 2", 4: "period 4", 8: "period 8", -1: "irregular"}
 
@@ -130,6 +131,7 @@ def diagram_figure(found: Bifurcations) -> Figure:
         for (above, below), diagram in zip(axes, found.diagrams, strict=True):
             _draw_orbits(above, diagram)
             _draw_exponents(below, diagram)
+            _mark_changes(above, diagram)
             above.set_title(f"loss of step {diagram.step}")
             name = drawable(PARAMETERS.get(diagram.parameter, diagram.parameter))
             label = f"{name} (dashed: of the run)"
@@ -146,15 +148,17 @@ def diagram_figure(found: Bifurcations) -> Figure:
 
 def _draw_orbits(ax: Axes, diagram: FrozenDiagram) -> None:
     """The oscillation of each orbit about its moving centre, with centre and orbit of period 2."""
-    values = np.repeat(diagram.values, diagram.orbits.shape[1])
-    points = diagram.orbits.ravel()
-    ax.plot(values, points, ".", ms=1, color=COLOURS[0], rasterized=True)
+    swept = [(diagram.orbits, UP, "orbits from near the centre")]
+    if diagram.apart is not None:
+        swept.insert(0, (diagram.apart.projections, DOWN, "orbits from apart"))
+    for points, colour, name in swept:
+        draw_points(ax, np.repeat(diagram.values, points.shape[1]), points.ravel(), colour, name)
     centre, flat = diagram.branch_centre, np.zeros(len(diagram.branch_centre))
     for opposed, colour, name in (  # in between the motion is irregular, and has no centre
         (0, COLOURS[7], "nothing oscillates"),
         (1, "#999999", "centre of an oscillation"),
     ):
-        for beyond, style, side in ((False, "-", ""), (True, ":", ", beyond its flip")):
+        for beyond, style, side in ((False, "-", ""), (True, "--", ", beyond its flip")):
             shown = (diagram.branch_opposed == opposed) & (
                 (centre < -1) if beyond else (centre >= -1)
             )
@@ -164,6 +168,27 @@ def _draw_orbits(ax: Axes, diagram: FrozenDiagram) -> None:
         shown = np.isfinite(sizes) & (diagram.branch_stability == stability.encode())
         name = f"period 2, {words}"
         _draw_branch(ax, diagram, shown, [sizes, -sizes], style, COLOURS[1], name)
+    set_span(ax, float(diagram.values[0]), float(diagram.values[-1]))
+
+
+def _mark_changes(ax: Axes, diagram: FrozenDiagram) -> None:
+    """Names and ranges of the bifurcations that lie between two values of the parameter."""
+    named = list[tuple[float, float]]()
+    for change in diagram.changes:
+        middle = (change.low + change.high) / 2
+        ax.plot(
+            [change.low, change.high], [change.height] * 2, "-", color=COLOURS[5], lw=2, alpha=0.5
+        )
+        ax.plot(
+            middle,
+            change.height,
+            MARKERS[change.label.split("/")[0]],
+            ms=3.5,
+            mec=COLOURS[5],
+            mfc="none",
+        )
+        text = f"{change.label} {change.low:.4g} to {change.high:.4g}"
+        named.append(name_mark(ax, text, (middle, change.height), named))
 
 
 def _draw_branch(

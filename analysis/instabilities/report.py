@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from rich.table import Table as RichTable
 
+from dlf_dynamics.analysis.bifurcation.branch_plots import DOWN, UP
 from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations
 from dlf_dynamics.analysis.instabilities.frozen import FrozenDiagram
 from dlf_dynamics.analysis.instabilities.plots import (
@@ -120,9 +121,14 @@ def _name(diagram: FrozenDiagram) -> str:
 
 
 def _orbits(diagram: FrozenDiagram) -> Panel:
-    """The oscillation of each orbit about its moving centre, with the orbit of period 2."""
-    places = np.repeat(diagram.values, diagram.orbits.shape[1])
-    series = [Series("orbits", places, diagram.orbits.ravel(), COLOURS[0], "cloud")]
+    """The oscillations about a moving centre, with the orbit of period 2."""
+    swept = [("orbits from near the centre", diagram.orbits, UP)]
+    if diagram.apart is not None:
+        swept.insert(0, ("orbits from apart", diagram.apart.projections, DOWN))
+    series = [
+        Series(name, np.repeat(diagram.values, points.shape[1]), points.ravel(), colour, "cloud")
+        for name, points, colour in swept
+    ]
     for stability, (style, words) in STABILITIES.items():
         sizes = diagram.branch_amplitude
         shown = np.isfinite(sizes) & (diagram.branch_stability == stability.encode())

@@ -499,14 +499,17 @@ def test_the_legend_of_a_diagram_has_what_is_drawn_and_nothing_else():
         branch_opposed=np.array([0, 0, 1, 1, 0.5, nan]),
         branch_amplitude=np.array([nan, nan, 0.1, 0.2, 0.3, nan]),
         branch_residual=np.zeros(6),
-        branch_multiplier=np.zeros(6, complex),
+        branch_multiplier=np.array([0, 0, 0.5, -0.5, 1.2, 0], complex),
         branch_multiplier_residual=np.zeros(6),
         branch_neutral=np.zeros(6, int),
         branch_stability=np.array([b"", b"", b"stable", b"none found", b"unstable", b""]),
+        apart=frozen.Orbits(np.ones((6, 2)), np.zeros(6, bool)),
     )
     figure = diagram_figure(SimpleNamespace(diagrams=[diagram]))
     (legend,) = figure.legends
     assert {text.get_text() for text in legend.get_texts()} == {
+        "orbits from near the centre",
+        "orbits from apart",
         "nothing oscillates",
         "nothing oscillates, beyond its flip",
         "centre of an oscillation",
@@ -522,11 +525,76 @@ def test_the_legend_of_a_diagram_has_what_is_drawn_and_nothing_else():
     (shown,) = np.nonzero(np.isfinite(lines["nothing oscillates"].get_ydata()))
     assert shown.tolist() == [0]  # and not on the other side of the flip, nor where it is irregular
     assert figure.axes[1].get_xlabel() == "learning rate / the run's own (dashed: of the run)"
+    # The centre flips between 0 and 1, and the orbit of period 2 between 3 and 4.
+    names = [text.get_text() for text in figure.axes[0].texts]
+    assert names == ["PD 0 to 1", "LP/BP 3 to 4"]
+    before = replace(diagram, apart=None)  # as files of before version 4.2 have it
+    words = [
+        text.get_text()
+        for text in diagram_figure(SimpleNamespace(diagrams=[before])).legends[0].texts
+    ]
+    assert "orbits from apart" not in words
     calm = replace(diagram, branch_amplitude=np.full(6, nan), converged=np.ones(6, bool))
     (legend,) = diagram_figure(SimpleNamespace(diagrams=[calm])).legends
     words = " ".join(text.get_text() for text in legend.get_texts())
     assert "period 2" not in words
     assert "not converged" not in words
+
+
+def diagram_of(**columns):
+    """A diagram of four values of which only these columns matter."""
+    some = np.full(4, np.nan)
+    given = {
+        "exponents": some,
+        "overlap": some,
+        "converged": np.ones(4, bool),
+        "branch_centre": some,
+        "branch_opposed": some,
+        "branch_amplitude": some,
+        "branch_residual": some,
+        "branch_multiplier": some.astype(complex),
+        "branch_multiplier_residual": some,
+        "branch_neutral": np.zeros(4, int),
+        "branch_stability": np.array([b""] * 4),
+    }
+    values = np.arange(4.0)
+    shown = {"values": values, "orbits": np.zeros((4, 2)), "diverged": np.zeros(4, bool)}
+    return frozen.FrozenDiagram(
+        0, "learning_rate", 1.0, exponent_values=values, **shown, **(given | columns)
+    )
+
+
+@pytest.mark.parametrize(
+    ("centre", "opposed", "expected"),
+    [
+        ([0.0, -0.6, 0.1, 0.2], [0, 0, 1, 1], [(1, 2)]),  # it would be -1.2 at 2
+        ([0.0, -0.3, 0.1, 0.2], [0, 0, 1, 1], []),  # -0.6: what begins there is no flip
+        ([0.1, 0.2, -0.6, 0.0], [1, 1, 0, 0], [(1, 2)]),  # the other way round
+        ([0.0, -0.6, -1.1, 0.2], [0, 0, 0, 1], [(1, 2)]),  # calm beyond its flip: just begun
+        ([0.1, -1.2, -1.1, 0.2], [1, 1, 1, 1], []),  # the centre of an oscillation is another
+        ([0.0, -0.6, 0.1, 0.2], [np.nan, 0, 1, 1], []),  # one calm value tells no slope
+    ],
+)
+def test_a_flip_of_the_centre_is_told_from_calm_values_alone(centre, opposed, expected):
+    found = diagram_of(branch_centre=np.array(centre), branch_opposed=np.array(opposed, float))
+    assert [(c.label, c.low, c.high, c.height) for c in found.changes] == [
+        ("PD", *span, 0.0) for span in expected
+    ]
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "label"),
+    [(-1.3, "PD"), (1.3, "LP/BP"), (0.6 + 1.1j, "NS"), (-1.2 + 1e-9j, "PD")],
+)
+def test_how_an_orbit_loses_its_stability_is_told_by_its_multiplier(multiplier, label):
+    found = diagram_of(
+        branch_multiplier=np.array([0.5, -0.6, multiplier, multiplier]),
+        branch_amplitude=np.array([0.1, 0.2, 0.3, 0.4]),
+        branch_stability=np.array([b"stable", b"none found", b"unstable", b"unknown"]),
+    )
+    (change,) = found.changes
+    assert (change.label, change.low, change.high) == (label, 1, 2)
+    assert change.height == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(

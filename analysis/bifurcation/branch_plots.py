@@ -1,0 +1,244 @@
+"""Bifurcation diagrams: branches by their stability, special points, and orbits behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+
+from dlf_dynamics.analysis.bifurcation.continuation import Branch
+from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation
+from dlf_dynamics.analysis.bifurcation.orbits import OrbitDiagram
+from dlf_dynamics.analysis.headings import legend_entries
+from dlf_dynamics.analysis.style import COLOURS, draw_points, scaled, set_span
+
+Observable = Callable[[Float[np.ndarray, " n"]], float]
+
+UP, DOWN = "#999999", COLOURS[4]
+"""Colours of orbits swept up and down."""
+
+MARKERS = {"PD": "s", "LP": "o", "NS": "D", "BP": "^"}
+"""By the labels of bifurcations: period doubling, limit point, Neimark-Sacker, branch point."""
+
+_PERIODS = {1: COLOURS[7], 2: COLOURS[0], 4: COLOURS[1], 8: COLOURS[2], 16: COLOURS[3]}
+"""Colours of cycles; those of other periods have the last one."""
+
+_LABEL = 5.5
+"""Size of labels, in points."""
+
+_RIGHT = 0.75
+"""Part of the panel's width beyond which a name is written to the left of its mark."""
+
+_CLOSE = 0.15, 0.1
+"""Parts of the panel's width and height within which two marks' names would overlap."""
+
+
+class Line(NamedTuple):
+    """A part of a branch on which stability does not change.
+
+    Attributes:
+        parameters: of its points.
+        values: of the observable at each point of the cycles.
+        stable: whether all multipliers are inside the unit circle.
+    """
+
+    parameters: Float[np.ndarray, " k"]
+    values: Float[np.ndarray, "k period"]
+    stable: bool
+
+
+def plot_branches(
+    ax: Axes,
+    branches: Branch | Sequence[Branch],
+    observable: Observable | int = 0,
+    *,
+    orbits: OrbitDiagram | None = None,
+    label: bool = True,
+) -> None:
+    """Draws a bifurcation diagram: branches, their bifurcations, and orbits behind them.
+
+    Stable cycles are solid lines, unstable ones dashed, a line for each point of a cycle, coloured
+    by the period. Bifurcations are marked by their short names and the parameter: period doublings
+    (PD), limit points (LP), Neimark-Sacker (NS) and branch points (BP); open where they are not
+    converged. Of orbits, the sweep up is grey and the sweep back lies behind it in blue, larger, so
+    that it shows where the two differ: there attractors coexist, or transients had not passed.
+
+    Args:
+        ax: to draw on.
+        branches: of one map, such as those of `period_doublings`.
+        observable: what is shown of a state: a function of it, or the number of a component.
+        orbits: of the same map, recorded with the same observable.
+        label: whether to write names and parameters beside the marks, and a legend.
+
+    Raises:
+        ValueError: for orbits that were recorded with an observable that is not a number.
+    """
+    every = [branches] if isinstance(branches, Branch) else list(branches)
+    observed = _component(observable) if isinstance(observable, int) else observable
+    if orbits is not None:
+        draw_orbits(ax, orbits)
+    for branch in every:
+        period = branch.points.shape[1]
+        colour = _PERIODS.get(period, _PERIODS[16])
+        for line in lines_of(branch, observed):
+            words = f"period {period}, {'stable' if line.stable else 'unstable'}"
+            style = "-" if line.stable else "--"
+            for column in line.values.T:
+                ax.plot(line.parameters, column, style, color=colour, lw=1, label=words)
+    found = _distinct(one for branch in every for one in branch.bifurcations)
+    heights = [observed(bifurcation.state) for bifurcation in found]
+    for bifurcation, height in zip(found, heights, strict=True):
+        _mark(ax, bifurcation, height)
+    parameters = np.concatenate([np.zeros(0), *(branch.parameters for branch in every)])
+    if orbits is not None:
+        parameters = np.append(parameters, orbits.parameters)
+    if len(parameters):
+        set_span(ax, float(np.min(parameters)), float(np.max(parameters)))
+    if label:
+        _name(ax, found, heights)
+        handles, names = legend_entries(ax)
+        ax.legend(handles, names, fontsize=scaled(_LABEL), frameon=False)
+
+
+def draw_orbits(ax: Axes, orbits: OrbitDiagram) -> None:
+    """Both sweeps of an orbit diagram, that up over that down.
+
+    Raises:
+        ValueError: where what was recorded at each step is not a number.
+    """
+    sweeps = [(orbits.up, UP, "orbits, swept up")]
+    if orbits.down is not None:
+        sweeps.insert(0, (orbits.down, DOWN, "orbits, swept down"))
+    for values, colour, name in sweeps:
+        if values.ndim != 2:
+            raise ValueError(
+                f"orbits have shape {values.shape}; expected one number per step: record them with "
+                "an observable that is a scalar"
+            )
+        places = np.repeat(orbits.parameters, values.shape[1])
+        draw_points(ax, places, values.ravel(), colour, name)
+
+
+def lines_of(branch: Branch, observable: Observable) -> list[Line]:
+    """A branch in parts of one stability, which meet at its bifurcations."""
+    if not len(branch.parameters):
+        return []
+    parameters, stable = branch.parameters, branch.stable
+    values = np.array([[observable(point) for point in cycle] for cycle in branch.points])
+    lines, first = list[Line](), 0
+    changes = np.flatnonzero(np.diff(stable.astype(int))) + 1
+    joints = {int(change): _joint(branch, values, int(change), observable) for change in changes}
+    for last in (*changes.tolist(), len(parameters)):
+        parts = [(parameters[first:last], values[first:last])]
+        if first in joints:
+            parts.insert(0, joints[first])
+        if last in joints:
+            parts.append(joints[last])
+        columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+        lines.append(Line(*columns, bool(stable[first])))
+        first = last
+    return lines
+
+
+def _joint(
+    branch: Branch, values: Float[np.ndarray, "k period"], after: int, observable: Observable
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where stability changes between a point and the one before: at a bifurcation, or midway."""
+    ends = branch.points[after - 1, 0], branch.points[after, 0]
+    span = branch.parameters[after - 1 : after + 1]
+    reach = np.linalg.norm(ends[1] - ends[0]) + abs(span[1] - span[0])
+
+    def detour(found: Bifurcation) -> float:
+        """How much further it is from one end to the other by way of the bifurcation."""
+        by_way = sum(
+            np.linalg.norm(found.state - end) + abs(found.parameter - value)
+            for end, value in zip(ends, span, strict=True)
+        )
+        return float(by_way - reach)
+
+    nearest = min(branch.bifurcations, key=detour, default=None)
+    part = 0.5
+    if nearest is not None and detour(nearest) < 0.5 * reach:
+        there = np.linalg.norm(nearest.state - ends[0]) + abs(nearest.parameter - span[0])
+        part = float(np.clip(there / (reach + detour(nearest)), 0, 1))
+        parameter = nearest.parameter
+    else:
+        parameter = float(np.mean(span))
+    row = (1 - part) * values[after - 1] + part * values[after]
+    if nearest is not None and parameter == nearest.parameter:
+        row[0] = observable(nearest.state)
+    return np.array([parameter]), row[None]
+
+
+def _distinct(found: Iterable[Bifurcation]) -> list[Bifurcation]:
+    """Each once: a flip is that of the branch itself, not where the doubled branch ends."""
+    kept = list[Bifurcation]()
+    for one in sorted(found, key=lambda one: one.period):
+        size = 1 + float(np.linalg.norm(one.state))
+        same = [
+            other
+            for other in kept
+            if abs(other.parameter - one.parameter) <= 1e-6 * (1 + abs(one.parameter))
+            and np.linalg.norm(other.state - one.state) <= 1e-3 * size
+            and other.label != "LP"
+        ]
+        if not same:
+            kept.append(one)
+    return kept
+
+
+def _mark(ax: Axes, found: Bifurcation, height: float) -> None:
+    """A mark, open where the bifurcation is not converged."""
+    inside = COLOURS[5] if found.converged else "none"
+    marker = MARKERS[found.label]
+    ax.plot(found.parameter, height, marker, ms=3.5, mec=COLOURS[5], mfc=inside, zorder=5)
+
+
+def _name(ax: Axes, found: list[Bifurcation], heights: list[float]) -> None:
+    """Short names and parameters beside the marks, one above the other where marks are close."""
+    decimals = _decimals(*ax.get_xlim())
+    places = list[tuple[float, float]]()
+    for one, height in sorted(zip(found, heights, strict=True), key=lambda pair: pair[0].parameter):
+        doubt = "" if one.converged else "?"
+        text = f"{one.label}{doubt} {round(one.parameter, decimals) + 0.0:g}"
+        places.append(name_mark(ax, text, (one.parameter, height), places))
+
+
+def name_mark(
+    ax: Axes, text: str, place: tuple[float, float], others: Sequence[tuple[float, float]]
+) -> tuple[float, float]:
+    """Writes a name beside a mark, higher where other names are close.
+
+    Args:
+        ax: to write on, its limits being final.
+        text: the name.
+        place: of the mark, in the units of the axes.
+        others: places of the marks that have a name, as this function gave them.
+
+    Returns:
+        The place as parts of the panel's width and height.
+    """
+    left, low = ax.transAxes.inverted().transform(ax.transData.transform(place))
+    close = sum(abs(left - x) < _CLOSE[0] and abs(low - y) < _CLOSE[1] for x, y in others)
+    before = left > _RIGHT
+    ax.annotate(
+        text,
+        place,
+        xytext=(-3 if before else 3, 3 + (scaled(_LABEL) + 1) * close),
+        textcoords="offset points",
+        ha="right" if before else "left",
+        fontsize=scaled(_LABEL),
+    )
+    return float(left), float(low)
+
+
+def _decimals(low: float, high: float) -> int:
+    """So many that names show a ten-thousandth of the range."""
+    return 4 - int(np.floor(np.log10(high - low)))
+
+
+def _component(number: int) -> Observable:
+    return lambda state: float(state[number])
