@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +29,13 @@ from dlf_dynamics.reprs import brief
 Kind = Literal["fold", "flip", "neimark-sacker", "branch point"]
 Criticality = Literal["supercritical", "subcritical", ""]
 Vector = Complex[np.ndarray, " n"]
+
+_LABELS: dict[Kind, str] = {
+    "fold": "LP",
+    "flip": "PD",
+    "neimark-sacker": "NS",
+    "branch point": "BP",
+}
 
 _CLOSE = 1e-6
 """Multipliers closer to each other than this are not told apart, nor is their eigenvector."""
@@ -61,6 +68,8 @@ class Bifurcation:
         residual: largest of the cycle's own and of what is left of the test function.
         converged: whether the parameter is known to 1e-9.
         message: why it is not converged, or why no coefficient or criticality is given.
+        direction: (n,) critical eigenvector at the first point, of unit length, its largest
+            component positive; complex at a Neimark-Sacker point, empty where it cannot be had.
     """
 
     kind: Kind
@@ -73,7 +82,15 @@ class Bifurcation:
     residual: float
     converged: bool
     message: str
+    direction: Float[np.ndarray, " n"] | Complex[np.ndarray, " n"] = field(
+        default_factory=lambda: np.empty(0)
+    )
     __repr__ = brief
+
+    @property
+    def label(self) -> str:
+        """Name of the kind in figures, as MatContM and AUTO have it: LP, PD, NS or BP."""
+        return _LABELS[self.kind]
 
 
 class NormalForm(NamedTuple):
@@ -154,11 +171,14 @@ def classify(
     if kind == "neimark-sacker":
         distance = np.where(imaginary > ROUNDING, np.abs(np.abs(multipliers) - 1), np.inf)
     multiplier = complex(multipliers[np.argmin(distance)])
-    form = NormalForm(np.nan, "", "not located; a smaller step may help")
+    form, direction = NormalForm(np.nan, "", "not located; a smaller step may help"), np.empty(0)
     if np.isfinite(error):
         form = form._replace(message=f"error of the parameter {error:.1e}: not refined enough")
     if converged:
         form = normal_form(map_, place.points, place.parameter, kind, multiplier)
+        vectors = _System(map_, place.points, place.parameter).eigenvectors(multiplier)
+        if vectors is not None:
+            direction = vectors[0] if kind == "neimark-sacker" else np.real(vectors[0])
     return Bifurcation(
         kind=kind,
         parameter=place.parameter,
@@ -167,6 +187,7 @@ def classify(
         multiplier=multiplier,
         residual=residual,
         converged=converged,
+        direction=direction,
         **form._asdict(),
     )
 

@@ -105,6 +105,27 @@ def test_period_three_is_born_in_a_fold_and_turned_around_there():
     assert sorted(map(len, (branch.parameters, branch.stable))) == [len(branch.points)] * 2
 
 
+def test_bifurcations_have_short_names_and_directions():
+    branch = continue_cycle(HENON, np.array([0.2, 0.2]), 0.2, 1, until=(-0.3, 0.7))
+    assert [(found.kind, found.label) for found in branch.bifurcations] == [
+        ("fold", "LP"),
+        ("flip", "PD"),
+    ]
+    fold, flip = branch.bifurcations
+    # With J (u, v) = (-2 x u + 0.3 v, u) an eigenvector of the multiplier m is (m, 1).
+    np.testing.assert_allclose(fold.direction, np.array([1, 1]) / math.sqrt(2), atol=1e-9)
+    np.testing.assert_allclose(np.abs(flip.direction @ [1, 1]), 0, atol=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(flip.direction), 1)
+    circle = continue_cycle(DELAYED_LOGISTIC, np.array([0.5, 0.5]), 1.8, 1, until=(1.2, 2.3))
+    (born,) = circle.bifurcations
+    assert born.label == "NS"
+    np.testing.assert_allclose(born.direction[0] / born.direction[1], born.multiplier, rtol=1e-9)
+    branch = continue_cycle(LOGISTIC, np.array([0.6]), 2.5, 1, until=(0.5, 2.6))
+    assert [(found.label, found.direction.tolist()) for found in branch.bifurcations] == [
+        ("BP", [1.0])
+    ]
+
+
 def test_henon():
     branch = continue_cycle(HENON, np.array([0.2, 0.2]), 0.2, 1, until=(-0.3, 0.7))
     fold, flip = only(branch, "fold"), only(branch, "flip")
