@@ -72,6 +72,9 @@ def decode(
 ) -> Record:
     """The inverse of `encode`; nothing is taken for what its annotation does not say.
 
+    A list that is not there is what its field has by default, if it has: it is one that files of
+    older versions do not hold.
+
     Axes of one name have one length in a record and in the records that are fields of it.
 
     Args:
@@ -94,8 +97,18 @@ def decode(
     known = dict(lengths or {}) | _axes_of(kind, values)
     for name, hint in hints(kind).items():
         if is_grouped(hint) and not (given and name in given):
+            if _optional(kind, name) and not inside(arrays, name) and name not in values:
+                continue
             values[name] = _from_group(hint, inside(arrays, name), known, name, values.get(name))
     return typed(kind, values | dict(given or {}), lengths)
+
+
+def _optional(kind: type, name: str) -> bool:
+    """Whether a field has a default, as one that files of older versions do not hold."""
+    if not dataclasses.is_dataclass(kind):
+        return False
+    (field,) = (field for field in dataclasses.fields(kind) if field.name == name)
+    return field.default_factory is not dataclasses.MISSING
 
 
 def inside(arrays: Mapping[str, Any], group: str) -> Arrays:

@@ -51,6 +51,7 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
         "instabilities_known": "false for mini-batches, whose noise alone alternates",
         "crossings": "of the centres, a list of `Crossing`, field by field",
         "instabilities": "a list of `Instability`, field by field, with `lag`, onset less crossing",
+        "directions": "a list of `UnstableDirection`, those of each onset, field by field",
     }
 
     def result_type(self) -> type[Bifurcations]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -30,6 +31,7 @@ from dlf_dynamics.analysis.instabilities.oscillation import (
     looked_further,
 )
 from dlf_dynamics.analysis.instabilities.periods import LAGS
+from dlf_dynamics.analysis.instabilities.unstable import UnstableDirection
 from dlf_dynamics.analysis.spectra.curvature import run_threshold
 from dlf_dynamics.analysis.spectra.events import (
     BATCH_NOISE,
@@ -45,9 +47,7 @@ from dlf_dynamics.codec import (
     Arrays,
     Record,
     decode,
-    decode_table,
     encode,
-    encode_table,
     typed,
 )
 from dlf_dynamics.config import BifurcationConfig, SpectrumConfig, span_of
@@ -77,6 +77,8 @@ class Bifurcations(Shown):
         crossings: of the threshold at the centres, located.
         instabilities: in the order of steps.
         diagrams: with the loss frozen at some steps.
+        directions: of each instability, those that were unstable at its onset; none in files of
+            before version 4.2.
     """
 
     source: Source
@@ -90,6 +92,7 @@ class Bifurcations(Shown):
     crossings: list[Crossing]
     instabilities: list[Instability]
     diagrams: list[FrozenDiagram]
+    directions: list[UnstableDirection] = dataclasses.field(default_factory=list)
     told_by = "bifurcations"
     __repr__ = brief
 
@@ -252,12 +255,27 @@ def _as_located(motion: Motion, arrays: Arrays) -> Motion:
     return found
 
 
-def _as_instability(window: Oscillation, arrays: Arrays) -> Instability:
-    """The instability of a window; raises where the arrays are not that."""
-    (found,) = decode_table(Instability, arrays)
+@dataclass(frozen=True)
+class _Described:
+    """The instability of one window with its directions, as a record."""
+
+    instability: list[Instability]
+    directions: list[UnstableDirection]
+
+    @classmethod
+    def of(cls, replay: Replay, *given: Any) -> _Described:
+        """What `describe` makes of these."""
+        instability, directions = describe(replay, *given)
+        return cls([instability], directions)
+
+
+def _as_described(window: Oscillation, arrays: Arrays) -> _Described:
+    """What is known of a window; raises where the arrays are not that."""
+    described = decode(_Described, arrays)
+    (found,) = described.instability
     if (found.onset, found.end) != (window.onset, window.end):
         raise ContentError("it is of another oscillation")
-    return found
+    return described
 
 
 def _looked_closer(
@@ -310,16 +328,17 @@ def _with_events(
     windows = (
         [] if unwatched else find_oscillations(motion.steps, motion.loss, motion.update_cosine)
     )
-    found: list[Instability] = []
+    found, directions = list[Instability](), list[UnstableDirection]()
     for window in join_crossings(windows, crossings):
         made = parts.get_or_make(
             f"instability-{window.onset}",
-            lambda window=window: encode_table(
-                Instability, [describe(replay, solver, config, motion, window, crossings)]
+            lambda window=window: encode(
+                _Described.of(replay, solver, config, motion, window, crossings)
             ),
-            partial(_as_instability, window),
+            partial(_as_described, window),
         )
-        found.append(made)
+        found += made.instability
+        directions += made.directions
     return Bifurcations(
         source=run.source,
         config=config,
@@ -332,6 +351,7 @@ def _with_events(
         crossings=crossings,
         instabilities=found,
         diagrams=_diagrams(replay, solver, config, found, parts),
+        directions=directions,
     )
 
 

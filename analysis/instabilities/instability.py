@@ -24,6 +24,7 @@ from dlf_dynamics.analysis.instabilities.location import Centre, centre_of
 from dlf_dynamics.analysis.instabilities.oscillation import Motion
 from dlf_dynamics.analysis.instabilities.periods import IRREGULAR, periods_of_loss
 from dlf_dynamics.analysis.instabilities.training_map import equivalent_rate
+from dlf_dynamics.analysis.instabilities.unstable import UnstableDirection, unstable_directions
 from dlf_dynamics.analysis.spectra.curvature import run_threshold
 from dlf_dynamics.analysis.spectra.events import Crossing, Oscillation
 from dlf_dynamics.analysis.spectra.replay import Replay
@@ -72,8 +73,9 @@ class Instability:
         sharpness: largest eigenvalue at the centre of the onset.
         settled: step at which the size is measured, that of the largest ‖θ_t - c_t‖ soon after the
             onset.
-        amplitude: projection of θ_t - c_t on the top eigenvector at the centre of this very step,
-            without its sign; NaN where that did not converge.
+        amplitude: projection of θ_t - c_t there on what the top eigenvector at the centre of the
+            onset has become, without its sign; NaN where it was lost, see `UnstableDirection`. In
+            files of before version 4.2, on the top eigenvector at the centre of this very step.
         alignment: that as a part of ‖θ_t - c_t‖.
         flip_amplitude: √(ε/c) predicted from the flip coefficient c at the onset.
         coefficient: c at the configured horizon.
@@ -131,8 +133,8 @@ def describe(
     motion: Motion,
     window: Oscillation,
     crossings: list[Crossing],
-) -> Instability:
-    """All that is known of one window.
+) -> tuple[Instability, list[UnstableDirection]]:
+    """All that is known of one window, and the directions that are unstable at its onset.
 
     Args:
         replay: of the run.
@@ -149,9 +151,17 @@ def describe(
         facts |= _growth(replay.run, motion, window)
         if not replay.run.kinks:  # it is the theory of smooth maps
             facts |= _predicted(replay, solver, motion, window, crossings)
-    facts |= _size(replay, solver, config, motion, window)
+    settled = _settled(motion, window)
+    there = centre_of(replay, solver, settled)
+    directions = unstable_directions(replay, solver, window.onset, there, settled)
+    facts["settled"] = settled
+    if directions:
+        facts |= {"amplitude": directions[0].amplitude, "alignment": directions[0].alignment}
+    facts |= _kind(replay, solver, config, window.onset)
+    if "coefficient" in facts and motion.periods[settled - int(motion.steps[0])] == 2:
+        facts |= _rod(replay.run, there, settled)  # the equation is about orbits of that period
     missing = {f.name: _MISSING[str(f.type)] for f in fields(Instability) if f.name not in facts}
-    return Instability(**(missing | facts))  # type: ignore[arg-type]
+    return Instability(**(missing | facts)), directions  # type: ignore[arg-type]
 
 
 _MISSING = {"int": -1, "float": float("nan"), "bool": False, "str": ""}
@@ -238,41 +248,35 @@ def _predicted(
     return {"predicted_lag": int(begin + expected - before)}
 
 
-def _size(
-    replay: Replay, solver: Solver, config: BifurcationConfig, motion: Motion, window: Oscillation
-) -> dict[str, object]:
-    """The size of the oscillation, measured and predicted."""
-    run, first = replay.run, int(motion.steps[0])
+def _settled(motion: Motion, window: Oscillation) -> int:
+    """The step of the largest distance from the centre, soon after the onset."""
+    first = int(motion.steps[0])
     stop = min(window.onset + _SETTLING_STEPS, window.end) + 1 - first
     sizes = motion.amplitude[window.onset - first : stop]
-    settled = window.onset + int(np.argmax(np.where(np.isfinite(sizes), sizes, -np.inf)))
-    there = centre_of(replay, solver, settled)
-    found: dict[str, object] = {"settled": settled}
-    if there.converged:
-        amplitude = abs(float(there.vector @ there.offset))
-        whole = float(np.linalg.norm(there.offset))
-        found |= {"amplitude": amplitude, "alignment": amplitude / whole}
-    threshold = run_threshold(run)
+    return window.onset + int(np.argmax(np.where(np.isfinite(sizes), sizes, -np.inf)))
+
+
+def _kind(
+    replay: Replay, solver: Solver, config: BifurcationConfig, onset: int
+) -> dict[str, object]:
+    """The flip coefficient at the onset, or why it is not told."""
+    run, threshold = replay.run, run_threshold(replay.run)
     if threshold.reason or run.dynamics.adaptive:
         reason = threshold.reason and threshold.label()
-        reason = reason or "the preconditioner changes from step to step"
-        return found | {"criticality_reason": reason}
-    centre, rate = centre_of(replay, solver, window.onset), equivalent_rate(run, window.onset)
+        return {"criticality_reason": reason or "the preconditioner changes from step to step"}
+    centre = centre_of(replay, solver, onset)
     if not centre.converged:
         reason = "the top eigenvector at the centre of the onset did not converge"
-        return found | {"criticality_reason": reason}
+        return {"criticality_reason": reason}
     flip = flip_coefficient(
         run.problem,
         jnp.asarray(centre.params),
-        rate,
+        equivalent_rate(run, onset),
         eigenvector=jnp.asarray(centre.vector),
-        step=window.onset,
+        step=onset,
         horizon=config.horizon,
     )
-    found |= {"sharpness": centre.value, **_normal_form(run, flip)}
-    if motion.periods[settled - first] == 2:  # the equation is about orbits of that period
-        found |= _rod(run, there, settled)
-    return found
+    return {"sharpness": centre.value, **_normal_form(run, flip)}
 
 
 def _normal_form(run: Run, flip: FlipCoefficient) -> dict[str, object]:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal, TypedDict
 
 from dlf_dynamics.analysis.instabilities.instability import Instability
+from dlf_dynamics.analysis.instabilities.unstable import UnstableDirection
 from dlf_dynamics.analysis.spectra.events import Crossing
 from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.source import State
@@ -39,3 +40,4 @@ class BifurcationsDict(TypedDict):
     instabilities_known: bool
     crossings: list[Crossing]
     instabilities: list[LaggedInstability]
+    directions: list[UnstableDirection]

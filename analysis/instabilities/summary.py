@@ -41,6 +41,7 @@ def as_dict(found: Bifurcations) -> dict[str, Any]:
         "instabilities": [
             dataclasses.asdict(event) | {"lag": event.lag} for event in found.instabilities
         ],
+        "directions": [dataclasses.asdict(direction) for direction in found.directions],
     }
     return finite(content)
 
@@ -99,6 +100,7 @@ def closing_lines(found: Bifurcations) -> list[str]:
         *found.source.caution,
         *verdict(found)[1],
         *_undecided_kinds(found),
+        *_several(found),
     ]
     if found.unwatched:
         lines.append(f"instabilities are not told: {found.unwatched}")
@@ -107,6 +109,21 @@ def closing_lines(found: Bifurcations) -> list[str]:
             "non-smooth: the activation has kinks, which the oscillation crosses; the flip "
             "coefficient does not see them"
         )
+    return lines
+
+
+def _several(found: Bifurcations) -> list[str]:
+    """Where several directions were unstable at once, and how large each has become."""
+    lines = []
+    for number, event in enumerate(found.instabilities, start=1):
+        above = [d for d in found.directions if d.onset == event.onset and d.above]
+        if len(above) > 1:
+            values = ", ".join(f"{d.sharpness:.4g}" for d in above)
+            sizes = ", ".join(_known(d.amplitude) for d in above)
+            lines.append(
+                f"{len(above)} directions are above the threshold at the onset of {number}: "
+                f"{values}; amplitudes along them {sizes}"
+            )
     return lines
 
 
