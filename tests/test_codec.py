@@ -153,3 +153,22 @@ def with_text(old, new):
 def test_what_is_not_of_the_record_is_refused(spoil, line):
     with pytest.raises(ContentError, match=line):
         decode(Found, spoil(encode(FOUND)))
+
+
+@dataclass(frozen=True)
+class Grown:
+    points: Float[np.ndarray, " points"]
+    events: list[Event] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+
+
+def test_lists_that_older_files_do_not_hold_are_empty_and_those_they_hold_are_checked():
+    points = np.array([1.0, 2.0])
+    old = decode(Grown, {"points": points, "settings": b"{}"})
+    assert (old.events, old.curves) == ([], [])
+    whole = encode(Grown(points, [EVENT], [CURVE]))
+    again = decode(Grown, whole)
+    assert len(again.events) == len(again.curves) == 1
+    del whole["events/onset"]
+    with pytest.raises(ContentError, match="onset is "):
+        decode(Grown, whole)

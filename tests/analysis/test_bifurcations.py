@@ -138,18 +138,42 @@ def bursts(eventful, trained):
     return run, compute_bifurcations(run, replace(CONFIG, every=25))
 
 
-def test_the_size_is_along_the_top_eigenvector_of_the_step_at_which_it_is_measured(bursts, by_hand):
+def test_the_size_is_along_what_the_top_eigenvector_of_the_onset_has_become(bursts, by_hand):
     run, found = bursts
     theta, hessian = by_hand(run, 1602), jax.jit(jax.hessian(run.problem.objective))
     half = (2 * theta[1:-1] - theta[:-2] - theta[2:]) / 4
     sizes = np.concatenate([[0.0], np.linalg.norm(half, axis=1)])
     assert len(found.instabilities) >= 2
+
+    def top(t):
+        """Eigenvalues and vectors at the centre of a step, largest first."""
+        values, vectors = eigh(np.asarray(hessian(theta[t] - half[t - 1], t)))
+        return values[::-1], vectors.T[::-1]
+
+    told = 0
     for event in found.instabilities:
         t, window = event.settled, slice(event.onset, event.end + 1)
         assert t == event.onset + np.argmax(sizes[window])
-        vector = eigh(np.asarray(hessian(theta[t] - half[t - 1], t)))[1][:, -1]
-        assert event.amplitude == pytest.approx(abs(vector @ half[t - 1]), rel=1e-4)
-        assert event.alignment == pytest.approx(event.amplitude / sizes[t], rel=1e-9)
+        values, vectors = top(event.onset)
+        mine = [d for d in found.directions if d.onset == event.onset]
+        above = max(int(np.sum(values > 2 / run.config.optimizer.learning_rate)), 1)
+        assert [d.rank for d in mine] == list(range(1, above + 1))
+        np.testing.assert_allclose([d.sharpness for d in mine], values[:above], rtol=1e-6)
+        vector = vectors[0]
+        for step in range(event.onset + 1, t + 1):  # each step, where the program may leap
+            following = top(step)[1][:3]
+            match = (following @ vector) ** 2
+            vector = (
+                following[np.argmax(match)] if np.max(match) > 0.5 else np.full(vector.size, np.nan)
+            )
+        expected = abs(vector @ half[t - 1])
+        told_twice = (event.amplitude, event.alignment), (mine[0].amplitude, mine[0].alignment)
+        np.testing.assert_array_equal(*told_twice)
+        assert event.amplitude == pytest.approx(expected, rel=1e-4, nan_ok=True)
+        if np.isfinite(expected):
+            assert event.alignment == pytest.approx(expected / sizes[t], rel=1e-4)
+            told += 1
+    assert told >= 1
 
 
 def test_the_predicted_lag_ends_with_its_window_and_not_with_the_steps_looked_at(bursts):
