@@ -51,11 +51,12 @@ _UNITS = {
         *("captured", "accuracy", "best_accuracy", "validation_accuracy"),
         *("best_validation_accuracy", "gate_flips", "seen_in_loss"),
         *("Instability.period_2", "Instability.period_4", "Instability.period_8"),
-        "Instability.irregular",
+        *("Instability.irregular", "Instability.alignment", "UnstableDirection.alignment"),
     ),
     CURVATURE: (
         *("thresholds", "Motion.values", "Motion.intervals", "Motion.iterate_intervals"),
         *("Eigenvalues.eigenvalues", "Eigenvalues.residuals", "Eigenvalues.intervals"),
+        *("UnstableDirection.sharpness", "UnstableDirection.low", "UnstableDirection.high"),
         *("Eigenvalues.upper_bound", "Eigenvalues.lower_bound", "Eigenvalues.rank_bounds"),
     ),
     KERNEL: (

@@ -39,6 +39,7 @@ SHORT = {
         {"PHASE_STEPS": "300", "PHASE_SEEDS": "1", "PHASE_PROCESSES": "1"},
         r"12 runs, 12 complete",
     ),
+    "bifurcation_diagrams": ({"BIFURCATION_VALUES": "40"}, r"flip at 3\.341930.*supercritical"),
     "edge_of_stability": ({"EDGE_STEPS": "1500"}, r"(0\.9[5-9]|1\.0[0-5])\d* of the threshold"),
 }
 

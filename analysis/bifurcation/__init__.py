@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlf_dynamics.analysis.bifurcation.continuation import Branch, continue_cycle
 from dlf_dynamics.analysis.bifurcation.cycles import Cycle, find_cycle
+from dlf_dynamics.analysis.bifurcation.doublings import period_doublings
 from dlf_dynamics.analysis.bifurcation.flip import FlipCoefficient, flip_coefficient
 from dlf_dynamics.analysis.bifurcation.lyapunov import LyapunovSpectrum, lyapunov_exponents
 from dlf_dynamics.analysis.bifurcation.maps import Map
@@ -17,6 +18,7 @@ from dlf_dynamics.analysis.bifurcation.orbits import OrbitDiagram, orbit_diagram
 from dlf_dynamics.analysis.bifurcation.rod import Rod, rod_amplitude
 
 if TYPE_CHECKING:
+    from dlf_dynamics.analysis.bifurcation.branch_plots import plot_branches as plot_branches
     from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations as Bifurcations
     from dlf_dynamics.analysis.instabilities.bifurcations import (
         compute_bifurcations as compute_bifurcations,
@@ -55,6 +57,8 @@ __all__ = [
     "load_bifurcations",
     "lyapunov_exponents",
     "orbit_diagram",
+    "period_doublings",
+    "plot_branches",
     "rod_amplitude",
     "switch_branch",
     "training_map",
@@ -63,6 +67,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plot_branches":  # it loads matplotlib
+        from dlf_dynamics.analysis.bifurcation.branch_plots import plot_branches
+
+        return plot_branches
     if name not in _OF_RUNS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = f"dlf_dynamics.analysis.instabilities.{_OF_RUNS[name]}"

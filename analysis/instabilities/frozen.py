@@ -237,13 +237,8 @@ def _diagram(
     state = training_state(run.state(point))
     direction = jnp.asarray(centre.vector)
     values, some = _values(parameter, low, high, actual)
-    unit = max(
-        abs(float(centre.vector @ centre.offset)),
-        _LEAST_APART * float(np.linalg.norm(centre.params)),
-    )
     rest, apart = (
-        _orbits(map_, _displaced(state, centre, part * unit), values, direction)
-        for part in (REST, APART)
+        _orbits(map_, _displaced(state, centre, part), values, direction) for part in (REST, APART)
     )
     spectra = _exponents(map_, state, some, _basis(direction, len(state)), step)
     branches = follow_branches(
@@ -282,11 +277,13 @@ def _values(
     return np.union1d(evenly, actual), np.union1d(evenly[:: VALUES // EXPONENTS], actual)
 
 
-def _displaced(state: Array, centre: Centre, distance: float) -> Array:
-    """The state with parameters at this distance from the centre, along its top eigenvector.
+def _displaced(state: Array, centre: Centre, part: float) -> Array:
+    """The state with parameters off the centre by a part of the oscillation, along its top mode.
 
     A velocity stays that of the state, which the direction does not know of.
     """
+    least = _LEAST_APART * float(np.linalg.norm(centre.params))
+    distance = part * max(abs(float(centre.vector @ centre.offset)), least)
     params = jnp.asarray(centre.params + distance * centre.vector, state.dtype)
     return state.at[: len(params)].set(params)
 
