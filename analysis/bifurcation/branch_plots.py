@@ -137,8 +137,8 @@ def lines_of(branch: Branch, observable: Observable) -> list[Line]:
             parts.insert(0, joints[first])
         if last in joints:
             parts.append(joints[last])
-        columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-        lines.append(Line(*columns, bool(stable[first])))
+        places, heights = (np.concatenate(column) for column in zip(*parts, strict=True))
+        lines.append(Line(places, heights, bool(stable[first])))
         first = last
     return lines
 

@@ -237,9 +237,7 @@ def _diagram(
     state = training_state(run.state(point))
     direction = jnp.asarray(centre.vector)
     values, some = _values(parameter, low, high, actual)
-    rest, apart = (
-        _orbits(map_, _displaced(state, centre, part), values, direction) for part in (REST, APART)
-    )
+    rest, apart = (_orbits(map_, state, centre, part, values) for part in (REST, APART))
     spectra = _exponents(map_, state, some, _basis(direction, len(state)), step)
     branches = follow_branches(
         map_,
@@ -289,12 +287,13 @@ def _displaced(state: Array, centre: Centre, part: float) -> Array:
 
 
 def _orbits(
-    map_: Map, state: Array, values: Float[np.ndarray, " values"], direction: Array
+    map_: Map, state: Array, centre: Centre, part: float, values: Float[np.ndarray, " values"]
 ) -> Orbits:
-    """Projections of θ_t - c_t on the direction, and which orbits diverged."""
+    """Orbits that start off the centre by a part of the oscillation, along its top mode."""
+    direction = jnp.asarray(centre.vector)
     found = orbit_diagram(
         map_,
-        state,
+        _displaced(state, centre, part),
         values,
         Partial(_projection, direction),
         transient=TRANSIENT,
