@@ -12,9 +12,10 @@ from dlf_dynamics.analysis.bifurcation.cycles import Cycle, find_cycle
 from dlf_dynamics.analysis.bifurcation.flip import FlipCoefficient, flip_coefficient
 from dlf_dynamics.analysis.bifurcation.lyapunov import LyapunovSpectrum, lyapunov_exponents
 from dlf_dynamics.analysis.bifurcation.maps import Map
-from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation, switch_branch
+from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation
 from dlf_dynamics.analysis.bifurcation.orbits import OrbitDiagram, orbit_diagram
 from dlf_dynamics.analysis.bifurcation.rod import Rod, rod_amplitude
+from dlf_dynamics.analysis.bifurcation.switching import switch_branch
 
 if TYPE_CHECKING:
     from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations as Bifurcations
