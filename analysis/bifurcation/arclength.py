@@ -22,7 +22,7 @@ from dlf_dynamics.analysis.bifurcation.cycles import (
 from dlf_dynamics.analysis.bifurcation.detection import Crossed, crossed
 from dlf_dynamics.analysis.bifurcation.maps import Map
 
-_PAUSE = 1e-14
+_PAUSE = 1e-13
 """Parameter's part of a tangent below which its sign is rounding."""
 
 
@@ -51,6 +51,13 @@ class Node:
     def facing(self, sense: int) -> Node:
         """The same with the parameter moving in this sense along the tangent."""
         return replace(self, tangent=self.tangent * (sense if self.rises else -sense))
+
+    def after(self, before: Node) -> Node:
+        """The same, with a parameter that pauses here going on as it did at the point before."""
+        if abs(self.tangent[-1]) > _PAUSE:
+            return self
+        part = np.copysign(_PAUSE, before.tangent[-1])
+        return replace(self, tangent=np.append(self.tangent[:-1], part))
 
     def flat(self) -> Float[np.ndarray, " m"]:
         """All points and the parameter in one vector."""
@@ -83,10 +90,7 @@ class Course:
             return None
         if np.linalg.norm(system @ tangent - last) > 1e-6:  # the tangent is normal to the row
             tangent = np.linalg.svd(system[:-1])[2][-1]
-        tangent = tangent / np.linalg.norm(tangent)
-        if abs(tangent[-1]) < _PAUSE:  # does not turn back by rounding
-            tangent[-1] = np.copysign(_PAUSE, row[-1])
-        return Node(place, tangent)
+        return Node(place, tangent / np.linalg.norm(tangent))
 
     def at(self, node: Node, length: float, guess: np.ndarray | None = None) -> Node | None:
         """The branch at a distance along the tangent, or none where Newton's method fails."""

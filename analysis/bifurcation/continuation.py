@@ -186,6 +186,7 @@ def _advance(course: Course, now: Node, length: float) -> tuple[Node, float] | S
         if after is not None and not course.until[0] <= after.parameter <= course.until[1]:
             after, used = _to_end(course, now, after)
         status = "not converged" if after is None else "step too small"
+        after = after and after.after(now)
         if after is not None and now.tangent @ after.tangent > np.cos(_SHARPEST_TURN):
             few = len(course.between(now, after).crossed()) < 2
             if few or used < 1e-3 * course.step:
