@@ -13,9 +13,10 @@ from dlf_dynamics.analysis.bifurcation.doublings import period_doublings
 from dlf_dynamics.analysis.bifurcation.flip import FlipCoefficient, flip_coefficient
 from dlf_dynamics.analysis.bifurcation.lyapunov import LyapunovSpectrum, lyapunov_exponents
 from dlf_dynamics.analysis.bifurcation.maps import Map
-from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation, switch_branch
+from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation
 from dlf_dynamics.analysis.bifurcation.orbits import OrbitDiagram, orbit_diagram
 from dlf_dynamics.analysis.bifurcation.rod import Rod, rod_amplitude
+from dlf_dynamics.analysis.bifurcation.switching import switch_branch
 
 if TYPE_CHECKING:
     from dlf_dynamics.analysis.bifurcation.branch_plots import plot_branches as plot_branches

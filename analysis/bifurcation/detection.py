@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Complex, Float
 
@@ -10,9 +13,19 @@ from dlf_dynamics.analysis.bifurcation.normal_forms import Kind
 
 Multipliers = Complex[np.ndarray, " n"]
 
+KINDS: tuple[Kind, ...] = ("fold", "branch point", "flip", "neimark-sacker")
+"""In the order in which those of one step are told."""
+
+
+class Crossed(NamedTuple):
+    """A bifurcation between two points: the multiplier of a kind that is `rank`-th from outside."""
+
+    kind: Kind
+    rank: int
+
 
 def excess(kind: Kind, multipliers: Multipliers, neutral: int = 0) -> Float[np.ndarray, " k"]:
-    """How far outside the unit circle the multipliers are that a kind is about, closest first.
+    """How far outside the unit circle the multipliers are that a kind is about, farthest first.
 
     As many of those closest to 1 as are always there, `neutral`, are left out.
     """
@@ -23,12 +36,12 @@ def excess(kind: Kind, multipliers: Multipliers, neutral: int = 0) -> Float[np.n
         found, neutral = -1 - real, 0
     else:
         found = real - 1
-    return found[np.argsort(np.abs(found))][neutral:]
+    return np.sort(found[np.argsort(np.abs(found), kind="stable")][neutral:])[::-1]
 
 
-def neutral_count(before: Multipliers, after: Multipliers) -> int:
+def neutral_count(*several: Multipliers) -> int:
     """Multipliers that stay at 1: directions in which the map does not move at all."""
-    return min(int(np.sum(np.abs(part - 1) < ROUNDING)) for part in (before, after))
+    return min(int(np.sum(np.abs(part - 1) < ROUNDING)) for part in several)
 
 
 def determinant(kind: Kind, multipliers: Multipliers, neutral: int) -> tuple[float, float]:
@@ -50,7 +63,7 @@ def determinant(kind: Kind, multipliers: Multipliers, neutral: int) -> tuple[flo
     return float(np.sign(np.prod(factors / sizes).real)), float(np.sum(np.log(sizes)))
 
 
-def crossed(before: Multipliers, after: Multipliers, turns: bool) -> list[Kind]:
+def crossed(before: Multipliers, after: Multipliers, turns: bool) -> list[Crossed]:
     """Bifurcations between two points.
 
     Args:
@@ -60,15 +73,65 @@ def crossed(before: Multipliers, after: Multipliers, turns: bool) -> list[Kind]:
     """
     neutral = neutral_count(before, after)
 
-    def change(kind: Kind) -> int:
-        first, second = (excess(kind, part, neutral) > 0 for part in (before, after))
-        return int(np.sum(second)) - int(np.sum(first))
+    def outside(kind: Kind, multipliers: Multipliers) -> int:
+        return int(np.sum(excess(kind, multipliers, neutral) > 0))
 
-    ones, flips, pairs = change("branch point"), change("flip"), change("neimark-sacker")
+    counts = {kind: (outside(kind, before), outside(kind, after)) for kind in KINDS}
+    ones, flips, pairs = (counts[kind][1] - counts[kind][0] for kind in KINDS[1:])
     if pairs and (ones, flips) in ((-2 * pairs, 0), (0, -2 * pairs)):
         ones = flips = pairs = 0  # a pair outside the circle met on the real axis
     folds = int(turns and ones % 2 == 1)
     points = abs(ones) - folds + int(turns and not folds)
-    kinds: tuple[Kind, ...] = ("fold", "branch point", "flip", "neimark-sacker")
-    counts = zip(kinds, (folds, points, abs(flips), abs(pairs)), strict=True)
-    return [kind for kind, count in counts for _ in range(count)]
+    numbers = zip(KINDS, (folds, points, abs(flips), abs(pairs)), strict=True)
+    return [Crossed(kind, min(counts[kind]) + i) for kind, number in numbers for i in range(number)]
+
+
+def watched(
+    several: tuple[Multipliers, ...], turning: tuple[float, ...]
+) -> Iterator[Float[np.ndarray, " k"]]:
+    """Functions at neighbouring points of a branch none of which changes sign between them.
+
+    These are the multipliers of each kind that are next to leave or enter the unit circle, factors
+    of the determinants, and the parameter's part of the tangent. Where one would change its sign
+    twice between two points, a bifurcation happens and is undone.
+
+    Args:
+        several: multipliers at the points.
+        turning: the parameter's part of the tangent at the points.
+    """
+    neutral = neutral_count(*several)
+    yield np.array(turning)
+    for kind in KINDS[1:]:
+        lists = [excess(kind, part, neutral) for part in several]
+        outside = {int(np.sum(part > 0)) for part in lists}
+        for rank in (min(outside) - 1, min(outside)):
+            if len(outside) == 1 and 0 <= rank < min(map(len, lists)):
+                yield np.array([part[rank] for part in lists])
+        if kind != "neimark-sacker":
+            yield np.array([_closest_two(kind, part, neutral) for part in several])
+
+
+def _closest_two(kind: Kind, multipliers: Multipliers, neutral: int) -> float:
+    """Product of the two smallest factors of det(J + 1) or det(J - 1).
+
+    It is smooth where a pair meets on the real axis. The whole determinant grows too fast with the
+    number of multipliers for a parabola.
+    """
+    factors = multipliers - (-1 if kind == "flip" else 1)
+    factors = factors[np.argsort(np.abs(factors), kind="stable")]
+    return float(np.prod((factors if kind == "flip" else factors[neutral:])[:2]).real)
+
+
+def dip(places: Float[np.ndarray, " 3"], values: Float[np.ndarray, " 3"]) -> float | None:
+    """Where the parabola through three points of one sign has an extremum of the other sign."""
+    sign = np.sign(values[0])
+    if sign == 0 or np.any(np.sign(values) != sign):
+        return None
+    (first, middle, last), (low, centre, high) = places, np.abs(values)
+    slope, further = (centre - low) / (middle - first), (high - centre) / (last - middle)
+    bend = (further - slope) / (last - first)
+    if not bend > 0:
+        return None
+    lowest = (first + middle - slope / bend) / 2
+    reached = low + slope * (lowest - first) + bend * (lowest - first) * (lowest - middle)
+    return float(lowest) if reached < 0 else None

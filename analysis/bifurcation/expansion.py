@@ -1,0 +1,168 @@
+"""Taylor expansion of the p-fold map at a point of a cycle: eigenvectors and derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jaxtyping import Array, Complex, Float
+
+from dlf_dynamics.analysis.bifurcation.cycles import ROUNDING, linearise, solve
+from dlf_dynamics.analysis.bifurcation.maps import Map
+
+Vector = Complex[np.ndarray, " n"]
+
+CLOSE = 1e-6
+"""Multipliers closer to each other than this are not told apart, nor is their eigenvector."""
+
+DEGENERATE = 1e-8
+"""Part of its terms below which a sum is rounding."""
+
+_NEIGHBOURS = 1e-4
+"""Distance within which a double multiplier without two eigenvectors is looked for: errors of the
+parameter move such multipliers apart by their square root."""
+
+_COUPLED = 1e-2
+"""Size of the Jacobian less the multiplier, on its subspace, where there are fewer vectors."""
+
+
+class Eigenspace(NamedTuple):
+    """Of a real multiplier: J right = right · (μ + block), left J = (μ + block) · left.
+
+    Attributes:
+        right: (n, m) basis.
+        left: (m, n) with left · right = 1.
+        block: (m, m), 0 where there are m eigenvectors.
+    """
+
+    right: Float[np.ndarray, "n m"]
+    left: Float[np.ndarray, "m n"]
+    block: Float[np.ndarray, "m m"]
+
+    @property
+    def coupled(self) -> bool:
+        """Whether multipliers are equal with fewer eigenvectors than multipliers."""
+        return bool(np.linalg.norm(self.block) > _COUPLED)
+
+
+class Expansion:
+    """The p-fold map at a point of a cycle: its Jacobian, and derivatives along directions."""
+
+    def __init__(self, map_: Map, points: Float[np.ndarray, "period n"], parameter: float) -> None:
+        self.map_, self.period = map_, len(points)
+        self.at = jnp.asarray(points[0]), jnp.float64(parameter)
+        self.condensed = linearise(map_, points, parameter).condensed()
+        self.jacobian = self.condensed.matrix
+
+    def eigenvectors(self, multiplier: complex) -> tuple[Vector, Vector] | None:
+        """Right and left one, ⟨w, q⟩ = 1 without conjugation; none when it is not simple."""
+        if not np.all(np.isfinite(self.jacobian)):
+            return None
+        solved: Any = scipy.linalg.eig(self.jacobian, left=True)  # two or three arrays
+        values, lefts, rights = solved
+        (close,) = np.nonzero(np.abs(values - multiplier) < CLOSE)
+        if len(close) != 1:
+            return None
+        right, left = oriented(rights[:, close[0]].astype(complex)), lefts[:, close[0]].conj()
+        overlap = left @ right
+        return (right, left / overlap) if np.abs(overlap) > CLOSE else None
+
+    def eigenspace(self, multiplier: float) -> Eigenspace | None:
+        """Of all multipliers that are this one; none without any, or without derivatives.
+
+        Those a little further away belong to it where they have one eigenvector between them.
+        """
+        if not np.all(np.isfinite(self.jacobian)):
+            return None
+        wide = self._subspace(multiplier, _NEIGHBOURS)
+        return wide if wide and wide.coupled else self._subspace(multiplier, CLOSE)
+
+    def _subspace(self, multiplier: float, distance: float) -> Eigenspace | None:
+        """Invariant one of the multipliers within a distance, from ordered Schur forms."""
+
+        def leading(matrix: np.ndarray) -> np.ndarray:
+            close = lambda re, im: np.hypot(re - multiplier, im) < distance  # noqa: E731
+            found: Any = scipy.linalg.schur(matrix, sort=close)
+            return found[1][:, : found[2]]
+
+        right, left = leading(self.jacobian), leading(self.jacobian.T).T
+        if right.shape[1] == 0 or right.T.shape != left.shape:
+            return None
+        right = _basis(right)
+        left = np.linalg.solve(left @ right, left)
+        block = left @ self.jacobian @ right - multiplier * np.eye(len(left))
+        return Eigenspace(right, left, block)
+
+    def derivative(self, *vectors: np.ndarray) -> Vector:
+        """Of as many orders as there are vectors, linear in each.
+
+        Args:
+            vectors: (n,) directions of the state, complex ones too, or (n+1,), the last of which
+                is a change of the parameter.
+        """
+        size = len(self.jacobian)
+        padded = [np.append(v, np.zeros(size + 1 - len(v))) for v in vectors]
+        total: Vector = np.zeros(size, complex)
+        for choice in np.ndindex(*(2,) * len(vectors)):
+            parts = [np.imag(v) if i else np.real(v) for i, v in zip(choice, padded, strict=True)]
+            if all(np.any(part) for part in parts):
+                term = _derivative(self.map_, *self.at, np.stack(parts), period=self.period)
+                total += 1j ** sum(choice) * np.asarray(term)
+        return total
+
+    def inverse(self, right: Vector) -> Vector | None:
+        """(1-J)^-1 of a vector; where J has multipliers 1, none unless it does not excite them."""
+        matrix = np.eye(len(self.jacobian)) - self.jacobian
+        real, singular = solve(matrix, np.real(right), ROUNDING)
+        imaginary, _ = solve(matrix, np.imag(right), ROUNDING)
+        found = real + 1j * imaginary
+        gap = np.linalg.norm(matrix @ found - right)
+        return None if singular and gap > DEGENERATE * np.linalg.norm(right) else found
+
+    def response(
+        self, right: Float[np.ndarray, " n"], left: Float[np.ndarray, " n"], push: np.ndarray
+    ) -> Float[np.ndarray, " n"]:
+        """(1-J)^-1 of a vector on the complement of the multiplier 1, whose vectors are given."""
+        matrix = np.block([[np.eye(len(right)) - self.jacobian, right[:, None]], [left, 0.0]])
+        return solve(matrix, np.append(push, 0.0))[0][:-1]
+
+
+def _basis(vectors: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
+    """Orthonormal one of their span, which rounding does not turn, as it does that of Schur forms.
+
+    It is made of the axes that lie most in the span, the first of equal ones.
+    """
+    projector, columns = vectors @ vectors.T, []
+    for _ in range(vectors.shape[1]):
+        within = np.diag(projector)
+        axis = int(np.argmax(within > np.max(within) - CLOSE))
+        columns.append(projector[:, axis] / np.sqrt(within[axis]))
+        projector = projector - np.outer(columns[-1], columns[-1])
+    return np.array(columns).T
+
+
+def oriented(vector: np.ndarray) -> np.ndarray:
+    """The same of unit length, with its largest component positive."""
+    largest = vector[np.argmax(np.abs(vector))]
+    return vector * (np.abs(largest) / largest / np.linalg.norm(vector))
+
+
+def _along(function: Callable[[Array, Array], Array], direction: Array) -> Callable:
+    """Derivative of a function of state and parameter, as a function of them."""
+    change = direction[:-1], direction[-1]
+    return lambda *place: jax.jvp(function, place, change)[1]
+
+
+@partial(jax.jit, static_argnames="period")
+def _derivative(
+    map_: Map, state: Array, parameter: Array, directions: Array, *, period: int
+) -> Array:
+    derivative = lambda x, p: map_.iterate(x, p, period)  # noqa: E731
+    for direction in directions:
+        derivative = _along(derivative, direction)
+    return derivative(state, parameter)
