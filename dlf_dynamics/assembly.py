@@ -17,7 +17,12 @@ from dlf_dynamics.datasets import Dataset
 from dlf_dynamics.dynamics import Dynamics, epoch_steps
 from dlf_dynamics.errors import ConfigError, DataError, shown
 from dlf_dynamics.layout import Layout
-from dlf_dynamics.losses import ClassWeights, make_criterion, make_weights
+from dlf_dynamics.losses import (
+    ClassWeights,
+    make_criterion,
+    make_penalty,
+    make_weights,
+)
 from dlf_dynamics.memory import require_memory
 from dlf_dynamics.models import make_model
 from dlf_dynamics.optimizers import learning_rate_schedule, make_optimizer
@@ -204,6 +209,7 @@ def _problem(
         jnp.asarray(dataset.inputs, config.vector_dtype),
         jnp.asarray(dataset.labels),
         weights,
+        make_penalty(config.loss),
     )
     return problem.flat(layout)
 

@@ -97,6 +97,9 @@ class LossConfig:
     name: LossName = "cross-entropy"
     """`squared-error` weighs each example by its class's weight, `squared-error-per-output` weighs
     each output by its own class's weight."""
+    l2: float = 0.0
+    """Weight decay inside the loss: this number times half the squared length of all parameters is
+    added to the loss of each step, static or not, whatever the class weights are."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from dlf_dynamics.config import LossConfig
 from dlf_dynamics.schedules import Schedule
@@ -217,6 +217,30 @@ class ClassWeights:
         """Weights that broadcast against the losses."""
         weights = self.schedule(jnp.asarray(step))
         return weights[None, :] if self.per_output else weights[labels]
+
+
+@dataclass(frozen=True)
+class WeightDecay:
+    """½ λ ‖θ‖², the weight decay inside a loss; it compares by value.
+
+    Attributes:
+        strength: λ.
+
+    >>> WeightDecay(0.1)({"w": jnp.array([3.0, 4.0])}, 0).tolist()
+    1.25
+    """
+
+    strength: float
+
+    def __call__(self, params: PyTree, step: Int[Array, ""] | int) -> Float[Array, ""]:
+        """Its value, which is the same at each step."""
+        squares = [jnp.sum(leaf**2) for leaf in jax.tree.leaves(params)]
+        return self.strength / 2 * sum(squares, start=jnp.zeros((), squares[0].dtype))
+
+
+def make_penalty(config: LossConfig) -> WeightDecay | None:
+    """What is added to the loss, for the parameters alone; none where that is nothing."""
+    return WeightDecay(config.l2) if config.l2 else None
 
 
 def make_criterion(config: LossConfig) -> Criterion:

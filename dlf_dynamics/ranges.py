@@ -49,6 +49,8 @@ def violations(config: RunConfig) -> Iterator[Violation]:
         yield schedule.static_from, "schedule.static_from", expected
     if not (math.isfinite(optimizer.learning_rate) and optimizer.learning_rate > 0):
         yield optimizer.learning_rate, "optimizer.learning_rate", "a number above 0"
+    if not (math.isfinite(config.loss.l2) and config.loss.l2 >= 0):
+        yield config.loss.l2, "loss.l2", "a number of at least 0"
     yield from _fractions(optimizer)
     yield from _path(config)
 

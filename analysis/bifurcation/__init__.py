@@ -1,4 +1,4 @@
-"""Bifurcations of maps with a parameter: cycles, branches, diagrams, exponents, normal forms.
+"""Bifurcations of maps: cycles, branches, curves, diagrams, exponents, normal forms.
 
 The names that need a run live in `dlf_dynamics.analysis.instabilities`, and are loaded on first
 use: nothing in this package knows runs.
@@ -7,7 +7,9 @@ use: nothing in this package knows runs.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dlf_dynamics.analysis.bifurcation.codimension import SpecialPoint
 from dlf_dynamics.analysis.bifurcation.continuation import Branch, continue_cycle
+from dlf_dynamics.analysis.bifurcation.curves import Curve, continue_curve
 from dlf_dynamics.analysis.bifurcation.cycles import Cycle, find_cycle
 from dlf_dynamics.analysis.bifurcation.doublings import period_doublings
 from dlf_dynamics.analysis.bifurcation.flip import FlipCoefficient, flip_coefficient
@@ -44,6 +46,7 @@ __all__ = [
     "Bifurcation",
     "Bifurcations",
     "Branch",
+    "Curve",
     "Cycle",
     "FlipCoefficient",
     "Instability",
@@ -51,7 +54,9 @@ __all__ = [
     "Map",
     "OrbitDiagram",
     "Rod",
+    "SpecialPoint",
     "compute_bifurcations",
+    "continue_curve",
     "continue_cycle",
     "find_cycle",
     "flip_coefficient",

@@ -1,4 +1,4 @@
-"""`Map`: a discrete dynamical system with one parameter."""
+"""`Map`: a discrete dynamical system with one parameter, or with several."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Vector = Float[Array, " n"]
-Parameter = Float[Array, ""] | float
+Parameter = Float[Array, "*parameters"] | float
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["step"], meta_fields=[])
 @dataclass(frozen=True)
 class Map:
-    """x ↦ step(x, p), with a state in R^n and a real parameter.
+    """x ↦ step(x, p), with a state in R^n and a real parameter, or an array of several.
 
-    It is a pytree, to be passed to compiled functions as an argument. A `step` that holds large
-    arrays should be a `jax.tree_util.Partial` of them, so that they are not compiled in.
+    Cycles and branches are those in one parameter: `along` leaves one of several free. It is a
+    pytree, to be passed to compiled functions as an argument. A `step` that holds large arrays
+    should be a `jax.tree_util.Partial` of them, so that they are not compiled in.
 
     Attributes:
         step: `step(state, parameter) -> state` on vectors of shape (n,), which JAX can trace.
@@ -44,3 +47,37 @@ class Map:
     def iterate(self, state: Vector, parameter: Parameter, count: int) -> Vector:
         """The state after so many steps."""
         return jax.lax.fori_loop(0, count, lambda _, x: self.step(x, parameter), state)
+
+    def jacobian(self, state: Vector, parameter: Parameter) -> Float[Array, "n n"]:
+        """Derivative of the next state in the state.
+
+        Its columns are made one after the other, as all together do not fit into a cache: of a
+        network of 603 parameters and 300 examples that takes a seventh of the time.
+        """
+        product = jax.linearize(lambda x: self(x, parameter).astype(x.dtype), state)[1]
+        return jax.lax.map(product, jnp.eye(len(state), dtype=state.dtype)).T
+
+    def along(self, values: Float[Array | np.ndarray, " parameters"], index: int) -> Map:
+        """The map of one parameter that this is while the others keep their values.
+
+        Args:
+            values: of all parameters; the one that stays free is not looked at.
+            index: number of the parameter that stays free.
+
+        >>> import jax.numpy as jnp
+        >>> henon = Map(lambda x, p: jnp.array([1 - p[0] * x[0] ** 2 + x[1], p[1] * x[0]]))
+        >>> henon.along(jnp.array([0.0, 0.3]), 0)(jnp.array([1.0, 0.0]), 1.4).round(6).tolist()
+        [-0.4, 0.3]
+        """
+        fixed, place = jnp.asarray(values, float), jnp.asarray(index)
+        return Map(Partial(_along, self, fixed, place))
+
+
+def _along(
+    map_: Map,
+    values: Float[Array, " parameters"],
+    index: Int[Array, ""],
+    state: Vector,
+    parameter: Parameter,
+) -> Vector:
+    return map_(state, values.at[index].set(parameter))

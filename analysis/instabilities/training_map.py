@@ -1,4 +1,4 @@
-"""The training map of a run with its loss frozen at a step, as a map with one parameter."""
+"""The training map of a run with its loss frozen at a step, as a map with one parameter or two."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 from dlf_dynamics.analysis.bifurcation.maps import Map, Parameter, Vector
 from dlf_dynamics.analysis.stability.linearised import with_counts
 from dlf_dynamics.analysis.stability.threshold import instability_threshold
+from dlf_dynamics.assembly import UpdateRule
+from dlf_dynamics.config import OptimizerConfig
 from dlf_dynamics.dynamics import Dynamics, State
 from dlf_dynamics.hyperparameters import is_injected
 from dlf_dynamics.layout import Layout
@@ -25,12 +27,26 @@ from dlf_dynamics.losses import ClassWeights
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.run import Run
 from dlf_dynamics.schedules import Schedule, Triangle
+from dlf_dynamics.trained import TrainedRun
 
-TrainingParameter = Literal["learning_rate", "rate_factor", "amplitude", "class_weight", "time"]
+TrainingParameter = Literal[
+    "learning_rate",
+    "rate_factor",
+    "amplitude",
+    "period",
+    "momentum",
+    "class_weight",
+    "time",
+]
+
+TrainingParameters = TrainingParameter | tuple[TrainingParameter, TrainingParameter]
+
+_PACES = ("learning_rate", "rate_factor", "time")
+"""Parameters of maps that are one program, all others being named for what they are."""
 
 
 def training_map(
-    run: Run, step: int, parameter: TrainingParameter = "learning_rate", *, class_label: int = 0
+    run: Run, step: int, parameter: TrainingParameters = "learning_rate", *, class_label: int = 0
 ) -> Map:
     """A run's full-batch update with the loss frozen at a step, as a map of the extended state.
 
@@ -42,24 +58,48 @@ def training_map(
     * `rate_factor`, by which each update is multiplied: 1 is the run itself, and the learning rate
       is that of the run times this;
     * `amplitude` of the pulse, at the frozen step;
+    * `period` of the pulse, in steps, so many steps after it began as the frozen step is; once a
+      pulse is over, all weights are 1;
+    * `momentum`, of heavy ball and Nesterov in runs of `train`;
     * `class_weight` of one class, all others being those of the frozen step;
     * `time`: the step itself, a real number; class weights are linear between whole steps.
+
+    Two of them but for the time make a map whose parameter is an array of both, in their order.
 
     Args:
         run: a recorded run of gradient descent, with momentum or without.
         step: number of the step at which the loss is frozen.
-        parameter: which quantity is the map's parameter.
+        parameter: which quantity is the map's parameter, or which two are.
         class_label: the class whose weight is the parameter.
 
     Raises:
         ValueError: for an adaptive optimizer, whose map changes with its step count and
-            preconditioner; for a mini-batch run; for a learning rate that is not known; or for an
-            amplitude of a schedule that has none.
+            preconditioner; for a mini-batch run; for a learning rate that is not known; for an
+            amplitude or a period of a schedule that has none, or a momentum of an optimizer that
+            has none; or for two parameters that do not go together.
     """
+    names = (parameter,) if isinstance(parameter, str) else tuple(parameter)
+    _require(run, step, names)
     dynamics = run.dynamics
-    if parameter not in get_args(TrainingParameter):
-        choices = ", ".join(get_args(TrainingParameter))
-        raise ValueError(f"parameter is {parameter!r}; expected one of {choices}")
+    layout = dynamics.state_layout(jnp.zeros(run.num_params, run.dtype))
+    kinds = tuple("pace" if name in _PACES else name for name in names)
+    rate = rate_at(run, step)
+    actual = jnp.asarray((rate or 1.0) if "learning_rate" in names else 1.0, run.dtype)
+    frozen = _Frozen(jnp.int32(step), actual, jnp.asarray("time" in names))
+    rule = (run.config.optimizer, run.config.steps) if "momentum" in names else None
+    return Map(Partial(_Update(layout, kinds, class_label, rule), dynamics, frozen))
+
+
+def _require(run: Run, step: int, names: tuple[str, ...]) -> None:
+    """Raises ValueError where there is no such map."""
+    dynamics, choices = run.dynamics, get_args(TrainingParameter)
+    for name in names:
+        if name not in choices:
+            raise ValueError(f"parameter is {name!r}; expected one of {', '.join(choices)}")
+    if len(names) > 2 or (len(names) == 2 and ("time" in names or len({*names} - {*_PACES}) == 0)):
+        raise ValueError(f"{' and '.join(names)}: no two parameters that go together")
+    if len(set(names)) < len(names):
+        raise ValueError(f"parameter is {names[0]!r} twice; expected two different ones")
     if dynamics.adaptive:
         raise ValueError(
             f"{run.optimizer_name} has no map that stays the same: it changes with the step count "
@@ -67,21 +107,26 @@ def training_map(
         )
     if dynamics.batch_size is not None:
         raise ValueError("mini-batches: each update is another map; expected a full-batch run")
-    if parameter == "amplitude" and not isinstance(dynamics.schedule, Triangle):
-        raise ValueError("the run's schedule has no amplitude; expected one of triangular pulses")
-    if parameter == "class_weight" and not isinstance(run.problem.example_weights, ClassWeights):
+    for name in names:
+        if name in ("amplitude", "period") and not isinstance(dynamics.schedule, Triangle):
+            raise ValueError(f"the run's schedule has no {name}; expected one of triangular pulses")
+    if "class_weight" in names and not isinstance(run.problem.example_weights, ClassWeights):
         raise ValueError("the run's loss has no class weights that could be the parameter")
-    rate = rate_at(run, step)
-    if parameter == "learning_rate" and rate is None:
+    if "momentum" in names and not has_momentum(run):
+        raise ValueError(
+            f"the momentum of {run.optimizer_name} is not known or there is none; expected a run "
+            "of train with the optimizer heavy-ball or nesterov"
+        )
+    if "learning_rate" in names and rate_at(run, step) is None:
         raise ValueError(
             "the optimizer of a recorded run with momentum keeps its learning rate to itself; "
             "expected the parameter rate_factor, which multiplies it"
         )
-    layout = dynamics.state_layout(jnp.zeros(run.num_params, run.dtype))
-    kind = parameter if parameter in ("amplitude", "class_weight") else "pace"
-    actual = jnp.asarray((rate or 1.0) if parameter == "learning_rate" else 1.0, run.dtype)
-    frozen = _Frozen(jnp.int32(step), actual, jnp.asarray(parameter == "time"))
-    return Map(Partial(_Update(layout, kind, class_label), dynamics, frozen))
+
+
+def has_momentum(run: Run) -> bool:
+    """Whether its configuration tells a momentum that its updates have."""
+    return isinstance(run, TrainedRun) and run.optimizer_name in ("heavy-ball", "nesterov")
 
 
 def rate_at(run: Run, step: int) -> float | None:
@@ -156,26 +201,38 @@ class _Update:
     """One update with the loss frozen; what is static of it, so that compilations are shared.
 
     Maps in the learning rate and in the time, of the kind `pace`, are one program.
+
+    Attributes:
+        layout: of the optimizer's state.
+        kinds: of the parameters.
+        class_label: the class whose weight may be one.
+        rule: what the optimizer is made of, with the number of steps, if its momentum is one.
     """
 
     layout: Layout
-    kind: str
+    kinds: tuple[str, ...]
     class_label: int
+    rule: tuple[OptimizerConfig, int] | None = None
 
     def __call__(
         self, dynamics: Dynamics, frozen: _Frozen, state: Vector, value: Parameter
     ) -> Vector:
-        value = jnp.asarray(value, state.dtype)
-        step, num_params = self._time(frozen, value), len(state) - self._moving
-        problem = self._frozen(dynamics, frozen, value)
+        values = jnp.asarray(value, state.dtype).reshape(len(self.kinds))
+        given = dict(zip(self.kinds, values, strict=True))
+        step, num_params = self._time(frozen, given), len(state) - self._moving
+        problem = self._frozen(dynamics, frozen, given)
+        if self.rule is not None:
+            config, steps = self.rule
+            rule = UpdateRule.of(replace(config, momentum=given["momentum"]), steps)
+            dynamics = replace(dynamics, optimizer=rule.optimizer)
         params = state[:num_params]
         gradient = jax.grad(problem.objective)(params, step)
         start = dynamics.initial_state(params).optimizer_state
         inner = self._inner(start, state[num_params:], frozen.step)
         change, inner = dynamics.update(gradient, inner, params)
         # A velocity does not depend on the learning rate, which scales the update as a whole.
-        if self.kind == "pace":
-            change = jnp.where(frozen.moves, 1.0, value / frozen.rate) * change
+        if "pace" in given:
+            change = jnp.where(frozen.moves, 1.0, given["pace"] / frozen.rate) * change
         return jnp.concatenate([params + change, *_moving_leaves(inner)])
 
     @property
@@ -201,26 +258,50 @@ class _Update:
                 leaves.append(leaf)
         return jax.tree.unflatten(self.layout.structure, leaves)
 
-    def _time(self, frozen: _Frozen, value: Array) -> Int[Array, ""]:
+    def _time(self, frozen: _Frozen, given: dict[str, Array]) -> Int[Array, ""]:
         """The step whose loss it is, or the one before."""
-        return jnp.where(frozen.moves, jnp.floor(value).astype(jnp.int32), frozen.step)
+        if "pace" not in given:
+            return frozen.step
+        return jnp.where(frozen.moves, jnp.floor(given["pace"]).astype(jnp.int32), frozen.step)
 
-    def _frozen(self, dynamics: Dynamics, frozen: _Frozen, value: Array) -> Problem:
+    def _frozen(self, dynamics: Dynamics, frozen: _Frozen, given: dict[str, Array]) -> Problem:
         """The problem with the class weights of the frozen step, or as the parameter has them."""
         problem, weights = dynamics.problem, dynamics.problem.example_weights
         if not isinstance(weights, ClassWeights):
             return problem
-        gamma = self._weights(weights.schedule, frozen, value)
+        gamma = self._weights(weights.schedule, frozen, given)
         return replace(problem, example_weights=replace(weights, schedule=lambda _: gamma))
 
     def _weights(
-        self, schedule: Schedule, frozen: _Frozen, value: Array
+        self, schedule: Schedule, frozen: _Frozen, given: dict[str, Array]
     ) -> Float[Array, " classes"]:
-        if self.kind == "amplitude":
+        before = self._time(frozen, given)
+        if "period" in given:
             assert isinstance(schedule, Triangle)
-            return replace(schedule, amplitude=value)(frozen.step)
-        if self.kind == "class_weight":
-            return schedule(frozen.step).at[self.class_label].set(value)
-        before = self._time(frozen, value)
-        part = jnp.where(frozen.moves, value - jnp.floor(value), 0.0)
-        return (1 - part) * schedule(before) + part * schedule(before + 1)
+            weights = _in_pulse(schedule, before, given["period"], given.get("amplitude"))
+        elif "amplitude" in given:
+            assert isinstance(schedule, Triangle)
+            weights = replace(schedule, amplitude=given["amplitude"])(before)
+        elif given.keys() == {"pace"}:
+            part = jnp.where(frozen.moves, given["pace"] - jnp.floor(given["pace"]), 0.0)
+            weights = (1 - part) * schedule(before) + part * schedule(before + 1)
+        else:
+            weights = schedule(before)
+        if "class_weight" in given:
+            weights = weights.at[self.class_label].set(given["class_weight"])
+        return weights
+
+
+def _in_pulse(
+    schedule: Triangle, step: Int[Array, ""], period: Array, amplitude: Array | None
+) -> Float[Array, " classes"]:
+    """Class weights as long after a pulse of another period began as after the run's own."""
+    since, label = step % schedule.pulse_steps, step // schedule.pulse_steps
+    changed = replace(schedule, period=period, static_from=None)
+    if amplitude is not None:
+        changed = replace(changed, amplitude=amplitude)
+    # It is the class after `label` others, and in the first pulse class 0.
+    weights = jnp.roll(changed(jnp.minimum(since, period)), label)
+    if schedule.static_from is None:
+        return weights
+    return jnp.where(step < schedule.static_from, weights, jnp.ones_like(weights))

@@ -1,0 +1,207 @@
+"""Curves of bifurcations in the plane of two parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+from jaxtyping import Array, Complex, Float
+
+from dlf_dynamics.analysis.bifurcation.bordered import (
+    CurveKind,
+    first_borders,
+    placed,
+)
+from dlf_dynamics.analysis.bifurcation.codimension import (
+    Node,
+    SpecialPoint,
+    coefficient,
+    critical,
+)
+from dlf_dynamics.analysis.bifurcation.curve_walk import CurveStatus, End, Range, Walk
+from dlf_dynamics.analysis.bifurcation.cycles import first_points
+from dlf_dynamics.analysis.bifurcation.maps import Map
+from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation
+from dlf_dynamics.reprs import brief
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Bifurcations of one kind along a curve in the plane, in the order in which it is followed.
+
+    Attributes:
+        kind: of bifurcation.
+        names: of the two parameters.
+        parameters: (k, 2) at which the cycles are.
+        points: (k, period, n) of the cycles.
+        multipliers: (k, n), largest modulus first.
+        critical: (k,) the multiplier that is on the unit circle, as an eigenvalue of the Jacobian;
+            of a pair, the one above the real axis.
+        angles: (k,) of the critical multipliers, in radians: 0 of folds, π of flips.
+        coefficients: (k,) of the normal form, a of folds and b of flips, see `normal_form`; NaN of
+            Neimark-Sacker points, and where it cannot be had.
+        residuals: (k,) largest of the cycle's own residual and of what is left of the bordered
+            determinant, relative to the matrix, by fresh evaluations.
+        special: points of codimension two, in the same order.
+        status: `range left` if both ends left the range, `closed` if the curve came back to its
+            start, else why an end did not.
+        message: how each end came about.
+    """
+
+    kind: CurveKind
+    names: tuple[str, str]
+    parameters: Float[np.ndarray, "k 2"]
+    points: Float[np.ndarray, "k period n"]
+    multipliers: Complex[np.ndarray, "k n"]
+    critical: Complex[np.ndarray, " k"]
+    angles: Float[np.ndarray, " k"]
+    coefficients: Float[np.ndarray, " k"]
+    residuals: Float[np.ndarray, " k"]
+    special: tuple[SpecialPoint, ...]
+    status: CurveStatus
+    message: str
+    __repr__ = brief
+
+
+@np.errstate(all="ignore")  # what overflows is not finite, and no point of a curve
+def continue_curve(
+    map_: Map,
+    bifurcation: Bifurcation,
+    values: Float[Array | np.ndarray, "2"] | tuple[float, float],
+    *,
+    until: tuple[Range, Range],
+    parameters: tuple[str, str] = ("first", "second"),
+    step: float = 0.02,
+    max_points: int = 500,
+    tol: float = 1e-11,
+) -> Curve:
+    """Follows a flip, a fold or a Neimark-Sacker bifurcation in the plane of two parameters.
+
+    The cycle and the condition that it bifurcates, a bordered determinant, are one system of
+    equations in the cycle and both parameters (see `bordered`), followed by pseudo-arclength
+    continuation in both directions. Arclength is that of both parameters, each as a part of its
+    range, and of the first point, as a part of its size; for a pair of multipliers also of the
+    cosine of their angle. Steps are halved where Newton's method fails or the curve turns sharply.
+
+    Points of codimension two are located where their conditions vanish, at which signs are compared
+    between neighbouring points: a coefficient of the normal form (CP, GPD), the overlap of both
+    eigenvectors (R1 and R2, where the critical multiplier is double), the angle of a pair (R1 to
+    R4), and determinants of all other multipliers, where a second one is on the unit circle (LPPD,
+    LPNS, PDNS, NSNS). What vanishes twice within a step is not seen, nor are points where the
+    coefficient of a Neimark-Sacker bifurcation vanishes (Chenciner), that of a special point
+    itself, and anything about cycles that branch off there. A Neimark-Sacker curve ends at R1 and
+    R2; beyond, two real multipliers have the product 1, which is no bifurcation.
+
+    Args:
+        map_: the map, whose parameter is an array of two.
+        bifurcation: from which to start, as found on `map_.along(values, index)`.
+        values: both parameters at the bifurcation.
+        until: lowest and highest value of each parameter; a curve ends at them exactly.
+        parameters: names of the two.
+        step: largest arclength between points.
+        max_points: in each direction, besides the start.
+        tol: for the residual of each point.
+
+    Raises:
+        ValueError: for a bifurcation of another kind, a start outside the ranges, a step that is
+            not positive, a state too large for its Jacobian, and as `find_cycle`.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> jax.config.update("jax_enable_x64", True)
+    >>> from dlf_dynamics.analysis.bifurcation.continuation import continue_cycle
+    >>> henon = Map(lambda x, p: jnp.array([1 - p[0] * x[0] ** 2 + x[1], p[1] * x[0]]))
+    >>> b = 0.3
+    >>> line = henon.along((0.0, b), 0)
+    >>> branch = continue_cycle(line, np.array([0.7, 0.2]), 0.1, 1, until=(0.1, 0.5))
+    >>> (flip,) = branch.bifurcations
+    >>> curve = continue_curve(henon, flip, (flip.parameter, b), until=((0.0, 2.0), (0.0, 0.9)))
+    >>> a, b = curve.parameters.T
+    >>> curve.status, bool(np.max(np.abs(a - 3 * (1 - b) ** 2 / 4)) < 1e-9)
+    ('range left', True)
+    """
+    start = np.asarray(values, float)
+    kind = _require(bifurcation, start, until, parameters, step)
+    guess = first_points(
+        map_.along(start, 0), bifurcation.state, float(start[0]), bifurcation.period
+    )
+    shape = guess.shape
+
+    def ended(why: str) -> Curve:
+        return _curve(kind, parameters, [], shape, f"no start: {why}")
+
+    if not bifurcation.converged:
+        return ended(f"the {kind} itself is not converged: {bifurcation.message}")
+    cosine = np.cos(np.angle(bifurcation.multiplier)) if kind == "neimark-sacker" else np.nan
+    place = placed(map_, guess, start, float(cosine))
+    if not np.all(np.isfinite(place.jacobians)):
+        return ended("the derivatives of the map are not finite there")
+    size = float(np.linalg.norm(guess[0]))
+    floor = float(np.max(np.abs(guess))) or 1.0
+    walk = Walk(map_, kind, until, step, max_points, tol, floor, 1 / size if size > 1e-8 else 1.0)
+    origin = walk.origin(place, first_borders(kind, place))
+    if isinstance(origin, str):
+        return ended(origin)
+    ends = [walk.follow(origin.backwards())]
+    if ends[0].status != "closed":
+        ends.append(walk.follow(origin))
+    return _curve(kind, parameters, ends, shape)
+
+
+def _curve(
+    kind: CurveKind,
+    names: tuple[str, str],
+    ends: list[End],
+    shape: tuple[int, ...],
+    message: str = "",
+) -> Curve:
+    """Both ends of a curve in one order; without any it did not start."""
+    nodes, special = list[Node](), list[SpecialPoint]()
+    for end in ends:  # all that was found before is turned around, its start left out
+        nodes = nodes[:0:-1] + end.nodes
+        special = special[::-1] + end.special
+    statuses: list[CurveStatus] = [end.status for end in ends] or ["not converged"]
+    count = len(nodes)
+    cosines = {"fold": 1.0, "flip": -1.0}
+    angles = [np.arccos(np.clip(cosines.get(kind, n.place.cosine), -1, 1)) for n in nodes]
+    return Curve(
+        kind=kind,
+        names=names,
+        parameters=np.array([node.place.parameters for node in nodes]).reshape(count, 2),
+        points=np.array([node.place.points for node in nodes]).reshape(count, *shape),
+        multipliers=np.array([n.multipliers for n in nodes], complex).reshape(count, shape[1]),
+        critical=np.array([critical(kind, node) for node in nodes], complex),
+        angles=np.array(angles, float),
+        coefficients=np.array([coefficient(kind, node.expansion) for node in nodes], float),
+        residuals=np.array([node.residual for node in nodes], float),
+        special=tuple(special),
+        status=max(statuses, key=lambda status: status not in ("range left", "closed")),
+        message="; ".join(end.message for end in ends) or message,
+    )
+
+
+def _require(
+    bifurcation: Bifurcation,
+    values: Float[np.ndarray, "2"],
+    until: tuple[Range, Range],
+    names: tuple[str, str],
+    step: float,
+) -> CurveKind:
+    """The kind of the curve, all that is given being sensible."""
+    kind = bifurcation.kind
+    if kind not in get_args(CurveKind):
+        raise ValueError(f"a {kind} has no curve here; expected a fold, flip or neimark-sacker")
+    if values.shape != (2,) or len(until) != 2 or len(names) != 2:
+        raise ValueError("expected two parameters: two values, two ranges and two names")
+    for value, (low, high), name in zip(values, until, names, strict=True):
+        if not low < high or not low <= value <= high:
+            raise ValueError(f"{name}: no range from {low} to {high} with the start {value} in it")
+    if not np.any(np.isclose(values, bifurcation.parameter, rtol=1e-6, atol=0)):
+        raise ValueError(
+            f"the bifurcation is at {bifurcation.parameter}; expected it among the values "
+            f"{values.tolist()}"
+        )
+    if not step > 0:
+        raise ValueError(f"step is {step}; expected more than 0")
+    return kind
