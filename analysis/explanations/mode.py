@@ -128,8 +128,8 @@ def mode_of(run: Run, solver: Solver, point: FlatState) -> Mode:
         directions = [
             replace(row, projection=next(rows)) if row.at == "centre" else row for row in directions
         ]
-    if not np.all(np.isfinite(vectors[0])):
-        return Mode(directions, centre, vectors[0], float("nan"), [], [])
+    if not 0 < np.linalg.norm(vectors[0]) < np.inf:  # of a loss that overflows
+        return Mode(directions, centre, np.full_like(vectors[0], np.nan), float("nan"), [], [])
     wide = Wide(run, needed=solver.precise)
     with wide.enabled():
         state, at = wide((run.state(point), jnp.asarray(centre)))
@@ -140,10 +140,10 @@ def mode_of(run: Run, solver: Solver, point: FlatState) -> Mode:
         parts = _class_parts(wide.dynamics.problem, at, along, point.step, run.num_classes)
     along = np.asarray(along, float)
     whole = float(sum(parts.values()))
-    # Without labels of examples there are no classes.
-    classes = [ClassShare(label, value, value / whole) for label, value in parts.items()]
-    known = classes if run.num_classes and whole else []
-    return Mode(directions, centre, along, whole, known, layer_shares(run, along))
+    # Without labels of examples there are no classes, and nothing has shares in nothing.
+    known = parts.items() if run.num_classes and whole else ()
+    classes = [ClassShare(label, value, value / whole) for label, value in known]
+    return Mode(directions, centre, along, whole, classes, layer_shares(run, along))
 
 
 def _solved(
