@@ -8,8 +8,8 @@ import numpy as np
 
 from dlf_dynamics.analysis.explanations.explanation import Explanation
 from dlf_dynamics.analysis.explanations.mode import Direction, count_above
-from dlf_dynamics.analysis.explanations.multipliers import Multiplier
 from dlf_dynamics.analysis.explanations.surroundings import Event
+from dlf_dynamics.analysis.explanations.update_words import percent, told_of_updates
 from dlf_dynamics.analysis.instabilities.lag import VISIBLE_RATIO
 from dlf_dynamics.analysis.instabilities.periods import IRREGULAR
 from dlf_dynamics.errors import counted
@@ -35,8 +35,7 @@ def paragraph(found: Explanation) -> str:
         _mode(found),
         *_oscillation(found),
         _size(found),
-        *_pieces(found),
-        _multipliers(found),
+        *told_of_updates(found),
         _conclusion(found),
         *[f"Not told: {line}." for line in found.not_told],
     ]
@@ -79,16 +78,14 @@ def _side(found: Explanation) -> str:
             f"on which side of {limit} it is."
         )
     grows = "grows" if centre.side > 0 else "shrinks"
-    side = "above" if centre.side > 0 else "below"
-    # Below rests on an upper bound that may fail; above on a product alone.
-    sure = "" if centre.side > 0 else f" but for a probability of {found.failure_probability:.0e}"
+    side = "surely above" if centre.side > 0 else _below(found)
     growth = (
         f": by the linearised update there, a deviation along the top eigenvector {grows} by the "
         f"factor {found.growth:.4g} a step"
         if np.isfinite(found.growth)
         else ""
     )
-    return f"{start} is {centre.value:.6g}, surely {side} {limit}{sure}{growth}."
+    return f"{start} is {centre.value:.6g}, {side} {limit}{growth}."
 
 
 def _sharpness(found: Explanation) -> str:
@@ -96,6 +93,8 @@ def _sharpness(found: Explanation) -> str:
 
 
 def _why_none(found: Explanation) -> str:
+    if np.isinf(found.threshold):
+        return "it is infinite, as no curvature makes this update unstable"
     return found.label.removeprefix("no threshold: ")
 
 
@@ -110,8 +109,13 @@ def _iterate(found: Explanation) -> str:
         return "At the iterate itself it is not finite."
     if not np.isfinite(found.threshold):
         return f"At the iterate itself it is {_value(row)}."
-    words = {1: "surely above", -1: "surely below"}.get(row.side, "side not decided")
+    words = {1: "surely above", -1: _below(found)}.get(row.side, "side not decided")
     return f"At the iterate itself it is {_value(row)}, {words}."
+
+
+def _below(found: Explanation) -> str:
+    """It rests on an upper bound, which may fail; above rests on a product alone."""
+    return f"surely below (but for a probability of {found.failure_probability:.0e})"
 
 
 def _several(found: Explanation) -> str:
@@ -124,7 +128,7 @@ def _several(found: Explanation) -> str:
     along = _along_them(found, count)
     if count == 1:
         alone = "whether more are is not decided" if more else "all others are surely below"
-        return f"One direction is above the threshold there; {alone}."
+        return f"One direction is surely above the threshold there; {alone}."
     name = _NUMBERS[count] if count < len(_NUMBERS) else str(count)
     others = "there may be more" if more else "all others are surely below"
     return f"{name} directions are surely above the threshold there; {others}.{along}"
@@ -136,7 +140,7 @@ def _along_them(found: Explanation, count: int) -> str:
     if count < 2 or not np.all(np.isfinite(sizes)) or not found.amplitude > 0:
         return ""
     told = ", ".join(f"{size:.3g}" for size in sizes)
-    share = _percent(_share_above(found))
+    share = percent(_share_above(found))
     return f" Along them the iterate is {told} away from its centre, together {share} of the way."
 
 
@@ -172,19 +176,8 @@ def _shares(rows: Sequence[tuple[str, float]], where: str) -> str:
     """The largest shares in words; several small ones are left out."""
     largest = sorted(rows, key=lambda row: -abs(row[1]))
     named = [row for row in largest if abs(row[1]) >= _NAMED][:_MOST] or largest[:1]
-    told = [f"{_percent(share)} {where}{name}" for name, share in named]
+    told = [f"{percent(share)} {where}{name}" for name, share in named]
     return told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
-
-
-def _percent(share: float) -> str:
-    """In per cent; nearly all of it is not all of it, and a little is not nothing."""
-    value = 100 * share
-    digits = 0 if 10 <= abs(value) <= 99 else 1
-    if 0 < abs(value) < 0.05:
-        return "less than 0.1 %"
-    if 99.95 <= value < 100:
-        return "more than 99.9 %"
-    return f"{value:.{digits}f} %".replace("-", "−")
 
 
 def event_of(found: Explanation) -> Event | None:
@@ -270,7 +263,7 @@ def _size(found: Explanation) -> str:
     share = found.projection / found.amplitude
     words = (
         f"The iterate is {found.amplitude:.3g} away from its centre, "
-        f"{found.projection:.3g} of it ({_percent(share)}) along the top eigenvector"
+        f"{found.projection:.3g} of it ({percent(share)}) along the top eigenvector"
     )
     if found.period == 0:
         return (
@@ -289,95 +282,6 @@ def _size(found: Explanation) -> str:
     )
 
 
-def _pieces(found: Explanation) -> list[str]:
-    """Gates, curvature across them, and how far the linearised update goes."""
-    told, pieces = [], found.pieces
-    if pieces.gates:
-        told += [_gates(found)]
-    if pieces.changes:
-        told += [_change(found)]
-    return told
-
-
-def _gates(found: Explanation) -> str:
-    rows, steps = found.pieces.gates, len(found.pieces.phases) - 1
-    flips, gates = sum(row.next_step for row in rows), sum(row.gates for row in rows)
-    layers = ", ".join(f"{row.next_step:,} in layer {row.layer}" for row in rows)
-    words = f"From this step to the next {flips:,} of {gates:,} gates flip"
-    words += f" ({layers})" if len(rows) > 1 else ""
-    if steps > 1:
-        away = sum(row.over_period for row in rows)
-        words += f", and after {steps} steps {away:,} are another way than at first"
-    if flips:
-        words += (
-            "; across them the curvature along the mode at the centre jumps from "
-            f"{found.pieces.curvature_before:.4g} to {found.pieces.curvature_after:.4g}"
-        )
-    phases = ", ".join(f"{value:.3g}" for value in found.pieces.phases)
-    return f"{words}. At the iterates from this step on it is {phases}."
-
-
-def _change(found: Explanation) -> str:
-    """Shares of the change of the gradient, about the centre."""
-    about = {row.about: row for row in found.pieces.changes}
-    centre, iterate = about["centre"], about["iterate"]
-    if not np.isfinite(centre.linear):
-        return ""
-    told = np.isfinite(centre.pieces)
-    rest = "bends of the loss within the linear piece" if told else "what is not linear"
-    rest += " (flipping gates included)" if found.kinks and not told else ""
-    parts = [f"{_percent(centre.within)} to {rest}"]
-    curvatures = [f"{centre.linear_curvature:.4g}", f"{centre.within_curvature:.3g}"]
-    if told:
-        parts.append(f"{_percent(centre.pieces)} to gates that flip")
-        curvatures.append(f"{centre.pieces_curvature:.3g}")
-    return (
-        f"Of the change of the gradient to the next step {_percent(centre.linear)} is due to the "
-        f"linearised gradient about the centre, {' and '.join(parts)}; about the iterate the "
-        f"linearised gradient explains {_percent(iterate.linear)}. Along the step the gradient "
-        f"changes as with the curvature {centre.secant:.4g} = {' + '.join(curvatures)}, in the "
-        "same order.".replace("+ -", "− ")
-    )
-
-
-def _multipliers(found: Explanation) -> str:
-    """Leading multipliers of the updates made, and what becomes of the mode."""
-    told, steps = found.multipliers, found.multipliers.steps
-    if not steps:
-        return ""
-    over = "this update" if steps == 1 else f"these {steps} updates"
-    words = ""
-    outside = [one for one in told.found if one.modulus > 1]
-    if outside:
-        words = (
-            f"The largest multiplier found of {over}, by their Jacobians along the replayed steps, "
-            f"is {_multiplier(outside[0], steps)}"
-        )
-    elif told.found:
-        words = (
-            f"Of {over}, by their Jacobians along the replayed steps, no multiplier outside of the "
-            "unit circle was found, but for those near +1"
-        )
-        closest = max(told.found, key=lambda one: one.overlap)
-        if closest.overlap >= _ALONG:
-            words += f"; that of the mode is {_multiplier(closest, steps)}"
-    along = (
-        f"a deviation along the mode is stretched by {told.stretch:.3g} (vᵀJv = {told.along:.3g})"
-    )
-    return f"{words}; {along}." if words else f"Over {over} {along}."
-
-
-def _multiplier(one: Multiplier, steps: int) -> str:
-    value = f"{one.real:.4g}"
-    if one.imaginary:
-        value += f" ± {one.imaginary:.4g}i"
-    each = f", {one.modulus ** (1 / steps):.4g} a step" if steps > 1 else ""
-    return (
-        f"{value}{each} (residual {one.residual:.0e}, overlap of its eigenvector with the mode "
-        f"{one.overlap:.2g})"
-    )
-
-
 def _conclusion(found: Explanation) -> str:
     """What that comes to, and no more."""
     side, oscillating = found.mode.first().side, found.period != 0
@@ -385,19 +289,19 @@ def _conclusion(found: Explanation) -> str:
         return ""
     if side == 0:
         return "So it is not decided whether the centre is unstable."
-    share = found.projection / found.amplitude if found.amplitude > 0 else 0.0
     if side > 0 and oscillating:
-        if share >= _ALONG:
-            return (
-                "So the centre is unstable, and the iterates oscillate along its top eigenvector."
-            )
-        return "So the centre is unstable, but the iterates oscillate mostly in other directions."
+        unstable = "So the centre is unstable, "
+        if found.projection >= _ALONG * found.amplitude:
+            return f"{unstable}and the iterates oscillate along its top eigenvector."
+        if _share_above(found) >= _ALONG:
+            return f"{unstable}and the iterates oscillate along the directions that are above."
+        return f"{unstable}but the iterates oscillate mostly in other directions."
     if side > 0:
         hidden = found.projection < VISIBLE_RATIO * found.drift
         seen = "the deviation is still hidden by the drift" if hidden else "no oscillation is seen"
         return f"So the centre is unstable, but {seen}."
     if not oscillating:
-        return "So neither is the centre unstable nor do the iterates oscillate."
+        return "So neither is the centre unstable nor do the iterates oscillate at this step."
     return _without_threshold(found)
 
 
