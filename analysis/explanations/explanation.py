@@ -203,11 +203,7 @@ def explain(
     """
     config = ExplainConfig() if config is None else config
     parts = Parts(None) if parts is None else parts
-    step, replay = step_of(run, config), Replay(run)
-    settings = SpectrumConfig(
-        k=config.k, tol=config.tol, max_matvecs=config.max_matvecs, seed=config.seed
-    )
-    solver = Solver.from_config(run, settings)._replace(segment_length=_SEGMENT)
+    step, replay, solver = step_of(run, config), Replay(run), _solver(run, config)
     (here,) = replay.points(np.array([step]))
     mode = _kept(parts, f"mode-{step}", Mode, lambda: mode_of(run, solver, here))
     progress(1)
@@ -217,16 +213,7 @@ def explain(
     period = 0
     if not found.unwatched:
         period = int(found.motion.periods[step - int(found.motion.steps[0])])
-    after = np.arange(step, step + 1 + _updates(period, replay.last - step))
-    points = list(replay.points(after))
-    missing = _why_not(run, solver, mode)
-    pieces, multipliers = NO_PIECES, NO_MULTIPLIERS
-    if not missing:
-        pieces = _kept(parts, f"pieces-{step}", Pieces, lambda: _pieces(run, solver, mode, points))
-        progress(3)
-        made = partial(multipliers_over, run, points[:-1], unit(mode), precise=solver.precise)
-        multipliers = _kept(parts, f"multipliers-{step}", Multipliers, made)
-        missing = _left_out(run, multipliers)
+    told = _of_updates(replay, solver, mode, step, period, parts, progress)
     one = Explanation(
         step=step,
         config=config,
@@ -235,9 +222,7 @@ def explain(
         batch_size=run.dynamics.batch_size,
         mode=mode,
         period=period,
-        pieces=pieces,
-        multipliers=multipliers,
-        not_told=tuple(missing),
+        **told,
         **_of_threshold(run, step, mode),
         **_of_motion(found, step),
         projection=abs(float((here.params - mode.centre) @ unit(mode))),
@@ -251,6 +236,38 @@ def explain(
 def _kept(parts: Parts, name: str, kind: type[Kept], make: Callable[[], Kept]) -> Kept:
     """A record, from a finished part or made now."""
     return parts.get_or_make(name, lambda: encode(make()), partial(decode, kind))
+
+
+def _solver(run: Run, config: ExplainConfig) -> Solver:
+    """For the largest eigenvalues, at all steps that are looked at by one program."""
+    settings = SpectrumConfig(
+        k=config.k, tol=config.tol, max_matvecs=config.max_matvecs, seed=config.seed
+    )
+    return Solver.from_config(run, settings)._replace(segment_length=_SEGMENT)
+
+
+def _of_updates(
+    replay: Replay,
+    solver: Solver,
+    mode: Mode,
+    step: int,
+    period: int,
+    parts: Parts,
+    progress: Callable[[int], None],
+) -> dict[str, Any]:
+    """Pieces and multipliers of the updates from the step on, and why something is not told."""
+    run, precise = replay.run, solver.precise
+    missing = _why_not(run, solver, mode)
+    pieces, multipliers = NO_PIECES, NO_MULTIPLIERS
+    if not missing:
+        after = np.arange(step, step + 1 + _updates(period, replay.last - step))
+        points = list(replay.points(after))
+        pieces = _kept(parts, f"pieces-{step}", Pieces, lambda: _pieces(run, solver, mode, points))
+        progress(3)
+        made = partial(multipliers_over, run, points[:-1], unit(mode), precise=precise)
+        multipliers = _kept(parts, f"multipliers-{step}", Multipliers, made)
+        missing = _left_out(run, multipliers)
+    return {"pieces": pieces, "multipliers": multipliers, "not_told": tuple(missing)}
 
 
 def _updates(period: int, most: int) -> int:
