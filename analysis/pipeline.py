@@ -160,6 +160,15 @@ class Analysis(Teller, ABC, Generic[Config, Found]):
         """Where the result of a run file lies, if nothing else is said."""
         return beside(run_path, f".{self.name}.h5")
 
+    def joined(self, before: Callable[[], Found | None], found: Found) -> Found:
+        """What is written of what was found, beside what is on file; by default this alone.
+
+        Args:
+            before: reads the result on file of the run as it is now, if there is one.
+            found: what was found now.
+        """
+        return found
+
     def save(self, found: Found, path: Path) -> None:
         """Writes the result file; see `resultfile.save`."""
         resultfile.save(path, self.name, found)
@@ -218,7 +227,7 @@ class Analysis(Teller, ABC, Generic[Config, Found]):
                 given = Work(parts, told, advance.note)
                 found = self.compute(run, config, given) if work is None else work(given)
             if leads():
-                self.save(found, output)
+                self.save(self.joined(lambda: self.known(output, run), found), output)
                 parts.clear()
         return found
 

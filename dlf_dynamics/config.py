@@ -340,6 +340,37 @@ class BifurcationConfig:
 
 
 @dataclass(frozen=True)
+class ExplainConfig:
+    """Which step is explained, and how."""
+
+    step: int | None = None
+    """The step; none takes the last one that has a step before it and one after it."""
+    window: int = 200
+    """Steps before and after it that the figure shows."""
+    reach: int = 1000
+    """Steps before and after it in which crossings and oscillations are looked for, where there is
+    no RUN.bifurcations.h5 that knows them."""
+    every: int = 25
+    """In these the curvature is looked at every so many steps; crossings are then located to the
+    step."""
+    k: int = 3
+    """Eigenvalues at the iterate and at the centre, to count those above the threshold."""
+    tol: float | None = None
+    """Residual that counts as converged, relative to the norm of the operator; none means 1e-6, or
+    1e-3 in float32."""
+    max_matvecs: int = 200
+    """Products per step and point at most."""
+    seed: int = 0
+    """Seed of the random start vectors."""
+
+    def __post_init__(self) -> None:
+        _check_counts(self, {"step": 0, "window": 1, "reach": 1, "every": 1, "k": 1})
+        _check_counts(self, {"max_matvecs": 2 * self.k + 2})
+        if self.tol is not None and not 0 < self.tol < 1:
+            raise ConfigError(f"tol is {self.tol}; expected a number between 0 and 1")
+
+
+@dataclass(frozen=True)
 class ImportConfig:
     """What is to be taken from checkpoints, and how."""
 

@@ -21,7 +21,9 @@ from dlf_dynamics.errors import DataError
 Layer = tuple[Float[Array, "*_window _inputs _outputs"], Float[Array, " _outputs"]]
 Params = tuple[Layer, ...]
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+Activation = Callable[[Array], Array]
+
+ACTIVATIONS: dict[str, Activation] = {
     "relu": jax.nn.relu,
     "tanh": jnp.tanh,
     "gelu": jax.nn.gelu,
@@ -127,9 +129,23 @@ class FullyConnected:
         """Which hidden units, of all layers, have a positive input at each example."""
         return _positive(self._layers(params, inputs)[:-1], len(inputs))
 
-    def _layers(self, params: Params, inputs: Array) -> list[Array]:
+    def apply_piece(
+        self,
+        params: Params,
+        inputs: Float[Array, "examples *features"],
+        gates: Bool[Array, "examples units"],
+    ) -> Float[Array, "examples outputs"]:
+        """Outputs of the network in which these hidden units, as `gates` tells them, pass.
+
+        With the gates of its own parameters it is the network with ReLU.
+        """
+        return self._layers(params, inputs, _passing(gates))[-1]
+
+    def _layers(
+        self, params: Params, inputs: Array, activation: Activation | None = None
+    ) -> list[Array]:
         """What each layer gives before its activation."""
-        activation = ACTIVATIONS[self.activation]
+        activation = activation or ACTIVATIONS[self.activation]
         weight, bias = params[0]
         layers = [inputs.reshape(len(inputs), -1) @ weight + bias]
         for weight, bias in params[1:]:
@@ -223,12 +239,27 @@ class Convolutional:
         """Which hidden units, of all pixels and convolutions, have a positive input."""
         return _positive(self._layers(params, inputs)[:-1], len(inputs))
 
-    def _layers(self, params: Params, inputs: Array) -> list[Array]:
+    def apply_piece(
+        self,
+        params: Params,
+        inputs: Float[Array, "examples height width channels"],
+        gates: Bool[Array, "examples units"],
+    ) -> Float[Array, "examples outputs"]:
+        """Outputs of the network in which these hidden units, as `gates` tells them, pass.
+
+        With the gates of its own parameters it is the network with ReLU.
+        """
+        return self._layers(params, inputs, _passing(gates))[-1]
+
+    def _layers(
+        self, params: Params, inputs: Array, activation: Activation | None = None
+    ) -> list[Array]:
         """What each layer gives before its activation."""
+        activation = activation or ACTIVATIONS[self.activation]
         layers, image = [], inputs
         for (kernel, bias), pools in zip(params[:-1], self.pools, strict=True):
             layers.append(_convolved(image, kernel) + bias)
-            image = ACTIVATIONS[self.activation](layers[-1])
+            image = activation(layers[-1])
             for _ in range(_num_pools(image.shape[1], image.shape[2], pools)):
                 image = _pooled(image)
         weight, bias = params[-1]
@@ -265,6 +296,20 @@ def _positive(hidden: list[Array], num_examples: int) -> Bool[Array, "examples u
     none = jnp.zeros((num_examples, 0), bool)
     units = [(layer > 0).reshape(num_examples, -1) for layer in hidden]
     return jnp.concatenate([none, *units], axis=1)
+
+
+def _passing(gates: Bool[Array, "examples units"]) -> Activation:
+    """An activation to be asked for one layer after the other: units pass where a gate is open."""
+    start = 0
+
+    def activation(layer: Array) -> Array:
+        nonlocal start
+        count = layer[0].size
+        mine = gates[:, start : start + count].reshape(layer.shape)
+        start += count
+        return jnp.where(mine, layer, jnp.zeros_like(layer))
+
+    return activation
 
 
 def _convolved(image: Array, kernel: Array) -> Array:

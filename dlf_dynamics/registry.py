@@ -33,6 +33,10 @@ ANALYSES = {
         "dlf_dynamics.analysis.instabilities.analysis:BifurcationAnalysis",
         "Find when, why and how a run became unstable.",
     ),
+    "explain": Entry(
+        "dlf_dynamics.analysis.explanations.analysis:ExplainAnalysis",
+        "Say why a run did what it did at one step.",
+    ),
 }
 """By the name of the command, in the order in which they are listed and drawn."""
 

@@ -133,7 +133,13 @@ def test_commands_have_valid_options(command, tmp_path, monkeypatch):
 def test_every_key_of_the_configuration_is_shown_with_its_meaning(generate):
     page = (DOCS / "reference" / "configuration.md").read_text("utf-8")
     names = re.findall(r"^<!-- configuration: (\S+) -->$", page, re.MULTILINE)
-    assert names == ["RunConfig", "SpectrumConfig", "BifurcationConfig", "ImportConfig"]
+    assert names == [
+        "RunConfig",
+        "SpectrumConfig",
+        "BifurcationConfig",
+        "ExplainConfig",
+        "ImportConfig",
+    ]
     for name in names:
         keys = [key for key, _ in generate.flat(getattr(config, name)())]
         rows = re.findall(

@@ -357,3 +357,27 @@ def test_a_run_of_a_convolutional_network_has_no_kernels_at_infinite_width(tmp_p
     )
     with pytest.raises(ConfigError, match=message):
         check_network(run, 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (ModelConfig(widths=(5, 4), init="he-normal"), (3,)),
+        (ModelConfig(name="convolutional", widths=(3, 2), init="he-normal"), (5, 4, 2)),
+    ],
+    ids=["fully-connected", "convolutional"],
+)
+def test_with_its_own_gates_held_a_network_is_itself_and_with_others_it_is_linear_in_a_layer(
+    config, shape
+):
+    model = make_model(config)
+    first, second = (model.init(jax.random.key(seed), shape, 3) for seed in (0, 1))
+    inputs = jax.random.normal(jax.random.key(2), (6, *shape))
+    gates = model.gates(first, inputs)
+    own = model.apply_piece(first, inputs, gates)
+    np.testing.assert_allclose(own, model.apply(first, inputs), atol=1e-12)
+    held = lambda layer: model.apply_piece((layer, *second[1:]), inputs, gates)  # noqa: E731
+    middle = jax.tree.map(lambda a, b: (a + b) / 2, first[0], second[0])
+    np.testing.assert_allclose(held(middle), (held(first[0]) + held(second[0])) / 2, atol=1e-12)
+    closed = model.apply_piece(first, inputs, jnp.zeros_like(gates))
+    np.testing.assert_allclose(closed, np.broadcast_to(first[-1][1], closed.shape), atol=1e-12)
