@@ -72,6 +72,7 @@ def decode(
 ) -> Record:
     """The inverse of `encode`; nothing is taken for what its annotation does not say.
 
+    A list for which a dataclass has a default may be missing, as it is in files of older versions.
     Axes of one name have one length in a record and in the records that are fields of it.
 
     Args:
@@ -94,8 +95,19 @@ def decode(
     known = dict(lengths or {}) | _axes_of(kind, values)
     for name, hint in hints(kind).items():
         if is_grouped(hint) and not (given and name in given):
+            if name not in values and name in _later(kind):
+                continue
             values[name] = _from_group(hint, inside(arrays, name), known, name, values.get(name))
     return typed(kind, values | dict(given or {}), lengths)
+
+
+@cache
+def _later(kind: Any) -> frozenset[str]:
+    """Fields of a dataclass that have a default, which older files may lack."""
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    return frozenset(
+        field.name for field in fields if field.default_factory is not dataclasses.MISSING
+    )
 
 
 def inside(arrays: Mapping[str, Any], group: str) -> Arrays:
