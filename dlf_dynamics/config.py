@@ -324,7 +324,8 @@ class BifurcationConfig:
     pulses: str = "none"
     """Pulses a:b, counted from 0 and b not among them, whose maps are computed: how perturbations
     grow over each, and Floquet multipliers where the orbit closes. auto takes all whole pulses
-    within steps, none leaves them out, as they take some 40 times as long as the steps did."""
+    within steps, none leaves them out: they take some 100 times as long as the steps did in
+    training."""
     cycles: str = "none"
     """The same for cycles, which are once through all classes; where there is more than one class,
     only the orbit of a cycle can close."""

@@ -40,7 +40,7 @@ class PulseMapDict(TypedDict):
     reason: str
     distance: float | None
     tolerance: float
-    multipliers: list[tuple[float | None, float | None]]
+    multipliers: list[list[float | None]]
     multiplier_residuals: list[float | None]
     multiplier_errors: list[float | None]
     neutral: int

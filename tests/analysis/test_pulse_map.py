@@ -1,5 +1,6 @@
 """Maps of pulses against dense products, finite differences, closed forms and NumPy."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from dlf_dynamics import (
     RunConfig,
     ScheduleConfig,
     open_run,
+    resultfile,
     train,
 )
 from dlf_dynamics.analysis import pulse_map
@@ -28,6 +30,9 @@ from dlf_dynamics.analysis.instabilities.bifurcations import (
     save_bifurcations,
 )
 from dlf_dynamics.analysis.instabilities.propagator import Propagator
+from dlf_dynamics.analysis.instabilities.pulse_plots import pulse_figure
+from dlf_dynamics.analysis.instabilities.pulse_summary import pulse_lines, pulses_table
+from dlf_dynamics.analysis.instabilities.summary import as_dict
 from dlf_dynamics.analysis.spectra.replay import Replay
 from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.datasets import check_dataset
@@ -401,6 +406,81 @@ def test_they_go_on_from_parts(bifurcations, small, trained, tmp_path, monkeypat
 def test_pulses_that_are_not_there_are_refused(settings, expected, small, trained):
     with pytest.raises(ConfigError, match=expected):
         compute_bifurcations(trained(small), replace(SETTINGS, **settings))
+
+
+def console(*tables):
+    """Tables as a terminal shows them, without breaks."""
+    return "\n".join(
+        " | ".join(str(cell) for cell in row)
+        for table in tables
+        for row in zip(*(column.cells for column in table.columns), strict=True)
+    )
+
+
+def test_what_is_told(bifurcations, require_schema):
+    require_schema(as_dict(bifurcations), "bifurcations")
+    told = as_dict(bifurcations)["pulse_maps"]
+    assert [each["number"] for each in told] == [0, 1, 2, 0]
+    assert told[0]["singular_values"] == bifurcations.pulse_maps[0].singular_values.tolist()
+    assert "directions" not in told[0]
+    lines = pulse_lines(bifurcations.pulse_maps)
+    assert lines[0].startswith("maps of 3 pulses and 1 cycle: ")
+    assert "4 of 4 orbits do not close, and nothing is said of multipliers: of " in lines[1]
+    assert len(lines) == 2
+    table = console(pulses_table(bifurcations.pulse_maps))
+    assert "pulse 1 | 20-39 | 1 | " in table
+    assert "cycle 0 | 0-59 | - | " in table
+    assert table.count("| no | -") == 4
+
+
+def test_what_is_told_of_closed_orbits_and_of_what_did_not_converge(bifurcations, require_whole):
+    one = bifurcations.pulse_maps[0]
+    flip = replace(
+        one,
+        closed=True,
+        multipliers=np.array([-1.25, 0.2 + 0.1j, 0.2 - 0.1j]),
+        stability="unstable",
+        crossing="flip",
+        neutral=2,
+        distance=3e-12,
+        decades=np.array([450.0, 2.0]),
+        singular_values=np.array([np.inf, 100.0]),
+        converged=np.array([True, False]),
+        kinks="relu",
+        deviation=1e-2,
+        note="replayed steps miss",
+    )
+    lost = replace(one, decades=np.array([np.nan, np.nan]), converged=np.zeros(2, bool))
+    table = console(pulses_table([flip, lost]))
+    assert "1.00e+450, 100? | yes | -1.25; unstable (flip)" in table
+    assert "| ?, ? | no | -" in table
+    text = "\n".join(pulse_lines([flip, lost]))
+    for words in (
+        "3 of 4 singular values not converged",
+        "1 of 2 orbits do not close",
+        "closed to 3.0e-12 of their size at most",
+        "counted apart, up to 2 of them",
+        "growth beyond the largest number in pulse 0",
+        "the loss has kinks (relu)",
+        "not surely of the run itself: pulse 0; replayed steps miss",
+    ):
+        assert words in text
+    found = replace(bifurcations, pulse_maps=[*bifurcations.pulse_maps, flip, lost])
+    require_whole(lambda: pulse_figure(found))
+    json.dumps(as_dict(found), allow_nan=False)
+
+
+def test_a_file_of_an_older_version_has_none(bifurcations, tmp_path):
+    path = tmp_path / "found.h5"
+    save_bifurcations(replace(bifurcations, pulse_maps=[]), path)
+    result = resultfile.read(path, "bifurcations", None)
+    old = {name: value for name, value in result.config.items() if name != "pulse_maps"}
+    old["config"] = {name: value for name, value in old["config"].items() if "pulse" not in name}
+    del old["config"]["cycles"]
+    resultfile.write(path, replace(result, config=old))
+    loaded = load_bifurcations(path)
+    assert loaded.pulse_maps == []
+    assert loaded.config == replace(SETTINGS, pulses="none", cycles="none", pulse_modes=3)
 
 
 def test_choices_of_pulses():
