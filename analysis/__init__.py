@@ -8,6 +8,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dlf_dynamics.analysis.instabilities.pulse_map import PulseMap as PulseMap
+    from dlf_dynamics.analysis.instabilities.pulse_map import pulse_map as pulse_map
     from dlf_dynamics.analysis.linalg.eigensolver import Eigenpairs as Eigenpairs
     from dlf_dynamics.analysis.linalg.eigensolver import top_eigenpairs as top_eigenpairs
     from dlf_dynamics.analysis.spectra.curvature import Curvature as Curvature
@@ -37,6 +39,7 @@ _MODULES = {
     "HessianSpectrum": "spectra.eigenvalues",
     "NTKSpectrum": "spectra.ntk",
     "Oscillation": "spectra.events",
+    "PulseMap": "instabilities.pulse_map",
     "Spectrum": "spectra.spectrum",
     "Threshold": "stability.threshold",
     "compute_spectrum": "spectra.spectrum",
@@ -47,6 +50,7 @@ _MODULES = {
     "instability_threshold": "stability.threshold",
     "load_spectrum": "spectra.spectrum",
     "ntk_spectrum": "spectra.ntk",
+    "pulse_map": "instabilities.pulse_map",
     "top_eigenpairs": "linalg.eigensolver",
 }
 
@@ -58,6 +62,7 @@ __all__ = [
     "HessianSpectrum",
     "NTKSpectrum",
     "Oscillation",
+    "PulseMap",
     "Spectrum",
     "Threshold",
     "compute_spectrum",
@@ -68,6 +73,7 @@ __all__ = [
     "instability_threshold",
     "load_spectrum",
     "ntk_spectrum",
+    "pulse_map",
     "top_eigenpairs",
 ]
 

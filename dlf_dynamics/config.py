@@ -324,12 +324,26 @@ class BifurcationConfig:
     diagrams: str = "auto"
     """Steps, separated by commas, at which the loss is frozen for orbit diagrams; auto takes one
     inside the longest oscillation, none leaves them out."""
+    pulses: str = "none"
+    """Pulses a:b, counted from 0 and b not among them, whose maps are computed: how perturbations
+    grow over each, and Floquet multipliers where the orbit closes. auto takes all whole pulses
+    within steps, none leaves them out: they take some 100 times as long as the steps did in
+    training."""
+    cycles: str = "none"
+    """The same for cycles, which are once through all classes; where there is more than one class,
+    only the orbit of a cycle can close."""
+    pulse_modes: int = 3
+    """Singular values and multipliers of each of these maps."""
     seed: int = 0
     """Seed of the random start vectors."""
 
     def __post_init__(self) -> None:
         span_of(self.steps, "steps")
-        _check_counts(self, {"every": 1, "max_matvecs": 4, "horizon": 20})
+        counts = {"every": 1, "max_matvecs": 4, "horizon": 20, "pulse_modes": 1}
+        _check_counts(self, counts)
+        for key in ("pulses", "cycles"):
+            if getattr(self, key) not in ("auto", "none"):
+                _whole_span(getattr(self, key), key)
         if self.tol is not None and not 0 < self.tol < 1:
             raise ConfigError(f"tol is {self.tol}; expected a number between 0 and 1")
         if self.diagrams not in ("auto", "none") and not re.fullmatch(_STEPS, self.diagrams):
@@ -399,6 +413,16 @@ class ImportConfig:
             re.compile(self.ignore or "")
         except re.error as error:
             raise ConfigError(f"ignore is no regular expression: {error}") from error
+
+
+def _whole_span(text: str, key: str) -> None:
+    """Refuses what is no a:b."""
+    try:
+        span_of(text, key)
+    except ConfigError:
+        raise ConfigError(
+            f"{key} is {shown(text)}; expected auto, none, or a:b with a < b"
+        ) from None
 
 
 _STEPS = r"[0-9]{1,18}(,[0-9]{1,18})*"

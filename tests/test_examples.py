@@ -188,3 +188,40 @@ def test_every_example_is_short_and_says_how_it_is_started():
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) < (110 if name == "gpt" else 60)  # its model is its own
         assert f"python docs/examples/{name}.py" in text
+
+
+@SLOW
+def test_the_orbit_of_a_regression_flips_as_its_multiplier_says():
+    example = load("closed_orbit")
+    map_ = example.cycle_map()
+    (before, stable, shrinks), (after, unstable, grows) = example.main(rates=(0.65, 0.7))
+    assert (stable.stability, stable.crossing) == ("stable", "")
+    assert (unstable.stability, unstable.crossing) == ("unstable", "flip")
+    for rate, found, sizes, orbit in zip(
+        (before, after),
+        (stable, unstable),
+        (shrinks, grows),
+        example.orbits(map_, (0.65, 0.7)),
+        strict=True,
+    ):
+        assert found.closed
+        assert found.neutral == 0
+        dense = np.linalg.eigvals(jax.jacfwd(map_)(orbit, rate))
+        largest = dense[np.argmax(np.abs(dense))]
+        np.testing.assert_allclose(found.multipliers[0], largest, rtol=1e-9)
+        np.testing.assert_allclose(sizes[6] / sizes[5], abs(largest), rtol=1e-3)
+    np.testing.assert_allclose(stable.multipliers[0], -0.60266, atol=1e-5)
+    np.testing.assert_allclose(unstable.multipliers[0], -1.78509, atol=1e-5)
+
+
+@SLOW
+def test_beyond_the_flip_a_run_returns_after_two_cycles_and_not_after_one(tmp_path):
+    example = load("closed_orbit")
+    start = np.zeros(9)
+    run = example.record(tmp_path / "run.h5", start, example.AFTER, steps=example.CYCLE * 80)
+    found = example.pulse_map(run, cycle=78)
+    assert not found.closed
+    assert found.multipliers.size == 0
+    params = run.parameters()[[-1, -1 - example.CYCLE, -1 - 2 * example.CYCLE]]
+    assert np.linalg.norm(params[0] - params[1]) > 0.05
+    assert np.linalg.norm(params[0] - params[2]) < 1e-9

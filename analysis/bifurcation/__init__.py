@@ -30,14 +30,18 @@ if TYPE_CHECKING:
         load_bifurcations as load_bifurcations,
     )
     from dlf_dynamics.analysis.instabilities.instability import Instability as Instability
+    from dlf_dynamics.analysis.instabilities.pulse_map import PulseMap as PulseMap
+    from dlf_dynamics.analysis.instabilities.pulse_map import pulse_map as pulse_map
     from dlf_dynamics.analysis.instabilities.training_map import training_map as training_map
     from dlf_dynamics.analysis.instabilities.training_map import training_state as training_state
 
 _OF_RUNS = {
     "Bifurcations": "bifurcations",
     "Instability": "instability",
+    "PulseMap": "pulse_map",
     "compute_bifurcations": "bifurcations",
     "load_bifurcations": "bifurcations",
+    "pulse_map": "pulse_map",
     "training_map": "training_map",
     "training_state": "training_map",
 }
@@ -53,6 +57,7 @@ __all__ = [
     "LyapunovSpectrum",
     "Map",
     "OrbitDiagram",
+    "PulseMap",
     "Rod",
     "SpecialPoint",
     "compute_bifurcations",
@@ -65,6 +70,7 @@ __all__ = [
     "orbit_diagram",
     "period_doublings",
     "plot_branches",
+    "pulse_map",
     "rod_amplitude",
     "switch_branch",
     "training_map",

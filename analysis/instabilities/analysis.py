@@ -28,7 +28,9 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
     the rod equation predict. RUN.h5 is not changed; the results go to RUN.bifurcations.h5, the
     figures to RUN.instabilities.png and RUN.diagrams.png: the
     oscillations of the run, and orbit diagrams with the loss frozen at one step; and the same as
-    SVG. Ctrl-C stops after the current part; --resume goes on from there.
+    SVG. With --pulses or --cycles, the growth of perturbations over each pulse or cycle, and
+    Floquet multipliers where its orbit closes, go there too, and to RUN.pulses.png. Ctrl-C stops
+    after the current part; --resume goes on from there.
 
       dlf-dynamics bifurcations run.h5 --steps 8000:10500
     """
@@ -52,6 +54,8 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
         "crossings": "of the centres, a list of `Crossing`, field by field",
         "instabilities": "a list of `Instability`, field by field, with `lag`, onset less crossing",
         "directions": "a list of `UnstableDirection`, those of each onset, field by field",
+        "pulse_maps": "a list of `PulseMap`, field by field but for `directions`, multipliers as "
+        "pairs of real and imaginary part; empty without --pulses and --cycles",
     }
 
     def result_type(self) -> type[Bifurcations]:
@@ -67,17 +71,22 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
         return compute_bifurcations(run, config, parts=work.parts, progress=work.progress)
 
     def total(self, run: Run, config: BifurcationConfig) -> int:
-        """Steps."""
+        """Steps, and once more those of the pulses whose maps are computed."""
         from dlf_dynamics.analysis.instabilities.bifurcations import span_of_steps
+        from dlf_dynamics.analysis.instabilities.pulse_maps import chosen_pulses, steps_of
 
         start, end = span_of_steps(run, config)
-        return end - start
+        return end - start + steps_of(run, chosen_pulses(run, config))
 
     def lines(self, run: Run | None, found: Bifurcations) -> list[str | Table]:
-        """The instabilities as a table, and what they rest on."""
-        from dlf_dynamics.analysis.instabilities import summary
+        """The instabilities and the maps of pulses as tables, and what they rest on."""
+        from dlf_dynamics.analysis.instabilities import pulse_summary, summary
 
-        return [summary.instabilities_table(found), *summary.closing_lines(found)]
+        tables = [summary.instabilities_table(found)]
+        if found.pulse_maps:
+            tables.append(pulse_summary.pulses_table(found.pulse_maps))
+        lines = [*summary.closing_lines(found), *pulse_summary.pulse_lines(found.pulse_maps)]
+        return [*tables, *lines]
 
     def as_dict(self, found: Bifurcations) -> dict[str, Any]:
         """The instabilities and what they rest on."""
@@ -92,13 +101,16 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
         return BifurcationsDict
 
     def figures(self, run: Run, found: Bifurcations, view: View) -> Iterator[tuple[str, Figure]]:
-        """The oscillations of the run, and diagrams with the loss frozen."""
+        """The oscillations of the run, diagrams with the loss frozen, and the maps of pulses."""
         from dlf_dynamics.analysis.instabilities.plots import diagram_figure, instability_figure
+        from dlf_dynamics.analysis.instabilities.pulse_plots import pulse_figure
 
         if found.instabilities:
             yield "instabilities", instability_figure(found)
         if found.diagrams:
             yield "diagrams", diagram_figure(found)
+        if found.pulse_maps:
+            yield "pulses", pulse_figure(found)
         if not (found.instabilities or found.diagrams):
             say("no figure of instabilities: the run does not oscillate in these steps")
 

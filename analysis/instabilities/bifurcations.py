@@ -31,6 +31,8 @@ from dlf_dynamics.analysis.instabilities.oscillation import (
     looked_further,
 )
 from dlf_dynamics.analysis.instabilities.periods import LAGS
+from dlf_dynamics.analysis.instabilities.pulse_map import PulseMap
+from dlf_dynamics.analysis.instabilities.pulse_maps import chosen_pulses, pulse_maps
 from dlf_dynamics.analysis.instabilities.unstable import UnstableDirection
 from dlf_dynamics.analysis.spectra.curvature import run_threshold
 from dlf_dynamics.analysis.spectra.events import (
@@ -79,6 +81,7 @@ class Bifurcations(Shown):
         diagrams: with the loss frozen at some steps.
         directions: of each instability, those that were unstable at its onset; none in files of
             before version 4.2.
+        pulse_maps: of perturbations, over pulses and then over cycles.
     """
 
     source: Source
@@ -93,6 +96,7 @@ class Bifurcations(Shown):
     instabilities: list[Instability]
     diagrams: list[FrozenDiagram]
     directions: list[UnstableDirection] = dataclasses.field(default_factory=list)
+    pulse_maps: list[PulseMap] = dataclasses.field(default_factory=list)
     told_by = "bifurcations"
     __repr__ = brief
 
@@ -154,6 +158,7 @@ def compute_bifurcations(
         )
     parts = Parts(None) if parts is None else parts
     start, stop = span_of_steps(run, config)
+    chosen = chosen_pulses(run, config)
     replay, length = Replay(run), _piece(run, config)
     solver = _solver(run, config, length // config.every)
     looked_at = _looked_at(start, stop, config.every)
@@ -177,7 +182,9 @@ def compute_bifurcations(
     if not run_threshold(run).reason:
         located = lambda: locate_crossings(replay, solver, motion).looks  # noqa: E731
         motion = parts.get_or_make("located", located, partial(_as_located, motion))
-    return _with_events(run, config, replay, solver, motion, parts)
+    found = _with_events(run, config, replay, solver, motion, parts)
+    after = lambda steps: progress(stop - start + steps)  # noqa: E731
+    return dataclasses.replace(found, pulse_maps=pulse_maps(run, config, chosen, parts, after))
 
 
 def look_at_each_step(
@@ -286,7 +293,8 @@ def _looked_closer(
     if crossings_of(motion, limits) != found.crossings:
         config = dataclasses.replace(found.config, diagrams="none")
         again = _with_events(run, config, replay, solver, motion, Parts(None))
-        return dataclasses.replace(again, config=found.config, diagrams=found.diagrams)
+        kept = {"diagrams": found.diagrams, "pulse_maps": found.pulse_maps}
+        return dataclasses.replace(again, config=found.config, **kept)  # type: ignore[arg-type]
     return dataclasses.replace(
         found, motion=motion, thresholds=limits, note=replay.note, deviation=replay.deviation
     )

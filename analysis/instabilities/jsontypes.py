@@ -23,6 +23,36 @@ class LaggedInstability(Instability):
     lag: int | None  # type: ignore[reportIncompatibleMethodOverride]
 
 
+class PulseMapDict(TypedDict):
+    """The map of a pulse or a cycle, as `PulseMap` has it."""
+
+    kind: Literal["pulse", "cycle"]
+    number: int
+    first_step: int
+    last_step: int
+    class_label: int
+    num_params: int
+    singular_values: list[float | None]
+    decades: list[float | None]
+    residuals: list[float | None]
+    converged: list[bool]
+    parameter_share: list[float | None]
+    closed: bool
+    reason: str
+    distance: float | None
+    tolerance: float
+    multipliers: list[list[float | None]]
+    multiplier_residuals: list[float | None]
+    multiplier_errors: list[float | None]
+    neutral: int
+    stability: Literal["stable", "none found", "unstable", "unknown", ""]
+    crossing: Literal["flip", "+1", "Neimark-Sacker", ""]
+    products: int
+    note: str
+    deviation: float
+    kinks: str
+
+
 class BifurcationsDict(TypedDict):
     """All of it; what the keys are stands in `BifurcationAnalysis.keys`."""
 
@@ -41,3 +71,4 @@ class BifurcationsDict(TypedDict):
     crossings: list[Crossing]
     instabilities: list[LaggedInstability]
     directions: list[UnstableDirection]
+    pulse_maps: list[PulseMapDict]

@@ -1,0 +1,134 @@
+"""What a person or a program reads of the maps of pulses: table, lines, JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from dlf_dynamics.analysis.instabilities.pulse_map import PulseMap
+from dlf_dynamics.analysis.spectra.replay import FAITHFUL
+from dlf_dynamics.analysis.stability.floquet import NEUTRAL
+from dlf_dynamics.errors import counted
+
+_WORDS = {
+    "stable": "stable",
+    "none found": "no unstable found",
+    "unstable": "unstable",
+    "unknown": "not told",
+}
+
+
+def pulse_dict(found: PulseMap) -> dict[str, Any]:
+    """A map, but for its directions, multipliers as pairs of real and imaginary part."""
+    content = {
+        field.name: getattr(found, field.name)
+        for field in dataclasses.fields(found)
+        if field.name not in ("directions", "multipliers")
+    }
+    pairs = [[float(value.real), float(value.imag)] for value in found.multipliers]
+    arrays = {name: part.tolist() for name, part in content.items() if hasattr(part, "tolist")}
+    return content | arrays | {"multipliers": pairs}
+
+
+def pulses_table(maps: Sequence[PulseMap]) -> Table:
+    """One line for each pulse and cycle."""
+    table = Table(
+        title="Growth of perturbations over pulses",
+        caption="growth: largest singular values of the map of the whole state (?: not converged); "
+        "closed: whether the orbit returns; multipliers: Floquet multipliers of closed orbits",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in ("", "steps", "class", "growth", "closed", "multipliers"):
+        table.add_column(heading, justify="right", no_wrap=heading != "growth")
+    for found in maps:
+        table.add_row(
+            f"{found.kind} {found.number}",
+            f"{found.first_step}-{found.last_step - 1}",
+            "-" if found.class_label < 0 else str(found.class_label),
+            ", ".join(map(_growth, found.decades, found.converged)),
+            "yes" if found.closed else "no",
+            _multipliers(found) if found.closed else "-",
+        )
+    return table
+
+
+def _growth(decades: float, converged: bool) -> str:
+    if not np.isfinite(decades):
+        return "0" if decades == -np.inf else "?"
+    whole = int(np.floor(decades))
+    text = (
+        f"{10**decades:.3g}" if -3 <= decades < 4 else f"{10 ** (decades - whole):.2f}e{whole:+d}"
+    )
+    return text + "?" * (not converged)
+
+
+def _multipliers(found: PulseMap) -> str:
+    """The largest modulus, and what is known."""
+    words = _WORDS.get(found.stability, found.stability)
+    words += f" ({found.crossing})" * bool(found.crossing)
+    if not len(found.multipliers):
+        return f"neutral only; {words}"
+    value = found.multipliers[0]
+    real = abs(value.imag) <= 1e-9 * abs(value)
+    shown = f"{value.real:.4g}" if real else f"{value.real:.4g}{value.imag:+.4g}i"
+    return f"{shown}; {words}"
+
+
+def pulse_lines(maps: Sequence[PulseMap]) -> list[str]:
+    """What the table rests on, a line each; none without maps."""
+    if not maps:
+        return []
+    values = [converged for found in maps for converged in found.converged]
+    products = sum(found.products for found in maps)
+    lines = [
+        f"maps of {_of_kinds(maps)}: {counted(products, 'product')} along the replayed steps; "
+        f"{len(values) - sum(values)} of {len(values)} singular values not converged"
+    ]
+    closed = [found for found in maps if found.closed]
+    if len(closed) < len(maps):
+        lines.append(
+            f"{len(maps) - len(closed)} of {len(maps)} orbits do not close, and nothing is said of "
+            f"multipliers: {_reasons(maps)}"
+        )
+    if closed:
+        neutral = max(found.neutral for found in closed)
+        lines.append(
+            f"closed to {max(found.distance for found in closed):.1e} of their size at most; "
+            f"multipliers within {NEUTRAL:g} of +1 are counted apart, up to {neutral} of them"
+        )
+    lost = [found for found in maps if np.any(np.isnan(found.decades))]
+    if lost:
+        lines.append(f"growth beyond the largest number in {_named(lost)}")
+    if maps[0].kinks:
+        lines.append(
+            f"the loss has kinks ({maps[0].kinks}): the maps speak of perturbations so small that "
+            "they flip no gate"
+        )
+    unfaithful = [found for found in maps if found.deviation > FAITHFUL]
+    if unfaithful:
+        lines.append(f"not surely of the run itself: {_named(unfaithful)}; {unfaithful[0].note}")
+    return lines
+
+
+def _of_kinds(maps: Sequence[PulseMap]) -> str:
+    counts = {kind: sum(found.kind == kind for found in maps) for kind in ("pulse", "cycle")}
+    return " and ".join(counted(count, kind) for kind, count in counts.items() if count)
+
+
+def _named(maps: Sequence[PulseMap]) -> str:
+    return ", ".join(f"{found.kind} {found.number}" for found in maps)
+
+
+def _reasons(maps: Sequence[PulseMap]) -> str:
+    """Why orbits do not close, of the one that comes closest."""
+    nearest = min(
+        (found for found in maps if not found.closed),
+        key=lambda found: np.nan_to_num(found.distance, nan=np.inf),
+    )
+    return f"of {nearest.kind} {nearest.number}, {nearest.reason}"
