@@ -333,9 +333,8 @@ def _with_events(
     thresholds = thresholds_of(replay, motion)
     crossings = crossings_of(motion, thresholds)
     unwatched = "" if run.dynamics.batch_size is None else BATCH_NOISE
-    windows = (
-        [] if unwatched else find_oscillations(motion.steps, motion.loss, motion.update_cosine)
-    )
+    told = motion.steps, motion.loss, motion.update_cosine
+    windows = [] if unwatched else find_oscillations(*told)
     found, directions = list[Instability](), list[UnstableDirection]()
     for window in join_crossings(windows, crossings):
         made = parts.get_or_make(
