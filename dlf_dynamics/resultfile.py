@@ -39,7 +39,7 @@ from dlf_dynamics.source import Source
 if TYPE_CHECKING:
     from dlf_dynamics.run import Run
 
-FORMAT = Format("result file", "dlf-dynamics-result", "4.1", "compute it anew")
+FORMAT = Format("result file", "dlf-dynamics-result", "4.2", "compute it anew")
 
 _TEXTS = ("config", "provenance")
 

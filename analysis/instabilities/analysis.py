@@ -28,7 +28,8 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
     the rod equation predict. RUN.h5 is not changed; the results go to RUN.bifurcations.h5, the
     figures to RUN.instabilities.png and RUN.diagrams.png: the
     oscillations of the run, and orbit diagrams with the loss frozen at one step; and the same as
-    SVG. Ctrl-C stops after the current part; --resume goes on from there.
+    SVG. With --plane, curves of bifurcations in two parameters of that loss go there, too, and to
+    RUN.plane.png. Ctrl-C stops after the current part; --resume goes on from there.
 
       dlf-dynamics bifurcations run.h5 --steps 8000:10500
     """
@@ -51,6 +52,8 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
         "instabilities_known": "false for mini-batches, whose noise alone alternates",
         "crossings": "of the centres, a list of `Crossing`, field by field",
         "instabilities": "a list of `Instability`, field by field, with `lag`, onset less crossing",
+        "plane": "a `Plane`, field by field, critical multipliers as pairs of real and imaginary "
+        "part; null without --plane",
     }
 
     def result_type(self) -> type[Bifurcations]:
@@ -74,9 +77,10 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
 
     def lines(self, run: Run | None, found: Bifurcations) -> list[str | Table]:
         """The instabilities as a table, and what they rest on."""
-        from dlf_dynamics.analysis.instabilities import summary
+        from dlf_dynamics.analysis.instabilities import plane_summary, summary
 
-        return [summary.instabilities_table(found), *summary.closing_lines(found)]
+        lines = [*summary.closing_lines(found), *plane_summary.plane_lines(found.plane)]
+        return [summary.instabilities_table(found), *lines]
 
     def as_dict(self, found: Bifurcations) -> dict[str, Any]:
         """The instabilities and what they rest on."""
@@ -92,12 +96,15 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
 
     def figures(self, run: Run, found: Bifurcations, view: View) -> Iterator[tuple[str, Figure]]:
         """The oscillations of the run, and diagrams with the loss frozen."""
+        from dlf_dynamics.analysis.instabilities.plane_plots import plane_figure
         from dlf_dynamics.analysis.instabilities.plots import diagram_figure, instability_figure
 
         if found.instabilities:
             yield "instabilities", instability_figure(found)
         if found.diagrams:
             yield "diagrams", diagram_figure(found)
+        if found.plane is not None and found.plane.curves:
+            yield "plane", plane_figure(found.plane)
         if not (found.instabilities or found.diagrams):
             say("no figure of instabilities: the run does not oscillate in these steps")
 

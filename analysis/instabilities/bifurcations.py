@@ -30,6 +30,7 @@ from dlf_dynamics.analysis.instabilities.oscillation import (
     looked_further,
 )
 from dlf_dynamics.analysis.instabilities.periods import LAGS
+from dlf_dynamics.analysis.instabilities.plane import Plane, plane, require_plane
 from dlf_dynamics.analysis.spectra.curvature import run_threshold
 from dlf_dynamics.analysis.spectra.events import (
     BATCH_NOISE,
@@ -77,6 +78,8 @@ class Bifurcations(Shown):
         crossings: of the threshold at the centres, located.
         instabilities: in the order of steps.
         diagrams: with the loss frozen at some steps.
+        plane: curves of bifurcations in two parameters, with the loss frozen; none if it was not
+            asked for.
     """
 
     source: Source
@@ -90,6 +93,7 @@ class Bifurcations(Shown):
     crossings: list[Crossing]
     instabilities: list[Instability]
     diagrams: list[FrozenDiagram]
+    plane: Plane | None = None
     told_by = "bifurcations"
     __repr__ = brief
 
@@ -149,6 +153,7 @@ def compute_bifurcations(
             "optimizer or that one's state, or imported, or its optimizer wants more than "
             "gradients; its steps cannot be made again, and nothing is known between checkpoints"
         )
+    require_plane(run, config)
     parts = Parts(None) if parts is None else parts
     start, stop = span_of_steps(run, config)
     replay, length = Replay(run), _piece(run, config)
@@ -266,9 +271,10 @@ def _looked_closer(
     """What was found, with the curvature at more steps."""
     limits = thresholds_of(replay, motion)
     if crossings_of(motion, limits) != found.crossings:
-        config = dataclasses.replace(found.config, diagrams="none")
+        config = dataclasses.replace(found.config, diagrams="none", plane="none")
         again = _with_events(run, config, replay, solver, motion, Parts(None))
-        return dataclasses.replace(again, config=found.config, diagrams=found.diagrams)
+        again = dataclasses.replace(again, diagrams=found.diagrams, plane=found.plane)
+        return dataclasses.replace(again, config=found.config)
     return dataclasses.replace(
         found, motion=motion, thresholds=limits, note=replay.note, deviation=replay.deviation
     )
@@ -332,6 +338,7 @@ def _with_events(
         crossings=crossings,
         instabilities=found,
         diagrams=_diagrams(replay, solver, config, found, parts),
+        plane=_plane(replay, config, found, parts),
     )
 
 
@@ -346,20 +353,39 @@ def _diagrams(
     run = replay.run
     if config.diagrams == "none" or run_threshold(run).reason or run.dynamics.adaptive:
         return []
-    if config.diagrams == "auto":
-        # The longest oscillation: in its middle the orbit has had time to settle.
-        longest = max(events, key=lambda event: event.end - event.onset, default=None)
-        steps = [] if longest is None else [(longest.onset + longest.end) // 2]
-    else:
-        steps = [int(step) for step in config.diagrams.split(",")]
-        last = replay.last
-        if max(steps) > last:
-            raise ConfigError(f"diagrams has step {max(steps)}; the run's are 0 to {last}")
     found: list[FrozenDiagram] = []
-    for step in steps:
+    for step in _frozen_steps(replay, config, events):
         make = lambda step=step: encode(_Diagrams(frozen_diagrams(replay, solver, step)))  # noqa: E731
         found += parts.get_or_make(f"diagrams-{step}", make, partial(decode, _Diagrams)).diagrams
     return found
+
+
+def _frozen_steps(
+    replay: Replay, config: BifurcationConfig, events: list[Instability]
+) -> list[int]:
+    """Steps at which the loss is frozen."""
+    if config.diagrams in ("auto", "none"):
+        # The longest oscillation: in its middle the orbit has had time to settle.
+        longest = max(events, key=lambda event: event.end - event.onset, default=None)
+        return [] if longest is None else [(longest.onset + longest.end) // 2]
+    steps = [int(step) for step in config.diagrams.split(",")]
+    if max(steps) > replay.last:
+        raise ConfigError(f"diagrams has step {max(steps)}; the run's are 0 to {replay.last}")
+    return steps
+
+
+def _plane(
+    replay: Replay, config: BifurcationConfig, events: list[Instability], parts: Parts
+) -> Plane | None:
+    """At the first of the steps that have diagrams, or at the last one of the run."""
+    if config.plane == "none":
+        return None
+    step = next(iter(_frozen_steps(replay, config, events)), replay.last)
+    return parts.get_or_make(
+        f"plane-{step}",
+        lambda: encode(plane(replay, config, step)),
+        partial(decode, Plane),
+    )
 
 
 @dataclass(frozen=True)

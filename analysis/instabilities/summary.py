@@ -12,6 +12,7 @@ from rich.table import Table
 from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations
 from dlf_dynamics.analysis.instabilities.instability import NON_SMOOTH, Instability
 from dlf_dynamics.analysis.instabilities.location import not_looked_at
+from dlf_dynamics.analysis.instabilities.plane_summary import plane_dict
 from dlf_dynamics.analysis.spectra.replay import FAITHFUL
 from dlf_dynamics.errors import counted
 from dlf_dynamics.jsontypes import finite
@@ -41,6 +42,7 @@ def as_dict(found: Bifurcations) -> dict[str, Any]:
         "instabilities": [
             dataclasses.asdict(event) | {"lag": event.lag} for event in found.instabilities
         ],
+        "plane": plane_dict(found.plane),
     }
     return finite(content)
 
