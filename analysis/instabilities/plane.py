@@ -243,7 +243,9 @@ def _usual(run: Run, name: str, value: float, step: int) -> tuple[float, float]:
     if name == "amplitude":
         return 1.0, 2 * max(value, 2.0)
     if name == "period" and isinstance(schedule, Triangle):
-        return max(float(step % schedule.pulse_steps), 1.0), 2 * value
+        # A shorter pulse is over at the frozen step, and the loss depends on its period no more.
+        since = step % schedule.pulse_steps
+        return max(min(1.1 * since, (since + value) / 2), 1.0), 2 * value
     if name == "momentum":
         return 0.0, 0.99
     if name == "class_weight":

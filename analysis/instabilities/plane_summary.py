@@ -22,8 +22,9 @@ def plane_lines(plane: Plane | None) -> list[str]:
     found = counted(len(plane.curves), "curve")
     left = f"; {plane.left_out} more not followed" if plane.left_out else ""
     lines = [
-        f"{head}: {found}{left}; at the run's own values the minimum is {fixed} (largest modulus "
-        f"of a multiplier {plane.largest:.6g})"
+        f"{head}: {found}{left}, of the minimum downhill of the run, {plane.distance:.2g} of its "
+        f"parameters' length away, which at the run's own values is {fixed} (largest modulus of a "
+        f"multiplier {plane.largest:.6g})"
     ]
     lines.extend(_line(curve) for curve in plane.curves)
     return lines
