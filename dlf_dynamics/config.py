@@ -334,6 +334,11 @@ class BifurcationConfig:
     only the orbit of a cycle can close."""
     pulse_modes: int = 3
     """Singular values and multipliers of each of these maps."""
+    plane: str = "none"
+    """Two parameters in whose plane curves of bifurcations are followed, the loss being frozen as
+    for the diagrams: learning_rate, amplitude, period, momentum or class_weight, each with a range
+    if you like, such as learning_rate:0.1:2,amplitude. The minimum of the loss must be isolated, as
+    that of a squared error with loss.l2 is, and the network small and smooth."""
     seed: int = 0
     """Seed of the random start vectors."""
 
@@ -344,6 +349,8 @@ class BifurcationConfig:
         for key in ("pulses", "cycles"):
             if getattr(self, key) not in ("auto", "none"):
                 _whole_span(getattr(self, key), key)
+        if self.plane != "none":
+            plane_of(self.plane)
         if self.tol is not None and not 0 < self.tol < 1:
             raise ConfigError(f"tol is {self.tol}; expected a number between 0 and 1")
         if self.diagrams not in ("auto", "none") and not re.fullmatch(_STEPS, self.diagrams):
@@ -423,6 +430,33 @@ def _whole_span(text: str, key: str) -> None:
         raise ConfigError(
             f"{key} is {shown(text)}; expected auto, none, or a:b with a < b"
         ) from None
+
+
+def plane_of(text: str) -> list[tuple[str, tuple[float, float] | None]]:
+    """Names of two parameters with their ranges; none where it is left out.
+
+    Raises:
+        ConfigError: when it is not of that form.
+
+    >>> plane_of("learning_rate:0.1:2,amplitude")
+    [('learning_rate', (0.1, 2.0)), ('amplitude', None)]
+    """
+    found: list[tuple[str, tuple[float, float] | None]] = []
+    for part in text.split(","):
+        name, *ends = part.strip().split(":")
+        try:
+            low, high = map(float, ends) if ends else (0.0, 1.0)
+        except ValueError:
+            low, high = 1.0, 0.0
+        if not (math.isfinite(low) and math.isfinite(high) and low < high) or not name:
+            break
+        found.append((name, (low, high) if ends else None))
+    if len(found) != 2 or len(found) != len(text.split(",")):
+        raise ConfigError(
+            f"plane is {shown(text)}; expected none, or two parameters such as "
+            "learning_rate,amplitude or learning_rate:0.1:2,amplitude:1:100"
+        )
+    return found
 
 
 _STEPS = r"[0-9]{1,18}(,[0-9]{1,18})*"

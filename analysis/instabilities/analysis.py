@@ -29,7 +29,8 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
     figures to RUN.instabilities.png and RUN.diagrams.png: the
     oscillations of the run, and orbit diagrams with the loss frozen at one step; and the same as
     SVG. With --pulses or --cycles, the growth of perturbations over each pulse or cycle, and
-    Floquet multipliers where its orbit closes, go there too, and to RUN.pulses.png. Ctrl-C stops
+    Floquet multipliers where its orbit closes, go there too, and to RUN.pulses.png; with --plane,
+    curves of bifurcations in two parameters of the frozen loss, and to RUN.plane.png. Ctrl-C stops
     after the current part; --resume goes on from there.
 
       dlf-dynamics bifurcations run.h5 --steps 8000:10500
@@ -56,6 +57,8 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
         "directions": "a list of `UnstableDirection`, those of each onset, field by field",
         "pulse_maps": "a list of `PulseMap`, field by field but for `directions`, multipliers as "
         "pairs of real and imaginary part; empty without --pulses and --cycles",
+        "plane": "a `Plane`, field by field, critical multipliers as pairs of real and imaginary "
+        "part; null without --plane",
     }
 
     def result_type(self) -> type[Bifurcations]:
@@ -79,14 +82,14 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
         return end - start + steps_of(run, chosen_pulses(run, config))
 
     def lines(self, run: Run | None, found: Bifurcations) -> list[str | Table]:
-        """The instabilities and the maps of pulses as tables, and what they rest on."""
-        from dlf_dynamics.analysis.instabilities import pulse_summary, summary
+        """The instabilities and the maps of pulses as tables, and what all rests on."""
+        from dlf_dynamics.analysis.instabilities import plane_summary, pulse_summary, summary
 
         tables = [summary.instabilities_table(found)]
         if found.pulse_maps:
             tables.append(pulse_summary.pulses_table(found.pulse_maps))
         lines = [*summary.closing_lines(found), *pulse_summary.pulse_lines(found.pulse_maps)]
-        return [*tables, *lines]
+        return [*tables, *lines, *plane_summary.plane_lines(found.plane)]
 
     def as_dict(self, found: Bifurcations) -> dict[str, Any]:
         """The instabilities and what they rest on."""
@@ -101,7 +104,8 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
         return BifurcationsDict
 
     def figures(self, run: Run, found: Bifurcations, view: View) -> Iterator[tuple[str, Figure]]:
-        """The oscillations of the run, diagrams with the loss frozen, and the maps of pulses."""
+        """The oscillations of the run, diagrams with the loss frozen, maps of pulses, the plane."""
+        from dlf_dynamics.analysis.instabilities.plane_plots import plane_figure
         from dlf_dynamics.analysis.instabilities.plots import diagram_figure, instability_figure
         from dlf_dynamics.analysis.instabilities.pulse_plots import pulse_figure
 
@@ -111,6 +115,8 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
             yield "diagrams", diagram_figure(found)
         if found.pulse_maps:
             yield "pulses", pulse_figure(found)
+        if found.plane is not None and found.plane.curves:
+            yield "plane", plane_figure(found.plane)
         if not (found.instabilities or found.diagrams):
             say("no figure of instabilities: the run does not oscillate in these steps")
 

@@ -31,6 +31,7 @@ from dlf_dynamics.analysis.instabilities.oscillation import (
     looked_further,
 )
 from dlf_dynamics.analysis.instabilities.periods import LAGS
+from dlf_dynamics.analysis.instabilities.plane import Plane, plane, require_plane
 from dlf_dynamics.analysis.instabilities.pulse_map import PulseMap
 from dlf_dynamics.analysis.instabilities.pulse_maps import chosen_pulses, pulse_maps
 from dlf_dynamics.analysis.instabilities.unstable import UnstableDirection
@@ -82,6 +83,8 @@ class Bifurcations(Shown):
         directions: of each instability, those that were unstable at its onset; none in files of
             before version 4.2.
         pulse_maps: of perturbations, over pulses and then over cycles.
+        plane: curves of bifurcations in two parameters, with the loss frozen; none if it was not
+            asked for.
     """
 
     source: Source
@@ -97,6 +100,7 @@ class Bifurcations(Shown):
     diagrams: list[FrozenDiagram]
     directions: list[UnstableDirection] = dataclasses.field(default_factory=list)
     pulse_maps: list[PulseMap] = dataclasses.field(default_factory=list)
+    plane: Plane | None = None
     told_by = "bifurcations"
     __repr__ = brief
 
@@ -156,6 +160,7 @@ def compute_bifurcations(
             "optimizer or that one's state, or imported, or its optimizer wants more than "
             "gradients; its steps cannot be made again, and nothing is known between checkpoints"
         )
+    require_plane(run, config)
     parts = Parts(None) if parts is None else parts
     start, stop = span_of_steps(run, config)
     chosen = chosen_pulses(run, config)
@@ -291,10 +296,11 @@ def _looked_closer(
     """What was found, with the curvature at more steps."""
     limits = thresholds_of(replay, motion)
     if crossings_of(motion, limits) != found.crossings:
-        config = dataclasses.replace(found.config, diagrams="none")
+        config = dataclasses.replace(found.config, diagrams="none", plane="none")
         again = _with_events(run, config, replay, solver, motion, Parts(None))
-        kept = {"diagrams": found.diagrams, "pulse_maps": found.pulse_maps}
-        return dataclasses.replace(again, config=found.config, **kept)  # type: ignore[arg-type]
+        apart = ("config", "diagrams", "pulse_maps", "plane")  # of no crossing
+        kept: dict[str, Any] = {name: getattr(found, name) for name in apart}
+        return dataclasses.replace(again, **kept)
     return dataclasses.replace(
         found, motion=motion, thresholds=limits, note=replay.note, deviation=replay.deviation
     )
@@ -359,6 +365,7 @@ def _with_events(
         instabilities=found,
         diagrams=_diagrams(replay, solver, config, found, parts),
         directions=directions,
+        plane=_plane(replay, config, found, parts),
     )
 
 
@@ -373,20 +380,39 @@ def _diagrams(
     run = replay.run
     if config.diagrams == "none" or run_threshold(run).reason or run.dynamics.adaptive:
         return []
-    if config.diagrams == "auto":
-        # The longest oscillation: in its middle the orbit has had time to settle.
-        longest = max(events, key=lambda event: event.end - event.onset, default=None)
-        steps = [] if longest is None else [(longest.onset + longest.end) // 2]
-    else:
-        steps = [int(step) for step in config.diagrams.split(",")]
-        last = replay.last
-        if max(steps) > last:
-            raise ConfigError(f"diagrams has step {max(steps)}; the run's are 0 to {last}")
     found: list[FrozenDiagram] = []
-    for step in steps:
+    for step in _frozen_steps(replay, config, events):
         make = lambda step=step: encode(_Diagrams(frozen_diagrams(replay, solver, step)))  # noqa: E731
         found += parts.get_or_make(f"diagrams-{step}", make, partial(decode, _Diagrams)).diagrams
     return found
+
+
+def _frozen_steps(
+    replay: Replay, config: BifurcationConfig, events: list[Instability]
+) -> list[int]:
+    """Steps at which the loss is frozen."""
+    if config.diagrams in ("auto", "none"):
+        # The longest oscillation: in its middle the orbit has had time to settle.
+        longest = max(events, key=lambda event: event.end - event.onset, default=None)
+        return [] if longest is None else [(longest.onset + longest.end) // 2]
+    steps = [int(step) for step in config.diagrams.split(",")]
+    if max(steps) > replay.last:
+        raise ConfigError(f"diagrams has step {max(steps)}; the run's are 0 to {replay.last}")
+    return steps
+
+
+def _plane(
+    replay: Replay, config: BifurcationConfig, events: list[Instability], parts: Parts
+) -> Plane | None:
+    """At the first of the steps that have diagrams, or at the last one of the run."""
+    if config.plane == "none":
+        return None
+    step = next(iter(_frozen_steps(replay, config, events)), replay.last)
+    return parts.get_or_make(
+        f"plane-{step}",
+        lambda: encode(plane(replay, config, step)),
+        partial(decode, Plane),
+    )
 
 
 @dataclass(frozen=True)

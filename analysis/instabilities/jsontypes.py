@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal, TypedDict
 
 from dlf_dynamics.analysis.instabilities.instability import Instability
+from dlf_dynamics.analysis.instabilities.plane import PlanePoint
 from dlf_dynamics.analysis.instabilities.unstable import UnstableDirection
 from dlf_dynamics.analysis.spectra.events import Crossing
 from dlf_dynamics.config import BifurcationConfig
@@ -53,6 +54,38 @@ class PulseMapDict(TypedDict):
     kinks: str
 
 
+class PlaneCurveDict(TypedDict):
+    """A curve of bifurcations, as `PlaneCurve` has it."""
+
+    kind: Literal["fold", "flip", "neimark-sacker"]
+    parameters: list[tuple[float, float]]
+    critical: list[tuple[float | None, float | None]]
+    angles: list[float]
+    coefficients: list[float | None]
+    unstable: list[int]
+    residuals: list[float]
+    special: list[PlanePoint]
+    status: str
+    message: str
+
+
+class PlaneDict(TypedDict):
+    """A plane of two parameters, as `Plane` has it."""
+
+    step: int
+    names: list[str]
+    class_label: int
+    ranges: list[tuple[float, float]]
+    actual: tuple[float, float]
+    path_steps: list[int]
+    path: list[tuple[float, float]]
+    reason: str
+    largest: float | None
+    distance: float | None
+    curves: list[PlaneCurveDict]
+    left_out: int
+
+
 class BifurcationsDict(TypedDict):
     """All of it; what the keys are stands in `BifurcationAnalysis.keys`."""
 
@@ -72,3 +105,4 @@ class BifurcationsDict(TypedDict):
     instabilities: list[LaggedInstability]
     directions: list[UnstableDirection]
     pulse_maps: list[PulseMapDict]
+    plane: PlaneDict | None

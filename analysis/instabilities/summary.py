@@ -12,6 +12,7 @@ from rich.table import Table
 from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations
 from dlf_dynamics.analysis.instabilities.instability import NON_SMOOTH, Instability
 from dlf_dynamics.analysis.instabilities.location import not_looked_at
+from dlf_dynamics.analysis.instabilities.plane_summary import plane_dict
 from dlf_dynamics.analysis.instabilities.pulse_summary import pulse_dict
 from dlf_dynamics.analysis.spectra.replay import FAITHFUL
 from dlf_dynamics.errors import counted
@@ -44,6 +45,7 @@ def as_dict(found: Bifurcations) -> dict[str, Any]:
         ],
         "directions": [dataclasses.asdict(direction) for direction in found.directions],
         "pulse_maps": list(map(pulse_dict, found.pulse_maps)),
+        "plane": plane_dict(found.plane),
     }
     return finite(content)
 

@@ -1,5 +1,6 @@
 """Maps, and the training map against the run's own updates."""
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -96,6 +97,51 @@ def test_the_parameter_moves_what_it_is_named_after(small, trained):
         np.testing.assert_allclose(found, theta_after, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("name", ["heavy-ball", "nesterov"])
+def test_two_parameters_together(name, small, trained):
+    run = trained(replace(small, optimizer=OPTIMIZERS[name]))
+    now, following = states(run, 3, 1)
+    step, amplitude = int(now.step), small.schedule.amplitude
+    own = {"learning_rate": 0.1, "momentum": 0.5, "amplitude": amplitude, "period": 20.0}
+    for first, second in itertools.permutations(own, 2):
+        found = training_map(run, step, (first, second))(
+            training_state(now), jnp.array([own[first], own[second]])
+        )
+        expected = training_state(following)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15, err_msg=f"{first} {second}")
+
+
+def test_what_two_parameters_move(small, trained):
+    run = trained(replace(small, optimizer=OPTIMIZERS["heavy-ball"]))
+    (now,) = states(run, 3, 0)
+    schedule, step, state = run.dynamics.schedule, int(now.step), training_state(now)
+    theta, velocity = np.split(np.asarray(state), 2)
+    since, label = step % schedule.pulse_steps, step // schedule.pulse_steps
+    assert 0 < since < 8
+    assert label == 1
+
+    def pulse(amplitude, period):
+        weights = np.ones(3)
+        weights[label] = 1 + 2 * (amplitude - 1) * min(since, period - since) / period
+        return 3 * weights / np.sum(weights)
+
+    def moved(weights, rate, momentum):
+        losses = lambda p: run.problem.criterion(run.problem.outputs(p), run.problem.targets)  # noqa: E731
+        loss = lambda p: jnp.mean(jnp.asarray(weights)[run.problem.targets] * losses(p))  # noqa: E731
+        after = momentum * velocity + jax.grad(loss)(jnp.asarray(theta))
+        return np.concatenate([theta - rate * after, after])
+
+    for names, values, expected in (
+        (("learning_rate", "momentum"), (0.3, 0.8), moved(pulse(10, 20), 0.3, 0.8)),
+        (("momentum", "rate_factor"), (0.8, 3.0), moved(pulse(10, 20), 0.3, 0.8)),
+        (("period", "learning_rate"), (33.5, 0.3), moved(pulse(10, 33.5), 0.3, 0.5)),
+        (("amplitude", "period"), (4.5, 8.5), moved(pulse(4.5, 8.5), 0.1, 0.5)),
+        (("period", "amplitude"), (since / 2, 4.5), moved(np.ones(3), 0.1, 0.5)),
+    ):
+        found = training_map(run, step, names)(state, jnp.array(values))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14, err_msg=str(names))
+
+
 def recorded(path, optimizer, steps=8):
     """A recorded loop on a curve with a valley of curvature 3, and the run that it leaves."""
     problem = Problem(
@@ -172,6 +218,11 @@ def test_a_map_is_iterated_and_is_an_argument_of_compiled_functions():
         ({"optimizer": OptimizerConfig("adam", learning_rate=0.01)}, "time", "adam has no map"),
         ({"batch_size": 5}, "time", "mini-batches: each update is another map"),
         ({"schedule": ScheduleConfig("static")}, "amplitude", "schedule has no amplitude"),
+        ({"schedule": ScheduleConfig("static")}, ("learning_rate", "period"), "has no period"),
+        ({}, "momentum", "the momentum of gd is not known or there is none; expected a run of tr"),
+        ({}, ("time", "amplitude"), "time and amplitude: no two parameters that go together"),
+        ({}, ("learning_rate", "rate_factor"), "no two parameters that go together"),
+        ({}, ("amplitude", "amplitude"), "parameter is 'amplitude' twice; expected two different"),
         ({}, "temperature", "parameter is 'temperature'; expected one of learning_rate, rate_fact"),
     ],
 )
