@@ -6,7 +6,7 @@ from typing import Any
 
 from dlf_dynamics.analysis.bifurcation.continuation import Branch, continue_cycle
 from dlf_dynamics.analysis.bifurcation.maps import Map
-from dlf_dynamics.analysis.bifurcation.normal_forms import switch_branch
+from dlf_dynamics.analysis.bifurcation.switching import switch_branch
 
 
 def period_doublings(
