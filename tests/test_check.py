@@ -65,6 +65,39 @@ def test_bifurcations_writes_results_table_and_figure(unstable, capsys, tmp_path
     assert content["verdict"] == "above"
 
 
+def test_maps_of_pulses_are_told_drawn_exported_and_reported(tmp_path, capsys, require_schema):
+    path = train(tmp_path / "run.h5", "--steps", "70", "--schedule.period", "20")
+    options = ["--every", "20", "--diagrams", "none", "--quiet", "--json"]
+    assert main(["bifurcations", path, *options, "--pulses", "auto", "--cycles", ":"]) == 0
+    captured = capsys.readouterr()
+    content = json.loads(captured.out)
+    require_schema(content, "bifurcations")
+    pulse = 21 if content["pulse_maps"][0]["last_step"] == 21 else 20  # the preset's counting
+    assert [(each["kind"], each["first_step"]) for each in content["pulse_maps"]] == [
+        *[("pulse", number * pulse) for number in range(3)],
+        ("cycle", 0),
+    ]
+    for suffix in ("png", "svg"):
+        assert (tmp_path / f"run.pulses.{suffix}").stat().st_size > 5000
+    # What check needs is there, and what it adds leaves the maps as they are.
+    assert main(["check", path, "--every", "20", "--quiet", "--fail-on-crossing"]) in (0, 1, 4)
+    assert len(bifurcations.load_bifurcations(tmp_path / "run.bifurcations.h5").pulse_maps) == 4
+    assert main(["report", path]) == 0
+    page = (tmp_path / "run.report.html").read_text()
+    assert "Growth of perturbations over pulses" in page
+    assert "growth of perturbations over each cycle, log10" in page
+    assert (
+        main(["export", str(tmp_path / "run.bifurcations.h5"), "-o", str(tmp_path / "c.nc")]) == 0
+    )
+    assert main(["plot", path, "-o", str(tmp_path / "f.png")]) == 0
+    assert (tmp_path / "f.pulses.png").exists()
+    capsys.readouterr()
+    assert main(["bifurcations", path, *options, "--pulses", "3:5"]) == 2
+    told = capsys.readouterr().err
+    assert "pulses is 3:5; the whole ones of" in told
+    assert len(told.splitlines()) == 1
+
+
 def test_plot_draws_a_run_although_the_bifurcations_are_of_another(
     unstable, calm, capsys, tmp_path
 ):

@@ -154,12 +154,7 @@ def compute_bifurcations(
         ConfigError: when no recorded step is asked for.
     """
     config = BifurcationConfig() if config is None else config
-    if not run.own_updates:
-        raise ConfigError(
-            f"{run.path} was recorded of mini-batches that are not known, or without its "
-            "optimizer or that one's state, or imported, or its optimizer wants more than "
-            "gradients; its steps cannot be made again, and nothing is known between checkpoints"
-        )
+    _require_own_updates(run)
     require_plane(run, config)
     parts = Parts(None) if parts is None else parts
     start, stop = span_of_steps(run, config)
@@ -190,6 +185,16 @@ def compute_bifurcations(
     found = _with_events(run, config, replay, solver, motion, parts)
     after = lambda steps: progress(stop - start + steps)  # noqa: E731
     return dataclasses.replace(found, pulse_maps=pulse_maps(run, config, chosen, parts, after))
+
+
+def _require_own_updates(run: Run) -> None:
+    """Raises ConfigError where steps cannot be made again."""
+    if not run.own_updates:
+        raise ConfigError(
+            f"{run.path} was recorded of mini-batches that are not known, or without its "
+            "optimizer or that one's state, or imported, or its optimizer wants more than "
+            "gradients; its steps cannot be made again, and nothing is known between checkpoints"
+        )
 
 
 def look_at_each_step(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Complex, Float
 
 from dlf_dynamics.analysis.instabilities.propagator import Propagator
-from dlf_dynamics.analysis.linalg.graded import top_singular
+from dlf_dynamics.analysis.linalg.graded import SingularTriplets, top_singular
 from dlf_dynamics.analysis.spectra.replay import FAITHFUL, Replay
 from dlf_dynamics.analysis.stability.floquet import Multipliers, leading_multipliers
 from dlf_dynamics.errors import ConfigError
@@ -208,12 +208,7 @@ def pulse_map(
         last_step=stop,
         class_label=-1 if kind == "cycle" else number % pulses.classes,
         num_params=run.num_params,
-        singular_values=_exponential(found.logarithms),
-        decades=found.logarithms / np.log(10),
-        residuals=found.residuals,
-        converged=found.converged,
-        directions=found.right,
-        parameter_share=np.sum(found.right[:, : run.num_params] ** 2, axis=1),
+        **_of_growth(found, run.num_params),
         closed=not closed.reason,
         **closed._asdict(),
         **_of_multipliers(multipliers),
@@ -224,9 +219,18 @@ def pulse_map(
     )
 
 
-def _exponential(logarithms: np.ndarray) -> np.ndarray:
+def _of_growth(found: SingularTriplets, num_params: int) -> dict[str, Any]:
+    """The fields that tell of growth."""
     with np.errstate(over="ignore"):
-        return np.exp(logarithms)
+        values = np.exp(found.logarithms)
+    return {
+        "singular_values": values,
+        "decades": found.logarithms / np.log(10),
+        "residuals": found.residuals,
+        "converged": found.converged,
+        "directions": found.right,
+        "parameter_share": np.sum(found.right[:, :num_params] ** 2, axis=1),
+    }
 
 
 def _of_multipliers(found: Multipliers | None) -> dict[str, Any]:

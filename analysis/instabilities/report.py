@@ -34,17 +34,20 @@ def bifurcation_part(found: Bifurcations, results: Sequence[str | RichTable]) ->
 
     Args:
         found: what was found.
-        results: what a person reads of it; its first table is that of the instabilities.
+        results: what a person reads of it; its tables are that of the instabilities, and that of
+            the maps of pulses if there are any.
     """
     part = told("Instabilities", results)
     events = found.instabilities
     spans = [around(min(e.onset, e.crossed if e.crossed >= 0 else e.onset), e.end) for e in events]
+    of_maps = [around(each.first_step, each.last_step) for each in found.pulse_maps]
+    told_tables = [each for each in results if isinstance(each, RichTable)]
     tables = [
-        table_of(t, spans if t.row_count == len(spans) else ())
-        for t in results
-        if isinstance(t, RichTable)
+        table_of(table, places if table.row_count == len(places) else ())
+        for table, places in zip(told_tables, (spans, of_maps), strict=False)
     ]
     panels = [_projection(found), _sharpness(found)]
+    panels += [_growth(found, kind) for kind in ("pulse", "cycle")]
     for diagram in found.diagrams:
         panels += [_orbits(diagram), _exponents(diagram)]
     return replace(
@@ -114,6 +117,33 @@ def _sharpness(found: Bifurcations) -> Panel:
         series.append(Series("threshold", steps, found.thresholds, COLOURS[5], "line"))
     title = "sharpness at the replayed centres"
     return Panel(title, series, spans_decades(motion.values))
+
+
+def _growth(found: Bifurcations, kind: str) -> Panel:
+    """Singular values of the map of each pulse or cycle, at its middle; hollow where not converged.
+
+    They are logarithms, as they may be beyond the largest number.
+    """
+    maps = [each for each in found.pulse_maps if each.kind == kind]
+    series = []
+    for mode in range(max((len(each.decades) for each in maps), default=0)):
+        for fine in (True, False):
+            chosen = [each for each in maps if each.converged[mode : mode + 1] == [fine]]
+            heights = np.array([each.decades[mode] for each in chosen])
+            if np.any(np.isfinite(heights)):
+                series.append(
+                    Series(
+                        f"singular value {mode + 1}" + ", not converged" * (not fine),
+                        np.array([(each.first_step + each.last_step) / 2 for each in chosen]),
+                        heights,
+                        COLOURS[mode % len(COLOURS)],
+                        "marks",
+                        marker="circle",
+                        filled=fine,
+                        beside={"residual": np.array([each.residuals[mode] for each in chosen])},
+                    )
+                )
+    return Panel(f"growth of perturbations over each {kind}, log10", series)
 
 
 def _name(diagram: FrozenDiagram) -> str:

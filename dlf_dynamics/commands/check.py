@@ -73,10 +73,11 @@ class Check:
         analysis = analysis_named("bifurcations")
         output = analysis.path(self.path)
         found = analysis.known(output, run)
-        # Diagrams have nothing to say here.
-        settings = dataclasses.replace(self.settings, diagrams="none")
+        # Diagrams and maps of pulses have nothing to say here.
+        without = {"diagrams": "none", "pulses": "none", "cycles": "none", "pulse_modes": 3}
+        settings = dataclasses.replace(self.settings, **without)
         how: dict[str, Any] = {"resume": self.resume, "quiet": self.quiet}
-        if found is None or dataclasses.replace(found.config, diagrams="none") != settings:
+        if found is None or dataclasses.replace(found.config, **without) != settings:
             check_writable(output)
             found = computed(analysis, run, settings, output, **how)
             if isinstance(found, int):

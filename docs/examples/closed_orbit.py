@@ -37,8 +37,8 @@ def setup(rate=BEFORE, amplitude=5.0):
     """Points that overlap, so that the loss has a minimum for any class weights."""
     data = load_dataset(DataConfig("blobs", points_per_class=10, noise=1.0))
     weights = ClassWeights(Triangle(CLASSES, amplitude, PULSE))
-    inputs = jnp.asarray(data.inputs, float)
-    problem = Problem(apply, squared_error, inputs, data.labels, example_weights=weights)
+    inputs, labels = jnp.asarray(data.inputs, float), jnp.asarray(data.labels)
+    problem = Problem(apply, squared_error, inputs, labels, example_weights=weights)
     params = {"w": jnp.zeros((2, CLASSES)), "b": jnp.zeros(CLASSES)}
     return problem, optax.sgd(rate), params
 

@@ -33,7 +33,7 @@ from dlf_dynamics.analysis.instabilities.propagator import Propagator
 from dlf_dynamics.analysis.instabilities.pulse_plots import pulse_figure
 from dlf_dynamics.analysis.instabilities.pulse_summary import pulse_lines, pulses_table
 from dlf_dynamics.analysis.instabilities.summary import as_dict
-from dlf_dynamics.analysis.spectra.replay import Replay
+from dlf_dynamics.analysis.spectra.replay import FAITHFUL, Replay
 from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.datasets import check_dataset
 from dlf_dynamics.errors import ConfigError
@@ -282,6 +282,29 @@ def test_an_orbit_that_returns_in_its_parameters_alone_is_not_closed():
     Exact.deviation, Exact.note = 1e-3, "replayed steps miss the checkpoints"
     found = pulse_maps_of._closing(Chain(), pulses, "pulse", Exact(), 1e-6)
     assert found.reason == "not known, as replayed steps miss the checkpoints"
+
+
+def test_a_replay_that_misses_its_checkpoints_tells_no_multipliers(trained, monkeypatch):
+    """As of a run of another machine whose rounding grew."""
+    closed = trained(linear())
+    run = open_run(closed.path)
+    points = run.points
+
+    def elsewhere(checkpoints, chunk):
+        for some in points(checkpoints, chunk):
+            yield [
+                replace(each, params=each.params * (1 + 1e-2 * each.step / 300)) for each in some
+            ]
+
+    monkeypatch.setattr(run, "points", elsewhere)
+    found, exact = pulse_map(run, cycle=18), pulse_map(closed, cycle=18)
+    assert exact.closed
+    assert not found.closed
+    assert found.deviation > FAITHFUL
+    assert "miss the checkpoints" in found.reason
+    assert len(found.multipliers) == 0
+    # The loss is quadratic: growth does not depend on where the states are.
+    np.testing.assert_allclose(found.singular_values, exact.singular_values, rtol=1e-9)
 
 
 def interpolating(**changes):
