@@ -20,6 +20,7 @@ from dlf_dynamics.analysis.bifurcation.cycles import (
     is_stable,
     linearise,
     multipliers_of,
+    require_matrices,
     solve,
 )
 from dlf_dynamics.analysis.bifurcation.detection import crossed, determinant, excess, neutral_count
@@ -116,6 +117,7 @@ def continue_cycle(
     if parameter is None or period is None:
         raise ValueError("a state alone is no start; expected its parameter and period as well")
     _require_range(until, parameter, step, direction)
+    require_matrices(np.shape(guess)[-1:])
     cycle = find_cycle(map_, guess, parameter, period, tol=tol)
     if cycle.least_period != period:
         return _branch([], cycle.points.shape, f"no cycle to start from: {cycle.message}")
