@@ -48,7 +48,7 @@ class Leading(NamedTuple):
         values: the k multipliers of largest modulus that were found; of the neutral ones only those
             that are surely outside the unit circle.
         residuals: ‖Mx - μx‖ for their unit eigenvectors x, from fresh products.
-        neutral: Ritz values within `NEUTRAL` of +1, with residuals up to that, which are not listed.
+        neutral: Ritz values within `NEUTRAL` of +1, with residuals up to that, that are not listed.
         products: that were made.
         outside: whether one was found to be outside the unit circle by more than its error.
         notes: what is to be known of them, in words.
