@@ -9,7 +9,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Complex, Float
 
 from dlf_dynamics.analysis.bifurcation.arclength import Course, Node, Stretch
-from dlf_dynamics.analysis.bifurcation.cycles import Cycle, find_cycle, is_stable, linearise
+from dlf_dynamics.analysis.bifurcation.cycles import (
+    Cycle,
+    find_cycle,
+    is_stable,
+    linearise,
+    require_matrices,
+)
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation
 from dlf_dynamics.analysis.bifurcation.refinement import halves, locate, undone
@@ -111,6 +117,7 @@ def continue_cycle(
     if parameter is None or period is None:
         raise ValueError("a state alone is no start; expected its parameter and period as well")
     _require_range(until, parameter, step, direction)
+    require_matrices(np.shape(guess)[-1:])
     cycle = find_cycle(map_, guess, parameter, period, tol=tol)
     if cycle.least_period != period:
         return _branch([], cycle.points.shape, f"no cycle to start from: {cycle.message}")

@@ -1,4 +1,7 @@
-"""Cycles of a map: Newton's method with multiple shooting, multipliers and the least period."""
+"""Cycles of a map: Newton's method with multiple shooting, multipliers and the least period.
+
+Up to `MAX_UNKNOWNS` components Jacobians are formed; above, `newton_krylov` makes products only.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
-from scipy.linalg import get_lapack_funcs
 
 from dlf_dynamics.analysis.bifurcation.maps import Map
+from dlf_dynamics.analysis.bifurcation.multipliers import leading_multipliers
+from dlf_dynamics.analysis.bifurcation.newton import (
+    Change,
+    Points,
+    least_period,
+    newton,
+    relative_gap,
+    solve,
+)
+from dlf_dynamics.analysis.bifurcation.newton_krylov import Solver
 from dlf_dynamics.reprs import brief
-
-Points = Float[np.ndarray, "period n"]
+from dlf_dynamics.smoothness import kinks
 
 MAX_UNKNOWNS = 2000
 """Components of the largest state whose Jacobian is formed."""
+
+LEADING = 5
+"""Multipliers that are looked for where no Jacobian is formed."""
 
 MARGIN = 1e-10
 """Multipliers within this distance of the unit circle count as being on it."""
@@ -26,17 +40,8 @@ MARGIN = 1e-10
 ROUNDING = 1e-7
 """Of double multipliers: two that are no further apart may be equal."""
 
-_LEAST_DAMPING = 1 / 128
-"""Part of a Newton step below which no decrease of the residual is looked for."""
-
-_SINGULAR = 1e-13
-"""Reciprocal condition number below which a matrix is solved by least squares."""
-
 _SYMMETRIC = 1e-14
 """Difference of a matrix from its transpose, relative to its largest entry, that is rounding."""
-
-NEAR = 1e-2
-"""Points further apart than this part of their size belong to different cycles in any case."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +52,49 @@ class Cycle:
         points: (period, n); the last attempt when not converged.
         parameter: of the map.
         period: p, as asked for; see `least_period`.
-        multipliers: (n,) eigenvalues of the Jacobian of the p-fold map, largest modulus first;
-            NaN where it is not finite.
+        multipliers: eigenvalues of the Jacobian of the p-fold map, largest modulus first: (n,) all
+            of them, or (k,) the leading ones that were found where no Jacobian was formed; NaN
+            where it is not finite.
         residual: largest component of f(x_i) - x_{i+1} by a fresh evaluation, relative to the
             largest of the points.
         converged: whether the residual is below the tolerance.
         least_period: the period of the cycle found, a divisor of `period`; none when not converged.
         message: how the search ended, and what to try when it failed.
+        multiplier_residuals: (k,) residuals of their unit eigenvectors, from fresh products; none
+            where all multipliers were computed from the Jacobian.
+        neutral_found: multipliers within 0.02 of +1 that were found and are not listed, as flat
+            directions have them; there may be many more. None where all were computed.
+        outside: whether a multiplier is outside the unit circle by more than its error; none where
+            that is not known.
+        map_evaluations: evaluations of f that were made; none where Jacobians were formed.
+        jacobian_products: products of a Jacobian of f with a vector, likewise.
     """
 
     points: Points
     parameter: float
     period: int
-    multipliers: Complex[np.ndarray, " n"]
+    multipliers: Complex[np.ndarray, " k"]
     residual: float
     converged: bool
     least_period: int | None
     message: str
+    multiplier_residuals: Float[np.ndarray, " k"] | None = None
+    neutral_found: int | None = None
+    outside: bool | None = None
+    map_evaluations: int | None = None
+    jacobian_products: int | None = None
     __repr__ = brief
 
     @property
-    def stable(self) -> bool:
-        """Whether all multipliers are inside the unit circle; never when not converged."""
-        return self.converged and is_stable(self.multipliers)
+    def stable(self) -> bool | None:
+        """Whether all multipliers are inside the unit circle; never when not converged.
+
+        Where no Jacobian was formed, it is not known (none) unless one is outside: others than
+        those that were found may be outside as well.
+        """
+        if self.multiplier_residuals is None or not self.converged:
+            return self.converged and is_stable(self.multipliers)
+        return False if self.outside else None
 
 
 @np.errstate(all="ignore")  # what overflows is not finite, which is found and told
@@ -81,6 +106,8 @@ def find_cycle(
     *,
     tol: float = 1e-12,
     max_steps: int = 50,
+    matrix_free: bool | None = None,
+    k: int = LEADING,
 ) -> Cycle:
     """Finds a cycle by a damped Newton method with multiple shooting.
 
@@ -88,6 +115,17 @@ def find_cycle(
     and Russell 1995, *Numerical Solution of Boundary Value Problems*, §4.3), of order n. After the
     tolerance is met steps go on for as long as they halve the residual. Where the Newton matrix is
     singular, as with directions in which the map does not move, the shortest step is taken.
+
+    Above `MAX_UNKNOWNS` components no Jacobian is formed. The linear systems are solved by GMRES,
+    slow and unstable modes being deflated, as exactly as the distance from the cycle asks for, and
+    steps end at the tolerance. The leading multipliers come from Arnoldi's method, each with the
+    residual of its eigenvector. One outside the unit circle is told as such where it is so by more
+    than ten times its error to first order, the residual times the condition number of the
+    eigenvalue in the space that was searched. That none is outside is never certain: see
+    `Cycle.stable`.
+
+    Of a map with kinks, such as gradient descent of a network of ReLUs, the message then names
+    them: multipliers are those of the smooth pieces in which the points lie.
 
     Not converging is a result, not an exception: see `Cycle.message`.
 
@@ -100,10 +138,12 @@ def find_cycle(
         tol: for the residual relative to the largest of the points. For a cycle at or close to 0
             it is relative to the guess instead (to its image if it is 0), or to 1 if that is less.
         max_steps: Newton steps at most.
+        matrix_free: whether to do without Jacobians; by default above `MAX_UNKNOWNS` components.
+        k: multipliers that are looked for then.
 
     Raises:
-        ValueError: without float64, for a guess of another shape, a period below 1, or more than
-            `MAX_UNKNOWNS` components.
+        ValueError: without float64, for a guess of another shape, a period below 1, no multipliers
+            to look for, or more than `MAX_UNKNOWNS` components where Jacobians are asked for.
 
     >>> jax.config.update("jax_enable_x64", True)
     >>> logistic = Map(lambda x, r: r * x * (1 - x))
@@ -113,17 +153,24 @@ def find_cycle(
     >>> cycle.stable, cycle.least_period
     (True, 2)
     """
-    guess = linearise(map_, first_points(map_, state, parameter, period), parameter)
-    largest = float(np.max(np.abs(np.asarray(state))) or np.max(np.abs(guess.images)))
-    floor = min(largest, 1.0) if np.isfinite(largest) else 1.0
+    if matrix_free is None:
+        matrix_free = np.shape(state)[-1:] > (MAX_UNKNOWNS,)
+    if k < 1:
+        raise ValueError(f"k is {k}; expected at least 1 multiplier to look for")
+    points = first_points(map_, state, parameter, period, matrix_free=matrix_free)
+    if matrix_free:
+        return _without_matrices(map_, state, points, float(parameter), tol, max_steps, k)
+    guess = linearise(map_, points, parameter)
+    floor = _floor(state, guess.images)
     found = correct(guess, map_, floor, tol, max_steps)
     multipliers = multipliers_of(found.place.condensed().matrix)
     message, least = found.message, None
     if found.converged:
-        least = _least_period(map_, found.place, floor, tol)
+        shorten = lambda place: correct(place, map_, floor, tol, 20)[:2]  # noqa: E731
+        least = least_period(found.place, partial(linearise, map_), shorten, floor, tol)
         on_circle = int(np.sum(np.abs(np.abs(multipliers) - 1) <= MARGIN))
         message += f"; {on_circle} multipliers on the unit circle" if on_circle else ""
-        message += f"; found a cycle of period {least}, not {period}" if least < period else ""
+        message += _shorter(least, period)
     return Cycle(
         points=found.place.points,
         parameter=float(parameter),
@@ -136,10 +183,77 @@ def find_cycle(
     )
 
 
+def _without_matrices(
+    map_: Map,
+    state: Array | np.ndarray,
+    points: Points,
+    parameter: float,
+    tol: float,
+    max_steps: int,
+    k: int,
+) -> Cycle:
+    """The same by products with Jacobians only."""
+    solver = Solver(map_, tol)
+    start = solver.evaluate(points, parameter)
+    floor = solver.floor = _floor(state, start.images)
+    place, converged, message = newton(
+        start, solver.evaluate, solver.propose, floor, tol, max_steps, polish=False
+    )
+    least = None
+    if converged:
+        # Folded points are a shorter cycle, or not one: between both the residual tells.
+        alike = lambda place: (place, True)  # noqa: E731
+        least = least_period(place, solver.evaluate, alike, floor, tol)
+        message += _shorter(least, len(points))
+    kinked = _kinks(map_, points[0], parameter)
+    found = leading_multipliers(solver.product(place), points.shape[1], k)
+    return Cycle(
+        points=place.points,
+        parameter=parameter,
+        period=len(points),
+        multipliers=found.values,
+        residual=place.gap(),
+        converged=converged,
+        least_period=least,
+        message="".join((message, *(f"; {note}" for note in found.notes), kinked)),
+        multiplier_residuals=found.residuals,
+        neutral_found=found.neutral,
+        outside=True if found.outside and not kinked else None,
+        map_evaluations=solver.evaluations,
+        jacobian_products=solver.products,
+    )
+
+
+def _floor(state: Array | np.ndarray, images: Points) -> float:
+    """Least size of the points that residuals are relative to."""
+    largest = float(np.max(np.abs(np.asarray(state))) or np.max(np.abs(images)))
+    return min(largest, 1.0) if np.isfinite(largest) else 1.0
+
+
+def _shorter(least: int, period: int) -> str:
+    return f"; found a cycle of period {least}, not {period}" if least < period else ""
+
+
+def _kinks(map_: Map, point: Float[np.ndarray, " n"], parameter: float) -> str:
+    """What to say of a map with kinks."""
+    found = kinks(lambda x: map_(x, parameter), jnp.asarray(point))
+    if not found:
+        return ""
+    return (
+        f"; the map has kinks ({', '.join(found)}): multipliers tell nothing of a finite "
+        "neighbourhood, and where they jump it is a border collision, without a normal form"
+    )
+
+
 def first_points(
-    map_: Map, state: Array | np.ndarray, parameter: float, period: int
+    map_: Map,
+    state: Array | np.ndarray,
+    parameter: float,
+    period: int,
+    *,
+    matrix_free: bool = False,
 ) -> Float[np.ndarray, "period n"]:
-    """The guess of all points, checked.
+    """The guess of all points, checked, for methods that form Jacobians or do not.
 
     Raises:
         ValueError: as `find_cycle`.
@@ -156,14 +270,24 @@ def first_points(
         raise ValueError(
             f"state has shape {guess.shape}; expected (n,), or ({period}, n) for all points"
         )
-    if guess.shape[-1] > MAX_UNKNOWNS:
-        raise ValueError(
-            f"the state has {guess.shape[-1]} components; Jacobians are formed up to "
-            f"{MAX_UNKNOWNS}: use a smaller model, or iterate the map to find its stable cycles"
-        )
+    if not matrix_free:
+        require_matrices(guess.shape)
     if guess.ndim == 2:
         return guess
     return np.asarray(_orbit(map_, jnp.asarray(guess), jnp.float64(parameter), period))
+
+
+def require_matrices(shape: tuple[int, ...]) -> None:
+    """Refuses states of which no Jacobian is formed.
+
+    Raises:
+        ValueError: for more than `MAX_UNKNOWNS` components.
+    """
+    if shape[-1:] > (MAX_UNKNOWNS,):
+        raise ValueError(
+            f"the state has {shape[-1]} components; Jacobians are formed up to {MAX_UNKNOWNS}: "
+            "use a smaller model, or find_cycle at one parameter, which needs none"
+        )
 
 
 class Condensed(NamedTuple):
@@ -197,9 +321,11 @@ class Linearisation(NamedTuple):
 
     def gap(self, floor: float = 0.0) -> float:
         """The largest gap relative to the largest of the points, or to `floor` if larger."""
-        gap, size = float(np.max(np.abs(self.gaps))), float(np.max(np.abs(self.points)))
-        size = max(size, floor)
-        return 0.0 if gap == 0 else gap / size if size else np.inf
+        return relative_gap(self.points, self.images, floor)
+
+    def merit(self, floor: float) -> float:
+        """What each Newton step is to decrease."""
+        return self.gap(floor)
 
     def condensed(self) -> Condensed:
         """The linearised equations after all points but the first are eliminated."""
@@ -244,25 +370,6 @@ def linearise(map_: Map, points: Points, parameter: float) -> Linearisation:
     return Linearisation(points, float(parameter), *(np.asarray(part) for part in found))
 
 
-def solve(
-    matrix: Float[np.ndarray, "n n"], right: Float[np.ndarray, " n"], least: float = _SINGULAR
-) -> tuple[Float[np.ndarray, " n"], bool]:
-    """The solution, and whether it is the shortest one of least squares of a singular matrix."""
-    if not (np.all(np.isfinite(matrix)) and np.all(np.isfinite(right))):
-        return np.full(len(right), np.nan), False
-    # Large rows are scaled down; small ones are not blown up, so that rounding stays small.
-    rows = np.maximum(np.max(np.abs(matrix), axis=1), 1.0)
-    matrix, right = matrix / rows[:, None], right / rows
-    factor, estimate, back = get_lapack_funcs(("getrf", "gecon", "getrs"), (matrix,))
-    factors, pivots, _ = factor(matrix)
-    condition, _ = estimate(factors, max(np.linalg.norm(matrix, 1), 1.0))
-    if condition > least:
-        return back(factors, pivots, right)[0], False
-    left, values, basis = np.linalg.svd(matrix)
-    kept = values > 10 * least * max(values[0], 1.0)
-    return (basis[kept].T / values[kept]) @ (left[:, kept].T @ right), True
-
-
 def correct(
     place: Linearisation,
     map_: Map,
@@ -283,31 +390,9 @@ def correct(
         row: normal of the hyperplane through the guess, in (weight · x_0, parameter).
         weight: of the states.
     """
-    residual, singular, fades, before, steps = place.gap(floor), False, False, np.inf, 0
-    for steps in range(max_steps + 1):
-        if not np.isfinite(residual) or residual == 0 or steps == max_steps:
-            break
-        change, flat = _newton_change(place.condensed(), row, weight)
-        singular |= flat
-        trial = _damped(map_, place, change, residual, floor)
-        if trial is None or (residual <= tol and trial.gap(floor) > residual / 2):
-            break
-        move = float(np.max(np.abs(trial.points - place.points)))
-        if move > 1e-4 * max(float(np.max(np.abs(trial.points))), floor):
-            # To a cycle of any multiplicity up to 4 steps get shorter by a quarter or more.
-            fades = move > 0.8 * before and trial.gap(floor) > 0.1 * residual
-            before = move
-        place, residual = trial, trial.gap(floor)
-    note = "; the Newton matrix was singular, the cycle may not be isolated" if singular else ""
-    if residual <= tol and not fades:
-        return Corrected(place, True, f"converged in {steps} Newton steps{note}")
-    why = f"after {steps} Newton steps the residual is {residual:.1e}"
-    if not np.isfinite(residual):
-        why = "the map is not finite at the guess"
-    elif residual <= tol:
-        why = "the residual fades but the steps do not shrink, as on the way to infinity"
-    advice = "start closer to the cycle, or follow it from a parameter where it is stable"
-    return Corrected(place, False, f"not converged: {why}{note}; {advice}")
+    evaluate = partial(linearise, map_)
+    propose = partial(_newton_change, row=row, weight=weight)
+    return Corrected(*newton(place, evaluate, propose, floor, tol, max_steps))
 
 
 def multipliers_of(matrix: Float[np.ndarray, "n n"]) -> Complex[np.ndarray, " n"]:
@@ -331,62 +416,19 @@ def is_stable(multipliers: Complex[np.ndarray, " n"]) -> bool:
 
 
 def _newton_change(
-    condensed: Condensed, row: Float[np.ndarray, " n+1"] | None, weight: float
-) -> tuple[Float[np.ndarray, " n+1"], bool]:
-    """Change of the first point and of the parameter, and whether the system was singular."""
+    place: Linearisation, row: Float[np.ndarray, " n+1"] | None, weight: float
+) -> Change:
+    """Changes of all points and of the parameter."""
+    condensed = place.condensed()
     if row is None:
-        change, singular = solve(np.eye(len(condensed.matrix)) - condensed.matrix, condensed.offset)
-        return np.append(change, 0.0), singular
-    right = np.append(weight * condensed.offset, 0.0)
-    change, singular = solve(condensed.bordered(row, weight), right)
-    change[:-1] /= weight
-    return change, singular
-
-
-def _damped(
-    map_: Map,
-    place: Linearisation,
-    change: Float[np.ndarray, " n+1"],
-    residual: float,
-    floor: float,
-) -> Linearisation | None:
-    """The longest of the halved steps that decreases the residual; none when none does."""
-    move, damping = place.spread(change[:-1], change[-1], closing=True), 1.0
-    while damping >= _LEAST_DAMPING:
-        points, parameter = place.points + damping * move, place.parameter + damping * change[-1]
-        trial = linearise(map_, points, parameter)
-        if trial.gap(floor) < residual:
-            return trial
-        damping /= 2
-    return None
-
-
-def _least_period(map_: Map, place: Linearisation, floor: float, tol: float) -> int:
-    """Least divisor of the period whose cycle these points cannot be told from."""
-    period = len(place.points)
-    for divisor in range(1, period):
-        if period % divisor == 0 and _repeats(map_, place, divisor, floor, tol):
-            return divisor
-    return period
-
-
-def _repeats(map_: Map, place: Linearisation, divisor: int, floor: float, tol: float) -> bool:
-    """Whether the points are those of a shorter cycle.
-
-    Beyond a flip the residual rises between the two cycles; at the flip, where they merge, points
-    are found only to about the cube root of rounding, and it does not.
-    """
-    points, value = place.points, place.parameter
-    repeats, size = len(points) // divisor, max(float(np.max(np.abs(points))), floor)
-    folded = points.reshape(repeats, divisor, -1).mean(axis=0)
-    distance = float(np.max(np.abs(points - np.tile(folded, (repeats, 1)))))
-    if distance <= 1e-9 * size or distance > NEAR * size:
-        return distance <= 1e-9 * size
-    shorter = correct(linearise(map_, folded, value), map_, floor, tol, 20)
-    tiled = np.tile(shorter.place.points, (repeats, 1))
-    between = [(1 - t) * tiled + t * points for t in (0.25, 0.5, 0.75)]
-    rise = max(linearise(map_, part, value).gap(floor) for part in between)
-    return shorter.converged and rise <= 10 * tol
+        first, singular = solve(np.eye(len(condensed.matrix)) - condensed.matrix, condensed.offset)
+        change = 0.0
+    else:
+        right = np.append(weight * condensed.offset, 0.0)
+        solution, singular = solve(condensed.bordered(row, weight), right)
+        first, change = solution[:-1] / weight, float(solution[-1])
+    note = "the Newton matrix was singular, the cycle may not be isolated" if singular else ""
+    return Change(place.spread(first, change, closing=True), change, note)
 
 
 @jax.jit

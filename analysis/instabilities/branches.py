@@ -23,8 +23,10 @@ from jaxtyping import Array, Complex, Float, Int
 
 from dlf_dynamics.analysis.bifurcation.cycles import MARGIN, multipliers_of
 from dlf_dynamics.analysis.bifurcation.maps import Map
+from dlf_dynamics.analysis.bifurcation.multipliers import NEUTRAL
 from dlf_dynamics.analysis.bifurcation.rod import Rod, rod_amplitude
 from dlf_dynamics.analysis.devices import in_groups, map_over_devices
+from dlf_dynamics.analysis.linalg.arnoldi import KrylovSpace, random_start
 from dlf_dynamics.analysis.spectra.events import OSCILLATING_COSINE
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.reprs import brief
@@ -41,11 +43,6 @@ kink, the two states change places but for this part of their distance."""
 
 _ALONG = 0.5
 """Least overlap of an orbit with the direction on which it is projected, else it is not drawn."""
-
-NEUTRAL = 2e-2
-"""Distance from +1 within which a multiplier counts as neutral.
-
-The centre drifts, so that slow directions are at +1 only nearly, and on either side of it."""
 
 BEYOND = 1e-3
 """Distance from the unit circle from which on a Ritz value is held to be outside."""
@@ -323,15 +320,21 @@ def _multipliers(product: Partial, dtype: np.dtype, size: int) -> Multipliers:
     if size <= _DENSE:
         matrix = np.asarray(_matrix(product, jnp.eye(size, dtype=dtype)), float)
         return _told(multipliers_of(matrix), np.zeros(size), max(MARGIN, eps**0.5), True)
-    values, residuals, vectors = _arnoldi(product, dtype, size, 10 * eps)
+    inner = lambda vector: np.asarray(product(jnp.asarray(vector, dtype)), float)  # noqa: E731
+    # Neutral multipliers lie together, so that those apart from them are found first.
+    space = KrylovSpace(inner, random_start(size), PRODUCTS, 10 * eps)
+    while not space.full:
+        space.extend()
+    if not space.finite:
+        return Multipliers(complex("nan"), float("nan"), -1, "unknown")
+    values, residuals, _, coefficients = space.ritz()
     # Ritz values that have not converged may be anywhere: those outside leave it open.
     residuals = np.where(residuals <= eps**0.4, residuals, np.inf)
     found = _told(values, residuals, BEYOND, False)
     if not np.isfinite(found.multiplier_residual):
         return found
-    vector = vectors(int(np.argmin(np.abs(values - found.multiplier))))
-    parts = [product(jnp.asarray(part, dtype)) for part in (np.real(vector), np.imag(vector))]
-    image = np.asarray(parts[0], float) + 1j * np.asarray(parts[1], float)
+    vector = coefficients[int(np.argmin(np.abs(values - found.multiplier)))] @ space.basis
+    image = inner(np.real(vector)) + 1j * inner(np.imag(vector))
     fresh = float(np.linalg.norm(image - found.multiplier * vector))
     stability = found.stability if fresh <= 10 * eps**0.4 else "unknown"
     return found._replace(multiplier_residual=fresh, stability=stability)
@@ -361,34 +364,3 @@ def _told(
         return Multipliers(complex("nan"), float("nan"), count, stability)
     largest = int(np.argmax(np.where(shown, sizes, -1.0)))
     return Multipliers(complex(values[largest]), float(residuals[largest]), count, stability)
-
-
-def _arnoldi(
-    product: Partial, dtype: np.dtype, size: int, rounding: float
-) -> tuple[Complex[np.ndarray, " ritz"], Float[np.ndarray, " ritz"], Callable[[int], np.ndarray]]:
-    """Ritz values of a random Krylov space, their residuals by the recurrence, and their vectors.
-
-    Neutral multipliers lie together, so that those apart from them are found first.
-    """
-    count = min(PRODUCTS, size)
-    basis, hessenberg = np.zeros((count + 1, size)), np.zeros((count + 1, count))
-    basis[0] = np.random.default_rng(0).standard_normal(size)
-    basis[0] /= np.linalg.norm(basis[0])
-    for column in range(count):
-        vector = np.asarray(product(jnp.asarray(basis[column], dtype)), float)
-        scale = float(np.linalg.norm(vector))
-        if not np.isfinite(scale):
-            return np.full(1, complex("nan")), np.full(1, np.inf), lambda _: basis[0]
-        for _ in range(2):  # the first sweep leaves rounding of what it subtracts
-            overlaps = basis[: column + 1] @ vector
-            vector = vector - overlaps @ basis[: column + 1]
-            hessenberg[: column + 1, column] += overlaps
-        left = hessenberg[column + 1, column] = np.linalg.norm(vector)
-        if left <= rounding * scale:  # the space is invariant
-            count = column + 1
-            break
-        basis[column + 1] = vector / left
-    values, vectors = np.linalg.eig(hessenberg[:count, :count])
-    vectors = vectors.astype(complex) / np.linalg.norm(vectors, axis=0)
-    residuals = np.abs(hessenberg[count, count - 1] * vectors[-1])
-    return values.astype(complex), residuals, lambda i: vectors[:, i] @ basis[:count]

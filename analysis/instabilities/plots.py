@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dlf_dynamics.analysis.bifurcation.branch_plots import DOWN, MARKERS, UP, name_mark
+from dlf_dynamics.analysis.bifurcation.multipliers import NEUTRAL
 from dlf_dynamics.analysis.headings import legend_below, letter_panels
 from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations
-from dlf_dynamics.analysis.instabilities.branches import NEUTRAL
 from dlf_dynamics.analysis.instabilities.frozen import FrozenDiagram
 from dlf_dynamics.analysis.instabilities.instability import Instability
 from dlf_dynamics.analysis.style import (
