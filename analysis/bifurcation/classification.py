@@ -33,7 +33,7 @@ class Located(NamedTuple):
         tangent: of the branch, in (first point, parameter).
         residual: largest of the cycle's own and of what is left of the test function.
         error: of the parameter, relative to it and to the range.
-        neutral: number of multipliers that are always at 1.
+        neutral: number of multipliers that are at 1, or next to it, all along.
         halved: whether the cycle has shrunk to one of half its period.
     """
 

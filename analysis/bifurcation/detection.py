@@ -39,9 +39,9 @@ def excess(kind: Kind, multipliers: Multipliers, neutral: int = 0) -> Float[np.n
     return np.sort(found[np.argsort(np.abs(found), kind="stable")][neutral:])[::-1]
 
 
-def neutral_count(*several: Multipliers) -> int:
+def neutral_count(*several: Multipliers, within: float = ROUNDING) -> int:
     """Multipliers that stay at 1: directions in which the map does not move at all."""
-    return min(int(np.sum(np.abs(part - 1) < ROUNDING)) for part in several)
+    return min(int(np.sum(np.abs(part - 1) < within)) for part in several)
 
 
 def determinant(kind: Kind, multipliers: Multipliers, neutral: int) -> tuple[float, float]:

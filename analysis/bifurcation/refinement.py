@@ -21,6 +21,7 @@ from dlf_dynamics.analysis.bifurcation.detection import (
     neutral_count,
     watched,
 )
+from dlf_dynamics.analysis.bifurcation.expansion import CLOSE
 from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation
 
 _MOST_LOOKS = 8
@@ -110,7 +111,7 @@ def _located(stretch: Stretch, found: Crossed) -> Located:
         tangent=tangent / np.linalg.norm(tangent),
         residual=max(node.place.gap(course.floor), left) if np.isfinite(error) else np.inf,
         error=error,
-        neutral=neutral,
+        neutral=neutral_count(*(n.multipliers for n in (stretch.now, stretch.after)), within=CLOSE),
         halved=found.kind == "branch point" and _shrunk(stretch, node.place.points),
     )
 

@@ -304,6 +304,16 @@ def test_a_fold_and_a_flip_at_once_are_named():
         assert found.message == "fold-flip: multipliers +1 and -1 at once"
 
 
+@pytest.mark.parametrize("decay", [0.0, 1e-8, 5e-7, 1e-4])
+def test_a_slow_direction_is_no_fold(decay):
+    slow = jnp.float64(1 - decay)
+    step = lambda slow, x, p: jnp.array([-(1 + p) * x[0] + x[0] ** 3, slow * x[1]])  # noqa: E731
+    map_ = Map(jax.tree_util.Partial(step, slow))
+    branch = continue_cycle(map_, np.zeros(2), -0.2, 1, until=(-0.3, 0.3), step=0.1)
+    assert told(branch) == [("PD", "", "supercritical")]
+    assert branch.bifurcations[0].message == ""
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_the_second_flip_of_the_double_well_with_momentum(momentum):
     def step(state, rate):
