@@ -238,9 +238,14 @@ def require_multipliers(found, product, mode):
     for value, one in zip(mine, found.found, strict=True):
         assert np.min(np.abs(values - value)) < 1e-6
         assert one.residual < 1e-5
-    image = product @ mode
+    image, num_params = product @ mode, np.count_nonzero(mode)
+    vectors = np.linalg.eig(product)[1]
+    for value, one in zip(mine, found.found, strict=True):
+        mine_of = vectors[:, np.argmin(np.abs(values - value))][:num_params]
+        overlap = abs(mode[:num_params] @ mine_of) / np.linalg.norm(mine_of)
+        assert one.overlap == pytest.approx(overlap, abs=1e-5)
     assert found.along == pytest.approx(mode @ image, rel=1e-6)
-    assert found.stretch == pytest.approx(np.linalg.norm(image), rel=1e-6)
+    assert found.stretch == pytest.approx(np.linalg.norm(image[:num_params]), rel=1e-6)
 
 
 @pytest.mark.parametrize("step", [BELOW, ABOVE])
