@@ -48,7 +48,7 @@ class ExplanationDict(TypedDict):
         multiplied: number of updates whose Jacobians are multiplied.
         multipliers: of their product, apart from +1.
         along: vᵀJv of that product J and the mode v.
-        stretch: ‖Jv‖.
+        stretch: ‖Jv‖, of its part in the parameters.
         not_told: what could not be told, and why.
         replay: how closely the replayed steps meet the checkpoints.
     """

@@ -33,7 +33,7 @@ class Multiplier:
         imaginary: its imaginary part.
         modulus: its modulus.
         residual: ‖Jx - μx‖ of its unit eigenvector x, from a fresh product.
-        overlap: of x with the mode, |xᵀv|.
+        overlap: of the parameters' part of x, as a unit vector, with the mode.
     """
 
     real: float
@@ -52,7 +52,7 @@ class Multipliers(NamedTuple):
             modulus first, and at last that whose eigenvector overlaps most with the mode.
             Arnoldi's method may miss some.
         along: vᵀJv of the mode v; of a map that is not normal no multiplier.
-        stretch: ‖Jv‖.
+        stretch: ‖Jv‖, of its part in the parameters.
         reason: why there are none; empty where there are.
     """
 
@@ -99,44 +99,44 @@ def multipliers_over(
             return Multipliers(len(points), [], float("nan"), float("nan"), reason)
         # Slow directions move by as much at each update.
         neutral = len(points) * NEUTRAL
-        found = _leading(product, start, float(jnp.finfo(dtype).eps), neutral)
-    along, stretch = float(start @ image), float(np.linalg.norm(image))
+        found = _leading(product, mode, size, float(jnp.finfo(dtype).eps), neutral)
+    along, stretch = float(start @ image), float(np.linalg.norm(image[: len(mode)]))
     reason = "" if found else "none apart from +1 converged"
     return Multipliers(len(points), found, along, stretch, reason)
 
 
 def _leading(
-    product: Any, mode: Float[np.ndarray, " n"], eps: float, neutral: float
+    product: Any, mode: Float[np.ndarray, " params"], size: int, eps: float, neutral: float
 ) -> list[Multiplier]:
     """Converged multipliers apart from +1, by one Arnoldi pass; residuals from fresh products."""
-    values, vectors = _ritz(product, mode, eps)
+    values, vectors = _ritz(product, np.pad(mode, (0, size - len(mode))), eps)
     # Of a conjugate pair one is enough.
     apart = (np.abs(values - 1) > neutral) & (values.imag >= 0)
     order = [int(place) for place in np.argsort(-np.abs(values)) if apart[place]]
-    overlaps = {place: abs(complex(mode @ vectors(place))) for place in order}
-    found: list[Multiplier] = []
-    for place in order:
-        if len(found) < _SHOWN and (one := _checked(product, mode, values, vectors, place, eps)):
-            found.append(one)
+    overlaps = {place: _overlap(mode, vectors(place)) for place in order}
     closest = max(order, key=lambda place: overlaps[place], default=None)
-    if closest is not None:
-        one = _checked(product, mode, values, vectors, closest, eps)
-        if one is not None and one not in found:
-            found.append(one)
+    found: list[Multiplier] = []
+    for place in [*order, *([] if closest is None else [closest])]:
+        if len(found) >= _SHOWN and place != closest:
+            continue
+        value = complex(values[place])
+        residual = _residual(product, value, vectors(place))
+        if residual <= eps**0.4 * max(abs(value), 1.0):
+            one = Multiplier(value.real, value.imag, abs(value), residual, overlaps[place])
+            found += [] if one in found else [one]
     return found
 
 
-def _checked(
-    product: Any, mode: np.ndarray, values: np.ndarray, vectors: Any, place: int, eps: float
-) -> Multiplier | None:
-    """A Ritz value with its residual from fresh products; none where it has not converged."""
-    value, vector = complex(values[place]), vectors(place)
+def _overlap(mode: np.ndarray, vector: np.ndarray) -> float:
+    """What of a vector's part in the parameters is along the mode."""
+    mine = vector[: len(mode)]
+    return float(abs(mode @ mine) / max(float(np.linalg.norm(mine)), np.finfo(float).tiny))
+
+
+def _residual(product: Any, value: complex, vector: np.ndarray) -> float:
+    """‖Jx - μx‖ from fresh products."""
     image = product(vector.real) + 1j * product(vector.imag)
-    residual = float(np.linalg.norm(image - value * vector))
-    if not residual <= eps**0.4 * max(abs(value), 1.0):
-        return None
-    overlap = abs(complex(mode @ vector))
-    return Multiplier(value.real, value.imag, abs(value), residual, overlap)
+    return float(np.linalg.norm(image - value * vector))
 
 
 def _ritz(product: Any, mode: Float[np.ndarray, " n"], eps: float) -> tuple[np.ndarray, Any]:

@@ -161,7 +161,10 @@ def _mode(found: Explanation) -> str:
     if not found.mode.layers:
         return ""
     sure = "" if found.mode.first().converged else ", which did not converge,"
-    layers = _shares([(row.name, row.share) for row in found.mode.layers], "in the ")
+    # Leaves of networks that are not of this package have names of their own.
+    own = all(" of layer " in row.name for row in found.mode.layers)
+    where = "in the " if own else "in "
+    layers = _shares([(row.name, row.share) for row in found.mode.layers], where)
     words = f"The top eigenvector{sure} lies {layers}"
     if found.mode.classes:
         named = [

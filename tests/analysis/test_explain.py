@@ -5,6 +5,8 @@ import shutil
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from dlf_dynamics import (
     DataConfig,
     ModelConfig,
     OptimizerConfig,
+    Run,
     RunConfig,
     ScheduleConfig,
     cli,
@@ -29,7 +32,7 @@ from dlf_dynamics.analysis.explanations.explanation import (
     load_explanations,
     save_explanations,
 )
-from dlf_dynamics.analysis.explanations.mode import count_above
+from dlf_dynamics.analysis.explanations.mode import LayerShare, count_above
 from dlf_dynamics.analysis.explanations.plots import explanation_figure
 from dlf_dynamics.analysis.explanations.surroundings import Event
 from dlf_dynamics.analysis.explanations.words import paragraph
@@ -238,9 +241,14 @@ def require_multipliers(found, product, mode):
     for value, one in zip(mine, found.found, strict=True):
         assert np.min(np.abs(values - value)) < 1e-6
         assert one.residual < 1e-5
-    image = product @ mode
+    image, num_params = product @ mode, np.count_nonzero(mode)
+    vectors = np.linalg.eig(product)[1]
+    for value, one in zip(mine, found.found, strict=True):
+        mine_of = vectors[:, np.argmin(np.abs(values - value))][:num_params]
+        overlap = abs(mode[:num_params] @ mine_of) / np.linalg.norm(mine_of)
+        assert one.overlap == pytest.approx(overlap, abs=1e-5)
     assert found.along == pytest.approx(mode @ image, rel=1e-6)
-    assert found.stretch == pytest.approx(np.linalg.norm(image), rel=1e-6)
+    assert found.stretch == pytest.approx(np.linalg.norm(image[:num_params]), rel=1e-6)
 
 
 @pytest.mark.parametrize("step", [BELOW, ABOVE])
@@ -370,6 +378,19 @@ def test_several_directions_are_counted(told):
     assert "Two directions are surely above the threshold there; there may be more." in paragraph(
         replace(one, mode=open_)
     )
+
+
+def test_parameters_of_other_networks_are_called_by_their_own_names(told):
+    one = told[BELOW]
+    mode = one.mode._replace(layers=[LayerShare("out", 0.9), LayerShare("in/kernel", 0.1)])
+    assert "lies 90 % in out and 10 % in in/kernel;" in paragraph(replace(one, mode=mode))
+    assert " in the weights of layer " in one.paragraph
+
+
+def test_runs_whose_steps_cannot_be_made_again_are_refused_in_one_line():
+    run = SimpleNamespace(own_updates=False, path="own.h5")
+    with pytest.raises(ConfigError, match=r"^own.h5 was recorded of mini-batches.*be explained$"):
+        explain(cast(Run, run), ExplainConfig(step=3))
 
 
 def test_calm_steps_and_steps_without_their_own_oscillation_are_said_to_be_so(told):
