@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 from dlf_dynamics.errors import ConfigError, shown
 from dlf_dynamics.memory import bytes_of
 from dlf_dynamics.ranges import MOST_SEED, MOST_STEPS, violations
+from dlf_dynamics.spans import plane_of, require_whole, span_of
 
 DatasetName = Literal["spiral", "swiss-roll", "blobs", "digits", "mnist", "cifar10", "npz"]
 ModelName = Literal["fully-connected", "convolutional", "myrtle5"]
@@ -185,23 +185,6 @@ class RunConfig:
         return "float64" if self.dtype == "float64" else "float32"
 
 
-def span_of(text: str, key: str) -> tuple[float, float]:
-    """First step and the one after the last of `a:b`; where one is left out, there is no bound.
-
-    Raises:
-        ConfigError: when it is not of that form, or empty.
-
-    >>> span_of("8000:", "steps")
-    (8000, inf)
-    """
-    found = re.fullmatch(r"([0-9]{0,18}):([0-9]{0,18})", text) if isinstance(text, str) else None
-    if found:
-        start, stop = int(found[1] or 0), int(found[2]) if found[2] else math.inf
-        if start < stop:
-            return start, stop
-    raise ConfigError(f"{key} is {shown(text)}; expected a:b with a < b, for example 8000:10500")
-
-
 _SPREAD = ("alignment_checkpoints", "density_checkpoints")
 
 
@@ -348,7 +331,7 @@ class BifurcationConfig:
         _check_counts(self, counts)
         for key in ("pulses", "cycles"):
             if getattr(self, key) not in ("auto", "none"):
-                _whole_span(getattr(self, key), key)
+                require_whole(getattr(self, key), key)
         if self.plane != "none":
             plane_of(self.plane)
         if self.tol is not None and not 0 < self.tol < 1:
@@ -420,43 +403,6 @@ class ImportConfig:
             re.compile(self.ignore or "")
         except re.error as error:
             raise ConfigError(f"ignore is no regular expression: {error}") from error
-
-
-def _whole_span(text: str, key: str) -> None:
-    """Refuses what is no a:b."""
-    try:
-        span_of(text, key)
-    except ConfigError:
-        raise ConfigError(
-            f"{key} is {shown(text)}; expected auto, none, or a:b with a < b"
-        ) from None
-
-
-def plane_of(text: str) -> list[tuple[str, tuple[float, float] | None]]:
-    """Names of two parameters with their ranges; none where it is left out.
-
-    Raises:
-        ConfigError: when it is not of that form.
-
-    >>> plane_of("learning_rate:0.1:2,amplitude")
-    [('learning_rate', (0.1, 2.0)), ('amplitude', None)]
-    """
-    found: list[tuple[str, tuple[float, float] | None]] = []
-    for part in text.split(","):
-        name, *ends = part.strip().split(":")
-        try:
-            low, high = map(float, ends) if ends else (0.0, 1.0)
-        except ValueError:
-            low, high = 1.0, 0.0
-        if not (math.isfinite(low) and math.isfinite(high) and low < high) or not name:
-            break
-        found.append((name, (low, high) if ends else None))
-    if len(found) != 2 or len(found) != len(text.split(",")):
-        raise ConfigError(
-            f"plane is {shown(text)}; expected none, or two parameters such as "
-            "learning_rate,amplitude or learning_rate:0.1:2,amplitude:1:100"
-        )
-    return found
 
 
 _STEPS = r"[0-9]{1,18}(,[0-9]{1,18})*"

@@ -53,7 +53,7 @@ from dlf_dynamics.codec import (
     encode,
     typed,
 )
-from dlf_dynamics.config import BifurcationConfig, SpectrumConfig, span_of
+from dlf_dynamics.config import BifurcationConfig, SpectrumConfig
 from dlf_dynamics.configfile import in_type
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import ContentError
@@ -62,6 +62,7 @@ from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Run
 from dlf_dynamics.shown import Shown
 from dlf_dynamics.source import Source
+from dlf_dynamics.spans import span_of
 
 
 @dataclass(frozen=True)

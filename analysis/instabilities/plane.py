@@ -23,12 +23,13 @@ from dlf_dynamics.analysis.instabilities.training_map import (
     training_map,
 )
 from dlf_dynamics.analysis.spectra.replay import Replay
-from dlf_dynamics.config import BifurcationConfig, plane_of
+from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Run
 from dlf_dynamics.schedules import Triangle
+from dlf_dynamics.spans import plane_of
 
 MOST_CURVES = 4
 """Curves that are followed, those that start closest to the run's own values."""

@@ -8,11 +8,12 @@ from functools import partial
 
 from dlf_dynamics.analysis.instabilities.pulse_map import PulseMap, Pulses, pulse_map, pulses_of
 from dlf_dynamics.codec import Arrays, decode, encode
-from dlf_dynamics.config import BifurcationConfig, span_of
+from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.hdf5 import ContentError
 from dlf_dynamics.parts import Parts
 from dlf_dynamics.run import Run
+from dlf_dynamics.spans import span_of
 
 Chosen = list[tuple[str, int]]
 """Kinds and numbers."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dlf_dynamics.analysis.pipeline import Analysis, View, Work
-from dlf_dynamics.config import SpectrumConfig, span_of
+from dlf_dynamics.config import SpectrumConfig
+from dlf_dynamics.spans import span_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from dlf_dynamics.config import SpectrumConfig, span_of
+from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.run import Checkpoints, Run
+from dlf_dynamics.spans import span_of
 
 
 def select_checkpoints(run: Run, config: SpectrumConfig) -> Checkpoints:

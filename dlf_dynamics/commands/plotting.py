@@ -13,10 +13,10 @@ import tyro
 from dlf_dynamics.commands.figures import FigureFiles, FigureOptions, listed
 from dlf_dynamics.commands.studies import DiagramOptions, is_study
 from dlf_dynamics.commands.terminal import Flattened, ProblemName, say, without
-from dlf_dynamics.config import span_of
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.paper import on_paper
 from dlf_dynamics.registry import ANALYSES
+from dlf_dynamics.spans import span_of
 from dlf_dynamics.startup import open_recorded, require_distinct
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from dlf_dynamics.analysis.instabilities.bifurcations import (
 from dlf_dynamics.analysis.instabilities.plane import plane, require_plane
 from dlf_dynamics.analysis.instabilities.plane_summary import plane_lines
 from dlf_dynamics.analysis.spectra.replay import Replay
-from dlf_dynamics.config import BifurcationConfig, plane_of
+from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.spans import plane_of
 
 STEP = 25
 CONFIG = BifurcationConfig(
