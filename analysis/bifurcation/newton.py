@@ -7,7 +7,7 @@ What a step is, and how it is computed, is the business of those who use it: fro
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -25,6 +25,7 @@ _NEAR = 1e-2
 """Points further apart than this part of their size belong to different cycles in any case."""
 
 
+@runtime_checkable  # for those who check types while they run
 class Place(Protocol):
     """A cycle or a guess of one, with the images of its points."""
 

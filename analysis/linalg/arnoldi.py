@@ -61,7 +61,7 @@ class KrylovSpace:
         return self.exhausted or not self.finite or self.count >= self._most
 
     @property
-    def hessenberg(self) -> Float[np.ndarray, "count+1 count"]:
+    def hessenberg(self) -> Float[np.ndarray, "_rows count"]:
         """The matrix H, with h in its last row."""
         return self._hessenberg[: self.count + 1, : self.count]
 
