@@ -81,13 +81,15 @@ def top_singular(
             found = images.triplets(block)
             returned = _returned(chain, found)
             made += len(new) + block
-            if np.all(_residuals(found, returned)[:k] <= tol) or made + 2 * block > max_products:
+            missed = _missed(found, returned)
+            if np.all(_summed(missed)[:k] <= tol) or made + 2 * block > max_products:
                 break
-            new = _beside(images.space, returned[1])
+            # What those that are found have left is rounding, and no direction to look in.
+            new = _beside(images.space, returned[1][missed > tol / 10])
         checked = _Images(chain)
         checked.widen(images.triplets(k).right)
         found = checked.triplets(k)
-        residuals = _residuals(found, _returned(chain, found))
+        residuals = _summed(_missed(found, _returned(chain, found)))
     except FloatingPointError:
         lost = np.full(k, np.nan)
         return SingularTriplets(
@@ -189,15 +191,20 @@ def _returned(chain: Chain, found: _Ritz) -> tuple[np.ndarray, np.ndarray]:
     return logarithms, rows
 
 
-def _residuals(found: _Ritz, returned: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def _summed(missed: np.ndarray) -> np.ndarray:
+    """Residuals with those of the larger singular values."""
+    return np.sqrt(np.cumsum(missed**2))
+
+
+def _missed(found: _Ritz, returned: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """‖Mᵀu - σv‖/σ of each singular value, without what lies along larger ones."""
     logarithms, rows = returned
     with np.errstate(invalid="ignore", over="ignore"):
         sizes = np.linalg.norm(
             rows * np.exp(logarithms - found.logarithms)[:, None] - found.right, axis=1
         )
     # A value of 0 has no relative residual.
-    sizes = np.where(np.isfinite(sizes), sizes, np.inf)
-    return np.sqrt(np.cumsum(sizes**2))
+    return np.where(np.isfinite(sizes), sizes, np.inf)
 
 
 def _beside(space: np.ndarray, rows: np.ndarray) -> np.ndarray:
