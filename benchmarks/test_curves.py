@@ -69,18 +69,20 @@ def test_a_flip_curve_of_fifty_points(benchmark, tmp_path, capsys):
     line = map_.along(np.array([0.1, amplitude]), 0)
     cycle = find_cycle(line, minimum(run), 0.1, 1)
     assert cycle.converged, cycle.message
-    rate = 0.2 / (1 - np.min(cycle.multipliers.real))  # 2/λ
+    rate = 0.2 / (1 - np.min(np.real(cycle.multipliers)))  # 2/λ
     near = (0.9 * rate, 1.1 * rate)
     branch = continue_cycle(line, cycle.points, near[0], 1, until=near, step=rate / 5)
-    (flip,) = branch.bifurcations
+    flip = branch.bifurcations[0]
+    assert flip.kind == "flip"
     until = (rate / 20, 20 * rate), (1.0, 40 * amplitude)
-    settings = {"until": until, "step": 0.005, "max_points": EACH_WAY}
     start = np.array([flip.parameter, amplitude])
     seconds, curves = [], []
 
     def follow():
         begin = time.perf_counter(), time.process_time()
-        curves.append(continue_curve(map_, flip, start, **settings))
+        curves.append(
+            continue_curve(map_, flip, start, until=until, step=0.005, max_points=EACH_WAY)
+        )
         seconds.append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
 
     benchmark.pedantic(follow, rounds=2)

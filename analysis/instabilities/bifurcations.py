@@ -147,13 +147,7 @@ def compute_bifurcations(
         ConfigError: when no recorded step is asked for.
     """
     config = BifurcationConfig() if config is None else config
-    if not run.own_updates:
-        raise ConfigError(
-            f"{run.path} was recorded of mini-batches that are not known, or without its "
-            "optimizer or that one's state, or imported, or its optimizer wants more than "
-            "gradients; its steps cannot be made again, and nothing is known between checkpoints"
-        )
-    require_plane(run, config)
+    _require(run, config)
     parts = Parts(None) if parts is None else parts
     start, stop = span_of_steps(run, config)
     replay, length = Replay(run), _piece(run, config)
@@ -180,6 +174,17 @@ def compute_bifurcations(
         located = lambda: locate_crossings(replay, solver, motion).looks  # noqa: E731
         motion = parts.get_or_make("located", located, partial(_as_located, motion))
     return _with_events(run, config, replay, solver, motion, parts)
+
+
+def _require(run: Run, config: BifurcationConfig) -> None:
+    """Refuses, before anything is computed, what cannot be had of a run."""
+    if not run.own_updates:
+        raise ConfigError(
+            f"{run.path} was recorded of mini-batches that are not known, or without its "
+            "optimizer or that one's state, or imported, or its optimizer wants more than "
+            "gradients; its steps cannot be made again, and nothing is known between checkpoints"
+        )
+    require_plane(run, config)
 
 
 def look_at_each_step(
