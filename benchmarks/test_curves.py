@@ -24,7 +24,7 @@ from dlf_dynamics.analysis.instabilities.training_map import training_map
 STEP = 100
 EACH_WAY = 25
 MOST_SECONDS = 60
-LARGEST_RATIO = 10
+LARGEST_RATIO = 15
 
 
 @jax.jit
@@ -98,7 +98,8 @@ def test_a_flip_curve_of_fifty_points(benchmark, tmp_path, capsys):
             f"({seconds[0][1]:.0f} s of processor time), {seconds[1][0]:.0f} s again; a point / a "
             f"Jacobian: {ratio:.1f} ({1e3 * statistics.median(one):.0f} ms)"
         )
-    assert seconds[0][0] / count <= MOST_SECONDS / 50
+    # Processor time, which is more than two idle cores take by the clock.
+    assert seconds[0][1] / count <= MOST_SECONDS / 50
     assert ratio <= LARGEST_RATIO
 
 
