@@ -191,7 +191,7 @@ def singularity(map_: Map, kind: CurveKind, place: Place, borders: Borders) -> S
     one = np.vstack([np.zeros((len(matrix), count)), np.eye(count)])
     right, found = np.split(back(factors, pivots, one)[0], [len(matrix)])
     left = back(factors, pivots, one, trans=1)[0][: len(matrix)]
-    size = float(np.max(np.abs(found))) / max(np.linalg.norm(matrix, 1), 1.0)
+    size = float(np.max(np.abs(found))) / max(float(np.linalg.norm(matrix, 1)), 1.0)
     # dG_ij = -left_i · dA right_j; for a pair dA = dJ J + J dJ - 2κ dJ - 2 dκ J.
     lefts, rights = (part.T for part in (left, right))
     if kind != "neimark-sacker":

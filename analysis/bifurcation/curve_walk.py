@@ -120,12 +120,11 @@ class Walk:
                 return None
             if now.residual <= self.tol:
                 return now
-            if row is None:
-                row = np.linalg.svd(now.system)[2][-1]
+            normal = np.linalg.svd(now.system)[2][-1] if row is None else row
             closing = now.place.closing().constant
             values = now.found.values + now.found.gradient.constant
             right = np.concatenate([-closing, -values, [0.0]])
-            change, _ = solve(np.vstack([now.system, row]), right)
+            change, _ = solve(np.vstack([now.system, normal]), right)
             now = self.linearised(self._moved(now.place, change), borders)
         return now if now.residual <= self.tol else None
 
@@ -174,9 +173,10 @@ class Walk:
 
     def between(self, before: Node, after: Node) -> Node:
         """The middle of two points close together."""
-        parts = zip(before.place[:3], after.place[:3], strict=True)
-        points, parameters, cosine = ((one + other) / 2 for one, other in parts)
-        place = placed(self.map_, points, parameters, float(cosine))
+        one, other = before.place, after.place
+        points = (one.points + other.points) / 2
+        parameters = (one.parameters + other.parameters) / 2
+        place = placed(self.map_, points, parameters, (one.cosine + other.cosine) / 2)
         residual = max(place.gap(self.floor), before.residual, after.residual)
         values = multipliers_of(place.jacobian())
         return before._replace(place=place, multipliers=values, residual=residual)

@@ -189,9 +189,11 @@ def _require(
     step: float,
 ) -> CurveKind:
     """The kind of the curve, all that is given being sensible."""
-    kind = bifurcation.kind
-    if kind not in get_args(CurveKind):
-        raise ValueError(f"a {kind} has no curve here; expected a fold, flip or neimark-sacker")
+    kind = next((kind for kind in get_args(CurveKind) if kind == bifurcation.kind), None)
+    if kind is None:
+        raise ValueError(
+            f"a {bifurcation.kind} has no curve here; expected a fold, flip or neimark-sacker"
+        )
     if values.shape != (2,) or len(until) != 2 or len(names) != 2:
         raise ValueError("expected two parameters: two values, two ranges and two names")
     for value, (low, high), name in zip(values, until, names, strict=True):

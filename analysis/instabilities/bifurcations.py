@@ -155,8 +155,7 @@ def compute_bifurcations(
         ConfigError: when no recorded step is asked for.
     """
     config = BifurcationConfig() if config is None else config
-    _require_own_updates(run)
-    require_plane(run, config)
+    _require(run, config)
     parts = Parts(None) if parts is None else parts
     start, stop = span_of_steps(run, config)
     chosen = chosen_pulses(run, config)
@@ -188,14 +187,15 @@ def compute_bifurcations(
     return dataclasses.replace(found, pulse_maps=pulse_maps(run, config, chosen, parts, after))
 
 
-def _require_own_updates(run: Run) -> None:
-    """Raises ConfigError where steps cannot be made again."""
+def _require(run: Run, config: BifurcationConfig) -> None:
+    """Refuses, before anything is computed, what cannot be had of a run."""
     if not run.own_updates:
         raise ConfigError(
             f"{run.path} was recorded of mini-batches that are not known, or without its "
             "optimizer or that one's state, or imported, or its optimizer wants more than "
             "gradients; its steps cannot be made again, and nothing is known between checkpoints"
         )
+    require_plane(run, config)
 
 
 def look_at_each_step(

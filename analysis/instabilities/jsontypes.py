@@ -58,8 +58,8 @@ class PlaneCurveDict(TypedDict):
     """A curve of bifurcations, as `PlaneCurve` has it."""
 
     kind: Literal["fold", "flip", "neimark-sacker"]
-    parameters: list[tuple[float, float]]
-    critical: list[tuple[float | None, float | None]]
+    parameters: list[list[float]]
+    critical: list[list[float | None]]
     angles: list[float]
     coefficients: list[float | None]
     unstable: list[int]
@@ -75,10 +75,10 @@ class PlaneDict(TypedDict):
     step: int
     names: list[str]
     class_label: int
-    ranges: list[tuple[float, float]]
-    actual: tuple[float, float]
+    ranges: list[list[float]]
+    actual: list[float]
     path_steps: list[int]
-    path: list[tuple[float, float]]
+    path: list[list[float]]
     reason: str
     largest: float | None
     distance: float | None

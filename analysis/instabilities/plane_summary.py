@@ -60,7 +60,7 @@ def plane_dict(plane: Plane | None) -> dict[str, Any] | None:
 
 def _curve_dict(curve: PlaneCurve) -> dict[str, Any]:
     fields = {field.name: getattr(curve, field.name) for field in dataclasses.fields(curve)}
-    fields["critical"] = np.column_stack([curve.critical.real, curve.critical.imag])
+    fields["critical"] = np.column_stack([np.real(curve.critical), np.imag(curve.critical)])
     fields["special"] = [dataclasses.asdict(point) for point in curve.special]
     return {name: _listed(value) for name, value in fields.items()}
 

@@ -96,10 +96,13 @@ def _require(run: Run, step: int, names: tuple[str, ...]) -> None:
     for name in names:
         if name not in choices:
             raise ValueError(f"parameter is {name!r}; expected one of {', '.join(choices)}")
-    if len(names) > 2 or (len(names) == 2 and ("time" in names or len({*names} - {*_PACES}) == 0)):
+    together = len(names) == 1 or (
+        len(names) == 2 and "time" not in names and len({*names} - {*_PACES}) > 0
+    )
+    if not together:
         raise ValueError(f"{' and '.join(names)}: no two parameters that go together")
     if len(set(names)) < len(names):
-        raise ValueError(f"parameter is {names[0]!r} twice; expected two different ones")
+        raise ValueError(f"{' and '.join(names)}: expected two different parameters")
     if dynamics.adaptive:
         raise ValueError(
             f"{run.optimizer_name} has no map that stays the same: it changes with the step count "

@@ -222,7 +222,7 @@ def test_a_map_is_iterated_and_is_an_argument_of_compiled_functions():
         ({}, "momentum", "the momentum of gd is not known or there is none; expected a run of tr"),
         ({}, ("time", "amplitude"), "time and amplitude: no two parameters that go together"),
         ({}, ("learning_rate", "rate_factor"), "no two parameters that go together"),
-        ({}, ("amplitude", "amplitude"), "parameter is 'amplitude' twice; expected two different"),
+        ({}, ("amplitude", "amplitude"), "amplitude and amplitude: expected two different"),
         ({}, "temperature", "parameter is 'temperature'; expected one of learning_rate, rate_fact"),
     ],
 )
