@@ -281,7 +281,7 @@ def _looked_closer(
         config = dataclasses.replace(found.config, diagrams="none")
         again = _with_events(run, config, replay, solver, motion, Parts(None))
         kept = {"diagrams": found.diagrams, "pulse_maps": found.pulse_maps}
-        return dataclasses.replace(again, config=found.config, **kept)  # type: ignore[arg-type]
+        return dataclasses.replace(again, config=found.config, **kept)
     return dataclasses.replace(
         found, motion=motion, thresholds=limits, note=replay.note, deviation=replay.deviation
     )
