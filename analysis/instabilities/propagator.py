@@ -41,13 +41,13 @@ class States(NamedTuple):
 
     Attributes:
         first: step of the first row.
-        count: rows that count.
+        filled: rows that count; the others repeat the last.
         params: θ_t.
         optimizer: the optimizer's state as a vector.
     """
 
     first: int
-    count: int
+    filled: int
     params: Float[np.ndarray, "length params"]
     optimizer: Float[np.ndarray, "length state"]
 
@@ -112,7 +112,7 @@ class Propagator:
     def states(self) -> Iterator[Float[np.ndarray, "some n"]]:
         """States before each update, some at a time."""
         for link in map(self._link, range(len(self))):
-            rows = link.params[: link.count], link.optimizer[: link.count]
+            rows = link.params[: link.filled], link.optimizer[: link.filled]
             yield np.asarray(_vectors(self.layout, *rows), float)
 
     def through(self, link: int, vectors: Float[np.ndarray, "b n"]) -> Float[np.ndarray, "b n"]:
@@ -183,7 +183,7 @@ class Propagator:
     def _given(self, link: States) -> States:
         """A link as compiled functions take it."""
         wide = (np.asarray(part, self._dtype) for part in (link.params, link.optimizer))
-        return States(np.int32(link.first), np.int32(link.count), *wide)  # type: ignore[arg-type]
+        return States(np.int32(link.first), np.int32(link.filled), *wide)  # type: ignore[arg-type]
 
     @property
     def _dtype(self) -> str:
@@ -275,9 +275,9 @@ def _carry(
 
         def one(vectors: Array, place: tuple[Array, ...]) -> tuple[Array, None]:
             kept = lambda vectors, _: vectors  # noqa: E731
-            return jax.lax.cond(place[0] < link.count, through, kept, vectors, place), None
+            return jax.lax.cond(place[0] < link.filled, through, kept, vectors, place), None
 
-        places = jnp.arange(len(link.params)), link.params, link.optimizer
+        places: Any = (jnp.arange(len(link.params)), link.params, link.optimizer)
         return jax.lax.scan(one, vectors, places, reverse=transposed)[0]
 
     return map_over_devices(carry, shared)
@@ -313,9 +313,9 @@ def _differences(
         )
         own, apart = jnp.linalg.norm(turned - direction), jnp.linalg.norm(other_turned - turned)
         relative = jnp.where(apart > 0, apart / jnp.where(own > 0, own, 1e-300), 0.0)
-        counts = index < link.count
+        counts = index < link.filled
         return jnp.where(counts, jnp.abs(other - value), 0.0), jnp.where(counts, relative, 0.0)
 
-    places = jnp.arange(len(link.params)), link.params, link.optimizer
+    places: Any = (jnp.arange(len(link.params)), link.params, link.optimizer)
     moved, turned = jax.lax.map(one, places)
     return jnp.max(moved, axis=0), jnp.max(turned)

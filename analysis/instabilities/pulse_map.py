@@ -152,10 +152,10 @@ def pulses_of(run: Run) -> Pulses:
             "are known; expected triangular pulses (schedule.name triangle)"
         )
     start, stop = int(run.checkpoint_steps[0]), Replay(run).last
-    static = schedule.static_from is not None and schedule.static_from <= stop
-    if static:
-        stop = schedule.static_from
-    return Pulses(schedule.pulse_steps, schedule.num_classes, start, stop, static)
+    ones = stop + 1 if schedule.static_from is None else schedule.static_from
+    return Pulses(
+        schedule.pulse_steps, schedule.num_classes, start, min(ones, stop), static=ones <= stop
+    )
 
 
 def pulse_map(

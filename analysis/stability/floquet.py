@@ -85,7 +85,7 @@ class Multipliers(NamedTuple):
         if not len(sizes) or not np.max(np.nan_to_num(sizes, nan=0.0)) > 1 + BEYOND:
             return ""
         place = int(np.nanargmax(sizes))
-        value, error = self.values.tolist()[place], self.errors.tolist()[place]
+        value, error = complex(self.values.item(place)), float(self.errors.item(place))
         if abs(value.imag) > max(error, 1e-12 * abs(value)):
             return "Neimark-Sacker"
         return "flip" if value.real < 0 else "+1"
@@ -118,7 +118,7 @@ _Eigenpairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def _times(matrix: Products, vectors: np.ndarray) -> np.ndarray:
     """Products with complex columns."""
-    parts = matrix.forward(np.vstack([vectors.real.T, vectors.imag.T]))
+    parts = matrix.forward(np.vstack([np.real(vectors).T, np.imag(vectors).T]))
     return (parts[: vectors.shape[1]] + 1j * parts[vectors.shape[1] :]).T
 
 

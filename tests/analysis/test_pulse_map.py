@@ -125,13 +125,13 @@ def test_growth_is_that_of_finite_differences_of_the_whole_replay(rule, small, t
     found = pulse_map(run, 0, 3)
     start, after, _ = made(run, 0, 200)
     assert found.singular_values[0] < 100
+
+    def difference(size, direction):
+        return (after(start + size * direction) - after(start - size * direction)) / (2 * size)
+
     for value, direction in zip(found.singular_values, found.directions, strict=True):
-
-        def difference(size, direction=direction):
-            return (after(start + size * direction) - after(start - size * direction)) / (2 * size)
-
         # Richardson's rule: what is left goes with the fourth power of the size.
-        central = (4 * difference(1e-4) - difference(2e-4)) / 3
+        central = (4 * difference(1e-4, direction) - difference(2e-4, direction)) / 3
         assert float(jnp.linalg.norm(central)) == pytest.approx(value, rel=1e-6)
     image = Propagator(Replay(run), 0, 200).forward(found.directions[:1])[0]
     central = (
