@@ -193,7 +193,7 @@ def _directions(arrays: dict[str, Any], limit: float) -> list[Direction]:
         side = sides(intervals, fine, np.full(len(fine), limit))
         columns = arrays["eigenvalues"][0, place], *intervals.T, arrays["residuals"][0, place]
         found += [
-            Direction(at, *map(float, row), bool(sure), int(where), projection=float("nan"))
+            Direction(at, *map(float, row), bool(sure), int(where), float("nan"))  # type: ignore[reportCallIssue]
             for row, sure, where in zip(zip(*columns, strict=True), fine, side, strict=True)
         ]
     return found

@@ -111,7 +111,7 @@ def _leading(
     """Converged multipliers apart from +1, by one Arnoldi pass; residuals from fresh products."""
     values, vectors = _ritz(product, np.pad(mode, (0, size - len(mode))), eps)
     # Of a conjugate pair one is enough.
-    apart = (np.abs(values - 1) > neutral) & (values.imag >= 0)
+    apart = (np.abs(values - 1) > neutral) & (np.imag(values) >= 0)
     order = [int(place) for place in np.argsort(-np.abs(values)) if apart[place]]
     overlaps = {place: _overlap(mode, vectors(place)) for place in order}
     closest = max(order, key=lambda place: overlaps[place], default=None)
@@ -135,7 +135,7 @@ def _overlap(mode: np.ndarray, vector: np.ndarray) -> float:
 
 def _residual(product: Any, value: complex, vector: np.ndarray) -> float:
     """‖Jx - μx‖ from fresh products."""
-    image = product(vector.real) + 1j * product(vector.imag)
+    image = product(np.real(vector)) + 1j * product(np.imag(vector))
     return float(np.linalg.norm(image - value * vector))
 
 

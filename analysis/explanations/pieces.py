@@ -171,7 +171,8 @@ def _derivatives(
     def objective(params: Array, gates: Array) -> Array:
         if model is None:
             return problem.objective(params, step)
-        apply = lambda vector, inputs: model.apply_piece(  # noqa: E731
+        held_model = model
+        apply = lambda vector, inputs: held_model.apply_piece(  # noqa: E731
             layout.unflatten(vector), inputs, gates
         )
         return replace(problem, apply=apply).objective(params, step)
@@ -231,7 +232,7 @@ def _change(
     if not known:  # a smooth network has one piece, and of others they are not told apart
         shares[2] = curvatures[2] = float("nan")
     secant = float(whole @ move) / length
-    return GradientChange(about, *shares, left, *curvatures, secant)
+    return GradientChange(about, *(*shares, left, *curvatures, secant))
 
 
 def _flips(

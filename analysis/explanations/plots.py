@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -128,7 +129,12 @@ def _mark(ax: Axes, found: Explanation) -> None:
     first, last = found.around.steps[[0, -1]]
     for event in found.events:
         if event.onset <= last and event.end >= first:
-            style = {"color": COLOURS[4], "alpha": 0.15, "lw": 0, "label": "oscillation"}
+            style: dict[str, Any] = {
+                "color": COLOURS[4],
+                "alpha": 0.15,
+                "lw": 0,
+                "label": "oscillation",
+            }
             ax.axvspan(max(event.onset, first), min(event.end, last), **style)
         if first <= event.crossed <= last:
             label = "crossing of the threshold"

@@ -232,7 +232,7 @@ def recorded_oscillations(run: Run) -> list[Oscillation]:
     return find_oscillations(run.steps, run.scalars["loss"], cosine)
 
 
-def _event(found: Instability, cut: tuple[bool, bool]) -> Event:
+def _event(found: Instability, cut: tuple[bool, bool, bool]) -> Event:
     names = ("crossed", "returned", "predicted_lag", "settled")
     sizes = ("amplitude", "flip_amplitude", "rod_amplitude")
     told = {name: getattr(found, name) for name in (*names, *sizes)}
