@@ -16,11 +16,11 @@ from dlf_dynamics.analysis.bifurcation.cycles import (
     Linearisation,
     correct,
     linearise,
-    multipliers_of,
     solve,
 )
 from dlf_dynamics.analysis.bifurcation.detection import Crossed, crossed
 from dlf_dynamics.analysis.bifurcation.maps import Map
+from dlf_dynamics.analysis.bifurcation.multipliers import multipliers_of
 
 _PAUSE = 1e-13
 """Parameter's part of a tangent below which its sign is rounding."""

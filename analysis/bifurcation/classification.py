@@ -120,7 +120,7 @@ def _company(kind: Kind, multipliers: Complex[np.ndarray, " n"], neutral: int) -
         1: int(np.sum(np.abs(multipliers - 1) < CLOSE)) - neutral,
         -1: int(np.sum(np.abs(multipliers + 1) < CLOSE)),
     }
-    pairs = int(np.sum(on_circle & (np.abs(multipliers.imag) > CLOSE)))
+    pairs = int(np.sum(on_circle & (np.abs(np.imag(multipliers)) > CLOSE)))
     if kind == "neimark-sacker":
         also = {"flip": near[-1], "fold": near[1], "another pair": pairs - 1}
         names = " and ".join(name for name, count in also.items() if count > 0)

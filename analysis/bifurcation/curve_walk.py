@@ -27,8 +27,9 @@ from dlf_dynamics.analysis.bifurcation.codimension import (
     expansion,
     is_there,
 )
-from dlf_dynamics.analysis.bifurcation.cycles import multipliers_of, solve
+from dlf_dynamics.analysis.bifurcation.cycles import solve
 from dlf_dynamics.analysis.bifurcation.maps import Map
+from dlf_dynamics.analysis.bifurcation.multipliers import multipliers_of
 
 CurveStatus = Literal[
     "range left", "closed", "resonance", "max points", "step too small", "not converged"

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float
 
 from dlf_dynamics.analysis.bifurcation.maps import Map
-from dlf_dynamics.analysis.bifurcation.multipliers import leading_multipliers
+from dlf_dynamics.analysis.bifurcation.multipliers import leading_multipliers, multipliers_of
 from dlf_dynamics.analysis.bifurcation.newton import (
     Change,
     Points,
@@ -39,9 +39,6 @@ MARGIN = 1e-10
 
 ROUNDING = 1e-7
 """Of double multipliers: two that are no further apart may be equal."""
-
-_SYMMETRIC = 1e-14
-"""Difference of a matrix from its transpose, relative to its largest entry, that is rounding."""
 
 
 @dataclass(frozen=True)
@@ -393,21 +390,6 @@ def correct(
     evaluate = partial(linearise, map_)
     propose = partial(_newton_change, row=row, weight=weight)
     return Corrected(*newton(place, evaluate, propose, floor, tol, max_steps))
-
-
-def multipliers_of(matrix: Float[np.ndarray, "n n"]) -> Complex[np.ndarray, " n"]:
-    """Eigenvalues, largest modulus first; NaN for a matrix that is not finite.
-
-    A matrix that is symmetric but for rounding, as that of gradient descent, takes a third of the
-    time and has no imaginary parts.
-    """
-    if not np.all(np.isfinite(matrix)):
-        return np.full(len(matrix), complex(np.nan, np.nan))
-    rounding = _SYMMETRIC * np.max(np.abs(matrix), initial=0)
-    symmetric = np.all(np.abs(matrix - matrix.T) <= rounding)
-    solver = np.linalg.eigvalsh if symmetric else np.linalg.eigvals
-    values = solver(matrix).astype(complex)
-    return values[np.lexsort((-np.imag(values), -np.abs(values)))]
 
 
 def is_stable(multipliers: Complex[np.ndarray, " n"]) -> bool:

@@ -87,7 +87,7 @@ class Subspace(NamedTuple):
         """Preconditions vectors, one or a row each: in the subspace 1 - M becomes nearly 1."""
         parts = vectors @ self.basis.T
         inverse = scipy.linalg.pinv(np.eye(len(self.matrix)) - self.matrix, rtol=_CLOSEST)
-        return vectors + (parts @ inverse.T - parts) @ self.basis
+        return vectors + (parts @ np.transpose(inverse) - parts) @ self.basis
 
 
 class Solution(NamedTuple):

@@ -8,9 +8,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Complex, Float
 
-from dlf_dynamics.analysis.bifurcation.cycles import multipliers_of
-from dlf_dynamics.analysis.bifurcation.expansion import CLOSE, DEGENERATE, Expansion, Vector
+from dlf_dynamics.analysis.bifurcation.expansion import (
+    CLOSE,
+    DEGENERATE,
+    Eigenspace,
+    Expansion,
+    Vector,
+)
 from dlf_dynamics.analysis.bifurcation.maps import Map
+from dlf_dynamics.analysis.bifurcation.multipliers import multipliers_of
 from dlf_dynamics.reprs import brief
 
 Kind = Literal["fold", "flip", "neimark-sacker", "branch point"]

@@ -152,6 +152,11 @@ def _gates(
     return jax.lax.map(of, points)
 
 
+def _piece(model: Model, layout: Layout, gates: Array, vector: Array, inputs: Array) -> Array:
+    """The outputs of the network with its gates held."""
+    return model.apply_piece(layout.unflatten(vector), inputs, gates)
+
+
 @partial(jax.jit, static_argnames=("model", "layout"))
 def _derivatives(
     problem: Problem,
@@ -171,11 +176,8 @@ def _derivatives(
     def objective(params: Array, gates: Array) -> Array:
         if model is None:
             return problem.objective(params, step)
-        held_model = model
-        apply = lambda vector, inputs: held_model.apply_piece(  # noqa: E731
-            layout.unflatten(vector), inputs, gates
-        )
-        return replace(problem, apply=apply).objective(params, step)
+        piece = partial(_piece, model, layout, gates)
+        return replace(problem, apply=piece).objective(params, step)
 
     slope = jax.grad(objective)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -14,8 +14,15 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dlf_dynamics import resultfile
+from dlf_dynamics.analysis.instabilities.finished_parts import (
+    Described,
+    as_described,
+    as_located,
+    as_piece,
+    with_deviation,
+)
 from dlf_dynamics.analysis.instabilities.frozen import FrozenDiagram, frozen_diagrams
-from dlf_dynamics.analysis.instabilities.instability import Instability, describe
+from dlf_dynamics.analysis.instabilities.instability import Instability
 from dlf_dynamics.analysis.instabilities.location import (
     crossings_of,
     locate_crossings,
@@ -30,7 +37,6 @@ from dlf_dynamics.analysis.instabilities.oscillation import (
     joined,
     looked_further,
 )
-from dlf_dynamics.analysis.instabilities.periods import LAGS
 from dlf_dynamics.analysis.instabilities.plane import Plane, plane, require_plane
 from dlf_dynamics.analysis.instabilities.pulse_map import PulseMap
 from dlf_dynamics.analysis.instabilities.pulse_maps import chosen_pulses, pulse_maps
@@ -39,7 +45,6 @@ from dlf_dynamics.analysis.spectra.curvature import run_threshold
 from dlf_dynamics.analysis.spectra.events import (
     BATCH_NOISE,
     Crossing,
-    Oscillation,
     find_oscillations,
     join_crossings,
     sides,
@@ -48,15 +53,11 @@ from dlf_dynamics.analysis.spectra.replay import Replay
 from dlf_dynamics.analysis.spectra.solver import Solver
 from dlf_dynamics.codec import (
     Arrays,
-    Record,
     decode,
     encode,
-    typed,
 )
 from dlf_dynamics.config import BifurcationConfig, SpectrumConfig
-from dlf_dynamics.configfile import in_type
 from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.hdf5 import ContentError
 from dlf_dynamics.parts import Parts
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Run
@@ -173,7 +174,7 @@ def compute_bifurcations(
             made = follow(replay, solver, first, last, inside)
             return made._asdict() | {"deviation": replay.deviation}
 
-        parse = partial(_as_piece, np.arange(first, last), np.array(inside), solver.size)
+        parse = partial(as_piece, np.arange(first, last), np.array(inside), solver.size)
         made, deviation = parts.get_or_make(f"motion-{first}", piece, parse)
         replay.deviation = max(replay.deviation, deviation)
         pieces.append(made)
@@ -181,7 +182,7 @@ def compute_bifurcations(
     motion = joined(pieces)
     if not run_threshold(run).reason:
         located = lambda: locate_crossings(replay, solver, motion).looks  # noqa: E731
-        motion = parts.get_or_make("located", located, partial(_as_located, motion))
+        motion = parts.get_or_make("located", located, partial(as_located, motion))
     found = _with_events(run, config, replay, solver, motion, parts)
     after = lambda steps: progress(stop - start + steps)  # noqa: E731
     return dataclasses.replace(found, pulse_maps=pulse_maps(run, config, chosen, parts, after))
@@ -229,7 +230,7 @@ def look_at_each_step(
             return made._asdict() | {"deviation": replay.deviation}
 
         lengths = {"looked": len(steps), "params": 0}
-        parse = partial(_with_deviation, Curvatures, lengths)
+        parse = partial(with_deviation, Curvatures, lengths)
         looks, deviation = parts.get_or_make(f"each-{first}", piece, parse)
         replay.deviation = max(replay.deviation, deviation)
         motion = looked_further(motion, steps, looks)
@@ -239,61 +240,6 @@ def look_at_each_step(
         if np.any(sides(motion.intervals, motion.converged, limits) > 0):
             break
     return _looked_closer(run, found, replay, solver, motion)
-
-
-def _with_deviation(
-    kind: type[Record], lengths: Mapping[str, int], arrays: Arrays
-) -> tuple[Record, float]:
-    """A record of what was looked at, and by how much the replay missed a checkpoint."""
-    fields = {name: array for name, array in arrays.items() if name != "deviation"}
-    return typed(kind, fields, lengths), in_type(
-        np.asarray(arrays["deviation"]).item(), float, "deviation"
-    )
-
-
-def _as_piece(
-    steps: np.ndarray, looked_at: np.ndarray, size: int, arrays: Arrays
-) -> tuple[Motion, float]:
-    """The motion at these steps, looked at at some; raises where the arrays are not that."""
-    lengths = {"params": size, "followed": len(looked_at), "lags": len(LAGS)}
-    found, deviation = _with_deviation(Motion, lengths, arrays)
-    if not (np.array_equal(found.steps, steps) and np.array_equal(found.looked_at, looked_at)):
-        raise ContentError("it is of other steps")
-    return found, deviation
-
-
-def _as_located(motion: Motion, arrays: Arrays) -> Motion:
-    """The motion, looked at at more steps; raises where the arrays are not that."""
-    if set(arrays) != set(motion.looks):
-        raise ContentError(f"it has {', '.join(arrays)}; expected {', '.join(motion.looks)}")
-    found = typed(Motion, motion._asdict() | arrays)
-    looked_at = set(found.looked_at.tolist())
-    if not set(motion.looked_at.tolist()) <= looked_at <= set(motion.steps.tolist()):
-        raise ContentError("it is of other steps")
-    return found
-
-
-@dataclass(frozen=True)
-class _Described:
-    """The instability of one window with its directions, as a record."""
-
-    instability: list[Instability]
-    directions: list[UnstableDirection]
-
-    @classmethod
-    def of(cls, replay: Replay, *given: Any) -> _Described:
-        """What `describe` makes of these."""
-        instability, directions = describe(replay, *given)
-        return cls([instability], directions)
-
-
-def _as_described(window: Oscillation, arrays: Arrays) -> _Described:
-    """What is known of a window; raises where the arrays are not that."""
-    described = decode(_Described, arrays)
-    (found,) = described.instability
-    if (found.onset, found.end) != (window.onset, window.end):
-        raise ContentError("it is of another oscillation")
-    return described
 
 
 def _looked_closer(
@@ -352,9 +298,9 @@ def _with_events(
         made = parts.get_or_make(
             f"instability-{window.onset}",
             lambda window=window: encode(
-                _Described.of(replay, solver, config, motion, window, crossings)
+                Described.of(replay, solver, config, motion, window, crossings)
             ),
-            partial(_as_described, window),
+            partial(as_described, window),
         )
         found += made.instability
         directions += made.directions

@@ -21,9 +21,9 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Complex, Float, Int
 
-from dlf_dynamics.analysis.bifurcation.cycles import MARGIN, multipliers_of
+from dlf_dynamics.analysis.bifurcation.cycles import MARGIN
 from dlf_dynamics.analysis.bifurcation.maps import Map
-from dlf_dynamics.analysis.bifurcation.multipliers import NEUTRAL
+from dlf_dynamics.analysis.bifurcation.multipliers import NEUTRAL, multipliers_of
 from dlf_dynamics.analysis.bifurcation.rod import Rod, rod_amplitude
 from dlf_dynamics.analysis.devices import in_groups, map_over_devices
 from dlf_dynamics.analysis.linalg.arnoldi import KrylovSpace, random_start

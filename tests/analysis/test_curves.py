@@ -13,7 +13,7 @@ from dlf_dynamics.analysis.bifurcation.continuation import continue_cycle
 from dlf_dynamics.analysis.bifurcation.curves import continue_curve
 from dlf_dynamics.analysis.bifurcation.cycles import MAX_UNKNOWNS, find_cycle
 from dlf_dynamics.analysis.bifurcation.maps import Map
-from dlf_dynamics.analysis.bifurcation.normal_forms import switch_branch
+from dlf_dynamics.analysis.bifurcation.switching import switch_branch
 
 MOST_TERMS, MOST_FACTORS = 6, 5
 
