@@ -256,15 +256,15 @@ def _of_updates(
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
     """Pieces and multipliers of the updates from the step on, and why something is not told."""
-    run, precise = replay.run, solver.precise
+    run = replay.run
     missing = _why_not(run, solver, mode)
     pieces, multipliers = NO_PIECES, NO_MULTIPLIERS
     if not missing:
-        after = np.arange(step, step + 1 + _updates(period, replay.last - step))
-        points = list(replay.points(after))
+        stop = step + _updates(period, replay.last - step)
+        points = list(replay.points(np.arange(step, stop + 1)))
         pieces = _kept(parts, f"pieces-{step}", Pieces, lambda: _pieces(run, solver, mode, points))
         progress(3)
-        made = partial(multipliers_over, run, points[:-1], unit(mode), precise=precise)
+        made = partial(multipliers_over, replay, step, stop, unit(mode))
         multipliers = _kept(parts, f"multipliers-{step}", Multipliers, made)
         missing = _left_out(run, multipliers)
     return {"pieces": pieces, "multipliers": multipliers, "not_told": tuple(missing)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from math import prod
@@ -57,7 +58,8 @@ class Propagator:
 
     J_t is the derivative of update t of the whole state, at the state that the replay has there:
     parameters and then what moves of the optimizer's state, such as a velocity or Adam's two means,
-    all in float64 where the model can. Counts and hyperparameters are not perturbed.
+    all in float64 where the model can. Counts and hyperparameters are not perturbed; where numbers
+    are rounded to fewer digits after each update that is left out, as it has no derivative.
 
     Args:
         replay: of a full-batch run.
@@ -79,7 +81,8 @@ class Propagator:
         self._wide = Wide(run, needed=computes_in_float64(run, Curvature()))
         with self._wide.enabled():
             dtype = "float64" if self._wide.needed else run.dtype
-            self.layout = self._wide.dynamics.state_layout(jnp.zeros(run.num_params, dtype))
+            self._dynamics = replace(self._wide.dynamics, precision=None)
+            self.layout = self._dynamics.state_layout(jnp.zeros(run.num_params, dtype))
         (self._before,) = replay.points(np.array([first]))
         (self._after,) = replay.points(np.array([stop]))
         self.start, self.end = self.vector(self._before), self.vector(self._after)
@@ -94,6 +97,11 @@ class Propagator:
 
     def __len__(self) -> int:
         return len(self._edges) - 1
+
+    @property
+    def rounding(self) -> float:
+        """Relative precision of a product."""
+        return float(jnp.finfo(self._dtype).eps)
 
     @property
     def parts(self) -> dict[str, slice]:
@@ -155,7 +163,7 @@ class Propagator:
         for link in map(self._link, range(len(self))):
             with self._wide.enabled():
                 given = self._given(link), later, self.stop - self.first, direction
-                found = _differences(self._wide.dynamics, self.layout, *given)
+                found = _differences(self._dynamics, self.layout, *given)
                 moved = np.maximum(moved, np.asarray(found[0]))
                 turned = float(np.maximum(turned, np.asarray(found[1])))
         return moved, turned
@@ -195,7 +203,7 @@ class Propagator:
         shared = rows.reshape(jax.local_device_count(), -1, self.size)
         states, how = self._given(self._link(link)), {"transposed": transposed}
         with self._wide.enabled():
-            found = _carry(self._wide.dynamics, states, shared, layout=self.layout, **how)
+            found = _carry(self._dynamics, states, shared, layout=self.layout, **how)
             return np.asarray(found, float).reshape(-1, self.size)[: len(vectors)]
 
 
