@@ -634,6 +634,21 @@ def test_of_mini_batches_no_oscillation_is_told(small, trained):
 
 
 @pytest.mark.slow
+def test_an_oscillation_of_a_smooth_network_is_described_from_replayed_steps(small, trained):
+    config = replace(
+        small,
+        schedule=ScheduleConfig("static"),
+        loss=replace(small.loss, name="squared-error"),
+        optimizer=OptimizerConfig(learning_rate=4.0),
+    )
+    (one,) = explain(trained(config), replace(SHORT, step=40, every=60)).explanations
+    assert "replayed" in one.origin
+    (event,) = one.events
+    assert event.onset <= 40 <= event.end
+    assert event.onset <= event.settled <= event.end
+    assert event.amplitude > 0
+
+
 def test_a_run_that_diverged_is_told_as_far_as_it_went(small, tmp_path):
     config = replace(
         small,
