@@ -404,6 +404,18 @@ def test_calm_steps_and_steps_without_their_own_oscillation_are_said_to_be_so(to
     assert "So the centre is unstable, but no oscillation is seen." in paragraph(quiet)
 
 
+def test_a_size_beyond_the_largest_number_is_not_compared_with_anything(told):
+    one = told[ABOVE]
+    assert one.mode.first().side > 0
+    for part in ({"amplitude": np.inf}, {"drift": np.inf}, {"amplitude": np.inf, "drift": np.inf}):
+        for period in (0, 2):
+            words = paragraph(replace(one, projection=1e154, period=period, **part))
+            assert "from its centre is beyond the largest number" in words
+            assert words.rstrip(".").endswith("So the centre is unstable")
+            assert "inf " not in words
+            assert "nan" not in words
+
+
 def test_the_lag_is_told_with_what_it_rests_on(told):
     one = replace(told[ABOVE], step=250, first_looked=100, last_looked=400)
     event = Event(200, 300, begin_seen=True, crossed=150)
