@@ -122,12 +122,15 @@ def _several(found: Explanation) -> str:
     """How many directions are above."""
     if not np.isfinite(found.threshold):
         return ""
-    count, more = count_above(found.mode.directions)
+    size = len(found.mode.vector)
+    count, more = count_above(found.mode.directions, size=size)
     if count == 0:
         return ""
     along = _along_them(found, count)
     if count == 1:
         alone = "whether more are is not decided" if more else "all others are surely below"
+        if size == 1:
+            return "It is the only direction there is."
         return f"One direction is surely above the threshold there; {alone}."
     name = _NUMBERS[count] if count < len(_NUMBERS) else str(count)
     others = "there may be more" if more else "all others are surely below"

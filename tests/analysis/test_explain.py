@@ -380,6 +380,18 @@ def test_several_directions_are_counted(told):
     )
 
 
+def test_of_one_parameter_there_is_no_other_direction(told):
+    one = told[ABOVE]
+    (row,) = [row for row in one.mode.directions if row.at == "centre"][:1]
+    assert row.side > 0
+    mode = one.mode._replace(directions=[row, replace(row, at="iterate")])
+    alone = mode._replace(vector=np.ones(1), centre=np.zeros(1))
+    assert count_above(mode.directions, size=71) == (1, True)
+    assert count_above(alone.directions, size=1) == (1, False)
+    assert "whether more are is not decided" in paragraph(replace(one, mode=mode))
+    assert "It is the only direction there is." in paragraph(replace(one, mode=alone))
+
+
 def test_parameters_of_other_networks_are_called_by_their_own_names(told):
     one = told[BELOW]
     mode = one.mode._replace(layers=[LayerShare("out", 0.9), LayerShare("in/kernel", 0.1)])
