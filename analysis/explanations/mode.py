@@ -273,11 +273,18 @@ def layer_shares(run: Run, vector: Float[np.ndarray, " params"]) -> list[LayerSh
     return found
 
 
-def count_above(directions: list[Direction], at: str = "centre") -> tuple[int, bool]:
-    """How many directions are surely above the threshold, and whether more may be."""
+def count_above(
+    directions: list[Direction], at: str = "centre", *, size: int | None = None
+) -> tuple[int, bool]:
+    """How many directions are surely above the threshold, and whether more may be.
+
+    There are no more than the size, the number of parameters.
+    """
     mine = [row for row in directions if row.at == at]
     above = next((place for place, row in enumerate(mine) if row.side <= 0), len(mine))
-    return above, above == len(mine) or mine[above].side == 0
+    if above == len(mine):
+        return above, above != size
+    return above, mine[above].side == 0
 
 
 def unit(mode: Mode) -> Float[np.ndarray, " params"]:

@@ -223,8 +223,9 @@ def _change(
     *,
     known: bool,
 ) -> GradientChange:
-    size, length = float(whole @ whole), float(move @ move)
-    if not (size > 0 and length > 0):
+    with np.errstate(over="ignore"):  # in a run that diverges
+        size, length = float(whole @ whole), float(move @ move)
+    if not (0 < size < np.inf and 0 < length < np.inf):
         return GradientChange(about, *[float("nan")] * 8)
     left = float(np.linalg.norm(whole - linear)) / size**0.5
     shares, curvatures = [], []

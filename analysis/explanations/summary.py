@@ -23,7 +23,7 @@ def as_dict(found: Explanations) -> dict[str, Any]:
 
 def _of_step(one: Explanation) -> dict[str, Any]:
     mode, pieces, multipliers = one.mode, one.pieces, one.multipliers
-    above, more = count_above(mode.directions)
+    above, more = count_above(mode.directions, size=len(mode.vector))
     names = ("threshold", "label", "failure_probability", "growth")
     motion = ("period", "update_cosine", "amplitude", "projection", "drift", "origin")
     plain = lambda *names: {name: getattr(one, name) for name in names}  # noqa: E731

@@ -210,7 +210,7 @@ def _told(
         if not run.kinks:  # what else is told of it is the theory of smooth maps
             how = BifurcationConfig(seed=config.seed, tol=config.tol)
             make = lambda w=window, how=how: encode_table(  # noqa: E731
-                Instability, [describe(replay, solver, how, motion, w, crossings)]
+                Instability, [describe(replay, solver, how, motion, w, crossings)[0]]
             )
             parse = partial(decode_table, Instability)
             (known,) = parts.get_or_make(f"event-{step}-{window.onset}", make, parse)

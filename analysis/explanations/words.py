@@ -122,12 +122,15 @@ def _several(found: Explanation) -> str:
     """How many directions are above."""
     if not np.isfinite(found.threshold):
         return ""
-    count, more = count_above(found.mode.directions)
+    size = len(found.mode.vector)
+    count, more = count_above(found.mode.directions, size=size)
     if count == 0:
         return ""
     along = _along_them(found, count)
     if count == 1:
         alone = "whether more are is not decided" if more else "all others are surely below"
+        if size == 1:
+            return "It is the only direction there is."
         return f"One direction is surely above the threshold there; {alone}."
     name = _NUMBERS[count] if count < len(_NUMBERS) else str(count)
     others = "there may be more" if more else "all others are surely below"
@@ -137,7 +140,7 @@ def _several(found: Explanation) -> str:
 def _along_them(found: Explanation, count: int) -> str:
     """How far the iterate is from its centre along each of several directions."""
     sizes = [row.projection for row in found.mode.directions if row.at == "centre"][:count]
-    if count < 2 or not np.all(np.isfinite(sizes)) or not found.amplitude > 0:
+    if count < 2 or not np.all(np.isfinite(sizes)) or not 0 < found.amplitude < np.inf:
         return ""
     told = ", ".join(f"{size:.3g}" for size in sizes)
     share = percent(_share_above(found))
@@ -263,6 +266,8 @@ def _size(found: Explanation) -> str:
     """How far the iterate is from its centre, and along what."""
     if found.unwatched or not np.isfinite(found.projection) or not found.amplitude > 0:
         return ""
+    if not _size_known(found):
+        return "How far the iterate is from its centre is beyond the largest number."
     share = found.projection / found.amplitude
     words = (
         f"The iterate is {found.amplitude:.3g} away from its centre, "
@@ -285,6 +290,11 @@ def _size(found: Explanation) -> str:
     )
 
 
+def _size_known(found: Explanation) -> bool:
+    """Whether amplitude and drift are numbers; squares overflow in a run that diverges."""
+    return bool(np.isfinite(found.amplitude) and np.isfinite(found.drift))
+
+
 def _conclusion(found: Explanation) -> str:
     """What that comes to, and no more."""
     side, oscillating = found.mode.first().side, found.period != 0
@@ -292,6 +302,8 @@ def _conclusion(found: Explanation) -> str:
         return ""
     if side == 0:
         return "So it is not decided whether the centre is unstable."
+    if side > 0 and not _size_known(found):
+        return "So the centre is unstable."
     if side > 0 and oscillating:
         unstable = "So the centre is unstable, "
         if found.projection >= _ALONG * found.amplitude:

@@ -88,7 +88,11 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
         tables = [summary.instabilities_table(found)]
         if found.pulse_maps:
             tables.append(pulse_summary.pulses_table(found.pulse_maps))
-        lines = [*summary.closing_lines(found), *pulse_summary.pulse_lines(found.pulse_maps)]
+        lines = [
+            *summary.closing_lines(found),
+            *pulse_summary.pulse_lines(found.pulse_maps),
+            *pulse_summary.missing_lines(found.config, found.pulse_maps),
+        ]
         return [*tables, *lines, *plane_summary.plane_lines(found.plane)]
 
     def as_dict(self, found: Bifurcations) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from dlf_dynamics.analysis.instabilities.pulse_map import PulseMap
 from dlf_dynamics.analysis.spectra.replay import FAITHFUL
 from dlf_dynamics.analysis.stability.floquet import NEUTRAL
+from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.errors import counted
 
 _WORDS = {
@@ -114,6 +115,17 @@ def pulse_lines(maps: Sequence[PulseMap]) -> list[str]:
     if unfaithful:
         lines.append(f"not surely of the run itself: {_named(unfaithful)}; {unfaithful[0].note}")
     return lines
+
+
+def missing_lines(config: BifurcationConfig, maps: Sequence[PulseMap]) -> list[str]:
+    """What was asked for and is not there: no pulse or cycle lies whole within the steps."""
+    asked = {"pulse": config.pulses, "cycle": config.cycles}
+    there = {found.kind for found in maps}
+    return [
+        f"no map of a {kind}: none lies whole within the steps {config.steps}"
+        for kind, numbers in asked.items()
+        if numbers != "none" and kind not in there
+    ]
 
 
 def _of_kinds(maps: Sequence[PulseMap]) -> str:

@@ -380,6 +380,18 @@ def test_several_directions_are_counted(told):
     )
 
 
+def test_of_one_parameter_there_is_no_other_direction(told):
+    one = told[ABOVE]
+    (row,) = [row for row in one.mode.directions if row.at == "centre"][:1]
+    assert row.side > 0
+    mode = one.mode._replace(directions=[row, replace(row, at="iterate")])
+    alone = mode._replace(vector=np.ones(1), centre=np.zeros(1))
+    assert count_above(mode.directions, size=71) == (1, True)
+    assert count_above(alone.directions, size=1) == (1, False)
+    assert "whether more are is not decided" in paragraph(replace(one, mode=mode))
+    assert "It is the only direction there is." in paragraph(replace(one, mode=alone))
+
+
 def test_parameters_of_other_networks_are_called_by_their_own_names(told):
     one = told[BELOW]
     mode = one.mode._replace(layers=[LayerShare("out", 0.9), LayerShare("in/kernel", 0.1)])
@@ -402,6 +414,18 @@ def test_calm_steps_and_steps_without_their_own_oscillation_are_said_to_be_so(to
     assert "but the iterates oscillate mostly in other directions." in paragraph(away)
     quiet = replace(told[ABOVE], period=0, projection=10 * told[ABOVE].drift)
     assert "So the centre is unstable, but no oscillation is seen." in paragraph(quiet)
+
+
+def test_a_size_beyond_the_largest_number_is_not_compared_with_anything(told):
+    one = told[ABOVE]
+    assert one.mode.first().side > 0
+    for part in ({"amplitude": np.inf}, {"drift": np.inf}, {"amplitude": np.inf, "drift": np.inf}):
+        for period in (0, 2):
+            words = paragraph(replace(one, projection=1e154, period=period, **part))
+            assert "from its centre is beyond the largest number" in words
+            assert words.rstrip(".").endswith("So the centre is unstable")
+            assert "inf " not in words
+            assert "nan" not in words
 
 
 def test_the_lag_is_told_with_what_it_rests_on(told):
@@ -634,6 +658,21 @@ def test_of_mini_batches_no_oscillation_is_told(small, trained):
 
 
 @pytest.mark.slow
+def test_an_oscillation_of_a_smooth_network_is_described_from_replayed_steps(small, trained):
+    config = replace(
+        small,
+        schedule=ScheduleConfig("static"),
+        loss=replace(small.loss, name="squared-error"),
+        optimizer=OptimizerConfig(learning_rate=4.0),
+    )
+    (one,) = explain(trained(config), replace(SHORT, step=40, every=60)).explanations
+    assert "replayed" in one.origin
+    (event,) = one.events
+    assert event.onset <= 40 <= event.end
+    assert event.onset <= event.settled <= event.end
+    assert event.amplitude > 0
+
+
 def test_a_run_that_diverged_is_told_as_far_as_it_went(small, tmp_path):
     config = replace(
         small,

@@ -31,8 +31,13 @@ from dlf_dynamics.analysis.instabilities.bifurcations import (
 )
 from dlf_dynamics.analysis.instabilities.propagator import Propagator
 from dlf_dynamics.analysis.instabilities.pulse_plots import pulse_figure
-from dlf_dynamics.analysis.instabilities.pulse_summary import pulse_lines, pulses_table
+from dlf_dynamics.analysis.instabilities.pulse_summary import (
+    missing_lines,
+    pulse_lines,
+    pulses_table,
+)
 from dlf_dynamics.analysis.instabilities.summary import as_dict
+from dlf_dynamics.analysis.pipeline import analysis_named
 from dlf_dynamics.analysis.spectra.replay import FAITHFUL, Replay
 from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.datasets import check_dataset
@@ -454,6 +459,22 @@ def test_what_is_told(bifurcations, require_schema):
     assert "pulse 1 | 20-39 | 1 | " in table
     assert "cycle 0 | 0-59 | - | " in table
     assert table.count("| no | -") == 4
+
+
+def test_pulses_that_do_not_lie_within_the_steps_are_said_to_be_missing(bifurcations):
+    config = bifurcations.config
+    assert missing_lines(config, bifurcations.pulse_maps) == []
+    part = replace(config, pulses="auto", cycles="auto", steps="5:15")
+    assert missing_lines(part, []) == [
+        "no map of a pulse: none lies whole within the steps 5:15",
+        "no map of a cycle: none lies whole within the steps 5:15",
+    ]
+    none = replace(config, pulses="none", cycles="none")
+    assert missing_lines(none, []) == []
+    lines = analysis_named("bifurcations").lines(
+        None, replace(bifurcations, config=part, pulse_maps=[])
+    )
+    assert "no map of a cycle: none lies whole within the steps 5:15" in lines
 
 
 def test_what_is_told_of_closed_orbits_and_of_what_did_not_converge(bifurcations, require_whole):
