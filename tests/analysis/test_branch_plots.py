@@ -133,3 +133,14 @@ def test_any_function_of_the_state_may_be_shown(branches, ax):
     plot_branches(ax, branches[0], lambda state: -3 * state[0])
     heights = np.concatenate([line.get_ydata() for line in ax.get_lines()])
     np.testing.assert_allclose(heights, -3, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [(6.4, 4.0), (2.4, 1.6)])
+def test_names_stay_in_the_panel(well, branches, size):
+    figure = Figure(figsize=size)
+    ax = figure.add_subplot()
+    plot_branches(ax, branches, label=True)
+    figure.canvas.draw()
+    panel = ax.get_window_extent()
+    for text in ax.texts:
+        assert text.get_window_extent().y1 <= panel.y1 + 1
