@@ -81,3 +81,7 @@ def test_smooth_functions_have_none(name):
 @pytest.mark.parametrize("name", KINKED)
 def test_a_kink_is_called_by_the_name_of_its_operation(name):
     assert kinks(KINKED[name], X) == [name]
+
+
+def test_a_sort_of_several_arrays_is_a_kink():
+    assert kinks(lambda x: jax.lax.sort((x, 2 * x))[1], X) == ["sort"]

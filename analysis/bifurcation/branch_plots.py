@@ -210,7 +210,7 @@ def _name(ax: Axes, found: list[Bifurcation], heights: list[float]) -> None:
 def name_mark(
     ax: Axes, text: str, place: tuple[float, float], others: Sequence[tuple[float, float]]
 ) -> tuple[float, float]:
-    """Writes a name beside a mark, higher where other names are close.
+    """Writes a name beside a mark, higher where other names are close, or below at the top.
 
     Args:
         ax: to write on, its limits being final.
@@ -223,13 +223,16 @@ def name_mark(
     """
     left, low = ax.transAxes.inverted().transform(ax.transData.transform(place))
     close = sum(abs(left - x) < _CLOSE[0] and abs(low - y) < _CLOSE[1] for x, y in others)
-    before = left > _RIGHT
+    before, up = left > _RIGHT, 3 + (scaled(_LABEL) + 1) * close
+    height = ax.bbox.height * 72 / ax.figure.dpi
+    below = low * height + up + scaled(_LABEL) > height  # it would stand out of the panel
     ax.annotate(
         text,
         place,
-        xytext=(-3 if before else 3, 3 + (scaled(_LABEL) + 1) * close),
+        xytext=(-3 if before else 3, -up if below else up),
         textcoords="offset points",
         ha="right" if before else "left",
+        va="top" if below else "baseline",
         fontsize=scaled(_LABEL),
     )
     return float(left), float(low)

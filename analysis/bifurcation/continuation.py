@@ -16,6 +16,7 @@ from dlf_dynamics.analysis.bifurcation.cycles import (
     linearise,
     require_matrices,
 )
+from dlf_dynamics.analysis.bifurcation.kinks import kinks_told
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation
 from dlf_dynamics.analysis.bifurcation.refinement import halves, locate, undone
@@ -88,6 +89,11 @@ def continue_cycle(
     neighbouring points expects it. What is narrower than a parabola through points a step apart can
     tell, or touches the circle without passing it, is not seen: a smaller step may show the former.
 
+    A map with kinks is followed through smooth pieces, and the message names the kinks. Where a
+    cycle meets one its multipliers jump: a border collision, which has no kind here. The branch
+    ends there for a step too small, or goes on; a jump over the unit circle is told as a
+    bifurcation that is not converged.
+
     Args:
         map_: the map.
         start: a cycle, or a guess of one as for `find_cycle`.
@@ -129,7 +135,9 @@ def continue_cycle(
     if origin is None:
         return _branch([], cycle.points.shape, "no tangent at the start: derivatives not finite")
     senses = {"both": (-1, 1), "increasing": (1,), "decreasing": (-1,)}[direction]
-    return _branch([_follow(course, origin.facing(sense)) for sense in senses], cycle.points.shape)
+    parts = [_follow(course, origin.facing(sense)) for sense in senses]
+    branch = _branch(parts, cycle.points.shape)
+    return replace(branch, message=branch.message + kinks_told(map_, cycle.points[0], parameter))
 
 
 class _Part(NamedTuple):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
+from dlf_dynamics.analysis.bifurcation.kinks import kinks_told, on_kink
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.multipliers import leading_multipliers, multipliers_of
 from dlf_dynamics.analysis.bifurcation.newton import (
@@ -26,7 +27,6 @@ from dlf_dynamics.analysis.bifurcation.newton import (
 )
 from dlf_dynamics.analysis.bifurcation.newton_krylov import Solver
 from dlf_dynamics.reprs import brief
-from dlf_dynamics.smoothness import kinks
 
 MAX_UNKNOWNS = 2000
 """Components of the largest state whose Jacobian is formed."""
@@ -65,6 +65,8 @@ class Cycle:
             that is not known.
         map_evaluations: evaluations of f that were made; none where Jacobians were formed.
         jacobian_products: products of a Jacobian of f with a vector, likewise.
+        on_kink: whether a point lies on a kink or a jump of f, where the Jacobian is one of several
+            and multipliers tell nothing; not looked for where no Jacobian was formed.
     """
 
     points: Points
@@ -80,6 +82,7 @@ class Cycle:
     outside: bool | None = None
     map_evaluations: int | None = None
     jacobian_products: int | None = None
+    on_kink: bool = False
     __repr__ = brief
 
     @property
@@ -87,8 +90,10 @@ class Cycle:
         """Whether all multipliers are inside the unit circle; never when not converged.
 
         Where no Jacobian was formed, it is not known (none) unless one is outside: others than
-        those that were found may be outside as well.
+        those that were found may be outside as well. Nor is it of a cycle on a kink.
         """
+        if self.on_kink:
+            return None if self.converged else False
         if self.multiplier_residuals is None or not self.converged:
             return self.converged and is_stable(self.multipliers)
         return False if self.outside else None
@@ -121,8 +126,10 @@ def find_cycle(
     eigenvalue in the space that was searched. That none is outside is never certain: see
     `Cycle.stable`.
 
-    Of a map with kinks, such as gradient descent of a network of ReLUs, the message then names
-    them: multipliers are those of the smooth pieces in which the points lie.
+    Of a map with kinks, such as gradient descent of a network of ReLUs, the message names them:
+    multipliers are those of the smooth pieces in which the points lie, and stability is that of a
+    neighbourhood that may be small. Of a cycle that lies on a kink it is not known; where no
+    Jacobian is formed that is not told apart, and stability is not known with any kinks.
 
     Not converging is a result, not an exception: see `Cycle.message`.
 
@@ -161,13 +168,13 @@ def find_cycle(
     floor = _floor(state, guess.images)
     found = correct(guess, map_, floor, tol, max_steps)
     multipliers = multipliers_of(found.place.condensed().matrix)
-    message, least = found.message, None
+    message, least, kinked = found.message, None, False
     if found.converged:
         shorten = lambda place: correct(place, map_, floor, tol, 20)[:2]  # noqa: E731
         least = least_period(found.place, partial(linearise, map_), shorten, floor, tol)
-        on_circle = int(np.sum(np.abs(np.abs(multipliers) - 1) <= MARGIN))
-        message += f"; {on_circle} multipliers on the unit circle" if on_circle else ""
-        message += _shorter(least, period)
+        message += _on_circle(multipliers) + _shorter(least, period)
+        kinked = on_kink(map_, found.place, partial(linearise, map_), floor)
+    message += kinks_told(map_, points[0], parameter, on_one=kinked)
     return Cycle(
         points=found.place.points,
         parameter=float(parameter),
@@ -177,6 +184,7 @@ def find_cycle(
         converged=found.converged,
         least_period=least,
         message=message,
+        on_kink=kinked,
     )
 
 
@@ -202,7 +210,7 @@ def _without_matrices(
         alike = lambda place: (place, True)  # noqa: E731
         least = least_period(place, solver.evaluate, alike, floor, tol)
         message += _shorter(least, len(points))
-    kinked = _kinks(map_, points[0], parameter)
+    kinked = kinks_told(map_, points[0], parameter)
     found = leading_multipliers(solver.product(place), points.shape[1], k)
     return Cycle(
         points=place.points,
@@ -227,19 +235,13 @@ def _floor(state: Array | np.ndarray, images: Points) -> float:
     return min(largest, 1.0) if np.isfinite(largest) else 1.0
 
 
+def _on_circle(multipliers: Complex[np.ndarray, " n"]) -> str:
+    count = int(np.sum(np.abs(np.abs(multipliers) - 1) <= MARGIN))
+    return f"; {count} multipliers on the unit circle" if count else ""
+
+
 def _shorter(least: int, period: int) -> str:
     return f"; found a cycle of period {least}, not {period}" if least < period else ""
-
-
-def _kinks(map_: Map, point: Float[np.ndarray, " n"], parameter: float) -> str:
-    """What to say of a map with kinks."""
-    found = kinks(lambda x: map_(x, parameter), jnp.asarray(point))
-    if not found:
-        return ""
-    return (
-        f"; the map has kinks ({', '.join(found)}): multipliers tell nothing of a finite "
-        "neighbourhood, and where they jump it is a border collision, without a normal form"
-    )
 
 
 def first_points(

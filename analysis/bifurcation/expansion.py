@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -114,6 +115,12 @@ class Expansion:
                 term = _derivative(self.map_, *self.at, np.stack(parts), period=self.period)
                 total += 1j ** sum(choice) * np.asarray(term)
         return total
+
+    def beside(self, change: float) -> Expansion:
+        """The same with higher derivatives taken at a parameter that is off by a small change."""
+        other = copy(self)
+        other.at = self.at[0], self.at[1] + change
+        return other
 
     def inverse(self, right: Vector) -> Vector | None:
         """(1-J)^-1 of a vector; where J has multipliers 1, none unless it does not excite them."""

@@ -37,6 +37,9 @@ _SYMMETRIC = 1e-7
 """Quadratic coefficient at a fold or branch point that its error makes indistinguishable from 0, as
 a part of its terms and of the root of the cubic one, which has the same unit."""
 
+_KNOWN = 1e-9
+"""Error of a branch point's parameter, in units of the change that moves the multiplier by 1."""
+
 
 @dataclass(frozen=True)
 class Bifurcation:
@@ -196,20 +199,35 @@ def _at_one(
     system: Expansion, right: Float[np.ndarray, " n"], left: Float[np.ndarray, " n"], kind: Kind
 ) -> NormalForm:
     """That of a fold or a branch point."""
+    quadratic, cubic, size, cubic_size = _terms_at_one(system, right, left)
+    if not (np.isfinite(quadratic) and np.isfinite(cubic)):
+        return NormalForm(np.nan, "", "the derivatives of the map are not finite")
+    slack = [0.0, 0.0]
+    rate = float(np.real(left @ system.derivative(right, np.append(0 * right, 1.0))))
+    if kind == "branch point" and rate:
+        # Of a map that is the identity at a parameter, coefficients are what the parameter's error
+        # makes them.
+        beside = _terms_at_one(system.beside(_KNOWN / abs(rate)), right, left)
+        slack = [abs(beside[0] - quadratic), abs(beside[1] - cubic)]
+    if abs(quadratic) > _SYMMETRIC * (size + np.sqrt(abs(cubic))) + slack[0]:
+        return NormalForm(quadratic, "", "", cubic, "" if kind == "fold" else "transcritical")
+    if kind == "fold":
+        return NormalForm(quadratic, "", "cusp: the coefficient is 0 to rounding", cubic)
+    cubic_size += slack[1] / DEGENERATE
+    judged = _judged(cubic, cubic_size, "subcritical", "degenerate pitchfork")
+    return judged._replace(coefficient=quadratic, cubic=cubic, branching="pitchfork")
+
+
+def _terms_at_one(
+    system: Expansion, right: Float[np.ndarray, " n"], left: Float[np.ndarray, " n"]
+) -> tuple[float, float, float, float]:
+    """Coefficients of second and third order, and the sizes that rounding is relative to."""
     bend = np.real(system.derivative(right, right))
     quadratic = float(left @ bend) / 2
     response = system.response(right, left, bend - 2 * quadratic * right)
     terms = system.derivative(right, right, right), 3 * system.derivative(right, response)
     cubic = float(np.real(left @ sum(terms))) / 6
-    if not (np.isfinite(quadratic) and np.isfinite(cubic)):
-        return NormalForm(np.nan, "", "the derivatives of the map are not finite")
-    size = _size(left, bend) / 2 + np.sqrt(abs(cubic))
-    if abs(quadratic) > _SYMMETRIC * size:
-        return NormalForm(quadratic, "", "", cubic, "" if kind == "fold" else "transcritical")
-    if kind == "fold":
-        return NormalForm(quadratic, "", "cusp: the coefficient is 0 to rounding", cubic)
-    judged = _judged(cubic, _size(left, *terms) / 6, "subcritical", "degenerate pitchfork")
-    return judged._replace(coefficient=quadratic, cubic=cubic, branching="pitchfork")
+    return quadratic, cubic, _size(left, bend) / 2, _size(left, *terms) / 6
 
 
 def _size(left: Vector, *terms: Vector) -> float:
@@ -235,8 +253,9 @@ def _neimark_sacker(system: Expansion, multiplier: complex) -> NormalForm:
         left @ system.derivative(right, mean) * 2,
         left @ system.derivative(right.conj(), double),
     )
-    real = [float(np.real(term / unit)) / 2 for term in terms]
-    return _judged(sum(real), sum(map(abs, real)), "subcritical", "generalised Neimark-Sacker")
+    total = float(np.real(sum(terms) / unit)) / 2
+    size = float(sum(map(abs, terms))) / 2  # where areas are preserved all is imaginary
+    return _judged(total, size, "subcritical", "generalised Neimark-Sacker")
 
 
 def _alone(form: NormalForm, jacobian: Float[np.ndarray, "n n"], multiplier: complex) -> NormalForm:

@@ -1,11 +1,13 @@
 """Branch figures: lines, marks and names where closed forms say that they are."""
 
+from itertools import pairwise
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dlf_dynamics.analysis.bifurcation.branch_plots import lines_of, plot_branches
+from dlf_dynamics.analysis.bifurcation.branch_plots import lines_of, name_mark, plot_branches
 from dlf_dynamics.analysis.bifurcation.continuation import continue_cycle
 from dlf_dynamics.analysis.bifurcation.doublings import period_doublings
 from dlf_dynamics.analysis.bifurcation.maps import Map
@@ -133,3 +135,15 @@ def test_any_function_of_the_state_may_be_shown(branches, ax):
     plot_branches(ax, branches[0], lambda state: -3 * state[0])
     heights = np.concatenate([line.get_ydata() for line in ax.get_lines()])
     np.testing.assert_allclose(heights, -3, atol=1e-9)
+
+
+def test_names_stay_in_the_panel():
+    figure = Figure(figsize=(3.4, 2.0))
+    ax = figure.add_subplot()
+    places = list[tuple[float, float]]()
+    for x in (0.50, 0.51, 0.52):
+        places.append(name_mark(ax, "PD 1", (x, 0.97), places))
+    figure.canvas.draw()
+    panel, names = ax.get_window_extent(), [text.get_window_extent() for text in ax.texts]
+    assert all(name.y1 <= panel.y1 for name in names)
+    assert not any(one.overlaps(two) for one, two in pairwise(names))

@@ -513,3 +513,14 @@ def test_a_branch_compiles_the_map_once():
     before = len(traced)
     continue_cycle(map_, np.array([0.6]), 2.5, 1, until=(2, 2.95), step=0.005)
     assert len(traced) == before
+
+
+@pytest.mark.parametrize("slopes", [(-0.5, -1.2), (0.5, -2.0)])
+def test_a_border_collision_is_no_converged_bifurcation(slopes):
+    low, high = slopes
+    bent = Map(lambda x, p: p + low * jnp.minimum(x, 0) + high * jnp.maximum(x, 0))
+    branch = continue_cycle(bent, np.array([-1 / (1 - low)]), -1.0, 1, until=(-1.0, 1.0))
+    assert not any(found.converged for found in branch.bifurcations)
+    assert "the map has kinks (min, max)" in branch.message
+    assert "border collision" in branch.message
+    np.testing.assert_allclose(branch.points[0], -1 / (1 - low))

@@ -201,3 +201,54 @@ def test_a_cycle_of_a_run_is_one_of_its_own_dynamics(oscillating):
     np.testing.assert_allclose(after.params, found.points[1], atol=1e-14)
     np.testing.assert_allclose(twice.params, found.points[0], atol=1e-14)
     assert np.max(np.abs(after.params - now.params)) > 1e-3
+
+
+TENT = Map(lambda x, p: p * jnp.minimum(x, 1 - x))
+
+
+def test_kinks_are_named_and_beside_them_stability_is_that_of_the_piece():
+    found = find_cycle(TENT, np.array([0.55]), 1.5, 1)
+    np.testing.assert_allclose(found.points, [[0.6]])
+    np.testing.assert_allclose(found.multipliers, [-1.5])
+    assert found.stable is False
+    assert not found.on_kink
+    assert "the map has kinks (min)" in found.message
+    assert "border collision" in found.message
+    assert "kinks" not in find_cycle(LOGISTIC, np.array([0.5]), 2.5, 1).message
+
+
+@pytest.mark.parametrize(
+    ("step", "state"),
+    [
+        (lambda x, p: p * jnp.minimum(x, 1 - x) + (1 - p) / 2, 0.5),
+        (lambda x, p: p * jnp.abs(x), 0.0),
+        (lambda x, p: jnp.where(x < 0, p * x, -2 * x), 0.0),  # stable: two steps shrink
+        (lambda x, p: jnp.where(x <= 0, x / 2, x / 2 + p), 0.0),  # a jump to p
+        (lambda x, p: jnp.floor(x) + 0 * p, 3.0),
+    ],
+    ids=["min", "abs", "where", "jump", "floor"],
+)
+def test_of_a_cycle_on_a_kink_stability_is_not_known(step, state):
+    found = find_cycle(Map(step), np.array([state]), 0.25, 1)
+    assert found.converged
+    np.testing.assert_allclose(found.points, [[state]])
+    assert found.on_kink
+    assert found.stable is None
+    assert "a point lies on a kink or a jump" in found.message
+
+
+def test_one_kink_among_many_directions_is_seen_and_none_beside_it():
+    rng = np.random.default_rng(3)
+    weights, shift = rng.standard_normal((20, 8)), np.zeros(20)
+    shift[1:] = rng.standard_normal(19)  # the first unit's kink passes through 0
+    loss = lambda x: jnp.sum(jax.nn.relu(weights @ x + shift))  # noqa: E731
+    pull = jax.grad(loss)(jnp.zeros(8))
+    map_ = Map(lambda x, rate: x / 2 - rate * (jax.grad(loss)(x) - pull))
+    found = find_cycle(map_, np.zeros(8), 0.01, 1)
+    assert found.on_kink
+    assert found.stable is None
+    shift[0] = 1e-3
+    apart = find_cycle(descent(lambda x: jnp.sum(x**2) / 2 + loss(x) * 1e-6), np.zeros(8), 0.5, 1)
+    assert apart.converged
+    assert apart.stable
+    assert not apart.on_kink

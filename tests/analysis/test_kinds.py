@@ -448,3 +448,46 @@ def test_a_branch_that_grows_takes_longer_steps():
     branch = continue_cycle(FACTORS, arm, until=(0.4, 1.6), direction="decreasing")
     assert branch.status == "range left"
     assert len(branch.parameters) < 500
+
+
+@pytest.mark.parametrize(
+    ("step", "state"),
+    [
+        (lambda x, r: x * jnp.exp(r * (1 - x)), [1.0]),
+        (
+            lambda x, r: jnp.array(
+                [
+                    x[0] + 0.5 * x[1] - r * x[0] * (x[0] ** 2 - 1),
+                    0.5 * x[1] - r * x[0] * (x[0] ** 2 - 1),
+                ]
+            ),
+            [0.0, 0.0],
+        ),
+    ],
+    ids=["Ricker", "double well with momentum"],
+)
+def test_where_the_map_moves_nothing_rounding_is_no_normal_form(step, state):
+    """At 0 all states are fixed: the other branch is a vertical line."""
+    branch = continue_cycle(Map(step), np.array(state), 0.5, 1, until=(-0.4, 1.0))
+    (found,) = branch.bifurcations
+    assert (found.kind, found.criticality) == ("branch point", "")
+    assert found.parameter == pytest.approx(0, abs=1e-9)
+    assert found.message == "degenerate pitchfork: the coefficient is 0 to rounding"
+    other = switch_branch(Map(step), found)
+    assert not other.converged
+    assert "degenerate pitchfork" in other.message
+
+
+@pytest.mark.parametrize("rate", [0.7, 1.2])
+def test_a_map_that_keeps_areas_has_no_criticality(rate):
+    """Gradient descent with momentum 1: its Neimark-Sacker point is a centre."""
+
+    def step(x, momentum):
+        push = momentum * x[1] - rate * x[0] * (x[0] ** 2 - 1)
+        return jnp.array([x[0] + push, push])
+
+    branch = continue_cycle(Map(step), np.array([1.0, 0.0]), 0.5, 1, until=(0.3, 1.2))
+    (found,) = branch.bifurcations
+    assert (found.kind, found.criticality) == ("neimark-sacker", "")
+    assert found.parameter == pytest.approx(1, abs=1e-9)
+    assert found.message == "generalised Neimark-Sacker: the coefficient is 0 to rounding"
