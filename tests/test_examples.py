@@ -183,7 +183,7 @@ def test_the_benchmark_of_large_models_measures_a_small_one(tmp_path):
 
 
 def test_every_example_is_short_and_says_how_it_is_started():
-    assert len(EXAMPLES) == 10
+    assert len(EXAMPLES) == 11
     for name, path in EXAMPLES.items():
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) < (110 if name == "gpt" else 60)  # its model is its own

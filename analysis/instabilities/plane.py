@@ -122,10 +122,10 @@ class Plane:
     step: int
     names: tuple[str, str]
     class_label: int
-    ranges: Float[np.ndarray, "2 2"]
-    actual: Float[np.ndarray, "2"]
+    ranges: Float[np.ndarray, "plane=2 ends=2"]
+    actual: Float[np.ndarray, "plane=2"]
     path_steps: Int[np.ndarray, " path"]
-    path: Float[np.ndarray, "path 2"]
+    path: Float[np.ndarray, "path plane=2"]
     reason: str
     largest: float
     distance: float
