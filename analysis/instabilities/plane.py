@@ -87,7 +87,7 @@ class PlaneCurve:
     """
 
     kind: str
-    parameters: Float[np.ndarray, "curve_points 2"]
+    parameters: Float[np.ndarray, "curve_points plane=2"]
     critical: Complex[np.ndarray, " curve_points"]
     angles: Float[np.ndarray, " curve_points"]
     coefficients: Float[np.ndarray, " curve_points"]
