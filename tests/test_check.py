@@ -2,11 +2,14 @@
 
 import csv
 import json
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 from dlf_dynamics.analysis.instabilities import bifurcations
-from dlf_dynamics.analysis.instabilities.bifurcations import look_at_each_step
+from dlf_dynamics.analysis.instabilities.bifurcations import load_bifurcations, look_at_each_step
 from dlf_dynamics.cli import main
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -190,3 +193,21 @@ def test_resume_without_parts_starts_anew(calm, capsys, tmp_path):
     options = ["--resume", "--no-figures", "--quiet", "-o", str(output)]
     assert main(["bifurcations", calm, *options]) == 0
     assert "nothing to resume" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_pulses_are_computed_by_several_processes_with_the_same_bits(tmp_path):
+    path = train(tmp_path / "run.h5", "--steps", "70", "--schedule.period", "20")
+    program = [sys.executable, "-m", "dlf_dynamics.cli", "bifurcations", path, "--quiet"]
+    options = ["--pulses", "auto", "--diagrams", "none"]
+    found = []
+    for number in ("1", "2"):
+        output = tmp_path / f"{number}.h5"
+        command = [*program, *options, "--devices", number, "-o", str(output)]
+        subprocess.run(command, check=True, capture_output=True)
+        found.append(load_bifurcations(output).pulse_maps)
+    assert len(found[0]) == len(found[1]) > 2
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one.decades, two.decades)
+        np.testing.assert_array_equal(one.directions, two.directions)
+        assert (one.number, one.products) == (two.number, two.products)

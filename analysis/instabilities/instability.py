@@ -74,8 +74,9 @@ class Instability:
         settled: step at which the size is measured, that of the largest ‖θ_t - c_t‖ soon after the
             onset.
         amplitude: projection of θ_t - c_t there on what the top eigenvector at the centre of the
-            onset has become, without its sign; NaN where it was lost, see `UnstableDirection`. In
-            files of before version 4.2, on the top eigenvector at the centre of this very step.
+            onset has become, without its sign, or another one that was above the threshold there
+            if it is larger along that; NaN where they were lost, see `UnstableDirection`. In files
+            of before version 4.2, on the top eigenvector at the centre of this very step.
         alignment: that as a part of ‖θ_t - c_t‖.
         flip_amplitude: √(ε/c) predicted from the flip coefficient c at the onset.
         coefficient: c at the configured horizon.
@@ -156,7 +157,8 @@ def describe(
     directions = unstable_directions(replay, solver, window.onset, there, settled)
     facts["settled"] = settled
     if directions:
-        facts |= {"amplitude": directions[0].amplitude, "alignment": directions[0].alignment}
+        largest = max(directions, key=lambda one: np.nan_to_num(one.amplitude, nan=-1.0))
+        facts |= {"amplitude": largest.amplitude, "alignment": largest.alignment}
     facts |= _kind(replay, solver, config, window.onset)
     if "coefficient" in facts and motion.periods[settled - int(motion.steps[0])] == 2:
         facts |= _rod(replay.run, there, settled)  # the equation is about orbits of that period

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+
+import jax
 
 from dlf_dynamics.analysis.instabilities.pulse_map import PulseMap, Pulses, pulse_map, pulses_of
+from dlf_dynamics.analysis.workers import workers
 from dlf_dynamics.codec import Arrays, decode, encode
 from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.errors import ConfigError
@@ -14,9 +21,14 @@ from dlf_dynamics.hdf5 import ContentError
 from dlf_dynamics.parts import Parts
 from dlf_dynamics.run import Run
 from dlf_dynamics.spans import span_of
+from dlf_dynamics.startup import open_recorded
+from dlf_dynamics.trained import TrainedRun
 
 Chosen = list[tuple[str, int]]
 """Kinds and numbers."""
+
+_SMALL = 20_000
+"""Parameters up to which processes that share a machine do not stand in each other's way."""
 
 
 def chosen_pulses(run: Run, config: BifurcationConfig) -> Chosen:
@@ -75,16 +87,52 @@ def pulse_maps(
         progress: told how many steps are done.
     """
     found: list[PulseMap] = []
-    for kind, number in chosen:
-        make = partial(_made, run, config, kind, number)
-        found.append(parts.get_or_make(f"{kind}-{number}", make, partial(_parsed, kind, number)))
-        progress(sum(each.last_step - each.first_step for each in found))
+    with _makers(run, config, chosen) as maker:
+        for kind, number in chosen:
+            make, parse = partial(maker, kind, number), partial(_parsed, kind, number)
+            found.append(parts.get_or_make(f"{kind}-{number}", make, parse))
+            progress(sum(each.last_step - each.first_step for each in found))
     return found
+
+
+@contextmanager
+def _makers(
+    run: Run, config: BifurcationConfig, chosen: Chosen
+) -> Iterator[Callable[[str, int], Arrays]]:
+    """A function that makes a map: here, or in processes that make the following ones meanwhile.
+
+    Devices that are parts of a CPU share the threads of their process: for small networks two of
+    them take as long as one, where two processes take half as long.
+    """
+    count = min(jax.local_device_count(), len(chosen))
+    alone = isinstance(run, TrainedRun) and jax.process_count() == 1  # the file tells all
+    if count < 2 or not alone or run.num_params > _SMALL or jax.default_backend() != "cpu":
+        yield partial(_made, run, config)
+        return
+    futures: dict[tuple[str, int], Future[Arrays]] = {}
+    with workers(count) as submit:
+
+        def ahead(kind: str, number: int) -> Arrays:
+            place = chosen.index((kind, number))
+            try:
+                for which in chosen[place : place + count]:
+                    if which not in futures:
+                        futures[which] = submit(_made_elsewhere, run.path, config, *which)
+                return futures[kind, number].result()
+            except BrokenProcessPool:  # one was killed, for want of memory say
+                return _made(run, config, kind, number)
+
+        yield ahead
 
 
 def _made(run: Run, config: BifurcationConfig, kind: str, number: int) -> Arrays:
     which = {kind: number}
     return encode(pulse_map(run, **which, k=config.pulse_modes, seed=config.seed))
+
+
+def _made_elsewhere(path: Path, config: BifurcationConfig, kind: str, number: int) -> Arrays:
+    """The same in a process of its own, with one thread."""
+    return _made(open_recorded(path, 1), config, kind, number)
 
 
 def _parsed(kind: str, number: int, arrays: Arrays) -> PulseMap:

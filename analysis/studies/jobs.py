@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +15,12 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
 from dlf_dynamics.analysis.studies.outcome import Outcome
 from dlf_dynamics.analysis.studies.study import Measures, Study
+from dlf_dynamics.analysis.workers import begin_deaf, deaf
 from dlf_dynamics.configfile import from_json, to_json
 from dlf_dynamics.errors import ConfigError, UserError
 from dlf_dynamics.startup import start_jax
@@ -162,7 +162,7 @@ def _pooled(
             while queue and len(futures) < width and not wish.is_set():
                 job = queue.popleft()
                 in_work.append(job)
-                with _deaf():  # a process that begins now is born so
+                with deaf():  # a process that begins now is born so
                     futures[pool.submit(_work_until_wish, job, measures)] = job
             done, _ = wait(futures, _ASK_SECONDS, FIRST_COMPLETED)
             for future in done:
@@ -185,26 +185,11 @@ def _pooled(
 _wish: Any = None
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """This thread, and processes that it starts, hear signals only afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _listen_to(wish: Any) -> None:
-    """Begins a process of the pool. Ctrl-C reaches it, too; the parent decides what it means."""
+    """Begins a process of the pool, which hears of a wish to stop from its parent."""
     global _wish
     _wish = wish
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    begin_deaf()
 
 
 def _work_until_wish(job: Job, measures: Measures) -> list[Outcome] | None:

@@ -167,11 +167,12 @@ def test_the_size_is_along_what_the_top_eigenvector_of_the_onset_has_become(burs
                 following[np.argmax(match)] if np.max(match) > 0.5 else np.full(vector.size, np.nan)
             )
         expected = abs(vector @ half[t - 1])
-        told_twice = (event.amplitude, event.alignment), (mine[0].amplitude, mine[0].alignment)
-        np.testing.assert_array_equal(*told_twice)
-        assert event.amplitude == pytest.approx(expected, rel=1e-4, nan_ok=True)
+        assert mine[0].amplitude == pytest.approx(expected, rel=1e-4, nan_ok=True)
+        assert event.amplitude == pytest.approx(
+            np.fmax.reduce([expected, *(d.amplitude for d in mine[1:])]), rel=1e-4, nan_ok=True
+        )
         if np.isfinite(expected):
-            assert event.alignment == pytest.approx(expected / sizes[t], rel=1e-4)
+            assert mine[0].alignment == pytest.approx(expected / sizes[t], rel=1e-4)
             told += 1
     assert told >= 1
 
