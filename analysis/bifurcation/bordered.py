@@ -46,7 +46,7 @@ class Place(NamedTuple):
     """A cycle in the plane of two parameters, or a guess of one, with all derivatives.
 
     Attributes:
-        points: of the cycle.
+        points: those of the cycle.
         parameters: both.
         cosine: κ, the cosine of the critical multipliers' angle; it is unknown of a pair only.
         images: f of the points.
@@ -105,7 +105,7 @@ class Place(NamedTuple):
 
         Args:
             first: change of the first point.
-            change: of the parameters.
+            change: that of the parameters.
             closing: whether they are to close the gaps, too.
         """
         changes = [first]
@@ -138,7 +138,7 @@ class Singularity(NamedTuple):
 
     Attributes:
         values: what vanishes where there is such a multiplier.
-        gradient: of the values, in the first point and the parameters.
+        gradient: derivatives of the values in the first point and the parameters.
         by_cosine: derivative of the values in κ.
         size: largest entry of G, relative to A's norm or to 1 if that is less.
         left: null vectors of Aᵀ, once the values vanish.

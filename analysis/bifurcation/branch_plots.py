@@ -40,8 +40,8 @@ class Line(NamedTuple):
     """A part of a branch on which stability does not change.
 
     Attributes:
-        parameters: of its points.
-        values: of the observable at each point of the cycles.
+        parameters: where its points are.
+        values: the observable at each point of the cycles.
         stable: whether all multipliers are inside the unit circle.
     """
 
@@ -67,10 +67,10 @@ def plot_branches(
     that it shows where the two differ: there attractors coexist, or transients had not passed.
 
     Args:
-        ax: to draw on.
-        branches: of one map, such as those of `period_doublings`.
+        ax: where it is drawn.
+        branches: one or several of one map, such as those of `period_doublings`.
         observable: what is shown of a state: a function of it, or the number of a component.
-        orbits: of the same map, recorded with the same observable.
+        orbits: a diagram of the same map, recorded with the same observable.
         label: whether to write names and parameters beside the marks, and a legend.
 
     Raises:
@@ -213,9 +213,9 @@ def name_mark(
     """Writes a name beside a mark, higher where other names are close, or below at the top.
 
     Args:
-        ax: to write on, its limits being final.
+        ax: where it is written, the limits being final.
         text: the name.
-        place: of the mark, in the units of the axes.
+        place: where the mark is, in the units of the axes.
         others: places of the marks that have a name, as this function gave them.
 
     Returns:

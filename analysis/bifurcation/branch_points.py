@@ -31,7 +31,7 @@ class Crossing(NamedTuple):
 
     Attributes:
         points: (period, n) of the cycle.
-        parameter: at the branch point.
+        parameter: its value at the branch point.
         right: (n,) q, of unit length.
         left: (n,) w, with ⟨w, q⟩ = 1.
         drift: (n,) v, change of the cycle with the parameter.
@@ -104,7 +104,7 @@ def find_crossing(
         map_: the map.
         state: guess of the first point.
         parameter: guess.
-        period: of the cycle.
+        period: that of the cycle.
     """
     state, border, error = np.asarray(state, float), None, np.inf
     for _ in range(_MOST_STEPS):

@@ -31,8 +31,8 @@ class Curve:
     """Bifurcations of one kind along a curve in the plane, in the order in which it is followed.
 
     Attributes:
-        kind: of bifurcation.
-        names: of the two parameters.
+        kind: which bifurcation it is.
+        names: those of the two parameters.
         parameters: (k, 2) at which the cycles are.
         points: (k, period, n) of the cycles.
         multipliers: (k, n), largest modulus first.
@@ -95,13 +95,13 @@ def continue_curve(
 
     Args:
         map_: the map, whose parameter is an array of two.
-        bifurcation: from which to start, as found on `map_.along(values, index)`.
+        bifurcation: the start, as found on `map_.along(values, index)`.
         values: both parameters at the bifurcation.
         until: lowest and highest value of each parameter; a curve ends at them exactly.
         parameters: names of the two.
         step: largest arclength between points.
-        max_points: in each direction, besides the start.
-        tol: for the residual of each point.
+        max_points: number of points in each direction, besides the start.
+        tol: largest residual of each point.
 
     Raises:
         ValueError: for a bifurcation of another kind, a start outside the ranges, a step that is

@@ -22,8 +22,8 @@ def doubling_directions(system: Expansion, space: Eigenspace) -> Float[np.ndarra
     along them is not known.
 
     Args:
-        system: at the flip.
-        space: of the multiplier -1, which has as many eigenvectors as multipliers.
+        system: the p-fold map at the flip.
+        space: that of the multiplier -1, which has as many eigenvectors as multipliers.
     """
     rate = change_of_multipliers(system, space)
     own = _eigenbasis(rate)

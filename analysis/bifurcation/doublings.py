@@ -19,7 +19,7 @@ def period_doublings(
 
     Args:
         map_: the map.
-        branch: of cycles of any period.
+        branch: cycles of any period.
         until: lowest and highest parameter of interest.
         depth: how often the period doubles at most.
         options: further ones of `continue_cycle`.

@@ -92,10 +92,10 @@ def leading_multipliers(
     another start shows multiple ones.
 
     Args:
-        product: with the Jacobian M of the p-fold map.
+        product: multiplies by the Jacobian M of the p-fold map.
         size: order of M.
         k: how many are wanted.
-        max_products: of the search; up to two for each one that is wanted come on top.
+        max_products: most that the search makes; up to two for each one wanted come on top.
     """
     space = KrylovSpace(product, random_start(size), max_products, _ROUNDING)
     starts = np.random.default_rng(1)

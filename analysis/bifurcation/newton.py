@@ -95,8 +95,8 @@ def newton(
         evaluate: makes a place of points and a parameter.
         propose: makes a Newton step from a place.
         floor: least size of the points that residuals are relative to.
-        tol: for the relative residual.
-        max_steps: at most.
+        tol: largest relative residual.
+        max_steps: number of steps at most.
         polish: whether steps go on below the tolerance for as long as they halve the residual.
     """
     residual, notes, fades, before, steps = place.gap(floor), list[str](), False, np.inf, 0
@@ -177,7 +177,7 @@ def least_period(
         evaluate: makes a place of points and a parameter.
         shorten: searches a cycle from a guess of it, and tells whether it is one.
         floor: least size of the points that residuals are relative to.
-        tol: for the relative residual.
+        tol: largest relative residual.
     """
     period = len(place.points)
     for divisor in range(1, period):

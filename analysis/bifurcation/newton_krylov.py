@@ -112,10 +112,10 @@ class Solver:
 
     Attributes:
         map_: the map.
-        tol: for the relative residual of the cycle.
+        tol: largest relative residual of the cycle.
         floor: least size of the points that it is relative to.
-        evaluations: of the map.
-        products: of a Jacobian of the map, not of the p-fold one, with a vector.
+        evaluations: number of those of the map.
+        products: number of those of a Jacobian of the map, not of the p-fold one, with a vector.
     """
 
     map_: Map
@@ -181,11 +181,11 @@ def gmres(
     SciPy's method keeps its basis to itself, from which slow modes are had without products.
 
     Args:
-        product: with A.
+        product: multiplies by A.
         right: not 0.
-        tol: for ‖right - A x‖ / ‖right‖.
+        tol: largest ‖right - A x‖ / ‖right‖.
         slow: modes to be moved; none for the plain method.
-        max_products: at most.
+        max_products: number of products at most.
     """
     moved = slow.moved if slow else lambda vectors: vectors
     space = KrylovSpace(lambda vector: product(moved(vector)), right, max_products, _ROUNDING)

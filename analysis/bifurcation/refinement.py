@@ -55,7 +55,7 @@ def undone(before: Node | None, stretch: Stretch, beyond: Node | None) -> Node |
 
     Args:
         before: the point before the stretch, if any.
-        stretch: between two points of the branch.
+        stretch: the branch between two of its points.
         beyond: the point after it, if any.
     """
     known = [(0.0, stretch.now), (stretch.length, stretch.after)]

@@ -55,13 +55,13 @@ def switch_branch(
     Args:
         map_: the map.
         bifurcation: a flip or a branch point, with the tangent of the branch it was found on.
-        period: of the cycle that bifurcates; the bifurcation's own when not given.
+        period: that of the cycle that bifurcates; the bifurcation's own when not given.
         amplitude: s in units of the state, half the distance of neighbouring points of a doubled
             cycle, or at a branch point the distance of the branches at the parameter of the cycle,
             along the direction of the bifurcation. A negative one leads to the other side; from the
             upright branch of a pitchfork to the other, or to a cycle of half the period, a positive
             one is a higher parameter. By default that at which a multiplier has moved by 0.01.
-        tol: as for `find_cycle`.
+        tol: the same as that of `find_cycle`.
 
     Returns:
         The cycle, or what was found instead with `converged` false and why.
@@ -106,10 +106,10 @@ class _Departure(NamedTuple):
     """How to leave a bifurcation.
 
     Attributes:
-        period: of the cycle that is looked for.
+        period: that of the cycle that is looked for.
         usual: amplitude that is tried when none is asked for.
         guess: parameter and points at an amplitude.
-        distance: from the old branch, measured as the amplitude is.
+        distance: how far from the old branch, measured as the amplitude is.
     """
 
     period: int
@@ -262,9 +262,9 @@ def _aside(
 
     Args:
         map_: the map.
-        crossing: of the two branches.
+        crossing: where the two branches cross.
         found: the cycle.
-        change: of the parameter.
+        change: that of the parameter.
         along: where the old branch is expected, along the eigenvector.
     """
     value, points = crossing.at(map_, change, along)

@@ -70,25 +70,25 @@ class Explanation:
         config: settings.
         label: what the threshold is, or why none is used.
         threshold: critical eigenvalue at the step.
-        failure_probability: of each upper bound on an eigenvalue.
+        failure_probability: that of each upper bound on an eigenvalue.
         growth: factor per step of a deviation along the mode, by the linearised update at the
             centre.
         kinks: operations in the loss whose derivative jumps.
         batch_size: examples per update; none means all.
         mode: the largest eigenvalues and the top eigenvector.
-        update_cosine: of the updates after and before the step.
-        period: of the oscillation at the step; see `periods_of_iterates`.
+        update_cosine: cosine of the updates after and before the step.
+        period: that of the oscillation at the step; see `periods_of_iterates`.
         amplitude: ‖θ_t - c_t‖, the distance from the centre.
         drift: ‖θ_(t+1) - θ_(t-1)‖ / 2.
-        projection: of θ_t - c_t on the mode, without its sign.
+        projection: that of θ_t - c_t on the mode, without its sign.
         origin: where crossings and oscillations are from, in words.
         first_looked: first step at which was looked for these.
         last_looked: last one.
         unwatched: why no oscillations are told; empty where they are.
-        crossings: of the threshold by the centres.
+        crossings: where the centres crossed the threshold.
         events: oscillations.
         pieces: gates that flip, and what they do.
-        multipliers: of the updates from the step on.
+        multipliers: those of the updates from the step on.
         not_told: what could not be told, and why, a line each.
         note: how closely the replay met the checkpoints.
         around: the steps around it.
@@ -136,7 +136,7 @@ class Explanations(Shown):
     Attributes:
         source: state of the run.
         config: settings of the step that was explained last.
-        explanations: in the order of steps, each with its own settings.
+        explanations: one for each step, in their order, each with its own settings.
     """
 
     source: Source

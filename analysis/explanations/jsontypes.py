@@ -22,31 +22,31 @@ class ExplanationDict(TypedDict):
         config: settings.
         threshold: critical eigenvalue at the step.
         label: what it is, or why there is none.
-        failure_probability: of each upper bound on an eigenvalue.
+        failure_probability: that of each upper bound on an eigenvalue.
         growth: factor per step of a deviation along the top eigenvector at the centre.
         directions: largest eigenvalues at the iterate and at the centre.
         above: directions surely above the threshold at the centre.
         more_above: whether more may be.
-        curvature: along the mode.
+        curvature: that along the mode.
         layers: shares of the mode by parameters.
         classes: parts of that curvature by class.
         period: 2, 4 or 8; -1 irregular; 0 not oscillating, or not told.
-        update_cosine: of the updates after and before the step.
+        update_cosine: cosine of the updates after and before the step.
         amplitude: distance of the iterate from its centre.
         projection: what of it is along the mode.
         drift: step of the motion that does not alternate.
         origin: where crossings and oscillations are from.
         looked: first and last step in which was looked for these.
         unwatched: why no oscillations are told; empty where they are.
-        crossings: of the centres, the last one before the step and the next one.
+        crossings: those of the centres, the last one before the step and the next one.
         events: the oscillation that the step lies in, else the last one before it and the next.
         kinks: operations in the loss whose derivative jumps.
         gates: that flip, by layer.
-        changes: of the gradient to the next step.
-        gate_curvatures: along the mode at the centre, with the gates of θ_t and of θ_(t+1).
+        changes: those of the gradient to the next step.
+        gate_curvatures: those along the mode at the centre, with the gates of θ_t and θ_(t+1).
         phases: curvature along the mode at the iterates of the period, and one after.
         multiplied: number of updates whose Jacobians are multiplied.
-        multipliers: of their product, apart from +1.
+        multipliers: those of their product, apart from +1.
         along: vᵀJv of that product J and the mode v.
         stretch: ‖Jv‖, of its part in the parameters.
         not_told: what could not be told, and why.

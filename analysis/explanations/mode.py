@@ -42,10 +42,10 @@ class Direction:
         value: eigenvalue of the run's operator.
         lower: end of its interval.
         upper: end of its interval.
-        residual: of its eigenvector, from a fresh product.
+        residual: that of its eigenvector, from a fresh product.
         converged: whether it is certified; else it decides nothing.
         side: 1 surely above the threshold, -1 surely below, 0 not decided, or without a threshold.
-        projection: of θ_t - c_t on its unit eigenvector, without a sign; NaN at the iterate, and
+        projection: θ_t - c_t along its unit eigenvector, without a sign; NaN at the iterate, and
             where the operator is preconditioned, whose eigenvectors are no directions of this.
     """
 
@@ -64,7 +64,7 @@ class LayerShare:
     """What of the mode lies in some parameters.
 
     Attributes:
-        name: of the parameters.
+        name: that of the parameters.
         share: sum of the squares of the unit mode's entries there.
     """
 
@@ -77,7 +77,7 @@ class ClassShare:
     """What of the curvature along the mode comes from a part of the loss.
 
     Attributes:
-        label: of the class; -1 for the part of the parameters alone, such as weight decay.
+        label: that of the class; -1 for the part of the parameters alone, such as weight decay.
         curvature: second derivative of that part of the loss along the mode.
         share: that as a part of the whole.
     """
@@ -91,7 +91,7 @@ class Mode(NamedTuple):
     """The top eigenvector at the centre of a step, and the largest eigenvalues.
 
     Attributes:
-        directions: at the iterate, then at the centre.
+        directions: those at the iterate, then at the centre.
         centre: ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1).
         vector: direction in the parameters, of which the eigenvalue is the second derivative of the
             loss; a unit vector, but with a preconditioner.
@@ -117,7 +117,7 @@ def mode_of(run: Run, solver: Solver, point: FlatState) -> Mode:
 
     Args:
         run: the run.
-        solver: for the largest eigenvalues.
+        solver: how the largest eigenvalues are found.
         point: state of the step.
     """
     centre = np.asarray(both_points(run.dynamics, run.state(point))[1])

@@ -29,7 +29,7 @@ class Multiplier:
         imaginary: its imaginary part.
         modulus: its modulus.
         residual: ‖Jx - μx‖ of its unit eigenvector x, from a fresh product.
-        overlap: of the parameters' part of x, as a unit vector, with the mode.
+        overlap: that of the parameters' part of x, as a unit vector, with the mode.
     """
 
     real: float
@@ -72,7 +72,7 @@ def multipliers_over(
     for each of them.
 
     Args:
-        replay: of the run.
+        replay: the run's steps, made again.
         first: step of the first update.
         stop: step after the last.
         mode: unit direction in the parameters.

@@ -76,15 +76,15 @@ class Around:
     Attributes:
         steps: consecutive ones.
         loss: F(θ_t, t), on the examples of the step.
-        update_cosine: of the updates θ_(t+1) - θ_t and θ_t - θ_(t-1).
-        periods: of the oscillation at each; see `periods_of_iterates`.
-        projection: of θ_t - c_t on the mode of the explained step.
+        update_cosine: cosine of the updates θ_(t+1) - θ_t and θ_t - θ_(t-1).
+        periods: those of the oscillation at each; see `periods_of_iterates`.
+        projection: that of θ_t - c_t on the mode of the explained step.
         gate_flips: hidden units times examples that change side to the next step, as a part of all;
             NaN for smooth activations, and for the networks of recorded runs.
         looked_at: steps at which the curvature was computed.
         values: largest eigenvalue at the centres of these.
         converged: whether these are certified.
-        thresholds: at these; NaN where there is none.
+        thresholds: those at these; NaN where there is none.
     """
 
     steps: Int[np.ndarray, " steps"]
@@ -104,9 +104,9 @@ class Surroundings(NamedTuple):
 
     Attributes:
         origin: where it is from, in words.
-        motion: at the steps that were looked at.
-        thresholds: at the steps whose curvature was.
-        crossings: at the centres, the last one before the step and the next one.
+        motion: what the run does at the steps that were looked at.
+        thresholds: those at the steps whose curvature was.
+        crossings: those at the centres, the last one before the step and the next one.
         events: the oscillation that the step lies in, else the last one before it and the next.
         unwatched: why no oscillations are told; empty where they are.
     """
@@ -153,9 +153,9 @@ def look_around(
     """From steps that are replayed, in parts.
 
     Args:
-        replay: of the run.
-        solver: for the largest eigenvalues.
-        step: around which it is looked.
+        replay: the run's steps, made again.
+        solver: how the largest eigenvalues are found.
+        step: the one around which it is looked.
         config: how far, and how often.
         parts: where finished parts are kept.
     """
@@ -298,7 +298,7 @@ def around_of(
     """The steps around one, with the projection on its mode.
 
     Args:
-        replay: of the run.
+        replay: the run's steps, made again.
         found: what is known around the step.
         step: the explained one.
         window: steps before and after it.

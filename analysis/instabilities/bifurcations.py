@@ -82,9 +82,9 @@ class Bifurcations(Shown):
         crossings: of the threshold at the centres, located.
         instabilities: in the order of steps.
         diagrams: with the loss frozen at some steps.
-        directions: of each instability, those that were unstable at its onset; none in files of
+        directions: those that were unstable at the onset of each instability; none in files of
             before version 4.2.
-        pulse_maps: of perturbations, over pulses and then over cycles.
+        pulse_maps: maps of perturbations, over pulses and then over cycles.
         plane: curves of bifurcations in two parameters, with the loss frozen; none if it was not
             asked for.
     """

@@ -57,7 +57,7 @@ class Orbits(NamedTuple):
     """Oscillations at each value of the parameter.
 
     Attributes:
-        projections: of θ_t - c_t, with c_t = ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1), on the top eigenvector
+        projections: θ_t - c_t, with c_t = ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1), along the top eigenvector
             at the centre of the step; NaN where the orbit diverged.
         diverged: whether it did.
     """

@@ -56,7 +56,7 @@ class PlanePoint:
         kind: its name.
         first: the first parameter.
         second: the second parameter.
-        residual: as a part of the ranges.
+        residual: its error, as a part of the ranges.
         converged: whether it was located.
     """
 
@@ -73,14 +73,14 @@ class PlaneCurve:
     """A curve of bifurcations, as `Curve` has it but for the states.
 
     Attributes:
-        kind: of bifurcation.
+        kind: which bifurcation it is.
         parameters: both, at each point.
         critical: the multiplier on the unit circle, as an eigenvalue.
-        angles: of the critical multiplier, in radians.
-        coefficients: of the normal form; NaN where it has none.
+        angles: those of the critical multiplier, in radians.
+        coefficients: those of the normal form; NaN where it has none.
         unstable: other multipliers outside the unit circle: where there are any, no stability
             changes.
-        residuals: of cycle and bordered determinant.
+        residuals: those of cycle and bordered determinant.
         special: points of codimension two.
         status: how its ends came about, in a word or two.
         message: the same in words.
@@ -105,7 +105,7 @@ class Plane:
 
     Attributes:
         step: number of the update whose loss is frozen.
-        names: of the two parameters.
+        names: those of the two parameters.
         class_label: the class whose weight is one of them, if it is.
         ranges: lowest and highest value of each.
         actual: the run's own values at that step.
@@ -114,7 +114,7 @@ class Plane:
         reason: why there are no curves; empty where the fixed point was found.
         largest: largest modulus of the fixed point's multipliers at the run's own values; NaN
             without one.
-        distance: of the fixed point from the run's parameters, relative to the latter.
+        distance: that of the fixed point from the run's parameters, relative to the latter.
         curves: those that start closest to the run's own values first.
         left_out: bifurcations whose curves were not followed.
     """
@@ -167,8 +167,8 @@ def plane(replay: Replay, config: BifurcationConfig, step: int) -> Plane:
     """Curves of bifurcations of the fixed point that the loss of a step leads to.
 
     Args:
-        replay: of a run of full-batch gradient descent, with momentum or without.
-        config: with the names and ranges of two parameters.
+        replay: a run of full-batch gradient descent, with momentum or without.
+        config: settings with the names and ranges of two parameters.
         step: number of the update whose loss is frozen.
 
     Raises:

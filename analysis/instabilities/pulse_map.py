@@ -50,7 +50,7 @@ class PulseMap:
         parameter_share: squared length of v in the parameters.
         closed: whether the orbit closes, all of the state, and the updates repeat.
         reason: why it does not, or why it is not known; empty where it closes.
-        distance: by which the state misses its start, relative to how far it gets from there; of
+        distance: how far the state misses its start, relative to how far it gets from there; of
             the parameters, or of the part of the optimizer's state that misses it most.
         tolerance: up to which that counts as closed; larger where rounding decides.
         multipliers: Floquet multipliers of largest modulus but for neutral ones; empty unless the
@@ -101,7 +101,7 @@ class Pulses(NamedTuple):
     """Where the pulses of a run are.
 
     Attributes:
-        steps: of a pulse.
+        steps: number of those of a pulse.
         classes: pulses of a cycle.
         start: first step whose state is known.
         stop: step from which on there are no pulses, or no states.
@@ -183,7 +183,7 @@ def pulse_map(
         tol: residual that counts as converged, relative to each singular value; none means 1e-4.
         closing: distance by which a closed orbit may miss its start, relative to its size.
         max_products: products at most for the singular values.
-        seed: of the random start.
+        seed: that of the random start.
 
     Raises:
         ConfigError: when there is no such pulse, or its steps cannot be made again.

@@ -81,7 +81,7 @@ def pulse_maps(
 
     Args:
         run: whose pulses they are.
-        config: of the analysis.
+        config: that of the analysis.
         chosen: which ones.
         parts: where those that are finished are kept.
         progress: told how many steps are done.

@@ -33,7 +33,7 @@ class UnstableDirection:
     the others are those that were surely above it, too.
 
     Attributes:
-        onset: of the oscillation.
+        onset: that of the oscillation.
         rank: among the eigenvalues at the centre of the onset, 1 the largest.
         sharpness: its eigenvalue there.
         low: lower end of that one's interval.
@@ -65,9 +65,9 @@ def unstable_directions(
     where that is not clear; it is lost where it is not clear from one step to the next.
 
     Args:
-        replay: of the run.
-        solver: for the largest eigenvalue.
-        onset: of the oscillation.
+        replay: the run's steps, made again.
+        solver: how the largest eigenvalue is found.
+        onset: that of the oscillation.
         settled: centre of the step at which its size is measured.
         step: the number of that one.
     """

@@ -20,7 +20,7 @@ class Ritz(NamedTuple):
     """Ritz pairs of a Krylov space.
 
     Attributes:
-        values: in the order of LAPACK.
+        values: the Ritz values, in the order of LAPACK.
         residuals: ‖Ax - μx‖ of unit vectors x, by the recurrence.
         conditions: 1/|yᴴx| of the left and right eigenvectors y, x within the space: 1 for normal
             matrices, large where eigenvectors nearly coincide. To first order a residual moves an

@@ -100,7 +100,7 @@ def leading_multipliers(
         matrix: M, of the orbit's linearised updates.
         k: how many; of a pair both count.
         max_products: products with M, and as many with its transpose, for more than 200 unknowns.
-        seed: of the random start.
+        seed: that of the random start.
     """
     dense = matrix.size <= _DENSE
     found = _all_of(matrix) if dense else _some_of(matrix, k + _MORE, max_products, seed)
