@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -68,8 +69,36 @@ def make_model(config: ModelConfig) -> FullyConnected | Convolutional:
     return Convolutional((width,) * 4, (0, 1, 1, 3), config.activation, config.init, multiple_of=32)
 
 
+class _Gated(ABC):
+    """A network whose hidden units pass or stop what comes to them."""
+
+    @abstractmethod
+    def _layers(
+        self, params: Params, inputs: Array, activation: Activation | None = None
+    ) -> list[Array]:
+        """What each layer gives before its activation."""
+
+    def gates(
+        self, params: Params, inputs: Float[Array, "examples *features"]
+    ) -> Bool[Array, "examples units"]:
+        """Which hidden units, of all layers and pixels, have a positive input at each example."""
+        return _positive(self._layers(params, inputs)[:-1], len(inputs))
+
+    def apply_piece(
+        self,
+        params: Params,
+        inputs: Float[Array, "examples *features"],
+        gates: Bool[Array, "examples units"],
+    ) -> Float[Array, "examples outputs"]:
+        """Outputs of the network in which these hidden units, as `gates` tells them, pass.
+
+        With the gates of its own parameters it is the network with ReLU.
+        """
+        return self._layers(params, inputs, _passing(gates))[-1]
+
+
 @dataclass(frozen=True)
-class FullyConnected:
+class FullyConnected(_Gated):
     """Layers x W + b with an activation between them; the last layer is linear.
 
     Attributes:
@@ -123,24 +152,6 @@ class FullyConnected:
         """Outputs (logits) of the network; image inputs are flattened."""
         return self._layers(params, inputs)[-1]
 
-    def gates(
-        self, params: Params, inputs: Float[Array, "examples *features"]
-    ) -> Bool[Array, "examples units"]:
-        """Which hidden units, of all layers, have a positive input at each example."""
-        return _positive(self._layers(params, inputs)[:-1], len(inputs))
-
-    def apply_piece(
-        self,
-        params: Params,
-        inputs: Float[Array, "examples *features"],
-        gates: Bool[Array, "examples units"],
-    ) -> Float[Array, "examples outputs"]:
-        """Outputs of the network in which these hidden units, as `gates` tells them, pass.
-
-        With the gates of its own parameters it is the network with ReLU.
-        """
-        return self._layers(params, inputs, _passing(gates))[-1]
-
     def _layers(
         self, params: Params, inputs: Array, activation: Activation | None = None
     ) -> list[Array]:
@@ -154,7 +165,7 @@ class FullyConnected:
 
 
 @dataclass(frozen=True)
-class Convolutional:
+class Convolutional(_Gated):
     """3x3 convolutions with an activation and average pooling after each, then a dense layer.
 
     A convolution keeps the sides of its image (zeros around it); a pooling takes the means of 2x2
@@ -232,24 +243,6 @@ class Convolutional:
     ) -> Float[Array, "examples outputs"]:
         """Outputs (logits) of the network."""
         return self._layers(params, inputs)[-1]
-
-    def gates(
-        self, params: Params, inputs: Float[Array, "examples height width channels"]
-    ) -> Bool[Array, "examples units"]:
-        """Which hidden units, of all pixels and convolutions, have a positive input."""
-        return _positive(self._layers(params, inputs)[:-1], len(inputs))
-
-    def apply_piece(
-        self,
-        params: Params,
-        inputs: Float[Array, "examples height width channels"],
-        gates: Bool[Array, "examples units"],
-    ) -> Float[Array, "examples outputs"]:
-        """Outputs of the network in which these hidden units, as `gates` tells them, pass.
-
-        With the gates of its own parameters it is the network with ReLU.
-        """
-        return self._layers(params, inputs, _passing(gates))[-1]
 
     def _layers(
         self, params: Params, inputs: Array, activation: Activation | None = None

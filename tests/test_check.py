@@ -68,6 +68,7 @@ def test_bifurcations_writes_results_table_and_figure(unstable, capsys, tmp_path
     assert content["verdict"] == "above"
 
 
+@pytest.mark.slow
 def test_maps_of_pulses_are_told_drawn_exported_and_reported(tmp_path, capsys, require_schema):
     path = train(tmp_path / "run.h5", "--steps", "70", "--schedule.period", "20")
     options = ["--every", "20", "--diagrams", "none", "--quiet", "--json"]

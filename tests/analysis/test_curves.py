@@ -95,6 +95,7 @@ def test_fold_and_flip_of_the_henon_map(kind, expected):
     assert np.max(np.abs(again.points - curve.points[5])) < 1e-6  # a fold doubles what is lost
 
 
+@pytest.mark.slow
 def test_flip_of_the_doubled_cycle_of_the_henon_map():
     line = HENON.along((0.0, 0.3), 0)
     flip = found_on(HENON, [0.7, 0.2], (0.1, 0.3), 0, (0.1, 0.5))["flip"]
@@ -122,6 +123,7 @@ def test_flip_of_the_heavy_ball():
     assert curve.coefficients[0] == pytest.approx(8 / 5, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_scales_of_parameters_do_not_matter():
     scaled = polynomial([(1, ""), (-1e3, "axx"), (1, "y")], [(1 / 5000, "bx")])
     until = ((-1e-3, 2e-3), (-2500.0, 3500.0))
@@ -338,6 +340,7 @@ def largest_eigenvalue(theta, heavy):
     return np.linalg.eigvalsh((np.array(columns) + np.array(columns).T) / 2)[-1]
 
 
+@pytest.mark.slow
 def test_the_flip_curve_of_a_network():
     map_ = Map(lambda x, p: x - p[0] * jax.grad(loss)(x, p[1]))
     guess = np.array([1.0, 0.5, 0.1, -0.2, 0.8, 0.7, 0.0])

@@ -543,6 +543,7 @@ def command(capsys, *words):
     return code, capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_another_step_is_added_to_the_file_and_draws_its_own_figure(
     copied, capsys, require_schema, undrawn
 ):
@@ -673,6 +674,7 @@ def test_an_oscillation_of_a_smooth_network_is_described_from_replayed_steps(sma
     assert event.amplitude > 0
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_is_told_as_far_as_it_went(small, tmp_path):
     config = replace(
         small,

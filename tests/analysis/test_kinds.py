@@ -178,6 +178,7 @@ FACTORS = Map(
 )
 
 
+@pytest.mark.slow
 def test_two_factors_with_weight_decay_have_a_pitchfork():
     branch = continue_cycle(FACTORS, np.zeros(2), 1.5, 1, until=(0.4, 1.6))
     (fork,) = branch.bifurcations

@@ -73,6 +73,7 @@ def largest_curvature(gradient, theta):
     return np.linalg.eigvalsh((np.array(columns) + np.array(columns).T) / 2)[-1]
 
 
+@pytest.mark.slow
 def test_the_first_curve_is_where_the_largest_curvature_is_the_threshold(squared, found):
     assert found.reason == ""
     assert (found.step, found.names) == (STEP, ("learning_rate", "amplitude"))
@@ -103,6 +104,7 @@ def test_the_first_curve_is_where_the_largest_curvature_is_the_threshold(squared
         assert product == pytest.approx(2, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_it_is_told_kept_and_drawn(squared, made, tmp_path):
     path = tmp_path / "run.bifurcations.h5"
     save_bifurcations(made, path)

@@ -214,6 +214,7 @@ def test_published_counting_makes_pulses_a_step_longer(small, trained):
     np.testing.assert_allclose(found.singular_values, values, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_states_that_are_made_again_give_the_same(small, trained, monkeypatch):
     run = trained(small)
     expected = pulse_map(run, 1, 2)
@@ -224,6 +225,7 @@ def test_states_that_are_made_again_give_the_same(small, trained, monkeypatch):
     np.testing.assert_allclose(pulse_map(run, 1, 2).singular_values, expected.singular_values)
 
 
+@pytest.mark.slow
 def test_a_float32_run_has_its_products_in_float64(small, trained):
     run = trained(replace(small, dtype="float32"))
     chain = Propagator(Replay(run), 0, 20)
@@ -321,6 +323,7 @@ def interpolating(**changes):
     return replace(config, optimizer=optimizer), dataset
 
 
+@pytest.mark.slow
 def test_at_rest_a_pulse_returns_and_the_next_one_is_another(tmp_path):
     config, dataset = interpolating()
     run = train(config, tmp_path / "run.h5", dataset=dataset)
