@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from dlf_dynamics.analysis.spectra.spectrum import Spectrum as Spectrum
     from dlf_dynamics.analysis.spectra.spectrum import compute_spectrum as compute_spectrum
     from dlf_dynamics.analysis.spectra.spectrum import load_spectrum as load_spectrum
+    from dlf_dynamics.analysis.stability.mean_square import (
+        MeanSquareThreshold as MeanSquareThreshold,
+    )
+    from dlf_dynamics.analysis.stability.mean_square import (
+        mean_square_threshold as mean_square_threshold,
+    )
     from dlf_dynamics.analysis.stability.threshold import Threshold as Threshold
     from dlf_dynamics.analysis.stability.threshold import critical_eigenvalue as critical_eigenvalue
     from dlf_dynamics.analysis.stability.threshold import (
@@ -37,6 +43,7 @@ _MODULES = {
     "Density": "spectra.density",
     "Eigenpairs": "linalg.eigensolver",
     "HessianSpectrum": "spectra.eigenvalues",
+    "MeanSquareThreshold": "stability.mean_square",
     "NTKSpectrum": "spectra.ntk",
     "Oscillation": "spectra.events",
     "PulseMap": "instabilities.pulse_map",
@@ -49,6 +56,7 @@ _MODULES = {
     "hessian_spectrum": "spectra.eigenvalues",
     "instability_threshold": "stability.threshold",
     "load_spectrum": "spectra.spectrum",
+    "mean_square_threshold": "stability.mean_square",
     "ntk_spectrum": "spectra.ntk",
     "pulse_map": "instabilities.pulse_map",
     "top_eigenpairs": "linalg.eigensolver",
@@ -60,6 +68,7 @@ __all__ = [
     "Density",
     "Eigenpairs",
     "HessianSpectrum",
+    "MeanSquareThreshold",
     "NTKSpectrum",
     "Oscillation",
     "PulseMap",
@@ -72,6 +81,7 @@ __all__ = [
     "hessian_spectrum",
     "instability_threshold",
     "load_spectrum",
+    "mean_square_threshold",
     "ntk_spectrum",
     "pulse_map",
     "top_eigenpairs",
