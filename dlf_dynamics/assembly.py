@@ -181,6 +181,7 @@ def assemble(
         schedule,
         config.batch_size,
         config.batch_seed,
+        config.batch_sampling,
         validation=validation,
         precision=None if config.dtype == config.vector_dtype else config.dtype,
     )

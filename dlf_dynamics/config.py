@@ -117,7 +117,8 @@ class ScheduleConfig:
     static_from: int | None = None
     """First step from which all weights stay 1."""
     static_from_epoch: int | None = None
-    """The same as an epoch, counted from 0: after so many passes through the training data."""
+    """The same as an epoch, counted from 0: after so many passes through the training data, or as
+    many updates where mini-batches are independent of each other."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,10 @@ class RunConfig:
     """Train the network's Taylor expansion about its initial parameters, of order 1 (linearised) or
     2 (quadratic), instead of the network; 0 trains the network."""
     batch_size: int | None = None
-    """Examples per update, drawn anew each epoch; none means the full batch."""
+    """Examples per update; none means the full batch."""
+    batch_sampling: Literal["epochs", "independent"] = "epochs"
+    """How mini-batches are drawn: `epochs` goes through a fresh random order of the examples in
+    each epoch; `independent` takes a random subset at each step, whatever the others took."""
     batch_seed: int = 0
     """Seed of the mini-batches."""
     dtype: Literal["float64", "float32", "bfloat16", "float16"] = "float64"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +67,7 @@ class State(NamedTuple):
         "schedule",
         "batch_size",
         "batch_seed",
+        "batch_sampling",
         "layout",
         "precision",
     ],
@@ -82,6 +83,8 @@ class Dynamics:
         schedule: class weights of each step.
         batch_size: examples per update, or none for the full batch.
         batch_seed: of the mini-batches.
+        batch_sampling: whether mini-batches go through the examples in `epochs`, or are
+            `independent` of each other; see `problem_at`.
         layout: of the parameters, for an optimizer that sees them as a pytree; none hands it the
             flat vector.
         validation: the problem on examples held out, of flat parameters; or none.
@@ -96,6 +99,7 @@ class Dynamics:
     schedule: Schedule
     batch_size: int | None = None
     batch_seed: int = 0
+    batch_sampling: Literal["epochs", "independent"] = "epochs"
     layout: Layout | None = None
     validation: Problem | None = None
     precision: str | None = None
@@ -195,14 +199,18 @@ class Dynamics:
         """The problem on the examples that the update at this step uses.
 
         Each epoch goes through a fresh random order in whole batches; the examples left over wait
-        for another epoch. The batch is a function of seed and step alone, whatever random stream
-        JAX is set to, so that any step can be replayed.
+        for another epoch. Independent batches are the first ones of a fresh order at each step:
+        every subset of that size is as likely as any other. The batch is a function of seed and
+        step alone, whatever random stream JAX is set to, so that any step can be replayed.
         """
         if self.batch_size is None:
             return self.problem
         num_examples = len(self.problem.targets)
-        epoch, batch = jnp.divmod(step, epoch_steps(num_examples, self.batch_size))
-        key = jnp.stack([jnp.uint32(self.batch_seed), epoch.astype(jnp.uint32)])
+        shared = 1  # updates that share an order
+        if self.batch_sampling == "epochs":
+            shared = epoch_steps(num_examples, self.batch_size)
+        order_number, batch = jnp.divmod(step, shared)
+        key = jnp.stack([jnp.uint32(self.batch_seed), order_number.astype(jnp.uint32)])
         order = jnp.argsort(threefry_2x32(key, jnp.arange(num_examples, dtype=jnp.uint32)))
         start = batch * self.batch_size
         return self.problem.take(jax.lax.dynamic_slice_in_dim(order, start, self.batch_size))

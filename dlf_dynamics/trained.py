@@ -58,7 +58,8 @@ class TrainedRun(Run):
         """Data, network, loss, schedule and optimizer."""
         c = self._config
         model = "-".join(map(str, c.model.widths)) or "linear"
-        batches = "" if c.batch_size is None else f", batches of {c.batch_size}"
+        independent = "independent " if c.batch_sampling == "independent" else ""
+        batches = "" if c.batch_size is None else f", {independent}batches of {c.batch_size}"
         optimizer = f"{c.optimizer.name}, learning rate {c.optimizer.learning_rate:g}{batches}"
         schedule = "own schedule" if self.own_schedule else "static"
         if not self.own_schedule and c.schedule.name == "triangle":

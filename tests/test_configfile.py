@@ -128,6 +128,12 @@ def test_what_is_no_json_is_refused(text):
         from_json("[1]")
 
 
+def test_older_files_drew_their_batches_in_epochs():
+    values = json.loads(to_json(RunConfig(batch_size=3, batch_sampling="independent")))
+    del values["batch_sampling"]
+    assert from_json(json.dumps(values)) == RunConfig(batch_size=3, batch_sampling="epochs")
+
+
 def test_optional_values_may_be_none():
     assert override(RunConfig(batch_size=3), {"batch_size": None}).batch_size is None
 

@@ -1,4 +1,5 @@
 import itertools
+import math
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 from packaging.requirements import Requirement
@@ -13,9 +15,11 @@ from packaging.requirements import Requirement
 from dlf_dynamics.assembly import build, initial_parameters, require_precision
 from dlf_dynamics.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from dlf_dynamics.datasets import Dataset, load_dataset
-from dlf_dynamics.dynamics import SCALARS, advance
+from dlf_dynamics.dynamics import SCALARS, Dynamics, advance
 from dlf_dynamics.errors import ConfigError, DataError
 from dlf_dynamics.models import make_model
+from dlf_dynamics.problem import Problem
+from dlf_dynamics.schedules import Static
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -114,6 +118,45 @@ def test_batches_depend_on_seed_and_step_alone():
     config = replace(CONFIG, batch_size=10)
     assert batches(config, 5) == batches(config, 5)
     assert batches(config, 5) != batches(replace(config, batch_seed=1), 5)
+
+
+def test_independent_batches_are_functions_of_seed_and_step_alone():
+    config = replace(CONFIG, batch_size=7, batch_sampling="independent")
+    found = batches(config, 12)
+    assert {len(set(batch)) for batch in found} == {7}
+    assert len({tuple(batch) for batch in found}) == 12
+    assert batches(replace(config, steps=9), 12) == found
+    assert batches(replace(config, batch_seed=1), 12) != found
+    assert len(set(itertools.chain(*found[:4]))) < 28  # an epoch of four has no example twice
+
+
+def drawn(num_examples, batch_size, steps):
+    """The subsets that independent batches take at some steps, as sets of bits."""
+    problem = Problem(
+        jnp.multiply, jnp.subtract, jnp.arange(num_examples), jnp.zeros(num_examples, int)
+    )
+    optimizer = optax.sgd(1.0)
+    batched = {"batch_size": batch_size, "batch_seed": 2, "batch_sampling": "independent"}
+    dynamics = Dynamics(problem, optimizer, jnp.ones_like, Static(0), **batched)
+    found = jax.lax.map(lambda step: dynamics.problem_at(step).inputs, jnp.arange(steps))
+    return np.sum(2 ** np.asarray(found), axis=1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_independent_batches_are_uniform_and_independent_of_the_step_before(batch_size):
+    subsets = math.comb(5, batch_size)
+    found = drawn(5, batch_size, 5000)
+    pairs = 32 * found[1:] + found[:-1]
+    for values, choices in ((found, subsets), (pairs[::2], subsets**2)):
+        counts = np.unique(values, return_counts=True)[1]
+        assert len(counts) == choices
+        expected = len(values) / choices
+        # Five standard deviations of a binomial count.
+        assert np.max(np.abs(counts - expected)) < 5 * np.sqrt(expected * (1 - 1 / choices))
+
+
+def test_an_independent_batch_of_all_examples_is_the_full_batch():
+    assert drawn(5, 5, 20).tolist() == [31] * 20
 
 
 def test_a_batch_of_all_examples_is_the_full_batch_up_to_its_order():

@@ -157,6 +157,9 @@ CASES = {
     for name in ("gd", "heavy-ball", "nesterov", "rmsprop", "adam", "adamw")
 }
 CASES["mini-batches"] = replace(CASES["adam"], batch_size=7, prng="legacy")
+CASES["independent mini-batches"] = replace(
+    CASES["heavy-ball"], batch_size=7, batch_sampling="independent"
+)
 CASES["scheduled"] = replace(
     CONFIG,
     optimizer=OptimizerConfig(
@@ -184,7 +187,7 @@ def test_a_resumed_run_is_bit_by_bit_the_uninterrupted_one(tmp_path, monkeypatch
     assert run.status == "interrupted"
     assert stopped == 39
     assert run.resume_point().step == stopped
-    if case == "mini-batches":
+    if "mini-batches" in case:
         run = resume(path, stop=stop_after(1))
         assert (run.status, run.resume_point().step) == ("interrupted", 52)
     assert resume(path).status == "complete"
@@ -405,7 +408,9 @@ def test_the_number_of_traces_does_not_grow_with_the_steps(tmp_path):
 
 @pytest.mark.parametrize("prng", ["modern", "legacy"])
 def test_a_mini_batch_step_is_replayed_from_the_file_whatever_jax_is_set_to(tmp_path, prng):
-    config = replace(CONFIG, prng=prng, batch_size=7, steps=30, checkpoint_every=10)
+    sampling = {"modern": "epochs", "legacy": "independent"}[prng]
+    batches = {"batch_size": 7, "batch_sampling": sampling}
+    config = replace(CONFIG, prng=prng, **batches, steps=30, checkpoint_every=10)
     run = train(config, tmp_path / "run.h5")
     point = next(run.points([1], 1))[0]
     for partitionable in (True, False):

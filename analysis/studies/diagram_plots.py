@@ -83,6 +83,7 @@ AXES = {
     "data.noise": ("noise of the data", "noise"),
     "data.points_per_class": ("points per class", "points per class"),
     "batch_size": ("batch size (examples)", "batch size"),
+    "batch_sampling": ("sampling of mini-batches", "sampling"),
     "steps": ("steps of training", "steps"),
 }
 """Keys of a configuration in words, and as symbols in legends."""

@@ -68,6 +68,7 @@ def forward(vector, inputs):
         {
             "schedule": ScheduleConfig(amplitude=5.0, period=7, static_from_epoch=12),
             "batch_size": 10,
+            "batch_sampling": "independent",
         },
     ],
     ids=[
