@@ -13,7 +13,7 @@ import numpy as np
 Numbers = float | Sequence[float] | np.ndarray
 """One, or several that belong together."""
 
-KnownBy = Literal["text", "program", "digitised", "inferred", "port"]
+KnownBy = Literal["text", "program", "digitised", "inferred", "port", "theorem"]
 
 KNOWN_BY: Mapping[KnownBy, str] = {
     "text": "said in the abstract of the paper or in the description of the authors' repository; "
@@ -25,6 +25,7 @@ KNOWN_BY: Mapping[KnownBy, str] = {
     "stands in no text of the authors that we have read.",
     "port": "not published: computed by us, apart from this package, with a port of the authors' "
     "program.",
+    "theorem": "proved in the paper, for the linearised updates.",
 }
 """What the word behind a number means, by the word."""
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dlf_dynamics.assembly import assemble, initial_parameters, num_outputs
+from dlf_dynamics.assembly import assemble, initial_parameters, num_outputs, parameter_layout
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.datasets import Dataset, load_dataset
 from dlf_dynamics.dynamics import (
@@ -180,8 +180,14 @@ class Ensemble:
         dataset: of all of them.
     """
 
-    def __init__(self, configs: Sequence[RunConfig]) -> None:
+    def __init__(
+        self, configs: Sequence[RunConfig], params: Float[Array, " params"] | None = None
+    ) -> None:
         """Loads the data and draws the initial parameters.
+
+        Args:
+            configs: one for each run.
+            params: initial parameters of all runs, flat, instead of drawn ones.
 
         Raises:
             ConfigError: when a configuration does not fit its data.
@@ -193,9 +199,13 @@ class Ensemble:
             raise ValueError("the runs of an ensemble differ in more than numbers")
         self.config = configs[0]
         self.dataset = load_dataset(self.config.data)
-        trees = [initial_parameters(config, self.dataset) for config in configs]
-        layout = Layout.of(trees[0])
-        self._params = jnp.stack([layout.flatten(tree) for tree in trees])
+        if params is None:
+            trees = [initial_parameters(config, self.dataset) for config in configs]
+            layout = Layout.of(trees[0])
+            self._params = jnp.stack([layout.flatten(tree) for tree in trees])
+        else:
+            layout = parameter_layout(self.config, self.dataset)
+            self._params = jnp.broadcast_to(params, (len(configs), len(params)))
         classes = num_outputs(self.config, self.dataset)
         epoch = epoch_steps(len(self.dataset.labels), self.config.batch_size)
         self._form = _Form(common_form(self.config), layout, classes, epoch)
