@@ -131,6 +131,11 @@ class Run(Shown, ABC):
 
     @property
     @abstractmethod
+    def edge_every(self) -> int:
+        """Steps between those whose realized edge was evaluated in training; 0 where none was."""
+
+    @property
+    @abstractmethod
     def subject(self) -> str:
         """What was trained, and how, in one line for figures."""
 

@@ -16,7 +16,7 @@ from dlf_dynamics.assembly import build, initial_parameters
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import to_json
 from dlf_dynamics.datasets import Dataset, load_dataset, require_trainable
-from dlf_dynamics.dynamics import SCALARS, Dynamics, State, advance, scalar_columns
+from dlf_dynamics.dynamics import EDGE, SCALARS, Dynamics, State, advance, scalar_columns
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.layout import Layout
@@ -133,6 +133,7 @@ def _header(config: RunConfig, dataset: Dataset, layout: Layout, *, own_schedule
         provenance=provenance(),
         validation=None if held_out is None else (held_out.inputs, held_out.labels),
         own_schedule=own_schedule,
+        edges=config.edge_every > 0,
     )
 
 
@@ -205,6 +206,7 @@ class _Record:
     """Rows and checkpoints that wait to be written."""
 
     writer: RunWriter
+    edges: bool
     steps: list[np.ndarray] = field(default_factory=list)
     rows: list[np.ndarray] = field(default_factory=list)
     points: list[FlatState] = field(default_factory=list)
@@ -234,6 +236,8 @@ class _Record:
         """Writes all that waits; scalars first, so that no checkpoint lacks its row's past."""
         if self.rows:
             columns = scalar_columns(np.concatenate(self.rows))
+            if not self.edges:
+                columns = {n: values for n, values in columns.items() if n not in EDGE}
             self.writer.append_scalars(np.concatenate(self.steps), columns)
         self.writer.append_checkpoints(self.points)
         self.steps, self.rows, self.points = [], [], []
@@ -250,7 +254,8 @@ def _run(
 ) -> TrainedRun:
     """Advances to the last step, recording on the way."""
     with writer:
-        status = _loop(config, dynamics, state, _Record(writer), listeners)
+        looking = replace(dynamics, edge_every=config.edge_every)
+        status = _loop(config, looking, state, _Record(writer, config.edge_every > 0), listeners)
         writer.set_status(status)
     return open_trained(path)
 
