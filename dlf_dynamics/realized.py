@@ -26,12 +26,6 @@ from dlf_dynamics.losses import (
     squared_error,
     squared_error_per_output,
 )
-from dlf_dynamics.losses import (
-    MeanOverPositions,
-    cross_entropy,
-    squared_error,
-    squared_error_per_output,
-)
 from dlf_dynamics.problem import Problem, Step
 
 _ROUNDINGS = 4.0

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dlf_dynamics.config import RunConfig
-from dlf_dynamics.dynamics import SCALARS, Dynamics, State
+from dlf_dynamics.dynamics import EDGE, SCALARS, Dynamics, State
+from dlf_dynamics.edge_counts import EdgeCounts
 from dlf_dynamics.errors import FileError, counted
 from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.hdf5 import ContentError, attribute, dataset_at, json_object, text
@@ -177,7 +178,8 @@ class Run(Shown, ABC):
         updates = counted(int(self.steps[-1]) if len(self.steps) else 0, "update")
         checkpoints = counted(len(self.checkpoint_steps), "checkpoint")
         sizes = f"{updates}, {checkpoints} of {counted(self.num_params, 'parameter')}"
-        return "; ".join([sizes, ", ".join(values)] if values else [sizes])
+        told = [sizes, ", ".join(values), str(self.edges)]
+        return "; ".join(part for part in told if part)
 
     def to_xarray(self, *, parameters: bool = False) -> DataTree:
         """What was recorded, as a tree with named axes; see `Shown.to_xarray`.
@@ -214,6 +216,11 @@ class Run(Shown, ABC):
         found = {path.split("/")[1]: values for path, values in recorded.items()}
         missing = {name: np.full(count, np.nan) for name in SCALARS if name not in found}
         return {"class_weights": np.zeros((count, 0))} | found | missing
+
+    @cached_property
+    def edges(self) -> EdgeCounts:
+        """How many of the recorded steps raised their own loss, as far as it was looked."""
+        return EdgeCounts.of(*(np.asarray(self.scalars[name], float) for name in EDGE))
 
     @cached_property
     def kinks(self) -> list[str]:

@@ -20,9 +20,6 @@ from dlf_dynamics.config import (
 from dlf_dynamics.datasets import load_dataset
 from dlf_dynamics.dynamics import SCALARS, advance
 from dlf_dynamics.layout import Layout
-from dlf_dynamics.losses import MeanOverPositions, cross_entropy, squared_error
-from dlf_dynamics.problem import Problem
-from dlf_dynamics.realized import loss_change, realized
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
