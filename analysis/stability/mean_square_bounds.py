@@ -24,14 +24,16 @@ definite kernel). As QᵀTQ ⪯ t n diag(k), t the largest eigenvalue of the T_i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
 from dlf_dynamics.analysis.stability.mean_square_factors import CurvatureFactors
-from dlf_dynamics.analysis.stability.recursion import HeavyBall, Response
+from dlf_dynamics.analysis.stability.recursion import HeavyBall, Recursion, Response
+from dlf_dynamics.errors import ConfigError
 
 _EPS = float(np.finfo(float).eps)
 
@@ -43,6 +45,8 @@ _MAX_SOLVES = 60
 
 _FLOOR = 0.01
 """Least of the right-hand side of that, relative to its largest part."""
+
+Verdict = Literal["stable", "unstable", "undecided"]
 
 Blocks = Float[np.ndarray, "curved outputs outputs"]
 
@@ -123,6 +127,56 @@ def rate_bounds(noise: Noise, rule: HeavyBall, tol: float) -> tuple[float, float
             return stable, unstable, ""
         margin *= 2
     return np.nan, unstable, "no certificate of stability was found"
+
+
+def judged(
+    noise: Noise, recursion: Recursion, tol: float
+) -> tuple[Verdict, tuple[float, float], str]:
+    """Whether an update is stable, multiples of its rate that are and are not, what is not shown.
+
+    Args:
+        noise: of the batches.
+        recursion: the update.
+        tol: width of the multiples that is aimed at, relative.
+    """
+    rate, rule = recursion.rate, HeavyBall(recursion.memory)
+    decay = 0.0
+    if recursion.memory == 0:
+        decay = (1 - recursion.position) / rate if rate else 0.0
+    elif recursion.position != 1 + recursion.memory:
+        verdict = _verdict(noise, recursion)
+        told = "with momentum and weight decay other learning rates are not told of"
+        return verdict, (np.nan, np.nan), told
+    if rate <= 0 or decay < 0:
+        raise ConfigError(
+            f"the optimizer's learning rate is {rate:g} and its weight decay {decay:g}; expected a "
+            "rate above 0 and a decay of at least 0"
+        )
+    shifted = Noise(replace(noise.factors, shift=noise.factors.shift + decay), noise.share)
+    stable, unstable, reason = rate_bounds(shifted, rule, tol)
+    noise.applications += shifted.applications
+    verdict: Verdict = "undecided"
+    if rate < stable:
+        verdict = "stable"
+    elif rate >= unstable:
+        verdict = "unstable"
+    return verdict, (stable / rate, unstable / rate), reason
+
+
+def _verdict(noise: Noise, recursion: Recursion) -> Verdict:
+    """Of an update at its own numbers."""
+    factors = noise.factors
+    # Between the curvatures that were left out and 0 it is as stable as at the ends.
+    if not recursion.is_stable_on(np.append(factors.eigenvalues, 0.0) + factors.shift):
+        return "unstable"
+    if noise.share == 0 or factors.rank == 0:
+        return "stable"
+    response = recursion.response(noise.share, factors.shift)
+    kernel = response.on(factors.eigenvalues)
+    ratio, start = largest_ratio(noise, kernel, np.zeros_like(kernel))
+    if ratio * (1 - noise.rounding) >= 1:
+        return "unstable"
+    return "stable" if is_contracting(noise, response, start) else "undecided"
 
 
 def _margin_of_cut(noise: Noise, ratio: float) -> float:
