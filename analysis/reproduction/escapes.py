@@ -14,7 +14,7 @@ from scipy.optimize import least_squares
 
 from dlf_dynamics.analysis.reproduction.task import Task
 from dlf_dynamics.analysis.stability.mean_square import MeanSquareThreshold, mean_square_threshold
-from dlf_dynamics.analysis.studies.ensemble import Ensemble, Stopped
+from dlf_dynamics.analysis.studies.ensemble import Ensemble, History, Stopped
 from dlf_dynamics.assembly import build, initial_parameters
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import to_json
@@ -131,7 +131,7 @@ def escapes(
         steps: of each run.
     """
     config = replace(
-        minimum.config, batch_size=batch_size, batch_sampling="independent", steps=steps
+        minimum.config, batch_size=batch_size, batch_sampling="independent", steps=steps, checkpoint_every=steps
     )
     of = {"config": to_json(config), "rates": list(rates), "seeds": seeds}
     name = f"escapes-{config.data.name}-{batch_size}"
@@ -148,19 +148,11 @@ def _escaped(
     ends = threshold.certified_stable, threshold.certified_unstable
     away = np.random.default_rng(0).standard_normal(len(minimum.params))
     start = minimum.params + FROM_MINIMUM * away / np.linalg.norm(away)
-    configs = [
-        replace(
-            config,
-            batch_seed=seed,
-            optimizer=replace(config.optimizer, learning_rate=rate * ends[rate > 1]),
-        )
+    histories = [
+        history
         for rate in rates
-        for seed in range(seeds)
+        for history in _trained(task, config, start, rate * ends[rate > 1], seeds)
     ]
-    try:
-        histories = Ensemble(configs, start).run(stop=task.stop)
-    except Stopped as stopped:
-        raise KeyboardInterrupt from stopped
     far = [np.linalg.norm(each.params - minimum.params) / FROM_MINIMUM for each in histories]
     raised = [_share_raised(each.columns["realized_edge"]) for each in histories]
     shape = len(rates), seeds
@@ -171,6 +163,17 @@ def _escaped(
         "distances": np.nan_to_num(far, nan=np.inf, posinf=np.inf).reshape(shape).tolist(),
         "raised": np.reshape(raised, shape).tolist(),
     }
+
+
+def _trained(
+    task: Task, config: RunConfig, start: np.ndarray, rate: float, seeds: int
+) -> list[History]:
+    optimizer = replace(config.optimizer, learning_rate=float(rate))
+    configs = [replace(config, batch_seed=seed, optimizer=optimizer) for seed in range(seeds)]
+    try:
+        return Ensemble(configs, start).run(stop=task.stop)
+    except Stopped as stopped:
+        raise KeyboardInterrupt from stopped
 
 
 def _share_raised(realized: Float[np.ndarray, " steps"]) -> float:
