@@ -138,6 +138,9 @@ def judged(
         noise: of the batches.
         recursion: the update.
         tol: width of the multiples that is aimed at, relative.
+
+    Raises:
+        ConfigError: when the learning rate is not above 0 or the decay is below it.
     """
     rate, rule = recursion.rate, HeavyBall(recursion.memory)
     decay = 0.0
