@@ -60,10 +60,10 @@ def _moving(constant: np.ndarray, slope: np.ndarray) -> list[int]:
     matrix = np.abs(constant) + np.abs(slope)
     moves, waiting = {0}, [0]
     while waiting:
-        new = set(np.flatnonzero(matrix[waiting.pop()])) - moves
+        new = set(np.flatnonzero(matrix[waiting.pop()]).tolist()) - moves
         moves |= new
         waiting += new
-    return sorted(int(place) for place in moves)
+    return sorted(moves)
 
 
 def _rounded(rate: float, position: float, memory: float) -> Recursion:
