@@ -23,7 +23,11 @@ from dlf_dynamics.analysis.stability.mean_square_bounds import (
     noise_share,
     rate_bounds,
 )
-from dlf_dynamics.analysis.stability.mean_square_factors import MAX_RANK, factors_of
+from dlf_dynamics.analysis.stability.mean_square_factors import (
+    MAX_RANK,
+    factors_of,
+    require_batches,
+)
 from dlf_dynamics.analysis.stability.preconditioner import next_preconditioner
 from dlf_dynamics.analysis.stability.recursion import HeavyBall
 from dlf_dynamics.analysis.stability.second_order import recursion_of
@@ -252,9 +256,7 @@ def _method(noise: Noise) -> str:
 def _check(
     problem: Problem, batch_size: int, momentum: float, sampling: str, tol: float, max_rank: int
 ) -> None:
-    number = problem.num_examples
-    if not 1 <= batch_size <= number:
-        raise ConfigError(f"batch_size is {batch_size}; expected 1 to {number}, the examples")
+    require_batches(problem, batch_size)
     if not 0 <= momentum < 1:
         raise ConfigError(f"momentum is {momentum}; expected at least 0 and less than 1")
     if sampling not in ("independent", "epochs"):

@@ -51,6 +51,17 @@ Verdict = Literal["stable", "unstable", "undecided"]
 Blocks = Float[np.ndarray, "curved outputs outputs"]
 
 
+class SymmetricOperator(LinearOperator):
+    """Products with a symmetric matrix, for SciPy."""
+
+    def __init__(self, size: int, product: Callable[[np.ndarray], np.ndarray]) -> None:
+        super().__init__(np.dtype(float), (size, size))
+        self.product = product
+
+    def _matvec(self, x: np.ndarray) -> np.ndarray:
+        return self.product(x.reshape(-1))
+
+
 def noise_share(num_examples: int, batch_size: int) -> float:
     """P = (n - B) / (B (n - 1)), of batches drawn without replacement; 0 for the full batch.
 
@@ -138,6 +149,9 @@ def judged(
         noise: of the batches.
         recursion: the update.
         tol: width of the multiples that is aimed at, relative.
+
+    Raises:
+        ConfigError: when the learning rate is not above 0 or the decay is below it.
     """
     rate, rule = recursion.rate, HeavyBall(recursion.memory)
     decay = 0.0
@@ -218,10 +232,16 @@ def _top_vector(product: Callable[[np.ndarray], np.ndarray], start: np.ndarray) 
     if size <= 4:
         dense = np.stack([product(unit) for unit in np.eye(size)])
         return np.linalg.eigh((dense + dense.T) / 2)[1][:, -1]
-    operator = LinearOperator((size, size), matvec=product, dtype=float)
+    operator = SymmetricOperator(size, product)
     try:
         _, vectors = eigsh(
-            operator, 1, which="LA", v0=start, ncv=min(_BASIS, size), tol=1e-5, maxiter=20
+            operator,
+            1,
+            which="LA",
+            v0=start,
+            ncv=min(_BASIS, size),
+            tol=1e-5,  # type: ignore[arg-type]
+            maxiter=20,
         )
     except ArpackError as error:
         vectors = getattr(error, "eigenvectors", np.zeros((size, 0)))
