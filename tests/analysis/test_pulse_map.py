@@ -205,6 +205,46 @@ def test_with_momentum_multipliers_are_those_of_the_whole_state(trained):
     np.testing.assert_allclose(np.abs(found.multipliers), largest, rtol=1e-7)
 
 
+CLOSING = {
+    "heavy-ball": (OptimizerConfig("heavy-ball", learning_rate=0.1, momentum=0.5), 450),
+    "adam": (OptimizerConfig("adam", learning_rate=0.3, beta2=0.9, epsilon=1.0), 600),
+    "adam, little epsilon": (
+        OptimizerConfig("adam", learning_rate=0.01, beta2=0.9, epsilon=1e-2),
+        1500,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case == "adam" else pytest.mark.slow) for case in CLOSING],
+)
+def test_closed_orbits_of_a_whole_state_have_the_multipliers_of_finite_differences(case, trained):
+    """Velocity, or both of Adam's means, return with the parameters once its bias is corrected."""
+    optimizer, steps = CLOSING[case]
+    run = trained(replace(linear(steps=steps), optimizer=optimizer))
+    cycle = steps // 15 - 1
+    found = pulse_map(run, cycle=cycle, k=6)
+    assert found.closed, found.reason
+    vector, after, _ = made(run, 15 * cycle, 15)
+    columns = []
+    for row in 1e-5 * np.eye(len(vector)):
+        up, down = (after(vector + sign * row) for sign in (1, -1))
+        columns.append((np.asarray(up) - np.asarray(down)) / 2e-5)
+    expected = np.linalg.eigvals(np.array(columns).T)
+    for value in found.multipliers:
+        assert np.min(np.abs(expected - value)) < 1e-6
+    np.testing.assert_allclose(
+        np.abs(found.multipliers),
+        np.sort(np.abs(expected))[: -len(found.multipliers) - 1 : -1],
+        atol=1e-6,
+    )
+    assert found.stability == "stable"
+    early = pulse_map(run, cycle=2, k=1)
+    assert not early.closed
+    assert early.stability == ""
+
+
 @pytest.mark.slow
 def test_published_counting_makes_pulses_a_step_longer(small, trained):
     run = trained(replace(small, schedule=replace(small.schedule, counting="published"), steps=70))
