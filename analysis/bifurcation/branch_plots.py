@@ -20,8 +20,9 @@ Observable = Callable[[Float[np.ndarray, " n"]], float]
 UP, DOWN = "#999999", COLOURS[4]
 """Colours of orbits swept up and down."""
 
-MARKERS = {"PD": "s", "LP": "o", "NS": "D", "BP": "^"}
-"""By the labels of bifurcations: period doubling, limit point, Neimark-Sacker, branch point."""
+MARKERS = {"PD": "s", "LP": "o", "NS": "D", "BP": "^", "BC": "v"}
+"""By the labels of bifurcations: period doubling, limit point, Neimark-Sacker, branch point, border
+collision."""
 
 _PERIODS = {1: COLOURS[7], 2: COLOURS[0], 4: COLOURS[1], 8: COLOURS[2], 16: COLOURS[3]}
 """Colours of cycles; those of other periods have the last one."""
@@ -62,9 +63,10 @@ def plot_branches(
 
     Stable cycles are solid lines, unstable ones dashed, a line for each point of a cycle, coloured
     by the period. Bifurcations are marked by their short names and the parameter: period doublings
-    (PD), limit points (LP), Neimark-Sacker (NS) and branch points (BP); open where they are not
-    converged. Of orbits, the sweep up is grey and the sweep back lies behind it in blue, larger, so
-    that it shows where the two differ: there attractors coexist, or transients had not passed.
+    (PD), limit points (LP), Neimark-Sacker (NS), branch points (BP) and border collisions (BC);
+    open where they are not converged. Of orbits, the sweep up is grey and the sweep back lies
+    behind it in blue, larger, so that it shows where the two differ: there attractors coexist, or
+    transients had not passed.
 
     Args:
         ax: where it is drawn.
