@@ -309,6 +309,15 @@ def fit_height(
     ax.set_ylim(*(np.exp(ends) if logarithmic else ends))
 
 
+def limit_height(ax: Axes) -> None:
+    """Limits within `LARGEST`, beyond which ticks overflow; what is hidden is marked."""
+    low, high = ax.get_ylim()
+    least = 1 / LARGEST if ax.get_yscale() == "log" else -LARGEST
+    if low < least or high > LARGEST:
+        ax.set_ylim(max(low, least), min(high, LARGEST))
+        mark_hidden(ax)
+
+
 def mark_hidden(ax: Axes) -> None:
     """Carets on the frame where points lie beyond the limits, with their number and the extreme.
 

@@ -70,6 +70,12 @@ class Place(NamedTuple):
         """The largest gap relative to the largest of the points, or to `floor` if larger."""
         return float(np.max(np.abs(self.gaps)) / max(np.max(np.abs(self.points)), floor))
 
+    def followed(
+        self, change: Float[np.ndarray, "period n"], parameters: Float[np.ndarray, "2"]
+    ) -> Float[np.ndarray, "period n"]:
+        """Changes of the images with those of the points and of the parameters."""
+        return np.einsum("pij,pj->pi", self.jacobians, change) + self.rates @ parameters
+
     def jacobian(self) -> Float[np.ndarray, "n n"]:
         """Of the p-fold map."""
         matrix = self.jacobians[0]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
 
 from dlf_dynamics.analysis.bifurcation.continuation import Branch
 from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation
@@ -20,8 +21,9 @@ Observable = Callable[[Float[np.ndarray, " n"]], float]
 UP, DOWN = "#999999", COLOURS[4]
 """Colours of orbits swept up and down."""
 
-MARKERS = {"PD": "s", "LP": "o", "NS": "D", "BP": "^"}
-"""By the labels of bifurcations: period doubling, limit point, Neimark-Sacker, branch point."""
+MARKERS = {"PD": "s", "LP": "o", "NS": "D", "BP": "^", "BC": "v"}
+"""By the labels of bifurcations: period doubling, limit point, Neimark-Sacker, branch point, border
+collision."""
 
 _PERIODS = {1: COLOURS[7], 2: COLOURS[0], 4: COLOURS[1], 8: COLOURS[2], 16: COLOURS[3]}
 """Colours of cycles; those of other periods have the last one."""
@@ -34,6 +36,13 @@ _RIGHT = 0.75
 
 _CLOSE = 0.15, 0.1
 """Parts of the panel's width and height within which two marks' names would overlap."""
+
+
+_SQUASHED = 4.0
+"""How many times as high as what is stable or marked a panel may be."""
+
+_ROOM, _MOST_ROOM, _CLEAR = 0.05, 0.6, 0.01
+"""Parts of a panel's height: beside a legend above all else, for that at most, and around one."""
 
 
 class Line(NamedTuple):
@@ -62,9 +71,10 @@ def plot_branches(
 
     Stable cycles are solid lines, unstable ones dashed, a line for each point of a cycle, coloured
     by the period. Bifurcations are marked by their short names and the parameter: period doublings
-    (PD), limit points (LP), Neimark-Sacker (NS) and branch points (BP); open where they are not
-    converged. Of orbits, the sweep up is grey and the sweep back lies behind it in blue, larger, so
-    that it shows where the two differ: there attractors coexist, or transients had not passed.
+    (PD), limit points (LP), Neimark-Sacker (NS), branch points (BP) and border collisions (BC);
+    open where they are not converged. Of orbits, the sweep up is grey and the sweep back lies
+    behind it in blue, larger, so that it shows where the two differ: there attractors coexist, or
+    transients had not passed.
 
     Args:
         ax: where it is drawn.
@@ -72,6 +82,9 @@ def plot_branches(
         observable: what is shown of a state: a function of it, or the number of a component.
         orbits: a diagram of the same map, recorded with the same observable.
         label: whether to write names and parameters beside the marks, and a legend.
+
+    Where branches go far beyond stable cycles, bifurcations and orbits, as to infinity, they leave
+    the panel, and a note in it says how far they go.
 
     Raises:
         ValueError: for orbits that were recorded with an observable that is not a number.
@@ -97,10 +110,10 @@ def plot_branches(
         parameters = np.append(parameters, orbits.parameters)
     if len(parameters):
         set_span(ax, float(np.min(parameters)), float(np.max(parameters)))
+    _limit_height(ax, every, observed, heights, orbits)
     if label:
+        _add_legend(ax)
         _name(ax, found, heights)
-        handles, names = legend_entries(ax)
-        ax.legend(handles, names, fontsize=scaled(_LABEL), frameon=False)
 
 
 def draw_orbits(ax: Axes, orbits: OrbitDiagram) -> None:
@@ -120,6 +133,71 @@ def draw_orbits(ax: Axes, orbits: OrbitDiagram) -> None:
             )
         places = np.repeat(orbits.parameters, values.shape[1])
         draw_points(ax, places, values.ravel(), colour, name)
+
+
+def _limit_height(
+    ax: Axes,
+    branches: Sequence[Branch],
+    observable: Observable,
+    heights: Sequence[float],
+    orbits: OrbitDiagram | None,
+) -> None:
+    """Limits around what is stable or marked, where unstable branches would squash it."""
+    lines = [line for branch in branches for line in lines_of(branch, observable)]
+    parts = [line.values.ravel() for line in lines]
+    seen = [line.values.ravel() for line in lines if line.stable] + [np.array(heights)]
+    if orbits is not None:
+        swept = [part.ravel() for part in (orbits.up, orbits.down) if part is not None]
+        parts, seen = parts + swept, seen + swept
+    values, inner = (_finite(np.concatenate([np.zeros(0), *some])) for some in (parts, seen))
+    if not len(values):
+        return
+    inner = inner if len(inner) > 1 else np.quantile(values, [0.25, 0.75])
+    low, high, least, largest = np.min(inner), np.max(inner), np.min(values), np.max(values)
+    span = float(high - low)
+    if span == 0 or largest - least <= _SQUASHED * span:
+        return
+    ends = max(least, low - span / 2), min(largest, high + span / 2)
+    ax.set_ylim(ends[0] - 0.05 * span, ends[1] + 0.05 * span)
+    notes = [f"up to {largest:.3g}"] * bool(largest > ends[1])
+    notes += [f"down to {least:.3g}"] * bool(least < ends[0])
+    ax.text(
+        0.02,
+        0.02,
+        f"branches go on {' and '.join(notes)}",
+        transform=ax.transAxes,
+        fontsize=scaled(_LABEL),
+    )
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return values[np.isfinite(values)]
+
+
+def _add_legend(ax: Axes) -> None:
+    """A legend in the panel, above all that is drawn where it would lie over some of it."""
+    handles, names = legend_entries(ax)
+    legend = ax.legend(handles, names, fontsize=scaled(_LABEL), frameon=False)
+    box = ax.transAxes.inverted().transform_bbox(legend.get_window_extent())
+    if not _covers(ax, box):
+        return
+    legend.set_loc("upper right")
+    low, high = ax.get_ylim()
+    share = min(box.height + _ROOM, _MOST_ROOM)
+    ax.set_ylim(low, low + (high - low) / (1 - share))
+
+
+def _covers(ax: Axes, box: Bbox) -> bool:
+    """Whether a part of the panel has a line or a point in it."""
+    into = ax.transData + ax.transAxes.inverted()
+    for line in ax.get_lines():
+        places = into.transform(line.get_xydata())
+        if line.get_linestyle() not in ("None", "none", "", " ") and len(places) > 1:
+            part = np.linspace(0, 1, 20)[:, None, None]
+            places = ((1 - part) * places[:-1] + part * places[1:]).reshape(-1, 2)
+        if np.any(np.all((places >= box.min - _CLEAR) & (places <= box.max + _CLEAR), axis=1)):
+            return True
+    return False
 
 
 def lines_of(branch: Branch, observable: Observable) -> list[Line]:

@@ -58,7 +58,7 @@ def classify(map_: Map, located: Located) -> Bifurcation:
     if converged:
         form = normal_form(map_, place.points, place.parameter, kind, multiplier)
         form, direction = _completed(map_, located, form, multiplier)
-    if located.halved and form.branching:
+    if located.halved and converged:
         form = form._replace(branching="period halved")
     return Bifurcation(
         kind=kind,

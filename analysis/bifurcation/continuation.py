@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Complex, Float
 
 from dlf_dynamics.analysis.bifurcation.arclength import Course, Node, Stretch
+from dlf_dynamics.analysis.bifurcation.borders import border_ahead
 from dlf_dynamics.analysis.bifurcation.cycles import (
     Cycle,
     find_cycle,
@@ -16,14 +17,21 @@ from dlf_dynamics.analysis.bifurcation.cycles import (
     linearise,
     require_matrices,
 )
-from dlf_dynamics.analysis.bifurcation.kinks import kinks_told
+from dlf_dynamics.analysis.bifurcation.kinks import kinks_told, may_jump
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation
 from dlf_dynamics.analysis.bifurcation.refinement import halves, locate, undone
 from dlf_dynamics.reprs import brief
 
 Direction = Literal["both", "increasing", "decreasing"]
-Status = Literal["range left", "max points", "step too small", "not converged", "period halved"]
+Status = Literal[
+    "range left",
+    "max points",
+    "step too small",
+    "not converged",
+    "period halved",
+    "border collision",
+]
 
 _SHARPEST_TURN = 0.3
 """Angle between the tangents of neighbouring points, in radians, above which a step is halved."""
@@ -90,9 +98,10 @@ def continue_cycle(
     tell, or touches the circle without passing it, is not seen: a smaller step may show the former.
 
     A map with kinks is followed through smooth pieces, and the message names the kinks. Where a
-    cycle meets one its multipliers jump: a border collision, which has no kind here. The branch
-    ends there for a step too small, or goes on; a jump over the unit circle is told as a
-    bifurcation that is not converged.
+    cycle meets one its multipliers jump: a border collision, at which the branch goes on, turns
+    back or ends, as its message says. It is seen where the Jacobian jumps by more than a sixtieth
+    of its change within a step; a smaller step may show more of them. Test functions are compared
+    on smooth pieces only.
 
     Args:
         map_: the map.
@@ -135,7 +144,8 @@ def continue_cycle(
     if origin is None:
         return _branch([], cycle.points.shape, "no tangent at the start: derivatives not finite")
     senses = {"both": (-1, 1), "increasing": (1,), "decreasing": (-1,)}[direction]
-    parts = [_follow(course, origin.facing(sense)) for sense in senses]
+    kinked = may_jump(map_, cycle.points[0], parameter)
+    parts = [_follow(course, origin.facing(sense), kinked=kinked) for sense in senses]
     branch = _branch(parts, cycle.points.shape)
     return replace(branch, message=branch.message + kinks_told(map_, cycle.points[0], parameter))
 
@@ -149,9 +159,9 @@ class _Part(NamedTuple):
     message: str
 
 
-def _follow(course: Course, start: Node) -> _Part:
+def _follow(course: Course, start: Node, *, kinked: bool) -> _Part:
     """The branch from its start onwards, until it ends."""
-    nodes, bifurcations, length = [start], list[Bifurcation](), course.step
+    nodes, bifurcations, length, smooth = [start], list[Bifurcation](), course.step, 0
     way = "upwards" if start.rises else "downwards"
 
     def ended(status: Status, why: str) -> _Part:
@@ -165,23 +175,51 @@ def _follow(course: Course, start: Node) -> _Part:
         if len(nodes) > course.max_points:
             return ended("max points", f"{course.max_points} points made")
         advanced = _advance(course, nodes[-1], length)
-        if isinstance(advanced, str):
-            return ended(advanced, f"{advanced}; a smaller step may help")
-        after, length = advanced
-        if len(nodes) > 1:  # what lay between the last two may show only now
-            before, last = nodes[-3] if len(nodes) > 2 else None, nodes.pop()
-            last_ones = _pieces(before, course.between(nodes[-1], last), after)
-            nodes += [piece.after for piece in last_ones]
-            if len(last_ones) > 1:
-                bifurcations += [found for piece in last_ones for found in locate(piece)]
-        before = nodes[-2] if len(nodes) > 1 else None
-        for piece in _pieces(before, course.between(nodes[-1], after), None):
-            bifurcations += locate(piece)
-            if bifurcations and halves(piece, bifurcations[-1]):
-                return ended("period halved", "came from a flip of half the period")
-            nodes.append(piece.after)
+        status, (after, length) = (
+            (advanced, (None, course.step)) if isinstance(advanced, str) else ("", advanced)
+        )
+        border = border_ahead(course, nodes[-1], after) if kinked else None
+        after = after if border is None else border.before
+        if after is None:
+            return ended(status or "not converged", f"{status}; a smaller step may help")
+        if after is not nodes[-1] and _passed(course, nodes, smooth, after, bifurcations):
+            return ended("period halved", "came from a flip of half the period")
+        if border is not None:
+            bifurcations.append(border.found)
+            if border.after is None:
+                halved: Status = "period halved" if border.shorter else "border collision"
+                return ended(halved, "ended at a border collision")
+            smooth = len(nodes)
+            nodes.append(border.after)
         course, nodes[-3:] = course.rescaled(nodes[-3:])
         length = min(1.5 * length, course.step)
+
+
+def _passed(
+    course: Course, nodes: list[Node], smooth: int, after: Node, bifurcations: list[Bifurcation]
+) -> bool:
+    """Adds the next point with the bifurcations before it; whether the branch ends at one.
+
+    Args:
+        course: the branch's.
+        nodes: its points so far.
+        smooth: index of the first of them since a kink.
+        after: the next point.
+        bifurcations: those so far.
+    """
+    if len(nodes) - smooth > 1:  # what lay between the last two may show only now
+        before, last = nodes[-3] if len(nodes) - smooth > 2 else None, nodes.pop()
+        last_ones = _pieces(before, course.between(nodes[-1], last), after)
+        nodes += [piece.after for piece in last_ones]
+        if len(last_ones) > 1:
+            bifurcations += [found for piece in last_ones for found in locate(piece)]
+    before = nodes[-2] if len(nodes) - smooth > 1 else None
+    for piece in _pieces(before, course.between(nodes[-1], after), None):
+        bifurcations += locate(piece)
+        if bifurcations and halves(piece, bifurcations[-1]):
+            return True
+        nodes.append(piece.after)
+    return False
 
 
 def _pieces(before: Node | None, stretch: Stretch, beyond: Node | None) -> list[Stretch]:

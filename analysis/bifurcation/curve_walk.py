@@ -28,11 +28,18 @@ from dlf_dynamics.analysis.bifurcation.codimension import (
     is_there,
 )
 from dlf_dynamics.analysis.bifurcation.cycles import solve
+from dlf_dynamics.analysis.bifurcation.kinks import jumps_along
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.multipliers import multipliers_of
 
 CurveStatus = Literal[
-    "range left", "closed", "resonance", "max points", "step too small", "not converged"
+    "range left",
+    "closed",
+    "resonance",
+    "max points",
+    "step too small",
+    "not converged",
+    "border collision",
 ]
 
 Range = tuple[float, float]
@@ -48,6 +55,11 @@ _BESIDE = 1e-3
 
 _CORRECTIONS = 10
 """Newton steps at most."""
+
+_AHEAD = 1e-3
+"""Part of a step by which a curve that ends is followed straight, to see a kink there."""
+
+_COLLIDES = "the cycle meets a kink, where test functions jump (a border collision), right beyond"
 
 _PRECISION = 1e-9
 """Error along a curve, as a part of the ranges, up to which a special point counts as located."""
@@ -83,6 +95,7 @@ class Walk:
     tol: float
     floor: float
     weight: float
+    kinked: bool
 
     @property
     def spans(self) -> Float[np.ndarray, "2"]:
@@ -166,10 +179,7 @@ class Walk:
 
     def at(self, now: Node, guess: Float[np.ndarray, " m"]) -> Node | None:
         """The curve in the hyperplane through a guess that is normal to a point's tangent."""
-        points, parameters, cosine = np.split(guess, [-3, -1])
-        shape = now.place.points.shape
-        place = placed(self.map_, points.reshape(shape), parameters, float(cosine[0]))
-        corrected = self.correct(place, now.found.borders(), now.tangent)
+        corrected = self.correct(self._placed(now, guess), now.found.borders(), now.tangent)
         return None if corrected is None else self.node(corrected, now.tangent)
 
     def between(self, before: Node, after: Node) -> Node:
@@ -184,12 +194,33 @@ class Walk:
 
     def ahead(self, now: Node, length: float) -> Node | None:
         """The next point, at a distance along the tangent."""
+        return self.at(now, self.straight(now, length))
+
+    def straight(self, now: Node, length: float) -> Float[np.ndarray, " m"]:
+        """A guess at a distance along the tangent."""
         size = now.place.points.shape[1]
         first = length * now.tangent[:size] / self.weight
         change = length * now.tangent[size : size + 2] * self.spans
         cosine = length * now.tangent[-1]
         points = now.place.moved(first, change, closing=False)
-        return self.at(now, now.flat() + np.concatenate([points.ravel(), change, [cosine]]))
+        return now.flat() + np.concatenate([points.ravel(), change, [cosine]])
+
+    def _collides(self, now: Node, after: Node | None) -> bool:
+        """Whether the cycle meets a kink before the next point, or right ahead without one."""
+        if not self.kinked:
+            return False
+        start = now.flat()
+        end = self.straight(now, _AHEAD * self.step) if after is None else after.flat()
+        place = lambda part: self._placed(now, (1 - part) * start + part * end)  # noqa: E731
+        change = place(1).points - place(0).points, place(1).parameters - place(0).parameters
+        ends = [place(part).followed(*change) for part in (0, 1)]
+        return jumps_along(place, (ends[0] + ends[1]) / 2)
+
+    def _placed(self, like: Node, flat: Float[np.ndarray, " m"]) -> Place:
+        """The map at a point, or a guess of one, as one vector."""
+        points, parameters, cosine = np.split(flat, [-3, -1])
+        shape = like.place.points.shape
+        return placed(self.map_, points.reshape(shape), parameters, float(cosine[0]))
 
     def follow(self, start: Node) -> End:
         """The curve from its start onwards, until it ends."""
@@ -207,6 +238,8 @@ class Walk:
             if len(nodes) > self.max_points:
                 return ended("max points", f"{self.max_points} points made")
             found = self._advance(now, length)
+            if self._collides(now, None if isinstance(found, str) else found[0]):
+                return ended("border collision", _COLLIDES)
             if isinstance(found, str):
                 return ended(found, f"{found}; a smaller step may help")
             after, length = found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
@@ -21,6 +22,7 @@ from dlf_dynamics.analysis.bifurcation.codimension import (
 )
 from dlf_dynamics.analysis.bifurcation.curve_walk import CurveStatus, End, Range, Walk
 from dlf_dynamics.analysis.bifurcation.cycles import first_points
+from dlf_dynamics.analysis.bifurcation.kinks import kinks_told, may_jump
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation
 from dlf_dynamics.reprs import brief
@@ -93,6 +95,9 @@ def continue_curve(
     itself, and anything about cycles that branch off there. A Neimark-Sacker curve ends at R1 and
     R2; beyond, two real multipliers have the product 1, which is no bifurcation.
 
+    Of a map with kinks a curve is followed on one smooth piece: it ends where the cycle meets a
+    kink, a border collision, at which all of these functions jump.
+
     Args:
         map_: the map, whose parameter is an array of two.
         bifurcation: the start, as found on `map_.along(values, index)`.
@@ -139,14 +144,16 @@ def continue_curve(
         return ended("the derivatives of the map are not finite there")
     size = float(np.linalg.norm(guess[0]))
     floor = float(np.max(np.abs(guess))) or 1.0
-    walk = Walk(map_, kind, until, step, max_points, tol, floor, 1 / size if size > 1e-8 else 1.0)
+    kinked, weight = may_jump(map_, guess[0], jnp.asarray(start)), 1 / size if size > 1e-8 else 1.0
+    walk = Walk(map_, kind, until, step, max_points, tol, floor, weight, kinked)
     origin = walk.origin(place, first_borders(kind, place))
     if isinstance(origin, str):
         return ended(origin)
     ends = [walk.follow(origin.backwards())]
     if ends[0].status != "closed":
         ends.append(walk.follow(origin))
-    return _curve(kind, parameters, ends, shape)
+    curve = _curve(kind, parameters, ends, shape)
+    return replace(curve, message=curve.message + kinks_told(map_, guess[0], jnp.asarray(start)))
 
 
 def _curve(

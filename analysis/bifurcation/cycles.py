@@ -338,6 +338,10 @@ class Linearisation(NamedTuple):
             )
         return Condensed(matrix, offset, df_dparameter)
 
+    def followed(self, change: Points, parameter: float) -> Points:
+        """Changes of the images with those of the points and of the parameter."""
+        return np.einsum("pij,pj->pi", self.jacobians, change) + self.df_dparameters * parameter
+
     def spread(
         self, first: Float[np.ndarray, " n"], change: float, *, closing: bool = False
     ) -> Points:

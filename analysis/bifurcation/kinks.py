@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dlf_dynamics.analysis.bifurcation.maps import Map
+from dlf_dynamics.analysis.bifurcation.maps import Map, Parameter
 from dlf_dynamics.analysis.bifurcation.newton import Points
 from dlf_dynamics.smoothness import kinks
 
@@ -20,8 +20,18 @@ _PIECED = ("select_n", "cond[", "floor", "ceil", "round", "rem ")
 _BESIDE = 1e-9
 """Distance from the points, relative to the largest of them, at which both sides are compared."""
 
-_JUMP = 1e-5
+JUMP = 1e-5
 """Relative difference of both sides that no smooth map shows at that distance."""
+
+_SMALL = 50
+"""Components up to which a map is followed with care if its program may put pieces together: the
+programs of most training maps do so without a kink."""
+
+_HALVINGS = 40
+"""Of a line on which a jump is looked for."""
+
+_SMOOTH = 8
+"""Halvings after which a change that has become as small as a smooth one is taken to be smooth."""
 
 _ON_KINK = (
     "; a point lies on a kink or a jump of the map: the cycle has no multipliers there, and "
@@ -29,14 +39,8 @@ _ON_KINK = (
 )
 
 
-class _Place(Protocol):
-    """Points with their images and Jacobians, as `Linearisation` has them."""
-
-    @property
-    def points(self) -> Points: ...
-
-    @property
-    def parameter(self) -> float: ...
+class _Images(Protocol):
+    """Images of some points, and the Jacobians there."""
 
     @property
     def images(self) -> Points: ...
@@ -45,8 +49,18 @@ class _Place(Protocol):
     def jacobians(self) -> Float[np.ndarray, "period n n"]: ...
 
 
+class _Place(_Images, Protocol):
+    """The same with the points, as `Linearisation` has them."""
+
+    @property
+    def points(self) -> Points: ...
+
+    @property
+    def parameter(self) -> float: ...
+
+
 def kinks_told(
-    map_: Map, point: Float[np.ndarray, " n"], parameter: float, *, on_one: bool = False
+    map_: Map, point: Float[np.ndarray, " n"], parameter: Parameter, *, on_one: bool = False
 ) -> str:
     """What to say of a map with kinks, and of a cycle that is on one."""
     told = _ON_KINK if on_one else ""
@@ -73,10 +87,8 @@ def on_kink(
         floor: least size of the points.
     """
     point, parameter = place.points[0], place.parameter
-    if not _kinks(map_, point, parameter):
-        program = str(jax.make_jaxpr(_image)(jnp.asarray(point), map_, jnp.float64(parameter)))
-        if not any(name in program for name in _PIECED):
-            return False
+    if not _kinks(map_, point, parameter) and not _pieced(map_, point, parameter):
+        return False
     size = max(float(np.max(np.abs(place.points))), floor)
     size = size if size > 1e-8 else 1.0  # rounding is no size
     aside = _BESIDE * size * np.random.default_rng(0).standard_normal(place.points.shape)
@@ -85,11 +97,59 @@ def on_kink(
     steepest = np.max(np.abs([one.jacobians, other.jacobians]))
     rise = np.einsum("pij,pj->pi", one.jacobians + other.jacobians, aside)
     jump = np.max(np.abs(one.images - other.images - rise))
-    return not (bend <= _JUMP * steepest and jump <= _JUMP * size)
+    return not (bend <= JUMP * steepest and jump <= JUMP * size)
 
 
-def _kinks(map_: Map, point: Float[np.ndarray, " n"], parameter: float) -> list[str]:
-    return kinks(_image, jnp.asarray(point), map_, jnp.float64(parameter))
+def may_jump(map_: Map, point: Float[np.ndarray, " n"], parameter: Parameter) -> bool:
+    """Whether derivatives are to be watched for jumps along a branch or a curve."""
+    if _kinks(map_, point, parameter):
+        return True
+    return len(point) <= _SMALL and _pieced(map_, point, parameter)
+
+
+def jumps_along(place: Callable[[float], _Images], predicted: Points) -> bool:
+    """Whether Jacobians or images jump on a line, as told by halving it.
+
+    A jump that is less than about a sixtieth of the change along the whole line may not be seen.
+
+    Args:
+        place: images and Jacobians at a part of the line, from 0 to 1.
+        predicted: change of the images along it, from the derivatives at its ends.
+    """
+    if _jump(lambda part: place(part).jacobians):
+        return True
+    change = place(1.0).images - place(0.0).images
+    strays = np.max(np.abs(change - predicted)) > 4 / 2**_SMOOTH * np.max(np.abs(change))
+    return bool(strays) and _jump(lambda part: place(part).images)
+
+
+def _jump(values: Callable[[float], np.ndarray]) -> bool:
+    """Whether they jump, looked for in the half of a line in which they change more."""
+    low, high = 0.0, 1.0
+    first, last = values(low), values(high)
+    whole = bend = float(np.max(np.abs(last - first)))
+    for halved in range(_HALVINGS):
+        steepest = max(float(np.max(np.abs(first))), float(np.max(np.abs(last))))
+        smooth = halved >= _SMOOTH and bend < 4 * whole / 2**_SMOOTH
+        if not bend > JUMP * steepest or smooth:
+            return False
+        middle = values((low + high) / 2)
+        changes = [float(np.max(np.abs(middle - end))) for end in (first, last)]
+        if changes[0] >= changes[1]:
+            high, last, bend = (low + high) / 2, middle, changes[0]
+        else:
+            low, first, bend = (low + high) / 2, middle, changes[1]
+    return True
+
+
+def _pieced(map_: Map, point: Float[np.ndarray, " n"], parameter: Parameter) -> bool:
+    given = jnp.asarray(point), map_, jnp.asarray(parameter, float)
+    program = str(jax.make_jaxpr(_image)(*given))
+    return any(name in program for name in _PIECED)
+
+
+def _kinks(map_: Map, point: Float[np.ndarray, " n"], parameter: Parameter) -> list[str]:
+    return kinks(_image, jnp.asarray(point), map_, jnp.asarray(parameter, float))
 
 
 @jax.jit

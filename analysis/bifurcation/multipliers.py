@@ -9,15 +9,20 @@ Jacobian is not symmetric, and an eigenvalue that no vector has met is not bound
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import scipy.linalg
 from jaxtyping import Bool, Complex, Float
 
 from dlf_dynamics.analysis.linalg.arnoldi import KrylovSpace, Product, Ritz, Vector, random_start
+from dlf_dynamics.reprs import brief
+
+Stability = Literal["stable", "none found", "unstable", "unknown"]
+Crossing = Literal["flip", "+1", "Neimark-Sacker", ""]
 
 NEUTRAL = 2e-2
-"""Distance from +1 within which a multiplier counts as neutral.
+"""Distance from +1 within which a multiplier counts as neutral, unless it surely is outside.
 
 Directions in which a loss is nearly flat have thousands of them. Where a centre drifts, they are at
 +1 only nearly, and on either side of it."""
@@ -61,28 +66,87 @@ def multipliers_of(matrix: Float[np.ndarray, "n n"]) -> Complex[np.ndarray, " n"
 
 
 class Leading(NamedTuple):
-    """What Arnoldi's method found.
+    """The leading multipliers, and what they show.
 
     Attributes:
         values: the k multipliers of largest modulus that were found; of the neutral ones only those
             that are surely outside the unit circle.
         residuals: ‖Mx - μx‖ for their unit eigenvectors x, from fresh products.
-        neutral: Ritz values within `NEUTRAL` of +1, with residuals up to that, that are not listed.
+        errors: distance of an eigenvalue from μ, to first order and with some safety: ten times the
+            residual times the condition number of μ, known in the space that was searched only.
+        neutral: others within `NEUTRAL` of +1, with residuals up to that, that are not listed.
         products: that were made.
-        outside: whether one was found to be outside the unit circle by more than its error.
+        stability: `unstable` where one is outside the unit circle by more than its error; `stable`
+            where all multipliers were computed and are inside by more than that; `none found` where
+            those that are listed are, but not all were computed, or neutral ones may be outside;
+            else `unknown`.
+        crossing: where the one that is farthest outside lies: `flip` (beyond -1), `+1`, or
+            `Neimark-Sacker` (a pair); empty unless unstable.
         notes: what is to be known of them, in words.
     """
 
     values: Complex[np.ndarray, " k"]
     residuals: Float[np.ndarray, " k"]
+    errors: Float[np.ndarray, " k"]
     neutral: int
     products: int
-    outside: bool
+    stability: Stability
+    crossing: Crossing
     notes: tuple[str, ...]
+    __repr__ = brief
+
+    @property
+    def outside(self) -> bool:
+        """Whether one is outside the unit circle by more than its error."""
+        return self.stability == "unstable"
+
+
+class _Search(NamedTuple):
+    """Eigenpairs of M, or Ritz pairs of a Krylov space.
+
+    Attributes:
+        ritz: the pairs.
+        basis: vectors that their coefficients are of, a row each.
+        products: that were made.
+        whole: whether these are all multipliers.
+        margin: distance from the unit circle within which no side is told.
+    """
+
+    ritz: Ritz
+    basis: Float[np.ndarray, "ritz n"]
+    products: int
+    whole: bool
+    margin: float
+
+
+def dense_multipliers(matrix: Float[np.ndarray, "n n"], k: int, *, margin: float = 0.0) -> Leading:
+    """The leading multipliers of a matrix, all of which are computed.
+
+    Args:
+        matrix: M.
+        k: how many are listed.
+        margin: distance from the unit circle within which no side is told.
+    """
+    if not np.all(np.isfinite(matrix)):
+        return _not_finite(k, 0)
+    found: Any = scipy.linalg.eig(matrix, left=True, right=True)
+    values, left, right = found
+    with np.errstate(divide="ignore"):
+        conditions = 1 / np.abs(np.sum(left.conj() * right, axis=0))
+    residuals = np.linalg.norm(matrix @ right - right * values, axis=0)
+    ritz = Ritz(values.astype(complex), residuals, conditions, right.astype(complex).T)
+    search = _Search(ritz, np.eye(len(matrix)), 0, whole=True, margin=margin)
+    return _checked(lambda vector: matrix @ vector, search, k)
 
 
 def leading_multipliers(
-    product: Product, size: int, k: int, max_products: int = MAX_PRODUCTS
+    product: Product,
+    size: int,
+    k: int,
+    max_products: int = MAX_PRODUCTS,
+    *,
+    margin: float = 0.0,
+    rounding: float = _ROUNDING,
 ) -> Leading:
     """The leading multipliers of a cycle, by Arnoldi's method from a random start.
 
@@ -96,20 +160,27 @@ def leading_multipliers(
         size: order of M.
         k: how many are wanted.
         max_products: most that the search makes; up to two for each one wanted come on top.
+        margin: distance from the unit circle within which no side is told.
+        rounding: part of a product of the largest vectors that is rounding.
     """
-    space = KrylovSpace(product, random_start(size), max_products, _ROUNDING)
+    space = KrylovSpace(product, random_start(size), max_products, rounding)
     starts = np.random.default_rng(1)
     while True:
         space.extend()
         if space.exhausted:
             space.renew(starts.standard_normal(size))
-        if space.full or (space.count % _LOOKS == 0 and _enough(space.ritz(), k)):
+        if space.full or (space.count % _LOOKS == 0 and _enough(space.ritz(), k, margin)):
             break
     if not space.finite or not space.count:
-        unknown = np.full(k, complex("nan"))
-        notes = ("multipliers are not finite",)
-        return Leading(unknown, np.full(k, np.nan), 0, space.count + 1, False, notes)
-    return _checked(product, space, k)
+        return _not_finite(k, space.count + 1)
+    search = _Search(space.ritz(), space.basis, space.count, whole=False, margin=margin)
+    return _checked(product, search, k)
+
+
+def _not_finite(k: int, products: int) -> Leading:
+    unknown, notes = np.full(k, complex("nan")), ("multipliers are not finite",)
+    nothing = np.full(k, np.nan)
+    return Leading(unknown, nothing, nothing, 0, products, "unknown", "", notes)
 
 
 def error_of(ritz: Ritz) -> Float[np.ndarray, " ritz"]:
@@ -121,41 +192,71 @@ def _converged(ritz: Ritz) -> Bool[np.ndarray, " ritz"]:
     return ritz.residuals <= TOL * np.maximum(np.abs(ritz.values), 1.0)
 
 
-def _order(ritz: Ritz) -> list[int]:
+def _beyond(ritz: Ritz, margin: float) -> Bool[np.ndarray, " ritz"]:
+    """Which ones are surely outside the unit circle."""
+    return _converged(ritz) & (np.abs(ritz.values) - error_of(ritz) > 1 + margin)
+
+
+def _order(ritz: Ritz, margin: float) -> list[int]:
     """Indices of those that may be listed, largest modulus first."""
-    sizes, surely = np.abs(ritz.values), _converged(ritz)
-    beyond = surely & (sizes > 1 + error_of(ritz))
+    sizes, beyond = np.abs(ritz.values), _beyond(ritz, margin)
     listed = np.flatnonzero(beyond | (np.abs(ritz.values - 1) > NEUTRAL))
     by_size = np.lexsort((-np.imag(ritz.values[listed]), -sizes[listed]))
     return listed[by_size].tolist()
 
 
-def _enough(ritz: Ritz, k: int) -> bool:
-    first = _order(ritz)[:k]
+def _enough(ritz: Ritz, k: int, margin: float) -> bool:
+    first = _order(ritz, margin)[:k]
     return len(first) == k and bool(np.all(_converged(ritz)[first]))
 
 
-def _checked(product: Product, space: KrylovSpace, k: int) -> Leading:
-    """The leading Ritz pairs, with residuals from fresh products."""
-    ritz = space.ritz()
-    first = _order(ritz)[:k]
-    fresh, made = np.array(ritz.residuals), space.count
+def _checked(product: Product, search: _Search, k: int) -> Leading:
+    """The leading pairs, with residuals from fresh products."""
+    ritz, margin = search.ritz, search.margin
+    first = _order(ritz, margin)[:k]
+    fresh, made = np.array(ritz.residuals), search.products
     for index in first:
-        vector = ritz.coefficients[index] @ space.basis
+        vector = ritz.coefficients[index] @ search.basis
         images = list(_images(product, vector))
         made += len(images)
         image = images[0] + (1j * images[1] if len(images) > 1 else 0.0)
         left = image - ritz.values[index] * vector
         fresh[index] = np.linalg.norm(left) / np.linalg.norm(vector)
     ritz = ritz._replace(residuals=fresh)
-    values, errors = ritz.values[first], error_of(ritz)[first]
-    surely = _converged(ritz)
     # Those of a cluster need not have converged each by itself.
     neutral = (ritz.residuals <= NEUTRAL) & (np.abs(ritz.values - 1) <= NEUTRAL)
     neutral[first] = False
-    outside = bool(np.any(surely[first] & (np.abs(values) > 1 + errors)))
-    notes = tuple(_notes(ritz, first, k, space.count))
-    return Leading(values, fresh[first], int(np.sum(neutral)), made, outside, notes)
+    stability, crossing = _shown(ritz, first, search)
+    return Leading(
+        values=ritz.values[first],
+        residuals=fresh[first],
+        errors=error_of(ritz)[first],
+        neutral=int(np.sum(neutral)),
+        products=made,
+        stability=stability,
+        crossing=crossing,
+        notes=tuple(_notes(ritz, first, min(k, len(ritz.values)), search)),
+    )
+
+
+def _shown(ritz: Ritz, first: list[int], search: _Search) -> tuple[Stability, Crossing]:
+    """What is known of the stability, and where the farthest lies that is surely outside."""
+    sizes, errors = np.abs(ritz.values), error_of(ritz)
+    outside = _beyond(ritz, search.margin)
+    outside[np.setdiff1d(np.arange(len(sizes)), first)] = False
+    if np.any(outside):
+        farthest = int(np.argmax(np.where(outside, sizes - errors, -np.inf)))
+        return "unstable", _crossing(complex(ritz.values.item(farthest)), errors.item(farthest))
+    inside = sizes + errors < 1 - search.margin  # no NaN is
+    if not np.all(inside[first]):
+        return "unknown", ""
+    return ("stable" if search.whole and np.all(inside) else "none found"), ""
+
+
+def _crossing(value: complex, error: float) -> Crossing:
+    if abs(value.imag) > error:
+        return "Neimark-Sacker"
+    return "flip" if value.real < 0 else "+1"
 
 
 def _images(product: Product, vector: Complex[np.ndarray, " n"]) -> Iterator[Vector]:
@@ -165,13 +266,12 @@ def _images(product: Product, vector: Complex[np.ndarray, " n"]) -> Iterator[Vec
         yield np.asarray(product(np.imag(vector)), float)
 
 
-def _notes(ritz: Ritz, first: list[int], k: int, products: int) -> Iterator[str]:
+def _notes(ritz: Ritz, first: list[int], k: int, search: _Search) -> Iterator[str]:
     surely, sizes, errors = _converged(ritz), np.abs(ritz.values), error_of(ritz)
     found = int(np.sum(surely[first]))
-    if found < k:
-        yield (
-            f"{found} of {k} multipliers converged to a residual of {TOL:g} in {products} products"
-        )
+    if found < k and not search.whole:
+        made = search.products
+        yield f"{found} of {k} multipliers converged to a residual of {TOL:g} in {made} products"
     at_one = surely & (np.abs(ritz.values - 1) <= np.maximum(_SAFETY * ritz.residuals, 1e-7))
     if np.any(at_one):
         yield "a multiplier cannot be told from +1, the cycle may not be isolated"

@@ -19,7 +19,7 @@ from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.multipliers import multipliers_of
 from dlf_dynamics.reprs import brief
 
-Kind = Literal["fold", "flip", "neimark-sacker", "branch point"]
+Kind = Literal["fold", "flip", "neimark-sacker", "branch point", "border collision"]
 Criticality = Literal["supercritical", "subcritical", ""]
 Branching = Literal["transcritical", "pitchfork", "period halved", ""]
 
@@ -28,6 +28,7 @@ _LABELS: dict[Kind, str] = {
     "flip": "PD",
     "neimark-sacker": "NS",
     "branch point": "BP",
+    "border collision": "BC",
 }
 
 _RESONANCE = 1e-3
@@ -43,15 +44,16 @@ _KNOWN = 1e-9
 
 @dataclass(frozen=True)
 class Bifurcation:
-    """A point of a branch where a multiplier passes the unit circle.
+    """A point of a branch where a multiplier passes the unit circle, or the cycle meets a kink.
 
     Attributes:
-        kind: fold (the parameter turns back), flip, neimark-sacker, or branch point (+1 without a
-            fold: two branches cross).
+        kind: fold (the parameter turns back), flip, neimark-sacker, branch point (+1 without a
+            fold: two branches cross), or border collision (the cycle meets a kink of the map, where
+            multipliers jump: no normal form).
         parameter: at the bifurcation.
         state: (n,) first point of the cycle.
         period: of the cycle.
-        multiplier: the critical one, as computed.
+        multiplier: the critical one, as computed; NaN at a border collision, which has none.
         coefficient: of the normal form, see `normal_form`; NaN when it cannot be had.
         criticality: empty for kinds that have none, for a coefficient that is 0 to rounding, where
             another multiplier is on or outside the unit circle but for those at +1, and whenever
@@ -59,7 +61,8 @@ class Bifurcation:
         residual: largest of the cycle's own and of what is left of the test function.
         converged: whether the parameter is known to 1e-9.
         message: why it is not converged, why no coefficient or criticality is given, and by what
-            name such a degenerate case is known.
+            name such a degenerate case is known; of a border collision, whether the branch turns
+            back there, and how multipliers jump.
         direction: (n,) critical eigenvector at the first point, of unit length, its largest
             component positive; complex at a Neimark-Sacker point, empty where it cannot be had. Of
             flips that happen together each has one of its own.
@@ -90,7 +93,7 @@ class Bifurcation:
 
     @property
     def label(self) -> str:
-        """Name of the kind in figures, as MatContM and AUTO have it: LP, PD, NS or BP."""
+        """Name of the kind in figures, as MatContM and AUTO have it: LP, PD, NS or BP; or BC."""
         return _LABELS[self.kind]
 
 

@@ -126,6 +126,16 @@ def _shrunk(stretch: Stretch, points: Float[np.ndarray, "period n"]) -> bool:
     return apart < 0.1 * max(nearby)
 
 
+def _swaps(stretch: Stretch) -> bool:
+    """Whether both halves of a cycle change places, so that it has half the period in between."""
+    half = len(stretch.now.place.points) // 2
+    if half == 0 or len(stretch.now.place.points) % 2:
+        return False
+    ends = (node.place.points for node in (stretch.now, stretch.after))
+    first, last = (points[:half] - points[half:] for points in ends)
+    return bool(np.sum(first * last) < 0)
+
+
 def _test(stretch: Stretch, found: Crossed) -> Callable[[Node], float]:
     """A function that changes sign at the bifurcation, and is 0 there."""
     kind, now, after = found.kind, stretch.now, stretch.after
@@ -182,7 +192,7 @@ def _crossing(stretch: Stretch, test: Callable[[Node], float]) -> _Refined | Non
     crossing = find_crossing(course.map_, state, float(guess[-1]), period)
     if crossing is None:
         several = len(stretch.crossed()) > 1 or neutral_count(stretch.now.multipliers) > 0
-        return _interpolated(stretch, test, root) if several else None
+        return _interpolated(stretch, test, root) if several or _swaps(stretch) else None
     place = linearise(course.map_, crossing.points, crossing.parameter)
     distance = _distance(stretch, np.append(crossing.points.ravel(), crossing.parameter))
     if not -0.1 < distance / stretch.length < 1.1:

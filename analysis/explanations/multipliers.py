@@ -44,7 +44,8 @@ class Multipliers(NamedTuple):
 
     Attributes:
         steps: number of updates.
-        found: those that converged and are apart from +1 (by 0.02 for each update), the largest
+        found: those that converged and are not neutral, which here is within 0.02 of +1 for each of
+            the updates, as these need not be a cycle's: the largest
             modulus first, and at last that whose eigenvector overlaps most with the mode.
             Arnoldi's method may miss some.
         along: vᵀJv of the mode v; of a map that is not normal no multiplier.

@@ -18,6 +18,7 @@ from dlf_dynamics.analysis.style import (
     draw_points,
     label_decades,
     label_steps,
+    limit_height,
     new_figure,
     scale_height,
     set_span,
@@ -50,6 +51,9 @@ def explanation_figure(found: Explanation) -> Figure:
     return figure
 
 
+_LARGEST = 1e300
+"""Projection whose limits are numbers."""
+
 Drawn = list[tuple[Callable[[Axes, Explanation], None], str]]
 
 
@@ -60,6 +64,7 @@ def _fill(found: Explanation, axes: list[Axes], drawn: Drawn) -> None:
         ax.set_ylabel(name)
         _mark(ax, found)
         set_span(ax, int(steps[0]), int(steps[-1]))
+        limit_height(ax)  # of a run that diverged
         label_decades(ax)
     label_steps(axes[-1])
     # Thousands in short would give neighbouring ticks of a short window the same name.
@@ -75,7 +80,7 @@ def _draw_projection(ax: Axes, found: Explanation) -> None:
     projection = found.around.projection
     _coloured(ax, found, projection)
     finite = np.abs(projection[np.isfinite(projection)])
-    limit = 1.15 * np.max(finite, initial=1e-300)
+    limit = 1.15 * min(np.max(finite, initial=1e-300), _LARGEST)
     ax.set_ylim(-limit, limit)
 
 

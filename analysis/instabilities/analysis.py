@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dlf_dynamics.analysis.pipeline import Analysis, View, Work
@@ -80,6 +80,17 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
 
         start, end = span_of_steps(run, config)
         return end - start + steps_of(run, chosen_pulses(run, config))
+
+    def joined(
+        self, before: Callable[[], Bifurcations | None], found: Bifurcations
+    ) -> Bifurcations:
+        """With maps of pulses and the plane that are on file and were not asked for anew."""
+        from dlf_dynamics.analysis.instabilities.kept import with_kept
+
+        kept = with_kept(before(), found)
+        for line in kept.lines:
+            say(line)
+        return kept.found
 
     def lines(self, run: Run | None, found: Bifurcations) -> list[str | Table]:
         """The instabilities and the maps of pulses as tables, and what all rests on."""

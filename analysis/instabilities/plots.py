@@ -19,6 +19,7 @@ from dlf_dynamics.analysis.style import (
     draw_points,
     few_steps,
     label_decades,
+    limit_height,
     new_figure,
     scale_height,
     scaled,
@@ -75,6 +76,8 @@ def instability_figure(found: Bifurcations) -> Figure:
             for ax in column:
                 _mark(ax, event)
                 set_span(ax, int(steps[0]), int(steps[-1]))
+            limit_height(column[0])  # of a run that diverged
+            limit_height(column[1])
             label_decades(column[0])
         names = "F", "projection on the\ntop eigenvector", "sharpness at centres"
         _name_heights(axes, names)
@@ -258,7 +261,7 @@ def _draw_projection(ax: Axes, found: Bifurcations, event: Instability) -> None:
     }
     for name, (size, step, marker, colour) in predictions.items():
         ax.plot([step, step], [size, -size], marker, color=colour, ms=4, mfc="none", label=name)
-    limit = 1.15 * np.nanmax(np.abs(projection), initial=1e-12)
+    limit = 1.15 * min(np.nanmax(np.abs(projection), initial=1e-12), 1e300)
     ax.set_ylim(-limit, limit)
 
 

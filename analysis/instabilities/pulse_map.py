@@ -8,10 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Complex, Float
 
+from dlf_dynamics.analysis.bifurcation.multipliers import (
+    Leading,
+    dense_multipliers,
+    leading_multipliers,
+)
 from dlf_dynamics.analysis.instabilities.propagator import Propagator
 from dlf_dynamics.analysis.linalg.graded import SingularTriplets, top_singular
 from dlf_dynamics.analysis.spectra.replay import FAITHFUL, Replay
-from dlf_dynamics.analysis.stability.floquet import Multipliers, leading_multipliers
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Run
@@ -19,6 +23,13 @@ from dlf_dynamics.schedules import Triangle
 
 CLOSED = 1e-6
 """Distance by which an orbit may miss its start, relative to how far it gets from there."""
+
+BEYOND = 1e-3
+"""Distance from the unit circle from which on a multiplier is held to be off it: an orbit closes to
+some digits only."""
+
+_DENSE = 200
+"""Order up to which all multipliers are computed."""
 
 _ROUNDING = 8
 """Units in the last place of a state within which it counts as the same."""
@@ -56,8 +67,9 @@ class PulseMap:
         multipliers: Floquet multipliers of largest modulus but for neutral ones; empty unless the
             orbit closes.
         multiplier_residuals: ‖Mx - μx‖, from products made anew.
-        multiplier_errors: the same times the condition number of the multiplier.
-        neutral: multipliers that were found near +1; -1 unless the orbit closes.
+        multiplier_errors: ten times that and the condition number of the multiplier.
+        neutral: multipliers within 0.02 of +1 that were found and are not listed, being not surely
+            outside the unit circle; -1 unless the orbit closes.
         stability: `stable`, `none found`, `unstable` or `unknown`; empty unless the orbit closes.
         crossing: where an unstable multiplier lies: `flip` (beyond -1), `+1`, or `Neimark-Sacker`
             (a pair); else empty.
@@ -200,7 +212,7 @@ def pulse_map(
         chain, k, tol=1e-4 if tol is None else tol, max_products=max_products, seed=seed
     )
     closed = _closing(chain, pulses, kind, replay, closing)
-    multipliers = None if closed.reason else leading_multipliers(chain, k, seed=seed)
+    multipliers = None if closed.reason else _multipliers(chain, k)
     return PulseMap(
         kind=kind,
         number=number,
@@ -233,20 +245,28 @@ def _of_growth(found: SingularTriplets, num_params: int) -> dict[str, Any]:
     }
 
 
-def _of_multipliers(found: Multipliers | None) -> dict[str, Any]:
+def _multipliers(chain: Propagator, k: int) -> Leading:
+    """The Floquet multipliers of a closed orbit."""
+    if chain.size <= _DENSE:
+        return dense_multipliers(chain.forward(np.eye(chain.size)).T, k, margin=BEYOND)
+    return leading_multipliers(
+        lambda vector: chain.forward(vector[None])[0],
+        chain.size,
+        k,
+        margin=BEYOND,
+        rounding=10 * chain.rounding,
+    )
+
+
+def _of_multipliers(found: Leading | None) -> dict[str, Any]:
     """The fields that tell of multipliers; without any, that nothing is said of them."""
-    if found is None:
-        found = Multipliers(np.zeros(0, complex), np.zeros(0), np.zeros(0), -1, False)
-        stability = ""
-    else:
-        stability = found.stability
     return {
-        "multipliers": found.values,
-        "multiplier_residuals": found.residuals,
-        "multiplier_errors": found.errors,
-        "neutral": found.neutral,
-        "stability": stability,
-        "crossing": found.crossing,
+        "multipliers": np.zeros(0, complex) if found is None else found.values,
+        "multiplier_residuals": np.zeros(0) if found is None else found.residuals,
+        "multiplier_errors": np.zeros(0) if found is None else found.errors,
+        "neutral": -1 if found is None else found.neutral,
+        "stability": "" if found is None else found.stability,
+        "crossing": "" if found is None else found.crossing,
     }
 
 

@@ -35,10 +35,16 @@ def chosen_pulses(run: Run, config: BifurcationConfig) -> Chosen:
     """The pulses and cycles whose maps are asked for.
 
     Raises:
-        ConfigError: when the run has no pulses, or not those that are asked for.
+        ConfigError: when the run has no pulses, or not those that are asked for; or when modes of
+            maps are asked for without maps.
     """
     asked = {"pulse": config.pulses, "cycle": config.cycles}
     asked = {kind: numbers for kind, numbers in asked.items() if numbers != "none"}
+    if not asked and config.pulse_modes != BifurcationConfig.pulse_modes:
+        raise ConfigError(
+            f"pulse_modes is {config.pulse_modes}, but no maps are asked for; expected --pulses or "
+            "--cycles with it, such as --pulses auto"
+        )
     pulses = pulses_of(run) if asked else None
     found: Chosen = []
     for kind, numbers in asked.items():

@@ -10,9 +10,9 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from dlf_dynamics.analysis.bifurcation.multipliers import NEUTRAL
 from dlf_dynamics.analysis.instabilities.pulse_map import PulseMap
 from dlf_dynamics.analysis.spectra.replay import FAITHFUL
-from dlf_dynamics.analysis.stability.floquet import NEUTRAL
 from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.errors import counted
 

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from dlf_dynamics.analysis.bifurcation.branch_plots import lines_of, name_mark, plot_branches
-from dlf_dynamics.analysis.bifurcation.continuation import continue_cycle
+from dlf_dynamics.analysis.bifurcation.continuation import Branch, continue_cycle
 from dlf_dynamics.analysis.bifurcation.doublings import period_doublings
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.orbits import orbit_diagram
@@ -147,3 +147,46 @@ def test_names_stay_in_the_panel():
     panel, names = ax.get_window_extent(), [text.get_window_extent() for text in ax.texts]
     assert all(name.y1 <= panel.y1 for name in names)
     assert not any(one.overlaps(two) for one, two in pairwise(names))
+
+
+def branch_of(parameters, values, stable):
+    """A branch of fixed points without bifurcations."""
+    count = len(parameters)
+    return Branch(
+        parameters=np.asarray(parameters, float),
+        points=np.asarray(values, float).reshape(count, 1, 1),
+        multipliers=np.where(stable, 0.5, 2.0).astype(complex).reshape(count, 1),
+        stable=np.asarray(stable, bool),
+        residuals=np.zeros(count),
+        bifurcations=(),
+        status="range left",
+        message="",
+    )
+
+
+def test_a_branch_that_goes_to_infinity_does_not_squash_the_others():
+    places = np.linspace(0, 0.999, 60)
+    flat = branch_of(places, np.sin(3 * places), np.ones(60))
+    far = branch_of(places, 1 / (1 - places), np.zeros(60))
+    ax = Figure().subplots()
+    plot_branches(ax, [flat, far])
+    assert ax.get_ylim()[1] < 3
+    assert "branches go on up to 1e+03" in [text.get_text() for text in ax.texts]
+    alone = Figure().subplots()
+    plot_branches(alone, flat)
+    assert not alone.texts
+
+
+@pytest.mark.parametrize("width", [3.4, 7.0])
+def test_no_legend_lies_over_a_branch(width):
+    """One that fills the panel, so that there is no room for a legend but above."""
+    places = np.linspace(0, 1, 200)
+    wave = branch_of(places, np.sin(60 * places), np.cos(7 * places) > 0)
+    figure = Figure(figsize=(width, 2.4))
+    ax = figure.subplots()
+    plot_branches(ax, wave)
+    figure.draw_without_rendering()
+    box = ax.get_legend().get_window_extent()
+    for line in ax.get_lines():
+        places = ax.transData.transform(line.get_xydata())
+        assert not np.any(np.all((places >= box.min) & (places <= box.max), axis=1))

@@ -456,19 +456,21 @@ def test_without_a_cycle_there_is_no_branch(map_, state, period, message):
     assert branch.bifurcations == ()
 
 
-def test_a_bifurcation_that_is_not_refined_is_not_labelled():
+def test_a_multiplier_that_jumps_with_the_parameter_makes_no_flip():
     def jumps(x, p):
         """A fixed point at 0 whose multiplier jumps over -1 at p = 1."""
         return -x * jnp.where(p < 1, 0.9, 1.1) + x**3
 
     branch = continue_cycle(Map(jumps), np.zeros(1), 0.505, 1, until=(0, 2))
     (found,) = branch.bifurcations
-    assert found.kind == "flip"
-    assert not found.converged
+    assert found.kind == "border collision"
     assert found.criticality == ""
     assert math.isnan(found.coefficient)
-    assert found.message
-    doubled = switch_branch(Map(jumps), found)
+    np.testing.assert_allclose(found.parameter, 1)
+    assert "derivatives jump with the parameter alone" in found.message
+    assert "twice the period" not in found.message  # there is one, √0.1 away
+    unrefined = replace(found, kind="flip", converged=False)
+    doubled = switch_branch(Map(jumps), unrefined)
     assert not doubled.converged
     assert doubled.least_period is None
     assert doubled.message == "the flip itself is not converged"
@@ -513,14 +515,3 @@ def test_a_branch_compiles_the_map_once():
     before = len(traced)
     continue_cycle(map_, np.array([0.6]), 2.5, 1, until=(2, 2.95), step=0.005)
     assert len(traced) == before
-
-
-@pytest.mark.parametrize("slopes", [(-0.5, -1.2), (0.5, -2.0)])
-def test_a_border_collision_is_no_converged_bifurcation(slopes):
-    low, high = slopes
-    bent = Map(lambda x, p: p + low * jnp.minimum(x, 0) + high * jnp.maximum(x, 0))
-    branch = continue_cycle(bent, np.array([-1 / (1 - low)]), -1.0, 1, until=(-1.0, 1.0))
-    assert not any(found.converged for found in branch.bifurcations)
-    assert "the map has kinks (min, max)" in branch.message
-    assert "border collision" in branch.message
-    np.testing.assert_allclose(branch.points[0], -1 / (1 - low))

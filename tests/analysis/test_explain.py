@@ -44,6 +44,7 @@ from dlf_dynamics.analysis.pipeline import analysis_named
 from dlf_dynamics.analysis.report.report import run_parts
 from dlf_dynamics.config import BifurcationConfig, ExplainConfig
 from dlf_dynamics.errors import ConfigError, StaleError
+from dlf_dynamics.labels import CURVATURE, groups_of
 from dlf_dynamics.parts import Parts
 
 KINKED = RunConfig(
@@ -709,3 +710,28 @@ def test_the_figure_marks_the_step_and_has_a_panel_of_gates_only_with_gates(told
         marks = [line.get_xdata()[0] for line in ax.get_lines() if line.get_label() == "step 295"]
         assert marks == [ABOVE]
     require_whole(lambda: explanation_figure(told[BELOW]))
+
+
+def test_the_figure_of_a_run_that_diverged_has_ticks_that_are_numbers(told):
+    one = told[BELOW]
+    loss, projection = (np.array(part) for part in (one.around.loss, one.around.projection))
+    loss[-3:], projection[-3:] = (1e80, 1e200, 4e300), (1e40, -1e152, 1e160)
+    around = replace(one.around, loss=loss, projection=projection)
+    figure = explanation_figure(replace(one, around=around))
+    figure.canvas.draw()
+    top, middle = (ax.get_ylim() for ax in figure.axes[:2])
+    assert max(*top, *middle) <= 1e150
+    assert any("2 above, up to 4" in text.get_text() for text in figure.axes[0].texts)
+
+
+def test_what_is_told_has_units(made):
+    groups = {group.path: group.fields for group in groups_of(made[BELOW])}
+    units = {
+        path.partition("/")[2] + name: field.units
+        for path, fields in groups.items()
+        for name, field in fields.items()
+    }
+    found = [name for name in units if name.endswith(("directions/value", "around/values"))]
+    assert len(found) == 2
+    assert all(units[name] == CURVATURE for name in found)
+    assert units[next(name for name in units if name.endswith("classes/share"))] == "fraction"

@@ -10,6 +10,7 @@ import pytest
 import scipy.optimize
 
 from dlf_dynamics.analysis.bifurcation.continuation import continue_cycle
+from dlf_dynamics.analysis.bifurcation.cycles import find_cycle
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.switching import switch_branch
 
@@ -492,3 +493,22 @@ def test_a_map_that_keeps_areas_has_no_criticality(rate):
     assert (found.kind, found.criticality) == ("neimark-sacker", "")
     assert found.parameter == pytest.approx(1, abs=1e-9)
     assert found.message == "generalised Neimark-Sacker: the coefficient is 0 to rounding"
+
+
+def test_a_doubled_cycle_that_shrinks_to_a_line_of_fixed_points_ends_there():
+    """That of two factors: where it doubled at η = 1, two of its multipliers are +1."""
+    map_ = descent(lambda w: (w[0] * w[1] - 1) ** 2 / 2)
+    cycle = find_cycle(map_, np.array([[1.12, 1.12], [0.81, 0.81]]), 1.1, 2)
+    branch = continue_cycle(map_, cycle, until=(0.9, 1.6))
+    assert branch.status == "period halved"
+    halved, flip = branch.bifurcations
+    assert (halved.kind, halved.branching, halved.criticality) == (
+        "branch point",
+        "period halved",
+        "",
+    )
+    assert halved.converged
+    np.testing.assert_allclose([halved.parameter, *halved.state], 1, atol=1e-9)
+    assert "2 multipliers are +1 at once" in halved.message
+    np.testing.assert_allclose(flip.parameter, np.sqrt(5) - 1)
+    assert np.all(branch.parameters > 1)

@@ -1,9 +1,17 @@
 """Leading multipliers by products against dense eigenvalues, and what is said of hard ones."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlf_dynamics.analysis.bifurcation.multipliers import NEUTRAL, TOL, leading_multipliers
+from dlf_dynamics.analysis.bifurcation.cycles import find_cycle
+from dlf_dynamics.analysis.bifurcation.maps import Map
+from dlf_dynamics.analysis.bifurcation.multipliers import (
+    NEUTRAL,
+    TOL,
+    dense_multipliers,
+    leading_multipliers,
+)
 from dlf_dynamics.analysis.linalg.arnoldi import KrylovSpace, random_start
 
 
@@ -54,6 +62,44 @@ def test_they_are_those_of_the_dense_product_of_two_jacobians(size, seed):
     assert found.residuals[0] <= TOL
     assert found.outside == (abs(dense[0]) > 1)
     assert found.products <= 160
+
+
+def lattice(size, seed=3):
+    """Coupled logistic maps of different rates, as a map and as NumPy's Jacobian at a point."""
+    rng = np.random.default_rng(seed)
+    rates, coupling = 1 + 0.02 * rng.uniform(-1, 1, size), rng.uniform(0, 1, (size, size))
+    coupling = 0.9 * np.eye(size) + 0.1 * coupling / np.sum(coupling, axis=1, keepdims=True)
+    # Twelve sites are coupled to a neighbour alone, so that their multipliers stand apart.
+    coupling[:12] = 0.0
+    for site in range(12):
+        coupling[site, [site, 12 + site]] = 1 - 0.004 * site, 0.004 * site
+    rates[:12] = 1 - 0.03 * np.arange(12)
+
+    def step(x, rate):
+        return jnp.asarray(coupling) @ (rate * jnp.asarray(rates) * x * (1 - x))
+
+    return Map(step), lambda x, rate: coupling * (rate * rates * (1 - 2 * x))
+
+
+@pytest.mark.parametrize("period", [2, 4])
+@pytest.mark.parametrize("size", [200, pytest.param(1000, marks=pytest.mark.slow)])
+def test_the_five_leading_ones_of_a_cycle_are_those_of_the_dense_product(size, period):
+    """Of cycles that are found without a matrix; one of period 4 is beyond its own flips."""
+    map_, jacobian = lattice(size)
+    rate = {2: 3.3, 4: 3.52}[period]
+    state = np.random.default_rng(0).uniform(0.3, 0.6, size)
+    state = np.asarray(map_.iterate(jnp.asarray(state), rate, 4000))
+    cycle = find_cycle(map_, state, rate, period, matrix_free=True)
+    assert (cycle.converged, cycle.least_period) == (True, period)
+    product = np.eye(size)
+    for point in cycle.points:
+        product = jacobian(point, rate) @ product
+    dense = np.linalg.eigvals(product)
+    dense = dense[np.abs(dense - 1) > NEUTRAL]
+    dense = dense[np.lexsort((-np.imag(dense), -np.abs(dense)))][:5]
+    np.testing.assert_allclose(cycle.multipliers, dense, atol=1e-6)
+    assert np.all(cycle.multiplier_residuals <= TOL)
+    assert bool(cycle.outside) == bool(np.abs(dense[0]) > 1)
 
 
 def test_complex_pairs_and_unstable_ones_come_in_order_with_fresh_residuals():
@@ -162,3 +208,59 @@ def test_the_relation_of_arnoldi_holds():
     vectors = ritz.coefficients @ basis
     residuals = np.linalg.norm(vectors @ matrix.T - ritz.values[:, None] * vectors, axis=1)
     np.testing.assert_allclose(residuals, ritz.residuals, atol=1e-12)
+
+
+def similar(values, seed=0, skew=0.05):
+    """A matrix with these eigenvalues, conjugate ones next to each other, that is not normal."""
+    blocks, place = np.zeros((len(values), len(values))), 0
+    while place < len(values):
+        value = complex(values[place])
+        if value.imag:
+            block = [[value.real, value.imag], [-value.imag, value.real]]
+            blocks[place : place + 2, place : place + 2] = block
+            place += 2
+        else:
+            blocks[place, place] = value.real
+            place += 1
+    basis = np.eye(len(values)) + skew * np.random.default_rng(seed).normal(size=blocks.shape)
+    return basis @ blocks @ np.linalg.inv(basis)
+
+
+@pytest.mark.parametrize("size", [10, 300])  # all of them, and by Arnoldi's method
+@pytest.mark.parametrize(
+    ("first", "stability", "crossing"),
+    [
+        ([-1.2, 0.5], "unstable", "flip"),
+        ([1.2, 0.5], "unstable", "+1"),
+        ([0.9 + 0.9j, 0.9 - 0.9j, 0.5], "unstable", "Neimark-Sacker"),
+        ([-0.9, 0.5], "stable", ""),
+        ([-1.0, 0.5], "unknown", ""),
+        ([0.99, 0.5], "stable", ""),  # neutral, and surely inside
+        ([1.01, 0.5], "unstable", "+1"),
+        ([1.0, 1.0, -0.9, 0.5], "none found", ""),
+        ([1.0, 1.0, -1.1, 0.5], "unstable", "flip"),
+    ],
+)
+def test_kinds_of_crossings(size, first, stability, crossing):
+    rest = np.linspace(0.3, 0.0, size - len(first))
+    matrix = similar([*first, *rest], skew=0.3 / np.sqrt(size))
+    found = dense_multipliers(matrix, 2, margin=1e-3) if size == 10 else leading(matrix, 2)
+    assert found.crossing == crossing
+    if size == 300 and stability == "stable":
+        stability = "none found"  # there may be others
+    assert found.stability == stability
+    assert found.neutral == sum(value in (1.0, 0.99) for value in first)
+    expected = [value for value in first if value not in (1.0, 0.99)]
+    expected = [*expected, 0.3][:2]
+    assert np.all(np.abs(found.values - expected) <= found.errors)
+    assert np.all(found.errors < 1e-4)
+
+
+def test_a_residual_of_a_matrix_that_is_far_from_normal_is_no_error():
+    """A Jordan block, perturbed by 1e-12: its eigenvalues have moved by 1e-3."""
+    block = 0.9 * np.eye(4) + np.eye(4, k=1)
+    block[3, 0] = 1e-12
+    found = dense_multipliers(block, 4)
+    np.testing.assert_allclose(np.max(np.abs(found.values)), 0.901, atol=1e-5)
+    assert np.max(found.residuals) < 1e-14
+    assert np.max(found.errors) > 1e6 * np.max(found.residuals)

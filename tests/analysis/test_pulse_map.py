@@ -29,6 +29,7 @@ from dlf_dynamics.analysis.instabilities.bifurcations import (
     load_bifurcations,
     save_bifurcations,
 )
+from dlf_dynamics.analysis.instabilities.kept import with_kept
 from dlf_dynamics.analysis.instabilities.propagator import Propagator
 from dlf_dynamics.analysis.instabilities.pulse_plots import pulse_figure
 from dlf_dynamics.analysis.instabilities.pulse_summary import (
@@ -203,6 +204,44 @@ def test_with_momentum_multipliers_are_those_of_the_whole_state(trained):
     expected = np.linalg.eigvals(dense(run, 0, 15))  # of a quadratic loss the same everywhere
     largest = np.sort(np.abs(expected))[::-1][:4]
     np.testing.assert_allclose(np.abs(found.multipliers), largest, rtol=1e-7)
+
+
+CLOSING = {
+    "heavy-ball": (OptimizerConfig("heavy-ball", learning_rate=0.1, momentum=0.5), 450),
+    "adam": (OptimizerConfig("adam", learning_rate=0.3, beta2=0.9, epsilon=1.0), 600),
+    "adam, little epsilon": (
+        OptimizerConfig("adam", learning_rate=0.01, beta2=0.9, epsilon=1e-2),
+        1500,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CLOSING)
+def test_closed_orbits_of_a_whole_state_have_the_multipliers_of_finite_differences(case, trained):
+    """Velocity, or both of Adam's means, return with the parameters once its bias is corrected."""
+    optimizer, steps = CLOSING[case]
+    run = trained(replace(linear(steps=steps), optimizer=optimizer))
+    cycle = steps // 15 - 1
+    found = pulse_map(run, cycle=cycle, k=6)
+    assert found.closed, found.reason
+    vector, after, _ = made(run, 15 * cycle, 15)
+    columns = []
+    for row in 1e-5 * np.eye(len(vector)):
+        up, down = (after(vector + sign * row) for sign in (1, -1))
+        columns.append((np.asarray(up) - np.asarray(down)) / 2e-5)
+    expected = np.linalg.eigvals(np.array(columns).T)
+    for value in found.multipliers:
+        assert np.min(np.abs(expected - value)) < 1e-6
+    np.testing.assert_allclose(
+        np.abs(found.multipliers),
+        np.sort(np.abs(expected))[: -len(found.multipliers) - 1 : -1],
+        atol=1e-6,
+    )
+    assert found.stability == "stable"
+    early = pulse_map(run, cycle=2, k=1)
+    assert not early.closed
+    assert early.stability == ""
 
 
 @pytest.mark.slow
@@ -528,6 +567,57 @@ def test_a_file_of_an_older_version_has_none(bifurcations, tmp_path):
     loaded = load_bifurcations(path)
     assert loaded.pulse_maps == []
     assert loaded.config == replace(SETTINGS, pulses="none", cycles="none", pulse_modes=3)
+
+
+def test_maps_and_the_plane_on_file_stay_where_they_are_not_asked_for_anew(bifurcations):
+    plain = replace(
+        bifurcations,
+        config=BifurcationConfig(every=5, diagrams="none"),
+        pulse_maps=[],
+    )
+    kept, lines = with_kept(bifurcations, plain)
+    assert lines == ["kept of the result on file: 3 pulse maps, 1 cycle map"]
+    assert kept.pulse_maps == bifurcations.pulse_maps
+    assert kept.config == replace(plain.config, pulses="0:3", cycles="0:1", pulse_modes=2)
+    # Of the kind that is asked for, only those that were found now.
+    one = replace(plain, config=replace(plain.config, pulses="1:2", pulse_modes=2))
+    one = replace(one, pulse_maps=bifurcations.pulse_maps[1:2])
+    kept, lines = with_kept(bifurcations, one)
+    assert [(each.kind, each.number) for each in kept.pulse_maps] == [("pulse", 1), ("cycle", 0)]
+    assert (kept.config.pulses, kept.config.cycles) == ("1:2", "0:1")
+    assert lines == ["kept of the result on file: 1 cycle map"]
+    others = replace(one, config=replace(one.config, pulse_modes=1))
+    kept, lines = with_kept(bifurcations, others)
+    assert kept == others
+    assert lines[0].startswith("left out, as seed or pulse_modes are others now: 1 cycle map")
+    drawn = replace(
+        bifurcations, plane=object(), config=replace(bifurcations.config, plane="amplitude,period")
+    )
+    kept, lines = with_kept(drawn, plain)
+    assert kept.plane is drawn.plane
+    assert kept.config.plane == "amplitude,period"
+    assert lines[0].endswith("1 cycle map, the plane")
+    assert with_kept(None, plain) == (plain, [])
+    grown = replace(bifurcations, source=replace(bifurcations.source, last_step=61))
+    assert with_kept(grown, plain) == (plain, [])
+
+
+def test_the_command_keeps_what_is_on_file(bifurcations, small, trained, tmp_path, capsys):
+    path, analysis = tmp_path / "found.h5", analysis_named("bifurcations")
+    save_bifurcations(bifurcations, path)
+    settings = BifurcationConfig(every=20, diagrams="none", steps="10:20")
+    analysis.performed(trained(small), settings, path)
+    assert "kept of the result on file: 3 pulse maps, 1 cycle map" in capsys.readouterr().err
+    loaded = load_bifurcations(path)
+    assert list(map(str, loaded.pulse_maps)) == list(map(str, bifurcations.pulse_maps))
+    assert loaded.config.steps == "10:20"
+
+
+def test_modes_without_maps_are_refused(small, trained):
+    settings = BifurcationConfig(pulse_modes=5)
+    with pytest.raises(ConfigError, match="pulse_modes is 5, but no maps are asked for") as refused:
+        analysis_named("bifurcations").total(trained(small), settings)
+    assert "\n" not in str(refused.value)
 
 
 def test_choices_of_pulses():
