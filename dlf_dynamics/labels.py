@@ -54,7 +54,13 @@ _UNITS = {
         *("Instability.irregular", "Instability.alignment", "UnstableDirection.alignment"),
     ),
     CURVATURE: (
-        *("thresholds", "Motion.values", "Motion.intervals", "Motion.iterate_intervals"),
+        *(
+            "thresholds",
+            "FullBatchReference.values",
+            "Motion.values",
+            "Motion.intervals",
+            "Motion.iterate_intervals",
+        ),
         *("Eigenvalues.eigenvalues", "Eigenvalues.residuals", "Eigenvalues.intervals"),
         *("UnstableDirection.sharpness", "UnstableDirection.low", "UnstableDirection.high"),
         *("Eigenvalues.upper_bound", "Eigenvalues.lower_bound", "Eigenvalues.rank_bounds"),
