@@ -25,6 +25,20 @@ if TYPE_CHECKING:
     from dlf_dynamics.analysis.spectra.spectrum import Spectrum as Spectrum
     from dlf_dynamics.analysis.spectra.spectrum import compute_spectrum as compute_spectrum
     from dlf_dynamics.analysis.spectra.spectrum import load_spectrum as load_spectrum
+    from dlf_dynamics.analysis.stability.batch_sharpness import BatchSharpness as BatchSharpness
+    from dlf_dynamics.analysis.stability.batch_sharpness import batch_sharpness as batch_sharpness
+    from dlf_dynamics.analysis.stability.mean_square import (
+        MeanSquareStability as MeanSquareStability,
+    )
+    from dlf_dynamics.analysis.stability.mean_square import (
+        MeanSquareThreshold as MeanSquareThreshold,
+    )
+    from dlf_dynamics.analysis.stability.mean_square import (
+        mean_square_stability as mean_square_stability,
+    )
+    from dlf_dynamics.analysis.stability.mean_square import (
+        mean_square_threshold as mean_square_threshold,
+    )
     from dlf_dynamics.analysis.stability.threshold import Threshold as Threshold
     from dlf_dynamics.analysis.stability.threshold import critical_eigenvalue as critical_eigenvalue
     from dlf_dynamics.analysis.stability.threshold import (
@@ -32,16 +46,20 @@ if TYPE_CHECKING:
     )
 
 _MODULES = {
+    "BatchSharpness": "stability.batch_sharpness",
     "Crossing": "spectra.events",
     "Curvature": "spectra.curvature",
     "Density": "spectra.density",
     "Eigenpairs": "linalg.eigensolver",
     "HessianSpectrum": "spectra.eigenvalues",
+    "MeanSquareStability": "stability.mean_square",
+    "MeanSquareThreshold": "stability.mean_square",
     "NTKSpectrum": "spectra.ntk",
     "Oscillation": "spectra.events",
     "PulseMap": "instabilities.pulse_map",
     "Spectrum": "spectra.spectrum",
     "Threshold": "stability.threshold",
+    "batch_sharpness": "stability.batch_sharpness",
     "compute_spectrum": "spectra.spectrum",
     "critical_eigenvalue": "stability.threshold",
     "find_crossings": "spectra.events",
@@ -49,22 +67,28 @@ _MODULES = {
     "hessian_spectrum": "spectra.eigenvalues",
     "instability_threshold": "stability.threshold",
     "load_spectrum": "spectra.spectrum",
+    "mean_square_stability": "stability.mean_square",
+    "mean_square_threshold": "stability.mean_square",
     "ntk_spectrum": "spectra.ntk",
     "pulse_map": "instabilities.pulse_map",
     "top_eigenpairs": "linalg.eigensolver",
 }
 
 __all__ = [
+    "BatchSharpness",
     "Crossing",
     "Curvature",
     "Density",
     "Eigenpairs",
     "HessianSpectrum",
+    "MeanSquareStability",
+    "MeanSquareThreshold",
     "NTKSpectrum",
     "Oscillation",
     "PulseMap",
     "Spectrum",
     "Threshold",
+    "batch_sharpness",
     "compute_spectrum",
     "critical_eigenvalue",
     "find_crossings",
@@ -72,6 +96,8 @@ __all__ = [
     "hessian_spectrum",
     "instability_threshold",
     "load_spectrum",
+    "mean_square_stability",
+    "mean_square_threshold",
     "ntk_spectrum",
     "pulse_map",
     "top_eigenpairs",

@@ -1,0 +1,138 @@
+"""Second moments over an epoch of batches in shuffled order, by all orders there are."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from math import comb
+
+import numpy as np
+from jaxtyping import Float
+from scipy.sparse.linalg import LinearOperator, cg, eigsh
+
+from dlf_dynamics.analysis.stability.mean_square_factors import CurvatureFactors
+from dlf_dynamics.errors import ConfigError
+
+_MOST_PRODUCTS = 20_000
+"""Of matrices for one epoch."""
+
+_MOST_RANK = 64
+"""Of these matrices."""
+
+_SCANNED = 64
+"""Learning rates at which the map of an epoch is looked at before it is narrowed down."""
+
+Moment = Float[np.ndarray, "rank rank"]
+
+
+class EpochMap:
+    """The mean over all orders of an epoch of what it makes of second moments.
+
+    An epoch takes whole batches without replacement; the examples left over wait for another epoch.
+    The map is symmetric and takes positive matrices to positive ones.
+
+    Args:
+        factors: curvatures of the examples.
+        batch_size: B.
+
+    Raises:
+        ConfigError: when there are too many orders.
+    """
+
+    def __init__(self, factors: CurvatureFactors, batch_size: int) -> None:
+        number, rows = factors.num_examples, factors.rows
+        self.batches = number // batch_size
+        products = sum(
+            comb(number, k * batch_size) * comb(k * batch_size, batch_size)
+            for k in range(1, self.batches + 1)
+        )
+        if products > _MOST_PRODUCTS or factors.rank > _MOST_RANK:
+            raise ConfigError(
+                f"{number} examples in batches of {batch_size} and rank {factors.rank} take "
+                f"{products:,} products of matrices; expected at most {_MOST_PRODUCTS:,} and rank "
+                f"{_MOST_RANK}, as all orders of an epoch are enumerated: take fewer examples, or "
+                "sampling='independent' as a reference"
+            )
+        # Examples without curvature have no rows.
+        curved = np.matmul(rows.swapaxes(1, 2), rows)
+        empty = np.zeros((number - len(curved), factors.rank, factors.rank))
+        one = np.eye(factors.rank)
+        self.curvatures = np.concatenate([curved, empty]) + factors.shift * one
+        self.one, self.batch_size = one, batch_size
+        self.applications = 0
+
+    def __call__(self, rate: float, moment: Moment) -> Moment:
+        """The second moment after an epoch at a learning rate."""
+        self.applications += 1
+        # Sets of examples that were seen, with the mean over the orders in which they were.
+        seen: dict[tuple[int, ...], tuple[Moment, int]] = {(): (moment, 1)}
+        everyone = set(range(len(self.curvatures)))
+        for _ in range(self.batches):
+            later: dict[tuple[int, ...], tuple[Moment, int]] = {}
+            for before, (so_far, orders) in seen.items():
+                for batch in combinations(
+                    [i for i in everyone if i not in before], self.batch_size
+                ):
+                    update = self.one - rate * np.mean(self.curvatures[list(batch)], axis=0)
+                    after = tuple(sorted((*before, *batch)))
+                    total, count = later.get(after, (np.zeros_like(moment), 0))
+                    later[after] = total + update @ so_far @ update, count + orders
+            seen = later
+        return sum(total for total, _ in seen.values()) / sum(count for _, count in seen.values())
+
+    def growth(self, rate: float) -> float:
+        """The largest eigenvalue: the factor by which second moments grow in an epoch."""
+        size = self.one.size
+        if size <= 4:
+            dense = np.stack([self._flat(rate, unit) for unit in np.eye(size)])
+            return float(np.linalg.eigvalsh((dense + dense.T) / 2)[-1])
+        start = (self.one + 0.1 * np.ones_like(self.one)).reshape(-1)
+        found = eigsh(self._operator(rate), 1, which="LA", v0=start, return_eigenvectors=False)
+        return float(found[0])
+
+    def contracts(self, rate: float) -> bool:
+        """Whether Y > 0 with P[Y] < Y was found, which shows that second moments decay."""
+        operator = self._operator(rate)
+        less = LinearOperator(operator.shape, lambda v: v - operator @ v, dtype=float)
+        solved, _ = cg(less, self.one.reshape(-1), rtol=1e-3, maxiter=200)
+        moment = solved.reshape(self.one.shape)
+        moment = (moment + moment.T) / 2
+        left = moment - self(rate, moment)
+        margin = 1e-10 * np.max(np.abs(moment))
+        return bool(min(np.linalg.eigvalsh(moment)[0], np.linalg.eigvalsh(left)[0]) > margin)
+
+    def _flat(self, rate: float, flat: np.ndarray) -> np.ndarray:
+        moment = flat.reshape(self.one.shape)
+        return self(rate, (moment + moment.T) / 2).reshape(-1)
+
+    def _operator(self, rate: float) -> LinearOperator:
+        size = self.one.size
+        return LinearOperator((size, size), lambda v: self._flat(rate, v), dtype=float)
+
+
+def epoch_rate_bounds(epoch: EpochMap, tol: float) -> tuple[float, float, str]:
+    """Learning rates at which it is stable and unstable; what is not shown.
+
+    The smallest one at which it becomes unstable is looked for. Each end holds at its own rate.
+
+    Args:
+        epoch: the map.
+        tol: relative width.
+    """
+    largest = float(np.max(np.linalg.norm(epoch.curvatures, axis=(1, 2)), initial=0.0))
+    if largest == 0:
+        return np.inf, np.inf, ""
+    step = 4 / largest / _SCANNED
+    low, high = 0.0, step
+    while epoch.growth(high) < 1:
+        low, high = high, high + step
+        # It grows as a power of a large rate, so that this ends.
+        step *= 1.0 if high < 8 / largest else 1.1
+    while high - low > tol / 2 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if epoch.growth(middle) < 1 else (low, middle)
+    reason = "each end holds at its own learning rate; those below were tried at some points only"
+    while low and not epoch.contracts(low):
+        low *= 1 - tol
+        if low < high * (1 - 20 * tol):
+            return np.nan, high, "no certificate of stability was found"
+    return low or np.nan, high, reason
