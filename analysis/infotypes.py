@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 
 from dlf_dynamics.analysis.studies.study import Measures
 from dlf_dynamics.config import RunConfig
+from dlf_dynamics.edge_counts import EdgeCounts
 from dlf_dynamics.loop import Recording
 from dlf_dynamics.source import Source
 
@@ -22,6 +23,7 @@ class RunInfo(TypedDict):
         checkpoints: number of them.
         num_params: length of the parameter vector.
         last: what the last step recorded, and the last checkpoint of the examples held out.
+        realized_edge: how many steps raised their own loss, as far as it was looked.
         data_sha256: digest of the data.
         recording: what `Recorder` was told of a custom training loop; null for runs of `train`.
         config: configuration, or what the author of the loop wanted to be kept.
@@ -36,6 +38,7 @@ class RunInfo(TypedDict):
     checkpoints: int
     num_params: int
     last: dict[str, float | list[float]]
+    realized_edge: EdgeCounts
     data_sha256: str
     recording: Recording | None
     config: RunConfig | dict[str, Any]

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from dlf_dynamics.analysis.studies.studyfile import StudyResults
     from dlf_dynamics.run import Run
 
-_RANGES = ("accuracy", "validation_accuracy", "instabilities", "sharpness", "ntk")
+_RANGES = (
+    *("accuracy", "validation_accuracy", "instabilities", "realized_above"),
+    *("sharpness", "ntk"),
+)
 """Columns of a study of which the summary tells the least and the largest value."""
 
 

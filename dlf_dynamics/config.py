@@ -176,6 +176,11 @@ class RunConfig:
     """Precision of parameters, network, optimizer and recorded scalars. With bfloat16 or float16
     the parameters are rounded to it after each update and the network computes in it; the loss and
     the update are float32."""
+    edge_every: int = 11
+    """Steps between those whose realized edge is evaluated, which tells whether a step raised its
+    own loss; 1 evaluates all (a step then takes up to half as long again), 0 none. An oscillation
+    of period 2 has the realized edge above 1 at every other step: an even number would see one half
+    of it only, an odd number sees both."""
     prng: Literal["modern", "legacy"] = "modern"
     """Random stream of JAX: `legacy` is the one of JAX before 0.5, which the published run used."""
 

@@ -19,6 +19,7 @@ from dlf_dynamics.layout import Layout
 from dlf_dynamics.optimizers import FlatUpdate, has_mean_squares, is_adaptive
 from dlf_dynamics.precision import InPrecision, rounded
 from dlf_dynamics.problem import Problem
+from dlf_dynamics.realized import Edge, realized
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.schedules import Schedule
 
@@ -29,8 +30,13 @@ SCALARS = (
     "learning_rate",
     "gradient_norm",
     "update_cosine",
+    "realized_edge",
+    "realized_edge_error",
 )
 """What each step records, in the order of the columns of `step`; class weights follow."""
+
+EDGE = ("realized_edge", "realized_edge_error")
+"""Those of them that are evaluated at some steps only, or at none."""
 
 Row = Float[Array, " scalars"]
 
@@ -70,6 +76,7 @@ class State(NamedTuple):
         "batch_sampling",
         "layout",
         "precision",
+        "edge_every",
     ],
 )
 @dataclass(frozen=True)
@@ -91,6 +98,8 @@ class Dynamics:
         precision: `bfloat16` or `float16` where parameters are rounded to it after each update and
             the network computes in it while it is trained and validated; else none. `problem` is
             the same function in the precision of its arrays, as analyses want it.
+        edge_every: steps between those whose realized edge is evaluated; 0 evaluates none. It is of
+            training alone: analyses make steps without it.
     """
 
     problem: Problem
@@ -103,6 +112,7 @@ class Dynamics:
     layout: Layout | None = None
     validation: Problem | None = None
     precision: str | None = None
+    edge_every: int = 0
 
     def initial_state(self, params: Float[Array, " params"]) -> State:
         """The state before the first update."""
@@ -161,8 +171,9 @@ class Dynamics:
         Loss, accuracy and gradient are those of θ_t under the weights of step t, on the batch that
         the update uses; the cosine is the one between the update just made and the previous one.
         """
-        problem = self.computed(self.problem_at(state.step))
-        (loss, evaluation), gradient = jax.value_and_grad(problem.evaluate, has_aux=True)(
+        problem = self.problem_at(state.step)
+        evaluate = self.computed(problem).evaluate
+        (loss, evaluation), gradient = jax.value_and_grad(evaluate, has_aux=True)(
             state.params, state.step
         )
         update, optimizer_state = self.update(gradient, state.optimizer_state, state.params)
@@ -170,6 +181,7 @@ class Dynamics:
         if self.precision is not None:
             params = rounded(params, self.precision)
             update = params - state.params
+        edge = self._edge(problem, state, params, gradient, evaluation.outputs)
         next_state = State(params, update, optimizer_state, state.step + 1)
         scalars = [
             loss,
@@ -178,9 +190,29 @@ class Dynamics:
             self.learning_rate(state.step),
             jnp.linalg.norm(gradient),
             _cosine(update, state.previous_update),
+            *edge,
             *self.schedule(state.step),
         ]
         return next_state, jnp.stack([jnp.asarray(s, loss.dtype) for s in scalars])
+
+    def _edge(
+        self, problem: Problem, state: State, after: Array, gradient: Array, outputs: Any
+    ) -> Edge:
+        """The realized edge of the update of this step, if it is one of those to be looked at.
+
+        With fewer bits the two losses are those of the float32 function: the network's own outputs
+        have an error that hides what one update changes.
+        """
+        unknown = Edge(*(jnp.full((), jnp.nan, after.dtype) for _ in Edge._fields))
+        if self.edge_every == 0:
+            return unknown
+        outputs = outputs if self.precision is None else None
+
+        def looked() -> Edge:
+            at = problem, state.step, state.params, after, gradient
+            return realized(*at, outputs=outputs, precision=self.precision)
+
+        return jax.lax.cond(state.step % self.edge_every == 0, looked, lambda: unknown)
 
     def validate(self, params: Float[Array, " params"]) -> Float[Array, " measures"]:
         """Static loss and accuracy on the examples held out; empty where there are none."""

@@ -49,7 +49,7 @@ _UNITS = {
     LOSS: ("loss", "static_loss", "validation_loss", "max_change"),
     "fraction": (
         *("captured", "accuracy", "best_accuracy", "validation_accuracy"),
-        *("best_validation_accuracy", "gate_flips", "seen_in_loss"),
+        *("best_validation_accuracy", "gate_flips", "seen_in_loss", "realized_above"),
         *("Instability.period_2", "Instability.period_4", "Instability.period_8"),
         *("Instability.irregular", "Instability.alignment", "UnstableDirection.alignment"),
     ),

@@ -21,10 +21,17 @@ Step = Int[Array, ""] | int
 
 
 class Evaluation(NamedTuple):
-    """What one forward pass tells beside the loss that is minimised."""
+    """What one forward pass tells beside the loss that is minimised.
+
+    Attributes:
+        static_loss: the loss with all weights 1.
+        accuracy: NaN where targets are not the labels of classes.
+        outputs: of all examples; none where only a loss is known.
+    """
 
     static_loss: Float[Array, ""]
     accuracy: Float[Array, ""]
+    outputs: Float[Array, "examples *outputs"] | None
 
 
 @dataclass(frozen=True)
@@ -227,13 +234,10 @@ class Problem:
         return self.static().objective(params, step)
 
     def evaluate(self, params: PyTree, step: Step) -> tuple[Float[Array, ""], Evaluation]:
-        """The loss at this step with static loss and accuracy, all of one forward pass.
-
-        Accuracy is NaN where targets are not the labels of classes.
-        """
+        """The loss at this step with static loss and accuracy, all of one forward pass."""
         if not self.has_outputs:
             loss = self.penalty(params, step)
-            return loss, Evaluation(loss, jnp.full_like(loss, jnp.nan))
+            return loss, Evaluation(loss, jnp.full_like(loss, jnp.nan), None)
         outputs = self.outputs(params)
         losses = self.criterion(outputs, self.targets)
         accuracy = jnp.full((), jnp.nan, losses.dtype)
@@ -243,7 +247,7 @@ class Problem:
             accuracy = jnp.mean(hits, dtype=losses.dtype)
         static = self._with_penalty(jnp.sum(losses) / len(losses), params, step)
         loss = self._with_penalty(self.weigh(losses, step), params, step)
-        return loss, Evaluation(static, accuracy)
+        return loss, Evaluation(static, accuracy, outputs)
 
     def take(self, indices: Int[Array | np.ndarray, " batch"]) -> Problem:
         """The same problem on some of the examples."""

@@ -72,6 +72,7 @@ def _whole_numbers(config: RunConfig) -> Iterator[Violation]:
     steps = {
         "schedule.period": (schedule.period, 1),
         "checkpoint_every": (config.checkpoint_every, 1),
+        "edge_every": (config.edge_every, 0),
         "steps": (config.steps, 1),
         "schedule.static_from": (schedule.static_from, 0),
         "schedule.static_from_epoch": (schedule.static_from_epoch, 0),

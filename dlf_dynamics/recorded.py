@@ -89,6 +89,11 @@ class RecordedRun(Run):
         return self.recording.own_updates and self._makes_updates
 
     @property
+    def edge_every(self) -> int:
+        """None is evaluated where the loop's steps are made."""
+        return 0
+
+    @property
     def subject(self) -> str:
         """Number of parameters and optimizer."""
         batches = ", full batch" if self.recording.full_batch else ", mini-batches"

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dlf_dynamics.config import RunConfig
-from dlf_dynamics.dynamics import SCALARS, Dynamics, State
+from dlf_dynamics.dynamics import EDGE, SCALARS, Dynamics, State
+from dlf_dynamics.edge_counts import EdgeCounts
 from dlf_dynamics.errors import FileError, counted
 from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.hdf5 import ContentError, attribute, dataset_at, json_object, text
@@ -131,6 +132,11 @@ class Run(Shown, ABC):
 
     @property
     @abstractmethod
+    def edge_every(self) -> int:
+        """Steps between those whose realized edge was evaluated in training; 0 where none was."""
+
+    @property
+    @abstractmethod
     def subject(self) -> str:
         """What was trained, and how, in one line for figures."""
 
@@ -172,7 +178,8 @@ class Run(Shown, ABC):
         updates = counted(int(self.steps[-1]) if len(self.steps) else 0, "update")
         checkpoints = counted(len(self.checkpoint_steps), "checkpoint")
         sizes = f"{updates}, {checkpoints} of {counted(self.num_params, 'parameter')}"
-        return "; ".join([sizes, ", ".join(values)] if values else [sizes])
+        told = [sizes, ", ".join(values), str(self.edges)]
+        return "; ".join(part for part in told if part)
 
     def to_xarray(self, *, parameters: bool = False) -> DataTree:
         """What was recorded, as a tree with named axes; see `Shown.to_xarray`.
@@ -209,6 +216,11 @@ class Run(Shown, ABC):
         found = {path.split("/")[1]: values for path, values in recorded.items()}
         missing = {name: np.full(count, np.nan) for name in SCALARS if name not in found}
         return {"class_weights": np.zeros((count, 0))} | found | missing
+
+    @cached_property
+    def edges(self) -> EdgeCounts:
+        """How many of the recorded steps raised their own loss, as far as it was looked."""
+        return EdgeCounts.of(*(np.asarray(self.scalars[name], float) for name in EDGE))
 
     @cached_property
     def kinks(self) -> list[str]:

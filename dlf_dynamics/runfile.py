@@ -78,6 +78,7 @@ class Header:
         own_schedule: whether class weights come from the user and not from the configuration.
         scalars: names of what each step of a recording has.
         updates: whether the update before each checkpoint of a recording is kept.
+        edges: whether the realized edge of steps is kept.
     """
 
     config: str
@@ -93,6 +94,7 @@ class Header:
     own_schedule: bool = False
     scalars: tuple[str, ...] = ()
     updates: bool = True
+    edges: bool = False
 
 
 def create(path: Path | Output, header: Header, sizes: Sizes) -> RunWriter:
@@ -148,7 +150,7 @@ def _of_loop(header: Header) -> tuple[Entry, ...]:
 
 
 def _of_train(header: Header) -> tuple[Entry, ...]:
-    return schema.trained(validation=header.validation is not None)
+    return schema.trained(validation=header.validation is not None, edges=header.edges)
 
 
 def reopen(path: Path | Output, config: RunConfig, upto: int) -> RunWriter:

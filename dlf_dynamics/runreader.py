@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import h5py
@@ -184,11 +185,14 @@ def read_held_out(file: h5py.File) -> Dataset | None:
 def read_config(file: h5py.File) -> RunConfig:
     """The configuration in an open file of a run of `train`.
 
+    A file from before 1.5 tells nothing of the realized edge, which was not looked at.
+
     Raises:
         ContentError: when it cannot be read.
     """
     try:
-        return from_json(text(file, "config"))
+        config = from_json(text(file, "config"))
+        return config if schema.EDGES[0] in file else replace(config, edge_every=0)
     except (ConfigError, ValueError, RecursionError) as error:
         raise ContentError(f"its configuration: {error}") from error
 

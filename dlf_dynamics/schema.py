@@ -11,7 +11,7 @@ import numpy as np
 
 from dlf_dynamics.hdf5 import ContentError, Format, dataset_at, minor_version
 
-FORMAT = Format("run file", "dlf-dynamics-run", "1.4", "it cannot be repaired")
+FORMAT = Format("run file", "dlf-dynamics-run", "1.5", "it cannot be repaired")
 
 WITH_CHECKSUMS = 3
 """Minor version from which on run files have checksums."""
@@ -54,8 +54,9 @@ class Entry:
         return bool(self.dims) and self.dims[0] in ("checkpoints", "steps")
 
 
-def _scalar(name: str, units: str, description: str, *more: str) -> Entry:
-    return Entry(f"scalars/{name}/value", ("steps", *more), "float", units, description)
+def _scalar(name: str, units: str, description: str, *more: str, beside: str = "") -> Entry:
+    path, optional = f"scalars/{name}/value", bool(beside)
+    return Entry(path, ("steps", *more), "float", units, description, optional, beside)
 
 
 SCHEMA: tuple[Entry, ...] = (
@@ -161,6 +162,19 @@ SCHEMA: tuple[Entry, ...] = (
         "Euclidean norm of the gradient of F(·, t) at θ_t",
     ),
     _scalar("update_cosine", "", "cosine of the updates θ_(t+1) - θ_t and θ_t - θ_(t-1)"),
+    _scalar(
+        "realized_edge",
+        "",
+        "realized edge ζ of the update θ_(t+1) - θ_t; above 1, the step raised its own loss. NaN "
+        "where it is undefined or was not looked at; absent where no step was",
+        beside="scalars/realized_edge_error/value",
+    ),
+    _scalar(
+        "realized_edge_error",
+        "",
+        "what rounding can do to ζ; infinite where it is undefined, NaN where it was not looked at",
+        beside="scalars/realized_edge/value",
+    ),
     _scalar("class_weights", "", "Γ_i(t), summing to the number of classes", "classes"),
     Entry("scalars/step", ("steps",), "int", "updates", "t of each row"),
     Entry("resume/parameters", ("params",), "float", "", "where an interrupted run stopped"),
@@ -202,6 +216,9 @@ UPDATE = "previous_update/value"
 VALIDATION = ("validation_loss/value", "validation_accuracy/value")
 """What is evaluated on the examples held out, in the order of `Dynamics.validate`."""
 
+EDGES = ("scalars/realized_edge/value", "scalars/realized_edge_error/value")
+"""The realized edge of the steps, and what rounding can do to it."""
+
 
 def _own_scalar(name: str) -> Entry:
     """A scalar that the author of a loop recorded beside those that have a meaning here."""
@@ -211,9 +228,14 @@ def _own_scalar(name: str) -> Entry:
 _OF_RECORDER = ("recording", "objective/", "previous_update/known")
 
 
-def trained(*, validation: bool = False) -> tuple[Entry, ...]:
-    """The entries of a run of `train`, with examples held out or without."""
-    absent = _OF_RECORDER if validation else (*_OF_RECORDER, *VALIDATION)
+def trained(*, validation: bool = False, edges: bool = False) -> tuple[Entry, ...]:
+    """The entries of a run of `train`.
+
+    Args:
+        validation: whether there are examples held out.
+        edges: whether the realized edge is looked at.
+    """
+    absent = _OF_RECORDER + (() if validation else VALIDATION) + (() if edges else EDGES)
     found = (e for e in SCHEMA if not e.path.startswith(absent))
     return tuple(replace(e, optional=False) if e.path == UPDATE else e for e in found)
 
@@ -243,8 +265,11 @@ def entries(file: h5py.File) -> tuple[Entry, ...]:
     checked = minor_version(file) >= WITH_CHECKSUMS
     summed = {axis: covered(file, axis) if checked else [] for axis in CHECKSUM_OF}
     if "recording" not in file:
-        there = (path in file or path in summed["checkpoints"] for path in VALIDATION)
-        found = trained(validation=any(there))
+        named = [*summed["checkpoints"], *summed["steps"]]
+        held_out, edges = (
+            any(path in file or path in named for path in paths) for paths in (VALIDATION, EDGES)
+        )
+        found = trained(validation=held_out, edges=edges)
     else:
         names = [path.split("/")[1] for path in summed["steps"] if _is_scalar(path)]
         scalars = file.get("scalars")

@@ -54,6 +54,11 @@ class TrainedRun(Run):
         return True
 
     @property
+    def edge_every(self) -> int:
+        """As trained."""
+        return self._config.edge_every
+
+    @property
     def subject(self) -> str:
         """Data, network, loss, schedule and optimizer."""
         c = self._config

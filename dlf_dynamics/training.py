@@ -16,7 +16,7 @@ from dlf_dynamics.assembly import build, initial_parameters
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import to_json
 from dlf_dynamics.datasets import Dataset, load_dataset, require_trainable
-from dlf_dynamics.dynamics import SCALARS, Dynamics, State, advance, scalar_columns
+from dlf_dynamics.dynamics import EDGE, SCALARS, Dynamics, State, advance, scalar_columns
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.layout import Layout
@@ -31,6 +31,8 @@ from dlf_dynamics.trained import TrainedRun
 
 _RECORD_SECONDS = 0.5
 
+_EDGES = [SCALARS.index(name) for name in EDGE]
+
 Watch = Callable[[Mapping[str, float]], None]
 
 
@@ -41,9 +43,10 @@ class _Listeners(NamedTuple):
     stop: Callable[[], bool]
     watch: Watch
 
-    def tell(self, step: int, row: np.ndarray) -> None:
-        """Tells the number of updates made, and what the last one recorded."""
-        self.watch(dict(zip(SCALARS, row.tolist(), strict=False)))
+    def tell(self, step: int, row: np.ndarray, edge: np.ndarray) -> None:
+        """Tells the number of updates made, and what the last ones recorded."""
+        told = dict(zip(SCALARS, row.tolist(), strict=False))
+        self.watch(told | dict(zip(EDGE, edge.tolist(), strict=True)))
         self.progress(step)
 
 
@@ -69,7 +72,8 @@ def train(
         overwrite: whether to replace an existing file.
         progress: told the number of updates made.
         stop: asked between stretches; when true, the run is left to be resumed.
-        watch: told what the last of them recorded, by name, such as `loss` and `accuracy`.
+        watch: told what the last of them recorded, by name, such as `loss` and `accuracy`; the
+            realized edge is that of the last step at which it was looked.
 
     Returns:
         The recorded run; its `status` is `complete`, `interrupted` or `diverged`.
@@ -133,6 +137,7 @@ def _header(config: RunConfig, dataset: Dataset, layout: Layout, *, own_schedule
         provenance=provenance(),
         validation=None if held_out is None else (held_out.inputs, held_out.labels),
         own_schedule=own_schedule,
+        edges=config.edge_every > 0,
     )
 
 
@@ -205,10 +210,12 @@ class _Record:
     """Rows and checkpoints that wait to be written."""
 
     writer: RunWriter
+    edges: bool
     steps: list[np.ndarray] = field(default_factory=list)
     rows: list[np.ndarray] = field(default_factory=list)
     points: list[FlatState] = field(default_factory=list)
     written: float = field(default_factory=time.monotonic)
+    edge: np.ndarray = field(default_factory=lambda: np.full(len(EDGE), np.nan))
 
     def add(self, first: int, rows: np.ndarray) -> bool:
         """Takes rows of consecutive steps; tells whether each loss among them is finite.
@@ -221,6 +228,9 @@ class _Record:
             rows = rows[: int(np.argmin(finite)) + 1]
             diverged = first + len(rows) - 1
             self.points = [point for point in self.points if point.step < diverged]
+        edges = rows[:, _EDGES]
+        looked = np.flatnonzero(~np.isnan(edges[:, -1]))
+        self.edge = edges[looked[-1]] if len(looked) else self.edge
         self.steps.append(np.arange(first, first + len(rows)))
         self.rows.append(rows)
         return bool(np.all(finite))
@@ -234,6 +244,8 @@ class _Record:
         """Writes all that waits; scalars first, so that no checkpoint lacks its row's past."""
         if self.rows:
             columns = scalar_columns(np.concatenate(self.rows))
+            if not self.edges:
+                columns = {n: values for n, values in columns.items() if n not in EDGE}
             self.writer.append_scalars(np.concatenate(self.steps), columns)
         self.writer.append_checkpoints(self.points)
         self.steps, self.rows, self.points = [], [], []
@@ -250,7 +262,8 @@ def _run(
 ) -> TrainedRun:
     """Advances to the last step, recording on the way."""
     with writer:
-        status = _loop(config, dynamics, state, _Record(writer), listeners)
+        looking = replace(dynamics, edge_every=config.edge_every)
+        status = _loop(config, looking, state, _Record(writer, config.edge_every > 0), listeners)
         writer.set_status(status)
     return open_trained(path)
 
@@ -280,7 +293,7 @@ def _loop(
         state = made.state
         if record.due():
             record.write()
-            listeners.tell(step, made.last_row)
+            listeners.tell(step, made.last_row, record.edge)
     return _finish(config, dynamics, pace.last(program, state, step), record, listeners)
 
 
@@ -298,7 +311,7 @@ def _finish(
         record.points.append(point)
     finite = record.add(point.step, made.rows[0, :1])
     record.write()
-    listeners.tell(point.step, made.rows[0, 0])
+    listeners.tell(point.step, made.rows[0, 0], record.edge)
     if not finite:
         return "diverged"
     if point.step == config.steps:

@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 
 from dlf_dynamics.analysis.report.content import Panel, Part, Series, flat
 from dlf_dynamics.analysis.style import COLOURS, changes, class_colours, spans_decades
-from dlf_dynamics.dynamics import SCALARS
+from dlf_dynamics.dynamics import EDGE, SCALARS
 from dlf_dynamics.errors import counted
 from dlf_dynamics.run import Run
 
@@ -18,6 +18,7 @@ _MOST_CLASSES = 10
 def run_part(run: Run) -> Part:
     """The panels of a run, and how far it came, in words."""
     panels = [_class_weights(run), _loss(run), _loss_change(run), _accuracy(run), _cosine(run)]
+    panels.append(_edge(run))
     panels += _own(run)
     return Part(
         title="The run",
@@ -37,6 +38,7 @@ def _lines(run: Run) -> list[str]:
         f"{run.status}: {counted(int(run.steps[-1]), 'update')}, "
         f"{counted(len(run.checkpoint_steps), 'checkpoint')} of "
         f"{counted(run.num_params, 'parameter')}{told}",
+        *([str(run.edges)] if run.edges.evaluated else []),
         *run.source.caution,
     ]
 
@@ -102,6 +104,21 @@ def _cosine(run: Run) -> Panel | None:
     if not _known(cosine):
         return None
     return Panel("cosine of successive updates", [_series("cosine", run.steps, cosine)])
+
+
+def _edge(run: Run) -> Panel | None:
+    """ζ of the steps at which it was looked, with what rounding can do to it where that is seen."""
+    value, error = (np.asarray(run.scalars[name], float) for name in EDGE)
+    known = np.isfinite(value)
+    if not np.any(known):
+        return None
+    steps, value, error = run.steps[known], value[known], np.nan_to_num(error[known], nan=0.0)
+    sure = np.where(np.isfinite(error), error, np.nan)
+    ends = np.stack([value - sure, value + sure], axis=-1)
+    one = Series("1", steps, np.ones(len(steps)), COLOURS[5], "line")
+    series = [Series("ζ", steps, value, COLOURS[0], intervals=ends), one]
+    note = "above 1, a step raised the loss that it was made for; it says nothing of stability"
+    return Panel("realized edge ζ", series, note=note)
 
 
 def _own(run: Run) -> list[Panel]:

@@ -43,6 +43,7 @@ from dlf_dynamics.analysis.style import (
     set_span,
     styled,
 )
+from dlf_dynamics.dynamics import EDGE
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.paper import this_paper
 from dlf_dynamics.run import Run
@@ -111,6 +112,13 @@ def draw_accuracy(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
         steps, values = run.checkpoint_steps, run.validation["accuracy"]
         draw_points(ax, steps, values, COLOURS[1], label="held out")
     ax.set_ylabel("accuracy")
+
+
+def draw_realized_edge(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
+    """ζ of the steps at which it was looked: above 1, a step raised its own loss."""
+    draw_points(ax, run.steps, run.scalars[EDGE[0]])
+    draw_curve(ax, run.steps, np.ones(len(run.steps)), color=_THRESHOLD, lw=0.8)
+    ax.set_ylabel("realized $\\zeta$")
 
 
 def draw_sharpness(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
@@ -197,10 +205,17 @@ PANELS: dict[str, Panel] = {
     "sharpness": draw_sharpness,
     "smallest": draw_smallest,
     "ntk": draw_ntk,
+    "realized-edge": draw_realized_edge,
 }
 """By name, from top to bottom."""
 
-_ROBUST: tuple[Panel, ...] = (draw_loss, draw_sharpness, draw_smallest, draw_ntk)
+_ROBUST: tuple[Panel, ...] = (
+    draw_loss,
+    draw_sharpness,
+    draw_smallest,
+    draw_ntk,
+    draw_realized_edge,
+)
 """Panels in which a few values far from all others are told and not drawn to scale."""
 
 
@@ -276,7 +291,7 @@ def run_figure(
             for ax in row[1:]:
                 ax.set_ylabel("")
                 ax.set_yscale("linear")
-                fit_height(ax, spans[1])
+                fit_height(ax, spans[1], without_outliers=draw is draw_realized_edge)
             if draw is draw_loss_change:
                 row[-1].set_ylim(row[0].get_ylim())
             for ax in row:
@@ -336,6 +351,7 @@ def _with_content(run: Run, spectrum: Spectrum | None) -> dict[Panel, bool]:
         draw_sharpness: spectrum is not None and spectrum.hessian.ends.top > 0,
         draw_smallest: spectrum is not None and spectrum.hessian.ends.bottom > 0,
         draw_ntk: spectrum is not None and spectrum.ntk is not None,
+        draw_realized_edge: known[EDGE[0]],
     }
 
 

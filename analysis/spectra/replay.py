@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -78,6 +79,8 @@ class Replay:
         self.run = run
         self.deviation = 0.0
         self.last = _last_step(run)
+        # The very program that trained: what else it computes may change the rounding of a step.
+        self._dynamics = replace(run.dynamics, edge_every=run.edge_every)
         self.length = int(np.clip(_NUMBERS // run.num_params, 4, _MOST))
 
     @property
@@ -150,7 +153,7 @@ class Replay:
         begins = filled(plan, jax.local_device_count())
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for state, _ in begins))
         counts = np.array([count for _, count in begins], np.int32)
-        found = _advance(self.run.dynamics, states, counts, most=self._most)
+        found = _advance(self._dynamics, states, counts, most=self._most)
         following, snapshots, rows = jax.tree.map(np.asarray, found)
         vectors = snapshots.params, snapshots.previous_update, snapshots.optimizer
         made = []

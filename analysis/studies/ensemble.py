@@ -98,7 +98,7 @@ class _Form:
             optimizer,
             origin,
         )
-        return replace(made, batch_seed=numbers.batch_seed)
+        return replace(made, batch_seed=numbers.batch_seed, edge_every=self.config.edge_every)
 
 
 class _Data(NamedTuple):

@@ -22,7 +22,8 @@ from dlf_dynamics.analysis.studies.outcome import CURVES, Outcome
 from dlf_dynamics.analysis.studies.study import Measures
 from dlf_dynamics.assembly import UpdateRule
 from dlf_dynamics.config import RunConfig
-from dlf_dynamics.dynamics import Dynamics
+from dlf_dynamics.dynamics import EDGE, Dynamics
+from dlf_dynamics.edge_counts import EdgeCounts
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.optimizers import FlatUpdate, is_adaptive
@@ -89,6 +90,8 @@ def _outcome(
     if config.batch_size is None:
         found = _events(loss[:made], history, dynamics.schedule)
     found |= {"steps": made, "best_accuracy": _largest(accuracy)}
+    edges = (np.asarray(history.columns[name][:made], float) for name in EDGE)
+    found["realized_above"] = EdgeCounts.of(*edges).share_above
     if validation.shape[1]:
         found["best_validation_accuracy"] = _largest(validation[seen, 1])
     curves = _curves(dynamics, history, measures, steps, end)

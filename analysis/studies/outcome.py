@@ -51,6 +51,8 @@ class Outcome:
         onset_phase: median position within a pulse of the class weights, from 0 to 1, at which the
             windows shorter than a pulse begin; those after the last pulse left out. NaN where there
             is none, as with the static loss.
+        realized_above: of the steps at which it was looked (`edge_every`), the share with a
+            realized edge above 1 by more than rounding can do: those that raised their own loss.
         sharpness: largest eigenvalue of the Hessian of the static loss after the last update.
         sharpness_error: its residual; NaN where it did not converge, then `sharpness` is NaN, too.
         threshold: critical eigenvalue of the optimizer at the last step, with which
@@ -85,6 +87,7 @@ class Outcome:
     period_2_steps: float = np.nan
     period_4_steps: float = np.nan
     onset_phase: float = np.nan
+    realized_above: float = np.nan
     sharpness: float = np.nan
     sharpness_error: float = np.nan
     threshold: float = np.nan

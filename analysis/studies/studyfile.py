@@ -45,7 +45,7 @@ from dlf_dynamics.runwriter import new_file, writing
 from dlf_dynamics.scales import attach, counted, placed
 from dlf_dynamics.shown import Shown
 
-FORMAT = Format("study file", "dlf-dynamics-study", "1.3", "replace it with --overwrite")
+FORMAT = Format("study file", "dlf-dynamics-study", "1.4", "replace it with --overwrite")
 
 _WITH_CHECKSUMS = 1
 """Minor version from which on rows have checksums."""
@@ -55,6 +55,7 @@ _SINCE = {
     "period_2_steps": 3,
     "period_4_steps": 3,
     "onset_phase": 3,
+    "realized_above": 4,
 }
 """Minor version from which on there is a column, of those that were not there from the start."""
 

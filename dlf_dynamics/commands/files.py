@@ -125,6 +125,7 @@ def _run_info(path: Path) -> dict[str, Any]:
         "checkpoints": len(run.checkpoint_steps),
         "num_params": run.num_params,
         "last": last | held_out,
+        "realized_edge": asdict(run.edges),
         "data_sha256": run.data_sha256,
         "recording": asdict(run.recording) if isinstance(run, RecordedRun) else None,
         "config": dict(run.settings),

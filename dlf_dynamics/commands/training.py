@@ -92,7 +92,9 @@ class Train:
 
         def watch(scalars: Mapping[str, float]) -> None:
             loss, accuracy = scalars["loss"], scalars["accuracy"]
-            advance.note(f", loss {loss:.4g}, accuracy {accuracy:.3f}")
+            edge = scalars["realized_edge"]
+            told = "" if edge != edge else f", realized edge {edge:.3g}"
+            advance.note(f", loss {loss:.4g}, accuracy {accuracy:.3f}{told}")
 
         if not self.resume:
             return training.train(

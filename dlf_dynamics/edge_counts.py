@@ -1,0 +1,72 @@
+"""`EdgeCounts`: how many steps of a run raised their own loss, as their realized edges tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from dlf_dynamics.errors import counted
+
+
+@dataclass(frozen=True)
+class EdgeCounts:
+    """Steps by their realized edge ζ, which speaks of each step and not of stability.
+
+    Attributes:
+        evaluated: steps at which it was looked.
+        above: those with ζ above 1 by more than rounding can do: they raised their own loss.
+        within_rounding: those at which rounding hides on which side of 1 it is.
+        undefined: those whose update does not go downhill (-gᵀΔ ≤ 0), where there is no ζ.
+
+    >>> counts = EdgeCounts.of(np.array([0.5, 1.5, 1.1, np.nan, np.nan]),
+    ...                        np.array([0.1, 0.1, 0.2, np.inf, np.nan]))
+    >>> counts.evaluated, counts.above, counts.within_rounding, counts.undefined
+    (4, 1, 1, 1)
+    """
+
+    evaluated: int
+    above: int
+    within_rounding: int
+    undefined: int
+
+    @classmethod
+    def of(
+        cls, values: Float[np.ndarray, " steps"], errors: Float[np.ndarray, " steps"]
+    ) -> EdgeCounts:
+        """From what was recorded.
+
+        Args:
+            values: ζ of each step, NaN where it is undefined or was not looked at.
+            errors: what rounding can do to it, NaN where that is not known.
+        """
+        known = np.isfinite(values)
+        away = np.where(known, values, 1.0) - 1.0
+        sure = known & (np.abs(away) > np.nan_to_num(errors, nan=0.0, posinf=np.inf))
+        return cls(
+            evaluated=int(np.count_nonzero(known | np.isinf(errors))),
+            above=int(np.count_nonzero(sure & (away > 0))),
+            within_rounding=int(np.count_nonzero(known & ~sure)),
+            undefined=int(np.count_nonzero(~known & np.isinf(errors))),
+        )
+
+    @property
+    def share_above(self) -> float:
+        """Of the steps at which it was looked, those with ζ above 1; NaN without any."""
+        return self.above / self.evaluated if self.evaluated else float("nan")
+
+    def __str__(self) -> str:
+        """In a line; empty where it was not looked at any step."""
+        if not self.evaluated:
+            return ""
+        told = (
+            f"realized edge above 1 at {self.above:,} of {counted(self.evaluated, 'step')} looked "
+            f"at ({self.share_above:.1%})"
+        )
+        for count, what in (
+            (self.within_rounding, "within rounding of 1"),
+            (self.undefined, "undefined"),
+        ):
+            told += f", {what} at {count:,}" if count else ""
+        return told
