@@ -56,7 +56,13 @@ _UNITS = {
         *("GradientChange.pieces", "GradientChange.left"),
     ),
     CURVATURE: (
-        *("thresholds", "Motion.values", "Motion.intervals", "Motion.iterate_intervals"),
+        *(
+            "thresholds",
+            "FullBatchReference.values",
+            "Motion.values",
+            "Motion.intervals",
+            "Motion.iterate_intervals",
+        ),
         *("Eigenvalues.eigenvalues", "Eigenvalues.residuals", "Eigenvalues.intervals"),
         *("UnstableDirection.sharpness", "UnstableDirection.low", "UnstableDirection.high"),
         *("Eigenvalues.upper_bound", "Eigenvalues.lower_bound", "Eigenvalues.rank_bounds"),

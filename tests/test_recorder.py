@@ -244,6 +244,40 @@ def test_mini_batches_get_eigenvalues_but_no_threshold_and_nothing_is_replayed(t
         compute_bifurcations(run)
 
 
+@pytest.mark.parametrize(
+    ("rule", "stateful", "label", "expected"),
+    [
+        (optax.sgd(0.1), True, "mini-batches", 20.0),
+        (optax.adamw(0.01), True, "mini-batches", 38 / 0.01),
+        (optax.adamw(0.01), False, "which was not recorded", None),
+        (optax.lion(0.01), True, "takes the signs", None),
+        (optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01)), True, "cuts large", None),
+    ],
+    ids=["sgd", "adamw", "without its state", "lion", "clipped"],
+)
+def test_recorded_mini_batches_have_the_full_batch_threshold_as_a_reference_or_the_reason(
+    rule, stateful, label, expected, tmp_path
+):
+    setup = own_setup(CONFIG, rule)
+    problem, _, params = setup
+    options = {"optimizer": rule, "full_batch": False, "stateful": stateful}
+    with Recorder(tmp_path / "own.h5", problem, **options) as recorder:
+        recorder.record(0, params, rule.init(params) if stateful else ())
+    found = compute_spectrum(
+        open_run(tmp_path / "own.h5", setup), SpectrumConfig(ntk_examples=0, max_matvecs=100)
+    )
+    assert label in found.label
+    assert np.all(np.isnan(found.thresholds))
+    if expected is None:
+        assert found.reference is None
+        return
+    assert found.reference is not None
+    np.testing.assert_allclose(found.reference.values, expected, rtol=1e-3)
+    text = "\n".join(closing_lines(found))
+    assert "nothing is decided against it" in text
+    assert ("weight decay is in it" in text) == (expected > 20)
+
+
 def test_parameters_alone_have_eigenvalues_at_the_iterates_and_nothing_that_takes_updates(
     recorded, tmp_path
 ):

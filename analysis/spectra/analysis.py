@@ -63,6 +63,8 @@ class SpectrumAnalysis(Analysis[SpectrumConfig, "Spectrum"]):
         "run": "its status, last step and number of checkpoints when it was analysed",
         "config": "settings, with `k`, `tol` and `ntk_examples` as they came out",
         "threshold": "`label`, what it is or why there is none; `first` and `last` value",
+        "reference": "of a run with mini-batches, the threshold of full-batch updates, against "
+        "which nothing is decided; null elsewhere",
         "checkpoints": "number of checkpoints that were analysed",
         "operator": "in words",
         "values": "eigenvalues at iterates and centres",

@@ -61,7 +61,7 @@ def run_threshold(run: Run) -> Threshold:
         batch_size=dynamics.batch_size,
         precision=dynamics.precision,
     )
-    if threshold.reason:
+    if threshold.reason and not threshold.of_full_batch:
         return threshold
     reason = _unlike(run, rule) if known else _unrecorded(rule, adaptive=threshold.preconditioned)
     return replace(threshold, preconditioned=False, reason=reason) if reason else threshold

@@ -106,6 +106,7 @@ class SpectrumDict(TypedDict):
     run: State
     config: SpectrumConfig
     threshold: ThresholdDict
+    reference: ThresholdDict | None
     checkpoints: int
     operator: str
     values: int

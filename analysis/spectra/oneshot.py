@@ -209,8 +209,8 @@ def stability(
 
     For an optimizer that divides by a root mean square of the gradients (RMSProp, Adam) both are
     those of P^-1/2 H P^-1/2, with the preconditioner P of the next update frozen (Cohen et al.
-    2022, arXiv 2207.14484). With mini-batches the threshold is only a reference: their noise makes
-    the loss less sharp than it allows.
+    2022, arXiv 2207.14484). With mini-batches the threshold is only a reference: each update is
+    another map.
 
     Args:
         problem: whose loss the optimizer minimises.

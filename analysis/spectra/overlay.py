@@ -63,6 +63,9 @@ def _sharpness(ax: Axes, one: Overlaid, colour: str, name: str) -> np.ndarray:
     draw_points(ax, hessian.steps, values, colour, name)
     if one.spectrum.comparable:
         draw_curve(ax, hessian.steps, one.spectrum.thresholds, color=colour, lw=0.8, ls="--")
+    if one.spectrum.reference is not None:
+        reference = one.spectrum.reference.values
+        draw_curve(ax, hessian.steps, reference, color=colour, lw=0.8, ls=":")
     return values
 
 
@@ -77,7 +80,7 @@ def _ntk(ax: Axes, one: Overlaid, colour: str, name: str) -> np.ndarray:
 OVERLAID: dict[str, tuple[Curve, str]] = {
     "loss": (_loss, "$F$"),
     "accuracy": (_accuracy, "training accuracy"),
-    "sharpness": (_sharpness, r"$\lambda_{\max}$ (dashed: threshold)"),
+    "sharpness": (_sharpness, r"$\lambda_{\max}$ (dashed: threshold; dotted: full batch)"),
     "ntk": (_ntk, r"NTK $\lambda_{\max}$"),
 }
 """Panels by name, from top to bottom: how a run is drawn on it, and its label."""

@@ -122,14 +122,22 @@ def draw_realized_edge(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
 
 
 def draw_sharpness(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
-    """Largest Hessian eigenvalue at iterates and centres, with the threshold where it applies."""
+    """Largest Hessian eigenvalue at iterates and centres, with the threshold where it applies.
+
+    With mini-batches that of full-batch updates is a dashed line.
+    """
     if spectrum is None:
         return
     hessian, thresholds = spectrum.hessian, spectrum.thresholds
     applies = hessian.curvature.has_threshold and bool(np.any(np.isfinite(thresholds)))
-    _draw_eigenvalues(ax, spectrum, 0, r"\max", thresholds if applies else np.zeros(0))
+    reference = spectrum.reference
+    limits = np.zeros(0) if reference is None else reference.values
+    _draw_eigenvalues(ax, spectrum, 0, r"\max", thresholds if applies else limits)
     if applies:
         draw_curve(ax, hessian.steps, thresholds, color=_THRESHOLD, lw=1, label="threshold")
+    if reference is not None:
+        style = {"color": _THRESHOLD, "lw": 1, "ls": "--", "label": reference.short_label}
+        draw_curve(ax, hessian.steps, reference.values, **style)
 
 
 def draw_smallest(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:

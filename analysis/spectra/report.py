@@ -124,6 +124,9 @@ def _extreme(spectrum: Spectrum, column: int) -> Panel:
                 Series("threshold", hessian.steps, spectrum.thresholds, _THRESHOLD, "line")
             )
             series += _crossings(spectrum)
+        if (reference := spectrum.reference) is not None:
+            name, values = reference.short_label, reference.values
+            series.append(Series(name, hessian.steps, values, _THRESHOLD, "line", dash="dashed"))
     title = f"{which} eigenvalue of the {hessian.curvature}"
     return Panel(title, series, logarithmic)
 

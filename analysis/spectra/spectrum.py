@@ -36,6 +36,7 @@ from dlf_dynamics.analysis.spectra.infinite_width import (
 from dlf_dynamics.analysis.spectra.ntk import NTKSpectrum, ntk_spectrum
 from dlf_dynamics.analysis.spectra.points import POINTS
 from dlf_dynamics.analysis.spectra.solver import Solver
+from dlf_dynamics.analysis.stability.threshold import Threshold
 from dlf_dynamics.codec import decode, encode
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.errors import ConfigError
@@ -48,6 +49,29 @@ from dlf_dynamics.source import Source
 DENSITIES = ("hessian", "ggn", "ntk")
 
 _NTK_PART, _DENSITY_PART = 500, 10
+
+
+@dataclass(frozen=True)
+class FullBatchReference:
+    """Where a run with mini-batches would lose stability if its updates were full-batch ones.
+
+    No crossings are told of it: the updates are others.
+
+    Attributes:
+        values: critical eigenvalue of the full-batch update at each checkpoint.
+        label: what it is.
+        preconditioned: whether it is one of P^-1 H, with the preconditioner P frozen.
+    """
+
+    values: Float[np.ndarray, " checkpoints"]
+    label: str
+    preconditioned: bool
+    __repr__ = brief
+
+    @property
+    def short_label(self) -> str:
+        """For legends."""
+        return f"full batch{', P frozen' if self.preconditioned else ''}"
 
 
 @dataclass(frozen=True)
@@ -69,6 +93,8 @@ class Spectrum(Shown):
         oscillations: windows in the order of steps.
         unwatched: why oscillations are not told; empty where they are.
         infinite_width: kernels at infinite width, or none when they were not asked for.
+        reference: of a run with mini-batches, the threshold of full-batch updates; none elsewhere,
+            and in files of before version 4.2.
     """
 
     source: Source
@@ -84,6 +110,7 @@ class Spectrum(Shown):
     oscillations: list[Oscillation]
     unwatched: str = ""
     infinite_width: InfiniteWidth | None = None
+    reference: FullBatchReference | None = None
     told_by = "spectrum"
     words = MappingProxyType({"points": POINTS, "sides": {-1: "below", 0: "unknown", 1: "above"}})
     __repr__ = brief
@@ -265,6 +292,7 @@ def _with_events(
         solver = Solver.from_config(run, config)
         resolved = resolve_crossings(run, solver, hessian, thresholds)
         hessian, crossings, sides = resolved.hessian, resolved.found, resolved.sides
+    threshold = run_threshold(run)
     loss, cosine = run.scalars["loss"], run.scalars["update_cosine"]
     unwatched = why_unwatched(run.dynamics.batch_size, cosine, replayed=run.own_updates)
     windows = [] if unwatched else find_oscillations(run.steps, loss, cosine)
@@ -281,11 +309,25 @@ def _with_events(
         ntk=ntk,
         densities=densities,
         thresholds=thresholds,
-        label=run_threshold(run).label(applies=hessian.curvature.has_threshold),
+        label=threshold.label(applies=hessian.curvature.has_threshold),
         sides=sides,
         crossings=crossings,
         oscillations=join_crossings(windows, crossings),
         unwatched=unwatched,
+        reference=_reference(threshold, hessian.steps) if comparable else None,
+    )
+
+
+def _reference(
+    threshold: Threshold, steps: Int[np.ndarray, " checkpoints"]
+) -> FullBatchReference | None:
+    """The threshold of full-batch updates, where mini-batches alone are why there is none."""
+    if not threshold.of_full_batch:
+        return None
+    return FullBatchReference(
+        threshold.of_full_batch_at(steps),
+        threshold.full_batch_label(steps),
+        threshold.preconditioned,
     )
 
 

@@ -17,7 +17,7 @@ from dlf_dynamics.analysis.spectra.infinite_width import InfiniteWidth
 from dlf_dynamics.analysis.spectra.ntk import NTKSpectrum
 from dlf_dynamics.analysis.spectra.points import POINTS
 from dlf_dynamics.analysis.spectra.solver import MOST
-from dlf_dynamics.analysis.spectra.spectrum import Spectrum
+from dlf_dynamics.analysis.spectra.spectrum import FullBatchReference, Spectrum
 from dlf_dynamics.errors import counted
 from dlf_dynamics.jsontypes import finite
 from dlf_dynamics.run import Run
@@ -36,6 +36,7 @@ def as_dict(spectrum: Spectrum) -> dict[str, Any]:
             "first": float(spectrum.thresholds[0]),
             "last": float(spectrum.thresholds[-1]),
         },
+        "reference": _reference(spectrum.reference),
         "checkpoints": len(hessian.steps),
         "operator": str(hessian.curvature),
         "values": _num_values(spectrum),
@@ -62,6 +63,14 @@ def as_dict(spectrum: Spectrum) -> dict[str, Any]:
         "crossings": [dataclasses.asdict(crossing) for crossing in spectrum.crossings],
     }
     return finite(content)
+
+
+def _reference(found: FullBatchReference | None) -> dict[str, Any] | None:
+    """What it is, and its first and last value."""
+    if found is None:
+        return None
+    first, last = found.values[[0, -1]].tolist()
+    return {"label": found.label, "first": first, "last": last}
 
 
 def last_line(spectrum: Spectrum) -> str:
@@ -192,6 +201,7 @@ def closing_lines(spectrum: Spectrum) -> list[str]:
         f"{_mean_products(spectrum):.1f} products each at {_points_line(spectrum)}",
         _convergence_line(spectrum),
         threshold_line(spectrum),
+        *_reference_lines(spectrum),
         _count_oscillations(spectrum) + "; " + _crossings_line(spectrum),
         *spectrum.source.caution,
     ]
@@ -326,9 +336,25 @@ def _density_line(name: str, density: Density) -> str:
 
 def threshold_line(spectrum: Spectrum) -> str:
     """The threshold's value and what it is, or why there is none."""
-    finite = spectrum.thresholds[np.isfinite(spectrum.thresholds)]
-    if len(finite) == 0:
+    known = _range_of(spectrum.thresholds)
+    if not known:
         return f"no threshold: {spectrum.label.removeprefix('no threshold: ')}"
-    low, high = finite.min(), finite.max()
-    value = f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
-    return f"threshold {value}: {spectrum.label}"
+    return f"threshold {known}: {spectrum.label}"
+
+
+def _reference_lines(spectrum: Spectrum) -> list[str]:
+    """The threshold of full-batch updates, where the run has none for its mini-batches."""
+    reference = spectrum.reference
+    known = "" if reference is None else _range_of(reference.values)
+    if reference is None or not known:
+        return []
+    return [f"reference {known}: {reference.label}; nothing is decided against it"]
+
+
+def _range_of(values: np.ndarray) -> str:
+    """The least and the largest of those that are finite; empty where none is."""
+    found = values[np.isfinite(values)]
+    if len(found) == 0:
+        return ""
+    low, high = found.min(), found.max()
+    return f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"

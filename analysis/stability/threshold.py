@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -26,8 +26,8 @@ from dlf_dynamics.hyperparameters import with_hyperparameters
 from dlf_dynamics.optimizers import FlatUpdate, has_mean_squares, hold_mean_squares
 
 _MINI_BATCHES = (
-    "mini-batches: the threshold holds for the full-batch update only; the noise of "
-    "mini-batches lowers it by an amount that is not computed"
+    "mini-batches: each update is another map, and the threshold is one of the full-batch update "
+    "only; `dlf-dynamics edge` tells that of independent batches in mean square"
 )
 """Why no threshold is told of them."""
 
@@ -156,6 +156,18 @@ class Threshold:
         told = self.hyperparameters
         return instability_threshold(self.optimizer, steps, hyperparameters=told)
 
+    @property
+    def of_full_batch(self) -> bool:
+        """Whether nothing but mini-batches is in its way: the full-batch update has one."""
+        return self.reason == _MINI_BATCHES
+
+    def of_full_batch_at(self, steps: Int[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
+        """Critical eigenvalue of the full-batch update at each step of a run with mini-batches.
+
+        It is a reference, against which nothing is decided; NaN where there is none.
+        """
+        return replace(self, reason="" if self.of_full_batch else self.reason).at(steps)
+
     def required_at(self, step: int) -> float:
         """Critical eigenvalue at a step.
 
@@ -173,7 +185,7 @@ class Threshold:
             applies: whether the eigenvalues beside it are those that it is a threshold of.
         """
         if self.reason:
-            return self.reason if self.reason == _MINI_BATCHES else f"no threshold: {self.reason}"
+            return self.reason if self.of_full_batch else f"no threshold: {self.reason}"
         words = f"critical eigenvalue of {self.name}"
         if self.preconditioned:
             words += ", frozen preconditioner"
@@ -181,6 +193,16 @@ class Threshold:
             words += f"; the rounding to {self.precision} is not in it"
         if not applies:
             words += "; it applies to the Hessian of the weighted loss, not to what is shown"
+        return words
+
+    def full_batch_label(self, steps: Int[np.ndarray, " steps"]) -> str:
+        """What the values of `of_full_batch_at` are, in words that go with every output."""
+        words = f"critical eigenvalue of {self.name} with full batches"
+        if self.preconditioned:
+            words += ", P frozen"
+        at_zero, _ = linear_maps(self.optimizer, steps, self.hyperparameters)
+        if np.any(at_zero[:, 0, 0] < 1):
+            words += "; its weight decay is in it"
         return words
 
 
@@ -223,7 +245,7 @@ def threshold_of(
     else:
         reason, adaptive = "", has_mean_squares(state)
     if batch_size is not None:
-        reason = _MINI_BATCHES
+        reason = reason or _MINI_BATCHES
     return Threshold(update.optimizer, name, adaptive, reason, precision, hyperparameters)
 
 

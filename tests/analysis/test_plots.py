@@ -15,6 +15,7 @@ from dlf_dynamics.analysis.report.content import Panel, Series
 from dlf_dynamics.analysis.report.view import distinct, heights
 from dlf_dynamics.analysis.spectra import plots
 from dlf_dynamics.analysis.spectra.overlay import Overlaid, overlay_figure
+from dlf_dynamics.analysis.spectra.spectrum import load_spectrum, save_spectrum
 from dlf_dynamics.analysis.style import Points
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.errors import FileError
@@ -141,6 +142,34 @@ def test_without_a_threshold_none_is_drawn(small, trained, analysed):
     config, ax = replace(small, batch_size=8), new_axes()
     plots.draw_sharpness(ax, trained(config), analysed(config))
     assert "threshold" not in lines(ax)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected", "label"),
+    [
+        (OptimizerConfig(learning_rate=0.3), 2 / 0.3, "full batch"),
+        (OptimizerConfig("heavy-ball", 0.3, momentum=0.5), 3 / 0.3, "full batch"),
+        (OptimizerConfig("adam", 0.01), 38 / 0.01, "full batch, P frozen"),
+    ],
+    ids=["gd", "heavy-ball", "adam"],
+)
+def test_with_mini_batches_the_full_batch_threshold_is_a_dashed_line_from_step_0_on(
+    optimizer, expected, label, small, trained, analysed, tmp_path
+):
+    config, ax = replace(small, batch_size=8, optimizer=optimizer), new_axes()
+    run, spectrum = trained(config), analysed(config)
+    plots.draw_sharpness(ax, run, spectrum)
+    line = lines(ax)[label]
+    assert line.get_linestyle() == "--"
+    assert line.get_xdata()[0] == 0
+    np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-9)
+    bottom, top = ax.get_ylim()
+    assert bottom < expected < top
+    save_spectrum(spectrum, tmp_path / "run.spectrum.h5")
+    kept = load_spectrum(tmp_path / "run.spectrum.h5", run)
+    assert kept.crossings == []
+    assert kept.reference is not None
+    np.testing.assert_array_equal(kept.reference.values, line.get_ydata())
 
 
 def test_the_sharpness_of_an_adaptive_optimizer_is_named_after_its_operator(
