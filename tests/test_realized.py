@@ -311,9 +311,7 @@ def test_where_it_is_undefined_there_is_no_number(update, reason):
 
 
 def test_an_update_of_another_form_is_refused():
-    with pytest.raises(
-        ConfigError, match="2 numbers in 1 leaves; expected the form"
-    ):
+    with pytest.raises(ConfigError, match="2 numbers in 1 leaves; expected the form"):
         realized_edge(QUADRATIC, jnp.ones(3), jnp.ones(2))
 
 

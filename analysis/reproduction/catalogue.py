@@ -11,6 +11,7 @@ from dlf_dynamics.analysis.reproduction import (
     instability_onsets,
     over_parameterised,
     spiral_phase_diagram,
+    stochastic_edge,
     under_parameterised,
     width_learning_rate,
 )
@@ -28,6 +29,7 @@ REPRODUCTIONS: dict[str, Reproduction] = {
         over_parameterised.REPRODUCTION,
         deeper_and_wider.REPRODUCTION,
         width_learning_rate.REPRODUCTION,
+        stochastic_edge.REPRODUCTION,
         cifar10_myrtle5.REPRODUCTION,
     )
 }

@@ -19,6 +19,8 @@ from dlf_dynamics.assembly import build, initial_parameters
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import to_json
 from dlf_dynamics.datasets import load_dataset
+from dlf_dynamics.dynamics import EDGE
+from dlf_dynamics.edge_counts import EdgeCounts
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.problem import Problem
 
@@ -101,7 +103,8 @@ class Escapes:
         rates: learning rates, in units of the nearer of the two.
         distances: from the minimum at the end, over that at the start; infinite where a run was
             not finite any more.
-        raised: share of a run's steps that raised their own loss (ζ > 1), of those with a ζ.
+        raised: share of a run's steps that raised their own loss (ζ > 1), of those where rounding
+            does not hide it; NaN where there are none.
     """
 
     batch_size: int
@@ -131,7 +134,11 @@ def escapes(
         steps: of each run.
     """
     config = replace(
-        minimum.config, batch_size=batch_size, batch_sampling="independent", steps=steps, checkpoint_every=steps
+        minimum.config,
+        batch_size=batch_size,
+        batch_sampling="independent",
+        steps=steps,
+        checkpoint_every=steps,
     )
     of = {"config": to_json(config), "rates": list(rates), "seeds": seeds}
     name = f"escapes-{config.data.name}-{batch_size}"
@@ -154,7 +161,7 @@ def _escaped(
         for history in _trained(task, config, start, rate * ends[rate > 1], seeds)
     ]
     far = [np.linalg.norm(each.params - minimum.params) / FROM_MINIMUM for each in histories]
-    raised = [_share_raised(each.columns["realized_edge"]) for each in histories]
+    raised = [_share_raised(each) for each in histories]
     shape = len(rates), seeds
     return {
         "stable": ends[0],
@@ -176,7 +183,8 @@ def _trained(
         raise KeyboardInterrupt from stopped
 
 
-def _share_raised(realized: Float[np.ndarray, " steps"]) -> float:
-    """Of the steps with a realized edge, those above 1; NaN where there are none."""
-    known = realized[np.isfinite(realized)]
-    return float(np.mean(known > 1)) if len(known) else float("nan")
+def _share_raised(history: History) -> float:
+    """Of the steps that are known to have raised their own loss or not, those that did."""
+    counts = EdgeCounts.of(*(history.columns[name] for name in EDGE))
+    known = counts.evaluated - counts.undefined - counts.within_rounding
+    return counts.above / known if known else float("nan")
