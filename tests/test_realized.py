@@ -21,7 +21,16 @@ from dlf_dynamics.config import (
 )
 from dlf_dynamics.datasets import load_dataset
 from dlf_dynamics.dynamics import SCALARS, advance
+from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.layout import Layout
+from dlf_dynamics.losses import (
+    MeanOverPositions,
+    cross_entropy,
+    squared_error,
+    squared_error_per_output,
+)
+from dlf_dynamics.problem import Problem
+from dlf_dynamics.realized import loss_change
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -244,26 +253,21 @@ def test_it_is_the_mean_curvature_on_the_way():
     layout = Layout.of(params)
     found = realized_edge(problem, params, layout.unflatten(update), 2)
     nodes, weights = np.polynomial.legendre.leggauss(24)
-    second = jax.jit(jax.hessian(flat.objective))
-    mean = sum(
-        w / 2 * 2 * (1 - t) * np.asarray(second(vector + t * update, 2))
-        for t, w in zip((nodes + 1) / 2, weights, strict=True)
-    )
+    at, second = (nodes + 1) / 2, jax.jit(jax.hessian(flat.objective))
+    on_the_way = np.array([second(vector + t * update, 2) for t in at])
+    mean = np.tensordot(weights * (1 - at), on_the_way, axes=1)
     slope = float(gradient @ update)
     assert found.slope == pytest.approx(slope, rel=1e-12)
     curved = float(update @ mean @ update)
     assert found.value == pytest.approx(curved / (-2 * slope), abs=1e-9)
-    uniform = sum(
-        w / 2 * np.asarray(second(vector + t * update, 2))
-        for t, w in zip((nodes + 1) / 2, weights, strict=True)
-    )
+    uniform = np.tensordot(weights / 2, on_the_way, axes=1)
     assert abs(float(update @ uniform @ update) / (-2 * slope) - found.value) > 1e-3
-    at = np.asarray(second(vector, 2))
+    here = np.asarray(second(vector, 2))
     assert found.update_sharpness == pytest.approx(
-        float(update @ at @ update / (update @ update)), rel=1e-10
+        float(update @ here @ update / (update @ update)), rel=1e-10
     )
     assert found.gradient_sharpness == pytest.approx(
-        float(gradient @ at @ gradient / (gradient @ gradient)), rel=1e-10
+        float(gradient @ here @ gradient / (gradient @ gradient)), rel=1e-10
     )
     taken = realized_edge(problem.take(np.array([1, 4])), params, layout.unflatten(update), 2)
     assert abs(taken.loss_before - found.loss_before) > 1e-3
@@ -332,13 +336,13 @@ def test_each_loss_changes_as_its_values_do(criterion, targets):
     """Large and small steps of the outputs, far into where exponentials overflow in float32."""
     keys = jax.random.split(jax.random.key(1), 3)
     shape = (6, 5, 4) if targets == "positions" else (6, 4)
-    labels = jax.random.randint(keys[2], shape[:-1], 0, 4)
+    labels = jax.random.randint(keys[2], shape[:-1], 0, 4, "int32")
     targets = jax.nn.softmax(jax.random.normal(keys[2], shape)) if targets == "soft" else labels
     inputs = jnp.zeros((6, 1))
     weights = jnp.linspace(0.2, 2.0, 6)
     sized = lambda step, y: weights.reshape(-1, *[1] * (losses.ndim - 1))  # noqa: E731
-    for scale in (1.0, 30.0, 400.0):
-        for size in (1e-6, 1.0, 1e3):
+    for scale in (1.0, 400.0):
+        for size in (1e-6, 1e3):
             before = scale * jax.random.normal(keys[0], shape)
             moved = size * jax.random.normal(keys[1], shape)
             losses = criterion(before, targets)

@@ -131,31 +131,44 @@ class Neighbourhood:
         """Whether the network fits its data at the minimum, so that batches have no noise there."""
         return self.minimum.loss < INTERPOLATES
 
+    def noiseless(self, found: Escapes) -> bool:
+        """Whether the gradient of every batch is 0 at the minimum."""
+        return self.interpolates or found.batch_size == len(self.minimum.problem.targets)
+
 
 def compare(places: Sequence[Neighbourhood]) -> Iterator[Comparison]:
-    """Of each minimum and batch size the share of runs that moved away, by learning rate."""
+    """Of each minimum and batch size what became of the runs, by learning rate."""
     for place in places:
         fits = "interpolates" if place.interpolates else "does not interpolate"
         for each in place.found:
-            below, above = (each.moved_away[side] for side in (each.rates < 1, each.rates > 1))
-            yield Comparison(
-                f"{place.name} ({fits}), B = {each.batch_size}: runs that moved away, by η/η_ms",
-                CLAIM if place.interpolates else None,
-                "; ".join(
-                    f"{rate:g}: {share:.0%}"
-                    for rate, share in zip(each.rates, each.moved_away, strict=True)
-                ),
-                _verdict(place, below, above),
-            )
+            yield _of_runs(f"{place.name} ({fits}), B = {each.batch_size}", place, each)
             yield Comparison(
                 f"{place.name}, B = {each.batch_size}: steps with ζ > 1, by η/η_ms",
                 None,
-                "; ".join(
-                    f"{rate:g}: {_percent(np.nanmean(shares))}"
-                    for rate, shares in zip(each.rates, _known(each.raised), strict=True)
-                ),
+                _by_rate(each, [_percent(np.nanmean(row)) for row in _known(each.raised)]),
                 f"η_ms in [{each.stable:.6g}, {each.unstable:.6g}]",
             )
+
+
+def _of_runs(what: str, place: Neighbourhood, found: Escapes) -> Comparison:
+    """Runs that moved away; with noise all do, and it is told how far."""
+    if not place.noiseless(found):
+        return Comparison(
+            f"{what}: median distance at the end over that at the start, by η/η_ms",
+            None,
+            _by_rate(found, [f"{far:.2g}" for far in np.median(found.distances, axis=1)]),
+            "the noise of the batches moves runs at every rate; no line is expected",
+        )
+    return Comparison(
+        f"{what}: runs that moved away, by η/η_ms",
+        CLAIM,
+        _by_rate(found, [f"{share:.0%}" for share in found.moved_away]),
+        _verdict(found),
+    )
+
+
+def _by_rate(found: Escapes, told: Sequence[str]) -> str:
+    return "; ".join(f"{rate:g}: {each}" for rate, each in zip(found.rates, told, strict=True))
 
 
 def _known(raised: np.ndarray) -> list[np.ndarray]:
@@ -166,13 +179,11 @@ def _percent(share: float) -> str:
     return f"{share:.0%}" if np.isfinite(share) else "none defined"
 
 
-def _verdict(place: Neighbourhood, below: np.ndarray, above: np.ndarray) -> str:
-    """The rule: below the line no run may move away, where the minimum interpolates."""
-    if not place.interpolates:
-        return "the noise of the batches moves runs at every rate; no line is expected"
-    if np.any(below > 0):
+def _verdict(found: Escapes) -> str:
+    """The rule: without noise no run moves away below the line."""
+    if np.any(found.moved_away[found.rates < 1] > 0):
         return "contradicts: runs moved away below the line"
-    if np.all(above == 1):
+    if np.all(found.moved_away[found.rates > 1] == 1):
         return "agrees on both sides"
     return "agrees below; above, some runs shrink while the moment grows"
 
