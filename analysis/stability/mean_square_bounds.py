@@ -151,21 +151,21 @@ def judged(
         tol: width of the multiples that is aimed at, relative.
 
     Raises:
-        ConfigError: when the learning rate is not above 0 or the decay is below it.
+        ConfigError: when the learning rate is not above 0.
     """
     rate, rule = recursion.rate, HeavyBall(recursion.memory)
+    if rate <= 0:
+        raise ConfigError(
+            f"the optimizer's learning rate is {abs(rate):g} here; expected one above 0, whose "
+            "multiples can be told"
+        )
     decay = 0.0
     if recursion.memory == 0:
-        decay = (1 - recursion.position) / rate if rate else 0.0
+        decay = (1 - recursion.position) / rate
     elif recursion.position != 1 + recursion.memory:
         verdict = _verdict(noise, recursion)
         told = "with momentum and weight decay other learning rates are not told of"
         return verdict, (np.nan, np.nan), told
-    if rate <= 0 or decay < 0:
-        raise ConfigError(
-            f"the optimizer's learning rate is {rate:g} and its weight decay {decay:g}; expected a "
-            "rate above 0 and a decay of at least 0"
-        )
     shifted = Noise(replace(noise.factors, shift=noise.factors.shift + decay), noise.share)
     stable, unstable, reason = rate_bounds(shifted, rule, tol)
     noise.applications += shifted.applications

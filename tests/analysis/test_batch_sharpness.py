@@ -37,7 +37,7 @@ def tanh_network(params, inputs):
 
 
 @pytest.fixture(scope="module")
-def network():
+def network(quick_compilation):
     drawn = np.random.default_rng(0)
     params = {
         "in": jnp.asarray(drawn.standard_normal((2, 3))),
