@@ -83,8 +83,8 @@ def plot_branches(
         orbits: a diagram of the same map, recorded with the same observable.
         label: whether to write names and parameters beside the marks, and a legend.
 
-    Where branches go far beyond stable cycles, bifurcations and orbits, as to infinity, they leave
-    the panel, and a note in it says how far they go.
+    Where a branch goes far beyond all others, bifurcations and orbits, as to infinity, it leaves
+    the panel, and a note in it says how far it goes.
 
     Raises:
         ValueError: for orbits that were recorded with an observable that is not a number.
@@ -142,10 +142,10 @@ def _limit_height(
     heights: Sequence[float],
     orbits: OrbitDiagram | None,
 ) -> None:
-    """Limits around what is stable or marked, where unstable branches would squash it."""
+    """Limits around what is stable or marked, where a branch far beyond would squash it."""
     lines = [line for branch in branches for line in lines_of(branch, observable)]
     parts = [line.values.ravel() for line in lines]
-    seen = [line.values.ravel() for line in lines if line.stable] + [np.array(heights)]
+    seen = [*map(_core, (line for line in lines if line.stable)), np.array(heights)]
     if orbits is not None:
         swept = [part.ravel() for part in (orbits.up, orbits.down) if part is not None]
         parts, seen = parts + swept, seen + swept
@@ -168,6 +168,18 @@ def _limit_height(
         transform=ax.transAxes,
         fontsize=scaled(_LABEL),
     )
+
+
+def _core(line: Line) -> Float[np.ndarray, " ends"]:
+    """Least and largest value of a line but for those on less than a tenth of its parameters."""
+    widths = np.abs(np.gradient(line.parameters)) if len(line.parameters) > 1 else np.ones(1)
+    values = line.values.ravel()
+    weights = np.repeat(widths, line.values.shape[1])
+    order = np.argsort(values)
+    share = np.cumsum(weights[order]) / max(float(np.sum(weights)), np.finfo(float).tiny)
+    ends = values[order][np.minimum(np.searchsorted(share, [0.05, 0.95]), len(values) - 1)]
+    whole = np.array([np.min(values), np.max(values)])
+    return ends if np.ptp(whole) > _SQUASHED * np.ptp(ends) > 0 else whole
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from dlf_dynamics.analysis.bifurcation.cycles import ROUNDING, Linearisation
 from dlf_dynamics.analysis.bifurcation.detection import Crossed
 from dlf_dynamics.analysis.bifurcation.double_flips import doubling_directions
 from dlf_dynamics.analysis.bifurcation.expansion import CLOSE, Expansion
+from dlf_dynamics.analysis.bifurcation.kinks import may_jump
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.normal_forms import (
     Bifurcation,
@@ -21,6 +22,9 @@ from dlf_dynamics.analysis.bifurcation.normal_forms import (
 
 _PRECISION = 1e-9
 """Error of a bifurcation's parameter, relative to it and to the range, that counts as refined."""
+
+
+_JUMPS = "a derivative of second or third order jumps at the cycle: it has no normal form"
 
 
 class Located(NamedTuple):
@@ -58,6 +62,7 @@ def classify(map_: Map, located: Located) -> Bifurcation:
     if converged:
         form = normal_form(map_, place.points, place.parameter, kind, multiplier)
         form, direction = _completed(map_, located, form, multiplier)
+        form = form if _is_smooth(map_, place, direction) else NormalForm(np.nan, "", _JUMPS)
     if located.halved and converged:
         form = form._replace(branching="period halved")
     return Bifurcation(
@@ -72,6 +77,14 @@ def classify(map_: Map, located: Located) -> Bifurcation:
         tangent=located.tangent,
         **form._asdict(),
     )
+
+
+def _is_smooth(map_: Map, place: Linearisation, direction: np.ndarray) -> bool:
+    """Whether derivatives of higher order, which a normal form is made of, do not jump there."""
+    point, parameter = place.points[0], place.parameter
+    if not direction.size or not may_jump(map_, point, parameter):
+        return True
+    return not Expansion(map_, place.points, parameter).jumps(direction)
 
 
 def _critical(kind: Kind, multipliers: Complex[np.ndarray, " n"]) -> complex:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -17,7 +18,7 @@ from dlf_dynamics.analysis.bifurcation.cycles import (
     linearise,
     require_matrices,
 )
-from dlf_dynamics.analysis.bifurcation.kinks import kinks_told, may_jump
+from dlf_dynamics.analysis.bifurcation.kinks import kinks_told, may_jump, on_kink
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation
 from dlf_dynamics.analysis.bifurcation.refinement import halves, locate, undone
@@ -48,7 +49,8 @@ class Branch:
         parameters: (k,) at which the cycles are.
         points: (k, period, n) of the cycles.
         multipliers: (k, n), largest modulus first.
-        stable: (k,) whether all multipliers are inside the unit circle.
+        stable: (k,) whether all multipliers are inside the unit circle; never where the branch lies
+            on a kink of the map from end to end, as the message says then: there it is not known.
         residuals: (k,) as that of `Cycle`.
         bifurcations: in the same order.
         status: "range left" if both ends left the range of the parameter, else why an end did not.
@@ -147,7 +149,18 @@ def continue_cycle(
     kinked = may_jump(map_, cycle.points[0], parameter)
     parts = [_follow(course, origin.facing(sense), kinked=kinked) for sense in senses]
     branch = _branch(parts, cycle.points.shape)
-    return replace(branch, message=branch.message + kinks_told(map_, cycle.points[0], parameter))
+    lies = kinked and _lies_on_kink(course, parts)
+    told = kinks_told(map_, cycle.points[0], parameter, on_one=lies)
+    stable = branch.stable & (not lies)
+    return replace(branch, message=branch.message + told, stable=stable)
+
+
+def _lies_on_kink(course: Course, parts: list[_Part]) -> bool:
+    """Whether a branch lies on a kink from end to end, as at an orbit of dead units."""
+    nodes = [node for part in parts for node in part.nodes]
+    some = nodes[0], nodes[len(nodes) // 2], nodes[-1], parts[0].nodes[-1]
+    evaluate = partial(linearise, course.map_)
+    return all(on_kink(course.map_, node.place, evaluate, course.floor) for node in some)
 
 
 class _Part(NamedTuple):

@@ -32,6 +32,10 @@ _COUPLED = 1e-2
 """Size of the Jacobian less the multiplier, on its subspace, where there are fewer vectors."""
 
 
+_ASIDE, _LEAST_JUMP = 1e-6, 1e-9
+"""Distance at which both sides of a cycle are compared, and the least jump of a derivative."""
+
+
 class Eigenspace(NamedTuple):
     """Of a real multiplier: J right = right · (μ + block), left J = (μ + block) · left.
 
@@ -121,6 +125,28 @@ class Expansion:
         other = copy(self)
         other.at = self.at[0], self.at[1] + change
         return other
+
+    def jumps(self, direction: Vector) -> bool:
+        """Whether a derivative of second or third order jumps at the cycle, along a direction.
+
+        A smooth one differs the less on both sides the closer these are.
+        """
+        size = _ASIDE * max(1.0, float(np.max(np.abs(self.at[0]))))
+        ways = [part for part in (np.real(direction), np.imag(direction)) if np.any(part)]
+        for way in ways:
+            for order in (2, 3):
+                far, close = (self._bend([way] * order, part * size) for part in (1, 1 / 16))
+                if close > _LEAST_JUMP and close > far / 2:
+                    return True
+        return False
+
+    def _bend(self, vectors: list[np.ndarray], size: float) -> float:
+        """Difference of a derivative on both sides of the point, along the first direction."""
+        sides = copy(self), copy(self)
+        for side, sign in zip(sides, (1, -1), strict=True):
+            side.at = self.at[0] + sign * size * vectors[0], self.at[1]
+        one, other = (side.derivative(*vectors) for side in sides)
+        return float(np.max(np.abs(one - other)))
 
     def inverse(self, right: Vector) -> Vector | None:
         """(1-J)^-1 of a vector; where J has multipliers 1, none unless it does not excite them."""

@@ -186,6 +186,33 @@ def test_borders_of_a_one_sided_regression_are_where_examples_begin_to_count():
         np.testing.assert_allclose(point, minimum(offset, point), atol=1e-10)
 
 
+@pytest.mark.parametrize("term", [lambda x: x * jnp.abs(x), lambda x: jnp.abs(x) ** 3])
+def test_a_flip_whose_higher_derivatives_jump_has_no_normal_form(term):
+    """Both are averages of two sides, from which no coefficient follows."""
+    map_ = Map(lambda x, p: -(1 + p) * x + term(x))
+    branch = continue_cycle(map_, np.zeros(1), -0.5, 1, until=(-0.5, 0.5), step=0.1)
+    (found,) = branch.bifurcations
+    assert (found.kind, found.criticality) == ("flip", "")
+    assert np.isnan(found.coefficient)
+    assert "jumps at the cycle: it has no normal form" in found.message
+
+
+def test_a_kink_elsewhere_does_not_take_the_normal_form_of_a_flip():
+    """Its third derivative vanishes at the fixed point and rises through it."""
+    map_ = Map(lambda x, p: -(1 + p) * x + x**2 + x**4 + jnp.maximum(x - 1, 0))
+    branch = continue_cycle(map_, np.zeros(1), -0.5, 1, until=(-0.5, 0.5), step=0.1)
+    flip = next(found for found in branch.bifurcations if found.kind == "flip")
+    np.testing.assert_allclose(flip.coefficient, 1)  # 3 B² / (1 - J) / 6 with B = 2, J = -1
+    assert flip.criticality == "supercritical"
+
+
+def test_a_branch_that_lies_on_a_kink_is_not_said_to_be_stable():
+    map_ = Map(lambda x, p: p * jnp.abs(x) - 0.1 * x)
+    branch = continue_cycle(map_, np.zeros(1), 0.2, 1, until=(-0.5, 0.8), step=0.2)
+    assert not np.any(branch.stable)
+    assert "whether it is stable is not known" in branch.message
+
+
 def test_a_border_has_a_mark_of_its_own():
     assert len(set(MARKERS.values())) == len(MARKERS)
     assert "BC" in MARKERS

@@ -172,6 +172,11 @@ def test_a_branch_that_goes_to_infinity_does_not_squash_the_others():
     plot_branches(ax, [flat, far])
     assert ax.get_ylim()[1] < 3
     assert "branches go on up to 1e+03" in [text.get_text() for text in ax.texts]
+    stable = Figure().subplots()
+    places = np.concatenate([np.geomspace(0.005, 0.05, 40), np.linspace(0.06, 7, 40)])
+    plot_branches(stable, branch_of(places, 1 / places, np.ones(80)))
+    assert stable.get_ylim()[1] < 10
+    assert "branches go on up to 200" in [text.get_text() for text in stable.texts]
     alone = Figure().subplots()
     plot_branches(alone, flat)
     assert not alone.texts
