@@ -9,6 +9,7 @@ import numpy as np
 from dlf_dynamics.analysis.edge.edge import Edge
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from dlf_dynamics.analysis.reproduction.escapes import (
     FROM_MINIMUM,
@@ -279,6 +280,9 @@ def _draw(ax: Axes, place: Neighbourhood) -> None:
     ax.axhline(1, color="black", lw=0.5, ls=":")
     ax.set_xscale("log")
     ax.set_yscale("log")
+    ticks = [0.5, 1.0, 2.0]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.xaxis.set_minor_formatter(NullFormatter())
     fits = "interpolates" if place.interpolates else "does not interpolate"
     ax.set_title(f"{place.name}: the minimum {fits}")
     ax.set_xlabel("η/η_ms")
