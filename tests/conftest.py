@@ -18,6 +18,8 @@ if version("jaxlib").startswith("0.10."):  # an XLA that does not know the flag 
     # Four fifths of the tests' time was compilation, and half of that is spent in these emitters,
     # for programs that then run a tenth faster. `XLA_FLAGS=` on the command line tests with them.
     # Nor is a program cut into pieces to be compiled on many threads, of which there is one.
+    # JAX's cache on disk is no help: a program read back on a CPU is told of on stderr as an error,
+    # and most are compiled once in a session.
     os.environ.setdefault(
         "XLA_FLAGS",
         "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
