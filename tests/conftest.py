@@ -1,5 +1,6 @@
 """All tests compute in float64, on one thread; both are chosen before JAX computes anything."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,8 +17,25 @@ os.environ.setdefault("NPROC", "1")
 if version("jaxlib").startswith("0.10."):  # an XLA that does not know the flag ends the process
     # Four fifths of the tests' time was compilation, and half of that is spent in these emitters,
     # for programs that then run a tenth faster. `XLA_FLAGS=` on the command line tests with them.
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    # Nor is a program cut into pieces to be compiled on many threads, of which there is one.
+    # JAX's cache on disk is no help: a program read back on a CPU is told of on stderr as an error,
+    # and most are compiled once in a session.
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+    )
 jax.config.update("jax_enable_x64", True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Spares the garbage collector what is imported: objects by the million, which stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="module")

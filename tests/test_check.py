@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from dlf_dynamics.analysis.instabilities import bifurcations
+from dlf_dynamics.analysis.instabilities import bifurcations, frozen
 from dlf_dynamics.analysis.instabilities.bifurcations import load_bifurcations, look_at_each_step
 from dlf_dynamics.cli import main
 
@@ -37,7 +37,9 @@ def calm(tmp_path_factory):
     return train(path, "--optimizer.learning-rate", "0.05", "--steps", "60")
 
 
-def test_bifurcations_writes_results_table_and_figure(unstable, capsys, tmp_path):
+def test_bifurcations_writes_results_table_and_figure(unstable, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(frozen, "VALUES", 40)
+    monkeypatch.setattr(frozen, "EXPONENTS", 4)
     output = tmp_path / "out.h5"
     assert main(["bifurcations", unstable, "-o", str(output), "--quiet"]) == 0
     captured = capsys.readouterr()

@@ -95,7 +95,7 @@ def promised(log):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")
-@pytest.mark.parametrize("kills", [8, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [5, pytest.param(24, marks=pytest.mark.slow)])
 def test_a_killed_run_is_a_prefix_of_the_whole_one_and_resumes(kills, tmp_path, reference):
     rng = np.random.default_rng(kills)
     on_file = []

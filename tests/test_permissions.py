@@ -1,5 +1,6 @@
 """What a user without the right to read or write is told; root drops its rights for it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,21 +14,51 @@ from dlf_dynamics.training import train
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
 
-# Everything is imported while it still may be.
+# Everything is imported while it still may be, and once for all commands.
 UNPRIVILEGED = """
-import os, sys
+import json, os, sys, tempfile
 import filelock, jax, rich.progress
 from dlf_dynamics import cli, commandline, opening, training, validation
 from dlf_dynamics.analysis.spectra import plots, spectrum, summary
 from dlf_dynamics.commands import COMMANDS, command_named
 for name in COMMANDS:
     command_named(name)
-if os.geteuid() == 0:
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
-sys.exit(cli.main(sys.argv[1:]))
+for line in sys.stdin:
+    folder, arguments = json.loads(line)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        child = os.fork()
+        if child == 0:
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            os.chdir(folder)
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            sys.exit(cli.main(arguments))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        told = [file.seek(0) or file.read() for file in (out, err)]
+        print(json.dumps([code, *told]), flush=True)
 """
+
+
+@pytest.fixture(scope="module")
+def unprivileged():
+    """A process that executes a command in a folder: exit code, output, errors."""
+    # JAX warns of every fork, as it would have threads if it had started.
+    program = [sys.executable, "-W", "ignore::RuntimeWarning", "-c", UNPRIVILEGED]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(program, stdin=pipe, stdout=pipe, text=True) as process:
+        commands, replies = process.stdin, process.stdout
+        assert commands
+        assert replies
+
+        def execute(folder, arguments):
+            print(json.dumps([str(folder), arguments]), file=commands, flush=True)
+            return json.loads(replies.readline())
+
+        yield execute
+        commands.close()
 
 
 @pytest.fixture
@@ -47,21 +78,19 @@ def folder(tmp_path):
     tmp_path.chmod(0o755)
 
 
-def refused(folder, *arguments):
+@pytest.fixture
+def refused(folder, unprivileged):
     """The one line of a command that must end with exit code 2 and leave all as it was."""
-    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    done = subprocess.run(
-        [sys.executable, "-c", UNPRIVILEGED, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-    (line,) = done.stderr.splitlines()
-    return line
+
+    def command(*arguments):
+        before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+        code, output, errors = unprivileged(folder, arguments)
+        assert (code, output) == (2, "")
+        assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+        (line,) = errors.splitlines()
+        return line
+
+    return command
 
 
 @pytest.mark.parametrize(
@@ -73,20 +102,20 @@ def refused(folder, *arguments):
         (["spectrum", "run.h5"], "run.spectrum.h5"),
     ],
 )
-def test_a_folder_that_may_not_be_written_is_named_before_any_work(folder, arguments, written):
-    line = refused(folder, *arguments)
+def test_a_folder_that_may_not_be_written_is_named_before_any_work(refused, arguments, written):
+    line = refused(*arguments)
     assert line == f"dlf-dynamics: {written} cannot be written: no write permission in ."
 
 
-def test_a_repair_that_may_not_write_says_why(folder):
-    line = refused(folder, "repair", "run.h5")
+def test_a_repair_that_may_not_write_says_why(refused):
+    line = refused("repair", "run.h5")
     assert line == "dlf-dynamics: run.h5 cannot be written: Permission denied"
 
 
 @pytest.mark.parametrize("command", ["info", "validate", "repair", "spectrum", "plot"])
-def test_a_file_that_may_not_be_read_is_named(folder, command):
+def test_a_file_that_may_not_be_read_is_named(folder, refused, command):
     (folder / "run.h5").chmod(0)
-    line = refused(folder, command, "run.h5")
+    line = refused(command, "run.h5")
     # Of what kind it is, only a command for one kind can tell.
     kind = "run file" if command == "spectrum" else "file"
     assert line == f"dlf-dynamics: {kind} run.h5 cannot be read; it needs read permission"

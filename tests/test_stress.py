@@ -9,6 +9,12 @@ import pytest
 PROGRAM = Path(__file__).with_name("stress")
 
 
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """Where the first of these tests leaves its good files to the others, which copy them."""
+    return tmp_path_factory.mktemp("stress") / "originals"
+
+
 @pytest.mark.parametrize(
     ("what", "count"),
     [
@@ -18,9 +24,10 @@ PROGRAM = Path(__file__).with_name("stress")
         pytest.param("kills", 5, marks=pytest.mark.slow),
     ],
 )
-def test_no_traceback_no_hang_no_wrong_row_and_no_false_verdict(what, count):
+def test_no_traceback_no_hang_no_wrong_row_and_no_false_verdict(what, count, originals):
+    options = ["--count", str(count), "--jobs", "1", "--originals", str(originals)]
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), what, "--count", str(count), "--jobs", "1"],
+        [sys.executable, str(PROGRAM), what, *options],
         capture_output=True,
         text=True,
         check=False,

@@ -177,7 +177,13 @@ CASES["float16"] = replace(CASES["adam"], dtype="float16")
 CASES["checkpoints"] = replace(CASES["heavy-ball"], checkpoint_every=7)
 
 
-@pytest.mark.parametrize("case", CASES)
+# Other cases have these optimizers too.
+ALIKE = {"heavy-ball", "nesterov", "adamw"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow) if c in ALIKE else c for c in CASES]
+)
 def test_a_resumed_run_is_bit_by_bit_the_uninterrupted_one(tmp_path, monkeypatch, case):
     config = CASES[case]
     train(config, tmp_path / "whole.h5")

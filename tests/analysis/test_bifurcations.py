@@ -53,7 +53,9 @@ def same(one, other):
     return [str(event) for event in one] == [str(event) for event in other]
 
 
-@pytest.mark.parametrize("checkpoint_every", [25, 50, 250, 7])
+@pytest.mark.parametrize(
+    "checkpoint_every", [25, 7, *(pytest.param(n, marks=pytest.mark.slow) for n in (50, 250))]
+)
 def test_the_events_do_not_depend_on_which_checkpoints_were_recorded(
     checkpoint_every, eventful, trained, found
 ):
@@ -330,15 +332,10 @@ def test_a_crossing_between_two_looks_is_found_by_looking_at_each_step(eventful,
     assert f"first at step {inside[0].step_after}; 1 crossing up" in lines[0]
 
 
-def test_a_run_that_is_above_from_its_first_centre_on_is_seen_to_be(tmp_path):
-    config = RunConfig(
-        data=DataConfig(points_per_class=30),
-        model=ModelConfig(widths=(16,), activation="tanh"),
-        schedule=ScheduleConfig("static"),
-        optimizer=OptimizerConfig(learning_rate=15.0),
-        steps=130,
-    )
-    found = compute_bifurcations(train(config, tmp_path / "run.h5"), replace(CONFIG, every=25))
+def test_a_run_that_is_above_from_its_first_centre_on_is_seen_to_be(eventful, trained):
+    optimizer = OptimizerConfig(learning_rate=15.0)
+    config = replace(eventful, schedule=ScheduleConfig("static"), optimizer=optimizer, steps=130)
+    found = compute_bifurcations(trained(config), replace(CONFIG, every=25))
     answer, lines = verdict(found)
     assert answer == "above"
     assert "above from the first step looked at" in lines[1]

@@ -125,12 +125,17 @@ def dense(problem, params, operator):
     return {"hessian": ggn + remainder, "ggn": ggn, "remainder": remainder}[operator]
 
 
+@pytest.fixture(scope="module")
+def saturated(tmp_path_factory):
+    return saturated_run(tmp_path_factory.mktemp("saturated"))
+
+
 @pytest.mark.parametrize("operator", ["hessian", "ggn", "remainder"])
 @pytest.mark.parametrize("path", ["pass", pytest.param("restarts", marks=pytest.mark.slow)])
 def test_a_saturated_float32_run_has_the_eigenvalues_of_float64(
-    path, operator, tmp_path, monkeypatch
+    path, operator, saturated, monkeypatch
 ):
-    run, losses = saturated_run(tmp_path)
+    run, losses = saturated
     np.testing.assert_allclose(losses, 10.0 ** -np.arange(2, 10), rtol=1e-6)
     if path == "restarts":
         monkeypatch.setattr(solver, "PASS_SIZE", 0)

@@ -296,7 +296,9 @@ def test_a_flip_is_located_though_a_complex_pair_met_within_the_step(momentum):
     np.testing.assert_allclose(half, np.sqrt(1 - 1 / rate) / 2, rtol=1e-9)
 
 
-@pytest.mark.parametrize("b", [0.3, 0.7, -0.5, -0.9, -0.99])
+@pytest.mark.parametrize(
+    "b", [0.3, -0.5, -0.99, *(pytest.param(b, marks=pytest.mark.slow) for b in (0.7, -0.9))]
+)
 def test_the_curves_of_the_henon_map(b):
     henon = Map(lambda x, a: jnp.array([1 - a * x[0] ** 2 + x[1], b * x[0]]))
     fold, flip, second = -((1 - b) ** 2) / 4, 3 * (1 - b) ** 2 / 4, (1 - b) ** 2 + (1 + b) ** 2 / 4

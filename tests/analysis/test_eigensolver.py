@@ -187,10 +187,11 @@ def check(matrix, found, k, which, *, tol, max_matvecs):
 )
 @pytest.mark.parametrize("which", WHICH)
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_marked_converged_is_right_for_every_spectrum(method, which, dtype, tol):
+@pytest.mark.parametrize("seeds", [(0,), pytest.param((1, 2), marks=pytest.mark.slow)])
+def test_what_is_marked_converged_is_right_for_every_spectrum(seeds, method, which, dtype, tol):
     budget = {"tol": tol, "max_matvecs": 80}
     solved = set()
-    for seed in range({"lanczos": 3, "thick restart": 1}[method]):
+    for seed in seeds:
         matrices = {name: make_matrix(spectrum(name, 50, seed), seed, dtype) for name in SPECTRA}
         matrices["regression"] = regression_hessian(50, seed).astype(dtype)
         for name, matrix in matrices.items():
@@ -226,7 +227,12 @@ def test_all_eigenvalues_come_where_k_is_the_order(method, n):
 
 
 @pytest.mark.parametrize(
-    ("method", "n"), [("lanczos", 2000), ("thick restart", 2000), ("thick restart", 100_000)]
+    ("method", "n"),
+    [
+        ("lanczos", 2000),
+        ("thick restart", 2000),
+        pytest.param("thick restart", 100_000, marks=pytest.mark.slow),
+    ],
 )
 def test_large_operators_have_their_eigenvalues_and_those_of_scipy(method, n):
     for seed, name in enumerate(("geometric", "double", "indefinite", "rank 3")):
@@ -286,12 +292,15 @@ def test_warm_starts_follow_a_crossing(k):
                 start, products = found.eigenvectors, [*products, found.num_matvecs]
 
 
+@pytest.mark.parametrize(
+    "sizes",  # those of the first are compiled for the first test, too
+    [[(50, 3)], pytest.param([(5, 2), (50, 3)], marks=pytest.mark.slow)],
+)
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_nothing_marked_converged_is_wrong_for_any_spectrum(data):
+def test_nothing_marked_converged_is_wrong_for_any_spectrum(sizes, data):
     values = st.floats(-1, 1).map(lambda value: round(value, 3))
-    # The larger ones are compiled for the first test, too.
-    n, k = data.draw(st.sampled_from([(5, 2), (50, 3)]))
+    n, k = data.draw(st.sampled_from(sizes))
     few = data.draw(st.lists(values, min_size=1, max_size=6))
     spread = data.draw(st.sampled_from([0, 1e-6, 0.1]))
     seed = data.draw(st.integers(0, 1000))

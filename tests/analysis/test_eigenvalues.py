@@ -130,7 +130,7 @@ def preconditioners(config, gradients):
     return np.stack(found)
 
 
-@pytest.mark.parametrize("name", ["rmsprop", "adam", "adamw"])
+@pytest.mark.parametrize("name", ["rmsprop", "adam", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_values_of_adaptive_optimizers_are_those_of_the_preconditioned_hessian(
     name, small, trained
 ):
@@ -262,7 +262,9 @@ def test_k_is_at_most_the_number_of_parameters(small, trained):
     np.testing.assert_allclose(found.iterate.eigenvalues, exact, atol=1e-14)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)]
+)
 def test_a_run_of_fewer_bits_is_analysed_in_float64_at_its_numbers(small, trained, dtype):
     run = trained(replace(small, dtype=dtype))
     weights = run.scalars["class_weights"][run.checkpoint_steps].astype(float)

@@ -58,7 +58,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+# Of these the spectrum differs and not the run.
+ALIKE = {"static spectrum", "no ntk"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow) if c in ALIKE else c for c in CASES]
+)
 def test_both_figures_are_drawn_and_written_for_every_kind_of_run(
     case, small, trained, analysed, tmp_path
 ):

@@ -135,8 +135,14 @@ def test_unranked_values_are_told_apart(dense):
     assert np.all(exact[:, 0] <= found.upper_bound + 1e-12)
 
 
-@pytest.mark.parametrize("path", ["one pass", "large"])
-@pytest.mark.parametrize("operator", ["hessian", "ggn", "remainder"])
+@pytest.mark.parametrize(
+    ("path", "operator"),
+    [
+        *(("one pass", operator) for operator in ("hessian", "ggn", "remainder")),
+        ("large", "hessian"),
+        *(pytest.param("large", each, marks=pytest.mark.slow) for each in ("ggn", "remainder")),
+    ],
+)
 def test_a_float32_run_has_the_eigenvalues_of_float64(path, operator, small, trained, monkeypatch):
     if path == "large":
         monkeypatch.setattr(solver, "PASS_SIZE", 0)

@@ -247,7 +247,7 @@ def test_where_the_limit_is_met_before_the_fraction_this_is_said_and_kept(
 
 
 def test_a_static_spectrum_has_no_crossings_of_the_weighted_loss(eventful, analysed):
-    spectrum = analysed(eventful, SpectrumConfig(static=True, ntk_examples=0))
+    spectrum = analysed(eventful, SpectrumConfig(static=True, every=10, ntk_examples=0))
     assert spectrum.crossings == []
     assert "not to what is shown" in spectrum.label
     windows = [replace(window, crossed=-1) for window in analysed(eventful).oscillations]

@@ -35,7 +35,9 @@ def published(config: OptimizerConfig, rate: float) -> float:
     }[config.name]
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize(
+    "beta", [0.0, 0.9, *(pytest.param(beta, marks=pytest.mark.slow) for beta in (0.5, 0.99))]
+)
 @pytest.mark.parametrize("name", ["gd", "heavy-ball", "nesterov", "rmsprop", "adam", "adamw"])
 def test_thresholds_are_the_closed_forms(name, beta):
     config = OptimizerConfig(name=name, momentum=beta, beta1=beta, weight_decay=0.03)
@@ -67,7 +69,9 @@ def test_critical_eigenvalues_of_optax_transformations_are_the_closed_forms(rate
     np.testing.assert_allclose(nesterov, (2 + 2 * beta) / (1 + 2 * beta) / rate, rtol=1e-9)
 
 
-@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize(
+    "rate", [RATES[0], *(pytest.param(r, marks=pytest.mark.slow) for r in RATES[1:3]), RATES[3]]
+)
 @pytest.mark.parametrize("beta", [0.3, 0.9])
 def test_adaptive_transformations_are_taken_with_their_preconditioner_frozen(rate, beta):
     adam = (2 + 2 * beta) / (1 - beta) / rate

@@ -44,14 +44,16 @@ def main() -> int:
     parser.add_argument("what", choices=[*CHECKS, "all"], nargs="?", default="all")
     parser.add_argument("--count", type=int, help="how many; none means the number above")
     parser.add_argument("--seed", type=int, default=0, help="the first one's seed")
+    parser.add_argument("--originals", type=Path, help="keep the good files there for a next time")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side")
     options = parser.parse_args()
     failed = False
     with tempfile.TemporaryDirectory() as scratch:
-        originals = Path(scratch) / "originals"
-        originals.mkdir()
-        made = [sys.executable, str(Path(__file__).with_name("originals.py")), str(originals)]
-        subprocess.run(made, check=True, env=environment(), capture_output=True)
+        originals = options.originals or Path(scratch) / "originals"
+        if not originals.exists():
+            originals.mkdir()
+            made = [sys.executable, str(Path(__file__).with_name("originals.py")), str(originals)]
+            subprocess.run(made, check=True, env=environment(), capture_output=True)
         for name in CHECKS if options.what == "all" else [options.what]:
             check, usual = CHECKS[name]
             seeds = range(options.seed, options.seed + (options.count or usual))
