@@ -207,7 +207,12 @@ def _covers(ax: Axes, box: Bbox) -> bool:
         if line.get_linestyle() not in ("None", "none", "", " ") and len(places) > 1:
             part = np.linspace(0, 1, 20)[:, None, None]
             places = ((1 - part) * places[:-1] + part * places[1:]).reshape(-1, 2)
-        if np.any(np.all((places >= box.min - _CLEAR) & (places <= box.max + _CLEAR), axis=1)):
+        if np.any(
+            np.all(
+                (places >= np.array(box.min) - _CLEAR) & (places <= np.array(box.max) + _CLEAR),
+                axis=1,
+            )
+        ):
             return True
     return False
 

@@ -191,7 +191,9 @@ def test_no_legend_lies_over_a_branch(width):
     ax = figure.subplots()
     plot_branches(ax, wave)
     figure.draw_without_rendering()
-    box = ax.get_legend().get_window_extent()
+    legend = ax.get_legend()
+    assert legend is not None
+    box = legend.get_window_extent()
     for line in ax.get_lines():
         places = ax.transData.transform(line.get_xydata())
         assert not np.any(np.all((places >= box.min) & (places <= box.max), axis=1))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dlf_dynamics import codec, labels, resultfile
+from dlf_dynamics.analysis.explanations.explanation import Explanations
 from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations, load_bifurcations
 from dlf_dynamics.analysis.instabilities.frozen import FrozenDiagram
 from dlf_dynamics.analysis.instabilities.instability import Instability
@@ -148,7 +149,7 @@ def study(tmp_path_factory):
     return read_study(path), path
 
 
-RESULTS = (Spectrum, Bifurcations)
+RESULTS = (Spectrum, Bifurcations, Explanations)
 
 
 def records(kind):
