@@ -134,10 +134,8 @@ class Recorder:
         self._problem, self._every, self._on_record = problem, every, on_record
         if optimizer is None:
             optimizer, name, full_batch = NO_OPTIMIZER, NO_NAME, False
-        self._optimizer, self._recording = (
-            optimizer,
-            Recording(name, full_batch, stateful, replayed),
-        )
+        self._optimizer = optimizer
+        self._recording = Recording(name, full_batch, stateful, replayed)
         self._edges = LoopEdges(problem, edge_every)
         self._before: tuple[int, PyTree] | None = None
         self._watched: list[Any] = []

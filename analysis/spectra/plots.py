@@ -115,7 +115,7 @@ def draw_realized_edge(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
     """ζ of the steps at which it was looked: above 1, a step raised its own loss."""
     draw_points(ax, run.steps, run.scalars[EDGE[0]])
     draw_curve(ax, run.steps, np.ones(len(run.steps)), color=_THRESHOLD, lw=0.8)
-    ax.set_ylabel("realized $\\zeta$")
+    ax.set_ylabel(r"realized $\zeta$")
 
 
 def draw_sharpness(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
