@@ -100,10 +100,9 @@ class Recorder:
             every: steps between checkpoints, where `record` is called at each step. The step before
                 each is looked at, too: the analyses need three consecutive iterates.
             edge_every: steps between those whose realized edge is evaluated, if `record` is called
-                at the next step, too; it takes a gradient and a loss of the problem. An even number
-                sees one half of an oscillation of period 2 only. 0 evaluates none. Of mini-batches,
-                which only the loop knows, give `realized_edge` and `realized_edge_error` as
-                scalars, by `dlf_dynamics.realized_edge` of `problem.take(batch)`.
+                at the next step, too; 0 evaluates none. It takes a gradient and a loss. Take an odd
+                number, which sees both halves of an oscillation of period 2. Of mini-batches, which
+                only the loop knows, give `dlf_dynamics.realized_edge` as scalars.
             full_batch: whether each update is that of the problem's whole loss, so that it can be
                 made again. Otherwise no threshold is drawn, and nothing is replayed.
             stateful: whether `record` is given the optimizer's state. Without it nothing is
@@ -135,10 +134,8 @@ class Recorder:
         self._problem, self._every, self._on_record = problem, every, on_record
         if optimizer is None:
             optimizer, name, full_batch = NO_OPTIMIZER, NO_NAME, False
-        self._optimizer, self._recording = (
-            optimizer,
-            Recording(name, full_batch, stateful, replayed),
-        )
+        self._optimizer = optimizer
+        self._recording = Recording(name, full_batch, stateful, replayed)
         self._edges = LoopEdges(problem, edge_every)
         self._before: tuple[int, PyTree] | None = None
         self._watched: list[Any] = []
@@ -239,8 +236,7 @@ class Recorder:
         known = frozenset(self._edges.unknown)
         if twice := known & scalars.keys():
             raise ConfigError(
-                f"{_listed(twice)} is given to record, and edge_every evaluates it; expected one "
-                "of them"
+                f"{_listed(twice)} is given to record, and edge_every is set; expected one of them"
             )
         form = _Form(setup.layout, Layout.of(opt_state), frozenset(scalars), known)
         if self._recording.stateful:
