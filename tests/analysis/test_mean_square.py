@@ -170,6 +170,8 @@ def test_thresholds_are_those_of_all_batches(criterion, momentum):
     for batch_size in (1, 2, 4):
         found = mean_square_threshold(problem, params, batch_size, momentum=momentum, tol=TIGHT)
         require_threshold(found, curvatures, momentum=momentum)
+        radius = radius_at(curvatures, batch_size, found.certified_unstable, momentum)
+        assert radius == pytest.approx(1, abs=1e-10)
 
 
 def test_the_full_batch_has_the_threshold_of_gradient_descent():
@@ -513,6 +515,10 @@ def test_an_optimizer_is_judged_at_its_own_learning_rate():
         (optax.sgd(0.34, momentum=0.9), "unstable"),
     ):
         assert mean_square_stability(problem, params, optimizer, 1).verdict == verdict
+    # 1.93 and 1 + 0.93 are two numbers of float64.
+    found = mean_square_stability(problem, params, optax.sgd(0.1, momentum=0.93), 1)
+    other = mean_square_threshold(problem, params, 1, momentum=0.93)
+    assert 0.1 * found.stable_below == pytest.approx(other.certified_stable, rel=1e-9)
     found = mean_square_stability(problem, params, optax.sgd(0.4), 1)
     assert found.unstable_from == pytest.approx(2.0, rel=1e-10)
 
