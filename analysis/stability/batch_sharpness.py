@@ -90,6 +90,18 @@ def batch_sharpness(
         ConfigError: when an argument is out of range, the problem has no examples, or the gradient
             of a batch is 0, along which there is no curvature.
         DataError: when the parameters are not arrays of float32 or float64.
+
+    >>> problem = Problem(
+    ...     apply=lambda w, x: w * x,
+    ...     criterion=lambda outputs, targets: (outputs - targets) ** 2 / 2,
+    ...     inputs=jnp.sqrt(jnp.array([1.0, 3.0])),
+    ...     targets=jnp.zeros(2),
+    ... )
+    >>> for definition in ("mean-of-ratios", "ratio-of-means"):
+    ...     found = batch_sharpness(problem, jnp.ones(()), 1, definition=definition)
+    ...     print(round(found.value, 6), found.exact)
+    2.0 True
+    2.8 True
     """
     _check(problem, batch_size, definition, samples)
     check_parameters(params)

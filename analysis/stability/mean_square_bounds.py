@@ -43,6 +43,9 @@ _BASIS = 12
 _MAX_SOLVES = 60
 """Steps at most of conjugate gradients for one certificate."""
 
+_MOST_MARGIN = 200.0
+"""By which a learning rate of a certificate may be too small, relative: after a severe cut."""
+
 _FLOOR = 0.01
 """Least of the right-hand side of that, relative to its largest part."""
 
@@ -132,7 +135,7 @@ def rate_bounds(noise: Noise, rule: HeavyBall, tol: float) -> tuple[float, float
     ratio, start = largest_ratio(noise, below, beside)
     unstable = (1 + rounding) / ratio
     margin = max(tol / 4, _margin_of_cut(noise, ratio))
-    while margin < 1:
+    while margin < _MOST_MARGIN:
         stable = 1 / (ratio * (1 + margin))
         if is_contracting(noise, rule.response(stable, noise.share, factors.shift), start):
             return stable, unstable, ""

@@ -214,7 +214,11 @@ class _Rows:
         return len(self.starts) <= _KEPT_BLOCKS
 
     def __call__(self, start: int) -> Float[np.ndarray, "rows params"]:
-        """Those of the block that starts with an example, one below the other."""
+        """Those of the block that starts with an example, one below the other.
+
+        Raises:
+            ConfigError: when they are not finite.
+        """
         if start in self.held:
             return self.held[start]
         block = np.arange(start, min(start + self.starts.step, self.number))
@@ -222,6 +226,11 @@ class _Rows:
         rows = np.matmul(self.roots[block], slopes)
         rows = rows if self.scale is None else rows * self.scale
         rows = rows.reshape(-1, self.vector.size)
+        if not np.all(np.isfinite(rows)):
+            raise ConfigError(
+                "the derivatives of the outputs are not finite; expected a model that is "
+                "differentiable here: look for square roots, norms and divisions by 0"
+            )
         if self.are_held:
             self.held[start] = rows
         return rows

@@ -67,5 +67,7 @@ def _moving(constant: np.ndarray, slope: np.ndarray) -> list[int]:
 
 
 def _rounded(rate: float, position: float, memory: float) -> Recursion:
-    """With the digits that are right, so that 1 is 1."""
-    return Recursion(*(float(f"{number:.13g}") for number in (rate, position, memory)))
+    """With the digits that are right, so that there is no decay where there is none."""
+    rate, position, memory = (float(f"{number:.13g}") for number in (rate, position, memory))
+    neutral = 1 + memory
+    return Recursion(rate, neutral if abs(position - neutral) < 1e-12 else position, memory)

@@ -170,6 +170,8 @@ def test_thresholds_are_those_of_all_batches(criterion, momentum):
     for batch_size in (1, 2, 4):
         found = mean_square_threshold(problem, params, batch_size, momentum=momentum, tol=TIGHT)
         require_threshold(found, curvatures, momentum=momentum)
+        radius = radius_at(curvatures, batch_size, found.certified_unstable, momentum)
+        assert radius == pytest.approx(1, abs=1e-10)
 
 
 def test_the_full_batch_has_the_threshold_of_gradient_descent():
@@ -366,6 +368,16 @@ def test_a_rank_cut_keeps_both_certificates():
     assert widths[0] < 0.01
 
 
+def test_what_was_not_shown_is_said(monkeypatch):
+    module = "dlf_dynamics.analysis.stability.mean_square_bounds"
+    monkeypatch.setattr(f"{module}._MOST_MARGIN", 0.0)
+    problem, params = scalar_problem(1, 3), jnp.ones(1)
+    found = mean_square_threshold(problem, params, 1)
+    assert np.isnan(found.certified_stable)
+    assert found.reason == "no certificate of stability was found"
+    assert mean_square_stability(problem, params, optax.sgd(0.1), 1).verdict == "undecided"
+
+
 @pytest.mark.parametrize("held", [4, 0])
 def test_large_curvature_by_blocks(monkeypatch, held):
     """By the kernel or by the parameters, in one block or several, kept or computed again."""
@@ -513,6 +525,10 @@ def test_an_optimizer_is_judged_at_its_own_learning_rate():
         (optax.sgd(0.34, momentum=0.9), "unstable"),
     ):
         assert mean_square_stability(problem, params, optimizer, 1).verdict == verdict
+    # 1.93 and 1 + 0.93 are two numbers of float64.
+    found = mean_square_stability(problem, params, optax.sgd(0.1, momentum=0.93), 1)
+    other = mean_square_threshold(problem, params, 1, momentum=0.93)
+    assert 0.1 * found.stable_below == pytest.approx(other.certified_stable, rel=1e-9)
     found = mean_square_stability(problem, params, optax.sgd(0.4), 1)
     assert found.unstable_from == pytest.approx(2.0, rel=1e-10)
 
@@ -570,6 +586,7 @@ def test_problems_that_are_refused(monkeypatch):
         "expected none below 0": of(
             linear, half_square, parameter_loss=lambda p, step: -jnp.sum(p**2)
         ),
+        "derivatives of the outputs": of(lambda p, x: jnp.sqrt(x @ (p - 1)), half_square),
         "are not finite": of(lambda p, x: x @ p * jnp.inf, lambda f, y: jnp.sum(f**4, axis=-1)),
     }
     for message, problem in refused.items():
