@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dlf_dynamics.analysis.spectra.oneshot import sharpness as sharpness
     from dlf_dynamics.analysis.spectra.oneshot import stability as stability
     from dlf_dynamics.analysis.spectra.oneshot import top_hessian as top_hessian
+    from dlf_dynamics.analysis.spectra.oneshot_edge import realized_edge as realized_edge
     from dlf_dynamics.checks import check_problem as check_problem
     from dlf_dynamics.config import DataConfig as DataConfig
     from dlf_dynamics.config import LossConfig as LossConfig
@@ -47,6 +48,7 @@ _MODULES = {
     "import_checkpoints": "importing",
     "ntk_spectrum": "analysis.spectra.oneshot",
     "open_run": "opening",
+    "realized_edge": "analysis.spectra.oneshot_edge",
     "sharpness": "analysis.spectra.oneshot",
     "stability": "analysis.spectra.oneshot",
     "top_hessian": "analysis.spectra.oneshot",
@@ -70,6 +72,7 @@ __all__ = [
     "import_checkpoints",
     "ntk_spectrum",
     "open_run",
+    "realized_edge",
     "sharpness",
     "stability",
     "top_hessian",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, PyTree
 
 from dlf_dynamics.errors import ConfigError
@@ -145,3 +146,32 @@ def _leaves(state: PyTree) -> list[_Leaf]:
         found.append(_Leaf(words(jax.tree_util.keystr(path)), place, start, form))
         start += prod(form.shape)
     return found
+
+
+def require_state(
+    optimizer: optax.GradientTransformation, params: PyTree, opt_state: Any, step: int
+) -> None:
+    """Refuses a state that is none of the optimizer's after so many updates.
+
+    Args:
+        optimizer: an optax transformation.
+        params: a pytree of the parameters.
+        opt_state: to be looked at.
+        step: number of updates made.
+
+    Raises:
+        ConfigError: when it is not.
+    """
+    require_form(optimizer.init, params, opt_state)
+    counts = [
+        int(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
+        and jnp.ndim(leaf) == 0
+        and not is_injected(words(jax.tree_util.keystr(path)))
+    ]
+    if unlike := set(counts) - {step}:
+        raise ConfigError(
+            f"step is {step} but the optimizer has counted {min(unlike)} updates; record before "
+            "each update, with the number of updates made"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +20,10 @@ from dlf_dynamics import runfile
 from dlf_dynamics.checks import check_problem, check_statistics
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.flatstate import FlatState
-from dlf_dynamics.hyperparameters import is_injected, require_form
+from dlf_dynamics.hyperparameters import require_state
 from dlf_dynamics.layout import Layout
-from dlf_dynamics.leaves import words
 from dlf_dynamics.loop import NO_NAME, Recording, Setup
+from dlf_dynamics.loop_edges import LoopEdges, require_edges
 from dlf_dynamics.optimizers import NO_OPTIMIZER
 from dlf_dynamics.outputs import hold
 from dlf_dynamics.problem import Problem
@@ -42,7 +42,9 @@ class Checkpoint(NamedTuple):
         step: number of updates made.
         params: as they were recorded.
         opt_state: of the optimizer.
-        scalars: that were recorded with it, by name.
+        scalars: that were recorded with it, by name. Where the recorder evaluates realized edges,
+            there are `realized_edge` and `realized_edge_error` of the last update that it has
+            looked at, and that one's step, `realized_edge_step`; NaN and -1 before the first.
     """
 
     step: int
@@ -78,6 +80,7 @@ class Recorder:
         optimizer: optax.GradientTransformation | None,
         config: Mapping[str, Any] | None = None,
         every: int = 1,
+        edge_every: int = 0,
         full_batch: bool = True,
         stateful: bool = True,
         replayed: bool = True,
@@ -96,6 +99,10 @@ class Recorder:
             config: what is to be kept with the run; anything that JSON can hold.
             every: steps between checkpoints, where `record` is called at each step. The step before
                 each is looked at, too: the analyses need three consecutive iterates.
+            edge_every: steps between those whose realized edge is evaluated, if `record` is called
+                at the next step, too; 0 evaluates none. It takes a gradient and a loss. Take an odd
+                number, which sees both halves of an oscillation of period 2. Of mini-batches, which
+                only the loop knows, give `dlf_dynamics.realized_edge` as scalars.
             full_batch: whether each update is that of the problem's whole loss, so that it can be
                 made again. Otherwise no threshold is drawn, and nothing is replayed.
             stateful: whether `record` is given the optimizer's state. Without it nothing is
@@ -110,13 +117,15 @@ class Recorder:
                 which `stability` gives. What it raises ends the loop.
 
         Raises:
-            ConfigError: when `every` is less than 1, `config` is not for JSON, or the model has
-                running statistics that are not recorded.
+            ConfigError: when `every` is less than 1, `edge_every` is less than 0, or more where
+                updates are not known to be of the whole loss, `config` is not for JSON, or the
+                model has running statistics that are not recorded.
             FileError: when the file exists or cannot be written, or another process writes it.
         """
         self.path = Path(path)
         if every < 1:
             raise ConfigError(f"every is {every}; expected at least 1")
+        require_edges(edge_every, full_batch=full_batch and optimizer is not None)
         self._remedy = None if overwrite else "pass overwrite=True, or record elsewhere"
         hold(self.path, self._remedy).release()  # told now, and not after a first update
         if not fixed_statistics:
@@ -125,10 +134,9 @@ class Recorder:
         self._problem, self._every, self._on_record = problem, every, on_record
         if optimizer is None:
             optimizer, name, full_batch = NO_OPTIMIZER, NO_NAME, False
-        self._optimizer, self._recording = (
-            optimizer,
-            Recording(name, full_batch, stateful, replayed),
-        )
+        self._optimizer = optimizer
+        self._recording = Recording(name, full_batch, stateful, replayed)
+        self._edges = LoopEdges(problem, edge_every)
         self._before: tuple[int, PyTree] | None = None
         self._watched: list[Any] = []
         self._donates = True
@@ -142,6 +150,8 @@ class Recorder:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._file is not None:
+            for row in self._edges.left():
+                self._file.put(row)
             self._file.close("complete" if kind is None else "interrupted")
 
     def record(self, step: int, params: PyTree, opt_state: Any = (), **scalars: Any) -> None:
@@ -168,22 +178,30 @@ class Recorder:
         form, file = self._form, self._file
         assert form is not None
         assert file is not None
-        form.require_scalars(scalars)
+        form.require_scalars(scalars.keys())
+        for row in self._edges.reached(step, params):
+            file.put(row)
         state = None
         due, next_due = step % self._every == 0, (step + 1) % self._every == 0
-        if due or next_due:
+        looked = self._edges.due(step)
+        if due or next_due or looked:
             _require_outside((params, opt_state))
             self._watch(params, opt_state)
+        kept = None
         if due:
             form.require(params, opt_state)
-            state = self._state(step, *self._kept((params, opt_state)))
-        elif next_due:
-            self._before = step, self._kept(params)
+            kept, state = self._kept((params, opt_state))
+            state = self._state(step, kept, state)
+        elif next_due or looked:
+            kept = self._kept(params)
+            self._before = step, kept
         self._last = step
-        if scalars or state is not None:
-            file.put(_Row(step, scalars, state))
+        if looked:
+            self._edges.hold(_Row(step, scalars, state), kept)
+        elif scalars or state is not None:
+            file.put(_Row(step, scalars | self._edges.unknown, state))
         if state is not None and self._on_record is not None:
-            self._on_record(Checkpoint(step, params, opt_state, scalars))
+            self._on_record(Checkpoint(step, params, opt_state, scalars | self._edges.last))
 
     def _watch(self, params: PyTree, opt_state: Any) -> None:
         """Sees from the arrays looked at last whether the loop gives its arrays away."""
@@ -215,9 +233,14 @@ class Recorder:
         _require_outside((params, opt_state))
         check_problem(self._problem, params, step)
         setup = Setup(self._problem, self._optimizer, params)
-        form = _Form(setup.layout, Layout.of(opt_state), frozenset(scalars))
+        known = frozenset(self._edges.unknown)
+        if twice := known & scalars.keys():
+            raise ConfigError(
+                f"{_listed(twice)} is given to record, and edge_every is set; expected one of them"
+            )
+        form = _Form(setup.layout, Layout.of(opt_state), frozenset(scalars), known)
         if self._recording.stateful:
-            _require_state(self._optimizer, params, opt_state, step)
+            require_state(self._optimizer, params, opt_state, step)
         elif jax.tree.leaves(opt_state):
             raise ConfigError("opt_state is given to a recorder with stateful=False; leave it out")
         header = Header(
@@ -230,7 +253,7 @@ class Recorder:
             layout=form.params.describe(),
             provenance=provenance(),
             recording=self._recording.to_json(),
-            scalars=tuple(sorted(scalars)),
+            scalars=tuple(sorted(form.scalars | form.edges)),
             updates=self._recording.own_updates,
         )
         sizes = Sizes(form.params.size, form.state.size, 0)
@@ -244,6 +267,7 @@ class _Form(NamedTuple):
     params: Layout
     state: Layout
     scalars: frozenset[str]
+    edges: frozenset[str]
 
     def require(self, params: PyTree, opt_state: Any) -> None:
         """Raises ConfigError unless the state is of the form that it had at the first record."""
@@ -258,9 +282,9 @@ class _Form(NamedTuple):
                     f"{len(expected.shapes)}"
                 )
 
-    def require_scalars(self, scalars: Mapping[str, Any]) -> None:
+    def require_scalars(self, scalars: Set[str]) -> None:
         """Raises ConfigError unless they are those of the first record."""
-        if scalars.keys() != self.scalars:
+        if scalars != self.scalars:
             raise ConfigError(
                 f"the scalars are {_listed(scalars)}; expected {_listed(self.scalars)}, as in the "
                 "first record"
@@ -363,7 +387,7 @@ class _Writing:
         if rows:
             columns = {
                 name: np.array([float(row.scalars[name]) for row in rows])
-                for name in self._form.scalars
+                for name in self._form.scalars | self._form.edges
             }
             self._writer.append_scalars(np.array([row.step for row in rows]), columns)
         for step, _, state in rows:
@@ -422,22 +446,3 @@ def _copied(leaves: list[Array]) -> list[Array]:
 @jax.jit
 def _objective(problem: Problem, params: PyTree, step: Any) -> Array:
     return problem.objective(params, step)
-
-
-def _require_state(
-    optimizer: optax.GradientTransformation, params: PyTree, opt_state: Any, step: int
-) -> None:
-    """Raises ConfigError unless the state is one of the optimizer's, after so many updates."""
-    require_form(optimizer.init, params, opt_state)
-    counts = [
-        int(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state)
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
-        and jnp.ndim(leaf) == 0
-        and not is_injected(words(jax.tree_util.keystr(path)))
-    ]
-    if unlike := set(counts) - {step}:
-        raise ConfigError(
-            f"step is {step} but the optimizer has counted {min(unlike)} updates; record before "
-            "each update, with the number of updates made"
-        )

@@ -45,8 +45,9 @@ class _Listeners(NamedTuple):
 
     def tell(self, step: int, row: np.ndarray, edge: np.ndarray) -> None:
         """Tells the number of updates made, and what the last ones recorded."""
-        told = dict(zip(SCALARS, row.tolist(), strict=False))
-        self.watch(told | dict(zip(EDGE, edge.tolist(), strict=True)))
+        told: dict[str, float] = dict(zip(SCALARS, row.tolist(), strict=False))
+        told.update(zip(EDGE, edge.tolist(), strict=True))
+        self.watch(told)
         self.progress(step)
 
 

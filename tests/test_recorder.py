@@ -11,7 +11,15 @@ import numpy as np
 import optax
 import pytest
 
-from dlf_dynamics import DataConfig, ModelConfig, OptimizerConfig, Problem, RunConfig, train
+from dlf_dynamics import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Problem,
+    RunConfig,
+    realized_edge,
+    train,
+)
 from dlf_dynamics.analysis import compute_spectrum
 from dlf_dynamics.analysis.bifurcation import (
     compute_bifurcations,
@@ -26,6 +34,7 @@ from dlf_dynamics.errors import ConfigError, DataError, FileError
 from dlf_dynamics.loop import Setup
 from dlf_dynamics.losses import ClassWeights, cross_entropy
 from dlf_dynamics.opening import open_run
+from dlf_dynamics.recorded import RecordedRun
 from dlf_dynamics.recorder import Recorder
 from dlf_dynamics.schedules import make_schedule
 from dlf_dynamics.validation import problems
@@ -45,6 +54,58 @@ CONFIG = RunConfig(
 def apply(params, inputs):
     (weight, bias), (last_weight, last_bias) = params
     return jnp.tanh(inputs @ weight + bias) @ last_weight + last_bias
+
+
+def test_realized_edges_of_a_loop_are_those_of_train(tmp_path):
+    config = replace(CONFIG, steps=60, edge_every=7)
+    trained = train(config, tmp_path / "train.h5")
+    seen = []
+    setup = own_setup(config, optax.sgd(3.0))
+    loop(tmp_path / "own.h5", setup, 61, every=10, edge_every=7, on_record=seen.append)
+    run = open_run(tmp_path / "own.h5", setup)
+    assert problems(run.path) == []
+    assert run.edges == trained.edges
+    for name in ("realized_edge", "realized_edge_error"):
+        np.testing.assert_allclose(run.scalars[name][:61], trained.scalars[name], rtol=1e-6)
+    assert np.flatnonzero(np.isfinite(run.scalars["realized_edge"])).tolist() == [*range(0, 57, 7)]
+    steps = [checkpoint.scalars["realized_edge_step"] for checkpoint in seen]
+    assert steps == [-1, 7, 14, 28, 35, 49, 56]
+    last = seen[-1].scalars
+    assert float(last["realized_edge"]) == run.scalars["realized_edge"][56]
+
+
+def test_no_realized_edge_is_told_of_updates_that_are_not_known(tmp_path):
+    problem, optimizer, params = own_setup(CONFIG, optax.sgd(3.0))
+    path = tmp_path / "run.h5"
+    for options in ({"full_batch": False}, {"optimizer": None}):
+        given = {"optimizer": optimizer, "edge_every": 5} | options
+        with pytest.raises(ConfigError, match="it is not known what the updates are of"):
+            Recorder(path, problem, **given)
+    with pytest.raises(ConfigError, match="edge_every is -1; expected at least 0"):
+        Recorder(path, problem, optimizer=optimizer, edge_every=-1)
+    with Recorder(path, problem, optimizer=optimizer, edge_every=2) as run:
+        with pytest.raises(ConfigError, match="realized_edge is given to record, and edge_every"):
+            run.record(0, params, optimizer.init(params), realized_edge=1.0)
+        for step in (0, 2, 3, 4):  # the update of step 0 is not seen
+            run.record(step, params, optimizer.init(params))
+    values = RecordedRun(path).scalars
+    assert np.isnan(values["realized_edge"]).tolist() == [True] * 4
+    assert np.isinf(values["realized_edge_error"]).tolist() == [False, True, False, False]
+
+
+def test_realized_edges_of_mini_batches_are_given_as_scalars(tmp_path):
+    problem, optimizer, params = own_setup(CONFIG, optax.sgd(0.5))
+    state, path = optimizer.init(params), tmp_path / "run.h5"
+    with Recorder(path, problem, optimizer=optimizer, full_batch=False) as run:
+        for step in range(4):
+            part = problem.take(np.arange(step, step + 8))
+            change, state = optimizer.update(jax.grad(part.objective)(params, step), state, params)
+            edge = realized_edge(part, params, change, step)
+            told = {"realized_edge": edge.value, "realized_edge_error": edge.error}
+            run.record(step, params, state, **told)
+            params = optax.apply_updates(params, change)
+    assert problems(path) == []
+    assert open_run(path, (problem, optimizer, params)).edges.evaluated == 4
 
 
 def own_setup(config, optimizer):

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import h5py
 import jax
@@ -27,6 +28,7 @@ from dlf_dynamics.opening import open_run
 from dlf_dynamics.provenance import provenance
 from dlf_dynamics.runreader import header_sha256
 from dlf_dynamics.training import resume, train
+from dlf_dynamics.validation import problems
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -83,7 +85,7 @@ def test_the_file_holds_every_dataset_of_the_schema_and_no_other(original):
     with h5py.File(original) as file:
         names = []
         file.visititems(lambda n, item: names.append(n) if isinstance(item, h5py.Dataset) else None)
-        for entry in schema.trained(validation=True):
+        for entry in schema.trained(validation=True, edges=True):
             dataset = file[entry.path]
             assert isinstance(dataset, h5py.Dataset)
             assert dataset.ndim == len(entry.dims)
@@ -92,7 +94,7 @@ def test_the_file_holds_every_dataset_of_the_schema_and_no_other(original):
                 assert dataset.attrs["units"] == entry.units
                 assert list(dataset.attrs["dims"]) == list(entry.dims)
     # Steps are one dataset under several names, of which a visit reports one.
-    known = {entry.path for entry in schema.trained(validation=True)}
+    known = {entry.path for entry in schema.trained(validation=True, edges=True)}
     steps = {name for name in names if name.endswith("/step")}
     axes = {"params", "state", "classes", "values", "checkpoint_rows", "step_rows", "examples"}
     axes |= {"held_out", "feature_0"}
@@ -102,7 +104,7 @@ def test_the_file_holds_every_dataset_of_the_schema_and_no_other(original):
 
 def test_every_axis_has_its_name_and_rows_have_their_steps(original):
     with h5py.File(original) as file:
-        for entry in schema.trained(validation=True):
+        for entry in schema.trained(validation=True, edges=True):
             dataset = file[entry.path]
             if entry.kind == "text" or entry.path in schema.STEP_OF.values():
                 continue
@@ -118,7 +120,7 @@ def test_every_axis_has_its_name_and_rows_have_their_steps(original):
 
 def test_each_value_has_its_steps_beside_it(original):
     with h5py.File(original) as file:
-        for entry in schema.trained(validation=True):
+        for entry in schema.trained(validation=True, edges=True):
             if entry.growing and entry.path.endswith("/value"):
                 step = file[entry.path.replace("/value", "/step")]
                 assert step == file[schema.STEP_OF[entry.dims[0]]]
@@ -303,6 +305,50 @@ def test_a_file_of_format_1_2_is_read_checked_and_carried_on(tmp_path):
     np.testing.assert_allclose(carried.scalars["loss"], whole.scalars["loss"], rtol=1e-10)
 
 
+def test_a_file_of_format_1_4_has_no_realized_edges_and_is_carried_on_without(tmp_path):
+    # Written by revision 9041d44, before realized edges.
+    path = tmp_path / "run.h5"
+    shutil.copy(ROOT / "data" / "run-format-1.4.h5", path)
+    assert main(["validate", str(path)]) == 0
+    before = open_run(path)
+    assert before.config.edge_every == 0
+    assert np.all(np.isnan(before.scalars["realized_edge"]))
+    assert before.edges.evaluated == 0
+    assert "realized" not in before.outcome
+    assert main(["repair", str(path)]) == 0
+    carried = resume(path, steps=90)
+    whole = train(replace(before.config, steps=90, edge_every=4), tmp_path / "whole.h5")
+    with h5py.File(path) as file:
+        assert file.attrs["format_version"] == "1.4"
+        assert "scalars/realized_edge" not in file
+    assert main(["validate", str(path)]) == 0
+    np.testing.assert_allclose(carried.parameters()[-1], whole.parameters()[-1], rtol=1e-9)
+    assert whole.edges.evaluated == 23
+
+
+def test_a_run_without_realized_edges_has_no_column_for_them(tmp_path):
+    run = train(replace(CONFIG, edge_every=0), tmp_path / "run.h5")
+    assert problems(run.path) == []
+    with h5py.File(run.path) as file:
+        assert "realized_edge" not in cast(h5py.Group, file["scalars"])
+    assert np.all(np.isnan(run.scalars["realized_edge"]))
+
+
+def test_realized_edges_are_under_the_checksum_of_their_row(path):
+    with h5py.File(path, "r+") as file:
+        column = cast(h5py.Dataset, file["scalars/realized_edge/value"])
+        column[11] = 2.0
+    assert any("/scalars at step 11 is not what was written" in line for line in problems(path))
+
+
+@pytest.mark.parametrize("name", schema.EDGES)
+def test_one_column_of_realized_edges_without_the_other_is_damage(path, name):
+    with h5py.File(path, "r+") as file:
+        del file[name]
+    with pytest.raises(FileError, match=f"is damaged: /{name} is missing"):
+        open_run(path)
+
+
 @pytest.mark.parametrize("name", [e.path for e in schema.SCHEMA if not e.optional])
 def test_a_missing_dataset_is_named(path, name):
     with h5py.File(path, "r+") as file:
@@ -386,7 +432,7 @@ def test_a_copy_keeps_only_complete_rows(path, tmp_path):
     assert (len(run.steps), len(run.checkpoint_steps)) == (30, 8)
     runfile.copy(path, path)
     with h5py.File(path) as file:
-        entries = schema.trained(validation=True)
+        entries = schema.trained(validation=True, edges=True)
         lengths = {e.path: len(file[e.path]) for e in entries if e.growing}
     assert {lengths[e.path] for e in schema.growing("steps", entries)} == {30}
     assert {lengths[e.path] for e in schema.growing("checkpoints", entries)} == {8}

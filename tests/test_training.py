@@ -29,6 +29,7 @@ CONFIG = RunConfig(
     optimizer=OptimizerConfig(learning_rate=0.05),
     steps=60,
     checkpoint_every=1000,
+    edge_every=3,
 )
 
 

@@ -24,6 +24,7 @@ from dlf_dynamics.analysis.panels import chosen_panels
 from dlf_dynamics.analysis.spectra.events import OSCILLATING_COSINE, Oscillation
 from dlf_dynamics.analysis.spectra.spectrum import Spectrum
 from dlf_dynamics.analysis.spectra.summary import threshold_line
+from dlf_dynamics.analysis.spectra.zoom import TWO_COLUMNS, Span, spans_of
 from dlf_dynamics.analysis.style import (
     COLOURS,
     LARGEST,
@@ -44,7 +45,7 @@ from dlf_dynamics.analysis.style import (
     styled,
 )
 from dlf_dynamics.dynamics import EDGE
-from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.errors import FileError
 from dlf_dynamics.paper import this_paper
 from dlf_dynamics.run import Run
 from dlf_dynamics.schedules import Triangle
@@ -61,14 +62,10 @@ _MOST_BURSTS = 6
 _CHANGE = 0.25
 """Share of the first loss up to which its changes are drawn; the published limits are 0.25."""
 
-_TWO_COLUMNS, _BURST = 2.6, 1.5
-"""Inches of a panel at least: of two beside each other, of a burst."""
-
-_CLOSER = 0.7
-"""Share of the run up to which a zoom shows more than the run does."""
+_BURST = 1.5
+"""Inches of the panel of a burst at least."""
 
 Panel = Callable[[Axes, Run, Spectrum | None], None]
-Span = tuple[float, float]
 
 
 def draw_class_weights(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
@@ -118,7 +115,7 @@ def draw_realized_edge(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
     """ζ of the steps at which it was looked: above 1, a step raised its own loss."""
     draw_points(ax, run.steps, run.scalars[EDGE[0]])
     draw_curve(ax, run.steps, np.ones(len(run.steps)), color=_THRESHOLD, lw=0.8)
-    ax.set_ylabel("realized $\\zeta$")
+    ax.set_ylabel(r"realized $\zeta$")
 
 
 def draw_sharpness(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
@@ -273,9 +270,9 @@ def run_figure(
         raise FileError(f"{run.path} has no rows; expected at least one to draw; train on or anew")
     if spectrum is not None:
         spectrum.source.require(run, "the spectrum", "compute it anew")
-    chosen, spans = _panels(run, spectrum, panels), _spans(run, spectrum, zoom)
+    chosen, spans = _panels(run, spectrum, panels), spans_of(run, spectrum, zoom)
     with styled():
-        each = 1.3 if this_paper().columns(_TWO_COLUMNS, 2) == 2 else 1.1
+        each = 1.3 if this_paper().columns(TWO_COLUMNS, 2) == 2 else 1.1
         figure = new_figure(7.2, 0.8 + each * len(chosen))
         axes = figure.subplots(
             len(chosen),
@@ -301,24 +298,6 @@ def run_figure(
             label_steps(ax)
         set_title(figure, _title(run, spectrum))
         return figure
-
-
-def _spans(run: Run, spectrum: Spectrum | None, zoom: Span | None) -> list[Span]:
-    """Steps of each column.
-
-    Raises:
-        ConfigError: when the run has none of those to zoom in to.
-    """
-    first, last = float(run.steps[0]), float(run.steps[-1])
-    closer = default_zoom(run, spectrum) if zoom is None else zoom
-    if closer is None:
-        return [(first, last)]
-    closer = closer[0], min(closer[1], last)
-    if not first <= closer[1] or not closer[0] < closer[1]:
-        raise ConfigError(f"zoom holds no steps of the run, which has {first:.0f} to {last:.0f}")
-    if this_paper().columns(_TWO_COLUMNS, 2) == 2:
-        return [(first, last), closer]
-    return [(first, last) if zoom is None else closer]
 
 
 def _draw_panel(ax: Axes, draw: Panel, run: Run, spectrum: Spectrum | None, span: Span) -> None:
@@ -353,20 +332,6 @@ def _with_content(run: Run, spectrum: Spectrum | None) -> dict[Panel, bool]:
         draw_ntk: spectrum is not None and spectrum.ntk is not None,
         draw_realized_edge: known[EDGE[0]],
     }
-
-
-def default_zoom(run: Run, spectrum: Spectrum | None) -> Span | None:
-    """Half a window's length around the second burst, or the only one.
-
-    None without bursts, and where it would be nearly the whole run.
-    """
-    if spectrum is None or not spectrum.bursts:
-        return None
-    burst = spectrum.bursts[:2][-1]
-    margin = (burst.burst_end - burst.burst_start) // 2 + 10
-    first, last = int(run.steps[0]), int(run.steps[-1])
-    start, end = max(burst.burst_start - margin, first), min(burst.burst_end + margin, last)
-    return (start, end) if end - start < _CLOSER * (last - first) else None
 
 
 def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:

@@ -56,6 +56,12 @@ _EXPECTED = (
 )
 
 
+_FALLING = 60
+"""Updates after which what momentum has left is small, and rounding not yet all of a gradient."""
+
+_CONSTANT = "steps of a constant size oscillate at any curvature"
+
+
 class NotTried(ValueError):
     """An update that cannot be made on parameters of another form, or of gradients alone."""
 
@@ -294,15 +300,18 @@ def _reasons(optimizer: optax.GradientTransformation) -> Iterator[str]:
     apart, nudged, at_rest = slopes.copy(), slopes * (1 + 1e-3 * others), 0 * params[0]
     apart[:, 0] *= -3
     first, second = (_answers(optimizer, g, params[0])[:, 1:] for g in (slopes, apart))
-    if not np.allclose(first, second, rtol=1e-6, atol=0):
-        yield "of one parameter depends on the others"
-    if np.any(np.abs(_answers(optimizer, 0 * slopes, at_rest)) > 1e-5):
-        yield "moves parameters whose gradient is 0"
     small, large = (
         [_answers(optimizer, scale * g, at_rest)[2:] for g in (slopes, nudged)]
         for scale in (1e-6, 1e3)
     )
-    if np.array_equal(small[0], small[1]) and np.array_equal(large[0], large[1]):
+    signs = np.array_equal(small[0], small[1]) and np.array_equal(large[0], large[1])
+    if _keeps_its_size(optimizer, slopes[0], at_rest):
+        yield f"{'takes the signs of the gradients' if signs else 'keeps its size'}: {_CONSTANT}"
+    if not np.allclose(first, second, rtol=1e-6, atol=0):
+        yield "of one parameter depends on the others"
+    if np.any(np.abs(_answers(optimizer, 0 * slopes, at_rest)) > 1e-5):
+        yield "moves parameters whose gradient is 0"
+    if signs:
         yield "takes the signs of the gradients"
     if np.array_equal(large[0], large[1]):
         yield "cuts large gradients"
@@ -316,6 +325,24 @@ def _reasons(optimizer: optax.GradientTransformation) -> Iterator[str]:
     if np.allclose(parts[0] + parts[1], parts[2], rtol=1e-6, atol=1e-9):
         yield "weights gradients by what it has summed up since the start"
     yield "is not linear in the gradients"
+
+
+def _keeps_its_size(
+    optimizer: optax.GradientTransformation,
+    gradient: Float[np.ndarray, " params"],
+    params: Float[np.ndarray, " params"],
+) -> bool:
+    """Whether steps stay as long as they are while gradients alternate and become 0.
+
+    Those of Rprop shrink where signs alternate, those of Adagrad with the gradients, and what
+    momentum has left is gone by then. Where gradients are small from the start, they are as long.
+    """
+    falling = (-0.5) ** np.arange(_FALLING)[:, None] * gradient
+    lengths = [
+        np.linalg.norm(_answers(optimizer, scale * falling, params), axis=1) for scale in (1.0, 1e3)
+    ]
+    first = lengths[0][0]
+    return bool(first > 0 and all(np.all(np.abs(kept / first - 1) < 0.5) for kept in lengths))
 
 
 def _answers(

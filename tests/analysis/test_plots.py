@@ -298,6 +298,7 @@ def test_of_a_run_alone_the_run_file_is_drawn(small, trained):
         "$F$",
         "$F",
         "accuracy",
+        r"realized $\zeta$",
     ]
     assert "threshold" not in figure.get_suptitle()
 
@@ -464,3 +465,14 @@ def test_losses_of_any_size_are_drawn_without_a_warning(losses, small, trained, 
     )
     panel = Panel("F", [Series("F", steps, losses, "#000000")])
     assert np.all(np.isfinite(heights(panel)[:2]))
+
+
+def test_the_line_of_the_realized_edge_stays_in_sight_and_one_outlier_out_of_it(small, trained):
+    run = trained(replace(small, edge_every=1))
+    values = run.scalars["realized_edge"].copy()
+    values[7] = 1e6
+    run.__dict__["scalars"] = dict(run.scalars) | {"realized_edge": values}
+    figure = plots.run_figure(run, None, panels=["realized-edge"])
+    low, high = figure.axes[0].get_ylim()
+    assert low < 1 < high < 100
+    assert any("1e+06" in text.get_text() for text in figure.axes[0].texts)

@@ -77,7 +77,7 @@ def path(tmp_path):
 
 @pytest.mark.parametrize("version", ["1.0", "1.2"])
 def test_a_file_of_an_older_version_is_read_and_continued_without_the_later_columns(path, version):
-    later = ["period_2_steps", "period_4_steps", "onset_phase"]
+    later = ["period_2_steps", "period_4_steps", "onset_phase", "realized_above"]
     later += ["preconditioned_sharpness"] if version == "1.0" else []
     with h5py.File(path, "a") as file:
         for name in later:
@@ -98,7 +98,7 @@ def test_a_file_of_an_older_version_is_read_and_continued_without_the_later_colu
 
 def _older_checksum(file, row):
     """As version 1.2 wrote it: of the bytes of a row, field by field."""
-    since = ("period_2_steps", "period_4_steps", "onset_phase")
+    since = ("period_2_steps", "period_4_steps", "onset_phase", "realized_above")
     columns = [f"columns/{name}" for name in NUMBERS if name not in since]
     paths = ("run", "status", "message", *columns, "curves")
     return zlib.crc32(b"".join(file[path][row : row + 1].tobytes() for path in paths))
@@ -135,7 +135,7 @@ def test_what_was_appended_is_read_in_the_order_of_the_study(path):
 def test_the_file_explains_itself(path):
     with h5py.File(path) as file:
         assert file.attrs["format"] == "dlf-dynamics-study"
-        assert file.attrs["format_version"] == "1.3"
+        assert file.attrs["format_version"] == "1.4"
         assert file["run"][()].tolist() == [3, 0, 1, -1]
         names = np.asarray(file["status"].attrs["names"])
         assert names[file["status"][:3]].tolist() == ["complete", "failed", "diverged"]

@@ -1,0 +1,53 @@
+"""Which steps a figure of a run shows: all of them, and some from closer by."""
+
+from __future__ import annotations
+
+from dlf_dynamics.analysis.spectra.spectrum import Spectrum
+from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.paper import this_paper
+from dlf_dynamics.run import Run
+
+Span = tuple[float, float]
+
+TWO_COLUMNS = 2.6
+"""Inches of each of two panels beside each other at least."""
+
+_CLOSER = 0.7
+"""Share of the run up to which a zoom shows more than the run does."""
+
+
+def spans_of(run: Run, spectrum: Spectrum | None, zoom: Span | None) -> list[Span]:
+    """Steps of each column.
+
+    Args:
+        run: with rows.
+        spectrum: its spectrum, which tells its bursts; or none.
+        zoom: first and last step of the second column; none chooses them.
+
+    Raises:
+        ConfigError: when the run has none of those to zoom in to.
+    """
+    first, last = float(run.steps[0]), float(run.steps[-1])
+    closer = default_zoom(run, spectrum) if zoom is None else zoom
+    if closer is None:
+        return [(first, last)]
+    closer = closer[0], min(closer[1], last)
+    if not first <= closer[1] or not closer[0] < closer[1]:
+        raise ConfigError(f"zoom holds no steps of the run, which has {first:.0f} to {last:.0f}")
+    if this_paper().columns(TWO_COLUMNS, 2) == 2:
+        return [(first, last), closer]
+    return [(first, last) if zoom is None else closer]
+
+
+def default_zoom(run: Run, spectrum: Spectrum | None) -> Span | None:
+    """Half a window's length around the second burst, or the only one.
+
+    None without bursts, and where it would be nearly the whole run.
+    """
+    if spectrum is None or not spectrum.bursts:
+        return None
+    burst = spectrum.bursts[:2][-1]
+    margin = (burst.burst_end - burst.burst_start) // 2 + 10
+    first, last = int(run.steps[0]), int(run.steps[-1])
+    start, end = max(burst.burst_start - margin, first), min(burst.burst_end + margin, last)
+    return (start, end) if end - start < _CLOSER * (last - first) else None
