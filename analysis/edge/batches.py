@@ -51,7 +51,7 @@ class Batches:
             return "how the run's batches are drawn is not known; it holds if independently"
         return (
             "the run's batches go through the examples in shuffled epochs, which are more stable "
-            "than independent draws"
+            "than independent draws where both are known"
         )
 
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from dlf_dynamics.analysis.stability.mean_square_factors import require_batches
 from dlf_dynamics.checks import check_parameters
 from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.layout import Layout
 from dlf_dynamics.precision import widened
 from dlf_dynamics.problem import Problem, Step
 from dlf_dynamics.reprs import brief
@@ -90,15 +90,26 @@ def batch_sharpness(
         ConfigError: when an argument is out of range, the problem has no examples, or the gradient
             of a batch is 0, along which there is no curvature.
         DataError: when the parameters are not arrays of float32 or float64.
+
+    >>> problem = Problem(
+    ...     apply=lambda w, x: w * x,
+    ...     criterion=lambda outputs, targets: (outputs - targets) ** 2 / 2,
+    ...     inputs=jnp.sqrt(jnp.array([1.0, 3.0])),
+    ...     targets=jnp.zeros(2),
+    ... )
+    >>> for definition in ("mean-of-ratios", "ratio-of-means"):
+    ...     found = batch_sharpness(problem, jnp.ones(()), 1, definition=definition)
+    ...     print(round(found.value, 6), found.exact)
+    2.0 True
+    2.8 True
     """
     _check(problem, batch_size, definition, samples)
     check_parameters(params)
-    layout = Layout.of(params)
     number = problem.num_examples
     with jax.enable_x64(True):
-        flat, vector = widened((problem.flat(layout), jnp.asarray(layout.flatten(params))))
+        flat, vector = Problem.ravel(*widened((problem, jax.tree.map(jnp.asarray, params))))
         time = jnp.asarray(step)
-        if definition == "ratio-of-means" and _is_small(number, layout.size):
+        if definition == "ratio-of-means" and _is_small(number, vector.size):
             value = _ratio_of_means(_sums(flat, vector, time), number, batch_size)
             return BatchSharpness(_defined(value), 0.0, definition, 0, batch_size)
         exact = comb(number, batch_size) <= _MOST_BATCHES
@@ -118,15 +129,7 @@ def batch_sharpness(
 
 
 def _check(problem: Problem, batch_size: int, definition: str, samples: int) -> None:
-    if not problem.has_outputs or problem.num_examples == 0:
-        raise ConfigError(
-            "the problem has no examples, and mini-batches are drawn of them; expected "
-            "Problem(apply, criterion, inputs, targets)"
-        )
-    if not 1 <= batch_size <= problem.num_examples:
-        raise ConfigError(
-            f"batch_size is {batch_size}; expected 1 to {problem.num_examples}, the examples"
-        )
+    require_batches(problem, batch_size)
     if definition not in ("mean-of-ratios", "ratio-of-means"):
         raise ConfigError(
             f"definition is {definition!r}; expected 'mean-of-ratios' or 'ratio-of-means'"

@@ -23,7 +23,11 @@ from dlf_dynamics.analysis.stability.mean_square_bounds import (
     noise_share,
     rate_bounds,
 )
-from dlf_dynamics.analysis.stability.mean_square_factors import MAX_RANK, factors_of
+from dlf_dynamics.analysis.stability.mean_square_factors import (
+    MAX_RANK,
+    factors_of,
+    require_batches,
+)
 from dlf_dynamics.analysis.stability.preconditioner import next_preconditioner
 from dlf_dynamics.analysis.stability.recursion import HeavyBall
 from dlf_dynamics.analysis.stability.second_order import recursion_of
@@ -110,6 +114,16 @@ def mean_square_threshold(
         ConfigError: when an argument is out of range, the problem is not one that it can be told
             of, or it is too large.
         DataError: when the parameters are not arrays of float32 or float64.
+
+    >>> problem = Problem(
+    ...     apply=lambda w, x: w * x,
+    ...     criterion=lambda outputs, targets: (outputs - targets) ** 2 / 2,
+    ...     inputs=jnp.sqrt(jnp.array([1.0, 3.0])),
+    ...     targets=jnp.zeros(2),
+    ... )
+    >>> found = mean_square_threshold(problem, jnp.ones(()), batch_size=1)
+    >>> round(found.certified_stable, 4), round(found.certified_unstable, 4)
+    (0.7998, 0.8)
     """
     _check(problem, batch_size, momentum, sampling, tol, max_rank)
     factors = factors_of(problem, params, step, max_rank=max_rank)
@@ -200,6 +214,16 @@ def mean_square_stability(
         ConfigError: when the optimizer has no such threshold or is no such recursion, `opt_state`
             is missing, or the problem is refused.
         DataError: when the parameters are not arrays of float32 or float64.
+
+    >>> problem = Problem(
+    ...     apply=lambda w, x: w * x,
+    ...     criterion=lambda outputs, targets: (outputs - targets) ** 2 / 2,
+    ...     inputs=jnp.sqrt(jnp.array([1.0, 3.0])),
+    ...     targets=jnp.zeros(2),
+    ... )
+    >>> found = mean_square_stability(problem, jnp.ones(()), optax.sgd(0.4), batch_size=1)
+    >>> found.verdict, round(found.stable_below, 3), round(found.unstable_from, 3)
+    ('stable', 2.0, 2.0)
     """
     _check(problem, batch_size, 0.0, "independent", tol, max_rank)
     check_parameters(params)
@@ -252,9 +276,7 @@ def _method(noise: Noise) -> str:
 def _check(
     problem: Problem, batch_size: int, momentum: float, sampling: str, tol: float, max_rank: int
 ) -> None:
-    number = problem.num_examples
-    if not 1 <= batch_size <= number:
-        raise ConfigError(f"batch_size is {batch_size}; expected 1 to {number}, the examples")
+    require_batches(problem, batch_size)
     if not 0 <= momentum < 1:
         raise ConfigError(f"momentum is {momentum}; expected at least 0 and less than 1")
     if sampling not in ("independent", "epochs"):

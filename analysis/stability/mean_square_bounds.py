@@ -43,12 +43,26 @@ _BASIS = 12
 _MAX_SOLVES = 60
 """Steps at most of conjugate gradients for one certificate."""
 
+_MOST_MARGIN = 200.0
+"""By which a learning rate of a certificate may be too small, relative: after a severe cut."""
+
 _FLOOR = 0.01
 """Least of the right-hand side of that, relative to its largest part."""
 
 Verdict = Literal["stable", "unstable", "undecided"]
 
 Blocks = Float[np.ndarray, "curved outputs outputs"]
+
+
+class SymmetricOperator(LinearOperator):
+    """Products with a symmetric matrix, for SciPy."""
+
+    def __init__(self, size: int, product: Callable[[np.ndarray], np.ndarray]) -> None:
+        super().__init__(np.dtype(float), (size, size))
+        self.product = product
+
+    def _matvec(self, x: np.ndarray) -> np.ndarray:
+        return self.product(x.reshape(-1))
 
 
 def noise_share(num_examples: int, batch_size: int) -> float:
@@ -121,7 +135,7 @@ def rate_bounds(noise: Noise, rule: HeavyBall, tol: float) -> tuple[float, float
     ratio, start = largest_ratio(noise, below, beside)
     unstable = (1 + rounding) / ratio
     margin = max(tol / 4, _margin_of_cut(noise, ratio))
-    while margin < 1:
+    while margin < _MOST_MARGIN:
         stable = 1 / (ratio * (1 + margin))
         if is_contracting(noise, rule.response(stable, noise.share, factors.shift), start):
             return stable, unstable, ""
@@ -138,20 +152,23 @@ def judged(
         noise: of the batches.
         recursion: the update.
         tol: width of the multiples that is aimed at, relative.
+
+    Raises:
+        ConfigError: when the learning rate is not above 0.
     """
     rate, rule = recursion.rate, HeavyBall(recursion.memory)
+    if rate <= 0:
+        raise ConfigError(
+            f"the optimizer's learning rate is {abs(rate):g} here; expected one above 0, whose "
+            "multiples can be told"
+        )
     decay = 0.0
     if recursion.memory == 0:
-        decay = (1 - recursion.position) / rate if rate else 0.0
+        decay = (1 - recursion.position) / rate
     elif recursion.position != 1 + recursion.memory:
         verdict = _verdict(noise, recursion)
         told = "with momentum and weight decay other learning rates are not told of"
         return verdict, (np.nan, np.nan), told
-    if rate <= 0 or decay < 0:
-        raise ConfigError(
-            f"the optimizer's learning rate is {rate:g} and its weight decay {decay:g}; expected a "
-            "rate above 0 and a decay of at least 0"
-        )
     shifted = Noise(replace(noise.factors, shift=noise.factors.shift + decay), noise.share)
     stable, unstable, reason = rate_bounds(shifted, rule, tol)
     noise.applications += shifted.applications
@@ -218,10 +235,16 @@ def _top_vector(product: Callable[[np.ndarray], np.ndarray], start: np.ndarray) 
     if size <= 4:
         dense = np.stack([product(unit) for unit in np.eye(size)])
         return np.linalg.eigh((dense + dense.T) / 2)[1][:, -1]
-    operator = LinearOperator((size, size), matvec=product, dtype=float)
+    operator = SymmetricOperator(size, product)
     try:
         _, vectors = eigsh(
-            operator, 1, which="LA", v0=start, ncv=min(_BASIS, size), tol=1e-5, maxiter=20
+            operator,
+            1,
+            which="LA",
+            v0=start,
+            ncv=min(_BASIS, size),
+            tol=1e-5,  # type: ignore[arg-type]
+            maxiter=20,
         )
     except ArpackError as error:
         vectors = getattr(error, "eigenvectors", np.zeros((size, 0)))

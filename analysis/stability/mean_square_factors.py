@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, PyTree
 
 from dlf_dynamics.checks import check_parameters
 from dlf_dynamics.errors import ConfigError
-from dlf_dynamics.layout import Layout
 from dlf_dynamics.memory import require_memory
 from dlf_dynamics.operators import jacobian
 from dlf_dynamics.precision import widened
@@ -86,20 +85,14 @@ def factors_of(
         max_rank: eigenvectors at most.
 
     Raises:
-        ConfigError: when the problem has no outputs, mixes examples, is not convex in its outputs
-            or has a part that is no multiple of ‖θ‖², or is too large.
+        ConfigError: when the problem mixes examples, is not convex in its outputs, has a part that
+            is no multiple of ‖θ‖², or is too large.
         DataError: when the parameters are not arrays of float32 or float64.
     """
     check_parameters(params)
-    if not problem.has_outputs or problem.num_examples == 0:
-        raise ConfigError(
-            "the problem has no examples, and mini-batches are drawn of them; expected "
-            "Problem(apply, criterion, inputs, targets)"
-        )
-    flat = problem.flat(Layout.of(params))
-    vector = Layout.of(params).flatten(params)
     with jax.enable_x64(True):
-        flat, vector = widened((flat, jnp.asarray(vector)))
+        # A layout has the types of the parameters, and makes them so again.
+        flat, vector = Problem.ravel(*widened((problem, jax.tree.map(jnp.asarray, params))))
         shift = _shift(flat, vector, step)
         if shift and scale is not None:
             raise ConfigError(
@@ -109,6 +102,26 @@ def factors_of(
         roots, curved = _output_roots(flat, vector, step)
         rows = _Rows(flat.take(curved), vector, roots[curved], scale)
         return _reduced(rows, flat.num_examples, shift, max_rank)
+
+
+def require_batches(problem: Problem, batch_size: int) -> None:
+    """Refuses a problem without examples, and batches of more than there are.
+
+    Args:
+        problem: of which they are drawn.
+        batch_size: B.
+
+    Raises:
+        ConfigError: when there are no such batches.
+    """
+    number = problem.num_examples
+    if not problem.has_outputs or number == 0:
+        raise ConfigError(
+            "the problem has no examples, and mini-batches are drawn of them; expected "
+            "Problem(apply, criterion, inputs, targets)"
+        )
+    if not 1 <= batch_size <= number:
+        raise ConfigError(f"batch_size is {batch_size}; expected 1 to {number}, the examples")
 
 
 def _shift(problem: Problem, vector: Array, step: Step) -> float:
@@ -138,15 +151,15 @@ def _output_roots(
 ) -> tuple[Float[np.ndarray, "examples kept outputs"], np.ndarray]:
     """F_i with F_iᵀ F_i the Hessian of an example's loss in its outputs; which have any."""
     outputs, alone, curvatures = map(np.asarray, _of_outputs(problem, vector, jnp.asarray(step)))
+    if not all(np.all(np.isfinite(part)) for part in (outputs, curvatures)):
+        raise ConfigError(
+            "outputs, or the Hessian of the losses in them, are not finite; expected finite "
+            "parameters, inputs and weights"
+        )
     if not np.allclose(outputs, alone, rtol=1e-6, atol=1e-6 * np.max(np.abs(outputs), initial=0)):
         raise ConfigError(
             "outputs of an example change with the other examples, as under batch norm in training "
             "mode; expected running statistics, as curvatures of single examples are needed"
-        )
-    if not np.all(np.isfinite(curvatures)):
-        raise ConfigError(
-            "the Hessian of the losses in the outputs is not finite; expected finite parameters, "
-            "outputs and weights"
         )
     values, vectors = np.linalg.eigh((curvatures + curvatures.swapaxes(1, 2)) / 2)
     largest = np.max(np.abs(values), initial=0.0)
@@ -201,7 +214,11 @@ class _Rows:
         return len(self.starts) <= _KEPT_BLOCKS
 
     def __call__(self, start: int) -> Float[np.ndarray, "rows params"]:
-        """Those of the block that starts with an example, one below the other."""
+        """Those of the block that starts with an example, one below the other.
+
+        Raises:
+            ConfigError: when they are not finite.
+        """
         if start in self.held:
             return self.held[start]
         block = np.arange(start, min(start + self.starts.step, self.number))
@@ -209,6 +226,11 @@ class _Rows:
         rows = np.matmul(self.roots[block], slopes)
         rows = rows if self.scale is None else rows * self.scale
         rows = rows.reshape(-1, self.vector.size)
+        if not np.all(np.isfinite(rows)):
+            raise ConfigError(
+                "the derivatives of the outputs are not finite; expected a model that is "
+                "differentiable here: look for square roots, norms and divisions by 0"
+            )
         if self.are_held:
             self.held[start] = rows
         return rows
@@ -256,7 +278,8 @@ def _reduced(rows: _Rows, num_examples: int, shift: float, max_rank: int) -> Cur
     rest = diagonal - np.matmul(found, found.swapaxes(1, 2))
     traces = np.trace(diagonal, axis1=1, axis2=2)
     bound = np.maximum(np.linalg.eigvalsh(rest)[:, -1], 0) + 32 * _EPS * len(gram) * traces
-    kept = min(float(np.sum(values) * num_examples / np.sum(traces)), 1.0)
+    total = float(np.sum(traces))
+    kept = min(float(np.sum(values)) * num_examples / total, 1.0) if total else 1.0
     return CurvatureFactors(found, values, bound, num_examples, shift, kept)
 
 

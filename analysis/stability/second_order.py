@@ -18,10 +18,10 @@ def recursion_of(
 ) -> Recursion:
     """The update of a step as a recursion of second order in the parameters, gradients given.
 
-    With z = (x, v) ↦ A z + b g, elimination of v gives x_(t+1) = (A_00 + A_11) x_t - (det A) x_(t-1)
-    + b_0 g_t + (A_01 b_1 - A_11 b_0) g_(t-1). Where the last term vanishes, noise of the gradient
-    enters as it does in heavy ball: so it is for SGD, RMSProp, Adam and AdamW (with P frozen), and
-    so it is not for Nesterov's momentum and NAdam.
+    With z = (x, v) ↦ A z + b g, elimination of v gives x_(t+1) = (A_00 + A_11) x_t
+    - (det A) x_(t-1) + b_0 g_t + (A_01 b_1 - A_11 b_0) g_(t-1). Where the last term vanishes, noise
+    of the gradient enters as it does in heavy ball: so it is for SGD, RMSProp, Adam and AdamW (with
+    P frozen), and so it is not for Nesterov's momentum and NAdam.
 
     Args:
         optimizer: an optax transformation that has a threshold (see `critical_eigenvalue`).
@@ -60,12 +60,14 @@ def _moving(constant: np.ndarray, slope: np.ndarray) -> list[int]:
     matrix = np.abs(constant) + np.abs(slope)
     moves, waiting = {0}, [0]
     while waiting:
-        new = set(np.flatnonzero(matrix[waiting.pop()])) - moves
+        new = set(np.flatnonzero(matrix[waiting.pop()]).tolist()) - moves
         moves |= new
         waiting += new
-    return sorted(int(place) for place in moves)
+    return sorted(moves)
 
 
 def _rounded(rate: float, position: float, memory: float) -> Recursion:
-    """With the digits that are right, so that 1 is 1."""
-    return Recursion(*(float(f"{number:.13g}") for number in (rate, position, memory)))
+    """With the digits that are right, so that there is no decay where there is none."""
+    rate, position, memory = (float(f"{number:.13g}") for number in (rate, position, memory))
+    neutral = 1 + memory
+    return Recursion(rate, neutral if abs(position - neutral) < 1e-12 else position, memory)

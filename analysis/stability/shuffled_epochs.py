@@ -7,8 +7,9 @@ from math import comb
 
 import numpy as np
 from jaxtyping import Float
-from scipy.sparse.linalg import LinearOperator, cg, eigsh
+from scipy.sparse.linalg import cg, eigsh
 
+from dlf_dynamics.analysis.stability.mean_square_bounds import SymmetricOperator
 from dlf_dynamics.analysis.stability.mean_square_factors import CurvatureFactors
 from dlf_dynamics.errors import ConfigError
 
@@ -77,7 +78,8 @@ class EpochMap:
                     total, count = later.get(after, (np.zeros_like(moment), 0))
                     later[after] = total + update @ so_far @ update, count + orders
             seen = later
-        return sum(total for total, _ in seen.values()) / sum(count for _, count in seen.values())
+        totals, counts = zip(*seen.values(), strict=True)
+        return np.sum(totals, axis=0) / sum(counts)
 
     def growth(self, rate: float) -> float:
         """The largest eigenvalue: the factor by which second moments grow in an epoch."""
@@ -92,7 +94,7 @@ class EpochMap:
     def contracts(self, rate: float) -> bool:
         """Whether Y > 0 with P[Y] < Y was found, which shows that second moments decay."""
         operator = self._operator(rate)
-        less = LinearOperator(operator.shape, lambda v: v - operator @ v, dtype=float)
+        less = SymmetricOperator(self.one.size, lambda v: v - operator @ v)
         solved, _ = cg(less, self.one.reshape(-1), rtol=1e-3, maxiter=200)
         moment = solved.reshape(self.one.shape)
         moment = (moment + moment.T) / 2
@@ -104,9 +106,8 @@ class EpochMap:
         moment = flat.reshape(self.one.shape)
         return self(rate, (moment + moment.T) / 2).reshape(-1)
 
-    def _operator(self, rate: float) -> LinearOperator:
-        size = self.one.size
-        return LinearOperator((size, size), lambda v: self._flat(rate, v), dtype=float)
+    def _operator(self, rate: float) -> SymmetricOperator:
+        return SymmetricOperator(self.one.size, lambda v: self._flat(rate, v))
 
 
 def epoch_rate_bounds(epoch: EpochMap, tol: float) -> tuple[float, float, str]:
