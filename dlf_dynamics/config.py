@@ -384,6 +384,38 @@ class ExplainConfig:
 
 
 @dataclass(frozen=True)
+class EdgeConfig:
+    """Where along a run mean-square stability is told, and of which batches."""
+
+    checkpoints: int = 20
+    """Checkpoints that are looked at, evenly spaced, the last one among them."""
+    steps: str = ":"
+    """Steps a:b to look at, a included and b not; either may be left out."""
+    batch_size: int | None = None
+    """Examples per batch, to ask what batches of another size would do; none takes those of the
+    run. A run that was recorded of mini-batches does not tell how large they were: say it here."""
+    epochs: bool = False
+    """Tell the threshold of shuffled epochs, too, from all orders that an epoch can have: of a few
+    examples and plain SGD."""
+    tol: float = 1e-3
+    """Width of the interval of the threshold that is aimed at, relative."""
+    max_rank: int = 2000
+    """Eigenvectors of the curvature at most on which second moments are taken; fewer take less time
+    and may leave a wider interval."""
+    max_matvecs: int = 200
+    """Products per eigenvalue at most."""
+    seed: int = 0
+    """Seed of the random start vectors, and of batches that are drawn to measure."""
+
+    def __post_init__(self) -> None:
+        span_of(self.steps, "steps")
+        counts = {"checkpoints": 1, "batch_size": 1, "max_rank": 1, "max_matvecs": 4}
+        _check_counts(self, counts)
+        if not 1e-9 <= self.tol < 1:
+            raise ConfigError(f"tol is {self.tol}; expected at least 1e-9 and less than 1")
+
+
+@dataclass(frozen=True)
 class ImportConfig:
     """What is to be taken from checkpoints, and how."""
 

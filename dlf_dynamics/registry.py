@@ -33,6 +33,10 @@ ANALYSES = {
         "dlf_dynamics.analysis.instabilities.analysis:BifurcationAnalysis",
         "Find when, why and how a run became unstable.",
     ),
+    "edge": Entry(
+        "dlf_dynamics.analysis.edge.analysis:EdgeAnalysis",
+        "Tell where the updates of mini-batches lose stability in mean square.",
+    ),
     "explain": Entry(
         "dlf_dynamics.analysis.explanations.analysis:ExplainAnalysis",
         "Say why a run did what it did at one step.",

@@ -59,6 +59,7 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
         "pairs of real and imaginary part; empty without --pulses and --cycles",
         "plane": "a `Plane`, field by field, critical multipliers as pairs of real and imaginary "
         "part; null without --plane",
+        "edge": "of mini-batches, what `edge --json` prints; null of full batches",
     }
 
     def result_type(self) -> type[Bifurcations]:
@@ -94,9 +95,12 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
 
     def lines(self, run: Run | None, found: Bifurcations) -> list[str | Table]:
         """The instabilities and the maps of pulses as tables, and what all rests on."""
+        from dlf_dynamics.analysis.edge.summary import points_table
         from dlf_dynamics.analysis.instabilities import plane_summary, pulse_summary, summary
 
         tables = [summary.instabilities_table(found)]
+        if found.edge is not None:
+            tables = [points_table(found.edge)]
         if found.pulse_maps:
             tables.append(pulse_summary.pulses_table(found.pulse_maps))
         lines = [

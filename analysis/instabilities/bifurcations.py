@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dlf_dynamics import resultfile
+from dlf_dynamics.analysis.edge.edge import Edge, compute_edge
 from dlf_dynamics.analysis.instabilities.finished_parts import (
     Described,
     as_described,
@@ -56,7 +57,7 @@ from dlf_dynamics.codec import (
     decode,
     encode,
 )
-from dlf_dynamics.config import BifurcationConfig, SpectrumConfig
+from dlf_dynamics.config import BifurcationConfig, EdgeConfig, SpectrumConfig
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.parts import Parts
 from dlf_dynamics.reprs import brief
@@ -87,6 +88,8 @@ class Bifurcations(Shown):
         pulse_maps: maps of perturbations, over pulses and then over cycles.
         plane: curves of bifurcations in two parameters, with the loss frozen; none if it was not
             asked for.
+        edge: of a run with mini-batches, their stability in mean square; none elsewhere, or where
+            no checkpoint was within the steps.
     """
 
     source: Source
@@ -103,6 +106,7 @@ class Bifurcations(Shown):
     directions: list[UnstableDirection] = dataclasses.field(default_factory=list)
     pulse_maps: list[PulseMap] = dataclasses.field(default_factory=list)
     plane: Plane | None = None
+    edge: Edge | None = None
     told_by = "bifurcations"
     __repr__ = brief
 
@@ -194,7 +198,8 @@ def _require(run: Run, config: BifurcationConfig) -> None:
         raise ConfigError(
             f"{run.path} was recorded of mini-batches that are not known, or without its "
             "optimizer or that one's state, or imported, or its optimizer wants more than "
-            "gradients; its steps cannot be made again, and nothing is known between checkpoints"
+            "gradients; its steps cannot be made again, and nothing is known between checkpoints "
+            "(`dlf-dynamics edge` tells of mini-batches at these)"
         )
     require_plane(run, config)
 
@@ -318,7 +323,19 @@ def _with_events(
         diagrams=_diagrams(replay, solver, config, found, parts),
         directions=directions,
         plane=_plane(replay, config, found, parts),
+        edge=_edge(run, config, parts),
     )
+
+
+def _edge(run: Run, config: BifurcationConfig, parts: Parts) -> Edge | None:
+    """Stability of mini-batches at checkpoints: it is what can be told of these."""
+    if run.dynamics.batch_size is None:
+        return None
+    settings = EdgeConfig(steps=config.steps, max_matvecs=config.max_matvecs, seed=config.seed)
+    try:
+        return compute_edge(run, settings, parts=parts)
+    except ConfigError:  # no checkpoint is within the steps
+        return None
 
 
 def _diagrams(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, TypedDict
 
+from dlf_dynamics.analysis.edge.jsontypes import EdgeDict
 from dlf_dynamics.analysis.instabilities.instability import Instability
 from dlf_dynamics.analysis.instabilities.plane import PlanePoint
 from dlf_dynamics.analysis.instabilities.unstable import UnstableDirection
@@ -106,3 +107,4 @@ class BifurcationsDict(TypedDict):
     directions: list[UnstableDirection]
     pulse_maps: list[PulseMapDict]
     plane: PlaneDict | None
+    edge: EdgeDict | None

@@ -9,6 +9,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from dlf_dynamics.analysis.edge import summary as edge_summary
 from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations
 from dlf_dynamics.analysis.instabilities.instability import NON_SMOOTH, Instability
 from dlf_dynamics.analysis.instabilities.location import not_looked_at
@@ -46,6 +47,7 @@ def as_dict(found: Bifurcations) -> dict[str, Any]:
         "directions": [dataclasses.asdict(direction) for direction in found.directions],
         "pulse_maps": list(map(pulse_dict, found.pulse_maps)),
         "plane": plane_dict(found.plane),
+        "edge": None if found.edge is None else edge_summary.as_dict(found.edge),
     }
     return finite(content)
 
@@ -159,8 +161,11 @@ def verdict(found: Bifurcations) -> tuple[str, list[str]]:
 
     It is about the sharpness at the centres. `above`: surely so at one step at least. `below`:
     surely so at each step, all of them having been looked at, of a run that did not diverge.
-    `undecided` otherwise, and of each reason a line.
+    `undecided` otherwise, and of each reason a line. With mini-batches it is about their stability
+    in mean square.
     """
+    if found.edge is not None:
+        return edge_summary.verdict(found.edge)
     if not has_threshold(found):
         return "undecided", [f"cannot be told: no threshold, {_why_none(found)}"]
     if np.any(found.sides > 0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,7 @@ from dlf_dynamics.commands.terminal import (
     say,
     show,
 )
-from dlf_dynamics.config import BifurcationConfig
+from dlf_dynamics.config import BifurcationConfig, EdgeConfig
 from dlf_dynamics.startup import check_writable, open_recorded
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ class Check:
     finished, a replay that misses the checkpoints. Ctrl-C stops after the current part;
     --resume goes on from there.
 
+    Of a run with mini-batches it tells how many steps raised their own loss, and where batches that
+    are drawn independently lose stability in mean square: from RUN.edge.h5, or it computes and
+    writes it. Then 0 and 1 are told of runs that draw their batches so (--batch-sampling
+    independent), 0 only where each step is a checkpoint; all else is 4, also of shuffled epochs.
+
       dlf-dynamics check run.h5 --fail-on-crossing
     """
 
@@ -56,7 +62,8 @@ class Check:
     resume: bool = False
     """Go on with an analysis that was interrupted or killed."""
     json: bool = False
-    """Print JSON, as `bifurcations --json` does, with the answer as `verdict` and `because`."""
+    """Print JSON, as `bifurcations --json` does, or `edge --json` of a run with mini-batches, with
+    the answer as `verdict` and `because`."""
     quiet: bool = False
     """No progress bar."""
     threads: int = 0
@@ -67,8 +74,11 @@ class Check:
     def execute(self) -> int:
         """Answers."""
         run = open_recorded(self.path, self.threads, self.problem, devices=self.devices)
-        from dlf_dynamics.analysis.instabilities.summary import verdict
         from dlf_dynamics.analysis.pipeline import analysis_named
+
+        if run.dynamics.batch_size is not None:
+            return self._of_batches(run)
+        from dlf_dynamics.analysis.instabilities.summary import verdict
 
         analysis = analysis_named("bifurcations")
         output = analysis.path(self.path)
@@ -87,13 +97,51 @@ class Check:
             found = _at_each_step(analysis, run, found, output, **how)
             if isinstance(found, int):
                 return found
-        answer, lines = verdict(found)
+        return self._told(analysis, found, *verdict(found))
+
+    def _of_batches(self, run: Run) -> int:
+        """Answers for a run with mini-batches."""
+        from dlf_dynamics.analysis.edge.summary import verdict
+        from dlf_dynamics.analysis.pipeline import analysis_named
+
+        analysis = analysis_named("edge")
+        output = analysis.path(self.path)
+        found = analysis.known(output, run)
+        settings = self._of_edge(run)
+        if found is None or not _answers(found, settings):
+            check_writable(output)
+            again = f"dlf-dynamics check {run.path} --resume"
+            how = {"resume": self.resume, "quiet": self.quiet, "again": again}
+            found = computed(analysis, run, settings, output, **how)
+            if isinstance(found, int):
+                return found
+            say(f"wrote {output}")
+        return self._told(analysis, found, *verdict(found))
+
+    def _of_edge(self, run: Run) -> EdgeConfig:
+        """Where to look: at each checkpoint, if these are all steps and the exit code counts."""
+        asked = self.settings
+        settings = EdgeConfig(steps=asked.steps, max_matvecs=asked.max_matvecs, seed=asked.seed)
+        steps = run.checkpoint_steps
+        each = len(steps) == len(run.steps) and not self.coarse and self.fail_on_crossing
+        return dataclasses.replace(settings, checkpoints=len(steps)) if each else settings
+
+    def _told(
+        self, analysis: Analysis[Any, Any], found: Any, answer: str, lines: Sequence[str]
+    ) -> int:
+        """Prints the answer; returns the exit code."""
         if self.json:
             print(json.dumps(analysis.as_dict(found), indent=1))
         else:
             show(*lines, *found.source.caution)
         codes = {"below": 0, "above": CROSSED, "undecided": UNDECIDED}
         return codes[answer] if self.fail_on_crossing else 0
+
+
+def _answers(found: Any, settings: EdgeConfig) -> bool:
+    """Whether what is on file is of the run's own batches and steps, at as many checkpoints."""
+    enough = found.config.checkpoints >= settings.checkpoints
+    return found.batches.own and found.config.steps == settings.steps and enough
 
 
 def _at_each_step(

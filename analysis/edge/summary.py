@@ -1,0 +1,234 @@
+"""What a person or a program reads of the edge of a run: table, lines, verdict, JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from dlf_dynamics.analysis.edge.edge import EVENT, Edge
+from dlf_dynamics.analysis.spectra.checkpoints import evenly
+from dlf_dynamics.errors import counted
+from dlf_dynamics.jsontypes import finite
+
+COLUMNS = ("step", "η", "η_ms", "η/η_ms", "side", "λ(GGN)", "λ(H)", "full", "batch")
+
+_MOST_ROWS = 30
+"""Checkpoints that the table shows."""
+
+SIDES = {-1: "stable", 0: "not told", 1: "unstable"}
+
+
+def as_dict(found: Edge) -> dict[str, Any]:
+    """The checkpoints and what they rest on, JSON-ready; what is unknown becomes null."""
+    answer, because = verdict(found)
+    return finite(
+        {
+            "run_id": found.source.run_id,
+            "run": found.source.state,
+            "config": dataclasses.asdict(found.config),
+            "batches": dataclasses.asdict(found.batches),
+            "is_threshold": found.batches.is_threshold,
+            "reference": found.batches.why_reference,
+            "preconditioned": found.preconditioned,
+            "full_batch": found.label,
+            "realized_edge": dataclasses.asdict(found.realized),
+            "verdict": answer,
+            "because": because,
+            "points": [dataclasses.asdict(point) for point in found.points],
+            "crossings": [dataclasses.asdict(crossing) for crossing in found.crossings],
+        }
+    )
+
+
+def points_table(found: Edge) -> Table:
+    """One line for each checkpoint, or for some that are evenly spaced."""
+    rows = evenly(np.arange(len(found.points)), _MOST_ROWS)
+    some = "" if len(rows) == len(found.points) else f"; {len(rows)} of {len(found.points)} shown"
+    operator = "P⁻¹" if found.preconditioned else ""
+    told = "threshold" if found.batches.is_threshold else "reference"
+    table = Table(
+        title=f"Mean-square {told}, batches of {found.batches.size} of "
+        f"{found.batches.num_examples} drawn independently",
+        caption="η_ms: the two ends of its certified interval; side: of η; λ: largest eigenvalue "
+        f"of {operator}GGN and {operator}H of all examples (*: not converged); full: "
+        "critical eigenvalue of the full-batch update; batch: batch sharpness, a measurement"
+        f"{some}",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in COLUMNS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        point = found.points[int(row)]
+        table.add_row(
+            str(point.step),
+            _number(point.learning_rate),
+            _interval(point.threshold_low, point.threshold_high),
+            _interval(point.ratio_low, point.ratio_high),
+            SIDES[point.side],
+            _number(point.ggn) + "*" * _unsure(point.ggn, point.ggn_low),
+            _number(point.sharpness) + "*" * _unsure(point.sharpness, point.sharpness_low),
+            _number(point.full_batch),
+            _number(point.batch_sharpness),
+        )
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if np.isfinite(value) else "∞" if value == np.inf else "-"
+
+
+def _interval(low: float, high: float) -> str:
+    """Both ends, or one number where they agree to the digits that are shown."""
+    first, last = _number(low), _number(high)
+    return first if first == last else f"{first}-{last}"
+
+
+def _unsure(value: float, low: float) -> bool:
+    return bool(np.isfinite(value) and np.isnan(low))
+
+
+def closing_lines(found: Edge) -> list[str]:
+    """What the table rests on, a line each."""
+    return [
+        *_what(found),
+        *_reasons(found),
+        *_crossing_lines(found),
+        *_epoch_lines(found),
+        f"full batch: {found.label}",
+        realized_line(found),
+        *found.source.caution,
+    ]
+
+
+def realized_line(found: Edge) -> str:
+    """How many steps raised their own loss."""
+    return str(found.realized) or "realized edge: none was recorded in this run"
+
+
+def _what(found: Edge) -> list[str]:
+    curvature = "GGN of each example" + (", P frozen" if found.preconditioned else "")
+    told = (
+        "η_ms: learning rate at which second moments of a small deviation cease to decay; "
+        f"curvature: {curvature}, which is its Hessian where the data are fitted"
+    )
+    why = found.batches.why_reference
+    return [told, f"a reference, not this run's threshold: {why}"] if why else [told]
+
+
+def _reasons(found: Edge) -> list[str]:
+    """Why something is not told, a line for each reason."""
+    steps: dict[str, list[int]] = {}
+    for point in found.points:
+        if point.reason:
+            steps.setdefault(point.reason, []).append(point.step)
+    return [f"not told {_at(some, found)}: {reason}" for reason, some in steps.items()]
+
+
+def _at(steps: list[int], found: Edge) -> str:
+    if len(steps) == len(found.points):
+        return "at any checkpoint"
+    shown = ", ".join(map(str, steps[:5])) + (", ..." if len(steps) > 5 else "")
+    return f"in full at {counted(len(steps), 'checkpoint')} ({shown})"
+
+
+def _crossing_lines(found: Edge) -> list[str]:
+    """Where 1 is crossed by η over the threshold."""
+    sides = found.column("side")
+    undecided = int(np.sum(sides == 0))
+    told = [
+        f"{counted(len(found.crossings), 'crossing')}, {EVENT}; η / η_ms certified below 1 at "
+        f"{np.sum(sides < 0)}, above at {np.sum(sides > 0)} of "
+        f"{counted(len(sides), 'checkpoint')}, {undecided} undecided"
+    ]
+    for crossing in found.crossings:
+        unsure = ", with checkpoints on neither side in between" * (crossing.state != "certain")
+        told.append(
+            f"{crossing.direction} between steps {crossing.step_before} and {crossing.step_after}: "
+            f"η / η_ms {_number(crossing.ratio_before)} to {_number(crossing.ratio_after)}{unsure}"
+        )
+    return told
+
+
+def _epoch_lines(found: Edge) -> list[str]:
+    """What is known of shuffled epochs, if that was asked for."""
+    if not found.config.epochs:
+        return [
+            "shuffled epochs: not told; --epochs enumerates their orders where these are few"
+        ] * (found.batches.sampling == "epochs" and not found.batches.whole)
+    reasons = list(dict.fromkeys(point.epochs_reason for point in found.points))
+    lines = [f"shuffled epochs: not told: {reason}" for reason in reasons if reason]
+    known = [point for point in found.points if np.isfinite(point.epochs_high)]
+    return lines + [
+        f"shuffled epochs, by enumeration, at step {point.step}: η at most "
+        f"{_interval(point.epochs_low, point.epochs_high)}, {SIDES[point.epochs_side]} at "
+        f"{_number(point.learning_rate)}"
+        for point in known
+    ]
+
+
+def verdict(found: Edge) -> tuple[str, list[str]]:
+    """Whether a run stayed below the mean-square threshold of its own batches, and the words.
+
+    `above`: certified at one checkpoint at least. `below`: certified at each step, all of them
+    being checkpoints that were looked at, of a run that did not diverge. `undecided` otherwise, and
+    of each reason a line. Of shuffled epochs nothing but their enumeration decides.
+    """
+    sides = found.deciding_sides
+    told = [realized_line(found), *_ratio_lines(found)]
+    flips = "flips and cycles are not told: each update is that of other examples"
+    if np.any(sides > 0):
+        first = found.steps[sides > 0][0]
+        above = (
+            f"unstable in mean square at {np.sum(sides > 0)} of "
+            f"{counted(len(sides), 'checkpoint')}, first at step {first}"
+        )
+        return "above", [above, *told, flips]
+    reasons = list(_undecided(found, sides))
+    if reasons:
+        lines = [f"cannot be told: {reason}" for reason in reasons]
+        return "undecided", [*lines, *told, flips]
+    below = f"stable in mean square at each of {counted(len(sides), 'step')}"
+    return "below", [below, *told, flips]
+
+
+def _ratio_lines(found: Edge) -> list[str]:
+    """The range of η over its threshold, at the checkpoints at which it is known."""
+    low, high = found.ratio.T
+    known = np.isfinite(low) & np.isfinite(high)
+    if not np.any(known):
+        return _reasons(found)[:1]
+    least, most = np.argmin(np.where(known, low, np.inf)), np.argmax(np.where(known, high, -np.inf))
+    name = "η / η_ms" if found.batches.is_threshold else "η / η_ms (a reference)"
+    return [
+        f"{name} from {_interval(low[least], high[least])} at step {found.steps[least]} to "
+        f"{_interval(low[most], high[most])} at step {found.steps[most]}, at "
+        f"{counted(int(np.sum(known)), 'checkpoint')}; batches of {found.batches.size} of "
+        f"{found.batches.num_examples} drawn independently"
+    ]
+
+
+def _undecided(found: Edge, sides: np.ndarray) -> Iterable[str]:
+    """Why it cannot be told that a run was stable which was not seen to be unstable."""
+    epochs = found.batches.own and found.batches.sampling == "epochs"
+    if not found.batches.is_threshold and not (epochs and np.any(sides)):
+        yield found.batches.why_reference
+        return
+    if found.source.status == "diverged":
+        yield "the run diverged, though it was not seen to be unstable at these checkpoints"
+    elif found.source.status == "running":
+        yield "the run is still being written, or its writer was killed"
+    if np.any(sides == 0):
+        steps = found.steps[sides == 0]
+        yield (f"on neither side at {counted(len(steps), 'checkpoint')}, first at step {steps[0]}")
+    missing = found.span[1] - found.span[0] + 1 - len(found.points)
+    if missing > 0:
+        yield (
+            f"nothing is known of the {counted(missing, 'step')} that are no checkpoints, or were "
+            "not looked at (--checkpoints)"
+        )
