@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -146,7 +147,7 @@ def compare(places: Sequence[Neighbourhood]) -> Iterator[Comparison]:
             yield Comparison(
                 f"{place.name}, B = {each.batch_size}: steps with ζ > 1, by η/η_ms",
                 None,
-                _by_rate(each, [_percent(np.nanmean(row)) for row in _known(each.raised)]),
+                _by_rate(each, [_percent(float(np.nanmean(row))) for row in _known(each.raised)]),
                 f"η_ms in [{each.stable:.6g}, {each.unstable:.6g}]",
             )
 
@@ -318,7 +319,7 @@ def make(task: Task) -> Page:
                 "initial values.",
             ),
         ),
-        made=task.made(NAME, provenance(), _facts(task, places, size)),
+        made=task.made(NAME, json.loads(provenance()), _facts(task, places, size)),
     )
 
 

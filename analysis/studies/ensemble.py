@@ -181,7 +181,9 @@ class Ensemble:
     """
 
     def __init__(
-        self, configs: Sequence[RunConfig], params: Float[Array, " params"] | None = None
+        self,
+        configs: Sequence[RunConfig],
+        params: Float[Array | np.ndarray, " params"] | None = None,
     ) -> None:
         """Loads the data and draws the initial parameters.
 
