@@ -77,9 +77,9 @@ def _minimised(config: RunConfig) -> dict[str, Any]:
     found = least_squares(
         lambda params: np.asarray(outputs(params)) - wanted,
         initial,
-        lambda params: np.asarray(jacobian(params)),
+        lambda params: np.asarray(jacobian(params)),  # type: ignore[arg-type]  # SciPy says str
         method="trf",
-        ftol=None,
+        ftol=1e-15,
         xtol=1e-12,
         gtol=1e-12,
         max_nfev=500,
