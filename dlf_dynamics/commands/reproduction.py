@@ -31,6 +31,7 @@ class Reproduce:
       cascade                periods 2, 4, 8 and irregular in each burst, with exponents
       under-parameterised    who learns with few parameters, by width and learning rate
       over-parameterised     held-out accuracy of a wide network
+      stochastic-edge        where SGD leaves a minimum, by learning rate and batch size
       deeper-and-wider       Hessian of the static loss at the end and at equal loss
       width-learning-rate    loss and curvature by width, learning rate and loss
       cifar10-myrtle5        a sweep on CIFAR-10, its protocol inferred from a script; needs --data
@@ -54,6 +55,7 @@ class Reproduce:
             "cascade",
             "under-parameterised",
             "over-parameterised",
+            "stochastic-edge",
             "deeper-and-wider",
             "width-learning-rate",
             "cifar10-myrtle5",
