@@ -178,7 +178,7 @@ class RunConfig:
     the update are float32."""
     edge_every: int = 11
     """Steps between those whose realized edge is evaluated, which tells whether a step raised its
-    own loss; 1 evaluates all (a step then takes up to half as long again), 0 none. An oscillation
+    own loss; 1 evaluates all (a step then takes about half as long again), 0 none. An oscillation
     of period 2 has the realized edge above 1 at every other step: an even number would see one half
     of it only, an odd number sees both."""
     prng: Literal["modern", "legacy"] = "modern"

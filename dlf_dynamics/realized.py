@@ -138,13 +138,11 @@ def loss_change(
     # The loss is linear in the losses: its derivatives are what each of them counts.
     weights = jax.grad(problem.weigh)(jnp.zeros(losses.shape, losses.dtype), step)
     parts = _difference(problem.criterion, outputs, following, problem.targets, weights)
-    largest = jnp.maximum(jnp.max(jnp.abs(outputs)), jnp.max(jnp.abs(following)))
-    moved = jnp.abs(following - outputs)
-    of_slopes = jnp.sum(moved * parts.own) + (1 + 2 * largest) * jnp.sum(moved * parts.slopes)
+    largest = jnp.max(jnp.maximum(jnp.abs(outputs), jnp.abs(following)))
     return Change(
         found.value + parts.value,
         found.error + parts.error + _ROUNDINGS * largest * parts.pull,
-        found.slope_error + of_slopes,
+        found.slope_error + parts.own + (1 + 2 * largest) * parts.slopes,
     )
 
 
@@ -155,9 +153,8 @@ class _Parts(NamedTuple):
         value: Σ w (ℓ(f') - ℓ(f)).
         error: of it for outputs that are exact, in units of the rounding of a number.
         pull: at least Σ |w ∂ℓ/∂f|, of f and f' together.
-        slopes: |w ∂ℓ/∂f| of f, in the shape of the outputs.
-        own: rounding of w ∂ℓ/∂f that does not become smaller with it, in the same shape or one
-            number.
+        slopes: Σ |w ∂ℓ/∂f| |f' - f| of f.
+        own: the same of the rounding of w ∂ℓ/∂f that does not become smaller with it.
     """
 
     value: Array
@@ -197,8 +194,8 @@ def _subtracted(
         jnp.sum(weights * (pair[1] - pair[0])),
         jnp.sum(sizes * terms),
         jnp.sum(slopes[0] + slopes[1]),
-        slopes[0],
-        jnp.max(sizes) * (1 + 2 * largest),
+        jnp.sum(slopes[0] * jnp.abs(after - before)),
+        jnp.max(sizes) * (1 + 2 * largest) * jnp.sum(jnp.abs(after - before)),
     )
 
 
@@ -225,15 +222,16 @@ def _of_softmax(before: Array, after: Array, labels: Array, weights: Array) -> _
         wide = jnp.max(jnp.abs(ahead)) + jnp.max(jnp.abs(ahead_after))
         return losses_after - losses, jnp.ones_like(before), jnp.sum(sizes) * (4 + 2 * wide)
 
-    farthest = jnp.maximum(jnp.max(ahead), jnp.max(ahead_after))
+    farthest = jnp.max(jnp.maximum(ahead, ahead_after))
     changes, shares, lost = jax.lax.cond(farthest < _FAR, closed, subtracted)
     slopes = sizes * shares
     of_slopes, of_changes = jnp.sum(slopes), jnp.sum(sizes * jnp.abs(changes))
     # Of what was subtracted, a part of each loss is lost: as much as that of its slopes, or less.
     error, pull = lost + 4 * (of_slopes + of_changes), 4 * of_slopes + 2 * of_changes
     # The gradient is that of the usual form: of a derivative p - 1 it has the digits that 1 leaves.
-    own = sizes[..., None]
-    return _Parts(jnp.sum(weights * changes), error, pull, jnp.moveaxis(slopes, 0, -1), own)
+    moved = jnp.abs(after - before)
+    bent, own = jnp.sum(slopes * moved), jnp.sum(sizes * moved)
+    return _Parts(jnp.sum(weights * changes), error, pull, bent, own)
 
 
 def _of_squares(factor: float, *, summed: bool) -> Callable[..., _Parts]:
@@ -249,7 +247,8 @@ def _of_squares(factor: float, *, summed: bool) -> Callable[..., _Parts]:
         slopes = 2 * sizes * jnp.abs(missed)
         pull = 2 * jnp.sum(slopes) + 2 * jnp.sum(sizes * jnp.abs(moved))
         own = 2 * sizes * (jnp.abs(before) + jnp.abs(missed))
-        return _Parts(jnp.sum(changes), 4 * jnp.sum(jnp.abs(changes)), pull, slopes, own)
+        error, far = 4 * jnp.sum(jnp.abs(changes)), jnp.abs(moved)
+        return _Parts(jnp.sum(changes), error, pull, jnp.sum(slopes * far), jnp.sum(own * far))
 
     return parts
 

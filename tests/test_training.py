@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dlf_dynamics import training
+from dlf_dynamics.analysis.spectra.replay import Replay
 from dlf_dynamics.config import (
     DataConfig,
     LossConfig,
@@ -424,3 +425,19 @@ def test_a_mini_batch_step_is_replayed_from_the_file_whatever_jax_is_set_to(tmp_
         with jax.threefry_partitionable(partitionable):
             _, row = run.dynamics.step(run.state(point))
         assert float(row[0]) == pytest.approx(run.scalars["loss"][10], rel=1e-13)
+
+
+@pytest.mark.parametrize("case", ["heavy-ball", "adam"])
+def test_looking_at_realized_edges_leaves_the_run_what_it_is(tmp_path, case):
+    looked, plain = (
+        train(replace(CASES[case], checkpoint_every=7, edge_every=every), tmp_path / f"{every}.h5")
+        for every in (1, 0)
+    )
+    same = np.array_equal if case == "heavy-ball" else np.allclose  # Adam but for the last bits
+    assert same(looked.parameters(), plain.parameters())
+    assert looked.edges.evaluated == 61
+    for run in (looked, plain):
+        replay = Replay(run)
+        for _ in replay.stretches(0, 61):
+            pass
+        assert replay.exact

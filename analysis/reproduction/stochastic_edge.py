@@ -43,7 +43,7 @@ SOURCE = (
 
 CLAIM = Published("stable in mean square exactly below η_ms", "theorem")
 
-RATES = {"digits": 0.1, "spiral": 0.1}
+RATES = {"digits": 0.02, "spiral": 0.05}
 """Learning rates of the runs from initial values, by data."""
 
 INTERPOLATES = 1e-12

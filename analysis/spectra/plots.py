@@ -330,7 +330,7 @@ def _with_content(run: Run, spectrum: Spectrum | None) -> dict[Panel, bool]:
         draw_sharpness: spectrum is not None and spectrum.hessian.ends.top > 0,
         draw_smallest: spectrum is not None and spectrum.hessian.ends.bottom > 0,
         draw_ntk: spectrum is not None and spectrum.ntk is not None,
-        draw_realized_edge: known[EDGE[0]],
+        draw_realized_edge: known.get(EDGE[0], False),
     }
 
 

@@ -16,6 +16,7 @@ from dlf_dynamics.analysis.report.view import distinct, heights
 from dlf_dynamics.analysis.spectra import plots
 from dlf_dynamics.analysis.spectra.overlay import Overlaid, overlay_figure
 from dlf_dynamics.analysis.spectra.spectrum import load_spectrum, save_spectrum
+from dlf_dynamics.analysis.spectra.zoom import default_zoom
 from dlf_dynamics.analysis.style import Points
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.errors import FileError
@@ -93,7 +94,7 @@ def test_text_of_others_is_drawn_as_text(name, small, trained, analysed, tmp_pat
 def test_a_run_with_a_burst_gets_a_zoom_around_it(eventful, trained, analysed):
     run, spectrum = trained(eventful), analysed(eventful)
     (burst,) = spectrum.bursts
-    zoom = plots.default_zoom(run, spectrum)
+    zoom = default_zoom(run, spectrum)
     assert zoom is not None
     assert 0 <= zoom[0] < burst.burst_start < burst.burst_end < zoom[1] <= 1000
     figure = plots.run_figure(run, spectrum)
@@ -107,7 +108,7 @@ def test_figures_are_whole_on_every_page(eventful, trained, analysed, require_wh
 
 
 def test_a_run_without_bursts_has_no_zoom(small, trained, analysed):
-    assert plots.default_zoom(trained(small), analysed(small)) is None
+    assert default_zoom(trained(small), analysed(small)) is None
 
 
 def test_a_chosen_zoom_is_shown(small, trained, analysed):
@@ -339,7 +340,7 @@ def test_a_threshold_is_not_drawn_beside_what_it_does_not_apply_to(small, traine
 def test_a_zoom_that_is_nearly_the_whole_run_is_left_out(eventful, trained, analysed):
     spectrum = analysed(eventful)
     wide = replace(spectrum.bursts[0], burst_start=100, burst_end=900)
-    assert plots.default_zoom(trained(eventful), replace(spectrum, oscillations=[wide])) is None
+    assert default_zoom(trained(eventful), replace(spectrum, oscillations=[wide])) is None
 
 
 def test_a_run_that_diverges_is_drawn_and_named_so(small, trained):
