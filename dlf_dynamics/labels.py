@@ -26,6 +26,9 @@ LOSS = "nats or squared outputs"
 CURVATURE = "loss per squared parameter (preconditioned: per parameter)"
 """Units of a Hessian's eigenvalues and of what they are compared with."""
 
+RATE = "squared parameters per loss (preconditioned: parameters)"
+"""Units of a learning rate."""
+
 KERNEL = "squared outputs per squared parameter"
 """Units of the eigenvalues of a tangent kernel."""
 
@@ -52,8 +55,12 @@ _UNITS = {
         *("best_validation_accuracy", "gate_flips", "seen_in_loss", "realized_above"),
         *("Instability.period_2", "Instability.period_4", "Instability.period_8"),
         *("Instability.irregular", "Instability.alignment", "UnstableDirection.alignment"),
+        "EdgePoint.kept",
     ),
     CURVATURE: (
+        *("EdgePoint.sharpness", "EdgePoint.sharpness_low", "EdgePoint.sharpness_high"),
+        *("EdgePoint.ggn", "EdgePoint.ggn_low", "EdgePoint.ggn_high", "EdgePoint.full_batch"),
+        *("EdgePoint.batch_sharpness", "EdgePoint.batch_sharpness_error"),
         *(
             "thresholds",
             "FullBatchReference.values",
@@ -64,6 +71,10 @@ _UNITS = {
         *("Eigenvalues.eigenvalues", "Eigenvalues.residuals", "Eigenvalues.intervals"),
         *("UnstableDirection.sharpness", "UnstableDirection.low", "UnstableDirection.high"),
         *("Eigenvalues.upper_bound", "Eigenvalues.lower_bound", "Eigenvalues.rank_bounds"),
+    ),
+    RATE: (
+        *("EdgePoint.learning_rate", "EdgePoint.threshold_low", "EdgePoint.threshold_high"),
+        *("EdgePoint.epochs_low", "EdgePoint.epochs_high"),
     ),
     KERNEL: (
         *("NTKSpectrum.eigenvalues", "NTKSpectrum.residuals", "NTKSpectrum.intervals"),
