@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from dlf_dynamics.errors import ConfigError, shown
 from dlf_dynamics.memory import bytes_of
-from dlf_dynamics.ranges import MOST_SEED, MOST_STEPS, violations
+from dlf_dynamics.ranges import check_counts, violations
 from dlf_dynamics.spans import plane_of, require_whole, span_of
 
 DatasetName = Literal["spiral", "swiss-roll", "blobs", "digits", "mnist", "cifar10", "npz"]
@@ -267,7 +267,7 @@ class SpectrumConfig:
         if self.max_memory is not None:
             bytes_of(self.max_memory)
         counts = {"every": 1, "k": 1, "ntk_examples": 0, "batch_size": 1}
-        _check_counts(self, counts | dict.fromkeys(_SPREAD, 1) | {"max_matvecs": 1})
+        check_counts(self, counts | dict.fromkeys(_SPREAD, 1) | {"max_matvecs": 1})
         span_of(self.steps, "steps")
         if self.above is not None and not self.above > 0:
             raise ConfigError(f"above is {self.above}; expected a fraction above 0, or none")
@@ -337,7 +337,7 @@ class BifurcationConfig:
     def __post_init__(self) -> None:
         span_of(self.steps, "steps")
         counts = {"every": 1, "max_matvecs": 4, "horizon": 20, "pulse_modes": 1}
-        _check_counts(self, counts)
+        check_counts(self, counts)
         for key in ("pulses", "cycles"):
             if getattr(self, key) not in ("auto", "none"):
                 require_whole(getattr(self, key), key)
@@ -377,8 +377,8 @@ class ExplainConfig:
     """Seed of the random start vectors."""
 
     def __post_init__(self) -> None:
-        _check_counts(self, {"step": 0, "window": 1, "reach": 1, "every": 1, "k": 1})
-        _check_counts(self, {"max_matvecs": 2 * self.k + 2})
+        check_counts(self, {"step": 0, "window": 1, "reach": 1, "every": 1, "k": 1})
+        check_counts(self, {"max_matvecs": 2 * self.k + 2})
         if self.tol is not None and not 0 < self.tol < 1:
             raise ConfigError(f"tol is {self.tol}; expected a number between 0 and 1")
 
@@ -410,7 +410,7 @@ class EdgeConfig:
     def __post_init__(self) -> None:
         span_of(self.steps, "steps")
         counts = {"checkpoints": 1, "batch_size": 1, "max_rank": 1, "max_matvecs": 4}
-        _check_counts(self, counts)
+        check_counts(self, counts)
         if not 1e-9 <= self.tol < 1:
             raise ConfigError(f"tol is {self.tol}; expected at least 1e-9 and less than 1")
 
@@ -439,7 +439,7 @@ class ImportConfig:
     Where checkpoints hold them, they are compared, and this need not be said."""
 
     def __post_init__(self) -> None:
-        _check_counts(self, {"steps_per_number": 1})
+        check_counts(self, {"steps_per_number": 1})
         try:
             re.compile(self.ignore or "")
         except re.error as error:
@@ -447,16 +447,3 @@ class ImportConfig:
 
 
 _STEPS = r"[0-9]{1,18}(,[0-9]{1,18})*"
-
-
-def _check_counts(config: Any, least: dict[str, int]) -> None:
-    """Refuses counts, and the seed if there is one, that are out of their range."""
-    for key, low in least.items():
-        value = getattr(config, key)
-        if value is not None and value < low:
-            raise ConfigError(f"{key} is {shown(value)}; expected at least {low}")
-        if value is not None and value > MOST_STEPS:
-            raise ConfigError(f"{key} is {shown(value)}; expected at most {MOST_STEPS:,}")
-    seed = getattr(config, "seed", 0)
-    if not 0 <= seed <= MOST_SEED:
-        raise ConfigError(f"seed is {shown(seed)}; expected 0 to {MOST_SEED}")

@@ -26,6 +26,9 @@ LOSS = "nats or squared outputs"
 CURVATURE = "loss per squared parameter (preconditioned: per parameter)"
 """Units of a Hessian's eigenvalues and of what they are compared with."""
 
+RATE = "squared parameters per loss (preconditioned: parameters)"
+"""Units of a learning rate."""
+
 KERNEL = "squared outputs per squared parameter"
 """Units of the eigenvalues of a tangent kernel."""
 
@@ -54,8 +57,12 @@ _UNITS = {
         *("Instability.irregular", "Instability.alignment", "UnstableDirection.alignment"),
         *("ClassShare.share", "LayerShare.share", "GradientChange.linear", "GradientChange.within"),
         *("GradientChange.pieces", "GradientChange.left"),
+        "EdgePoint.kept",
     ),
     CURVATURE: (
+        *("EdgePoint.sharpness", "EdgePoint.sharpness_low", "EdgePoint.sharpness_high"),
+        *("EdgePoint.ggn", "EdgePoint.ggn_low", "EdgePoint.ggn_high", "EdgePoint.full_batch"),
+        *("EdgePoint.batch_sharpness", "EdgePoint.batch_sharpness_error"),
         *(
             "thresholds",
             "FullBatchReference.values",
@@ -71,6 +78,10 @@ _UNITS = {
         *("Around.values", "ClassShare.curvature", "Pieces.phases", "GradientChange.secant"),
         *("GradientChange.linear_curvature", "GradientChange.within_curvature"),
         "GradientChange.pieces_curvature",
+    ),
+    RATE: (
+        *("EdgePoint.learning_rate", "EdgePoint.threshold_low", "EdgePoint.threshold_high"),
+        *("EdgePoint.epochs_low", "EdgePoint.epochs_high"),
     ),
     KERNEL: (
         *("NTKSpectrum.eigenvalues", "NTKSpectrum.residuals", "NTKSpectrum.intervals"),

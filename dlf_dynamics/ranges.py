@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from dlf_dynamics.errors import ConfigError, shown
+
 if TYPE_CHECKING:
     from dlf_dynamics.config import OptimizerConfig, RunConfig
 
@@ -120,3 +122,20 @@ def _fractions(optimizer: OptimizerConfig) -> Iterator[Violation]:
     decaying = optimizer.learning_rate_schedule == "exponential"
     if decaying and optimizer.final_learning_rate <= 0:
         yield optimizer.final_learning_rate, "optimizer.final_learning_rate", "a number above 0"
+
+
+def check_counts(config: Any, least: dict[str, int]) -> None:
+    """Refuses counts of the configuration of an analysis, and its seed, that are out of range.
+
+    Raises:
+        ConfigError: when one is.
+    """
+    for key, low in least.items():
+        value = getattr(config, key)
+        if value is not None and value < low:
+            raise ConfigError(f"{key} is {shown(value)}; expected at least {low}")
+        if value is not None and value > MOST_STEPS:
+            raise ConfigError(f"{key} is {shown(value)}; expected at most {MOST_STEPS:,}")
+    seed = getattr(config, "seed", 0)
+    if not 0 <= seed <= MOST_SEED:
+        raise ConfigError(f"seed is {shown(seed)}; expected 0 to {MOST_SEED}")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -92,7 +91,6 @@ class Edge(Shown):
     crossings: list[EdgeCrossing]
     realized: EdgeCounts
     told_by = "edge"
-    words = MappingProxyType({})
     __repr__ = brief
 
     def column(self, name: str) -> np.ndarray:

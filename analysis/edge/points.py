@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,9 @@ _SAMPLES = 200
 """Batches that are drawn to measure their sharpness, where it is not exact."""
 
 _NAN = float("nan")
+
+SIDES = MappingProxyType({-1: "stable", 0: "not told", 1: "unstable"})
+"""What sides of a threshold are called."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class EdgePoint:
     kept: float = _NAN
     reason: str = ""
     epochs_reason: str = ""
+    words = MappingProxyType({"side": SIDES, "epochs_side": SIDES})
 
 
 class Rule(NamedTuple):

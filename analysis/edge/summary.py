@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from dlf_dynamics.analysis.edge.edge import EVENT, Edge
+from dlf_dynamics.analysis.edge.points import SIDES
 from dlf_dynamics.analysis.spectra.checkpoints import evenly
 from dlf_dynamics.errors import counted
 from dlf_dynamics.jsontypes import finite
@@ -19,8 +20,6 @@ COLUMNS = ("step", "η", "η_ms", "η/η_ms", "side", "λ(GGN)", "λ(H)", "full"
 
 _MOST_ROWS = 30
 """Checkpoints that the table shows."""
-
-SIDES = {-1: "stable", 0: "not told", 1: "unstable"}
 
 
 def as_dict(found: Edge) -> dict[str, Any]:

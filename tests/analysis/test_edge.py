@@ -252,7 +252,11 @@ def test_a_schedule_counts_step_by_step_and_at_rest_nothing_is_unstable(schedule
     ("optimizer", "told"),
     [
         (OptimizerConfig("adam", learning_rate=0.01), ""),
-        (OptimizerConfig("heavy-ball", learning_rate=0.1, momentum=0.5), ""),
+        pytest.param(
+            OptimizerConfig("heavy-ball", learning_rate=0.1, momentum=0.5),
+            "",
+            marks=pytest.mark.slow,
+        ),
         (OptimizerConfig("nesterov", learning_rate=0.1, momentum=0.5), "Nesterov's momentum"),
     ],
     ids=["adam", "heavy-ball", "nesterov"],
@@ -313,6 +317,7 @@ def test_a_loss_alone_has_no_batches(tmp_path):
         compute_edge(run)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_and_weights_that_are_0_are_told(tiny, trained):
     wild = replace(tiny, optimizer=OptimizerConfig(learning_rate=1e6), checkpoint_every=1)
     run = trained(wild)
