@@ -40,13 +40,18 @@ class Batches:
         """Whether each batch is of all examples, so that it does not matter how it is drawn."""
         return self.size == self.num_examples
 
+    def __str__(self) -> str:
+        if self.whole:
+            return f"full batch of {self.num_examples}"
+        return f"batches of {self.size} of {self.num_examples} drawn independently"
+
     @property
     def why_reference(self) -> str:
         """Why it is a reference and no threshold of the run; empty where it is one."""
         if self.is_threshold:
             return ""
         if not self.own:
-            return f"the run has other batches; told of batches of {self.size} drawn independently"
+            return f"the run has other batches; told of {self}"
         if self.sampling == UNKNOWN:
             return "how the run's batches are drawn is not known; it holds if independently"
         return (
@@ -75,7 +80,7 @@ def batches_of(run: Run, config: EdgeConfig) -> Batches:
     if asked is None and size is None:
         raise ConfigError(
             f"{run.path} was recorded of mini-batches, and does not tell how many examples are in "
-            "one; say it with --batch-size"
+            "one; say it with `dlf-dynamics edge --batch-size`"
         )
     chosen = size if asked is None else asked
     assert chosen is not None

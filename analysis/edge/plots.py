@@ -77,10 +77,7 @@ def edge_figure(run: Run, found: Edge) -> Figure:
 def _title(found: Edge) -> str:
     batches = found.batches
     told = "mean-square threshold" if batches.is_threshold else "mean-square reference (dashed)"
-    drawn = "" if batches.whole else " drawn independently"
-    words = f"{told}, batches of {batches.size} of {batches.num_examples}{drawn}"
-    why = batches.why_reference
-    return "\n".join(filter(None, [found.subject, words, why]))
+    return "\n".join(filter(None, [found.subject, f"{told}, {batches}", batches.why_reference]))
 
 
 def _draw_loss(ax: Axes, run: Run, found: Edge) -> None:

@@ -51,8 +51,7 @@ def points_table(found: Edge) -> Table:
     operator = "P⁻¹" if found.preconditioned else ""
     told = "threshold" if found.batches.is_threshold else "reference"
     table = Table(
-        title=f"Mean-square {told}, batches of {found.batches.size} of "
-        f"{found.batches.num_examples} drawn independently",
+        title=f"Mean-square {told}, {found.batches}",
         caption="η_ms: the two ends of its certified interval; side: of η; λ: largest eigenvalue "
         f"of {operator}GGN and {operator}H of all examples (*: not converged); full: "
         "critical eigenvalue of the full-batch update; batch: batch sharpness, a measurement"
@@ -61,7 +60,7 @@ def points_table(found: Edge) -> Table:
         padding=(0, 1, 0, 0),
     )
     for heading in COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", overflow="fold")  # no digit is hidden
     for row in rows:
         point = found.points[int(row)]
         table.add_row(
@@ -122,18 +121,19 @@ def _what(found: Edge) -> list[str]:
 
 def _reasons(found: Edge) -> list[str]:
     """Why something is not told, a line for each reason."""
-    steps: dict[str, list[int]] = {}
+    steps: dict[tuple[str, str], list[int]] = {}
     for point in found.points:
         if point.reason:
-            steps.setdefault(point.reason, []).append(point.step)
-    return [f"not told {_at(some, found)}: {reason}" for reason, some in steps.items()]
+            missing = "no interval of η_ms" if point.side else "nothing of η_ms is told"
+            steps.setdefault((missing, point.reason), []).append(point.step)
+    return [f"{missing} {_at(some, found)}: {why}" for (missing, why), some in steps.items()]
 
 
 def _at(steps: list[int], found: Edge) -> str:
     if len(steps) == len(found.points):
         return "at any checkpoint"
     shown = ", ".join(map(str, steps[:5])) + (", ..." if len(steps) > 5 else "")
-    return f"in full at {counted(len(steps), 'checkpoint')} ({shown})"
+    return f"at {counted(len(steps), 'checkpoint')} ({shown})"
 
 
 def _crossing_lines(found: Edge) -> list[str]:
@@ -207,8 +207,7 @@ def _ratio_lines(found: Edge) -> list[str]:
     return [
         f"{name} from {_interval(low[least], high[least])} at step {found.steps[least]} to "
         f"{_interval(low[most], high[most])} at step {found.steps[most]}, at "
-        f"{counted(int(np.sum(known)), 'checkpoint')}; batches of {found.batches.size} of "
-        f"{found.batches.num_examples} drawn independently"
+        f"{counted(int(np.sum(known)), 'checkpoint')}; {found.batches}"
     ]
 
 

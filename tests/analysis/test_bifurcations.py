@@ -392,7 +392,9 @@ def test_a_kind_or_the_reason_why_there_is_none(found):
     assert "kind of 1, 3 not told: a second one" in closing_lines(some)
 
 
-def test_a_mini_batch_run_gets_no_threshold_and_an_adaptive_one_the_words(small, trained):
+def test_a_mini_batch_run_gets_no_threshold_and_an_adaptive_one_the_words(
+    small, trained, require_schema
+):
     fast = OptimizerConfig(learning_rate=3.0)
     run = trained(replace(small, batch_size=4, optimizer=fast))
     batches = compute_bifurcations(run, CONFIG)
@@ -404,6 +406,12 @@ def test_a_mini_batch_run_gets_no_threshold_and_an_adaptive_one_the_words(small,
     assert np.all(np.isnan(batches.thresholds))
     assert batches.crossings == []
     assert verdict(batches)[0] == "undecided"
+    assert batches.edge is not None
+    assert np.all(batches.edge.column("side") != 0)
+    text = "\n".join(closing_lines(batches))
+    assert str(run.edges) in text
+    assert "η / η_ms (a reference) from" in text
+    require_schema(as_dict(batches), "bifurcations")
     adam = OptimizerConfig("adam", learning_rate=0.01)
     found = compute_bifurcations(trained(replace(small, optimizer=adam)), CONFIG)
     assert "frozen preconditioner" in found.label

@@ -271,7 +271,8 @@ def test_of_other_optimizers_the_side_or_the_reason_and_all_else(optimizer, told
         assert np.isfinite(point.full_batch)
         assert np.isfinite(point.batch_sharpness) != (optimizer.name == "adam")
     if told:
-        assert any(line.startswith("not told at any checkpoint") for line in closing_lines(found))
+        told_of = "nothing of η_ms is told at any checkpoint: "
+        assert any(line.startswith(told_of) for line in closing_lines(found))
         assert any(told in line for line in verdict(found)[1])
 
 
