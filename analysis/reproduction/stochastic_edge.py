@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from dlf_dynamics.analysis.edge.edge import Edge
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from dlf_dynamics.analysis.edge.edge import Edge
 from dlf_dynamics.analysis.reproduction.escapes import (
     FROM_MINIMUM,
     Escapes,
