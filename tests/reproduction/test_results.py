@@ -1,6 +1,7 @@
 """Pages made of studies whose numbers are made up, so that what must be found is known."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from dlf_dynamics.analysis.reproduction import (
     over_parameterised,
     spiral_phase_diagram,
     spiral_study,
+    stochastic_edge,
     under_parameterised,
     width_learning_rate,
     width_study,
@@ -21,6 +23,7 @@ from dlf_dynamics.analysis.reproduction import (
 from dlf_dynamics.analysis.reproduction.bursts import Burst, bursts_of
 from dlf_dynamics.analysis.reproduction.cascade import Cascade, Exponent
 from dlf_dynamics.analysis.reproduction.deeper_and_wider import Place
+from dlf_dynamics.analysis.reproduction.escapes import Escapes, minimum_of
 from dlf_dynamics.analysis.reproduction.grids import Grid
 from dlf_dynamics.analysis.reproduction.spiral_study import SpiralRuns
 from dlf_dynamics.analysis.reproduction.task import Task
@@ -374,3 +377,52 @@ def test_the_page_says_how_many_bursts_cascade_and_shows_no_chaos_that_is_none()
     rows = list(cascade.compare([fast]))
     assert "no chaos" not in row(rows, "exponents where the run is irregular").difference
     assert cascade.draw([slow, fast]) is not None
+
+
+class Neighbourhood(NamedTuple):
+    """What a comparison reads of runs near a minimum."""
+
+    found: tuple
+    quiet: bool
+    name: str = "digits"
+
+    @property
+    def interpolates(self):
+        return self.quiet
+
+    def noiseless(self, found):
+        return self.quiet
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "told"),
+    [
+        ((0.9, 0.5), (7.0, 5.0), "agrees on both sides"),
+        ((0.9, 0.5), (7.0, 0.2), "agrees below; above, some runs shrink while the moment grows"),
+        ((0.9, 1.1), (7.0, np.inf), "contradicts: runs moved away below the line"),
+    ],
+)
+def test_below_the_mean_square_threshold_no_run_may_move_away(below, above, told):
+    rates, raised = np.array([0.8, 1.25]), np.full((2, 2), np.nan)
+    found = Escapes(1, 0.1, 0.1001, rates, np.array([below, above]), raised)
+    moved, steps = stochastic_edge.compare([Neighbourhood((found,), quiet=True)])
+    share = np.mean(np.array(below) > 1)
+    assert moved.measured.startswith(f"0.8: {share:.0%}; 1.25: ")
+    assert moved.difference == told
+    assert steps.measured == "0.8: none defined; 1.25: none defined"
+
+
+def test_with_noise_at_the_minimum_no_line_is_expected():
+    found = Escapes(1, 0.1, 0.1001, np.array([0.8]), np.array([[30.0, 50.0]]), np.ones((1, 2)))
+    moved, steps = stochastic_edge.compare([Neighbourhood((found,), quiet=False)])
+    assert moved.published is None
+    assert moved.measured == "0.8: 40"
+    assert steps.measured == "0.8: 100%"
+
+
+def test_a_minimum_that_interpolates_is_found(tmp_path):
+    size = stochastic_edge._SIZES["tiny"]
+    config = stochastic_edge.networks(replace(size, examples=4))["digits"]
+    minimum = minimum_of(Task(tmp_path), config, "minimum")
+    outputs = np.asarray(minimum.problem.outputs(jnp.asarray(minimum.params)))
+    np.testing.assert_allclose(outputs, np.eye(4)[minimum.problem.targets], atol=1e-9)

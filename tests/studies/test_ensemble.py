@@ -311,3 +311,10 @@ def test_a_threshold_is_told_of_what_an_optimizer_does_and_not_of_its_name(monke
         return
     assert found.threshold == pytest.approx(38 / 2.8 / 0.0123, rel=1e-9)
     assert abs(found.preconditioned_sharpness / found.sharpness - 1) > 0.1
+
+
+def test_runs_start_from_given_parameters():
+    given = jnp.linspace(-1.0, 1.0, len(Ensemble([CONFIG])._params[0]))
+    short = replace(CONFIG, steps=1)
+    for history in Ensemble([short, replace(short, batch_seed=1)], given).run(keep=[0]):
+        np.testing.assert_array_equal(history.kept[0], given)
