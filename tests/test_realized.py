@@ -21,6 +21,7 @@ from dlf_dynamics.config import (
 )
 from dlf_dynamics.datasets import load_dataset
 from dlf_dynamics.dynamics import SCALARS, advance
+from dlf_dynamics.edge_counts import EdgeCounts
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.losses import (
@@ -369,3 +370,25 @@ def test_each_loss_changes_as_its_values_do(criterion, targets):
             exact = loss_change(problem, 0, *(v.astype("float64") for v in single[1:]))
             eps = np.finfo(np.float32).eps
             assert abs(float(short.value) - float(exact.value)) <= eps * float(short.error)
+
+
+def test_of_a_loss_alone_no_rounding_is_claimed_to_be_known():
+    """In float32, |x|²/2 with large terms that cancel inside has ζ on the wrong side of 1."""
+    far = jnp.linspace(300, 900, 5, dtype=jnp.float32)
+    problem = Problem.from_loss(
+        lambda x, step: jnp.sum((x + far) ** 2) / 2 - jnp.sum(x * far) - jnp.sum(far**2) / 2
+    )
+    generator = np.random.default_rng(0)
+    wrong = []
+    for _ in range(30):
+        x = np.float32(0.1 * generator.normal(size=5))
+        update = np.float32(-generator.uniform(1.5, 2.5) * x)
+        found = realized_edge(problem, jnp.asarray(x), jnp.asarray(update))
+        start, change = np.float64(x), np.float64(x + update) - np.float64(x)
+        wrong.append((found.value > 1) != (change @ change > -2 * start @ change))
+        assert np.isnan(found.error)
+        assert "not known" in str(found)
+    assert any(wrong)
+    counts = EdgeCounts.of(np.array([found.value]), np.array([found.error]))
+    assert (counts.evaluated, counts.without_error) == (1, 1)
+    assert "what rounding can do not known at 1" in str(counts)
