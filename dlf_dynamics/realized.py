@@ -201,7 +201,10 @@ def _subtracted(
 
 
 def _of_softmax(before: Array, after: Array, labels: Array, weights: Array) -> _Parts:
-    """log(1 + (a' - a) / (1 + a)), where a = Σ_(k≠y) exp(f_k - f_y) and the loss is log(1 + a)."""
+    """log(1 + (a' - a) / (1 + a)), where a = Σ_(k≠y) exp(f_k - f_y) and the loss is log(1 + a).
+
+    Where a falls it is -log(1 + (a - a') / (1 + a')): the other form would lose the digits of a'.
+    """
     # Classes come first: sums over a few of them, side by side in memory, take twice as long.
     before, after = jnp.moveaxis(before, -1, 0), jnp.moveaxis(after, -1, 0)
     places = jnp.arange(len(before)).reshape(-1, *[1] * labels.ndim)
@@ -211,8 +214,10 @@ def _of_softmax(before: Array, after: Array, labels: Array, weights: Array) -> _
 
     def closed() -> tuple[Array, Array, Array]:
         odds, odds_after = (jnp.where(mine, 0, jnp.exp(f)) for f in (ahead, ahead_after))
-        rest = jnp.sum(odds, axis=0)
-        changes = jnp.log1p(jnp.sum(odds_after - odds, axis=0) / (1 + rest))
+        rest, rest_after = jnp.sum(odds, axis=0), jnp.sum(odds_after, axis=0)
+        grown = jnp.sum(odds_after - odds, axis=0)
+        sizes_of_changes = jnp.log1p(jnp.abs(grown) / (1 + jnp.where(grown > 0, rest, rest_after)))
+        changes = jnp.sign(grown) * sizes_of_changes
         shares = jnp.where(mine, rest, odds) / (1 + rest)
         return changes, shares, jnp.zeros((), before.dtype)
 

@@ -175,8 +175,8 @@ SCHEMA: tuple[Entry, ...] = (
         "",
         "what rounding can do to ζ; infinite where it is undefined, NaN where it was not looked at "
         "or the loss has no outputs (then that is not known). Rounding of derivatives inside of "
-        "the network is not in it: where tanh units saturate in float32, ζ - 1 is off by up to some "
-        "percent, its sign is not",
+        "the network is not in it: where tanh units saturate in float32, ζ - 1 is off by up to "
+        "some percent, its sign is not",
         beside="scalars/realized_edge/value",
     ),
     _scalar("class_weights", "", "Γ_i(t), summing to the number of classes", "classes"),

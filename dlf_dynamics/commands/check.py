@@ -111,8 +111,8 @@ class Check:
         if found is None or not _answers(found, settings):
             check_writable(output)
             again = f"dlf-dynamics check {run.path} --resume"
-            how = {"resume": self.resume, "quiet": self.quiet, "again": again}
-            found = computed(analysis, run, settings, output, **how)
+            how = {"resume": self.resume, "quiet": self.quiet}
+            found = computed(analysis, run, settings, output, again=again, **how)
             if isinstance(found, int):
                 return found
             say(f"wrote {output}")
