@@ -180,7 +180,8 @@ class RunConfig:
     """Steps between those whose realized edge is evaluated, which tells whether a step raised its
     own loss; 1 evaluates all (a step then takes about half as long again), 0 none. An oscillation
     of period 2 has the realized edge above 1 at every other step: an even number would see one half
-    of it only, an odd number sees both."""
+    of it only, an odd number sees both. The last bits of adaptive optimizers depend on whether it
+    is 0; those of the others do not."""
     prng: Literal["modern", "legacy"] = "modern"
     """Random stream of JAX: `legacy` is the one of JAX before 0.5, which the published run used."""
 

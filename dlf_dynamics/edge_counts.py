@@ -16,9 +16,13 @@ class EdgeCounts:
 
     Attributes:
         evaluated: steps at which it was looked.
-        above: those with ζ above 1 by more than rounding can do: they raised their own loss.
+        above: those with ζ above 1 by more than rounding can do, where that is known: they raised
+            their own loss.
         within_rounding: those at which rounding hides on which side of 1 it is.
-        undefined: those whose update does not go downhill (-gᵀΔ ≤ 0), where there is no ζ.
+        undefined: those whose update does not go downhill (-gᵀΔ ≤ 0), where there is no ζ, or
+            after which the loss is not finite.
+        without_error: those of which it is not known what rounding can do; they are counted by ζ
+            alone.
 
     >>> counts = EdgeCounts.of(np.array([0.5, 1.5, 1.1, np.nan, np.nan]),
     ...                        np.array([0.1, 0.1, 0.2, np.inf, np.nan]))
@@ -30,6 +34,7 @@ class EdgeCounts:
     above: int
     within_rounding: int
     undefined: int
+    without_error: int = 0
 
     @classmethod
     def of(
@@ -49,6 +54,7 @@ class EdgeCounts:
             above=int(np.count_nonzero(sure & (away > 0))),
             within_rounding=int(np.count_nonzero(known & ~sure)),
             undefined=int(np.count_nonzero(~known & np.isinf(errors))),
+            without_error=int(np.count_nonzero(known & np.isnan(errors))),
         )
 
     @property
@@ -67,6 +73,7 @@ class EdgeCounts:
         for count, what in (
             (self.within_rounding, "within rounding of 1"),
             (self.undefined, "undefined"),
+            (self.without_error, "what rounding can do not known"),
         ):
             told += f", {what} at {count:,}" if count else ""
         return told

@@ -41,7 +41,7 @@ class Edge(NamedTuple):
     Attributes:
         value: ζ; NaN where it is undefined or was not looked at.
         error: what rounding can do to it; infinite where ζ is undefined, or the slope may be 0 but
-            for rounding; NaN where it was not looked at.
+            for rounding; NaN where that is not known, or it was not looked at.
     """
 
     value: Float[Array, ""]
@@ -53,7 +53,7 @@ class Change(NamedTuple):
 
     Attributes:
         value: L(θ + Δ) - L(θ).
-        error: of it, in units of the rounding of a number.
+        error: of it, in units of the rounding of a number; NaN where it is not known.
         slope_error: of gᵀΔ, beyond that of its sum, in the same units.
     """
 
@@ -104,7 +104,7 @@ def edge_of(
     ratio = change.value / downhill
     known = (downhill > 0) & jnp.isfinite(ratio)
     error = eps + (eps * change.error + jnp.abs(ratio) * slope_error) / (downhill - slope_error)
-    sure = known & (downhill > slope_error) & jnp.isfinite(error)
+    sure = known & (downhill > slope_error) & ~jnp.isinf(error)
     return Edge(jnp.where(known, 1 + ratio, jnp.nan), jnp.where(sure, error, jnp.inf))
 
 
@@ -123,7 +123,8 @@ def loss_change(
 ) -> Change:
     """L(θ + Δ) - L(θ) under the weights of one step, with what rounding can have done.
 
-    Of a loss alone (`Problem.from_loss`) only the rounding of its last sum is known.
+    Of a loss alone (`Problem.from_loss`) the rounding is not known, as what cancels inside is not
+    seen.
     """
     found = Change(*(jnp.zeros((), params.dtype) for _ in Change._fields))
     if problem.parameter_loss is not None:
@@ -131,7 +132,7 @@ def loss_change(
         sizes = jnp.abs(ends[0]) + jnp.abs(ends[1])
         found = found._replace(value=ends[1] - ends[0], error=_of_sum(params) * sizes)
     if not problem.has_outputs:
-        return found
+        return found._replace(error=jnp.full_like(found.error, jnp.nan))
     outputs = problem.outputs(params) if outputs is None else outputs
     following = problem.outputs(after)
     losses = jax.eval_shape(problem.criterion, outputs, problem.targets)
@@ -200,7 +201,10 @@ def _subtracted(
 
 
 def _of_softmax(before: Array, after: Array, labels: Array, weights: Array) -> _Parts:
-    """log(1 + (a' - a) / (1 + a)), where a = Σ_(k≠y) exp(f_k - f_y) and the loss is log(1 + a)."""
+    """log(1 + (a' - a) / (1 + a)), where a = Σ_(k≠y) exp(f_k - f_y) and the loss is log(1 + a).
+
+    Where a falls it is -log(1 + (a - a') / (1 + a')): the other form would lose the digits of a'.
+    """
     # Classes come first: sums over a few of them, side by side in memory, take twice as long.
     before, after = jnp.moveaxis(before, -1, 0), jnp.moveaxis(after, -1, 0)
     places = jnp.arange(len(before)).reshape(-1, *[1] * labels.ndim)
@@ -210,8 +214,10 @@ def _of_softmax(before: Array, after: Array, labels: Array, weights: Array) -> _
 
     def closed() -> tuple[Array, Array, Array]:
         odds, odds_after = (jnp.where(mine, 0, jnp.exp(f)) for f in (ahead, ahead_after))
-        rest = jnp.sum(odds, axis=0)
-        changes = jnp.log1p(jnp.sum(odds_after - odds, axis=0) / (1 + rest))
+        rest, rest_after = jnp.sum(odds, axis=0), jnp.sum(odds_after, axis=0)
+        grown = jnp.sum(odds_after - odds, axis=0)
+        sizes_of_changes = jnp.log1p(jnp.abs(grown) / (1 + jnp.where(grown > 0, rest, rest_after)))
+        changes = jnp.sign(grown) * sizes_of_changes
         shares = jnp.where(mine, rest, odds) / (1 + rest)
         return changes, shares, jnp.zeros((), before.dtype)
 

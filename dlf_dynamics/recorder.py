@@ -100,9 +100,10 @@ class Recorder:
             every: steps between checkpoints, where `record` is called at each step. The step before
                 each is looked at, too: the analyses need three consecutive iterates.
             edge_every: steps between those whose realized edge is evaluated, if `record` is called
-                at the next step, too; 0 evaluates none. It takes a gradient and a loss. Take an odd
-                number, which sees both halves of an oscillation of period 2. Of mini-batches, which
-                only the loop knows, give `dlf_dynamics.realized_edge` as scalars.
+                at the next step, too; 0 evaluates none. It takes a gradient and a loss; what
+                rounding can do is not known of `Problem.from_loss`. Take an odd number, which sees
+                both halves of an oscillation of period 2. Of mini-batches, which only the loop
+                knows, give `dlf_dynamics.realized_edge` as scalars.
             full_batch: whether each update is that of the problem's whole loss, so that it can be
                 made again. Otherwise no threshold is drawn, and nothing is replayed.
             stateful: whether `record` is given the optimizer's state. Without it nothing is

@@ -35,7 +35,7 @@ ANALYSES = {
     ),
     "edge": Entry(
         "dlf_dynamics.analysis.edge.analysis:EdgeAnalysis",
-        "Tell where the updates of mini-batches lose stability in mean square.",
+        "Tell where the updates of mini-batches lose stability in mean square, along a run.",
     ),
     "explain": Entry(
         "dlf_dynamics.analysis.explanations.analysis:ExplainAnalysis",

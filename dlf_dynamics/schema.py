@@ -166,13 +166,17 @@ SCHEMA: tuple[Entry, ...] = (
         "realized_edge",
         "",
         "realized edge ζ of the update θ_(t+1) - θ_t; above 1, the step raised its own loss. NaN "
-        "where it is undefined or was not looked at; absent where no step was",
+        "where it is undefined or was not looked at, and in the last row, after which no update "
+        "was made; absent where no step was",
         beside="scalars/realized_edge_error/value",
     ),
     _scalar(
         "realized_edge_error",
         "",
-        "what rounding can do to ζ; infinite where it is undefined, NaN where it was not looked at",
+        "what rounding can do to ζ; infinite where it is undefined, NaN where it was not looked at "
+        "or the loss has no outputs (then that is not known). Rounding of derivatives inside of "
+        "the network is not in it: where tanh units saturate in float32, ζ - 1 is off by up to "
+        "some percent, its sign is not",
         beside="scalars/realized_edge/value",
     ),
     _scalar("class_weights", "", "Γ_i(t), summing to the number of classes", "classes"),

@@ -228,6 +228,7 @@ class _Record:
         if not np.all(finite):
             rows = rows[: int(np.argmin(finite)) + 1]
             diverged = first + len(rows) - 1
+            rows = _no_update_after(rows)
             self.points = [point for point in self.points if point.step < diverged]
         edges = rows[:, _EDGES]
         looked = np.flatnonzero(~np.isnan(edges[:, -1]))
@@ -298,6 +299,13 @@ def _loop(
     return _finish(config, dynamics, pace.last(program, state, step), record, listeners)
 
 
+def _no_update_after(rows: np.ndarray) -> np.ndarray:
+    """The rows without the realized edge of the last one, whose update is not one of the run's."""
+    rows = rows.copy()
+    rows[-1, _EDGES] = np.nan
+    return rows
+
+
 def _finish(
     config: RunConfig,
     dynamics: Dynamics,
@@ -310,7 +318,7 @@ def _finish(
     point = replace(dynamics.flat(made.state), validation=validation)
     if point.step % config.checkpoint_every == 0 or point.step == config.steps:
         record.points.append(point)
-    finite = record.add(point.step, made.rows[0, :1])
+    finite = record.add(point.step, _no_update_after(made.rows[0, :1]))
     record.write()
     listeners.tell(point.step, made.rows[0, 0], record.edge)
     if not finite:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from decimal import Decimal, localcontext
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from dlf_dynamics.config import (
 )
 from dlf_dynamics.datasets import load_dataset
 from dlf_dynamics.dynamics import SCALARS, advance
+from dlf_dynamics.edge_counts import EdgeCounts
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.losses import (
@@ -369,3 +371,52 @@ def test_each_loss_changes_as_its_values_do(criterion, targets):
             exact = loss_change(problem, 0, *(v.astype("float64") for v in single[1:]))
             eps = np.finfo(np.float32).eps
             assert abs(float(short.value) - float(exact.value)) <= eps * float(short.error)
+
+
+def test_of_a_loss_alone_no_rounding_is_claimed_to_be_known():
+    """In float32, |x|²/2 with large terms that cancel inside has ζ on the wrong side of 1."""
+    far = jnp.linspace(300, 900, 5, dtype=jnp.float32)
+    problem = Problem.from_loss(
+        lambda x, step: jnp.sum((x + far) ** 2) / 2 - jnp.sum(x * far) - jnp.sum(far**2) / 2
+    )
+    generator = np.random.default_rng(0)
+    wrong, found = [], None
+    for _ in range(30):
+        x = np.float32(0.1 * generator.normal(size=5))
+        update = np.float32(-generator.uniform(1.5, 2.5) * x)
+        found = realized_edge(problem, jnp.asarray(x), jnp.asarray(update))
+        start, change = np.float64(x), np.float64(x + update) - np.float64(x)
+        wrong.append((found.value > 1) != (change @ change > -2 * start @ change))
+        assert np.isnan(found.error)
+        assert "not known" in str(found)
+    assert any(wrong)
+    assert found is not None
+    counts = EdgeCounts.of(np.array([found.value]), np.array([found.error]))
+    assert (counts.evaluated, counts.without_error) == (1, 1)
+    assert "what rounding can do not known at 1" in str(counts)
+
+
+def _edge_in_60_digits(before, after):
+    """ζ of the cross entropy of one example of class 0, as a function of its logits."""
+    with localcontext() as context:
+        context.prec = 60
+        logits = [[Decimal(float(logit)) for logit in end] for end in (before, after)]
+        powers = [(logit - logits[0][0]).exp() for logit in logits[0]]
+        following = [(logit - logits[1][0]).exp() for logit in logits[1]]
+        slopes = [power / sum(powers) for power in powers]
+        slopes[0] -= 1
+        slope = sum(s * (b - a) for s, a, b in zip(slopes, *logits, strict=True))
+        return float(1 + (sum(following).ln() - sum(powers).ln()) / -slope)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("lead", [5, 14, 20, 36, 45])
+def test_a_large_loss_that_falls_much_keeps_its_digits(dtype, lead):
+    before = np.array([0.3, lead, 0.1], dtype)
+    update = np.array([lead / 2 + 1, lead / 2 - 2, 0.2], dtype) - before
+    inputs, labels = jnp.zeros((1, 1), dtype), jnp.zeros(1, int)
+    problem = Problem(lambda p, x: p[None] + 0 * x, cross_entropy, inputs, labels)
+    found = realized_edge(problem, jnp.asarray(before), jnp.asarray(update))
+    expected = _edge_in_60_digits(before, before + update)
+    assert abs(found.value - expected) <= found.error
+    assert found.error < 1000 * np.finfo(dtype).eps

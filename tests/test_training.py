@@ -17,7 +17,7 @@ from dlf_dynamics.config import (
     ScheduleConfig,
 )
 from dlf_dynamics.datasets import load_dataset
-from dlf_dynamics.dynamics import advance
+from dlf_dynamics.dynamics import EDGE, advance
 from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.opening import open_run
 from dlf_dynamics.presets import PRESETS
@@ -435,9 +435,19 @@ def test_looking_at_realized_edges_leaves_the_run_what_it_is(tmp_path, case):
     )
     same = np.array_equal if case == "heavy-ball" else np.allclose  # Adam but for the last bits
     assert same(looked.parameters(), plain.parameters())
-    assert looked.edges.evaluated == 61
+    # From the parameters after the last update none is made, so there is none to look at.
+    assert looked.edges.evaluated == 60
+    assert np.isnan([looked.scalars[name][-1] for name in EDGE]).all()
     for run in (looked, plain):
         replay = Replay(run)
         for _ in replay.stretches(0, 61):
             pass
         assert replay.exact
+
+
+def test_where_a_run_diverges_no_update_is_told_to_be_undefined_but_the_one_that_blew_up(tmp_path):
+    config = replace(CONFIG, optimizer=OptimizerConfig(learning_rate=1e308), edge_every=1)
+    run = train(replace(config, loss=LossConfig("squared-error")), tmp_path / "run.h5")
+    assert run.status == "diverged"
+    assert run.edges.evaluated == len(run.steps) - 1
+    assert run.edges.undefined <= 1

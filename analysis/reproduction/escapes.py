@@ -185,6 +185,7 @@ def _trained(
 
 def _share_raised(history: History) -> float:
     """Of the steps that are known to have raised their own loss or not, those that did."""
-    counts = EdgeCounts.of(*(history.columns[name] for name in EDGE))
+    # The last row is that of the parameters after the last update.
+    counts = EdgeCounts.of(*(history.columns[name][:-1] for name in EDGE))
     known = counts.evaluated - counts.undefined - counts.within_rounding
     return counts.above / known if known else float("nan")

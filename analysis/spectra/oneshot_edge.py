@@ -29,7 +29,9 @@ class RealizedEdge:
         value: ζ = 1 + (L(θ + Δ) - L(θ)) / (-gᵀΔ) = ½ ΔᵀH̄Δ / (-gᵀΔ), with H̄ the mean of the Hessian
             on the way, weighted by 2(1 - t); NaN where `reason` says why it is undefined.
         error: what rounding can do to it, infinite where ζ is undefined or the slope may be 0 but
-            for rounding. That of derivatives inside of the network is not in it.
+            for rounding, NaN where that is not known: of `Problem.from_loss`, inside of which large
+            terms may cancel. The rounding of derivatives inside of the network is not in it, so
+            that where tanh units saturate in float32, ζ - 1 is off by up to some percent.
         loss_before: L(θ).
         loss_after: L(θ + Δ), with the same weights and examples.
         slope: gᵀΔ, g the gradient of L at θ.
@@ -59,6 +61,10 @@ class RealizedEdge:
             return f"realized edge undefined: {self.reason}"
         away = self.value - 1
         told = "the step raised its own loss" if away > 0 else "the step lowered its own loss"
+        if np.isnan(self.error):
+            return (
+                f"realized edge {self.value:.6g}: {told}, unless rounding did, which is not known"
+            )
         if abs(away) <= self.error:
             told = "rounding hides whether the step raised its own loss"
         return f"realized edge {self.value:.6g} ± {self.error:.1g}: {told}"

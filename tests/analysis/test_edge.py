@@ -153,7 +153,7 @@ def test_the_result_is_kept_and_printed_and_goes_on_from_its_parts(
 
 def test_of_shuffled_epochs_it_is_a_reference_that_decides_nothing(tiny, trained):
     run = trained(replace(tiny, batch_sampling="epochs"))
-    assert run.edges.evaluated == 61
+    assert run.edges.evaluated == 60
     found = compute_edge(run, FEW)
     answer, lines = verdict(found)
     assert answer == "undecided"

@@ -93,7 +93,7 @@ def test_a_narrow_page_has_one_column_of_panels_and_no_heading_where_none_is_wan
     assert len(wide.axes) == 2 * len(narrow.axes)
     assert narrow.get_suptitle() == ""
     written = [text.get_text() for ax in narrow.axes for text in ax.texts]
-    assert [w for w in written if w.startswith("(")] == ["(a)", "(b)", "(c)", "(d)", "(e)", "(f)"]
+    assert [w for w in written if w.startswith("(")] == [f"({letter})" for letter in "abcdefg"]
     low, high = zoomed.axes[0].get_xlim()
     assert 290 < low < 300
     assert 400 < high < 410

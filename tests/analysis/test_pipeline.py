@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dlf_dynamics.analysis.pipeline import analysis_named
-from dlf_dynamics.config import BifurcationConfig, ExplainConfig
+from dlf_dynamics.config import BifurcationConfig, EdgeConfig, ExplainConfig
 from dlf_dynamics.registry import ANALYSES
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -230,6 +230,7 @@ def test_it_is_in_the_report_of_the_run(said, small, trained):
 def found(small, trained, analysed):
     """What each analysis of the registry finds."""
     from dlf_dynamics.analysis.bifurcation import compute_bifurcations
+    from dlf_dynamics.analysis.edge.edge import compute_edge
     from dlf_dynamics.analysis.explanations.explanation import explain
 
     config = BifurcationConfig(diagrams="none")
@@ -237,6 +238,7 @@ def found(small, trained, analysed):
         "spectrum": analysed(small),
         "bifurcations": compute_bifurcations(trained(small), config),
         "explain": explain(trained(small), ExplainConfig(step=30)),
+        "edge": compute_edge(trained(small), EdgeConfig(checkpoints=1)),
     }
 
 
