@@ -26,6 +26,7 @@ from dlf_dynamics.analysis.edge.edge import (
 from dlf_dynamics.analysis.edge.plots import edge_figure
 from dlf_dynamics.analysis.edge.summary import as_dict, closing_lines, verdict
 from dlf_dynamics.analysis.report.content import Part
+from dlf_dynamics.analysis.stability.threshold import Threshold
 from dlf_dynamics.commands.check import Check
 from dlf_dynamics.config import BifurcationConfig, EdgeConfig
 from dlf_dynamics.edge_counts import EdgeCounts
@@ -386,6 +387,13 @@ def test_check_reads_and_writes_the_edge_of_a_run_with_mini_batches(
     settings = BifurcationConfig()
     assert Check(path, settings=settings, quiet=True).execute() == 0
     assert load_edge(tmp_path / "run.edge.h5").batches.size == 2
+
+
+def test_the_reference_line_says_what_is_not_in_it():
+    half = Threshold(optax.sgd(0.1), "gd", precision="bfloat16")
+    assert half.full_batch_label(np.array([0])).endswith(
+        "gd with full batches; the rounding to bfloat16 is not in it"
+    )
 
 
 def test_check_enumerates_epochs_again_if_what_is_on_file_did(found):
