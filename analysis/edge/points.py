@@ -222,7 +222,7 @@ def _epochs(
     side = 0
     if recursion.rate == 0 or epoch.contracts(recursion.rate):
         side = -1
-    elif epoch.growth(recursion.rate) > 1 + 1e-9:
+    elif epoch.grows(recursion.rate):
         side = 1
     return {"epochs_low": stable, "epochs_high": unstable, "epochs_side": side}
 

@@ -18,6 +18,8 @@ from dlf_dynamics.jsontypes import finite
 
 COLUMNS = ("step", "η", "η_ms", "η/η_ms", "side", "λ(GGN)", "λ(H)", "full", "batch")
 
+_BY_GGN = ", with the GGN of each example for its Hessian"
+
 _MOST_ROWS = 30
 """Checkpoints that the table shows."""
 
@@ -98,6 +100,7 @@ def closing_lines(found: Edge) -> list[str]:
         *_reasons(found),
         *_crossing_lines(found),
         *_epoch_lines(found),
+        *_contradicted(found),
         f"full batch: {found.label}",
         realized_line(found),
         *found.source.caution,
@@ -127,6 +130,21 @@ def _reasons(found: Edge) -> list[str]:
             missing = "no interval of η_ms" if point.side else "nothing of η_ms is told"
             steps.setdefault((missing, point.reason), []).append(point.step)
     return [f"{missing} {_at(some, found)}: {why}" for (missing, why), some in steps.items()]
+
+
+def _contradicted(found: Edge) -> list[str]:
+    """Where the GGN calls stable what the Hessian does not, of which the mean of deviations is."""
+    column = found.column
+    sides = np.minimum(column("side"), column("epochs_side"))
+    grows = (sides < 0) & ~(column("sharpness_high") < column("full_batch"))
+    if not np.any(grows):
+        return []
+    steps = found.steps[grows]
+    where = f"{counted(len(steps), 'checkpoint')}, first at step {steps[0]}"
+    return [
+        "λ(H) is not certified to be below the full-batch threshold where the GGN tells of "
+        f"stability, at {where}: there the GGN may not stand for the Hessian"
+    ]
 
 
 def _at(steps: list[int], found: Edge) -> str:
@@ -164,9 +182,9 @@ def _epoch_lines(found: Edge) -> list[str]:
     lines = [f"shuffled epochs: not told: {reason}" for reason in reasons if reason]
     known = [point for point in found.points if np.isfinite(point.epochs_high)]
     return lines + [
-        f"shuffled epochs, by enumeration, at step {point.step}: η at most "
-        f"{_interval(point.epochs_low, point.epochs_high)}, {SIDES[point.epochs_side]} at "
-        f"{_number(point.learning_rate)}"
+        f"shuffled epochs, by enumeration, loss and η held at step {point.step}: stable at "
+        f"{_number(point.epochs_low)}, unstable at {_number(point.epochs_high)} (below, rates were "
+        f"tried, not proved), {SIDES[point.epochs_side]} at its {_number(point.learning_rate)}"
         for point in known
     ]
 
@@ -185,14 +203,14 @@ def verdict(found: Edge) -> tuple[str, list[str]]:
         first = found.steps[sides > 0][0]
         above = (
             f"unstable in mean square at {np.sum(sides > 0)} of "
-            f"{counted(len(sides), 'checkpoint')}, first at step {first}"
+            f"{counted(len(sides), 'checkpoint')}, first at step {first}{_BY_GGN}"
         )
         return "above", [above, *told, flips]
     reasons = list(_undecided(found, sides))
     if reasons:
         lines = [f"cannot be told: {reason}" for reason in reasons]
         return "undecided", [*lines, *told, flips]
-    below = f"stable in mean square at each of {counted(len(sides), 'step')}"
+    below = f"stable in mean square at each of {counted(len(sides), 'step')}{_BY_GGN}"
     return "below", [below, *told, flips]
 
 
@@ -224,6 +242,7 @@ def _undecided(found: Edge, sides: np.ndarray) -> Iterable[str]:
     if np.any(sides == 0):
         steps = found.steps[sides == 0]
         yield (f"on neither side at {counted(len(steps), 'checkpoint')}, first at step {steps[0]}")
+    yield from _contradicted(found)
     missing = found.span[1] - found.span[0] + 1 - len(found.points)
     if missing > 0:
         yield (

@@ -49,8 +49,10 @@ class MeanSquareThreshold:
 
     Attributes:
         certified_stable: below this learning rate, second moments of a deviation decay in the
-            range of the curvature; infinite without curvature, NaN where it could not be shown.
-        certified_unstable: from this learning rate on some second moment grows, or does not decay.
+            range of the curvature (of epochs: at it); infinite without curvature, NaN where it
+            could not be shown.
+        certified_unstable: from this learning rate on (of epochs: at it) some second moment grows,
+            or does not decay.
         method: how they were found.
         iterations: applications of the operator on second moments.
         rank: order of the matrices on which that operator was taken.

@@ -40,6 +40,12 @@ _EPS = float(np.finfo(float).eps)
 _BASIS = 12
 """Vectors of the search at once; each is a matrix of the order of the rank."""
 
+_MOST_ROUNDS = 12
+"""Of the search with momentum."""
+
+_LITTLE = 1e-6
+"""By which the ratio grows in the last of them, relative."""
+
 _MAX_SOLVES = 60
 """Steps at most of conjugate gradients for one certificate."""
 
@@ -132,7 +138,10 @@ def rate_bounds(noise: Noise, rule: HeavyBall, tol: float) -> tuple[float, float
         return rate * (1 - rounding), rate * (1 + rounding), ""
     below = rule.decay(factors.shift).on(curvatures)
     beside = rule.growth(noise.share, factors.shift).on(curvatures)
-    ratio, start = largest_ratio(noise, below, beside)
+    if rule.momentum:
+        ratio, start = _ratio_in_rounds(noise, below, beside)
+    else:
+        ratio, start = largest_ratio(noise, below, beside)
     unstable = (1 + rounding) / ratio
     margin = max(tol / 4, _margin_of_cut(noise, ratio))
     while margin < _MOST_MARGIN:
@@ -211,6 +220,54 @@ def largest_ratio(
         below: c > 0.
         beside: d, symmetric.
     """
+    return _quotient(noise, below, beside, _steepest(noise, below, beside))
+
+
+def _ratio_in_rounds(
+    noise: Noise, below: Float[np.ndarray, "rank rank"], beside: Float[np.ndarray, "rank rank"]
+) -> tuple[float, Blocks]:
+    """The same where d is far below 0 off the diagonal, as with momentum, which hides the largest.
+
+    In each round Z is the one with the largest ⟨Z, N[Z]⟩ / ⟨Z, (r c - d) ∘ Z⟩, r the ratio of the
+    last one. With r that of the best moment along one eigenvector, r c - d is positive.
+    """
+    factors = noise.factors
+    squares = np.sum(factors.rows**2, axis=1) ** 2
+    along = noise.share / factors.num_examples * np.sum(squares, axis=0)
+    best = int(np.argmax((along + np.diag(beside)) / np.diag(below)))
+    moment = np.zeros_like(below)
+    moment[best, best] = 1.0
+    found = _quotient(noise, below, beside, moment)
+    for _ in range(_MOST_ROUNDS):
+        kernel, none = found[0] * below - beside, np.zeros_like(below)
+        if np.min(kernel) <= 0:  # by rounding
+            break
+        better = _quotient(noise, below, beside, _steepest(noise, kernel, none))
+        if better[0] <= found[0]:
+            break
+        gain, found = better[0] / found[0] - 1, better
+        if gain < _LITTLE:
+            break
+    return found
+
+
+def _quotient(
+    noise: Noise,
+    below: Float[np.ndarray, "rank rank"],
+    beside: Float[np.ndarray, "rank rank"],
+    moment: Float[np.ndarray, "rank rank"],
+) -> tuple[float, Blocks]:
+    """⟨Z, N[Z] + d ∘ Z⟩ / ⟨Z, c ∘ Z⟩ and R_i Z R_iᵀ."""
+    blocks = noise.blocks(moment)
+    per_block = noise.share / noise.factors.num_examples
+    above = per_block * np.sum(blocks**2) + np.sum(beside * moment**2)
+    return float(above / np.sum(below * moment**2)), blocks
+
+
+def _steepest(
+    noise: Noise, below: Float[np.ndarray, "rank rank"], beside: Float[np.ndarray, "rank rank"]
+) -> Float[np.ndarray, "rank rank"]:
+    """A moment Z near the largest ⟨Z, N[Z] + d ∘ Z⟩ / ⟨Z, c ∘ Z⟩."""
     rank = noise.factors.rank
     root = np.sqrt(below)
 
@@ -222,11 +279,7 @@ def largest_ratio(
 
     start = noise.spread(_identities(noise)) / root
     found = _top_vector(product, start.reshape(-1)).reshape(rank, rank)
-    moment = (found + found.T) / root
-    blocks = noise.blocks(moment)
-    per_block = noise.share / noise.factors.num_examples
-    above = per_block * np.sum(blocks**2) + np.sum(beside * moment**2)
-    return float(above / np.sum(below * moment**2)), blocks
+    return (found + found.T) / root
 
 
 def _top_vector(product: Callable[[np.ndarray], np.ndarray], start: np.ndarray) -> np.ndarray:

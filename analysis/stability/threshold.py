@@ -203,6 +203,8 @@ class Threshold:
         at_zero, _ = linear_maps(self.optimizer, steps, self.hyperparameters)
         if np.any(at_zero[:, 0, 0] < 1):
             words += "; its weight decay is in it"
+        if self.precision is not None:
+            words += f"; the rounding to {self.precision} is not in it"
         return words
 
 

@@ -107,7 +107,7 @@ class Check:
         analysis = analysis_named("edge")
         output = analysis.path(self.path)
         found = analysis.known(output, run)
-        settings = self._of_edge(run)
+        settings = self._of_edge(run, found)
         if found is None or not _answers(found, settings):
             check_writable(output)
             again = f"dlf-dynamics check {run.path} --resume"
@@ -118,10 +118,18 @@ class Check:
             say(f"wrote {output}")
         return self._told(analysis, found, *verdict(found))
 
-    def _of_edge(self, run: Run) -> EdgeConfig:
-        """Where to look: at each checkpoint, if these are all steps and the exit code counts."""
+    def _of_edge(self, run: Run, known: Any) -> EdgeConfig:
+        """Where to look: at each checkpoint, if these are all steps and the exit code counts.
+
+        If epochs were enumerated by what is on file, they are again: they decide.
+        """
         asked = self.settings
-        settings = EdgeConfig(steps=asked.steps, max_matvecs=asked.max_matvecs, seed=asked.seed)
+        settings = EdgeConfig(
+            steps=asked.steps,
+            max_matvecs=asked.max_matvecs,
+            seed=asked.seed,
+            epochs=known is not None and known.config.epochs,
+        )
         steps = run.checkpoint_steps
         each = len(steps) == len(run.steps) and not self.coarse and self.fail_on_crossing
         return dataclasses.replace(settings, checkpoints=len(steps)) if each else settings

@@ -113,7 +113,8 @@ class Train:
 
     def _complete(self, run: Run, signal: int) -> int:
         say(f"wrote {self.output}: {run.outcome}")
-        say(f"next: dlf-dynamics spectrum {self.output}")
+        analysis = "spectrum" if run.dynamics.batch_size is None else "edge"
+        say(f"next: dlf-dynamics {analysis} {self.output}")
         return 0
 
     def _interrupted(self, run: Run, signal: int) -> int:

@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,7 @@ from dlf_dynamics.analysis.edge.edge import (
 from dlf_dynamics.analysis.edge.plots import edge_figure
 from dlf_dynamics.analysis.edge.summary import as_dict, closing_lines, verdict
 from dlf_dynamics.analysis.report.content import Part
+from dlf_dynamics.analysis.stability.threshold import Threshold
 from dlf_dynamics.commands.check import Check
 from dlf_dynamics.config import BifurcationConfig, EdgeConfig
 from dlf_dynamics.edge_counts import EdgeCounts
@@ -221,6 +224,21 @@ def test_independent_draws_are_solid_and_decide(tiny, trained, found):
     assert "on neither side at 1 checkpoint, first at step 3" in lines[0]
 
 
+def test_where_the_hessian_is_above_what_the_ggn_calls_stable_is_not_below(found):
+    every = [replace(found.points[0], step=step) for step in range(61)]
+    answer, lines = verdict(replace(found, points=every))
+    assert answer == "below"
+    assert lines[0].endswith("with the GGN of each example for its Hessian")
+    for high in (1.001 * every[7].full_batch, np.nan):
+        steep = [*every[:7], replace(every[7], sharpness_high=high), *every[8:]]
+        answer, lines = verdict(replace(found, points=steep))
+        assert answer == "undecided"
+        assert "at 1 checkpoint, first at step 7: there the GGN may not stand" in lines[0]
+        assert any(
+            "first at step 7" in line for line in closing_lines(replace(found, points=steep))
+        )
+
+
 def test_crossings_lie_between_certified_checkpoints_and_the_undecided_are_told():
     points = [
         EdgePoint(step=0, ratio_low=0.5, ratio_high=0.6, side=-1),
@@ -370,3 +388,18 @@ def test_check_reads_and_writes_the_edge_of_a_run_with_mini_batches(
     settings = BifurcationConfig()
     assert Check(path, settings=settings, quiet=True).execute() == 0
     assert load_edge(tmp_path / "run.edge.h5").batches.size == 2
+
+
+def test_the_reference_line_says_what_is_not_in_it():
+    half = Threshold(optax.sgd(0.1), "gd", precision="bfloat16")
+    assert half.full_batch_label(np.array([0])).endswith(
+        "gd with full batches; the rounding to bfloat16 is not in it"
+    )
+
+
+def test_check_enumerates_epochs_again_if_what_is_on_file_did(found):
+    known = replace(found, config=EdgeConfig(epochs=True))
+    checked = Check(Path("run.h5"), fail_on_crossing=True)
+    run = SimpleNamespace(checkpoint_steps=np.arange(61), steps=np.arange(61))
+    assert checked._of_edge(run, known) == EdgeConfig(checkpoints=61, epochs=True)
+    assert checked._of_edge(run, None) == EdgeConfig(checkpoints=61)

@@ -451,6 +451,43 @@ def test_shuffled_epochs_are_those_of_all_orders(batch_size):
     assert all(spectral_radius(epoch_map(curvatures, batch_size, rate)) < 1 for rate in below)
 
 
+@pytest.mark.parametrize("small", [1e-3, 1e-6, 3e-7])
+def test_epochs_with_nearly_no_curvature_in_a_direction(small):
+    """What grows there grows by about small², near rounding; the threshold does not depend on it."""
+    rows = np.array([[[1, 0]], [[0.5, small]], [[0.2, -small]]])
+    found = mean_square_threshold(
+        linear_problem(rows), jnp.zeros(2), 1, sampling="epochs", tol=1e-6
+    )
+    plain = curvatures_of(np.array([[[1, 0]], [[0.5, 1e-2]], [[0.2, -1e-2]]]))
+    low, high = 4.0, 5.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        grows = spectral_radius(epoch_map(plain, 1, middle)) > 1
+        low, high = (low, middle) if grows else (middle, high)
+    assert found.certified_stable < low * (1 + 1e-3)
+    assert found.certified_unstable > low * (1 - 1e-5)
+    assert found.width < 0.02
+
+
+@pytest.mark.parametrize("momentum", [0.99, 0.999])
+def test_a_long_memory_hides_no_threshold(momentum):
+    """Far below the ratio that decides there are others, of curvatures that differ."""
+    drawn = np.random.default_rng(5).standard_normal((24, 2, 12))
+    rows = drawn * np.geomspace(1, 1e-3, 12)
+    found = mean_square_threshold(linear_problem(rows), jnp.zeros(12), 4, momentum=momentum)
+    assert 0 < found.certified_stable < found.certified_unstable
+    assert found.width < 2e-3
+    # Along single eigenvectors already it is not stable above what these say.
+    curvatures = curvatures_of(rows)
+    values, vectors = np.linalg.eigh(curvatures.mean(axis=0))
+    own = np.einsum("pa,npq,qa->na", vectors, curvatures, vectors)
+    share = (24 - 4) / (4 * 23)
+    noise = share * np.var(own, axis=0)
+    factor = (1 - momentum) / (1 + momentum)
+    alone = 2 * (1 - momentum) * values / (noise + factor * values**2)
+    assert found.certified_stable < np.min(alone)
+
+
 ADAPTIVE = {
     "Adam": (partial(optax.adam, b1=0.8, b2=0.9), 0.8, 0.0),
     "AdamW without momentum": (partial(optax.adamw, b1=0.0, b2=0.9, weight_decay=0.3), 0.0, 0.3),
