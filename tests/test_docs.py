@@ -138,6 +138,7 @@ def test_every_key_of_the_configuration_is_shown_with_its_meaning(generate):
         "SpectrumConfig",
         "BifurcationConfig",
         "ExplainConfig",
+        "EdgeConfig",
         "ImportConfig",
     ]
     for name in names:

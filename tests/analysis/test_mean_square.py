@@ -453,7 +453,7 @@ def test_shuffled_epochs_are_those_of_all_orders(batch_size):
 
 @pytest.mark.parametrize("small", [1e-3, 1e-6, 3e-7])
 def test_epochs_with_nearly_no_curvature_in_a_direction(small):
-    """What grows there grows by about small², near rounding; the threshold does not depend on it."""
+    """Its growth, about small², is near rounding; the threshold does not depend on it."""
     rows = np.array([[[1, 0]], [[0.5, small]], [[0.2, -small]]])
     found = mean_square_threshold(
         linear_problem(rows), jnp.zeros(2), 1, sampling="epochs", tol=1e-6
