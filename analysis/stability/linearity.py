@@ -190,7 +190,7 @@ def _require_root(optimizer: optax.GradientTransformation) -> None:
                 root = held_preconditioner(after)
                 answers.append(float(jnp.squeeze((jnp.asarray(change) - jnp.asarray(rest)) * root)))
     ratios = np.divide(answers, slopes)
-    if np.allclose(answers, answers[0], rtol=1e-2, atol=0):
+    if answers[0] and np.allclose(answers, answers[0], rtol=1e-2, atol=0):
         raise _refused("cuts large gradients")
     if not np.allclose(ratios, ratios[0], rtol=1e-6, atol=0):
         raise _refused(
