@@ -61,7 +61,7 @@ FIGURES = (
         "headline",
         "headline",
         (_HEADLINE, _SPECTRUM),
-        "The published run: class weights, loss, accuracy, Hessian and NTK, and a zoom",
+        "The published run: class weights, loss, accuracy, Hessian, NTK, realized edge, and a zoom",
     ),
     Figure(
         "headline.bifurcation",

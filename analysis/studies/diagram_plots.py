@@ -64,6 +64,7 @@ QUANTITIES = {
     "period_2_steps": "steps of period 2",
     "period_4_steps": "steps of period 4",
     "onset_phase": "phase of the onset in the pulse",
+    "realized_above": "share of steps with a realized edge above 1",
     "sharpness": "sharpness of the static loss after the last update",
     "sharpness_error": "residual of the sharpness",
     "threshold": "critical eigenvalue at the last step",
