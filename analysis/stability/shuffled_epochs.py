@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import combinations
 from math import comb
 
@@ -20,6 +21,9 @@ _MOST_RANK = 64
 """Of these matrices."""
 
 _EPS = float(np.finfo(float).eps)
+
+_MOST_DENSE = 50_000
+"""Products of an epoch times entries of a moment, for all columns of its map at once."""
 
 _SCANNED = 64
 """Learning rates at which the map of an epoch is looked at before it is narrowed down."""
@@ -60,7 +64,7 @@ class EpochMap:
         empty = np.zeros((number - len(curved), factors.rank, factors.rank))
         one = np.eye(factors.rank)
         self.curvatures = np.concatenate([curved, empty]) + factors.shift * one
-        self.one, self.batch_size = one, batch_size
+        self.one, self.batch_size, self.products = one, batch_size, products
         self.rounding = 16 * _EPS * (products + 2 * self.batches * len(one))
         self.applications = 0
 
@@ -86,17 +90,18 @@ class EpochMap:
 
     def growth(self, rate: float) -> float:
         """The largest eigenvalue, from below: how second moments grow in an epoch."""
-        size = self.one.size
-        if size <= 4:
-            dense = np.stack([self._flat(rate, unit) for unit in np.eye(size)])
+        if self.one.size * self.products <= _MOST_DENSE:
+            units = np.eye(self.one.size).reshape(-1, *self.one.shape)
+            images = self(rate, (units + units.swapaxes(1, 2)) / 2)
+            dense = images.reshape(self.one.size, self.one.size)
             return float(np.linalg.eigvalsh((dense + dense.T) / 2)[-1])
         start = (self.one + 0.1 * np.ones_like(self.one)).reshape(-1)
         operator = self._operator(rate)
-        try:
-            found = eigsh(operator, 1, which="LA", v0=start, return_eigenvectors=False)
-        except ArpackError:  # any vector gives a bound
-            found = [start @ (operator @ start) / (start @ start)]
-        return float(found[0])
+        found = start @ (operator @ start) / (start @ start)  # any vector gives a bound
+        with suppress(ArpackError):
+            search = {"which": "LA", "v0": start, "tol": 1e-8, "maxiter": 15}
+            found = eigsh(operator, 1, return_eigenvectors=False, **search)[0]
+        return float(found)
 
     def grows(self, rate: float) -> bool:
         """Whether a second moment was found that grows, by more than rounding."""

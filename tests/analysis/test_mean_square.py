@@ -469,6 +469,17 @@ def test_epochs_with_nearly_no_curvature_in_a_direction(small):
     assert found.width < 0.02
 
 
+def test_epochs_of_a_wide_spectrum_take_few_applications_and_are_certified():
+    """Moments that nearly do not decay lie close together; a search among them took minutes."""
+    rows = np.random.default_rng(8).standard_normal((6, 1, 6)) * np.geomspace(1, 1e-3, 6)
+    found = mean_square_threshold(linear_problem(rows), jnp.zeros(6), 3, sampling="epochs")
+    assert found.width < 2e-3
+    assert found.iterations < 1_000
+    curvatures = curvatures_of(rows)
+    assert spectral_radius(epoch_map(curvatures, 3, found.certified_unstable)) >= 1 - 1e-12
+    assert spectral_radius(epoch_map(curvatures, 3, found.certified_stable)) < 1
+
+
 @pytest.mark.parametrize("momentum", [0.99, 0.999])
 def test_a_long_memory_hides_no_threshold(momentum):
     """Far below the ratio that decides there are others, of curvatures that differ."""
