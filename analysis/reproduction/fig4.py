@@ -75,7 +75,12 @@ def make(task: Task, preset: str, name: Literal["fig4", "fig4-updated"]) -> Page
         published=_PUBLISHED[name],
         comparisons=tuple(compare(run, spectrum, name)),
         differs=_differs(name),
-        pictures=(Picture(picture, "The headline run in six panels, and its second burst"),),
+        pictures=(
+            Picture(
+                picture,
+                "The headline run in the six published panels and the realized edge, and its second burst",
+            ),
+        ),
         made=task.made(
             name,
             run.provenance,

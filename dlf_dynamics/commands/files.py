@@ -111,7 +111,12 @@ def _run_info(path: Path) -> dict[str, Any]:
     from dlf_dynamics.recorded import RecordedRun
 
     run = open_recorded(path, 0)
-    last = {name: values[-1].tolist() for name, values in run.scalars.items() if len(values)}
+    # No update follows the last row, so that it has no realized edge.
+    last = {
+        name: values[-1].tolist()
+        for name, values in run.scalars.items()
+        if len(values) and not name.startswith("realized_edge")
+    }
     held_out = {
         f"validation_{name}": values[-1].tolist()
         for name, values in run.validation.items()
