@@ -78,7 +78,8 @@ def make(task: Task, preset: str, name: Literal["fig4", "fig4-updated"]) -> Page
         pictures=(
             Picture(
                 picture,
-                "The headline run in the six published panels and the realized edge, and its second burst",
+                "The headline run in the six published panels and the realized edge, and its "
+                "second burst",
             ),
         ),
         made=task.made(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from itertools import combinations
 from math import comb
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -97,11 +98,22 @@ class EpochMap:
             return float(np.linalg.eigvalsh((dense + dense.T) / 2)[-1])
         start = (self.one + 0.1 * np.ones_like(self.one)).reshape(-1)
         operator = self._operator(rate)
-        found = start @ (operator @ start) / (start @ start)  # any vector gives a bound
+        image = np.asarray(operator.matvec(start))
+        found = float(start @ image / (start @ start))  # any vector gives a bound
         with suppress(ArpackError):
-            search = {"which": "LA", "v0": start, "tol": 1e-8, "maxiter": 15}
-            found = eigsh(operator, 1, return_eigenvectors=False, **search)[0]
-        return float(found)
+            tol: Any = 1e-8  # SciPy's types have a whole number
+            found = float(
+                eigsh(
+                    operator,
+                    1,
+                    which="LA",
+                    v0=start,
+                    tol=tol,
+                    maxiter=15,
+                    return_eigenvectors=False,
+                )[0]
+            )
+        return found
 
     def grows(self, rate: float) -> bool:
         """Whether a second moment was found that grows, by more than rounding."""
