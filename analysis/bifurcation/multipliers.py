@@ -74,7 +74,8 @@ class Leading(NamedTuple):
         residuals: ‖Mx - μx‖ for their unit eigenvectors x, from fresh products.
         errors: distance of an eigenvalue from μ, to first order and with some safety: ten times the
             residual times the condition number of μ, known in the space that was searched only.
-        neutral: others within `NEUTRAL` of +1, with residuals up to that, that are not listed.
+        neutral: others within `NEUTRAL` of +1, with residuals up to that, that are not listed; by
+            products a repeated one may be counted once.
         products: that were made.
         stability: `unstable` where one is outside the unit circle by more than its error; `stable`
             where all multipliers were computed and are inside by more than that; `none found` where

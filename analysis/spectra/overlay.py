@@ -80,7 +80,7 @@ def _ntk(ax: Axes, one: Overlaid, colour: str, name: str) -> np.ndarray:
 OVERLAID: dict[str, tuple[Curve, str]] = {
     "loss": (_loss, "$F$"),
     "accuracy": (_accuracy, "training accuracy"),
-    "sharpness": (_sharpness, r"$\lambda_{\max}$ (dashed: threshold; dotted: full batch)"),
+    "sharpness": (_sharpness, "$\\lambda_{\\max}$ (dashed: threshold;\ndotted: full batch)"),
     "ntk": (_ntk, r"NTK $\lambda_{\max}$"),
 }
 """Panels by name, from top to bottom: how a run is drawn on it, and its label."""

@@ -31,9 +31,9 @@ class Reproduce:
       cascade                periods 2, 4, 8 and irregular in each burst, with exponents
       under-parameterised    who learns with few parameters, by width and learning rate
       over-parameterised     held-out accuracy of a wide network
-      stochastic-edge        where SGD leaves a minimum, by learning rate and batch size
       deeper-and-wider       Hessian of the static loss at the end and at equal loss
       width-learning-rate    loss and curvature by width, learning rate and loss
+      stochastic-edge        where SGD leaves a minimum, by learning rate and batch size
       cifar10-myrtle5        a sweep on CIFAR-10, its protocol inferred from a script; needs --data
 
     Without NAME it lists them with the time that each takes. Data, NAME.png and NAME.md, a page
@@ -55,9 +55,9 @@ class Reproduce:
             "cascade",
             "under-parameterised",
             "over-parameterised",
-            "stochastic-edge",
             "deeper-and-wider",
             "width-learning-rate",
+            "stochastic-edge",
             "cifar10-myrtle5",
         ]
         | None

@@ -250,7 +250,9 @@ def test_kinds_of_crossings(size, first, stability, crossing):
     if size == 300 and stability == "stable":
         stability = "none found"  # there may be others
     assert found.stability == stability
-    assert found.neutral == sum(value in (1.0, 0.99) for value in first)
+    neutral = sum(value in (1.0, 0.99) for value in first)
+    # Krylov vectors from one start see a repeated one once, but for rounding.
+    assert found.neutral in ((neutral,) if size == 10 else {min(neutral, 1), neutral})
     expected = [value for value in first if value not in (1.0, 0.99)]
     expected = [*expected, 0.3][:2]
     assert np.all(np.abs(found.values - expected) <= found.errors)

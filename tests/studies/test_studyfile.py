@@ -565,12 +565,18 @@ def test_a_full_disk_ends_the_making_of_a_file_in_one_line(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of processes are POSIX's")
-def test_a_disk_that_refuses_rows_ends_the_study_in_one_line_and_keeps_those_before(tmp_path):
+def test_a_disk_that_refuses_rows_ends_the_study_in_one_line_and_keeps_those_before(
+    tmp_path, monkeypatch
+):
     path = tmp_path / "study.h5"
+    # The command is in the file, and would make it longer or shorter.
+    told = "-c", __file__, str(path.with_name("b.h5")), "654321", "append"
+    monkeypatch.setattr(sys, "argv", list(told))
     with create(path, LONG):
         pass
     with h5py.File(path) as file:
         start, size = file["curves"].id.get_offset(), path.stat().st_size
+    assert len(str(start + 300_000)) == len("654321")
     *said, message = with_full_disk(path.with_name("b.h5"), start + 300_000, "append")[0]
     path = path.with_name("b.h5")
     assert message == f"{path} cannot be written: File too large"
