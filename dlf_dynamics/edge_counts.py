@@ -16,12 +16,12 @@ class EdgeCounts:
 
     Attributes:
         evaluated: steps at which it was looked.
-        above: those with ζ above 1 by more than rounding can do, where that is known: they raised
+        above: steps with ζ above 1 by more than rounding can do, where that is known: they raised
             their own loss.
-        within_rounding: those at which rounding hides on which side of 1 it is.
-        undefined: those whose update does not go downhill (-gᵀΔ ≤ 0), where there is no ζ, or
+        within_rounding: steps at which rounding hides on which side of 1 it is.
+        undefined: steps whose update does not go downhill (-gᵀΔ ≤ 0), where there is no ζ, or
             after which the loss is not finite.
-        without_error: those of which it is not known what rounding can do; they are counted by ζ
+        without_error: steps of which it is not known what rounding can do; they are counted by ζ
             alone.
 
     >>> counts = EdgeCounts.of(np.array([0.5, 1.5, 1.1, np.nan, np.nan]),

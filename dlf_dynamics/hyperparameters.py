@@ -156,7 +156,7 @@ def require_state(
     Args:
         optimizer: an optax transformation.
         params: a pytree of the parameters.
-        opt_state: to be looked at.
+        opt_state: the optimizer's state to be looked at.
         step: number of updates made.
 
     Raises:

@@ -26,7 +26,7 @@ class Evaluation(NamedTuple):
     Attributes:
         static_loss: the loss with all weights 1.
         accuracy: NaN where targets are not the labels of classes.
-        outputs: of all examples; none where only a loss is known.
+        outputs: outputs of all examples; none where only a loss is known.
     """
 
     static_loss: Float[Array, ""]

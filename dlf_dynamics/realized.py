@@ -53,8 +53,8 @@ class Change(NamedTuple):
 
     Attributes:
         value: L(θ + Δ) - L(θ).
-        error: of it, in units of the rounding of a number; NaN where it is not known.
-        slope_error: of gᵀΔ, beyond that of its sum, in the same units.
+        error: error of it, in units of the rounding of a number; NaN where it is not known.
+        slope_error: slope error of gᵀΔ, beyond that of its sum, in the same units.
     """
 
     value: Float[Array, ""]
@@ -75,12 +75,12 @@ def realized(
     """The realized edge of an update, for one evaluation of the model.
 
     Args:
-        problem: of flat parameters, on the examples that the update is of.
+        problem: problem of flat parameters, on the examples that the update is of.
         step: t, for the weights of both losses.
         params: θ, before the update.
         after: θ + Δ, as it is once it is rounded.
-        gradient: of the loss at θ.
-        outputs: of the model at θ; none evaluates it there, too.
+        gradient: gradient of the loss at θ.
+        outputs: outputs of the model at θ; none evaluates it there, too.
         precision: type in which the gradient was computed, where it has fewer bits than its own.
     """
     change = loss_change(problem, step, params, after, outputs=outputs)
@@ -152,8 +152,8 @@ class _Parts(NamedTuple):
 
     Attributes:
         value: Σ w (ℓ(f') - ℓ(f)).
-        error: of it for outputs that are exact, in units of the rounding of a number.
-        pull: at least Σ |w ∂ℓ/∂f|, of f and f' together.
+        error: error of it for outputs that are exact, in units of the rounding of a number.
+        pull: a number that is at least Σ |w ∂ℓ/∂f|, of f and f' together.
         slopes: Σ |w ∂ℓ/∂f| |f' - f| of f.
         own: the same of the rounding of w ∂ℓ/∂f that does not become smaller with it.
     """

@@ -42,9 +42,9 @@ class Checkpoint(NamedTuple):
         step: number of updates made.
         params: as they were recorded.
         opt_state: of the optimizer.
-        scalars: that were recorded with it, by name. Where the recorder evaluates realized edges,
-            there are `realized_edge` and `realized_edge_error` of the last update that it has
-            looked at, and that one's step, `realized_edge_step`; NaN and -1 before the first.
+        scalars: numbers that were recorded with it, by name. Where the recorder evaluates realized
+            edges, there are `realized_edge` and `realized_edge_error` of the last update that it
+            has looked at, and that one's step, `realized_edge_step`; NaN and -1 before the first.
     """
 
     step: int

@@ -46,7 +46,7 @@ class Place(NamedTuple):
     """A cycle in the plane of two parameters, or a guess of one, with all derivatives.
 
     Attributes:
-        points: those of the cycle.
+        points: points of the cycle.
         parameters: both.
         cosine: κ, the cosine of the critical multipliers' angle; it is unknown of a pair only.
         images: f of the points.
@@ -111,7 +111,7 @@ class Place(NamedTuple):
 
         Args:
             first: change of the first point.
-            change: that of the parameters.
+            change: change of the parameters.
             closing: whether they are to close the gaps, too.
         """
         changes = [first]

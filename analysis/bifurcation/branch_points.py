@@ -104,7 +104,7 @@ def find_crossing(
         map_: the map.
         state: guess of the first point.
         parameter: guess.
-        period: that of the cycle.
+        period: period of the cycle.
     """
     state, border, error = np.asarray(state, float), None, np.inf
     for _ in range(_MOST_STEPS):

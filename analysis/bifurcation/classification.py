@@ -33,10 +33,10 @@ class Located(NamedTuple):
     Attributes:
         found: its kind, and the rank of its multiplier among those of this kind.
         place: the cycle.
-        multipliers: those of the cycle.
-        tangent: that of the branch, in (first point, parameter).
+        multipliers: multipliers of the cycle.
+        tangent: tangent of the branch, in (first point, parameter).
         residual: largest of the cycle's own and of what is left of the test function.
-        error: that of the parameter, relative to it and to the range.
+        error: error of the parameter, relative to it and to the range.
         neutral: number of multipliers that are at 1, or next to it, all along.
         halved: whether the cycle has shrunk to one of half its period.
     """

@@ -64,7 +64,7 @@ class SpecialPoint:
         label: its short name, as MatContM has it.
         parameters: both.
         state: (n,) first point of the cycle.
-        period: that of the cycle.
+        period: period of the cycle.
         multipliers: (n,) largest modulus first.
         residual: largest of the cycle's, of that of the critical multiplier, and of the error of
             the place along the curve, as a part of the ranges.
@@ -93,7 +93,7 @@ class Expansion(NamedTuple):
         overlap: ⟨w, q⟩, which is 0 where the critical multiplier is double with a Jordan block.
         quadratic: ⟨w, B(q,q)⟩.
         cubic: ⟨w, C(q,q,q) + 3 B(q, (1-J)^-1 B(q,q))⟩; it has a pole where J has a multiplier 1.
-        size: that of the terms that the last coefficient sums, or of the vector that is projected.
+        size: size of the terms that the last coefficient sums, or of the vector that is projected.
     """
 
     overlap: float
@@ -109,9 +109,9 @@ class Node(NamedTuple):
         place: the cycle and both parameters.
         found: the equations of the critical multiplier.
         tangent: unit vector in scaled coordinates: first point, parameters, and for a pair κ.
-        multipliers: those of the cycle.
+        multipliers: multipliers of the cycle.
         expansion: the map's, along the critical eigenvector.
-        residual: that of the cycle and of the critical multiplier.
+        residual: residual of the cycle and of the critical multiplier.
     """
 
     place: Place
@@ -183,7 +183,7 @@ class Test(NamedTuple):
     """A function of the points of a curve that vanishes at points of codimension two.
 
     Attributes:
-        label: that of these points.
+        label: label of these points.
         value: the function.
         least: change between two points below which it is rounding.
         second: kind of bifurcation that a second multiplier goes through there, if it is that.

@@ -218,7 +218,7 @@ def _passed(
         nodes: its points so far.
         smooth: index of the first of them since a kink.
         after: the next point.
-        bifurcations: those so far.
+        bifurcations: found so far.
     """
     if len(nodes) - smooth > 1:  # what lay between the last two may show only now
         before, last = nodes[-3] if len(nodes) - smooth > 2 else None, nodes.pop()

@@ -34,7 +34,7 @@ class Curve:
 
     Attributes:
         kind: which bifurcation it is.
-        names: those of the two parameters.
+        names: names of the two parameters.
         parameters: (k, 2) at which the cycles are.
         points: (k, period, n) of the cycles.
         multipliers: (k, n), largest modulus first.

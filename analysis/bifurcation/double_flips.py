@@ -23,7 +23,7 @@ def doubling_directions(system: Expansion, space: Eigenspace) -> Float[np.ndarra
 
     Args:
         system: the p-fold map at the flip.
-        space: that of the multiplier -1, which has as many eigenvectors as multipliers.
+        space: space of the multiplier -1, which has as many eigenvectors as multipliers.
     """
     rate = change_of_multipliers(system, space)
     own = _eigenbasis(rate)

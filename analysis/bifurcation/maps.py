@@ -61,7 +61,7 @@ class Map:
         """The map of one parameter that this is while the others keep their values.
 
         Args:
-            values: those of all parameters; the one that stays free is not looked at.
+            values: values of all parameters; the one that stays free is not looked at.
             index: number of the parameter that stays free.
 
         >>> import jax.numpy as jnp

@@ -108,7 +108,7 @@ class _Search(NamedTuple):
     Attributes:
         ritz: the pairs.
         basis: vectors that their coefficients are of, a row each.
-        products: that were made.
+        products: number of products that were made.
         whole: whether these are all multipliers.
         margin: distance from the unit circle within which no side is told.
     """

@@ -280,8 +280,8 @@ def _judged(coefficient: float, size: float, positive: Criticality, otherwise: s
     """The criticality that a coefficient's sign tells, if it is more than rounding.
 
     Args:
-        coefficient: that of third order.
-        size: that of its terms.
+        coefficient: coefficient of third order.
+        size: size of its terms.
         positive: criticality of a positive one.
         otherwise: name of the case that it is 0.
     """

@@ -55,7 +55,7 @@ def switch_branch(
     Args:
         map_: the map.
         bifurcation: a flip or a branch point, with the tangent of the branch it was found on.
-        period: that of the cycle that bifurcates; the bifurcation's own when not given.
+        period: period of the cycle that bifurcates; the bifurcation's own when not given.
         amplitude: s in units of the state, half the distance of neighbouring points of a doubled
             cycle, or at a branch point the distance of the branches at the parameter of the cycle,
             along the direction of the bifurcation. A negative one leads to the other side; from the
@@ -106,7 +106,7 @@ class _Departure(NamedTuple):
     """How to leave a bifurcation.
 
     Attributes:
-        period: that of the cycle that is looked for.
+        period: period of the cycle that is looked for.
         usual: amplitude that is tried when none is asked for.
         guess: parameter and points at an amplitude.
         distance: how far from the old branch, measured as the amplitude is.
@@ -264,7 +264,7 @@ def _aside(
         map_: the map.
         crossing: where the two branches cross.
         found: the cycle.
-        change: that of the parameter.
+        change: change of the parameter.
         along: where the old branch is expected, along the eigenvector.
     """
     value, points = crossing.at(map_, change, along)

@@ -19,7 +19,7 @@ class Batches:
 
     Attributes:
         size: examples in each.
-        num_examples: of which they are drawn.
+        num_examples: number of examples of which they are drawn.
         sampling: how those of the run are drawn: `independent`, `epochs`, `full batch`, or
             `unknown` where they were recorded.
         own: whether the run's are of that size, as far as it tells.

@@ -68,7 +68,7 @@ class Edge(Shown):
 
     Attributes:
         source: state of the run that was analysed.
-        config: of the analysis.
+        config: settings of the analysis.
         batches: whose stability is told.
         subject: what was trained, in a line.
         label: what the full-batch threshold is, or why there is none.
@@ -76,7 +76,7 @@ class Edge(Shown):
             optimizer frozen.
         span: first and last step that could be looked at.
         points: the checkpoints, in the order of steps.
-        crossings: of the mean-square threshold, between these.
+        crossings: crossings of the mean-square threshold, between these.
         realized: steps of the run by their realized edge.
     """
 
@@ -261,7 +261,7 @@ def load_edge(path: str | Path, run: Run | None = None) -> Edge:
     """Reads a result file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         run: the run that it must be of, in its present state; none takes any.
 
     Raises:

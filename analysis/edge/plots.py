@@ -40,7 +40,7 @@ def edge_figure(run: Run, found: Edge) -> Figure:
     Lines that are references, and no thresholds of the run, are dashed.
 
     Args:
-        run: that was analysed.
+        run: run that was analysed.
         found: what was found.
 
     Raises:

@@ -42,15 +42,15 @@ class EdgePoint:
     """One checkpoint; NaN stands for what is not known.
 
     Attributes:
-        step: of the checkpoint.
+        step: step of the checkpoint.
         learning_rate: η of the step.
         threshold_low: learning rate below which independent batches are certified to be stable in
             mean square.
         threshold_high: learning rate from which on they are certified to be unstable.
         ratio_low: η over the threshold, at least.
         ratio_high: η over the threshold, at most.
-        side: of the update at its own learning rate: 1 certified to be unstable in mean square with
-            independent batches, -1 certified to be stable, 0 neither.
+        side: verdict on the update at its own learning rate: 1 certified to be unstable in mean
+            square with independent batches, -1 certified to be stable, 0 neither.
         sharpness: largest eigenvalue of the Hessian of all examples; of P^-1 H where the optimizer
             has a preconditioner P, which is frozen, here as elsewhere.
         sharpness_low: lower end of its interval, NaN where it did not converge.
@@ -63,7 +63,7 @@ class EdgePoint:
         batch_sharpness_error: standard error of it, 0 where it is exact.
         epochs_low: learning rate at which shuffled epochs are certified to be stable.
         epochs_high: learning rate at which they are unstable.
-        epochs_side: of shuffled epochs at the step's learning rate, as `side`.
+        epochs_side: side of shuffled epochs at the step's learning rate, as `side`.
         rank: order of the matrices on which second moments were taken.
         kept: share of the trace of the curvature that these have.
         reason: why something of the mean-square threshold is not told; empty where it is.
@@ -133,9 +133,9 @@ def mean_square_at(
     """What of an `EdgePoint` belongs to its batches, by name.
 
     Args:
-        run: that the point is of.
-        rule: of its updates.
-        batches: that are asked about.
+        run: run with the point.
+        rule: rule of its updates.
+        batches: batches that are asked about.
         point: a checkpoint.
         config: how to look.
     """

@@ -70,17 +70,17 @@ class Explanation:
         config: settings.
         label: what the threshold is, or why none is used.
         threshold: critical eigenvalue at the step.
-        failure_probability: that of each upper bound on an eigenvalue.
+        failure_probability: failure probability of each upper bound on an eigenvalue.
         growth: factor per step of a deviation along the mode, by the linearised update at the
             centre.
         kinks: operations in the loss whose derivative jumps.
         batch_size: examples per update; none means all.
         mode: the largest eigenvalues and the top eigenvector.
         update_cosine: cosine of the updates after and before the step.
-        period: that of the oscillation at the step; see `periods_of_iterates`.
+        period: period of the oscillation at the step; see `periods_of_iterates`.
         amplitude: ‖θ_t - c_t‖, the distance from the centre.
         drift: ‖θ_(t+1) - θ_(t-1)‖ / 2.
-        projection: that of θ_t - c_t on the mode, without its sign.
+        projection: projection of θ_t - c_t on the mode, without its sign.
         origin: where crossings and oscillations are from, in words.
         first_looked: first step at which was looked for these.
         last_looked: last one.
@@ -88,7 +88,7 @@ class Explanation:
         crossings: where the centres crossed the threshold.
         events: oscillations.
         pieces: gates that flip, and what they do.
-        multipliers: those of the updates from the step on.
+        multipliers: multipliers of the updates from the step on.
         not_told: what could not be told, and why, a line each.
         note: how closely the replay met the checkpoints.
         around: the steps around it.

@@ -22,12 +22,12 @@ class ExplanationDict(TypedDict):
         config: settings.
         threshold: critical eigenvalue at the step.
         label: what it is, or why there is none.
-        failure_probability: that of each upper bound on an eigenvalue.
+        failure_probability: failure probability of each upper bound on an eigenvalue.
         growth: factor per step of a deviation along the top eigenvector at the centre.
         directions: largest eigenvalues at the iterate and at the centre.
         above: directions surely above the threshold at the centre.
         more_above: whether more may be.
-        curvature: that along the mode.
+        curvature: curvature along the mode.
         layers: shares of the mode by parameters.
         classes: parts of that curvature by class.
         period: 2, 4 or 8; -1 irregular; 0 not oscillating, or not told.
@@ -38,15 +38,15 @@ class ExplanationDict(TypedDict):
         origin: where crossings and oscillations are from.
         looked: first and last step in which was looked for these.
         unwatched: why no oscillations are told; empty where they are.
-        crossings: those of the centres, the last one before the step and the next one.
+        crossings: crossings of the centres, the last one before the step and the next one.
         events: the oscillation that the step lies in, else the last one before it and the next.
         kinks: operations in the loss whose derivative jumps.
         gates: that flip, by layer.
-        changes: those of the gradient to the next step.
-        gate_curvatures: those along the mode at the centre, with the gates of θ_t and θ_(t+1).
+        changes: changes of the gradient to the next step.
+        gate_curvatures: curvatures along the mode at the centre, with the gates of θ_t and θ_(t+1).
         phases: curvature along the mode at the iterates of the period, and one after.
         multiplied: number of updates whose Jacobians are multiplied.
-        multipliers: those of their product, apart from +1.
+        multipliers: multipliers of their product, apart from +1.
         along: vᵀJv of that product J and the mode v.
         stretch: ‖Jv‖, of its part in the parameters.
         not_told: what could not be told, and why.

@@ -42,7 +42,7 @@ class Direction:
         value: eigenvalue of the run's operator.
         lower: end of its interval.
         upper: end of its interval.
-        residual: that of its eigenvector, from a fresh product.
+        residual: residual of its eigenvector, from a fresh product.
         converged: whether it is certified; else it decides nothing.
         side: 1 surely above the threshold, -1 surely below, 0 not decided, or without a threshold.
         projection: θ_t - c_t along its unit eigenvector, without a sign; NaN at the iterate, and
@@ -64,7 +64,7 @@ class LayerShare:
     """What of the mode lies in some parameters.
 
     Attributes:
-        name: that of the parameters.
+        name: name of the parameters.
         share: sum of the squares of the unit mode's entries there.
     """
 
@@ -77,7 +77,7 @@ class ClassShare:
     """What of the curvature along the mode comes from a part of the loss.
 
     Attributes:
-        label: that of the class; -1 for the part of the parameters alone, such as weight decay.
+        label: label of the class; -1 for the part of the parameters alone, such as weight decay.
         curvature: second derivative of that part of the loss along the mode.
         share: that as a part of the whole.
     """
@@ -91,7 +91,7 @@ class Mode(NamedTuple):
     """The top eigenvector at the centre of a step, and the largest eigenvalues.
 
     Attributes:
-        directions: those at the iterate, then at the centre.
+        directions: directions at the iterate, then at the centre.
         centre: ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1).
         vector: direction in the parameters, of which the eigenvalue is the second derivative of the
             loss; a unit vector, but with a preconditioner.

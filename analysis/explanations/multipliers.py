@@ -29,7 +29,7 @@ class Multiplier:
         imaginary: its imaginary part.
         modulus: its modulus.
         residual: ‖Jx - μx‖ of its unit eigenvector x, from a fresh product.
-        overlap: that of the parameters' part of x, as a unit vector, with the mode.
+        overlap: overlap of the parameters' part of x, as a unit vector, with the mode.
     """
 
     real: float
@@ -44,7 +44,7 @@ class Multipliers(NamedTuple):
 
     Attributes:
         steps: number of updates.
-        found: those that converged and are not neutral, which here is within 0.02 of +1 for each of
+        found: multipliers that converged and are not neutral, here within 0.02 of +1 for each of
             the updates, as these need not be a cycle's: the largest
             modulus first, and at last that whose eigenvector overlaps most with the mode.
             Arnoldi's method may miss some.

@@ -53,12 +53,12 @@ class GradientChange:
 
     Attributes:
         about: where the gradient is linearised, the `iterate` θ_t or the `centre`.
-        linear: that of the linearised gradient, H (θ_(t+1) - θ_t), within the piece there.
+        linear: share of the linearised gradient, H (θ_(t+1) - θ_t), within the piece there.
         within: what the loss bends further within this piece.
-        pieces: that of gates which are another way; NaN where the gates are not known, or there are
-            none.
+        pieces: share of the gates that are another way; NaN where the gates are not known, or there
+            are none.
         left: norm of what the linearised gradient does not explain, as a part of the change.
-        linear_curvature: that along the step.
+        linear_curvature: curvature of the linear part along the step.
         within_curvature: likewise.
         pieces_curvature: likewise.
         secant: curvature along the step by the whole change, the sum of the three.
@@ -80,7 +80,7 @@ class Pieces(NamedTuple):
 
     Attributes:
         gates: flips by layer; empty where gates are not known, or there are none.
-        changes: those of the gradient, linearised at the iterate and at the centre.
+        changes: changes of the gradient, linearised at the iterate and at the centre.
         curvature_before: vᵀHv of the mode v at the centre, with the gates of θ_t.
         curvature_after: the same with those of θ_(t+1).
         phases: vᵀHv at θ_t, θ_(t+1), ..., over the steps of the period, and one after.
@@ -119,7 +119,7 @@ def pieces_between(
         run: the run, full batch.
         step: t, for the weights of the loss.
         iterates: θ_t, θ_(t+1), ..., over the steps of the period, and one after.
-        centre: that of the step.
+        centre: centre of the step.
         mode: direction v in the parameters, as long as its curvature is to be told.
         precise: whether to compute in float64, whatever the run's type.
     """

@@ -77,14 +77,14 @@ class Around:
         steps: consecutive ones.
         loss: F(θ_t, t), on the examples of the step.
         update_cosine: cosine of the updates θ_(t+1) - θ_t and θ_t - θ_(t-1).
-        periods: those of the oscillation at each; see `periods_of_iterates`.
-        projection: that of θ_t - c_t on the mode of the explained step.
+        periods: periods of the oscillation at each; see `periods_of_iterates`.
+        projection: projection of θ_t - c_t on the mode of the explained step.
         gate_flips: hidden units times examples that change side to the next step, as a part of all;
             NaN for smooth activations, and for the networks of recorded runs.
         looked_at: steps at which the curvature was computed.
         values: largest eigenvalue at the centres of these.
         converged: whether these are certified.
-        thresholds: those at these; NaN where there is none.
+        thresholds: thresholds at these; NaN where there is none.
     """
 
     steps: Int[np.ndarray, " steps"]
@@ -105,8 +105,8 @@ class Surroundings(NamedTuple):
     Attributes:
         origin: where it is from, in words.
         motion: what the run does at the steps that were looked at.
-        thresholds: those at the steps whose curvature was.
-        crossings: those at the centres, the last one before the step and the next one.
+        thresholds: thresholds at the steps whose curvature was.
+        crossings: crossings at the centres, the last one before the step and the next one.
         events: the oscillation that the step lies in, else the last one before it and the next.
         unwatched: why no oscillations are told; empty where they are.
     """

@@ -83,13 +83,13 @@ class Bifurcations(Shown):
         crossings: of the threshold at the centres, located.
         instabilities: in the order of steps.
         diagrams: with the loss frozen at some steps.
-        directions: those that were unstable at the onset of each instability; none in files of
+        directions: directions that were unstable at the onset of each instability; none in files of
             before version 4.2.
         pulse_maps: maps of perturbations, over pulses and then over cycles.
         plane: curves of bifurcations in two parameters, with the loss frozen; none if it was not
             asked for.
-        edge: of a run with mini-batches, their stability in mean square; none elsewhere, or where
-            no checkpoint was within the steps.
+        edge: stability of mini-batches in mean square; none of a run without them, or where no
+            checkpoint was within the steps.
     """
 
     source: Source

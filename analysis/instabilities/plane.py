@@ -76,11 +76,11 @@ class PlaneCurve:
         kind: which bifurcation it is.
         parameters: both, at each point.
         critical: the multiplier on the unit circle, as an eigenvalue.
-        angles: those of the critical multiplier, in radians.
-        coefficients: those of the normal form; NaN where it has none.
+        angles: angles of the critical multiplier, in radians.
+        coefficients: coefficients of the normal form; NaN where it has none.
         unstable: other multipliers outside the unit circle: where there are any, no stability
             changes.
-        residuals: those of cycle and bordered determinant.
+        residuals: residuals of cycle and bordered determinant.
         special: points of codimension two.
         status: how its ends came about, in a word or two.
         message: the same in words.
@@ -105,7 +105,7 @@ class Plane:
 
     Attributes:
         step: number of the update whose loss is frozen.
-        names: those of the two parameters.
+        names: names of the two parameters.
         class_label: the class whose weight is one of them, if it is.
         ranges: lowest and highest value of each.
         actual: the run's own values at that step.
@@ -114,7 +114,7 @@ class Plane:
         reason: why there are no curves; empty where the fixed point was found.
         largest: largest modulus of the fixed point's multipliers at the run's own values; NaN
             without one.
-        distance: that of the fixed point from the run's parameters, relative to the latter.
+        distance: distance of the fixed point from the run's parameters, relative to the latter.
         curves: those that start closest to the run's own values first.
         left_out: bifurcations whose curves were not followed.
     """

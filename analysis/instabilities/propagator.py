@@ -151,7 +151,7 @@ class Propagator:
         They do where class weights, learning rate or bias corrections are others then.
 
         Args:
-            seed: that of a random direction.
+            seed: seed of a random direction.
 
         Returns:
             The largest difference of each number of the state after an update; and the largest
@@ -240,8 +240,8 @@ def _update(dynamics: Dynamics, layout: Layout, row: Array, step: Array, vector:
     """One update of the vector that is perturbed; all else of the optimizer's state is the row's.
 
     Args:
-        dynamics: those of the run.
-        layout: that of the optimizer's state.
+        dynamics: dynamics of the run.
+        layout: layout of the optimizer's state.
         row: that state as a vector.
         step: number of updates made before.
         vector: parameters, and what moves of the optimizer's state.

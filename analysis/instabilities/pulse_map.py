@@ -195,7 +195,7 @@ def pulse_map(
         tol: residual that counts as converged, relative to each singular value; none means 1e-4.
         closing: distance by which a closed orbit may miss its start, relative to its size.
         max_products: products at most for the singular values.
-        seed: that of the random start.
+        seed: seed of the random start.
 
     Raises:
         ConfigError: when there is no such pulse, or its steps cannot be made again.

@@ -87,7 +87,7 @@ def pulse_maps(
 
     Args:
         run: whose pulses they are.
-        config: that of the analysis.
+        config: settings of the analysis.
         chosen: which ones.
         parts: where those that are finished are kept.
         progress: told how many steps are done.

@@ -206,8 +206,8 @@ class _Update:
     Maps in the learning rate and in the time, of the kind `pace`, are one program.
 
     Attributes:
-        layout: that of the optimizer's state.
-        kinds: those of the parameters.
+        layout: layout of the optimizer's state.
+        kinds: kinds of the parameters.
         class_label: the class whose weight may be one.
         rule: what the optimizer is made of, with the number of steps, if its momentum is one.
     """

@@ -33,7 +33,7 @@ class UnstableDirection:
     the others are those that were surely above it, too.
 
     Attributes:
-        onset: that of the oscillation.
+        onset: onset of the oscillation.
         rank: among the eigenvalues at the centre of the onset, 1 the largest.
         sharpness: its eigenvalue there.
         low: lower end of that one's interval.
@@ -67,7 +67,7 @@ def unstable_directions(
     Args:
         replay: the run's steps, made again.
         solver: how the largest eigenvalue is found.
-        onset: that of the oscillation.
+        onset: onset of the oscillation.
         settled: centre of the step at which its size is measured.
         step: the number of that one.
     """

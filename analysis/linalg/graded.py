@@ -70,7 +70,7 @@ def top_singular(
         k: how many; at most the order of the matrices.
         tol: residual that counts as converged, relative to each singular value.
         max_products: products at most; two for each value come on top, by which it is checked.
-        seed: that of the random start.
+        seed: seed of the random start.
     """
     block = min(k + 1, chain.size)
     new = np.random.default_rng(seed).standard_normal((chain.size, block))

@@ -33,7 +33,7 @@ class Minimum:
     """A minimum of a network with squared error.
 
     Attributes:
-        config: of the network and its data.
+        config: settings of the network and its data.
         params: the minimum, flat.
         loss: there.
         slope: Euclidean norm of the gradient there.
@@ -59,8 +59,8 @@ def minimum_of(task: Task, config: RunConfig, name: str) -> Minimum:
 
     Args:
         task: keeps it.
-        config: of a network with squared error.
-        name: of the file in which it is kept.
+        config: settings of a network with squared error.
+        name: name of the file in which it is kept.
     """
     found = task.kept(name, to_json(config), partial(_minimised, config))
     return Minimum(config, np.array(found["params"]), found["loss"], found["slope"])
@@ -101,8 +101,8 @@ class Escapes:
         stable: certified learning rate below which second moments decay.
         unstable: certified one from which on they grow.
         rates: learning rates, in units of the nearer of the two.
-        distances: from the minimum at the end, over that at the start; infinite where a run was
-            not finite any more.
+        distances: distance from the minimum at the end, over that at the start; infinite where a
+            run was not finite any more.
         raised: share of a run's steps that raised their own loss (ζ > 1), of those where rounding
             does not hide it; NaN where there are none.
     """
@@ -128,10 +128,10 @@ def escapes(
     Args:
         task: keeps what comes of them.
         minimum: near which they start.
-        batch_size: of them.
+        batch_size: examples per update.
         rates: below 1 in units of the certified stable learning rate, above 1 of the unstable one.
-        seeds: of the batches, for each rate.
-        steps: of each run.
+        seeds: seeds of the batches, for each rate.
+        steps: steps of each run.
     """
     config = replace(
         minimum.config,

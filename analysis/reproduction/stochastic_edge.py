@@ -56,12 +56,12 @@ class _Size:
 
     Attributes:
         rates: learning rates in units of the certified ones, on both sides of 1.
-        seeds: of the batches, for each rate.
-        steps: of the runs from near a minimum.
+        seeds: seeds of the batches, for each rate.
+        steps: steps of the runs from near a minimum.
         divisors: batch sizes are the number of examples divided by these, and 1.
-        examples: of the digits; the spiral has nine tenths as many.
+        examples: examples of the digits; the spiral has nine tenths as many.
         trained: updates of the runs from initial values.
-        checkpoints: at which their thresholds are computed.
+        checkpoints: checkpoints at which their thresholds are computed.
     """
 
     rates: tuple[float, ...]
@@ -117,7 +117,7 @@ class Neighbourhood:
 
     Attributes:
         minimum: near which.
-        found: by batch size.
+        found: runs of each batch size.
     """
 
     minimum: Minimum
@@ -193,7 +193,7 @@ class Trained:
     """A run from initial values with batches drawn independently, and its mean-square stability.
 
     Attributes:
-        config: of the run.
+        config: settings of the run.
         edge: along it.
     """
 

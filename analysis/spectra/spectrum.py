@@ -93,7 +93,7 @@ class Spectrum(Shown):
         oscillations: windows in the order of steps.
         unwatched: why oscillations are not told; empty where they are.
         infinite_width: kernels at infinite width, or none when they were not asked for.
-        reference: of a run with mini-batches, the threshold of full-batch updates; none elsewhere,
+        reference: threshold of full-batch updates, of a run with mini-batches; none elsewhere,
             and in files of before version 4.2.
     """
 

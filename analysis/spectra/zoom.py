@@ -20,7 +20,7 @@ def spans_of(run: Run, spectrum: Spectrum | None, zoom: Span | None) -> list[Spa
     """Steps of each column.
 
     Args:
-        run: with rows.
+        run: a run that has rows.
         spectrum: its spectrum, which tells its bursts; or none.
         zoom: first and last step of the second column; none chooses them.
 

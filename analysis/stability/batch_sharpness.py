@@ -41,7 +41,7 @@ class BatchSharpness:
 
     Attributes:
         value: the mean over batches, in the units of a curvature.
-        standard_error: of the value, by the batches that were drawn; 0 where it is exact.
+        standard_error: standard error, by the batches that were drawn; 0 where the value is exact.
         definition: `mean-of-ratios` for E[gᵀHg / gᵀg], `ratio-of-means` for E[gᵀHg] / E[gᵀg], with
             gradient and Hessian of one batch.
         samples: batches that were drawn; 0 where it is exact.
@@ -78,13 +78,13 @@ def batch_sharpness(
     that, batches are drawn. Batches are of different examples, each as likely as any other.
 
     Args:
-        problem: with a model and data, whose outputs do not mix examples.
+        problem: problem with a model and data, whose outputs do not mix examples.
         params: any pytree of floating-point arrays; computed in float64, whatever their type.
         batch_size: B.
         definition: `mean-of-ratios` or `ratio-of-means`.
         step: t, for the weights.
         samples: batches that are drawn where it is not exact.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Raises:
         ConfigError: when an argument is out of range, the problem has no examples, or the gradient

@@ -44,7 +44,7 @@ def deciding(
 
     Args:
         optimizer: an optax transformation.
-        steps: those at which it matters, beside some that are always tried.
+        steps: steps at which it matters, beside some that are always tried.
     """
     tried = np.unique([*_TRIED, *steps])
     nothing = jnp.zeros(1)

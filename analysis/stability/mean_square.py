@@ -51,7 +51,7 @@ class MeanSquareThreshold:
         certified_stable: below this learning rate, second moments of a deviation decay in the
             range of the curvature (of epochs: at it); infinite without curvature, NaN where it
             could not be shown.
-        certified_unstable: from this learning rate on (of epochs: at it) some second moment grows,
+        certified_unstable: learning rate from which on (of epochs: at it) some second moment grows,
             or does not decay.
         method: how they were found.
         iterations: applications of the operator on second moments.
@@ -102,7 +102,7 @@ def mean_square_threshold(
     or 2 (1 + β) / λ_max with momentum.
 
     Args:
-        problem: with a model and data, convex in its outputs, which must not mix examples.
+        problem: problem with a model and data, convex in its outputs, which must not mix examples.
         params: any pytree of floating-point arrays; computed in float64, whatever their type.
         batch_size: B.
         step: t, for the weights.
@@ -165,7 +165,7 @@ class MeanSquareStability:
         rank: order of the matrices on which that operator was taken.
         kept: share of the trace of the curvature that these have.
         batch_size: examples in a batch.
-        label: of which matrices the curvature is.
+        label: what matrices the curvature is of.
         reason: what is not shown, and why; empty otherwise.
     """
 

@@ -124,7 +124,7 @@ def rate_bounds(noise: Noise, rule: HeavyBall, tol: float) -> tuple[float, float
     ⟨Z, N[Z] + S ∘ Z⟩ / ⟨Z, C ∘ Z⟩, and it is stable at all learning rates below it.
 
     Args:
-        noise: of the batches.
+        noise: noise of the batches.
         rule: the update.
         tol: width that is aimed at, relative.
     """
@@ -158,7 +158,7 @@ def judged(
     """Whether an update is stable, multiples of its rate that are and are not, what is not shown.
 
     Args:
-        noise: of the batches.
+        noise: noise of the batches.
         recursion: the update.
         tol: width of the multiples that is aimed at, relative.
 
@@ -311,7 +311,7 @@ def is_contracting(noise: Noise, response: Response, start: Blocks) -> bool:
 
     Args:
         noise: N.
-        response: of the update, to white noise.
+        response: response of the update, to white noise.
         start: blocks of about the moment that grows most; it only helps the search.
     """
     factors = noise.factors

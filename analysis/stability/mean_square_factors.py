@@ -46,7 +46,7 @@ class CurvatureFactors:
 
     Attributes:
         rows: R_i in the first eigenvectors of the mean.
-        eigenvalues: of the mean of the R_iᵀ R_i, descending, as many.
+        eigenvalues: eigenvalues of the mean of the R_iᵀ R_i, descending, as many.
         rest: largest eigenvalue of what of R_i R_iᵀ is in the other eigenvectors, with rounding.
         num_examples: n, which the mean divides by.
         shift: curvature that is the same for all examples and in all directions.
@@ -78,7 +78,7 @@ def factors_of(
     """The GGN of each example of the loss as it is weighted at a step, in float64.
 
     Args:
-        problem: with a model and data, whose outputs do not mix examples.
+        problem: problem with a model and data, whose outputs do not mix examples.
         params: any pytree of floating-point arrays.
         step: t, for the weights.
         scale: P^-1/2 for a diagonal preconditioner P; then it is P^-1/2 H_i P^-1/2.
@@ -108,7 +108,7 @@ def require_batches(problem: Problem, batch_size: int) -> None:
     """Refuses a problem without examples, and batches of more than there are.
 
     Args:
-        problem: of which they are drawn.
+        problem: problem of which they are drawn.
         batch_size: B.
 
     Raises:

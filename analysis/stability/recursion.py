@@ -44,7 +44,7 @@ class Recursion:
     """An update x_(t+1) = (position - rate k) x_t - memory x_(t-1) - rate ξ_t on the curvature k.
 
     Attributes:
-        rate: of learning, in units in which the curvature is one of the loss.
+        rate: learning rate, in units in which the curvature is one of the loss.
         position: 1 + β for heavy ball; less with decoupled weight decay.
         memory: β for heavy ball.
     """

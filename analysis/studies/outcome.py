@@ -51,7 +51,7 @@ class Outcome:
         onset_phase: median position within a pulse of the class weights, from 0 to 1, at which the
             windows shorter than a pulse begin; those after the last pulse left out. NaN where there
             is none, as with the static loss.
-        realized_above: of the steps at which it was looked (`edge_every`), the share with a
+        realized_above: share, of the steps at which it was looked (`edge_every`), of those with a
             realized edge above 1 by more than rounding can do: those that raised their own loss.
         sharpness: largest eigenvalue of the Hessian of the static loss after the last update.
         sharpness_error: its residual; NaN where it did not converge, then `sharpness` is NaN, too.
