@@ -19,6 +19,11 @@ MAX_BYTES = 64 * 2**20
 """Size of the states that one call returns at most, where an interval fits in it."""
 
 _STRETCH_SECONDS = 0.25
+"""Length of a call that is aimed at."""
+
+_PATIENCE = 2.0
+"""Seconds that a call may take where most of them are its own, whatever it makes: else wide
+ensembles, whose calls copy the states of all runs, would make one update at a time."""
 
 
 class Made(NamedTuple):
@@ -69,6 +74,7 @@ class Pace:
         self._intervals = max(fitting, 1)
         self._count = 1
         self._last: tuple[int, float] | None = None
+        self._shortest = float("inf")
 
     def stretches(
         self, advance: Advance, state: State, step: int, stop: Callable[[], bool]
@@ -117,6 +123,10 @@ class Pace:
         now = time.monotonic()
         if self._last is not None:
             before, then = self._last
-            fitting = int((step - before) * _STRETCH_SECONDS / max(now - then, 1e-6))
+            taken = max(now - then, 1e-6)
+            self._shortest = min(self._shortest, taken)
+            # Twice what a call of one update takes: half of the time goes into updates.
+            aim = max(_STRETCH_SECONDS, min(2 * self._shortest, _PATIENCE))
+            fitting = int((step - before) * aim / taken)
             self._count = min(max(fitting, 1), 2 * self._count)
         self._last = step, now
