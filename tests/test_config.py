@@ -15,10 +15,10 @@ from dlf_dynamics.config import (
     RunConfig,
     ScheduleConfig,
     SpectrumConfig,
-    span_of,
 )
 from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.presets import PRESETS, PULSE_STEPS_PUBLISHED
+from dlf_dynamics.spans import span_of
 
 BASE = RunConfig()
 
