@@ -44,9 +44,12 @@ if TYPE_CHECKING:
     from dlf_dynamics.analysis.stability.threshold import (
         instability_threshold as instability_threshold,
     )
+    from dlf_dynamics.analysis.theories.central_flow import CentralFlow as CentralFlow
+    from dlf_dynamics.analysis.theories.central_flow import central_flow as central_flow
 
 _MODULES = {
     "BatchSharpness": "stability.batch_sharpness",
+    "CentralFlow": "theories.central_flow",
     "Crossing": "spectra.events",
     "Curvature": "spectra.curvature",
     "Density": "spectra.density",
@@ -60,6 +63,7 @@ _MODULES = {
     "Spectrum": "spectra.spectrum",
     "Threshold": "stability.threshold",
     "batch_sharpness": "stability.batch_sharpness",
+    "central_flow": "theories.central_flow",
     "compute_spectrum": "spectra.spectrum",
     "critical_eigenvalue": "stability.threshold",
     "find_crossings": "spectra.events",
@@ -76,6 +80,7 @@ _MODULES = {
 
 __all__ = [
     "BatchSharpness",
+    "CentralFlow",
     "Crossing",
     "Curvature",
     "Density",
@@ -89,6 +94,7 @@ __all__ = [
     "Spectrum",
     "Threshold",
     "batch_sharpness",
+    "central_flow",
     "compute_spectrum",
     "critical_eigenvalue",
     "find_crossings",

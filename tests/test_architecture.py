@@ -55,7 +55,7 @@ def test_the_core_never_imports_the_analysis(path):
     assert names == []
 
 
-MATHEMATICS = ("bifurcation", "linalg", "stability")
+MATHEMATICS = ("bifurcation", "linalg", "stability", "theories")
 """Folders of the analysis that take a product, a map or an update, and know no run."""
 
 OF_RUNS = {
