@@ -37,6 +37,10 @@ ANALYSES = {
         "dlf_dynamics.analysis.edge.analysis:EdgeAnalysis",
         "Tell where the updates of mini-batches lose stability in mean square, along a run.",
     ),
+    "flow": Entry(
+        "dlf_dynamics.analysis.flow.analysis:FlowAnalysis",
+        "Hold the central flow and other theories of the edge of stability against a run.",
+    ),
     "explain": Entry(
         "dlf_dynamics.analysis.explanations.analysis:ExplainAnalysis",
         "Say why a run did what it did at one step.",

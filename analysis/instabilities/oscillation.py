@@ -147,7 +147,7 @@ def follow(
         amplitude[0] = drift[0] = projection[0] = np.nan  # there is no step before it
     flips = np.full(rows, np.nan)
     if isinstance(run, TrainedRun) and run.kinks:
-        flips = _gate_flips(run, params[: room + 1])[:rows]
+        flips = gate_flips(run, params[: room + 1])[:rows]
     return Motion(
         steps=steps,
         recurrence=recurrence,
@@ -233,7 +233,7 @@ def _observe(
     return jnp.stack(recurrence, axis=1), norm(offset), norm(drift), projection
 
 
-def _gate_flips(
+def gate_flips(
     run: TrainedRun, params: Float[np.ndarray, "more params"]
 ) -> Float[np.ndarray, " rows"]:
     """Part of the gates that change from each row to the next."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dlf_dynamics.analysis.pipeline import analysis_named
-from dlf_dynamics.config import BifurcationConfig, EdgeConfig, ExplainConfig
+from dlf_dynamics.config import BifurcationConfig, EdgeConfig, ExplainConfig, FlowConfig
 from dlf_dynamics.registry import ANALYSES
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -232,6 +232,7 @@ def found(small, trained, analysed):
     from dlf_dynamics.analysis.bifurcation import compute_bifurcations
     from dlf_dynamics.analysis.edge.edge import compute_edge
     from dlf_dynamics.analysis.explanations.explanation import explain
+    from dlf_dynamics.analysis.flow.flow import compute_flow
 
     config = BifurcationConfig(diagrams="none")
     return {
@@ -239,6 +240,7 @@ def found(small, trained, analysed):
         "bifurcations": compute_bifurcations(trained(small), config),
         "explain": explain(trained(small), ExplainConfig(step=30)),
         "edge": compute_edge(trained(small), EdgeConfig(checkpoints=1)),
+        "flow": compute_flow(trained(small), FlowConfig(steps="50:54", every=2, theories=False)),
     }
 
 

@@ -1,0 +1,1 @@
+"""The central flow of a run, held against its replayed steps."""
