@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dlf_dynamics.analysis.reproduction import (
     cascade,
+    central_flow,
     cifar10_myrtle5,
     deeper_and_wider,
     fig4,
@@ -30,6 +31,7 @@ REPRODUCTIONS: dict[str, Reproduction] = {
         deeper_and_wider.REPRODUCTION,
         width_learning_rate.REPRODUCTION,
         stochastic_edge.REPRODUCTION,
+        central_flow.REPRODUCTION,
         cifar10_myrtle5.REPRODUCTION,
     )
 }

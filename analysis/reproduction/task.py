@@ -12,10 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
+import optax
+from jaxtyping import PyTree
 from matplotlib.figure import Figure
 
 from dlf_dynamics.analysis.pipeline import analysis_named
@@ -26,8 +30,11 @@ from dlf_dynamics.analysis.studies.sweep import sweep
 from dlf_dynamics.analysis.style import save
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.errors import FileError, StaleError
+from dlf_dynamics.loop import Setup
 from dlf_dynamics.opening import open_run
+from dlf_dynamics.problem import Problem
 from dlf_dynamics.progress import bar
+from dlf_dynamics.recorder import Recorder
 from dlf_dynamics.resultfile import write_whole
 from dlf_dynamics.run import Run
 from dlf_dynamics.training import resume, train
@@ -75,10 +82,7 @@ class Task:
         if not anew:
             known = open_run(path)
             if known.config != config:
-                raise FileError(
-                    f"{path} is of another budget or version; write elsewhere with -o, or "
-                    "replace it with --overwrite"
-                )
+                raise FileError(_of_another(path))
             if known.status == "complete":
                 return known
         with (
@@ -94,6 +98,48 @@ class Task:
         if run.status == "interrupted":
             raise KeyboardInterrupt
         return run
+
+    def recorded(self, setup: Setup, steps: int, every: int, name: str) -> Run:
+        """The run of a custom training loop, in NAME.h5; one that was stopped is made anew.
+
+        Args:
+            setup: full-batch problem, optimizer and initial parameters.
+            steps: number of updates.
+            every: steps between checkpoints.
+            name: of the file.
+
+        Raises:
+            FileError: when the file is of another loop.
+            KeyboardInterrupt: when it was stopped.
+        """
+        path, settings = self.folder / f"{name}.h5", {"steps": steps, "every": every}
+        if path.exists() and not self.overwrite:
+            known = open_run(path, setup)
+            if known.settings != settings:
+                raise FileError(_of_another(path))
+            if known.status == "complete":
+                return known
+        recorder = Recorder(
+            path,
+            setup.problem,
+            optimizer=setup.optimizer,
+            config=settings,
+            every=every,
+            name=name,
+            overwrite=True,
+        )
+        with (
+            self._spent(f"{name}: training"),
+            bar("training", steps, quiet=self.quiet) as advance,
+            recorder,
+        ):
+            for step, state in enumerate(islice(_states(setup), steps + 1)):
+                recorder.record(step, *state)
+                if step % every == 0:
+                    advance(step)
+                    if self.stop():
+                        raise KeyboardInterrupt
+        return open_run(path, setup)
 
     def analysed(self, run: Run, config: Any, name: str = "spectrum") -> Any:
         """The result of an analysis of a run, such as its spectrum, in a file beside the run's.
@@ -304,6 +350,29 @@ def in_words(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _states(setup: Setup) -> Iterator[tuple[PyTree, Any]]:
+    """Parameters and optimizer state before each update, without end."""
+    optimizer = setup.optimizer
+    assert optimizer is not None
+
+    @jax.jit
+    def updated(problem: Problem, params: PyTree, state: Any) -> tuple[PyTree, Any]:
+        change, state = optimizer.update(jax.grad(problem.objective)(params, 0), state, params)
+        return optax.apply_updates(params, change), state
+
+    params, state = setup.params, optimizer.init(setup.params)
+    while True:
+        yield params, state
+        params, state = updated(setup.problem, params, state)
+
+
+def _of_another(path: Path) -> str:
+    return (
+        f"{path} is of another budget or version; write elsewhere with -o, or replace it with "
+        "--overwrite"
+    )
 
 
 def _processor() -> str:

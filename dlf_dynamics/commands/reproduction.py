@@ -34,6 +34,7 @@ class Reproduce:
       deeper-and-wider       Hessian of the static loss at the end and at equal loss
       width-learning-rate    loss and curvature by width, learning rate and loss
       stochastic-edge        where SGD leaves a minimum, by learning rate and batch size
+      central-flow           the average over the oscillation, predicted for three runs
       cifar10-myrtle5        a sweep on CIFAR-10, its protocol inferred from a script; needs --data
 
     Without NAME it lists them with the time that each takes. Data, NAME.png and NAME.md, a page
@@ -58,6 +59,7 @@ class Reproduce:
             "deeper-and-wider",
             "width-learning-rate",
             "stochastic-edge",
+            "central-flow",
             "cifar10-myrtle5",
         ]
         | None
