@@ -51,6 +51,7 @@ _HEADLINE = "train -o headline.h5"
 _SPECTRUM = "spectrum headline.h5 --density --infinite-width"
 _TANH = "train --model.activation tanh --steps 15000 -o tanh.h5"
 _BIFURCATIONS = "bifurcations tanh.h5 --diagrams 9500"
+_FLOW = "flow tanh.h5 --steps 9300:9900"
 _PAPER = (
     "plot headline.h5 -o paper.png --width 3.4in --panels loss,sharpness --zoom 8000:10500 "
     "--letters --no-title"
@@ -98,6 +99,12 @@ FIGURES = (
         "tanh.diagrams",
         (_TANH, _BIFURCATIONS),
         "Orbit diagrams and Lyapunov exponents with the loss frozen at a step",
+    ),
+    Figure(
+        "flow",
+        "tanh.flow",
+        (_TANH, _FLOW),
+        "The central flow and other theories beside an oscillation, and where they may be applied",
     ),
     Figure(
         "phase-diagram",

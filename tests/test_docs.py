@@ -139,6 +139,7 @@ def test_every_key_of_the_configuration_is_shown_with_its_meaning(generate):
         "BifurcationConfig",
         "ExplainConfig",
         "EdgeConfig",
+        "FlowConfig",
         "ImportConfig",
     ]
     for name in names:
