@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from dlf_dynamics.analysis.flow.errors import QUANTITIES, TheoryError, errors_of
 from dlf_dynamics.analysis.flow.flow import Flow
 from dlf_dynamics.analysis.flow.segments import CENTRAL_FLOW, Segment
+from dlf_dynamics.analysis.headings import legend_below
 from dlf_dynamics.analysis.reproduction.edge_runs import RUNS, EdgeRun
 from dlf_dynamics.analysis.reproduction.flow_costs import FlowCost, cost_of
 from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture
@@ -220,7 +221,7 @@ def draw(runs: Sequence[Held]) -> Figure:
             label_steps(column[-1])
         for ax, label in zip(panels[:, 0], _PANELS.values(), strict=True):
             ax.set_ylabel(label)
-        panels[1, -1].legend(fontsize="small")
+        legend_below(figure, panels[1, -1])
         return figure
 
 
