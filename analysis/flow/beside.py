@@ -58,12 +58,12 @@ class Predicted:
     """What a theory says at the steps that were looked at; NaN where it says nothing.
 
     Attributes:
-        name: of the theory.
-        steps: that were looked at.
+        name: name of the theory.
+        steps: steps that were looked at.
         loss: averaged over the oscillation.
         sharpness: largest eigenvalue at the centre.
-        energy: of the oscillation, |d|².
-        distance: of its centre from the run's.
+        energy: size of the oscillation, |d|².
+        distance: how far its centre is from the run's.
         message: why it says nothing, or where it ended; empty where there is nothing to say.
     """
 
@@ -111,7 +111,7 @@ def predicted_beside(
     Args:
         run: a full-batch run with a threshold.
         start: its state at the first of the steps.
-        steps: that were looked at, increasing.
+        steps: steps that were looked at, increasing.
         centres: c_t of the run there.
         deviations: d_t = θ_t - c_t.
         oscillating: whether the run does; the local theories say nothing where it does not. None
@@ -151,7 +151,7 @@ class _Looks:
     Attributes:
         run: the run.
         wide: its dynamics in float64.
-        steps: that were looked at.
+        steps: steps that were looked at.
         centres: c_t.
         deviations: d_t.
         rates: learning rates of gradient descent with the same orbits of period 2.

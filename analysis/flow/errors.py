@@ -43,8 +43,8 @@ class TheoryError:
         ahead_to: largest number of them.
         looks: how many looks count and have a prediction.
         missing: how many count and have none.
-        median: of the errors, relative as `QUANTITIES` says.
-        largest: of the errors.
+        median: median error, relative as `QUANTITIES` says.
+        largest: largest error.
     """
 
     theory: str

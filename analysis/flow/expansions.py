@@ -24,7 +24,7 @@ class Trained(NamedTuple):
     Attributes:
         loss: (1, 2, 1) average over three steps of F(θ_t, t).
         energy: |d_t|², d_t being the deviation of the iterate from the centre.
-        distance: of the centre from the one given.
+        distance: how far the centre is from the one given.
     """
 
     loss: Float[np.ndarray, " looks"]
@@ -61,7 +61,7 @@ def trained_expansion(
         run: whose network it is; see `no_expansion`.
         start: state of the run, about whose parameters the network is expanded.
         order: 1 or 2.
-        steps: to look at, increasing, none before that of the start.
+        steps: steps to look at, increasing, none before that of the start.
         centres: c_t of the run at these.
     """
     dynamics = run.dynamics

@@ -27,10 +27,10 @@ class Forces(NamedTuple):
         linear: |Hd|.
         odd_rest: |odd force - Hd|.
         cubic: |½D³F[d, d]|.
-        across: of that, the part orthogonal to d.
+        across: size of that part of ½D³F[d, d] which is orthogonal to d.
         even_rest: |even force - ½D³F[d, d]|.
-        rest_across: of that, the part orthogonal to d.
-        rounding: of odd and even forces.
+        rest_across: size of that part of (even force - ½D³F[d, d]) which is orthogonal to d.
+        rounding: what rounding can do to the odd and the even force.
     """
 
     size: float

@@ -114,7 +114,7 @@ class CentralFlow:
 
     @property
     def steps(self) -> Int[np.ndarray, " points"]:
-        """Of the points."""
+        """Steps of the points."""
         return self.column("step")
 
     @property
@@ -124,7 +124,7 @@ class CentralFlow:
 
     @property
     def loss(self) -> Float[np.ndarray, " points"]:
-        """Of the centres."""
+        """Loss at the centres."""
         return self.column("loss")
 
     @property
