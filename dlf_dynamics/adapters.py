@@ -1,12 +1,12 @@
 """Models of Equinox, Flax, Haiku and PyTorch as the `apply` and the parameters of a `Problem`.
 
-Each function freezes what is not trained and takes the model as it is when it is evaluated, without
-dropout and with the running statistics of batch norm: eigenvalues need a loss that is the same
-every time it is computed. Adapt a model once, before the loop; every `apply` compiles anew.
+Each function freezes what is not trained and takes the model in evaluation mode, without dropout
+and with the running statistics of batch norm: eigenvalues need a loss that is the same every time
+it is computed. Adapt a model once, before the loop: each `apply` is compiled separately.
 
-Running statistics are frozen as they are in the model that is adapted. Training changes them, so
-`Recorder` refuses such a model unless it is told that the loop leaves them alone: `statistics_of`
-tells what an adapted model has of them.
+Running statistics are frozen at their values in the adapted model. Training changes them, so
+`Recorder` refuses such a model unless the user states that the loop leaves them alone.
+`statistics_of` lists those of an adapted model.
 
 The frameworks are imported when a function is called, so none of them is required.
 """
@@ -25,17 +25,17 @@ Apply = Callable[[Any, Array], Array]
 
 
 def statistics_of(apply: Apply) -> tuple[str, ...]:
-    """Names of what an adapted model holds frozen that training would change."""
+    """Names of the frozen arrays of an adapted model that training would change."""
     return getattr(apply, "statistics", ())
 
 
 def frozen_in(apply: Apply) -> Mapping[str, Any]:
-    """All that an adapted model holds frozen, by name; none for what its outputs do not need."""
+    """The frozen values of an adapted model by name; None where its outputs do not need one."""
     return getattr(apply, "frozen", {})
 
 
 def _with_statistics(apply: Apply, state: PyTree) -> Apply:
-    """The function, which tells of the state that is frozen in it."""
+    """The function, with the state that is frozen in it as its attributes."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     held = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
     apply.statistics, apply.frozen = tuple(held), held  # type: ignore[attr-defined]
@@ -49,9 +49,10 @@ def from_equinox(model: Any, state: Any = None, *, batched: bool = False) -> tup
     `equinox.combine(params, model)` is the model with these parameters.
 
     Args:
-        model: called with one example, or, `batched`, with all of them.
-        state: of a model with state, such as batch norm, as `equinox.nn.make_with_state` gives it;
-            such a model is called with example and state, and returns output and state.
+        model: model that is called with one example, or with all of them if `batched`.
+        state: state of a model that has one (batch norm, for example), as returned by
+            `equinox.nn.make_with_state`; such a model is called with example and state, and returns
+            output and state.
         batched: whether the model takes a leading axis of examples itself.
 
     >>> import equinox as eqx
@@ -79,9 +80,9 @@ def from_linen(module: Any, variables: PyTree, **options: Any) -> tuple[Apply, P
     """A Flax linen module; its collection `params` is trained, the others stay as they are.
 
     Args:
-        module: called with all examples.
-        variables: as `module.init` or training gave them.
-        options: of each call, such as `train=False` or `deterministic=True`, and of
+        module: module that is called with all examples.
+        variables: variables as returned by `module.init` or by training.
+        options: options of each call, such as `train=False` or `deterministic=True`, and of
             `module.apply`, such as `method`.
 
     Raises:
@@ -120,7 +121,7 @@ def from_nnx(model: Any) -> tuple[Apply, PyTree]:
     `nnx.update(model, params)` puts them into a model.
 
     Args:
-        model: called with all examples.
+        model: model that is called with all examples.
 
     >>> from flax import nnx
     >>> apply, params = from_nnx(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
@@ -146,10 +147,10 @@ def from_haiku(
     """A function that `haiku.transform` or `haiku.transform_with_state` transformed.
 
     Args:
-        transformed: of a function that takes all examples; it gets no random key.
-        params: as `transformed.init` or training gave them.
-        state: frozen; needed after `transform_with_state`.
-        options: of each call, such as `is_training=False`.
+        transformed: transformed function of all examples; it gets no random key.
+        params: parameters as returned by `transformed.init` or by training.
+        state: state to freeze; needed after `transform_with_state`.
+        options: options of each call, such as `is_training=False`.
 
     Raises:
         ConfigError: when a state is missing or not expected; `apply` raises it when the function
@@ -199,16 +200,16 @@ def from_torch(
     `params_of(apply, module.state_dict())`. A parameter with several names (tied weights) is one,
     under its first name. Parameters with `requires_grad=False` and all buffers are frozen.
 
-    torchax computes the module by JAX. Outputs and gradient are held against PyTorch's own for each
-    shape of inputs, at parameters near those of the module, and what differs is refused.
+    torchax computes the module in JAX. Outputs and gradient are compared with PyTorch's own for
+    each shape of inputs, at parameters near those of the module; a module that differs is refused.
 
     Args:
-        module: called with all examples; gives one tensor, a row for each.
-        inputs: some or all examples, by which values are held against PyTorch's now, and it is seen
-            which buffers a pass in training mode changes. Without them examples are made up when
-            `apply` is first called, and all buffers of the state_dict count as statistics.
+        module: module that is called with all examples and returns one tensor, a row for each.
+        inputs: some or all examples, with which values are compared with PyTorch's at once, and the
+            buffers found that a pass in training mode changes. Without them, examples are made up
+            when `apply` is first called, and all buffers of the state_dict count as statistics.
         with_statistics: whether the running statistics that training changes are among the
-            parameters, and not differentiated, so that they are recorded with them; see
+            parameters (they are not differentiated), so that they are recorded with them; see
             docs/own/models.md.
 
     Raises:
@@ -229,22 +230,21 @@ def from_torch(
 
 
 def params_of(apply: Apply, state: Mapping[str, Any]) -> dict[str, Array]:
-    """Parameters of an adapted PyTorch module out of a later state_dict, copied.
+    """Parameters of an adapted PyTorch module, copied from a later state_dict.
 
     Args:
-        apply: as `from_torch` gave it.
-        state: `module.state_dict()`, now or as it was saved.
+        apply: function that `from_torch` returned.
+        state: `module.state_dict()`, taken now or saved earlier.
 
     Raises:
-        ConfigError: when names or shapes are others than the module's, or what is frozen has
-            changed.
+        ConfigError: when names or shapes differ from the module's, or a frozen value has changed.
     """
     from dlf_dynamics.torch_modules import params_of
 
-    found = getattr(apply, "torch_module", None)
-    if found is None:
+    taken = getattr(apply, "torch_module", None)
+    if taken is None:
         raise ConfigError("apply has no PyTorch module; expected the one that from_torch gave")
-    return params_of(found, state)
+    return params_of(taken, state)
 
 
 def _names(variables: PyTree) -> str:

@@ -1,4 +1,4 @@
-"""The dynamics of a run, put together from its configuration and its data."""
+"""Builds the dynamics of a run from its configuration and its data."""
 
 from __future__ import annotations
 
@@ -32,18 +32,16 @@ from dlf_dynamics.schedules import Schedule, make_schedule
 
 
 def initial_parameters(config: RunConfig, dataset: Dataset, key: Array | None = None) -> PyTree:
-    """The parameters at step 0.
-
-    Those of bfloat16 and float16 are the ones of float32, rounded.
+    """The parameters at step 0; in bfloat16 and float16, those of float32, rounded.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         dataset: inputs and labels.
-        key: to draw them with, of two numbers, instead of the one of the run's seed.
+        key: legacy PRNG key (two numbers) to use instead of the one made from the run's seed.
 
     Raises:
-        ConfigError: when float64 is asked for and not enabled in JAX, or when there is not as much
-            memory as the network needs at least.
+        ConfigError: when float64 is requested but not enabled in JAX, or when there is less memory
+            than the network needs.
         DataError: when the labels do not fit the network's outputs.
     """
     require_precision(config)
@@ -62,7 +60,7 @@ def initial_parameters(config: RunConfig, dataset: Dataset, key: Array | None = 
 
 
 def _require_fit(config: RunConfig, dataset: Dataset) -> None:
-    """Refuses a network that memory cannot hold: parameters, update, gradient; a batch in it."""
+    """Refuses a network whose parameters, update and gradient, or one batch, exceed memory."""
     outputs = num_outputs(config, dataset)
     layers = make_model(config.model).layer_sizes(dataset.inputs.shape[1:], outputs)
     params, units = (sum(column) for column in zip(*layers, strict=True))
@@ -81,8 +79,8 @@ def _require_fit(config: RunConfig, dataset: Dataset) -> None:
 
 
 def parameter_layout(config: RunConfig, dataset: Dataset) -> Layout:
-    """The form of the parameters; to draw them would take seconds, most of them compiling."""
-    # With a key that is known, they would be drawn where constants are folded (`Run.dynamics`).
+    """The form of the parameters, without drawing them, which would take seconds to compile."""
+    # With a concrete key they would be drawn where constants are folded (`Run.dynamics`).
     key = jax.ShapeDtypeStruct((2,), jnp.uint32)
     return Layout.of(jax.eval_shape(lambda key: initial_parameters(config, dataset, key), key))
 
@@ -97,14 +95,14 @@ def build(
     """The dynamics of a run.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         dataset: inputs and labels.
         schedule: class weights to use instead of those of the configuration.
         origin: the run's initial parameters, flat, where the network is expanded about them.
-        layout: of the parameters, where the caller has found it; it takes half a second.
+        layout: layout of the parameters, if the caller has it; finding it takes half a second.
 
     Raises:
-        ConfigError: when float64 is asked for and not enabled in JAX.
+        ConfigError: when float64 is requested but not enabled in JAX.
         DataError: when the labels do not fit the network's outputs.
     """
     require_precision(config)
@@ -116,7 +114,7 @@ def build(
 
 
 class UpdateRule(NamedTuple):
-    """How the updates of a run are made.
+    """The optimizer of a run and its learning rate.
 
     Attributes:
         optimizer: an optax transformation.
@@ -128,23 +126,23 @@ class UpdateRule(NamedTuple):
 
     @classmethod
     def of(cls, update: OptimizerConfig, steps: int) -> UpdateRule:
-        """The rule of a run of so many steps; one and the same for equal configurations.
+        """The rule of a run of `steps` updates; the same object for equal configurations.
 
-        optax makes functions, which compare by identity: with them compiled programs serve all runs
-        of equal rules, and thresholds are confirmed once.
+        optax transformations are functions, which compare by identity. Sharing them lets compiled
+        programs serve all runs with equal rules, and thresholds are confirmed only once.
         """
         scheduled = update.learning_rate_schedule != "constant" or update.warmup_steps > 0
         count = steps if scheduled else None
         try:
             return _known_rule(update, count)
-        except TypeError:  # some of the numbers are traced and have no hash
+        except TypeError:  # traced numbers have no hash
             return _rule(update, count)
 
 
 def _rule(update: OptimizerConfig, steps: int | None) -> UpdateRule:
-    """The rule of a run of so many steps; of any number, where the learning rate is constant."""
+    """The rule of a run of `steps` updates; None if the learning rate is constant."""
     rate = learning_rate_schedule(update, steps or 1)
-    # A number instead of a constant schedule spares the optimizer a counter in its state.
+    # With a number instead of a constant schedule, the optimizer needs no counter in its state.
     optimizer = make_optimizer(update, update.learning_rate if steps is None else rate)
     return UpdateRule(optimizer, rate)
 
@@ -160,9 +158,9 @@ def assemble(
     update: OptimizerConfig,
     origin: Float[Array | np.ndarray, " params"] | None = None,
 ) -> Dynamics:
-    """The dynamics, once it is known what has what form.
+    """The dynamics for parameters of a known layout.
 
-    Data, and the numbers in the schedule and in the update rule, may be traced.
+    The data, and the numbers in the schedule and in the update rule, may be traced.
     """
     weights = make_weights(config.loss, schedule)
     problem = _problem(config, layout, dataset, weights)
@@ -189,9 +187,9 @@ def assemble(
 
 @dataclass(frozen=True)
 class _Outputs:
-    """The outputs of a network; unlike its bound method it compares by value.
+    """The outputs of a network as a function that, unlike a bound method, compares by value.
 
-    So programs that were compiled for one run serve all runs of the same network.
+    Programs compiled for one run therefore serve all runs of the same network.
     """
 
     model: Any
@@ -203,7 +201,7 @@ class _Outputs:
 def _problem(
     config: RunConfig, layout: Layout, dataset: Dataset, weights: ClassWeights | None
 ) -> Problem:
-    """The problem on a data set, of flat parameters."""
+    """The problem on a data set, as a function of flat parameters."""
     problem = Problem(
         _Outputs(make_model(config.model)),
         make_criterion(config.loss),
@@ -216,7 +214,7 @@ def _problem(
 
 
 def num_outputs(config: RunConfig, dataset: Dataset) -> int:
-    """Outputs of the network, once labels and batches are known to fit.
+    """Number of outputs of the network, after checking that labels and batches fit.
 
     Raises:
         ConfigError: when a batch is larger than the data.
@@ -248,5 +246,5 @@ def require_precision(config: RunConfig) -> None:
 
 
 def random_stream(config: RunConfig):
-    """Context in which JAX draws the initial parameters that the configuration asks for."""
+    """Context that selects the random stream of JAX that the configuration names."""
     return jax.threefry_partitionable(config.prng == "modern")

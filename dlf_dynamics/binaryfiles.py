@@ -21,19 +21,19 @@ from dlf_dynamics.reprs import brief
 _MNIST_SIDES = (28, 28)
 _CIFAR_PLANES = (3, 32, 32)
 _MOST_DEFLATED = 1032
-"""Bytes that one byte of a gzip file can stand for at most (zlib's documentation)."""
+"""Largest number of bytes that one byte of a gzip file can expand to (zlib's documentation)."""
 _CHUNK = 1 << 20
 _LARGE = 2**30
 _MOST_SHRUNK = 200
-"""Times that data are compressed at most; zeros alone are by the thousand."""
+"""Largest factor by which real data are compressed; zeros alone reach a thousand."""
 
 
 class Images(NamedTuple):
     """Images as they are stored, with their labels.
 
     Attributes:
-        pixels: from 0 to 255.
-        labels: from 0 to 9.
+        pixels: pixel values from 0 to 255.
+        labels: labels from 0 to 9.
     """
 
     pixels: UInt8[np.ndarray, "images height width channels"]
@@ -44,14 +44,14 @@ class Images(NamedTuple):
 def read_mnist(folder: Path, *, test: bool = False) -> Images:
     """The images of MNIST, or of a data set in its format, such as Fashion-MNIST.
 
-    The format is that of LeCun, Cortes and Burges, The MNIST database of handwritten digits.
+    The format is described by LeCun, Cortes and Burges, The MNIST database of handwritten digits.
 
     Args:
-        folder: with the published files, each as it is or compressed with its name ending in .gz.
+        folder: folder with the published files, each as published or compressed as .gz.
         test: whether to read the test images instead of the training images.
 
     Raises:
-        DataError: when a file is missing, damaged or of another format.
+        DataError: when a file is missing, damaged or in another format.
     """
     _check_folder(folder, "MNIST's files")
     stem = "t10k" if test else "train"
@@ -69,14 +69,15 @@ def read_mnist(folder: Path, *, test: bool = False) -> Images:
 def read_cifar10(folder: Path, *, test: bool = False) -> Images:
     """The images of CIFAR-10, from its binary version.
 
-    The format is that of Krizhevsky, Learning multiple layers of features from tiny images, 2009.
+    The format is described by Krizhevsky, Learning multiple layers of features from tiny images,
+    2009.
 
     Args:
-        folder: with data_batch_1.bin to data_batch_5.bin and test_batch.bin.
+        folder: folder with data_batch_1.bin to data_batch_5.bin and test_batch.bin.
         test: whether to read the test images instead of the training images.
 
     Raises:
-        DataError: when a file is missing, damaged or of another format.
+        DataError: when a file is missing, damaged or in another format.
     """
     _check_folder(folder, "the binary version of CIFAR-10")
     names = ["test_batch.bin"] if test else [f"data_batch_{n}.bin" for n in range(1, 6)]
@@ -97,22 +98,22 @@ def read_cifar10(folder: Path, *, test: bool = False) -> Images:
 
 def _check_folder(folder: Path, content: str) -> None:
     if not os.path.isdir(folder):
-        found = "is a file" if os.path.exists(folder) else "does not exist"
-        raise DataError(f"data.path {folder} {found}; expected the folder with {content}")
+        fault = "is a file" if os.path.exists(folder) else "does not exist"
+        raise DataError(f"data.path {folder} {fault}; expected the folder with {content}")
 
 
 def _read_idx(
     folder: Path, name: str, sides: tuple[int, ...]
 ) -> tuple[Path, UInt8[np.ndarray, "items *sides"]]:
-    """The bytes in a file of the format IDX, and its path.
+    """The path of a file in IDX format, and the bytes in it.
 
     Args:
-        folder: that holds it.
-        name: of the file, without .gz.
-        sides: of each item.
+        folder: folder that holds the file.
+        name: name of the file, without .gz.
+        sides: shape of each item.
 
     Raises:
-        DataError: when there is none, or it does not hold what its header promises.
+        DataError: when the file is missing, or does not hold what its header promises.
     """  # noqa: DOC501
     path = next((p for p in (folder / name, folder / f"{name}.gz") if os.path.isfile(p)), None)
     if path is None:
@@ -123,7 +124,7 @@ def _read_idx(
         size, stored = math.prod(shape), os.fstat(file.fileno()).st_size
         compressed = path.suffix == ".gz"
         most = stored * _MOST_DEFLATED if compressed else stored - file.tell()
-        if size > most:  # before any memory is taken for what is not there
+        if size > most:  # checked before memory is allocated for data that are not there
             raise _wrong_size(path, f"at most {most:,}" if compressed else f"{most:,}", size)
         require_size(size, stored, str(path))
         content = _read_exactly(file, path, size)
@@ -131,7 +132,7 @@ def _read_idx(
 
 
 def _read_header(file: BinaryIO, path: Path, sides: Sequence[int]) -> int:
-    """Reads the header of a file of the format IDX; the number of items in it."""
+    """Reads the header of a file in IDX format; returns the number of items in the file."""
     form = f">{2 + len(sides)}I"
     header = file.read(struct.calcsize(form))
     if len(header) < struct.calcsize(form):
@@ -139,21 +140,21 @@ def _read_header(file: BinaryIO, path: Path, sides: Sequence[int]) -> int:
             f"{path} ends after {len(header)} bytes, in its header of {struct.calcsize(form)}; "
             "download it again"
         )
-    magic, count, *found = struct.unpack(form, header)
-    expected = 0x0801 + len(sides)  # unsigned bytes, in so many dimensions
+    magic, count, *stored = struct.unpack(form, header)
+    expected = 0x0801 + len(sides)  # an array of unsigned bytes with 1 + len(sides) axes
     if magic != expected:
         raise DataError(
             f"{path} begins with the number {magic}; expected {expected}, with which a file of "
             f"{'images' if sides else 'labels'} in MNIST's format begins"
         )
-    if count == 0 or tuple(found) != tuple(sides):
-        shapes = ["x".join(map(str, shape)) for shape in ((count, *found), ("n", *sides))]
-        raise DataError(f"{path} tells of {shapes[0]} bytes; expected {shapes[1]}, n at least 1")
+    if count == 0 or tuple(stored) != tuple(sides):
+        shapes = ["x".join(map(str, shape)) for shape in ((count, *stored), ("n", *sides))]
+        raise DataError(f"{path} declares {shapes[0]} bytes; expected {shapes[1]}, n at least 1")
     return count
 
 
 def _read_batch(path: Path) -> Images:
-    """One file of CIFAR-10: for each image its label, then its planes of red, green and blue."""
+    """Reads one file of CIFAR-10: for each image its label, then its red, green and blue planes."""
     record = 1 + math.prod(_CIFAR_PLANES)
     with _reading(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -171,7 +172,7 @@ def _read_batch(path: Path) -> Images:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[BinaryIO]:
-    """The file, decompressed where its name ends in .gz, with errors in one line."""
+    """Opens the file, decompressed if its name ends in .gz; errors become one line."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             yield cast(BinaryIO, file)
@@ -181,12 +182,13 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
 
 
 def _read_exactly(file: BinaryIO, path: Path, size: int) -> bytearray:
-    """The rest of the file; of one that has more than promised, no more than a byte of that.
+    """The rest of the file, which must have exactly `size` bytes.
 
-    It takes memory as bytes arrive, since a compressed file may end long before its promise.
+    At most one byte more is read, and memory is allocated as bytes arrive, since a compressed file
+    may end long before the size that its header promises.
 
     Raises:
-        DataError: when it holds more or less.
+        DataError: when the file has more or fewer bytes.
     """  # noqa: DOC501
     content = bytearray()
     while chunk := file.read(min(_CHUNK, size + 1 - len(content))):
@@ -197,10 +199,10 @@ def _read_exactly(file: BinaryIO, path: Path, size: int) -> bytearray:
 
 
 def require_size(size: int, stored: int, what: str) -> None:
-    """Refuses gigabytes out of megabytes, as no data are but those made to fill the memory.
+    """Refuses gigabytes that are stored in megabytes, as only data made to fill the memory are.
 
     Raises:
-        DataError: when there are more than a gigabyte, of less than a 200th on file.
+        DataError: when more than a gigabyte is stored in less than a 200th of its size.
     """
     if size > _LARGE and size > _MOST_SHRUNK * stored:
         raise DataError(
@@ -209,9 +211,9 @@ def require_size(size: int, stored: int, what: str) -> None:
         )
 
 
-def _wrong_size(path: Path, found: str, promised: int) -> DataError:
+def _wrong_size(path: Path, size: str, expected: int) -> DataError:
     return DataError(
-        f"{path} holds {found} bytes of data; expected {promised:,}, as its header promises: "
+        f"{path} holds {size} bytes of data; expected {expected:,}, as its header promises: "
         "download it again"
     )
 

@@ -1,7 +1,7 @@
-"""Checkpoints that other programs wrote, as trees of NumPy arrays: which there are, and their step.
+"""Finds and reads checkpoints of other programs as trees of NumPy arrays, and their steps.
 
-A kind of file is read by the library that belongs to it, which is imported only then. Nothing of a
-file is executed: of PyTorch's files only those are read that hold tensors and plain containers.
+Each kind of file is read by its own library, which is imported only then. No code in a file is
+executed: PyTorch files are read only if they hold nothing but tensors and plain containers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dlf_dynamics.errors import ConfigError, FileError, shortened
+from dlf_dynamics.errors import ConfigError, FileError, one_line, shortened
 from dlf_dynamics.torch_state import updates_made
 
 Tree = Any
@@ -35,24 +35,24 @@ _STEPS = ("global_step", "step", "iteration", "num_updates")
 
 
 def find_checkpoints(paths: Iterable[Path]) -> list[Path]:
-    """The checkpoints that are meant: files, folders that are one, and those in other folders.
+    """The checkpoints among these files and folders, and inside the folders.
 
     Raises:
-        FileError: when there is no such file or folder, or no checkpoint in it.
+        FileError: when a file or folder does not exist or holds no checkpoint.
     """
-    found: list[Path] = []
+    checkpoints: list[Path] = []
     for path in paths:
         if not path.exists():
             raise FileError(f"checkpoint {path} does not exist")
         inside = [path] if path.is_file() else list(_inside(path))
         if not inside:
             raise FileError(f"{path} has no checkpoint in it; expected {_expected()}")
-        found += inside
-    return found
+        checkpoints += inside
+    return checkpoints
 
 
 def _inside(folder: Path) -> Iterator[Path]:
-    """The checkpoints in a folder, or the folder if it is one."""
+    """The checkpoints in a folder, or the folder itself if it is one."""
     if _is_orbax(folder):
         yield folder
         return
@@ -64,7 +64,7 @@ def _inside(folder: Path) -> Iterator[Path]:
 
 
 def _is_orbax(folder: Path) -> bool:
-    """Whether it holds arrays itself; the folder of a step holds it as an item, `default`."""
+    """Whether a folder is an orbax checkpoint; a step's folder has it as its item `default`."""
     return any((folder / name).exists() for name in (_ORBAX[0], *_ORBAX[2:]))
 
 
@@ -72,12 +72,13 @@ def number_in_name(path: Path, pattern: str | None = None) -> int | None:
     r"""The number in the name of a checkpoint, or of the folder that it is in.
 
     Args:
-        path: of the checkpoint.
-        pattern: regular expression whose only group is the number; none takes the only number of
-            the name, or that after `step`, `iter`, `checkpoint` and the like; else of the folder.
+        path: path of the checkpoint.
+        pattern: regular expression whose only group is the number; None takes the only number in
+            the name, or the one after `step`, `iter`, `checkpoint` or the like, of the checkpoint
+            or else of its folder.
 
     Raises:
-        ConfigError: when the pattern is no such expression, or there are several numbers.
+        ConfigError: when the pattern is not such an expression, or there are several numbers.
 
     >>> number_in_name(Path("runs/b2/checkpoint-300/model.safetensors"))
     300
@@ -113,7 +114,7 @@ def number_in_name(path: Path, pattern: str | None = None) -> int | None:
 
 
 def own_step(tree: Tree) -> int | None:
-    """The number of updates that a checkpoint itself tells, or the optimizer in it."""
+    """The number of updates stored in a checkpoint or in its optimizer's state."""
     if not isinstance(tree, Mapping):
         return None
     for name in _STEPS:
@@ -126,15 +127,15 @@ def own_step(tree: Tree) -> int | None:
 
 
 def read_checkpoint(path: Path) -> Tree:
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Raises:
-        ConfigError: when the library that reads this kind is not installed.
-        FileError: when it is of no known kind, damaged, or holds more than arrays.
+        ConfigError: when the library that reads this kind of file is not installed.
+        FileError: when the kind is unknown, or the file is damaged or holds more than arrays.
     """
     reader = _orbax if path.is_dir() else _READERS.get(path.suffix)
     if reader is None:
-        raise FileError(f"{path} is of no kind that is known; expected {_expected()}")
+        raise FileError(f"{path} is of an unknown kind; expected {_expected()}")
     try:
         return reader(path)
     except ImportError as error:
@@ -143,7 +144,7 @@ def read_checkpoint(path: Path) -> Tree:
             f"{path} needs {package}, which is not installed; pip install {package}"
         ) from error
     except Exception as error:
-        reason = shortened(" ".join(str(error).split()), 200)
+        reason = shortened(one_line(error), 200)
         raise FileError(f"{path} cannot be read: {type(error).__name__}: {reason}") from error
 
 
@@ -174,7 +175,7 @@ def _orbax(path: Path) -> Tree:
     import jax
     import orbax.checkpoint as ocp
 
-    # As NumPy: JAX would cut float64 to float32 and wants the devices that were written from.
+    # As NumPy arrays: JAX would cut float64 to float32 and require the devices of the writer.
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         held: Any = reader.metadata(path.absolute())
         kinds = jax.tree.map(
@@ -190,12 +191,12 @@ def _torch(path: Path) -> Tree:
 
 
 def _from_torch(value: Any) -> Tree:
-    """The same with arrays in the place of tensors."""
+    """The same tree with NumPy arrays in place of tensors."""
     import torch  # pyright: ignore[reportMissingImports]
 
     if isinstance(value, torch.Tensor):
         tensor = value.detach()
-        if tensor.dtype == torch.bfloat16:  # NumPy knows it by ml_dtypes alone
+        if tensor.dtype == torch.bfloat16:  # NumPy has this type from ml_dtypes only
             import ml_dtypes
 
             return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
@@ -214,7 +215,7 @@ _READERS: dict[str, Callable[[Path], Tree]] = {
     ".bin": _torch,
     ".ckpt": _torch,
 }
-"""By the end of the file's name."""
+"""Readers by the suffix of the file."""
 
 _PACKAGES = {
     "_npz": "numpy",
@@ -223,4 +224,4 @@ _PACKAGES = {
     "_orbax": "orbax-checkpoint",
     "_torch": "torch",
 }
-"""Which to install, by the reader that needs it."""
+"""Package to install, by the reader that needs it."""

@@ -1,4 +1,4 @@
-"""`check_problem`: whether a problem of the user's own is one that can be analysed."""
+"""`check_problem`: checks whether the user's own problem can be analysed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from dlf_dynamics.adapters import statistics_of
-from dlf_dynamics.errors import ConfigError, DataError, UserError
+from dlf_dynamics.errors import ConfigError, DataError, UserError, first_line
 from dlf_dynamics.problem import Problem, Step
 
 _KEEP_FLOATS = (
@@ -28,26 +28,25 @@ _DETERMINISTIC = (
 def check_problem(
     problem: Problem, params: PyTree, step: Step = 0, *, independent: bool = True
 ) -> None:
-    """Tries whether a problem and its parameters are what the analyses expect.
+    """Checks that a problem and its parameters are what the analyses expect.
 
-    The loss is computed twice as it is and once compiled, with its gradient, so that functions
-    which draw random numbers or count are found out. Values may differ by eps^0.75 when they are
-    repeated and by eps^0.4 otherwise, 5e-7 in float64 and 2e-3 in float32, of the largest.
+    The loss is computed twice uncompiled and once compiled, with its gradient, which exposes
+    functions that draw random numbers or keep a counter. Relative to the largest value, repeated
+    values may differ by eps^0.75, others by eps^0.4: 5e-7 in float64 and 2e-3 in float32.
 
     Args:
-        problem: with a model and data, or of a loss alone.
+        problem: problem with a model and data, or with a loss alone.
         params: any pytree of floating-point arrays.
         step: t, for the weights of the examples.
-        independent: whether outputs of an example may not depend on the other examples, as they do
-            under batch norm in training mode. Without it the Hessian of the whole batch is still
-            well defined; the NTK and all that is computed in batches are not.
+        independent: whether to require that the outputs of an example do not depend on the other
+            examples, as they do under batch norm in training mode. If they do, the Hessian of the
+            whole batch is still well defined; the NTK and everything computed in batches is not.
 
     Raises:
         DataError: when parameters are not floating-point arrays of one type, when outputs, losses,
-            weights or loss have another shape than they should, or when loss or gradient are not
-            finite.
-        ConfigError: when a function fails, cannot be hashed or traced by JAX, gives another value
-            the next time, or mixes examples.
+            weights or loss have the wrong shape, or when loss or gradient are not finite.
+        ConfigError: when a function fails, cannot be hashed or traced by JAX, returns a different
+            value the second time, or mixes examples.
 
     >>> inputs, targets = jnp.ones((4, 2)), jnp.zeros(4)
     >>> problem = Problem(lambda w, x: x @ w, lambda f, y: (f - y) ** 2, inputs, targets)
@@ -85,10 +84,10 @@ def _leaves(tree: PyTree) -> Iterator[tuple[str, Any]]:
 
 
 def check_parameters(params: PyTree) -> None:
-    """Tries whether parameters are arrays of float32, or all of float64.
+    """Checks that all parameters are arrays of float32, or all of float64.
 
     Raises:
-        DataError: when they are not; it names the first other leaf.
+        DataError: when they are not; it names the first leaf that differs.
 
     >>> check_parameters({"weight": jnp.ones((2, 3)), "bias": jnp.zeros(3)})
     >>> check_parameters({"count": 3})  # doctest: +ELLIPSIS
@@ -114,10 +113,10 @@ def check_parameters(params: PyTree) -> None:
 
 
 def check_statistics(problem: Problem) -> None:
-    """Tries whether a model is one whose parameters are all that training changes of it.
+    """Checks that training changes nothing of a model but its parameters.
 
     Raises:
-        ConfigError: when it was adapted with running statistics, frozen as they were then.
+        ConfigError: when the model was adapted with frozen running statistics.
     """
     names = statistics_of(problem.apply)
     if names:
@@ -142,7 +141,7 @@ def _check_hashable(problem: Problem) -> None:
 
 
 def _evaluate(problem: Problem, params: PyTree, step: Step) -> tuple[Array | None, Array]:
-    """Outputs, if there are any, and the loss, once their shapes are known to be right."""
+    """Outputs, if there are any, and the loss, after checking their shapes."""
     outputs = None
     if problem.has_outputs:
         outputs = _call("apply(params, inputs)", problem.outputs, params)
@@ -177,7 +176,7 @@ def _check_losses(losses: Any, outputs: Array, targets: tuple[int, ...]) -> None
             f"criterion gives losses of shape {shape} for {count} examples; expected ({count},): "
             "one loss for each example, not their mean"
         )
-    # Outputs (n, 1) less targets (n,) are (n, n), and nobody would see it.
+    # Outputs (n, 1) minus targets (n,) broadcast to (n, n), which would go unnoticed.
     if count > 1 and shape == (count, count) and shape not in (outputs.shape, targets):
         raise DataError(
             f"criterion gives losses of shape {shape} for outputs of shape {outputs.shape}; "
@@ -237,18 +236,17 @@ def _compiled(
 
 
 def _call(name: str, function: Callable[..., Any], *args: Any) -> Any:
-    """A result of the user's function, or its error in one line."""
+    """Calls the user's function; its errors become one line."""
     try:
         return function(*args)
     except UserError:
         raise
     except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), "no message")
-        raise ConfigError(f"{name} fails: {type(error).__name__}: {first}") from error
+        raise ConfigError(f"{name} fails: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _equal(old: Array | None, new: Array | None, tolerance: float) -> bool:
-    """Whether values are the same but for rounding; those near 0 are rounding themselves."""
+    """Whether values are equal up to rounding; values near 0 count as rounding."""
     if old is None or new is None:
         return True
     before, after = (

@@ -1,7 +1,7 @@
-"""Checksums of rows: CRC-32 of a row's step, as int64, and its values after it, little-endian.
+"""Checksums of rows: CRC-32 of a row's step (int64) followed by its values, little-endian.
 
-They find what changed by accident: damaged disks, broken copies, writes of other programs. Rows of
-many bytes take 0.7 ms for each megabyte, without Python's lock.
+They detect accidental changes: damaged disks, broken copies, writes by other programs. Large rows
+take 0.7 ms per megabyte, without holding Python's lock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Int, Shaped, UInt8
 def of_rows(
     steps: Int[np.ndarray, " rows"], values: Shaped[np.ndarray, "rows *row"]
 ) -> Int[np.ndarray, " rows"]:
-    """Of each row of one value.
+    """Checksum of each row of one dataset.
 
     >>> of_rows(np.array([7]), np.array([[0.5, 0.25]])).tolist()
     [1676482311]
@@ -28,17 +28,17 @@ def of_rows(
 def of_joined_rows(
     steps: Int[np.ndarray, " rows"], columns: Sequence[Shaped[np.ndarray, "rows ..."]]
 ) -> Int[np.ndarray, " rows"]:
-    """Of each row of several values, one checksum for all: for rows of few bytes."""
+    """One checksum for each row of several datasets together, meant for short rows."""
     joined = np.concatenate([_bytes_of(values) for values in (steps, *columns)], axis=1)
     return np.array([crc32(row) for row in joined], np.int64)
 
 
 def of_vectors(step: int, vectors: Sequence[Shaped[np.ndarray, " _numbers"]]) -> int:
-    """Of a step and the vectors of its state."""
-    found = crc32(_bytes_of(np.array([step], np.int64))[0])
+    """Checksum of a step and the vectors of its state."""
+    checksum = crc32(_bytes_of(np.array([step], np.int64))[0])
     for vector in vectors:
-        found = crc32(_bytes_of(vector[None])[0], found)
-    return found
+        checksum = crc32(_bytes_of(vector[None])[0], checksum)
+    return checksum
 
 
 def _bytes_of(values: Shaped[np.ndarray, "rows *row"]) -> UInt8[np.ndarray, "rows bytes"]:

@@ -1,6 +1,6 @@
-"""The program `dlf-dynamics`: runs a command line, and reports the user's errors in a line.
+"""The program `dlf-dynamics`: runs a command line and reports the user's errors in one line.
 
-All else is imported where Ctrl-C is heard already.
+Everything else is imported only once Ctrl-C is handled.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 USER_ERROR = 2
-INTERRUPTED = 128 + signal.SIGINT
+_INTERRUPTED = 128 + signal.SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,23 +24,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _main(list(sys.argv[1:] if arguments is None else arguments))
             out.flush()
             if out.fault:
-                told = f"what was printed could not be written: {out.fault}"
-                code = streams.fail(told, USER_ERROR)
+                message = f"what was printed could not be written: {out.fault}"
+                code = streams.fail(message, USER_ERROR)
     except KeyboardInterrupt:  # just before the command began, or just after it had ended
-        code = streams.fail("interrupted", INTERRUPTED)
-    # When the program ends, nothing is left that a signal could stop.
+        code = streams.fail("interrupted", _INTERRUPTED)
+    # The program is ending: there is nothing left for a signal to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN if arguments is None else before)
-    if arguments is None and code > 128:  # what still computes would crash Python's own end
+    if arguments is None and code > 128:  # running computations would crash Python's shutdown
         os._exit(code)
     return code
 
 
 def _leave(number: int, frame: object) -> None:
-    """Ends the process while there is nothing yet that could."""
+    """Ends the process on Ctrl-C before the program's own handlers are in place."""
     try:
         os.write(2, b"dlf-dynamics: interrupted before it began\n")
     finally:
-        os._exit(INTERRUPTED)
+        os._exit(_INTERRUPTED)
 
 
 def _main(arguments: list[str]) -> int:
@@ -69,8 +69,8 @@ def _main(arguments: list[str]) -> int:
         name = "" if error.filename is None else f"{shortened(str(error.filename), 200)}: "
         return fail(f"{name}{error.strerror or error}", USER_ERROR)
     except KeyboardInterrupt:
-        told = "interrupted; run files keep what was recorded, results were not written"
-        return fail(told, INTERRUPTED)
+        message = "interrupted; run files keep what was recorded, results were not written"
+        return fail(message, _INTERRUPTED)
 
 
 if __name__ == "__main__":

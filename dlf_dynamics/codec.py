@@ -1,10 +1,10 @@
-"""Records as arrays by path, and back: how dataclasses are kept in HDF5.
+"""Converts dataclasses to arrays by path, as HDF5 files hold them, and back.
 
-A field that is an array is a dataset. A record, that is a dataclass or named tuple that holds
-arrays, is a group. A list of plain dataclasses is a table: a group with a column for each field. A
-list of records is a group of numbered groups, and a dictionary of records a group by their names.
-All else, such as numbers, texts and configurations, stands as JSON in the dataset `settings` of its
-group; so a record that is not there is null in it.
+A field that is an array becomes a dataset. A record (a dataclass or named tuple that holds arrays)
+becomes a group. A list of plain dataclasses is a table: a group with a column for each field. A
+list of records is a group of numbered groups, a dictionary of records a group of named groups. All
+other fields, such as numbers, texts and configurations, are stored as JSON in the dataset
+`settings` of their group; a record that is None is null there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Arrays = dict[str, Any]
 """Arrays by path within a file."""
 
 hints = cache(get_type_hints)
-"""Evaluated annotations of the fields of a dataclass or named tuple, by name."""
+"""Evaluated annotations of the fields of a dataclass or named tuple by name."""
 
 
 def encode(record: Any, leave_out: Collection[str] = ()) -> Arrays:
@@ -37,7 +37,7 @@ def encode(record: Any, leave_out: Collection[str] = ()) -> Arrays:
 
     Args:
         record: a dataclass or named tuple.
-        leave_out: names of fields that are kept elsewhere.
+        leave_out: names of fields that are stored elsewhere.
 
     >>> from typing import NamedTuple
     >>> class Point(NamedTuple):
@@ -70,21 +70,19 @@ def decode(
     *,
     given: Mapping[str, Any] | None = None,
 ) -> Record:
-    """The inverse of `encode`; nothing is taken for what its annotation does not say.
+    """The inverse of `encode`; every value is checked against the annotation of its field.
 
-    A list that is not there is what its field has by default, if it has: it is one that files of
-    older versions do not hold.
-
-    Axes of one name have one length in a record and in the records that are fields of it.
+    A missing list takes the default of its field, if there is one: files of older versions do not
+    have it. Axes with the same name have the same length in a record and in its fields.
 
     Args:
         kind: type of the record.
-        arrays: all arrays of the record, by path.
-        lengths: known lengths of axes, by name.
-        given: fields that are kept elsewhere.
+        arrays: all arrays of the record by path.
+        lengths: known lengths of axes by name.
+        given: fields that are stored elsewhere.
 
     Raises:
-        ContentError: when a field is missing, unknown or something else.
+        ContentError: when a field is missing, unknown or of another type or shape.
     """
     settings = arrays.get("settings", b"{}")
     if not isinstance(settings, bytes):
@@ -104,7 +102,7 @@ def decode(
 
 
 def _optional(kind: type, name: str) -> bool:
-    """Whether a field has a default, as one that files of older versions do not hold."""
+    """Whether a field has a default, as those have that files of older versions lack."""
     if not dataclasses.is_dataclass(kind):
         return False
     (field,) = (field for field in dataclasses.fields(kind) if field.name == name)
@@ -112,13 +110,13 @@ def _optional(kind: type, name: str) -> bool:
 
 
 def inside(arrays: Mapping[str, Any], group: str) -> Arrays:
-    """The arrays of a group, by their path within it."""
+    """The arrays of a group by their path within the group."""
     start = f"{group}/"
     return {name.removeprefix(start): a for name, a in arrays.items() if name.startswith(start)}
 
 
 def encode_table(kind: type, rows: Sequence[Any]) -> Arrays:
-    """A list of dataclasses as one array for each field."""
+    """Converts a list of dataclasses to one array for each field."""
     table: Arrays = {}
     for name, hint in hints(kind).items():
         column = [getattr(row, name) for row in rows]
@@ -126,7 +124,7 @@ def encode_table(kind: type, rows: Sequence[Any]) -> Arrays:
             table[name] = np.array([text.encode() for text in column], "S" if rows else "S1")
         else:
             dtype = np.dtype(hint if hint in (int, bool) else float)
-            # A fraction in a column of whole numbers is a mistake, and not to be cut off.
+            # A fraction in a column of whole numbers is a mistake and must not be truncated.
             table[name] = np.array(column or np.zeros(0, dtype)).astype(dtype, casting="same_kind")
     return table
 
@@ -135,7 +133,7 @@ def decode_table(kind: type[Record], arrays: Mapping[str, Any]) -> list[Record]:
     """The inverse of `encode_table`.
 
     Raises:
-        ContentError: when a column is missing, longer than others, or of another type.
+        ContentError: when a column is missing, of another type or not as long as the others.
     """
     columns = []
     for name, hint in hints(kind).items():
@@ -152,23 +150,23 @@ def decode_table(kind: type[Record], arrays: Mapping[str, Any]) -> list[Record]:
 def typed(
     kind: type[Record], values: Mapping[str, Any], lengths: Mapping[str, int] | None = None
 ) -> Record:
-    """A dataclass or named tuple of these fields, each of which is what its annotation says.
+    """A dataclass or named tuple with these fields, each checked against its annotation.
 
     Args:
-        kind: its type.
-        values: what each field holds, by name; records are taken as they are.
-        lengths: known lengths of axes, by name.
+        kind: type of the record.
+        values: values of the fields by name; records are taken as they are.
+        lengths: known lengths of axes by name.
 
     Raises:
-        ContentError: when a field is missing, unknown, or something else.
+        ContentError: when a field is missing, unknown or of another type or shape.
     """
     fields, checked = hints(kind), dict(values)
     for name in checked:
         if name not in fields:
             raise ContentError(f"{name} is not a field of {kind.__name__}")
     arrays = sorted(name for name in fields if is_array(fields[name]) and name in checked)
-    require_shapes({name: (checked[name], fields[name]) for name in arrays}, lengths)
-    for name in sorted(checked.keys() - set(arrays)):  # the same complaint each time
+    _require_shapes({name: (checked[name], fields[name]) for name in arrays}, lengths)
+    for name in sorted(checked.keys() - set(arrays)):  # sorted: the message must not vary
         if not is_grouped(fields[name]):
             checked[name] = _in_setting(checked[name], fields[name], name)
     try:
@@ -177,15 +175,15 @@ def typed(
         raise ContentError(str(error)) from error
 
 
-def require_shapes(
+def _require_shapes(
     arrays: Mapping[str, tuple[Any, Any]], lengths: Mapping[str, int] | None = None
 ) -> None:
-    """Requires that arrays, by name, are what their annotations say.
+    """Requires that arrays, by name, have the types and shapes of their annotations.
 
-    Axes of one name have one length in all of them, that in `lengths` if it is known.
+    Axes with the same name must have the same length in all of them, the one in `lengths` if given.
 
     Raises:
-        ContentError: unless they are.
+        ContentError: when an array does not.
     """
     known = lengths or {}
     with jaxtyped("context"):
@@ -203,52 +201,52 @@ def require_shapes(
 
 def _axes_of(kind: type, values: Mapping[str, Any]) -> dict[str, int]:
     """Lengths of the named axes of the arrays among the fields of a record."""
-    found: dict[str, int] = {}
+    lengths: dict[str, int] = {}
     for name, hint in hints(kind).items():
         shape = getattr(values.get(name), "shape", ())
         axes = getattr(hint, "dim_str", "").split()
         if len(axes) == len(shape):
-            found |= {axis: n for axis, n in zip(axes, shape, strict=True) if axis.isidentifier()}
-    return found
+            lengths |= {axis: n for axis, n in zip(axes, shape, strict=True) if axis.isidentifier()}
+    return lengths
 
 
 def is_array(hint: Any) -> bool:
-    """Whether a field is a dataset."""
+    """Whether a field is stored as a dataset."""
     return hint is np.ndarray or hasattr(hint, "dim_str")
 
 
 def member_type(hint: Any) -> Any:
-    """The type of what a list, a dictionary or an optional field holds."""
+    """The type of the members of a list or dictionary, or of an optional field."""
     kinds = [kind for kind in get_args(hint) if kind is not NoneType]
     return kinds[-1] if kinds else hint
 
 
 @cache
 def _is_record(kind: Any) -> bool:
-    """Whether it is a dataclass or a named tuple that holds arrays, itself or in a record."""
+    """Whether a type is a dataclass or named tuple that holds arrays, directly or in a record."""
     if not (dataclasses.is_dataclass(kind) or hasattr(kind, "_fields")):
         return False
     return any(is_array(hint) or is_grouped(hint) for hint in hints(kind).values())
 
 
 def is_table(hint: Any) -> bool:
-    """Whether it is a list of dataclasses without arrays."""
+    """Whether a type is a list of dataclasses without arrays."""
     kind = member_type(hint)
     return get_origin(hint) is list and dataclasses.is_dataclass(kind) and not _is_record(kind)
 
 
 def is_grouped(hint: Any) -> bool:
-    """Whether a field is kept in a group of its own."""
+    """Whether a field is stored in its own group."""
     return not is_array(hint) and (is_table(hint) or _is_record(member_type(hint)))
 
 
 def _several(hint: Any) -> bool:
-    """Whether it is a list or a dictionary of records."""
+    """Whether a type is a list or dictionary of records."""
     return get_origin(hint) in (list, dict) and not is_table(hint)
 
 
 def _grouped(value: Any, hint: Any) -> Arrays:
-    """The arrays of a field that is kept in a group."""
+    """The arrays of a field that is stored in a group."""
     if is_table(hint):
         return encode_table(member_type(hint), value)
     if not _several(hint):
@@ -258,7 +256,7 @@ def _grouped(value: Any, hint: Any) -> Arrays:
 
 
 def _from_group(hint: Any, arrays: Arrays, lengths: Mapping[str, int], name: str, told: Any) -> Any:
-    """The field that these arrays of its group are, by what its record's settings tell of it."""
+    """A field from the arrays of its group and its entry in the settings of the record."""
     kind = member_type(hint)
     if is_table(hint):
         return decode_table(kind, arrays)
@@ -276,7 +274,7 @@ def _from_group(hint: Any, arrays: Arrays, lengths: Mapping[str, int], name: str
 
 
 def _member(kind: type[Record], arrays: Arrays, key: str, name: str) -> Record:
-    """A record of a list or a dictionary."""
+    """A record in a list or dictionary."""
     part = inside(arrays, key)
     if not part:
         raise ContentError(f"{name}/{key} is missing")
@@ -284,7 +282,7 @@ def _member(kind: type[Record], arrays: Arrays, key: str, name: str) -> Record:
 
 
 def _plain(value: Any) -> Any:
-    """A setting, JSON-ready."""
+    """A setting as JSON can hold it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     named = getattr(value, "_asdict", None)  # of a named tuple
@@ -292,10 +290,10 @@ def _plain(value: Any) -> Any:
 
 
 def _in_setting(value: Any, hint: Any, name: str) -> Any:
-    """A setting in the type of its annotation.
+    """A setting, checked against its annotation.
 
     Raises:
-        ContentError: when it is of another.
+        ContentError: when it has another type.
     """
     if dataclasses.is_dataclass(hint) or hasattr(hint, "_fields"):
         if isinstance(value, hint):  # type: ignore[arg-type]

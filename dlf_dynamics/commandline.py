@@ -1,4 +1,4 @@
-"""Options of the command line: finds the command, and tells what is wrong with them in a line."""
+"""Parses the command line: finds the command, and reports errors in one line."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from dlf_dynamics.errors import UserError, shortened
 
 
 def parse(arguments: list[str]) -> Any:
-    """The command with its options; tyro's boxed complaints become one line.
+    """The command with its options; tyro's boxed error messages become one line.
 
     Raises:
         UserError: for options that cannot be parsed.
     """
     if _completes(arguments) and arguments[1:2] not in (["bash"], ["zsh"]):
-        found = shortened(" ".join(arguments[1:2]) or "no shell", 80)
-        raise UserError(f"{arguments[0]} was given {found}; expected bash or zsh")
+        given = shortened(" ".join(arguments[1:2]) or "no shell", 80)
+        raise UserError(f"{arguments[0]} was given {given}; expected bash or zsh")
     if arguments[:1] != ["train"]:
         return _parsed(arguments)
     from dlf_dynamics.commands.training import Train
     from dlf_dynamics.configfile import unchecked
     from dlf_dynamics.presets import PRESETS
 
-    # What options override is itself told by options: they are parsed for that first.
+    # Options also select the configuration that they override, so they are parsed twice.
     command = _parsed(arguments, Train(run=unchecked(PRESETS["published"])))
     return _parsed(arguments, Train(run=command.base()))
 
@@ -45,7 +45,7 @@ def _parsed(arguments: list[str], default: Any = None) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-    # Once more without line breaks, of which some would be in the middle of a name.
+    # Once more on a wide terminal, as line breaks could split a name.
     complaint = io.StringIO()
     with contextlib.redirect_stderr(complaint), columns(10_000), contextlib.suppress(SystemExit):
         _parsed_by_tyro(arguments, default)
@@ -55,7 +55,7 @@ def _parsed(arguments: list[str], default: Any = None) -> Any:
 def _parsed_by_tyro(arguments: list[str], default: Any) -> Any:
     kinds: Any = None
     for name in COMMANDS:
-        # Of the others only the names count, and what they do; to read their options takes longer.
+        # For the other commands, name and description suffice; reading their options takes longer.
         chosen = _completes(arguments) or name in arguments[:1]
         command = command_named(name) if chosen else _named(name)
         options = {"default": default} if chosen and default is not None else {}
@@ -73,12 +73,12 @@ def _parsed_by_tyro(arguments: list[str], default: Any) -> Any:
 
 
 def _completes(arguments: list[str]) -> bool:
-    """Whether a script for completion in a shell is asked for, which needs the options of all."""
+    """Whether a shell-completion script is requested, which needs the options of all commands."""
     return bool(arguments) and arguments[0].startswith("--tyro-")
 
 
 def _named(name: str) -> type:
-    """In the place of a command, a class that has its description alone."""
+    """A class that stands for a command and has only its description."""
     command = make_dataclass(name, [])
     command.__doc__ = COMMANDS[name].about
     return command
@@ -86,7 +86,7 @@ def _named(name: str) -> type:
 
 @contextlib.contextmanager
 def columns(width: int) -> Iterator[None]:
-    """Lets the terminal seem to be this wide."""
+    """Makes the terminal appear to be this wide."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(width)
     try:
@@ -98,7 +98,7 @@ def columns(width: int) -> Iterator[None]:
 
 
 def _one_line(complaint: str, command: str) -> str:
-    """What tyro complains of, and the options of this command that are closest to it."""
+    """The error message of tyro on one line, with the closest options of this command."""
     lines = [line.strip("╭╮╰╯│ ") for line in complaint.splitlines()[1:]]
     ruled = re.sub(r"\0?[─-]{9,}\0", "\f", "\0".join(lines)).strip("\f")
     paragraphs = [part.split("\0") for part in ruled.split("\f")]
@@ -106,20 +106,20 @@ def _one_line(complaint: str, command: str) -> str:
     body = re.sub(r"^Unrecognized or misplaced options: (.*?) Arguments are .*", _misplaced, body)
     suggested = [part for part in paragraphs if part[0].startswith("Perhaps you meant")]
     close = _closest(body, suggested[0][1:], command) if suggested else []
-    told = f"{body.rstrip('. ')}; did you mean {' or '.join(close)}?" if close else body
+    line = f"{body.rstrip('. ')}; did you mean {' or '.join(close)}?" if close else body
     for part in paragraphs:
         if part[0].startswith("Available subcommands: "):
-            told += f"; commands: {part[0].partition(': ')[2]}"
-    told = shortened(told.rstrip(". "), 500)
-    return f"{told or 'the options could not be read'} (see --help)"
+            line += f"; commands: {part[0].partition(': ')[2]}"
+    line = shortened(line.rstrip(". "), 500)
+    return f"{line or 'the options could not be read'} (see --help)"
 
 
-def _misplaced(found: re.Match[str]) -> str:
-    return "Unrecognized options: " + ", ".join(re.split(r" \(applied to [^)]*\) ?", found[1])[:-1])
+def _misplaced(match: re.Match[str]) -> str:
+    return "Unrecognized options: " + ", ".join(re.split(r" \(applied to [^)]*\) ?", match[1])[:-1])
 
 
 def _closest(body: str, suggestions: list[str], command: str) -> list[str]:
-    """Options of the command by the name that was typed, its group left out; else the first one."""
+    """The command's options with the name that was typed, groups ignored; else the first one."""
     options: list[str] = []
     name = ""
     for line in suggestions:

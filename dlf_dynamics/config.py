@@ -37,10 +37,10 @@ class DataConfig:
 
     name: DatasetName = "spiral"
     """Two-dimensional spiral arms, three-dimensional swiss roll cut into classes, Gaussian blobs on
-    a circle, the bundled 8x8 digits, or files of your own at data.path: those of MNIST or CIFAR-10
-    as they are published, or an .npz file."""
+    a circle, the bundled 8x8 digits, or your own files at data.path: those of MNIST or CIFAR-10 as
+    they are published, or an .npz file."""
     points_per_class: int = 100
-    """Points per class of the generated data sets."""
+    """Points per class in the generated data sets."""
     num_classes: int = 3
     """Classes of the generated data sets."""
     noise: float = 0.2
@@ -51,7 +51,7 @@ class DataConfig:
     of examples to hold out."""
     path: str | None = None
     """For npz, the file: with `inputs` (examples, ...) and `labels`, whole numbers from 0 without
-    gaps (those with gaps need model.outputs), and if you like `validation_inputs` and
+    gaps (labels with gaps need model.outputs), and optionally `validation_inputs` and
     `validation_labels`; or with the names `x_train`, `y_train`, `x_test` and `y_test`. Images
     (examples, height, width, channels) of type uint8 are divided by 255; other inputs are taken as
     they are. For mnist, the folder with train-images-idx3-ubyte, train-labels-idx1-ubyte,
@@ -59,13 +59,13 @@ class DataConfig:
     folder with data_batch_1.bin to data_batch_5.bin and test_batch.bin, the binary version. Their
     images are divided by 255."""
     limit: int | None = None
-    """Train on the first examples only, this many; what is held out is not counted."""
+    """Train on only this many examples, the first ones; examples held out do not count."""
     validation: int | None = None
     """Examples held out for validation; 0 holds out none. Generated data sets: this many fresh
-    points from the same distribution, none meaning as many as are generated to train on. mnist,
+    points from the same distribution; none means as many as are generated to train on. mnist,
     cifar10, and an .npz with validation arrays: the first of the published test images or of these
-    arrays, none meaning all. digits, and an .npz without: this many, chosen at random and taken out
-    of the training data, none meaning 0."""
+    arrays; none means all. digits, and an .npz without: this many, chosen at random and taken out
+    of the training data; none means 0."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How the class weights move."""
+    """How the class weights change."""
 
     name: Literal["triangle", "static"] = "triangle"
     """`triangle` emphasises one class after the other; `static` keeps all weights at 1."""
@@ -133,7 +133,8 @@ class OptimizerConfig:
     learning_rate: float = 1.0
     """Learning rate (peak learning rate when it is scheduled)."""
     learning_rate_schedule: Literal["constant", "linear", "cosine", "exponential"] = "constant"
-    """From `learning_rate`, after the warm-up, to `final_learning_rate` at the last step."""
+    """How the learning rate goes from `learning_rate`, after the warm-up, to `final_learning_rate`
+    at the last step."""
     final_learning_rate: float = 0.0
     """Learning rate at the last step of a scheduled run."""
     warmup_steps: int = 0
@@ -180,46 +181,46 @@ class RunConfig:
     the parameters are rounded to it after each update and the network computes in it; the loss and
     the update are float32."""
     edge_every: int = 11
-    """Steps between those whose realized edge is evaluated, which tells whether a step raised its
-    own loss; 1 evaluates all (a step then takes about half as long again), 0 none. An oscillation
-    of period 2 has the realized edge above 1 at every other step: an even number would see one half
-    of it only, an odd number sees both. The last bits of adaptive optimizers depend on whether it
-    is 0; those of the others do not."""
+    """Evaluate the realized edge, which says whether a step raised its own loss, at every n-th
+    step; 1 evaluates it at all steps (a step then takes about half as long again), 0 at none. An
+    oscillation of period 2 has the realized edge above 1 at every other step: an even number would
+    see only one half of it, an odd number sees both. The last bits of adaptive optimizers depend on
+    whether it is 0; those of the others do not."""
     prng: Literal["modern", "legacy"] = "modern"
     """Random stream of JAX: `legacy` is the one of JAX before 0.5, which the published run used."""
 
     def __post_init__(self) -> None:
-        for found, key, expected in violations(self):
-            raise ConfigError(f"{key} is {shown(found)}; expected {expected}")
+        for value, key, expected in violations(self):
+            raise ConfigError(f"{key} is {shown(value)}; expected {expected}")
 
     @property
     def vector_dtype(self) -> Literal["float64", "float32"]:
-        """Of the vectors that hold parameters, also those that are rounded to fewer bits."""
+        """Type of the vectors that hold the parameters, also when these have fewer bits."""
         return "float64" if self.dtype == "float64" else "float32"
 
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """What is to be taken from checkpoints, and how."""
+    """What to take from checkpoints, and how."""
 
     step_pattern: str | None = None
     """Regular expression whose group is the number of a checkpoint in its path, such as
-    'step_(\\d+)'; none takes the `step` that a checkpoint itself tells, else the last number of its
-    name or of the nearest folder that has one."""
+    'step_(\\d+)'; none takes the `step` stored in the checkpoint, else the last number in its name
+    or in the nearest folder that has one."""
     steps_per_number: int = 1
-    """Updates for each count of the numbers in names, such as those of an epoch where epochs are
-    counted."""
+    """Updates per unit of the numbers in names, such as the updates of an epoch if the names count
+    epochs."""
     prefix: str | None = None
-    """Words that stand before the names of parameters in a checkpoint, such as 'ema_params'; none
-    finds 'params', 'model', 'state_dict' and the like."""
+    """Words before the names of parameters in a checkpoint, such as 'ema_params'; none finds
+    'params', 'model', 'state_dict' and the like."""
     ignore: str | None = None
-    """Regular expression that is found in those names of a checkpoint which the problem's model
-    does not need."""
+    """Regular expression that occurs in the names in a checkpoint that the problem's model does not
+    need."""
     full_batch: bool = False
-    """Say that each update was that of the problem's whole loss: then there is a threshold."""
+    """State that each update used the problem's whole loss; only then is there a threshold."""
     fixed_statistics: bool = False
-    """Say that training left running statistics (of batch norm) as they are in the problem's model.
-    Where checkpoints hold them, they are compared, and this need not be said."""
+    """State that training left running statistics (of batch norm) as they are in the problem's
+    model. Statistics that the checkpoints hold are compared, and need no such statement."""
 
     def __post_init__(self) -> None:
         check_counts(self, {"steps_per_number": 1})

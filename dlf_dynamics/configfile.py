@@ -41,14 +41,14 @@ class _Unchecked(RunConfig):
 
 
 def unchecked(config: RunConfig) -> RunConfig:
-    """The same, but copies of it with other values are not checked."""
+    """The same configuration, copies of which with other values are not checked."""
     return _Unchecked(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)})
 
 
 def load_toml(path: Path, base: RunConfig | None = None) -> RunConfig:
     """Reads a TOML file whose keys override those of `base`.
 
-    Without `base` the file's own top-level key `preset` names it, and without that key it is
+    Without `base`, the file's own top-level key `preset` names it; without that key it is
     `RunConfig()`.
 
     Raises:
@@ -79,13 +79,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"configuration {path} is nested too deep to be read") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"configuration {path} is not valid TOML: {error}") from error
-    except ValueError as error:  # a number that Python does not read
+    except ValueError as error:  # a number with more digits than Python reads
         reason = str(error).split(";")[0]
         raise ConfigError(f"configuration {path} has a number too long: {reason}") from error
 
 
 _MOST_BYTES = 2**24
-"""Of a configuration, which is text that somebody typed."""
+"""Size limit of a configuration file, which is text typed by a person."""
 
 
 def _text(path: Path) -> str:
@@ -109,12 +109,12 @@ def from_json(text: str) -> RunConfig:
     """Reads what `to_json` wrote.
 
     Raises:
-        ConfigError: when it is no JSON, or a key or a value is not known here.
+        ConfigError: when it is not JSON, or a key or value is unknown.
     """
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"the configuration is no JSON: {error}") from error
+        raise ConfigError(f"the configuration is not JSON: {error}") from error
     return override(RunConfig(), require_table(values, "the configuration"))
 
 
@@ -122,7 +122,7 @@ def override(base: Config, values: Mapping[str, Any], prefix: str = "") -> Confi
     """A copy of the dataclass `base` with `values`, checked key by key against its type hints.
 
     Raises:
-        ConfigError: for an unknown key, with the closest valid one, a wrong type or a wrong choice.
+        ConfigError: for an unknown key (it names the closest valid one), type or choice.
     """
     changes = {}
     for key, value in values.items():
@@ -136,10 +136,10 @@ def override(base: Config, values: Mapping[str, Any], prefix: str = "") -> Confi
 
 
 def type_of(kind: type, key: str, prefix: str = "") -> Any:
-    """Type hint of a field of a dataclass; that of a table is a dataclass again.
+    """Type hint of a field of a dataclass; the hint of a table is a dataclass again.
 
     Raises:
-        ConfigError: for an unknown key, with the closest valid one; `prefix` is put before both.
+        ConfigError: for an unknown key; it names the closest valid one, both after `prefix`.
     """
     hints = _hints(kind)
     if key not in hints:
@@ -150,7 +150,7 @@ def type_of(kind: type, key: str, prefix: str = "") -> Any:
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    """Evaluated type hints of a dataclass, which takes longer than all else in `override`."""
+    """Evaluated type hints of a dataclass, cached as they take most of the time of `override`."""
     return get_type_hints(kind)
 
 
@@ -195,8 +195,8 @@ def in_type(value: Any, hint: Any, key: str) -> Any:
     raise ConfigError(f"{key} is {shown(value)}; expected {expected}")
 
 
-def _closest(found: str, choices: Any) -> str:
+def _closest(given: str, choices: Any) -> str:
     names = [str(choice) for choice in choices]
-    close = difflib.get_close_matches(found[:80], names, n=1)
+    close = difflib.get_close_matches(given[:80], names, n=1)
     suggestion = f"; did you mean {close[0]}?" if close else ";"
     return f"{suggestion} choices: {', '.join(names)}"

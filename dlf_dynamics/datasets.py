@@ -7,6 +7,7 @@ import math
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from dlf_dynamics.reprs import brief
 
 _LARGEST = {"float32": 3.4028e38, "bfloat16": 3.3895e38, "float16": 65504.0}
 _MOST_LABEL = 2**31 - 2
-"""Classes are counted in 32 bits."""
+"""Largest label: classes are counted in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Dataset:
     """Inputs and integer class labels.
 
     Attributes:
-        inputs: to train on.
-        labels: from 0.
-        validation: the examples held out, themselves without validation; or none.
+        inputs: inputs to train on.
+        labels: class labels, counted from 0.
+        validation: examples held out, themselves without validation; or None.
     """
 
     inputs: Float[np.ndarray, "examples *features"]
@@ -45,7 +46,7 @@ class Dataset:
         return int(self.labels.max()) + 1
 
     def sha256(self) -> str:
-        """Digest of shape, inputs (as float64) and labels (as int64) of what is trained on."""
+        """Digest of the training data: shape, inputs (as float64) and labels (as int64)."""
         return digest(self.inputs, self.labels)
 
 
@@ -55,18 +56,18 @@ def digest(inputs: np.ndarray, targets: np.ndarray) -> str:
     Whole-number targets are taken as int64, others as float64.
     """
     whole = np.issubdtype(np.asarray(targets).dtype, np.integer)
-    found = hashlib.sha256(repr(np.shape(inputs)).encode())
-    found.update(np.ascontiguousarray(inputs, dtype="<f8").tobytes())
-    found.update(np.ascontiguousarray(targets, dtype="<i8" if whole else "<f8").tobytes())
-    return found.hexdigest()
+    sha = hashlib.sha256(repr(np.shape(inputs)).encode())
+    sha.update(np.ascontiguousarray(inputs, dtype="<f8").tobytes())
+    sha.update(np.ascontiguousarray(targets, dtype="<i8" if whole else "<f8").tobytes())
+    return sha.hexdigest()
 
 
 def load_dataset(config: DataConfig) -> Dataset:
     """Generates or reads the data set that the configuration names.
 
     Raises:
-        DataError: when a file is missing or malformed, or holds values that are not finite, or when
-            there are not as many examples as `validation` asks for.
+        DataError: when a file is missing, malformed or holds values that are not finite, or there
+            are fewer examples than `validation` requests.
     """
     generators = {"spiral": spiral, "swiss-roll": swiss_roll, "blobs": blobs}
     if config.name in generators:
@@ -74,22 +75,27 @@ def load_dataset(config: DataConfig) -> Dataset:
         dataset = generators[config.name](config)
         _require_finite(dataset.inputs, f"data.noise is {config.noise}, too large for numbers")
     else:
-        readers = {"digits": lambda _: digits(), "mnist": _mnist, "cifar10": _cifar10, "npz": _npz}
+        readers = {
+            "digits": lambda _: digits(),
+            "mnist": partial(_published, read_mnist),
+            "cifar10": partial(_published, read_cifar10),
+            "npz": _npz,
+        }
         dataset = _hold_out(readers[config.name](config), config)
     training = _prepared(_take(dataset, slice(config.limit)))
     held_out = dataset.validation
     if held_out is None:
         return training
     if config.name in generators and config.validation is None:
-        # `limit` may have left classes out, which nobody asked to be tested on.
+        # `limit` may have left out whole classes; these are not tested either.
         held_out = _take(held_out, held_out.labels < training.num_classes)
     return replace(training, validation=_prepared(held_out))
 
 
 def _require_room(config: DataConfig) -> None:
-    """Refuses points that memory cannot hold: two coordinates and a label at least."""
-    there = config.points_per_class * config.num_classes
-    points = there + (there if config.validation is None else config.validation)
+    """Refuses more points (two coordinates and a label, at least) than memory can hold."""
+    training = config.points_per_class * config.num_classes
+    points = training + (training if config.validation is None else config.validation)
     advice = "make data.points_per_class, data.num_classes or data.validation smaller"
     require_memory(24 * points, f"a data set of {shown(points)} points", advice)
 
@@ -97,8 +103,8 @@ def _require_room(config: DataConfig) -> None:
 def spiral(config: DataConfig) -> Dataset:
     """Spiral arms of two turns in the plane, one per class (arXiv 2102.03793, Fig. 4).
 
-    The points to train on are evenly spaced along each arm, but for the noise of their angles;
-    there is one at random in each piece of an arm among those for validation.
+    The training points are evenly spaced along each arm, apart from the noise in their angles.
+    Each arm is cut into equal pieces with one random validation point in each.
 
     >>> print(round(float(spiral(DataConfig()).inputs.sum()), 12))
     -2.144918265398
@@ -112,16 +118,16 @@ def spiral(config: DataConfig) -> Dataset:
         angle = angle + config.noise * generator.randn(config.points_per_class)
         arms.append(np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1))
 
-    def fresh(labels: np.ndarray, place: np.ndarray, generator: np.random.RandomState):
-        angle = 2 * np.pi * (labels / config.num_classes + 2 * place)
+    def fresh(labels: np.ndarray, fraction: np.ndarray, generator: np.random.RandomState):
+        angle = 2 * np.pi * (labels / config.num_classes + 2 * fraction)
         angle += config.noise * generator.randn(len(labels))
-        return np.stack([place * np.cos(angle), place * np.sin(angle)], axis=1)
+        return np.stack([fraction * np.cos(angle), fraction * np.sin(angle)], axis=1)
 
     return Dataset(np.concatenate(arms), _labels(config), _fresh(config, fresh))
 
 
 def swiss_roll(config: DataConfig) -> Dataset:
-    """A sheet rolled up in three dimensions, cut along its length into the classes."""
+    """A sheet rolled up in three dimensions and cut along its length into classes."""
 
     def roll(length: np.ndarray, generator: np.random.RandomState):
         angle = 1.5 * np.pi * (1 + 2 * length)
@@ -131,8 +137,8 @@ def swiss_roll(config: DataConfig) -> Dataset:
         # The sheets are 0.44 apart; the same number as for the spiral's angle would mix them.
         return points + 0.1 * config.noise * generator.randn(len(length), 3)
 
-    def fresh(labels: np.ndarray, place: np.ndarray, generator: np.random.RandomState):
-        return roll((labels + place) / config.num_classes, generator)
+    def fresh(labels: np.ndarray, fraction: np.ndarray, generator: np.random.RandomState):
+        return roll((labels + fraction) / config.num_classes, generator)
 
     generator = np.random.RandomState(config.seed)
     num_points = config.points_per_class * config.num_classes
@@ -141,7 +147,7 @@ def swiss_roll(config: DataConfig) -> Dataset:
 
 
 def blobs(config: DataConfig) -> Dataset:
-    """Isotropic Gaussian blobs in the plane, centres evenly on the unit circle."""
+    """Isotropic Gaussian blobs in the plane, their centres evenly spaced on the unit circle."""
 
     def points(labels: np.ndarray, _: np.ndarray | None, generator: np.random.RandomState):
         angle = 2 * np.pi * labels / config.num_classes
@@ -158,12 +164,13 @@ def _labels(config: DataConfig) -> Int[np.ndarray, " examples"]:
 
 
 def _fresh(config: DataConfig, points: Callable[..., np.ndarray]) -> Dataset | None:
-    """Points for validation, of the law of those to train on and by other random numbers.
+    """Validation points: fresh samples from the same distribution, by other random numbers.
 
     Args:
-        config: of the data set.
-        points: makes them from labels, from the place of each within its class, in [0, 1), and from
-            a generator. The places are one at random in each of as many equal pieces.
+        config: configuration of the data set.
+        points: function that makes points from labels, the position of each within its class, in
+            [0, 1), and a generator. [0, 1) is cut into as many equal pieces as there are points,
+            with one random position in each.
     """
     classes, count = config.num_classes, config.validation
     count = classes * config.points_per_class if count is None else count
@@ -171,12 +178,12 @@ def _fresh(config: DataConfig, points: Callable[..., np.ndarray]) -> Dataset | N
         return None
     sizes = count // classes + (np.arange(classes) < count % classes)
     labels = np.repeat(np.arange(classes), sizes)
-    # `RandomState(seed)` never starts like this one: it fills its state by another rule.
+    # `RandomState(seed)` fills its state by another rule, so that it never starts like this one.
     seeds = np.random.SeedSequence([config.seed, 1])
     generator = np.random.RandomState(np.random.MT19937(seeds))
     piece = np.concatenate([np.arange(size) for size in sizes])
-    place = (piece + generator.rand(count)) / sizes[labels]
-    return Dataset(points(labels, place, generator), labels)
+    fraction = (piece + generator.rand(count)) / sizes[labels]
+    return Dataset(points(labels, fraction, generator), labels)
 
 
 def digits() -> Dataset:
@@ -188,16 +195,8 @@ def digits() -> Dataset:
         return Dataset(arrays["inputs"] / 16.0, arrays["labels"].astype(np.int64))
 
 
-def _mnist(config: DataConfig) -> Dataset:
-    return _published(read_mnist, config)
-
-
-def _cifar10(config: DataConfig) -> Dataset:
-    return _published(read_cifar10, config)
-
-
 def _published(read: Callable[..., Images], config: DataConfig) -> Dataset:
-    """Images as they are stored; the test images only where they are needed."""
+    """Images as they are stored; test images are read only if they are needed."""
     folder = Path(str(config.path))
     training = read(folder)
     held_out = None
@@ -214,14 +213,14 @@ _NPZ_NAMES: tuple[tuple[str, ...], ...] = (
 
 
 def _npz(config: DataConfig) -> Dataset:
-    """The arrays of an .npz file, checked, in the types that they are stored in."""
+    """The arrays of an .npz file, checked, in their stored types."""
     path = Path(str(config.path))
     try:
-        there = path.exists()
+        exists = path.exists()
     except OSError as error:
         name = shortened(str(path), 200)
         raise DataError(f"data file {name} cannot be read: {error.strerror}") from error
-    if not there:
+    if not exists:
         raise DataError(f"data file {path} does not exist")
     if not path.is_file():
         raise DataError(f"{path} is not a file; expected an .npz of numbers")
@@ -230,7 +229,7 @@ def _npz(config: DataConfig) -> Dataset:
             names, (inputs, labels, *held_out) = _arrays(archive, path)
     except UserError:
         raise
-    except Exception as error:  # what is wrong with a damaged file may be found by any of them
+    except Exception as error:  # a damaged file may fail in zipfile, NumPy or zlib
         raise DataError(f"{path} is not a readable .npz of numbers ({error})") from error
     training = _checked(inputs, labels, str(path))
     if not held_out:
@@ -245,13 +244,13 @@ def _npz(config: DataConfig) -> Dataset:
 
 
 def _arrays(archive: zipfile.ZipFile, path: Path) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """The arrays that an .npz file is to have, by name, once their sizes are known to be true."""
-    there = {name.removesuffix(".npy") for name in archive.namelist()}
+    """Names and values of the arrays required of an .npz file, after checking their sizes."""
+    stored = {name.removesuffix(".npy") for name in archive.namelist()}
     own, common = _NPZ_NAMES
-    names = common if "x_train" in there and "inputs" not in there else own
-    if not any(name in there for name in names[2:]):
+    names = common if "x_train" in stored and "inputs" not in stored else own
+    if not any(name in stored for name in names[2:]):
         names = names[:2]
-    missing = ", ".join(name for name in names if name not in there)
+    missing = ", ".join(name for name in names if name not in stored)
     if missing:
         raise DataError(f"{path} has no array {missing}; expected {', '.join(names)}")
     return names, [_array(archive, name, path) for name in names]
@@ -283,7 +282,7 @@ def _array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
 
 
 def _hold_out(dataset: Dataset, config: DataConfig) -> Dataset:
-    """The data set with as many examples for validation as the configuration asks for."""
+    """The data set with as many validation examples as the configuration requests."""
     count, own = config.validation, dataset.validation
     if count is None or (count == 0 and own is None):
         return dataset
@@ -310,7 +309,7 @@ def _take(
 
 
 def _prepared(dataset: Dataset) -> Dataset:
-    """Inputs as float64, images of bytes scaled to [0, 1], and labels as int64."""
+    """Converts inputs to float64, images of bytes scaled to [0, 1], and labels to int64."""
     inputs = dataset.inputs
     images = inputs.dtype == np.uint8 and inputs.ndim == 4
     inputs = inputs / 255.0 if images else inputs.astype(np.float64)
@@ -323,12 +322,12 @@ def check_dataset(inputs: np.ndarray, labels: np.ndarray, origin: str) -> Datase
     Raises:
         DataError: naming `origin`, when the arrays do not fit together or are not finite.
     """
-    found = _checked(inputs, labels, origin)
-    return Dataset(found.inputs.astype(np.float64), found.labels.astype(np.int64))
+    checked = _checked(inputs, labels, origin)
+    return Dataset(checked.inputs.astype(np.float64), checked.labels.astype(np.int64))
 
 
 def _checked(inputs: np.ndarray, labels: np.ndarray, origin: str) -> Dataset:
-    """As `check_dataset`, in the types that the arrays have."""
+    """Like `check_dataset`, but keeps the types of the arrays."""
     inputs, labels = np.asarray(inputs), np.asarray(labels)
     if inputs.ndim < 2 or labels.ndim != 1 or len(inputs) != len(labels) or inputs.size == 0:
         raise DataError(
@@ -354,26 +353,26 @@ def _checked(inputs: np.ndarray, labels: np.ndarray, origin: str) -> Dataset:
 def _require_finite(inputs: np.ndarray, origin: str) -> None:
     if inputs.dtype.kind != "f":
         return
-    with np.errstate(over="ignore"):  # of types that are longer than float64
+    with np.errstate(over="ignore"):  # types longer than float64 may overflow
         bad = np.argwhere(~np.isfinite(inputs.astype(np.float64, copy=False)))
     if len(bad):
-        place = tuple(int(i) for i in bad[0])
+        index = tuple(int(i) for i in bad[0])
         raise DataError(
-            f"{origin}: inputs{list(place)} is {inputs[place]} ({counted(len(bad), 'value')} not "
+            f"{origin}: inputs{list(index)} is {inputs[index]} ({counted(len(bad), 'value')} not "
             "finite); remove or replace those examples"
         )
 
 
 def require_trainable(dataset: Dataset, outputs: int | None, dtype: str) -> None:
-    """Refuses numbers beyond the type of the run, and classes without examples.
+    """Refuses numbers beyond the range of the run's type, and classes without examples.
 
-    A class without examples would get its own output and its own pulse; it may, where the number of
-    outputs says that it is meant.
+    A class without examples would get its own output and its own pulse; this is allowed only where
+    the configured number of outputs shows that it is intended.
 
     Args:
-        dataset: to train on.
-        outputs: of the network, as configured; none means one per class.
-        dtype: in which the network computes.
+        dataset: data to train on.
+        outputs: configured outputs of the network; None means one per class.
+        dtype: type in which the network computes.
 
     Raises:
         DataError: when an input is too large, or a label below the largest one is missing.
@@ -384,12 +383,12 @@ def require_trainable(dataset: Dataset, outputs: int | None, dtype: str) -> None
             f"inputs go up to {largest:.3g}; expected at most {_LARGEST[dtype]:.3g} in {dtype}: "
             "scale them, or set dtype to float64"
         )
-    found = np.unique(dataset.labels)
-    if outputs is not None or len(found) == dataset.num_classes:
+    labels = np.unique(dataset.labels)
+    if outputs is not None or len(labels) == dataset.num_classes:
         return
-    missing = int(np.argmax(found != np.arange(len(found))))
+    missing = int(np.argmax(labels != np.arange(len(labels))))
     raise DataError(
-        f"no example has label {missing}, and {len(found)} labels go from {found[0]} to "
-        f"{found[-1]}; expected 0, 1, ..., which np.unique(labels, return_inverse=True)[1] gives; "
+        f"no example has label {missing}, and {len(labels)} labels go from {labels[0]} to "
+        f"{labels[-1]}; expected 0, 1, ..., which np.unique(labels, return_inverse=True)[1] gives; "
         f"or set model.outputs to {dataset.num_classes} to keep classes without examples"
     )

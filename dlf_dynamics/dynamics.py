@@ -33,27 +33,27 @@ SCALARS = (
     "realized_edge",
     "realized_edge_error",
 )
-"""What each step records, in the order of the columns of `step`; class weights follow."""
+"""What each step records, in the order of the columns of `Dynamics.step`; class weights follow."""
 
 EDGE = ("realized_edge", "realized_edge_error")
-"""Those of them that are evaluated at some steps only, or at none."""
+"""The scalars that are evaluated at some steps only, or at none."""
 
 Row = Float[Array, " scalars"]
 
 
 def scalar_columns(rows: Float[np.ndarray, "steps scalars"]) -> dict[str, np.ndarray]:
-    """What steps recorded, by name."""
-    columns = {name: rows[:, place] for place, name in enumerate(SCALARS)}
+    """The recorded scalars of steps, by name."""
+    columns = {name: rows[:, column] for column, name in enumerate(SCALARS)}
     return columns | {"class_weights": rows[:, len(SCALARS) :]}
 
 
 class State(NamedTuple):
-    """All that the next update depends on.
+    """Everything that the next update depends on.
 
     Attributes:
         params: θ_t, flat.
         previous_update: θ_t - θ_(t-1); 0 at the first step.
-        optimizer_state: of optax, for flat parameters.
+        optimizer_state: state of the optax transformation, for flat parameters.
         step: t, the number of updates made.
     """
 
@@ -84,22 +84,22 @@ class Dynamics:
     """A problem in flat parameters with the rule that updates them.
 
     Attributes:
-        problem: of flat parameters.
+        problem: problem as a function of flat parameters.
         optimizer: an optax transformation.
-        learning_rate: of each step, recorded; the optimizer holds its own.
+        learning_rate: learning rate of each step, to be recorded; the optimizer has its own.
         schedule: class weights of each step.
-        batch_size: examples per update, or none for the full batch.
-        batch_seed: of the mini-batches.
+        batch_size: examples per update, or None for the full batch.
+        batch_seed: seed of the mini-batches.
         batch_sampling: whether mini-batches go through the examples in `epochs`, or are
             `independent` of each other; see `problem_at`.
-        layout: of the parameters, for an optimizer that sees them as a pytree; none hands it the
-            flat vector.
-        validation: the problem on examples held out, of flat parameters; or none.
-        precision: `bfloat16` or `float16` where parameters are rounded to it after each update and
-            the network computes in it while it is trained and validated; else none. `problem` is
-            the same function in the precision of its arrays, as analyses want it.
-        edge_every: steps between those whose realized edge is evaluated; 0 evaluates none. It is of
-            training alone: analyses make steps without it.
+        layout: layout of the parameters, for an optimizer that sees them as a pytree; None gives it
+            the flat vector.
+        validation: the problem on examples held out, in flat parameters; or None.
+        precision: `bfloat16` or `float16` if parameters are rounded to it after each update and the
+            network computes in it during training and validation; else None. `problem` is the same
+            function in the precision of its arrays, which analyses use.
+        edge_every: steps between evaluations of the realized edge; 0 evaluates none. Only training
+            uses it: analyses make steps without it.
     """
 
     problem: Problem
@@ -141,7 +141,7 @@ class Dynamics:
         )
 
     def restored(self, flat: FlatState) -> State:
-        """The state that a flat one stands for, to go on from."""
+        """The state whose vectors are given, from which updates continue."""
         params = jnp.asarray(flat.params)
         layout = self.state_layout(params)
         optimizer_state = layout.unflatten(jnp.asarray(flat.optimizer))
@@ -149,7 +149,7 @@ class Dynamics:
         return State(params, update, optimizer_state, jnp.int32(flat.step))
 
     def restored_all(self, flats: Sequence[FlatState]) -> State:
-        """Several states as one, of NumPy arrays, for `jax.lax.map` over them."""
+        """Several states stacked as one state of NumPy arrays, for `jax.lax.map` over them."""
         names = ("params", "previous_update", "optimizer")
         columns: list[Any] = [np.stack([getattr(flat, name) for flat in flats]) for name in names]
         params, updates, optimizer = columns
@@ -168,8 +168,8 @@ class Dynamics:
     def step(self, state: State) -> tuple[State, Row]:
         """θ_t to θ_(t+1), with the scalars of step t.
 
-        Loss, accuracy and gradient are those of θ_t under the weights of step t, on the batch that
-        the update uses; the cosine is the one between the update just made and the previous one.
+        Loss, accuracy and gradient belong to θ_t under the weights of step t, on the batch that the
+        update uses; the cosine is between this update and the previous one.
         """
         problem = self.problem_at(state.step)
         evaluate = self.computed(problem).evaluate
@@ -198,31 +198,31 @@ class Dynamics:
     def _edge(
         self, problem: Problem, state: State, after: Array, gradient: Array, outputs: Any
     ) -> Edge:
-        """The realized edge of the update of this step, if it is one of those to be looked at.
+        """The realized edge of the update of this step, if it is due at this step.
 
-        With fewer bits the two losses are those of the float32 function: the network's own outputs
-        have an error that hides what one update changes.
+        In reduced precision both losses are those of the float32 function: the errors of the
+        network's own outputs would hide the effect of a single update.
         """
         unknown = Edge(*(jnp.full((), jnp.nan, after.dtype) for _ in Edge._fields))
         if self.edge_every == 0:
             return unknown
         outputs = outputs if self.precision is None else None
 
-        def looked() -> Edge:
+        def evaluated() -> Edge:
             at = problem, state.step, state.params, after, gradient
             return realized(*at, outputs=outputs, precision=self.precision)
 
-        return jax.lax.cond(state.step % self.edge_every == 0, looked, lambda: unknown)
+        return jax.lax.cond(state.step % self.edge_every == 0, evaluated, lambda: unknown)
 
     def validate(self, params: Float[Array, " params"]) -> Float[Array, " measures"]:
         """Static loss and accuracy on the examples held out; empty where there are none."""
         if self.validation is None:
             return jnp.zeros(0, params.dtype)
-        _, found = self.computed(self.validation).evaluate(params, 0)
-        return jnp.stack([found.static_loss, found.accuracy])
+        _, evaluation = self.computed(self.validation).evaluate(params, 0)
+        return jnp.stack([evaluation.static_loss, evaluation.accuracy])
 
     def computed(self, problem: Problem) -> Problem:
-        """The problem as it is computed in training, in `precision`."""
+        """The problem as training computes it, in `precision`."""
         if self.precision is None:
             return problem
         return replace(problem, apply=InPrecision(problem.apply, self.precision))
@@ -230,10 +230,10 @@ class Dynamics:
     def problem_at(self, step: Int[Array, ""]) -> Problem:
         """The problem on the examples that the update at this step uses.
 
-        Each epoch goes through a fresh random order in whole batches; the examples left over wait
-        for another epoch. Independent batches are the first ones of a fresh order at each step:
-        every subset of that size is as likely as any other. The batch is a function of seed and
-        step alone, whatever random stream JAX is set to, so that any step can be replayed.
+        Each epoch goes through a fresh random order in whole batches; examples left over are not
+        used in that epoch. Independent batches are the first examples of a fresh order at each
+        step: all subsets of that size are equally likely. The batch is a function of seed and step
+        alone, whatever random stream JAX is set to, so that any step can be replayed.
         """
         if self.batch_size is None:
             return self.problem
@@ -249,19 +249,19 @@ class Dynamics:
 
 
 def epoch_steps(num_examples: int, batch_size: int | None) -> int:
-    """Updates of one pass through the examples, in whole batches."""
+    """Number of updates in one pass through the examples, in whole batches."""
     return 1 if batch_size is None else num_examples // batch_size
 
 
 def _cosine(a: Array, b: Array) -> Array:
-    """Cosine of the angle between two vectors, NaN where one of them is 0."""
+    """Cosine of the angle between two vectors; NaN if one of them is 0."""
     return jnp.vdot(a, b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b))
 
 
 class Snapshots(NamedTuple):
     """States before each interval as vectors, one row per interval; see `State`.
 
-    With them goes what `Dynamics.validate` gives.
+    `validation` is the result of `Dynamics.validate`.
     """
 
     params: Float[Array, "intervals params"]
@@ -278,22 +278,22 @@ def stretch(
     *,
     capacity: int,
 ) -> tuple[State, Snapshots, Float[Array, "intervals capacity scalars"]]:
-    """Makes `counts[j]` <= `capacity` updates in each interval, one interval after the other.
+    """Makes `counts[j]` <= `capacity` updates in each interval j, one interval after the other.
 
     The counts are traced: every stretch of a run, long or short, goes through the same compiled
-    program (`advance`), so that where a run is cut does not change its bits.
+    program (`advance`), so that the bits of a run do not depend on where it is cut.
 
     Args:
-        dynamics: of the run.
-        state: before the first update.
-        counts: updates of each interval.
-        due: at the beginning of which intervals the examples held out are evaluated; none means
-            all that have updates.
-        capacity: updates of an interval at most.
+        dynamics: dynamics of the run.
+        state: state before the first update.
+        counts: number of updates in each interval.
+        due: intervals before which the examples held out are evaluated; None means all intervals
+            that have updates.
+        capacity: largest number of updates in an interval.
 
     Returns:
-        The state after all updates; the states before each interval, with what was evaluated
-        there, else 0; and the scalars of each update, 0 beyond each interval's count.
+        The state after all updates; the states before each interval, with the validation there (0
+        where it is not due); and the scalars of each update, 0 beyond each interval's count.
     """
     row = jax.eval_shape(dynamics.step, state)[1]
     measures = jax.eval_shape(dynamics.validate, state.params)

@@ -1,4 +1,4 @@
-"""`EdgeCounts`: how many steps of a run raised their own loss, as their realized edges tell."""
+"""`EdgeCounts`: how many steps of a run raised their own loss, by their realized edges."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from dlf_dynamics.errors import counted
 
 @dataclass(frozen=True)
 class EdgeCounts:
-    """Steps by their realized edge ζ, which speaks of each step and not of stability.
+    """Numbers of steps by their realized edge ζ, a property of each step, not of stability.
 
     Attributes:
-        evaluated: steps at which it was looked.
-        above: steps with ζ above 1 by more than rounding can do, where that is known: they raised
-            their own loss.
-        within_rounding: steps at which rounding hides on which side of 1 it is.
-        undefined: steps whose update does not go downhill (-gᵀΔ ≤ 0), where there is no ζ, or
-            after which the loss is not finite.
-        without_error: steps of which it is not known what rounding can do; they are counted by ζ
-            alone.
+        evaluated: steps at which ζ was evaluated.
+        above: steps with ζ above 1 by more than its rounding error, where that is known: they
+            raised their own loss.
+        within_rounding: steps at which rounding hides on which side of 1 ζ lies.
+        undefined: steps where ζ is undefined, as their update does not go downhill (-gᵀΔ ≤ 0) or
+            the loss after it is not finite.
+        without_error: steps whose rounding error is unknown; they are counted by ζ alone.
 
     >>> counts = EdgeCounts.of(np.array([0.5, 1.5, 1.1, np.nan, np.nan]),
     ...                        np.array([0.1, 0.1, 0.2, np.inf, np.nan]))
@@ -40,11 +39,11 @@ class EdgeCounts:
     def of(
         cls, values: Float[np.ndarray, " steps"], errors: Float[np.ndarray, " steps"]
     ) -> EdgeCounts:
-        """From what was recorded.
+        """Counts recorded steps.
 
         Args:
-            values: ζ of each step, NaN where it is undefined or was not looked at.
-            errors: what rounding can do to it, NaN where that is not known.
+            values: ζ of each step, NaN where it is undefined or was not evaluated.
+            errors: rounding error of ζ, infinite where ζ is undefined, NaN where it is unknown.
         """
         known = np.isfinite(values)
         away = np.where(known, values, 1.0) - 1.0
@@ -59,14 +58,14 @@ class EdgeCounts:
 
     @property
     def share_above(self) -> float:
-        """Of the steps at which it was looked, those with ζ above 1; NaN without any."""
+        """Fraction of the evaluated steps with ζ above 1; NaN if none was evaluated."""
         return self.above / self.evaluated if self.evaluated else float("nan")
 
     def __str__(self) -> str:
-        """In a line; empty where it was not looked at any step."""
+        """The counts in one line; empty if no step was evaluated."""
         if not self.evaluated:
             return ""
-        told = (
+        line = (
             f"realized edge above 1 at {self.above:,} of {counted(self.evaluated, 'step')} looked "
             f"at ({self.share_above:.1%})"
         )
@@ -75,5 +74,5 @@ class EdgeCounts:
             (self.undefined, "undefined"),
             (self.without_error, "what rounding can do not known"),
         ):
-            told += f", {what} at {count:,}" if count else ""
-        return told
+            line += f", {what} at {count:,}" if count else ""
+        return line

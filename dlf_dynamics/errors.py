@@ -2,11 +2,11 @@
 
 
 class UserError(Exception):
-    """Something that the user can put right; the command line prints it and exits with 2."""
+    """An error that the user can fix; the command line prints it and exits with 2."""
 
 
 class ConfigError(UserError):
-    """A configuration key, value or combination that cannot be used."""
+    """A configuration key, value or combination of values that cannot be used."""
 
 
 class DataError(UserError):
@@ -18,10 +18,10 @@ class FileError(UserError):
 
 
 class StaleError(FileError):
-    """A result of another run, of a state that its run is no longer in, or of an older program.
+    """A result of another run, of an earlier state of its run, or of an older program.
 
     Attributes:
-        found: what it is of.
+        found: what the result belongs to, in words.
     """
 
     def __init__(self, found: str, remedy: str) -> None:
@@ -29,8 +29,26 @@ class StaleError(FileError):
         self.found = found
 
 
+def one_line(error: Exception) -> str:
+    r"""The whole message of an error on one line.
+
+    >>> one_line(ValueError("no\n such shape"))
+    'no such shape'
+    """
+    return " ".join(str(error).split())
+
+
+def first_line(error: Exception) -> str:
+    r"""The first line of the message of an error.
+
+    >>> first_line(ValueError("no such shape\nat f")), first_line(ValueError())
+    ('no such shape', 'no message')
+    """
+    return next(iter(str(error).strip().splitlines()), "no message")
+
+
 def counted(count: int, noun: str) -> str:
-    """A number of things in words.
+    """A number with its noun.
 
     >>> counted(0, "crossing"), counted(1, "crossing"), counted(70_000, "update")
     ('0 crossings', '1 crossing', '70,000 updates')
@@ -39,7 +57,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """The text, its middle left out where it has more characters than `most`.
+    """The text, without its middle if it has more characters than `most`.
 
     >>> shortened("0123456789", 9), shortened("01234567890", 9)
     ('01 ... 89', '01 ... 90')
@@ -49,14 +67,14 @@ def shortened(text: str, most: int) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it, of whatever size it is.
+    """A value of any size, as messages show it.
 
     >>> shown([0] * 1000)
     '[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,  ... , 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]'
     """
     try:
         return shortened(repr(value), 80)
-    except ValueError:  # Python does not print whole numbers of more than 4,300 digits
+    except ValueError:  # Python does not print integers of more than 4,300 digits
         return "a number of thousands of digits"
     except RecursionError:
         return "a list nested too deep to be shown"

@@ -1,4 +1,4 @@
-"""Results as CSV, Parquet and netCDF files, which other programs read."""
+"""Exports results as CSV, Parquet and netCDF files, which other programs read."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from dlf_dynamics.shown import Shown
 
-SUFFIXES = (".csv", ".nc", ".parquet")
-"""Of files that are written."""
+_SUFFIXES = (".csv", ".nc", ".parquet")
+"""Suffixes of the formats that can be written."""
 
 _BOOLEAN = {"base": "boolean", "format": "True|False"}
 
@@ -28,37 +28,46 @@ _DATATYPES: dict[str, Any] = {"i": "integer", "I": "integer", "f": "double", "b"
 """Types of columns as the metadata of a CSV file name them, by the kind of NumPy or pandas."""
 
 
+def require_suffix(path: Path) -> None:
+    """Refuses the name of a file whose format is not known.
+
+    Raises:
+        ConfigError: unless it ends in one of `_SUFFIXES`.
+    """
+    if path.suffix not in _SUFFIXES:
+        raise ConfigError(f"output is {path}; expected a name that ends in {', '.join(_SUFFIXES)}")
+
+
 def metadata_path(path: Path) -> Path:
-    """The file beside a CSV file that tells what it holds, as CSV on the Web (W3C) names it."""
+    """Path of the metadata of a CSV file, named as CSV on the Web (W3C) does."""
     return path.with_name(f"{path.name}-metadata.json")
 
 
-def export(found: Shown, path: Path, table: str | None = None, **more: Any) -> list[Path]:
-    """Writes a result to a file of the format of its suffix; returns what was written.
+def export(result: Shown, path: Path, table: str | None = None, **more: Any) -> list[Path]:
+    """Writes a result to a file in the format of its suffix; returns the paths that were written.
 
     A CSV or Parquet file holds one table, a netCDF file everything.
 
     Args:
-        found: what is written.
-        path: ends in one of `SUFFIXES`.
-        table: name of the table; none means the main one.
-        more: attributes that the file is to have beside those of the result.
+        result: result to write.
+        path: file to write; its suffix is one of `_SUFFIXES`.
+        table: name of the table; None means the main one.
+        more: attributes of the file in addition to those of the result.
 
     Raises:
-        ConfigError: for another suffix, an unknown table, a table for a netCDF file, or when what
-            is needed is not installed (the extra `export`).
+        ConfigError: for another suffix, an unknown table, a table for a netCDF file, or when a
+            package of the extra `export` is not installed.
         FileError: when the file cannot be written; an older one stays as it was.
     """
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"output is {path}; expected a name that ends in {', '.join(SUFFIXES)}")
+    require_suffix(path)
     if path.suffix == ".nc":
         if table is not None:
             raise ConfigError(f"table is {table!r}; a netCDF file has all tables: leave it out")
-        tree = found.to_xarray()
+        tree = result.to_xarray()
         tree.attrs |= {name: json.dumps(value) for name, value in more.items()}
         _write_tree(tree, path)
         return [path]
-    frame = found.to_dataframe(table)
+    frame = result.to_dataframe(table)
     frame.attrs |= more
     if path.suffix == ".parquet":
         required("pyarrow")
@@ -66,7 +75,7 @@ def export(found: Shown, path: Path, table: str | None = None, **more: Any) -> l
         frame.to_parquet(content, index=False)
         write_whole(path, content.getvalue())
         return [path]
-    # 17 digits tell any double from its neighbours.
+    # 17 digits identify a double exactly.
     text = frame.to_csv(index=False, float_format="%.17g", lineterminator="\n")
     write_whole(path, text.encode())
     write_whole(metadata_path(path), json.dumps(finite(_metadata(frame, path)), indent=1).encode())
@@ -74,10 +83,10 @@ def export(found: Shown, path: Path, table: str | None = None, **more: Any) -> l
 
 
 def _metadata(frame: DataFrame, path: Path) -> dict[str, Any]:
-    """What a CSV file holds, in the words of CSV on the Web; empty cells are missing values."""
+    """Metadata of a CSV file by CSV on the Web; empty cells are missing values."""
     attributes = dict(frame.attrs)
-    told = attributes.pop("columns", {})
-    columns = [_column(frame, name, told.get(name, {})) for name in frame.columns]
+    labels = attributes.pop("columns", {})
+    columns = [_column(frame, name, labels.get(name, {})) for name in frame.columns]
     return {
         "@context": ["http://www.w3.org/ns/csvw", {"@language": "en"}],
         "url": path.name,
@@ -86,14 +95,14 @@ def _metadata(frame: DataFrame, path: Path) -> dict[str, Any]:
     }
 
 
-def _column(frame: DataFrame, name: str, told: Mapping[str, str]) -> dict[str, Any]:
-    texts = (told.get("description"), told.get("comment"))
+def _column(frame: DataFrame, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    texts = (labels.get("description"), labels.get("comment"))
     return {
         "name": name,
         "titles": name,
         "datatype": _DATATYPES.get(frame[name].dtype.kind, "string"),
         "dc:description": "; ".join(text for text in texts if text),
-        "schema:unitText": told.get("units", "1"),
+        "schema:unitText": labels.get("units", "1"),
         "null": "",
     }
 
@@ -105,7 +114,7 @@ def _write_tree(tree: DataTree, path: Path) -> None:
 
 
 def _without_complex(dataset: Any) -> Any:
-    """Complex numbers as two arrays: netCDF has no type for them."""
+    """Splits complex numbers into two arrays, as netCDF has no type for them."""
     for name in [name for name, array in dataset.data_vars.items() if array.dtype.kind == "c"]:
         array = dataset[name]
         dataset = dataset.assign({f"{name}_real": array.real, f"{name}_imag": array.imag})

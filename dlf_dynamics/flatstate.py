@@ -12,15 +12,14 @@ from dlf_dynamics.reprs import brief
 
 @dataclass(frozen=True)
 class FlatState:
-    """All that the next update depends on, as vectors; see `dynamics.State`.
+    """Everything that the next update depends on, as vectors; see `dynamics.State`.
 
     Attributes:
         step: number of updates made.
         params: θ_t.
         previous_update: θ_t - θ_(t-1).
-        optimizer: all numbers of the optimizer's state.
-        validation: static loss and accuracy on the examples held out; empty where they are not
-            evaluated.
+        optimizer: all numbers in the optimizer's state.
+        validation: static loss and accuracy on the examples held out; empty if not evaluated.
     """
 
     step: int

@@ -1,6 +1,6 @@
-"""Labelled arrays as data frames of pandas, with the extra `export`.
+"""Converts labelled arrays to pandas data frames (the extra `export`).
 
-A row has a place on some axes, and all that is known there. Short axes, such as the two ends of an
+Each row stands for one position on the axes of the frame. Short axes, such as the two ends of an
 interval, become columns.
 """
 
@@ -20,40 +20,40 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _ACROSS = ("ends", "wanted", "classes", "lags", "quantities")
-"""Axes whose places are columns."""
+"""Axes whose positions become columns."""
 
 
 def frames_of(groups: Sequence[Group], leave_out: Collection[str] = ()) -> dict[str, DataFrame]:
     """Groups of labelled arrays as data frames, by the names of the groups.
 
-    A group whose arrays have different axes has a frame for each, named after the axes, too. A
-    frame holds what its group has along its axes, or some of them.
+    A group whose arrays have different axes has a frame for each set of axes, with the axes in its
+    name. A frame holds all arrays of its group that have its axes, or some of them.
 
     Args:
-        groups: an outer one before those in it.
-        leave_out: paths of groups of which no frames are made.
+        groups: groups, each outer group before those in it.
+        leave_out: paths of groups that get no frame.
 
     Raises:
         ConfigError: when pandas is not installed.
     """
-    found: dict[str, DataFrame] = {}
+    frames: dict[str, DataFrame] = {}
     for group in groups:
         if group.path in leave_out:
             continue
         scope = scope_of(groups, group.path)
         every = list(dict.fromkeys(_row_axes(field) for field in group.fields.values()))
         largest = [axes for axes in every if not any(set(axes) < set(more) for more in every)]
-        place = group.path.rstrip("/").replace("/", ".")
+        prefix = group.path.rstrip("/").replace("/", ".")
         for axes in largest:
-            name = place if len(largest) == 1 else ".".join([*([place] if place else []), *axes])
+            name = prefix if len(largest) == 1 else ".".join([*([prefix] if prefix else []), *axes])
             frame = frame_of(group.fields, scope, axes)
             frame.attrs["settings"] = {key: plain(value) for key, value in group.settings.items()}
-            found[name or ".".join(axes)] = frame
-    return found
+            frames[name or ".".join(axes)] = frame
+    return frames
 
 
 def scope_of(groups: Sequence[Group], path: str) -> dict[str, Axis]:
-    """The axes that a group has, its own and those of the groups that it is in."""
+    """The axes of a group: its own and those of the groups around it."""
     scope: dict[str, Axis] = {}
     for outer in groups:
         if path.startswith(outer.path):
@@ -64,30 +64,30 @@ def scope_of(groups: Sequence[Group], path: str) -> dict[str, Axis]:
 def frame_of(
     fields: Mapping[str, Field], scope: Mapping[str, Axis], axes: tuple[str, ...]
 ) -> DataFrame:
-    """A data frame with a row for each place on some axes.
+    """A data frame with a row for each position on some axes.
 
-    Its attribute `attrs` has the units and descriptions of its columns, by name.
+    Its attribute `attrs` has the units and descriptions of the columns by name.
 
     Args:
         fields: arrays by name; those with other axes are left out.
-        scope: the axes, by name.
-        axes: those of the rows, the last one fastest.
+        scope: all axes by name.
+        axes: axes of the rows; the last one varies fastest.
 
     Raises:
         ConfigError: when pandas is not installed.
     """
     pandas = required("pandas")
     columns: dict[str, Any] = {}
-    told: dict[str, dict[str, str]] = {}
+    labels: dict[str, dict[str, str]] = {}
     for name, field in _columns(fields, scope, axes):
         columns[name] = _column(pandas, field)
-        told[name] = {"units": field.units, "description": field.description}
+        labels[name] = {"units": field.units, "description": field.description}
         if field.missing is not None:
-            told[name]["comment"] = (
+            labels[name]["comment"] = (
                 f"missing where there is none, which is {field.missing} in files"
             )
     frame = pandas.DataFrame(columns)
-    frame.attrs["columns"] = told
+    frame.attrs["columns"] = labels
     return frame
 
 
@@ -98,14 +98,14 @@ def _row_axes(field: Field) -> tuple[str, ...]:
 def _columns(
     fields: Mapping[str, Field], scope: Mapping[str, Axis], axes: tuple[str, ...]
 ) -> Iterator[tuple[str, Field]]:
-    """Columns, each as long as the frame, those that tell the place first."""
+    """Columns, each as long as the frame; those with the coordinates come first."""
     shape = tuple(scope[name].length for name in axes)
-    for place, name in enumerate(axes):
+    for position, name in enumerate(axes):
         if name == ROWS:
             continue
         axis = scope[name]
         values = np.arange(axis.length) if axis.places is None else np.asarray(axis.places)
-        spread = np.expand_dims(values, tuple(range(1, len(axes) - place)))
+        spread = np.expand_dims(values, tuple(range(1, len(axes) - position)))
         column = "step" if axis.units == UPDATES else name.removesuffix("s")
         description = axis.description or f"place on the axis {name}"
         yield column, Field(_rows(spread, shape), axes, axis.units, description)
@@ -115,13 +115,13 @@ def _columns(
 
 
 def _tells_place(field: Field, scope: Mapping[str, Axis]) -> bool:
-    """Whether a field is what tells the places of its axis, which is a column already."""
+    """Whether a field holds the coordinates of its axis, which are a column already."""
     if len(field.axes) != 1 or field.axes == (ROWS,):
         return False
     axis = scope[field.axes[0]]
-    places = np.asarray(axis.places)
-    same = axis.units == field.units and places.dtype == field.values.dtype
-    return same and np.array_equal(places, field.values)
+    coordinates = np.asarray(axis.places)
+    same = axis.units == field.units and coordinates.dtype == field.values.dtype
+    return same and np.array_equal(coordinates, field.values)
 
 
 def _spread(
@@ -131,15 +131,15 @@ def _spread(
     axes: tuple[str, ...],
     shape: tuple[int, ...],
 ) -> Iterator[tuple[str, Field]]:
-    """The columns of a field: one for each place on its short axes."""
+    """The columns of a field: one for each position on its short axes."""
     short = [other for other in field.axes if other in _ACROSS]
     order = [field.axes.index(other) for other in (*axes, *short) if other in field.axes]
     values = np.transpose(field.values, order)
-    missing = tuple(place for place, other in enumerate(axes) if other not in field.axes)
+    missing = tuple(index for index, other in enumerate(axes) if other not in field.axes)
     values = np.expand_dims(values, missing)
-    for place in product(*(range(scope[other].length) for other in short)):
-        words = [_word(scope[other], number) for other, number in zip(short, place, strict=True)]
-        part = _rows(values[(..., *place)], shape)
+    for index in product(*(range(scope[other].length) for other in short)):
+        words = [_word(scope[other], number) for other, number in zip(short, index, strict=True)]
+        part = _rows(values[(..., *index)], shape)
         column = "_".join([name, *words])
         if part.dtype.kind == "c":
             yield f"{column}_real", replace(field, values=np.real(part), axes=axes)
@@ -148,10 +148,10 @@ def _spread(
             yield column, replace(field, values=part, axes=axes)
 
 
-def _word(axis: Axis, place: int) -> str:
+def _word(axis: Axis, index: int) -> str:
     if axis.places is None:
-        return str(place)
-    word = axis.places[place]
+        return str(index)
+    word = axis.places[index]
     return word.decode() if isinstance(word, bytes) else str(word)
 
 
@@ -160,7 +160,7 @@ def _rows(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _column(pandas: Any, field: Field) -> Any:
-    """The values as a column: words for numbers, texts for bytes, NA for what stands for none."""
+    """The values as a column: words for numbers, texts for bytes, NA for missing values."""
     if field.words:
         return [field.words.get(number, str(number)) for number in field.values.tolist()]
     if field.missing is not None:

@@ -1,8 +1,8 @@
-"""HDF5 files as all kinds of this program share them: opening, checking, errors in one line.
+"""What all HDF5 files of this program share: opening, checking, errors in one line.
 
-A file may come from anybody, and may have been damaged or made to harm. `reading` is the one way
-in: it refuses what leads out of the file and what promises more than the file can hold, and turns
-all that HDF5 and NumPy find wrong with the content into one line.
+A file may come from anywhere, and may be damaged or malicious. All reading goes through `reading`,
+which refuses links out of the file and datasets larger than the file, and turns whatever HDF5 and
+NumPy find wrong with the content into one line.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from h5py import h5i, h5l, h5o  # type: ignore[reportAttributeAccessIssue]
 from dlf_dynamics.errors import ConfigError, FileError, StaleError, UserError
 
 _MOST_TEXT = 2**24
-"""Bytes of the longest text that is read; what this program writes has some thousands."""
+"""Bytes of the longest text that is read; this program writes some thousands at most."""
 
 _READ_ATTEMPTS = 27
-"""Of a piece of a file that is being written: 0.1 s."""
+"""Attempts to read a piece of a file that is being written; they take 0.1 s."""
 
 _TEXTS_BYTES = 2**20
-"""At the beginning and at the end of a file, within which this program writes its texts."""
+"""Bytes at either end of a file that contain the texts written by this program."""
 
 _HEAP = re.compile(rb"GCOL\x01\0\0\0(.{8})", re.DOTALL)
-"""The beginning of a heap of texts, with its length."""
+"""Start of a heap of texts (a global heap collection of HDF5), with its length."""
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class ContentError(FileError):
-    """What is wrong with the content of a file; `reading` adds which one, and what to do."""
+    """A fault in the content of a file; `reading` adds the file and what to do."""
 
 
 _FAULTS = (
@@ -57,15 +57,15 @@ _FAULTS = (
     MemoryError,
     SystemError,
 )
-"""What reading a damaged file may raise, in HDF5, h5py, NumPy or json."""
+"""Exceptions that HDF5, h5py, NumPy or json may raise for a damaged file."""
 
 _LINKS = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "a link to another file"}
 
 _OF_HDF5 = re.compile(r".*?(?:Unable to|Can't) [a-z ]+ \(([A-Za-z].*?)\)?[\"']?")
-"""A complaint of HDF5: what could not be done, and why."""
+"""An error message of HDF5: what could not be done, and why."""
 
 _checked: deque[tuple[Any, ...]] = deque(maxlen=32)
-"""Checks of files as they are now that found nothing: an analysis opens its run many times."""
+"""Checks that passed, with the state of the file: an analysis opens its run many times."""
 
 Value = TypeVar("Value")
 
@@ -75,10 +75,10 @@ class Format:
     """A kind of file.
 
     Attributes:
-        kind: in words.
-        name: what its attribute `format` must be.
-        version: that is written; files of the same major version are read.
-        remedy: what to do about a damaged one.
+        kind: kind of file, in words.
+        name: required value of the attribute `format`.
+        version: version that is written; files with the same major version are read.
+        remedy: what to do about a damaged file.
     """
 
     kind: str
@@ -94,22 +94,23 @@ _ANY = Format("file", "", "1.0", "it cannot be read")
 def reading(
     path: Path, expected: Format, check: Callable[[h5py.File], None] = lambda file: None
 ) -> Iterator[h5py.File]:
-    """Opens a file that exists, also while it is written or after its writer was killed.
+    """Opens an existing file, also while it is written or after its writer was killed.
 
-    The block is for reading only: whatever goes wrong there is taken for damage of the file.
+    The block must only read: any error in it is reported as damage of the file.
 
     Args:
-        path: of the file.
-        expected: what it must be.
-        check: looks through the file, unless it has done so and the file has not changed since;
-            raises ContentError.
+        path: path of the file.
+        expected: required kind of the file.
+        check: check of the content that raises ContentError; skipped if it passed before and the
+            file has not changed since.
 
     Raises:
-        FileError: when it may not be read, is foreign, newer or damaged, or leads out of itself.
+        FileError: when the file may not be read, is foreign, newer or damaged, or has links out of
+            itself.
     """
     with _opened(path, expected) as file:
         state = _state(path, check)
-        check_format(file, path, expected)
+        _check_format(file, path, expected)
         if state not in _checked:
             _check_storage(file, path)
             check(file)
@@ -118,24 +119,21 @@ def reading(
 
 
 def _state(path: Path, check: Callable[..., None]) -> tuple[Any, ...]:
-    """What a check has found good, for as long as it stays the same."""
-    found = path.stat()
-    return check, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    """A check and the state of a file; while it is the same, the check need not be repeated."""
+    status = path.stat()
+    return check, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def format_name(path: Path) -> str | None:
-    """What a file says it is; none where it is not HDF5, or does not say.
+    """The format that a file declares; None if it is not HDF5 or declares none.
 
     Raises:
-        FileError: when it may not be read or is damaged.
-    """  # noqa: DOC501
+        FileError: when the file may not be read or is damaged.
+    """
     if not path.is_file():
         return None
-    if not os.access(path, os.R_OK):
-        raise _unreadable(path, _ANY)
-    with path.open("rb") as raw:
-        if raw.read(8) != SIGNATURE:
-            return None
+    if _superblock(path, _ANY)[:8] != SIGNATURE:
+        return None
     with _opened(path, _ANY) as file:
         return _format_of(file)
 
@@ -155,10 +153,10 @@ def _opened(path: Path, expected: Format) -> Iterator[h5py.File]:
 
 @contextmanager
 def content_of(path: Path, expected: Format) -> Iterator[None]:
-    """Takes whatever goes wrong in the block for damage of a file.
+    """Reports any error in the block as damage of a file.
 
     Raises:
-        FileError: a line that says so.
+        FileError: with one line that says so.
     """  # noqa: DOC501
     try:
         yield
@@ -167,10 +165,7 @@ def content_of(path: Path, expected: Format) -> Iterator[None]:
 
 
 def _open(path: Path, expected: Format) -> h5py.File:
-    if not os.access(path, os.R_OK):
-        raise _unreadable(path, expected)
-    with path.open("rb") as raw:
-        header = raw.read(36)
+    header = _superblock(path, expected)
     if header[:8] != SIGNATURE:
         raise FileError(f"{path} is not a dlf-dynamics {expected.kind} (not HDF5)")
     state = _state(path, _require_ends)
@@ -180,8 +175,8 @@ def _open(path: Path, expected: Format) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        # The superblock flags a file that a writer has open, or had when it was killed, and knows
-        # the length it then had. No other file is for SWMR mode.
+        # The superblock flags a file whose writer has it open or was killed, with its length at the
+        # time. Only such files are opened in SWMR mode.
         was_left = len(header) == 36 and bool(header[11] & 4)
         laid_out = int.from_bytes(header[28:36], "little") <= path.stat().st_size
         if not was_left or not laid_out or "checksum" in str(error):
@@ -190,10 +185,10 @@ def _open(path: Path, expected: Format) -> h5py.File:
 
 
 def _require_ends(path: Path) -> None:
-    """Refuses a file in which HDF5 would go through a heap of texts for ever.
+    """Refuses a file in which HDF5 would loop for ever over a heap of texts.
 
-    A heap is a chain of objects of 16 bytes and what they hold, each of which has its length. HDF5
-    does not ask whether the room that is left, which has the number 0, has a length at all.
+    A heap is a sequence of objects, each with a header of 16 bytes that contains its length. HDF5
+    does not check that the remaining free space, object 0, has a length other than 0.
 
     Raises:
         ContentError: when there is such a heap.
@@ -204,24 +199,25 @@ def _require_ends(path: Path) -> None:
         tail = raw.read(_TEXTS_BYTES)
     for content in (head, tail):
         for heap in _HEAP.finditer(content):
-            place, end = heap.end(), heap.start() + int.from_bytes(heap[1], "little")
-            while place + 16 <= min(end, len(content)):
-                number = int.from_bytes(content[place : place + 2], "little")
-                length = int.from_bytes(content[place + 8 : place + 16], "little")
-                place += 16 + -(-length // 8) * 8 if number else length
-                if place > end or (number, length) == (0, 0):
+            position, end = heap.end(), heap.start() + int.from_bytes(heap[1], "little")
+            while position + 16 <= min(end, len(content)):
+                number = int.from_bytes(content[position : position + 2], "little")
+                length = int.from_bytes(content[position + 8 : position + 16], "little")
+                position += 16 + -(-length // 8) * 8 if number else length
+                if position > end or (number, length) == (0, 0):
                     raise ContentError("its texts have no end")
 
 
 def _open_while_written(path: Path) -> h5py.File:
-    """Opens a file in SWMR mode, in which HDF5 tries again where it meets a piece half written.
+    """Opens a file in SWMR mode, in which HDF5 retries when it reads a half-written piece.
 
-    It waits longer each time, 2^n ns before attempt n, and makes 100 attempts: on a damaged piece
-    it would wait for ever. h5py does not have the function that sets their number, its library has.
+    Before attempt n it waits for 2^n ns, and it makes 100 attempts, so that it would never return
+    from a damaged piece. The number of attempts is set in the HDF5 library, as h5py has no function
+    for it.
     """
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     library = ctypes.CDLL(h5py.h5p.__file__)
-    if not hasattr(library, "H5Pset_metadata_read_attempts"):  # Windows looks in one library only
+    if not hasattr(library, "H5Pset_metadata_read_attempts"):  # not found on Windows
         return h5py.File(path, "r", swmr=True)
     attempts = ctypes.c_uint(_READ_ATTEMPTS)
     library.H5Pset_metadata_read_attempts(ctypes.c_int64(access.id), attempts)
@@ -229,28 +225,31 @@ def _open_while_written(path: Path) -> h5py.File:
     return h5py.File(h5py.h5f.open(os.fsencode(path), flags, access))
 
 
-def _unreadable(path: Path, expected: Format) -> FileError:
-    return FileError(f"{expected.kind} {path} cannot be read; it needs read permission")
+def _superblock(path: Path, expected: Format) -> bytes:
+    """The first bytes of a file: of an HDF5 file, signature, flags and length."""
+    if not os.access(path, os.R_OK):
+        raise FileError(f"{expected.kind} {path} cannot be read; it needs read permission")
+    with path.open("rb") as raw:
+        return raw.read(36)
 
 
 def _format_of(file: h5py.File) -> str | None:
-    found = file.attrs.get("format")
-    return None if found is None else str(found)[:100]
+    name = file.attrs.get("format")
+    return None if name is None else str(name)[:100]
 
 
-def check_format(file: h5py.File, path: Path, expected: Format) -> None:
-    """Requires that the file names this format, in the same major version.
+def _check_format(file: h5py.File, path: Path, expected: Format) -> None:
+    """Requires that the file declares this format, in the same major version.
 
     Raises:
-        ContentError: when its version is none.
-        FileError: when it is of another format or a newer version.
-        StaleError: when it is of an older version.
+        ContentError: when the version is malformed.
+        FileError: when the format is another one or the version newer.
+        StaleError: when the version is older.
     """
-    found = _format_of(file)
-    if found != expected.name:
+    name = _format_of(file)
+    if name != expected.name:
         raise FileError(
-            f"{path} is not a dlf-dynamics {expected.kind} (format {found!r}, "
-            f"not {expected.name!r})"
+            f"{path} is not a dlf-dynamics {expected.kind} (format {name!r}, not {expected.name!r})"
         )
     stored = attribute(file, "format_version")
     if not re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,4}", stored):
@@ -270,26 +269,26 @@ def check_format(file: h5py.File, path: Path, expected: Format) -> None:
 
 
 def minor_version(file: h5py.File) -> int:
-    """Of the file's format version."""
+    """Minor number of the file's format version."""
     return int(attribute(file, "format_version").split(".")[1])
 
 
 def _check_storage(file: h5py.File, path: Path) -> None:
-    """Refuses what is not in the file itself, and what cannot all be in a file of its size."""
+    """Refuses content outside of the file, and more content than fits into its size."""
     links: list[tuple[bytes, int]] = []
-    # Nothing is opened on the way: h5py loses errors of functions that HDF5 calls.
+    # Objects are opened later: h5py loses errors in functions that HDF5 calls.
     file.id.links.visit(lambda name, link: links.append((name, link.type)), info=True)
     datasets: list[h5py.h5d.DatasetID] = []
     for name, kind in links:
         where = _printable(name)
         if kind != h5l.TYPE_HARD:
-            told = _LINKS.get(kind, "a link of a foreign kind")
-            raise ContentError(f"/{where} is {told}, which this program neither writes nor follows")
+            link = _LINKS.get(kind, "a link of a foreign kind")
+            raise ContentError(f"/{where} is {link}, which this program neither writes nor follows")
         item = h5o.open(file.id, name)
         if isinstance(item, h5py.h5d.DatasetID):
             _require_inside(item, where)
             datasets.append(item)
-    # Asked for last: a file that is being written has the bytes of a row before it has the row.
+    # Read last: in a file that is being written, the bytes of a row come before the row.
     size = path.stat().st_size
     for dataset in datasets:
         promised = prod(dataset.shape or (0,)) * dataset.get_type().get_size()
@@ -301,7 +300,7 @@ def _check_storage(file: h5py.File, path: Path) -> None:
 
 
 def _require_inside(dataset: h5py.h5d.DatasetID, where: str) -> None:
-    """Raises ContentError where the values of a dataset are kept elsewhere, or packed."""
+    """Raises ContentError if the values of a dataset are stored elsewhere or compressed."""
     options = dataset.get_create_plist()
     if options.get_layout() == h5py.h5d.VIRTUAL:
         raise ContentError(f"/{where} is a view of other files, which are not followed")
@@ -318,7 +317,7 @@ def _printable(name: bytes | None) -> str:
 
 
 def damaged(path: Path, expected: Format, error: BaseException | str) -> FileError:
-    """A line that says what is wrong, as HDF5 or in our words, and what to do."""
+    """An error of one line: what is wrong, in the words of HDF5 or ours, and what to do."""
     if isinstance(error, MemoryError):
         reason = "it asks for more memory than there is"
     elif isinstance(error, RecursionError):
@@ -331,16 +330,16 @@ def damaged(path: Path, expected: Format, error: BaseException | str) -> FileErr
 
 
 def errno(error: Exception) -> int | None:
-    """The system's number of an error, which h5py may tell in its text only."""
-    told = re.search(r"errno = (\d+)", str(error))
-    return int(told[1]) if told else getattr(error, "errno", None)
+    """The system's error number, which h5py may give only in its message."""
+    match = re.search(r"errno = (\d+)", str(error))
+    return int(match[1]) if match else getattr(error, "errno", None)
 
 
 def require_replaceable(path: Path) -> None:
-    """Refuses to put a file in the place of a folder, a device or a pipe, which that would remove.
+    """Refuses to replace a folder, a device or a pipe by a file.
 
     Raises:
-        FileError: when there is something at the path that is not a file.
+        FileError: when the path exists and is not a file.
     """
     if path.is_dir():
         raise FileError(f"{path} is a directory; expected the name of a file")
@@ -349,7 +348,7 @@ def require_replaceable(path: Path) -> None:
 
 
 def write_error(path: Path, error: Exception) -> FileError:
-    """A line that says why a file could not be written."""
+    """An error of one line that says why a file could not be written."""
     if not path.parent.is_dir():
         return FileError(f"{path} cannot be written: directory {path.parent} does not exist")
     number = errno(error)
@@ -358,10 +357,10 @@ def write_error(path: Path, error: Exception) -> FileError:
 
 
 def dataset_at(file: h5py.File, path: str) -> h5py.Dataset:
-    """The dataset at a path, with its values.
+    """The dataset at a path.
 
     Raises:
-        ContentError: when there is none, a group, or one without values.
+        ContentError: when it is missing, a group, or a dataset without values.
     """
     item = file.get(path)
     if item is None:
@@ -374,9 +373,9 @@ def dataset_at(file: h5py.File, path: str) -> h5py.Dataset:
 
 
 def own_chunks(columns: int) -> dict[str, Any]:
-    """Options of a dataset whose rows have a chunk each, with its place in the file from the start.
+    """Options of a dataset with one chunk per row, allocated in the file from the start.
 
-    So a row can be written to the file without HDF5, where the system has a call for it.
+    Rows can then be written without HDF5, on systems that have `pwrite`.
     """
     options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     if hasattr(os, "pwrite"):
@@ -386,7 +385,7 @@ def own_chunks(columns: int) -> dict[str, Any]:
 
 
 def has_own_chunks(dataset: h5py.Dataset) -> bool:
-    """Whether it was made with `own_chunks`, on a system where that has an effect."""
+    """Whether a dataset was made with `own_chunks`, on a system where that has an effect."""
     options = dataset.id.get_create_plist()
     return bool(options.get_alloc_time() == h5py.h5d.ALLOC_TIME_EARLY)
 
@@ -395,7 +394,7 @@ def text(file: h5py.File, path: str) -> str:
     """A string stored in the file.
 
     Raises:
-        ContentError: when there is none, or not one of reasonable length in UTF-8.
+        ContentError: when there is none, or it is too long or not UTF-8.
     """
     dataset = dataset_at(file, path)
     if dataset.shape != () or h5py.check_string_dtype(dataset.dtype) is None:
@@ -407,7 +406,7 @@ def attribute(item: h5py.HLObject, name: str, kind: type[Value] = str) -> Value:
     """An attribute of a file, group or dataset.
 
     Raises:
-        ContentError: when it is missing or of another type.
+        ContentError: when it is missing or has another type.
     """
     where = f"attribute {name} of {_printable((item.name or '').encode())}"
     if name not in item.attrs:
@@ -421,19 +420,19 @@ def attribute(item: h5py.HLObject, name: str, kind: type[Value] = str) -> Value:
 
 
 def json_object(content: str, where: str) -> dict[str, Any]:
-    """A text as JSON, which must be an object.
+    """Parses a text that must be a JSON object.
 
     Raises:
-        ContentError: when it is not.
+        ContentError: when it is not one.
     """
     try:
-        found = json.loads(content)
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ContentError(f"{where}: {reason}") from error
-    if not isinstance(found, dict):
-        raise ContentError(f"{where}: found {type(found).__name__}; expected an object of JSON")
-    return found
+    if not isinstance(value, dict):
+        raise ContentError(f"{where}: found {type(value).__name__}; expected a JSON object")
+    return value
 
 
 def _decoded(content: bytes, where: str) -> str:

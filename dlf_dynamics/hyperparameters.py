@@ -1,6 +1,7 @@
-"""The numbers of an optimizer's state that belong to no parameter, such as its hyperparameters.
+"""Numbers in an optimizer's state that belong to no parameter, such as hyperparameters.
 
-`optax.inject_hyperparams` keeps these in the state, where a training loop may change them.
+`optax.inject_hyperparams` stores hyperparameters in the state, where a training loop may change
+them.
 """
 
 from __future__ import annotations
@@ -20,98 +21,98 @@ from dlf_dynamics.layout import Layout
 from dlf_dynamics.leaves import Name, named, words
 
 _INJECTED = "hyperparams"
-"""What optax calls them in a state."""
+"""Name of the hyperparameters in an optax state."""
 
 
 class _Leaf(NamedTuple):
     """A leaf of a state.
 
     Attributes:
-        path: its name.
-        place: its place among the leaves.
-        start: place of its first number in the vector of the state.
+        path: name of the leaf.
+        number: index of the leaf among all leaves.
+        start: index of its first number in the vector of the state.
         form: shape and type.
     """
 
     path: Name
-    place: int
+    number: int
     start: int
     form: Any
 
     def numbered(self, name: str) -> list[str]:
-        """A name for each of its numbers."""
+        """A name for each number in the leaf."""
         count = prod(self.form.shape)
         return [name] if count == 1 else [f"{name}.{index}" for index in range(count)]
 
 
 def hyperparameter_places(init: Callable[[Any], Any], params: PyTree) -> dict[str, int]:
-    """Where hyperparameters are in the vector of an optimizer's state, by name.
+    """Indices of the hyperparameters in the vector of an optimizer's state, by name.
 
-    They are what optax says they are, and other floating-point leaves whose shape is not that of
-    any parameter: those that stay as they are when all parameters grow.
+    Hyperparameters are the leaves that optax names so, and other floating-point leaves whose shape
+    does not depend on the parameters: it stays the same when all parameters grow.
 
     Args:
-        init: of the optimizer.
-        params: whose form counts, not the values.
+        init: initialisation of the optimizer.
+        params: parameters; only their form matters.
     """
-    found: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for leaf in _hyperparameters(init, params):
         path = leaf.path
         name = named(path[path.index(_INJECTED) + 1 :] if is_injected(path) else path)
-        name = named(path) if found.keys() & leaf.numbered(name) else name
-        found |= {each: leaf.start + n for n, each in enumerate(leaf.numbered(name))}
-    return found
+        name = named(path) if positions.keys() & leaf.numbered(name) else name
+        positions |= {each: leaf.start + n for n, each in enumerate(leaf.numbered(name))}
+    return positions
 
 
 def hyperparameters_in(
     init: Callable[[Any], Any], params: PyTree, state: PyTree
 ) -> tuple[float, ...]:
-    """Those in a state, in the order of their places."""
+    """The hyperparameters in a state, in the order of their indices."""
     leaves = jax.tree.leaves(state)
-    chosen = [np.ravel(leaves[leaf.place]) for leaf in _hyperparameters(init, params)]
+    chosen = [np.ravel(leaves[leaf.number]) for leaf in _hyperparameters(init, params)]
     return tuple(float(number) for numbers in chosen for number in numbers)
 
 
 def with_hyperparameters(
     init: Callable[[Any], Any], params: PyTree, state: PyTree, values: Float[Array, " numbers"]
 ) -> PyTree:
-    """A state with other hyperparameters, in the order of their places."""
+    """A state with other hyperparameters, in the order of their indices."""
     leaves, structure = jax.tree.flatten(state)
     start = 0
     for leaf in _hyperparameters(init, params):
-        count, old = prod(leaf.form.shape), leaves[leaf.place]
-        leaves[leaf.place] = values[start : start + count].reshape(old.shape).astype(old.dtype)
+        count, old = prod(leaf.form.shape), leaves[leaf.number]
+        leaves[leaf.number] = values[start : start + count].reshape(old.shape).astype(old.dtype)
         start += count
     return jax.tree.unflatten(structure, leaves)
 
 
 def count_places(init: Callable[[Any], Any], params: PyTree) -> list[int]:
-    """Where the counts of updates are in the vector of an optimizer's state."""
+    """Indices of the counts of updates in the vector of an optimizer's state."""
     return [leaf.start for leaf in _counts(init, params)]
 
 
 def counts_in(init: Callable[[Any], Any], params: PyTree, state: PyTree) -> list[int]:
     """The counts of updates in a state."""
     leaves = jax.tree.leaves(state)
-    return [int(leaves[leaf.place]) for leaf in _counts(init, params)]
+    return [int(leaves[leaf.number]) for leaf in _counts(init, params)]
 
 
 def require_form(init: Callable[[Any], Any], params: PyTree, state: PyTree) -> None:
-    """Requires that a state is of the form that an optimizer's has.
+    """Requires that a state has the form of an optimizer's own state.
 
     Raises:
-        ConfigError: when it has other leaves.
+        ConfigError: when its leaves differ.
     """
-    found, wanted = Layout.of(state), Layout.of(jax.eval_shape(init, params))
-    if found.shapes != wanted.shapes:
+    given, expected = Layout.of(state), Layout.of(jax.eval_shape(init, params))
+    if given.shapes != expected.shapes:
         raise ConfigError(
-            f"opt_state has {found.size} numbers in {len(found.shapes)} leaves; the optimizer's "
-            f"own state has {wanted.size} in {len(wanted.shapes)}"
+            f"opt_state has {given.size} numbers in {len(given.shapes)} leaves; the optimizer's "
+            f"own state has {expected.size} in {len(expected.shapes)}"
         )
 
 
 def is_injected(path: Name) -> bool:
-    """Whether the leaf of a state that has this name is a hyperparameter of optax."""
+    """Whether the leaf of a state with this name is a hyperparameter stored by optax."""
     return _INJECTED in path
 
 
@@ -141,26 +142,26 @@ def _like(leaf: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
 
 
 def _leaves(state: PyTree) -> list[_Leaf]:
-    found, start = [], 0
-    for place, (path, form) in enumerate(jax.tree_util.tree_leaves_with_path(state)):
-        found.append(_Leaf(words(jax.tree_util.keystr(path)), place, start, form))
+    leaves, start = [], 0
+    for index, (path, form) in enumerate(jax.tree_util.tree_leaves_with_path(state)):
+        leaves.append(_Leaf(words(jax.tree_util.keystr(path)), index, start, form))
         start += prod(form.shape)
-    return found
+    return leaves
 
 
 def require_state(
     optimizer: optax.GradientTransformation, params: PyTree, opt_state: Any, step: int
 ) -> None:
-    """Refuses a state that is none of the optimizer's after so many updates.
+    """Requires that a state can be the optimizer's after so many updates.
 
     Args:
         optimizer: an optax transformation.
         params: a pytree of the parameters.
-        opt_state: the optimizer's state to be looked at.
+        opt_state: the state to check.
         step: number of updates made.
 
     Raises:
-        ConfigError: when it is not.
+        ConfigError: when its form or its counts differ.
     """
     require_form(optimizer.init, params, opt_state)
     counts = [

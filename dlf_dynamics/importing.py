@@ -1,4 +1,4 @@
-"""`import_checkpoints`: a run file of the checkpoints that another program wrote."""
+"""`import_checkpoints`: makes a run file from checkpoints that another program wrote."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from dlf_dynamics.torch_rules import RuleCheck, rule_of
 from dlf_dynamics.torch_state import as_optax, find_torch_state
 
 _EXISTS = "replace it with --overwrite (from Python, overwrite=True), or write elsewhere"
-"""What to do about a file that exists."""
+"""Advice about an output file that exists."""
 
 _BOOKKEEPING = {"step", "global_step", "iteration", "num_updates", "epoch", "loss", "accuracy"}
-"""Single numbers that programs keep beside parameters."""
+"""Single numbers that programs store beside parameters."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Imported:
 
     Attributes:
         path: name of the run file.
-        files: the checkpoints, in the order of their steps.
-        steps: of the checkpoints.
-        num_params: parameters of each.
-        notes: what was not there, and what that means, a line each.
+        files: checkpoints, in the order of their steps.
+        steps: steps of the checkpoints.
+        num_params: number of parameters in each.
+        notes: what the checkpoints lack and what follows from it, a line each.
     """
 
     path: Path
@@ -71,39 +71,39 @@ def import_checkpoints(
     progress: Callable[[int], None] = lambda done: None,
     read: Callable[[Path], Tree] = read_checkpoint,
 ) -> Imported:
-    """Writes a run file of checkpoints, which all analyses read.
+    """Writes checkpoints into a run file, which all analyses read.
 
-    Parameters are found by their names. All that the model of the problem does not hold must be
-    ignored in so many words, and what it holds frozen must be what the checkpoints have: else they
-    would be those of another model.
+    Parameters are found by their names. Parameters in a checkpoint that the problem's model lacks
+    must be ignored explicitly, and the frozen values of the model must equal those in the
+    checkpoints: otherwise the checkpoints would belong to another model.
 
     Args:
         checkpoints: files and folders of orbax, Flax (msgpack), NumPy (npz), safetensors or PyTorch
-            (a `state_dict`, or a dictionary with one in it); or folders of them.
-        setup: problem, optimizer and parameters, as `Recorder` wants them; the values of the
-            parameters do not matter.
+            (a `state_dict`, or a dictionary that contains one); or folders of them.
+        setup: problem, optimizer and parameters, as for `Recorder`; the values of the parameters do
+            not matter.
         output: the run file.
         config: what to take, and how.
-        name: of the optimizer, for labels.
+        name: name of the optimizer, for labels.
         overwrite: whether to replace an existing file.
-        progress: told how many checkpoints are done.
-        read: what a checkpoint holds, by its name.
+        progress: called with the number of checkpoints done.
+        read: function that reads a checkpoint.
 
     Raises:
-        ConfigError: when a checkpoint does not fit the problem, two are of one step, or a library
-            is missing.
-        FileError: when a checkpoint cannot be read, or the run file not be written.
+        ConfigError: when a checkpoint does not fit the problem, two have the same step, or a
+            library is missing.
+        FileError: when a checkpoint cannot be read or the run file cannot be written.
     """
     config, setup = ImportConfig() if config is None else config, Setup(*setup)
     reader = _Reader(setup, config, read)
-    places = reader.in_order(find_checkpoints(map(Path, checkpoints)))
-    found = reader.read_all(places)
-    first = next(found)
+    numbered = reader.in_order(find_checkpoints(map(Path, checkpoints)))
+    contents = reader.read_all(numbered)
+    first = next(contents)
     stateful = setup.optimizer is not None and first.opt_state is not None
-    files = [path for path, _ in places]
+    files = [path for path, _ in numbered]
     output = _other_than(files, Path(output))
     with hold(output, None if overwrite else _EXISTS) as held:
-        partial = partial_path(held.target)  # an older file stays until all is read
+        partial = partial_path(held.target)  # an existing file stays until everything is read
         recorder = Recorder(
             partial,
             setup.problem,
@@ -116,7 +116,7 @@ def import_checkpoints(
             name=name,
         )
         try:
-            steps = _record(recorder, chain([first], found), progress, stateful=stateful)
+            steps = _record(recorder, chain([first], contents), progress, stateful=stateful)
             held.place(partial)
         finally:
             partial.unlink(missing_ok=True)
@@ -125,7 +125,7 @@ def import_checkpoints(
 
 
 def _other_than(files: Sequence[Path], output: Path) -> Path:
-    """The output, which must be none of the checkpoints.
+    """The output, which must not be one of the checkpoints.
 
     Raises:
         ConfigError: when it is one.
@@ -136,12 +136,12 @@ def _other_than(files: Sequence[Path], output: Path) -> Path:
 
 
 def _record(
-    recorder: Recorder, found: Iterable[_Found], progress: Callable[[int], None], *, stateful: bool
+    recorder: Recorder, read: Iterable[_Found], progress: Callable[[int], None], *, stateful: bool
 ) -> list[int]:
-    """Records all of them; returns their steps."""
+    """Records all checkpoints; returns their steps."""
     steps: list[int] = []
     with recorder:
-        for each in found:
+        for each in read:
             if stateful and each.opt_state is None:
                 raise ConfigError(
                     f"{each.path} holds no state of the optimizer, as the first does; expected it "
@@ -157,11 +157,11 @@ class _Found(NamedTuple):
     """What was taken from a checkpoint.
 
     Attributes:
-        path: of the checkpoint.
+        path: path of the checkpoint.
         step: number of updates made before it.
-        params: of the problem.
-        opt_state: of its optimizer; none where it is not there.
-        compared: whether all that the model holds frozen is there, too, and the same.
+        params: parameters of the problem.
+        opt_state: state of its optimizer; None if it is not in the checkpoint.
+        compared: whether the checkpoint has all frozen values of the model, and they are equal.
     """
 
     path: Path
@@ -175,7 +175,7 @@ class _Reader:
     """Takes from each checkpoint what the problem needs, in the same way from all.
 
     Attributes:
-        params: the form of the parameters.
+        params: form of the parameters.
     """
 
     def __init__(self, setup: Setup, config: ImportConfig, read: Callable[[Path], Tree]) -> None:
@@ -190,62 +190,67 @@ class _Reader:
 
     @property
     def notes(self) -> list[str]:
-        """What of the optimizers of PyTorch in the checkpoints is not compared."""
+        """What is not compared of the PyTorch optimizers in the checkpoints."""
         return [] if self._rule is None else self._rule.notes
 
     @property
     def num_params(self) -> int:
-        """Of each checkpoint."""
+        """Number of parameters in each checkpoint."""
         return sum(map(prod, self.params.shapes.values()))
 
     def in_order(self, paths: Sequence[Path]) -> list[tuple[Path, int | None]]:
-        """The checkpoints by step, each with the number in its name.
+        """The checkpoints in the order of their steps, each with the number in its name.
 
         Raises:
-            ConfigError: when that tells no order, and the step of one is not known.
+            ConfigError: when the numbers give no order, and the step of a checkpoint is unknown.
         """
         numbers = [number_in_name(path, self._config.step_pattern) for path in paths]
-        places = list(zip(paths, numbers, strict=True))
+        numbered = list(zip(paths, numbers, strict=True))
         if len(set(numbers)) < len(paths):
-            return sorted(places, key=lambda p: self._step(p[0], self._content(p[0]), p[1]))
-        return sorted(places, key=lambda place: place[1] or 0)
+            return sorted(numbered, key=lambda p: self._step(p[0], self._content(p[0]), p[1]))
+        return sorted(numbered, key=lambda entry: entry[1] or 0)
 
-    def read_all(self, places: Sequence[tuple[Path, int | None]]) -> Iterator[_Found]:
+    def read_all(self, numbered: Sequence[tuple[Path, int | None]]) -> Iterator[_Found]:
         """Reads one checkpoint after the other.
 
         Raises:
-            ConfigError: when the step of one is not known or not after that of the one before, or
-                it is of another model.
+            ConfigError: when the step of a checkpoint is unknown or does not increase, or it
+                belongs to another model.
         """
         before: _Found | None = None
-        for path, number in places:
-            found = self._read(path, number)
-            if before is not None and found.step <= before.step:
+        for path, number in numbered:
+            content = self._read(path, number)
+            if before is not None and content.step <= before.step:
                 raise ConfigError(
-                    f"{path} is of step {found.step}, after {before.path} of step {before.step}; "
+                    f"{path} is of step {content.step}, after {before.path} of step {before.step}; "
                     "expected one checkpoint of each step, in the order of the numbers in their "
                     "names: say with step_pattern where these stand"
                 )
-            before = found
-            yield found
+            before = content
+            yield content
 
     @property
     def _by_name(self) -> bool:
-        """Whether the user says that the numbers in names tell the steps."""
+        """Whether the user says that the numbers in names give the steps."""
         return self._config.step_pattern is not None or self._config.steps_per_number > 1
 
-    def _counted(self, state: Any, step: int, *, told: bool) -> int:
-        """The step by what the optimizer has counted; where it was told, the same.
+    def _counted(self, state: Any, step: int, *, stated: bool) -> int:
+        """The step by the counts in the optimizer's state.
+
+        Args:
+            state: state of the optimizer.
+            step: step by the checkpoint or its name.
+            stated: whether that step was stored or given by the user, and so must be the same.
 
         Raises:
-            ConfigError: when it was told otherwise.
+            ConfigError: when it is not.
         """
         scalars = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
         counts = {int(leaf) for leaf in scalars if leaf.ndim == 0 and leaf.dtype.kind in "iu"}
         if len(counts) != 1 or counts == {step}:
             return step
         (count,) = counts
-        if told:
+        if stated:
             raise ConfigError(
                 f"its step is {step}, and its optimizer has counted {count} updates; expected the "
                 "same: say with step_pattern and steps_per_number what the numbers in names count"
@@ -253,7 +258,7 @@ class _Reader:
         return count
 
     def _step(self, path: Path, tree: Any, number: int | None) -> int:
-        """What the checkpoint tells, unless the user says that names count; else its number."""
+        """The step stored in the checkpoint; by its name if it has none or names are to count."""
         step = None if self._by_name else own_step(tree)
         if step is None and number is not None:
             if not self._by_name and isinstance(tree, Mapping) and tree.get("epoch") == number:
@@ -272,10 +277,10 @@ class _Reader:
         return step
 
     def _read(self, path: Path, number: int | None) -> _Found:
-        """What the problem needs of a checkpoint.
+        """Reads from a checkpoint what the problem needs.
 
         Raises:
-            ConfigError: when it is that of another model.
+            ConfigError: when it belongs to another model.
         """
         tree = self._content(path)
         step = self._step(path, tree, number)
@@ -286,7 +291,7 @@ class _Reader:
             _require_finite(params)
             names = [n[len(prefix) :] for n in leaves if n[: len(prefix)] == prefix]
             state, used = self._opt_state(tree, leaves, names, step)
-            step = self._counted(state, step, told=self._by_name or own_step(tree) is not None)
+            step = self._counted(state, step, stated=self._by_name or own_step(tree) is not None)
             torch = find_torch_state(tree)
             if self._rule is not None and torch is not None:
                 self._rule.require_alike(torch[1], step)
@@ -302,12 +307,12 @@ class _Reader:
     def _opt_state(
         self, tree: Any, leaves: Mapping[Name, np.ndarray], names: list[Name], step: int
     ) -> tuple[Any, set[Name]]:
-        """The optimizer's state, if it is there; and the names of its leaves.
+        """The optimizer's state, if the checkpoint has it, and the names of its leaves.
 
         Args:
-            tree: what the checkpoint holds.
-            leaves: the same by name.
-            names: of parameters and more, in the order of the checkpoint.
+            tree: content of the checkpoint.
+            leaves: leaves of the content by name.
+            names: names of parameters and other leaves, in the order of the checkpoint.
             step: number of updates made.
         """
         torch = find_torch_state(tree)
@@ -316,13 +321,15 @@ class _Reader:
             return None, used
         if torch is not None:
             ours = [name for name in names if name in self.params.shapes]
-            found = as_optax(torch[1], ours, self._state, step)
-            known = all(map(rule_of, torch[1]["param_groups"]))  # whose state this is
-            return (self._state.taken(found, ()) if found is not None and known else None), used
+            translated = as_optax(torch[1], ours, self._state, step)
+            known = all(map(rule_of, torch[1]["param_groups"]))
+            if translated is None or not known:
+                return None, used
+            return self._state.taken(translated, ()), used
         counts = all(dtype.kind in "iu" for dtype in self._state.dtypes)
-        if counts and not any(self._state.shapes.values()):  # of updates, if there is any
-            told = dict.fromkeys(self._state.shapes, np.asarray(step))
-            return self._state.taken(told, ()), set()
+        if counts and not any(self._state.shapes.values()):  # counts of updates, or nothing
+            counts_by_name = dict.fromkeys(self._state.shapes, np.asarray(step))
+            return self._state.taken(counts_by_name, ()), set()
         prefixes = self._state.prefixes(leaves)
         if len(prefixes) != 1:
             return None, set()
@@ -333,7 +340,7 @@ class _Reader:
         return self._state.taken(leaves, prefixes[0]), used
 
     def _compared(self, leaves: Mapping[Name, np.ndarray]) -> set[Name]:
-        """Names of the leaves that the model holds frozen, once they are known to be the same."""
+        """Names of the leaves that the model holds frozen, after checking that they are equal."""
         seen: set[Name] = set()
         for frozen, value in self._frozen.items():
             for name in leaves:
@@ -350,7 +357,7 @@ class _Reader:
     def _require_nothing_else(
         self, leaves: Mapping[Name, np.ndarray], prefix: Name, used: set[Name]
     ) -> None:
-        """Raises ConfigError where the checkpoint has parameters that the problem does not."""
+        """Raises ConfigError if the checkpoint has parameters that the problem does not have."""
         taken = {prefix + name for name in self.params.shapes}
         for name, leaf in leaves.items():
             if name in taken or name in used or name[: len(prefix)] != prefix:
@@ -358,17 +365,17 @@ class _Reader:
             kept = leaf.ndim == 0 and name[-1] in _BOOKKEEPING and len(name) == 1
             if kept or re.search(self._config.ignore or r"(?!)", named(name)):
                 continue
-            varied = leaf.size > 1 and np.any(leaf != leaf.ravel()[0])  # zeros are tied to nothing
+            varied = leaf.size > 1 and np.any(leaf != leaf.ravel()[0])  # equal zeros prove nothing
             if varied and any(np.array_equal(leaf, leaves[other]) for other in taken):
-                continue  # one tensor under two names, of weights that are tied
+                continue  # tied weights: one tensor under two names
             raise ConfigError(
-                f"it has {named(name)}, of shape {leaf.shape}, which the problem's model has not; "
-                "expected a model with it, or an ignore that names it"
+                f"it has {named(name)}, of shape {leaf.shape}, which the problem's model does not "
+                "have; expected a model with it, or an ignore that names it"
             )
 
 
 def _require_finite(params: PyTree) -> None:
-    """Raises ConfigError where a parameter is not a number, as of a training that diverged."""
+    """Raises ConfigError if a parameter is not finite, as after a training that diverged."""
     for leaf in jax.tree.leaves(params):
         if not np.all(np.isfinite(leaf)):
             raise ConfigError(
@@ -378,7 +385,7 @@ def _require_finite(params: PyTree) -> None:
 
 
 def _notes(setup: Setup, config: ImportConfig, *, stateful: bool) -> list[str]:
-    """What was not there, and what that means."""
+    """What the checkpoints lack, and what follows from it."""
     if setup.optimizer is None:
         return ["no optimizer is known: there is no threshold"]
     notes = []

@@ -1,4 +1,4 @@
-"""What is printed with `--json`: its numbers, and its schemas from the types that it is made of."""
+"""The output of `--json`: its numbers, and its JSON schemas, made from types."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is
 
 from dlf_dynamics.labels import descriptions
 
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 _SIMPLE: dict[Any, dict[str, Any]] = {
     bool: {"type": "boolean"},
     int: {"type": "integer"},
-    # Numbers that are not finite are not in JSON.
+    # JSON has no numbers that are not finite.
     float: {"type": ["number", "null"]},
     str: {"type": "string"},
     NoneType: {"type": "null"},
@@ -24,7 +24,7 @@ _SIMPLE: dict[Any, dict[str, Any]] = {
 
 
 def finite(value: Any) -> Any:
-    """The same with None for every number that is not finite, which JSON does not have."""
+    """Replaces numbers that are not finite, which JSON does not have, by None."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -34,28 +34,24 @@ def finite(value: Any) -> Any:
     return value
 
 
-def document(kind: Any, title: str, told: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The schema of what is printed, as a document of its own.
+def document(kind: Any, title: str) -> dict[str, Any]:
+    """The schema of an output as a complete document.
 
     Args:
-        kind: its type, such as a TypedDict.
-        title: what it is.
-        told: descriptions of its keys; none takes those of the docstring.
+        kind: type of the output, such as a TypedDict.
+        title: title of the document.
     """
-    found = schema_of(kind)
-    for name, text in (told or {}).items():
-        found["properties"][name] = {"description": text, **found["properties"][name]}
-    return {"$schema": DIALECT, "title": title, **found}
+    return {"$schema": _DIALECT, "title": title, **schema_of(kind)}
 
 
 def schema_of(kind: Any) -> dict[str, Any]:
-    """The JSON schema of a type: of values, lists, dictionaries, dataclasses and TypedDicts.
+    """The JSON schema of a type made of values, lists, dictionaries, dataclasses and TypedDicts.
 
     Args:
         kind: the type; a float may be null, which stands for a number that is not finite.
 
     Raises:
-        TypeError: for a type that has none.
+        TypeError: for a type without a schema.
 
     >>> schema_of(list[float])
     {'type': 'array', 'items': {'type': ['number', 'null']}}
@@ -77,10 +73,10 @@ def schema_of(kind: Any) -> dict[str, Any]:
 
 
 def _object(kind: Any) -> dict[str, Any]:
-    """Of a dataclass or a TypedDict: its keys and no others, each with its description."""
-    told = descriptions(kind)
+    """Schema of a dataclass or TypedDict: exactly its keys, each with its description."""
+    texts = descriptions(kind)
     properties = {
-        name: ({"description": told[name]} if name in told else {}) | schema_of(hint)
+        name: ({"description": texts[name]} if name in texts else {}) | schema_of(hint)
         for name, hint in get_type_hints(kind).items()
     }
     return {

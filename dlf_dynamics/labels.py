@@ -1,7 +1,7 @@
-"""What the arrays of a record are: names of axes and their places, units, descriptions, words.
+"""Labels of the arrays of a record: axes with their coordinates, units, descriptions, words.
 
-Nothing is told twice: names of axes are those of the annotations, descriptions those of the
-docstrings. Units have a table here; words for numbers are the attribute `words` of a class.
+Each label has one source: names of axes are in the annotations, descriptions in the docstrings,
+units in a table here, and words for numbers in the attribute `words` of a class.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ENDS = ("lower", "upper")
 """The ends of an interval."""
 
 NONE = -1
-"""What stands for a step that there is not."""
+"""Number that stands for a missing step."""
 
 ROWS = "rows"
 """The axis of a table."""
@@ -95,28 +95,28 @@ _UNITS = {
     "products": ("num_matvecs",),
     "s": ("seconds",),
 }
-"""Fields by their units, those of one class alone as Class.field; all others are plain numbers."""
+"""Fields by their units (Class.field if only of one class); all others are plain numbers."""
 
 _UNIT_OF = {name: units for units, names in _UNITS.items() for name in names}
 
 _PLACES = {"checkpoints": "steps", "sampled": "steps", "looked": "looked_at"}
-"""Fields that tell the places of an axis of another name."""
+"""Fields that hold the coordinates of an axis with another name."""
 
 Words = Mapping[int, str] | Sequence[str] | Sequence[int]
-"""What numbers, or places on an axis, stand for."""
+"""What numbers, or positions on an axis, stand for."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """An array and what it is.
+    """An array with its labels.
 
     Attributes:
         values: the array.
-        axes: their names.
-        units: of the values; `1` for plain numbers.
+        axes: names of the axes.
+        units: units of the values; `1` for plain numbers.
         description: one line.
-        words: what the numbers stand for; empty where they are numbers.
-        missing: the number that stands for none, if there is one.
+        words: what the numbers stand for; empty if they are plain numbers.
+        missing: number that stands for a missing value; None if there is no such number.
     """
 
     values: Any
@@ -128,7 +128,7 @@ class Field:
 
     @property
     def lacks_some(self) -> bool:
-        """Whether the number that stands for none is among the values."""
+        """Whether some values are missing."""
         return self.missing is not None and bool(np.any(self.values == self.missing))
 
 
@@ -137,9 +137,9 @@ class Axis:
     """An axis.
 
     Attributes:
-        length: number of places on it.
-        places: what is at each, such as its step; none where they are only counted.
-        units: of the places.
+        length: length of the axis.
+        places: coordinate of each position, such as its step; None if they are only counted.
+        units: units of the coordinates.
         description: one line.
     """
 
@@ -151,13 +151,13 @@ class Axis:
 
 @dataclass(frozen=True)
 class Group:
-    """The arrays of a record that are no arrays of a record in it.
+    """The arrays of a record, without those of the records in it.
 
     Attributes:
-        path: of the group, empty or with a slash at its end.
-        axes: that begin here, by name; groups within know them, too.
-        fields: by name.
-        settings: all other fields, by name.
+        path: path of the group, empty or with a slash at its end.
+        axes: axes that first occur here, by name; groups within this one share them.
+        fields: arrays by name.
+        settings: all other fields by name.
     """
 
     path: str
@@ -168,14 +168,14 @@ class Group:
 
 @cache
 def descriptions(kind: Any) -> dict[str, str]:
-    """Descriptions of the fields of a class, by name, from its docstring and those of its bases."""
-    found: dict[str, str] = {}
+    """Descriptions of the fields of a class by name, from its docstring and those of its bases."""
+    texts: dict[str, str] = {}
     for base in reversed(getattr(kind, "__mro__", (kind,))):
         record = dataclasses.is_dataclass(base) or hasattr(base, "_fields") or is_typeddict(base)
         if record and base.__doc__:
             for entry in parse_from_object(base, DocstringStyle.GOOGLE).params:
-                found[entry.arg_name] = " ".join((entry.description or "").split())
-    return found
+                texts[entry.arg_name] = " ".join((entry.description or "").split())
+    return texts
 
 
 def units_of(kind: Any, name: str) -> str:
@@ -184,45 +184,45 @@ def units_of(kind: Any, name: str) -> str:
 
 
 def axis_names(hint: Any, ndim: int) -> tuple[str, ...]:
-    """Names of the axes of an array, by its annotation; those without are numbered.
+    """Names of the axes of an array by its annotation; axes without a name are numbered.
 
     >>> from jaxtyping import Float
     >>> axis_names(Float[np.ndarray, "checkpoints k ends=2"], 3)
     ('checkpoints', 'k', 'ends')
     """
-    told = [name.partition("=")[0] for name in getattr(hint, "dim_str", "").split()]
-    told = told if len(told) == ndim else [""] * ndim
+    names = [name.partition("=")[0] for name in getattr(hint, "dim_str", "").split()]
+    names = names if len(names) == ndim else [""] * ndim
     return tuple(
-        name if name.isidentifier() else f"axis_{place}" for place, name in enumerate(told)
+        name if name.isidentifier() else f"axis_{index}" for index, name in enumerate(names)
     )
 
 
 def groups_of(record: Any, path: str = "", known: Mapping[str, Axis] | None = None) -> list[Group]:
-    """A record and the records in it, each with its own arrays.
+    """The groups of a record and of the records in it, each with its own arrays.
 
-    As for the codec, records that are fields have the axes of the record that they are in; members
-    of lists and dictionaries have their own.
+    As in the codec, a record that is a field shares the axes of the record around it; members of
+    lists and dictionaries have their own axes.
 
     Args:
         record: a dataclass or named tuple.
-        path: of its group, empty or with a slash at its end.
-        known: axes of the record that it is a field of.
+        path: path of its group, empty or with a slash at its end.
+        known: axes of the record around it.
     """
     own = _own_group(record, path, known or {})
-    found, inherited = [own], dict(known or {}) | own.axes
+    groups, inherited = [own], dict(known or {}) | own.axes
     for name, hint in hints(type(record)).items():
         value, inside = getattr(record, name), f"{path}{name}/"
         if not is_grouped(hint) or value is None:
             continue
         if is_table(hint):
-            found.append(_table(value, hint, inside))
+            groups.append(_table(value, hint, inside))
         elif isinstance(value, list | dict):
             members = enumerate(value) if isinstance(value, list) else value.items()
             for key, one in members:
-                found += groups_of(one, f"{inside}{key}/")
+                groups += groups_of(one, f"{inside}{key}/")
         else:
-            found += groups_of(value, inside, inherited)
-    return found
+            groups += groups_of(value, inside, inherited)
+    return groups
 
 
 def _own_group(record: Any, path: str, known: Mapping[str, Axis]) -> Group:
@@ -268,18 +268,18 @@ def _table(rows: list[Any], hint: Any, path: str) -> Group:
 
 
 def _axis(record: Any, name: str, length: int) -> Axis:
-    """An axis, with its places where the record, or a record in it, tells them."""
+    """An axis, with its coordinates if the record, or a record in it, holds them."""
     words = getattr(type(record), "words", {}).get(name)
     if words is not None and len(words) == length:
-        places = np.array([w.encode() if isinstance(w, str) else w for w in words])
-        return Axis(length, places)
+        coordinates = np.array([w.encode() if isinstance(w, str) else w for w in words])
+        return Axis(length, coordinates)
     inner = [
         getattr(record, other)
         for other, hint in hints(type(record)).items()
         if is_grouped(hint) and not isinstance(getattr(record, other), list | dict | None)
     ]
     for where in (record, *inner):
-        found = dict(_own_fields(where)).get(_PLACES.get(name, name))
-        if found is not None and found.axes == (name,):
-            return Axis(length, found.values, found.units, found.description)
+        field = dict(_own_fields(where)).get(_PLACES.get(name, name))
+        if field is not None and field.axes == (name,):
+            return Axis(length, field.values, field.units, field.description)
     return Axis(length)

@@ -1,4 +1,4 @@
-"""`Layout`: the form of a pytree of arrays, by which a flat vector becomes one again."""
+"""`Layout`: the form of a pytree of arrays, which converts it to a flat vector and back."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from jaxtyping import Array, Num, PyTree
 class Layout:
     """Structure, shapes and types of the leaves of a pytree.
 
-    It compares by value, so that functions compiled for a layout serve every tree of it.
+    It compares by value, so that functions compiled for a layout serve all trees with that layout.
 
     Attributes:
-        structure: of the tree.
-        shapes: of the leaves.
-        dtypes: of the leaves, by name.
+        structure: structure of the tree.
+        shapes: shapes of the leaves.
+        dtypes: names of the types of the leaves.
 
     >>> layout = Layout.of({"bias": jnp.zeros(2), "count": jnp.int32(3)})
     >>> vector = layout.flatten({"bias": jnp.ones(2), "count": jnp.int32(7)})
@@ -36,28 +36,28 @@ class Layout:
     def of(cls, tree: PyTree) -> Layout:
         """The layout of a pytree of arrays, or of their `jax.ShapeDtypeStruct`s."""
         leaves, structure = jax.tree.flatten(tree)
-        # result_type takes ten times as long, and `Recorder` asks at each record.
+        # result_type takes ten times as long, and `Recorder` calls this at each record.
         kinds = [x.dtype if isinstance(x, Array) else jnp.result_type(x) for x in leaves]
         return cls(structure, tuple(map(jnp.shape, leaves)), tuple(kind.name for kind in kinds))
 
     def widened(self) -> Layout:
-        """The same with float64 in the place of float32."""
+        """The same layout with float64 in place of float32."""
         dtypes = tuple("float64" if name == "float32" else name for name in self.dtypes)
         return replace(self, dtypes=dtypes)
 
     @property
     def size(self) -> int:
-        """Length of the vector."""
+        """Length of the flat vector."""
         return sum(map(prod, self.shapes))
 
     def flatten(self, tree: PyTree) -> Num[Array, " size"]:
-        """All numbers of the tree in one vector; whole numbers are exact below 2^24."""
+        """All numbers of the tree in one vector; integers are exact below 2^24."""
         leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)]
         dtype = jnp.result_type(float) if not leaves else jnp.result_type(*leaves)
         return jnp.concatenate([jnp.zeros(0, dtype), *[leaf.astype(dtype) for leaf in leaves]])
 
     def unflatten(self, vector: Num[Array, "*rows size"]) -> Any:
-        """The tree whose numbers these are, in the types of the layout; of rows, rows of each."""
+        """The tree with these numbers, in the types of the layout; rows give leaves with rows."""
         parts, start = [], 0
         for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
             part = vector[..., start : start + prod(shape)]
@@ -66,7 +66,7 @@ class Layout:
         return jax.tree.unflatten(self.structure, parts)
 
     def describe(self) -> str:
-        """Where each leaf lies in the vector, as text: path, shape, start."""
+        """The leaves and their places in the vector as text: path, shape and start of each."""
         blank = jax.tree.unflatten(
             self.structure, [jax.ShapeDtypeStruct(shape, float) for shape in self.shapes]
         )

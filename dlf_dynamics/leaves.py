@@ -1,6 +1,7 @@
-"""The leaves of a checkpoint by name, and those of them that are the leaves of a known tree.
+"""Finds the leaves of a known tree among the named leaves of a checkpoint.
 
-A name is the words in it: `layers.0.weight`, `['layers'][0].weight` and `layers/0/weight` are one.
+Names are compared by their words: `layers.0.weight`, `['layers'][0].weight` and `layers/0/weight`
+are the same name.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from dlf_dynamics.errors import ConfigError
 Name = tuple[str, ...]
 
 _USUAL = {"params", "model", "state_dict", "model_state_dict", "module", "_orig_mod", "default"}
-"""Words before the names of parameters by which programs say that these are what was trained."""
+"""Words that programs put before the names of the trained parameters."""
 
 
 def words(name: str) -> Name:
-    """The words of a name, without the `value` that nnx and others have inside of a parameter."""
-    found = tuple(re.findall(r"\w+", name))
-    return found[:-1] if found[-1:] == ("value",) and len(found) > 1 else found
+    """The words of a name, without the final `value` that nnx and others add."""
+    parts = tuple(re.findall(r"\w+", name))
+    return parts[:-1] if parts[-1:] == ("value",) and len(parts) > 1 else parts
 
 
 def named(name: Name) -> str:
-    """A name as a message shows it."""
+    """A name as messages show it."""
     return ".".join(name)
 
 
 def leaves_of(tree: Any, before: Name = ()) -> Iterator[tuple[Name, np.ndarray]]:
-    """The arrays and numbers in dictionaries and lists, by name; texts and the like are left out.
+    """The arrays and numbers in nested dictionaries and lists, by name; texts are left out.
 
     >>> [(named(name), leaf.shape) for name, leaf in leaves_of({"a.b": np.ones(2), "c": [1.0]})]
     [('a.b', (2,)), ('c.0', ())]
@@ -42,8 +43,8 @@ def leaves_of(tree: Any, before: Name = ()) -> Iterator[tuple[Name, np.ndarray]]
         for key, item in tree.items():
             yield from leaves_of(item, before + tuple(re.findall(r"\w+", str(key))))
     elif isinstance(tree, list | tuple):
-        for place, item in enumerate(tree):
-            yield from leaves_of(item, (*before, str(place)))
+        for index, item in enumerate(tree):
+            yield from leaves_of(item, (*before, str(index)))
     else:
         leaf = np.asarray(tree)
         if leaf.dtype.kind not in "OSUmM":
@@ -51,29 +52,29 @@ def leaves_of(tree: Any, before: Name = ()) -> Iterator[tuple[Name, np.ndarray]]
 
 
 def by_name(pairs: Iterable[tuple[Name, Any]]) -> dict[Name, Any]:
-    """What the names stand for.
+    """A dictionary of values by name.
 
     Raises:
-        ConfigError: when one stands for two things.
+        ConfigError: when a name occurs twice.
     """
-    found: dict[Name, Any] = {}
+    values: dict[Name, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in values:
             raise ConfigError(
                 f"two of its leaves have the name {named(name)}; expected names that differ in "
                 "their words"
             )
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 class Wanted(NamedTuple):
-    """A tree whose leaves are looked for.
+    """A tree whose leaves are looked for in a checkpoint.
 
     Attributes:
-        structure: of the tree.
-        shapes: of its leaves, by name, in their order.
-        dtypes: likewise.
+        structure: structure of the tree.
+        shapes: shapes of the leaves by name, in their order.
+        dtypes: types of the leaves, in the same order.
     """
 
     structure: Any
@@ -85,7 +86,7 @@ class Wanted(NamedTuple):
         """The tree whose leaves are arrays or their `jax.ShapeDtypeStruct`s.
 
         Raises:
-            ConfigError: when two of them have one name.
+            ConfigError: when two leaves have the same name.
         """
         pairs, structure = jax.tree_util.tree_flatten_with_path(tree)
         if not pairs:
@@ -96,10 +97,10 @@ class Wanted(NamedTuple):
         return cls(structure, shapes, [np.dtype(leaf.dtype) for leaf in leaves.values()])
 
     def taken(self, leaves: Mapping[Name, np.ndarray], prefix: Name) -> PyTree:
-        """The tree, of the leaves that have these words before their names.
+        """The tree, made of the leaves with this prefix.
 
         Raises:
-            ConfigError: when a leaf has another shape, or numbers that its type cannot hold.
+            ConfigError: when a leaf has another shape, or a type that cannot be converted exactly.
         """
         chosen = []
         for (name, shape), dtype in zip(self.shapes.items(), self.dtypes, strict=True):
@@ -110,10 +111,10 @@ class Wanted(NamedTuple):
         return jax.tree.unflatten(self.structure, chosen)
 
     def prefixes(self, leaves: Mapping[Name, np.ndarray]) -> list[Name]:
-        """The words that stand before the names of all leaves of the tree.
+        """Prefixes with which all leaves of the tree are found.
 
         Raises:
-            ConfigError: when it has none.
+            ConfigError: when the tree has no leaves.
         """
         if not self.shapes:
             raise ConfigError("the problem has no parameters; expected some")
@@ -122,11 +123,11 @@ class Wanted(NamedTuple):
         return [p for p in before if all(p + name in leaves for name in self.shapes)]
 
     def prefix(self, leaves: Mapping[Name, np.ndarray], given: str | None = None) -> Name:
-        """The words that stand before the names of the leaves of the tree.
+        """The prefix of the leaves of the tree.
 
         Args:
-            leaves: of a checkpoint.
-            given: what the user says; none looks for it.
+            leaves: leaves of a checkpoint.
+            given: prefix given by the user; None looks for it.
 
         Raises:
             ConfigError: when leaves are missing, or there are several such trees.
@@ -134,19 +135,19 @@ class Wanted(NamedTuple):
         if given is not None:
             self._require(leaves, words(given))
             return words(given)
-        found = [prefix for prefix in self.prefixes(leaves) if set(prefix) <= _USUAL]
-        if () in found or len(found) == 1:
-            return () if () in found else found[0]
-        others = found or self.prefixes(leaves)
+        usual = [prefix for prefix in self.prefixes(leaves) if set(prefix) <= _USUAL]
+        if () in usual or len(usual) == 1:
+            return () if () in usual else usual[0]
+        others = usual or self.prefixes(leaves)
         if not others:
             self._require(leaves, self._likely(leaves))
         raise ConfigError(
-            f"it has such parameters under {' and '.join(map(named, others))}; expected to be told "
-            "by prefix which they are"
+            f"it has such parameters under {' and '.join(map(named, others))}; expected a "
+            "prefix that says which they are"
         )
 
     def _likely(self, leaves: Mapping[Name, np.ndarray]) -> Name:
-        """The words before which the most of the leaves are found."""
+        """The prefix with which most of the leaves are found."""
         counts: dict[Name, int] = {(): 0}
         for wanted in self.shapes:
             for name in leaves:
@@ -156,13 +157,13 @@ class Wanted(NamedTuple):
         return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)))
 
     def _require(self, leaves: Mapping[Name, np.ndarray], prefix: Name) -> None:
-        """Raises ConfigError unless all leaves are there."""
+        """Raises ConfigError unless all leaves are found."""
         missing = [named(name) for name in self.shapes if prefix + name not in leaves]
         if missing:
-            there = [named(name) for name in leaves]
+            stored = [named(name) for name in leaves]
             raise ConfigError(
                 f"it lacks {_few(missing)} of the problem's parameters"
-                f"{' under ' + named(prefix) if prefix else ''}; it has {_few(there)}"
+                f"{' under ' + named(prefix) if prefix else ''}; it has {_few(stored)}"
             )
 
 
@@ -177,12 +178,12 @@ def _few(names: list[str]) -> str:
 
 
 def _in_type(leaf: np.ndarray, dtype: np.dtype, name: Name) -> np.ndarray:
-    """The leaf in a type that holds each of its numbers.
+    """The leaf in another type, which must hold all its numbers exactly.
 
     Raises:
         ConfigError: when the type does not.
     """
-    # A count of updates is a number of another type in PyTorch; it is whole all the same.
+    # PyTorch stores counts of updates as floating-point numbers; they are whole numbers.
     whole = dtype.kind in "iu" and leaf.ndim == 0 and float(leaf).is_integer()
     counted = dtype.kind == "f" and leaf.dtype.kind in "biu"  # quantised, or something else
     if counted or not (whole or np.can_cast(leaf.dtype, dtype, "safe")):

@@ -1,4 +1,4 @@
-"""`Recording`: what is known of a run that a custom training loop made, and the loop's problem."""
+"""`Recording`: what is known of a run of a custom training loop; `Setup`: the loop's problem."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 
 from dlf_dynamics.datasets import digest
 from dlf_dynamics.dynamics import Dynamics
-from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.errors import ConfigError, one_line
 from dlf_dynamics.hdf5 import ContentError, json_object
 from dlf_dynamics.layout import Layout
 from dlf_dynamics.optimizers import NO_OPTIMIZER, Unmade
@@ -26,18 +26,18 @@ from dlf_dynamics.problem import Problem
 from dlf_dynamics.schedules import Static
 
 NO_NAME = "no optimizer"
-"""Its name in a recording."""
+"""Name of the optimizer in a recording without one."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What `Recorder` was told of a loop.
+    """What `Recorder` was told about a loop.
 
     Attributes:
-        optimizer: its name, for labels.
-        full_batch: whether each update is that of the problem's whole loss.
-        stateful: whether the optimizer's state was recorded; older files do not say, as it was.
-        replayed: whether updates may be made again: not of checkpoints that another program wrote.
+        optimizer: name of the optimizer, for labels.
+        full_batch: whether each update uses the problem's whole loss.
+        stateful: whether the optimizer's state was recorded; in older files it always was.
+        replayed: whether updates may be replayed; not for checkpoints of other programs.
     """
 
     optimizer: str
@@ -47,20 +47,20 @@ class Recording:
 
     @property
     def has_optimizer(self) -> bool:
-        """Whether it was given."""
+        """Whether the optimizer is known."""
         return self.optimizer != NO_NAME
 
     @property
     def own_updates(self) -> bool:
-        """Whether any update can be made again."""
+        """Whether any update can be replayed."""
         return self.has_optimizer and self.full_batch and self.stateful and self.replayed
 
     @classmethod
     def from_json(cls, text: str) -> Recording:
-        """Reads what `to_json` wrote; what it does not know is of a newer version.
+        """Reads what `to_json` wrote; unknown keys, of newer versions, are ignored.
 
         Raises:
-            ContentError: when it is something else.
+            ContentError: when a key is missing or has another type.
         """
         content = json_object(text, "/recording")
         known = {name: content.get(name) for name in get_type_hints(cls)}
@@ -71,17 +71,17 @@ class Recording:
         return cls(**known)  # type: ignore[arg-type]
 
     def to_json(self) -> str:
-        """As text."""
+        """The recording as JSON."""
         return json.dumps(asdict(self))
 
 
 class Setup(NamedTuple):
-    """What a custom training loop trains; a function that returns it is what `--problem` names.
+    """What a custom training loop trains; `--problem` names a function that returns it.
 
     Attributes:
-        problem: of a pytree of parameters.
-        optimizer: the optax transformation that makes the updates; none where it is not known.
-        params: parameters of the problem; their form counts, not their values.
+        problem: problem as a function of a pytree of parameters.
+        optimizer: optax transformation that makes the updates; None if it is unknown.
+        params: parameters of the problem; only their form matters.
     """
 
     problem: Problem
@@ -94,14 +94,13 @@ class Setup(NamedTuple):
         return Layout.of(self.params)
 
     def dynamics(self, recording: Recording, layout: Layout | None = None) -> Dynamics:
-        """The loop as dynamics of the flat parameters.
+        """The dynamics of the loop, in flat parameters.
 
-        Where updates are of mini-batches that are not known, its own ones are not replayed: a
-        batch of all examples stands for them.
+        Unknown mini-batches cannot be replayed; a batch of all examples stands for them.
 
         Args:
-            recording: what the run file tells of the loop.
-            layout: of the parameters, in other types than the model's own.
+            recording: what the run file says about the loop.
+            layout: layout of the parameters with other types than the model's own.
         """
         layout = self.layout if layout is None else layout
         optimizer: Any = self.optimizer if recording.has_optimizer else None
@@ -118,9 +117,9 @@ class Setup(NamedTuple):
 
     @property
     def makes_updates(self) -> bool:
-        """Whether updates can be made of gradients, state and parameters alone.
+        """Whether updates need nothing but gradients, state and parameters.
 
-        Some optimizers want the value of the loss, too, or the loss itself.
+        Some optimizers also need the value of the loss, or the loss itself.
         """
         rule = NO_OPTIMIZER if self.optimizer is None else self.optimizer
         try:
@@ -135,7 +134,7 @@ class Setup(NamedTuple):
 
 
 def _unknown_rate(step: Any) -> Any:
-    """The learning rate of an optimizer that keeps it to itself."""
+    """The learning rate of an optimizer that does not reveal it."""
     return jnp.full(jnp.shape(step), jnp.nan)
 
 
@@ -143,29 +142,29 @@ def load_setup(name: str) -> Setup:
     """Calls the function that `module:function` or `file.py:function` names.
 
     Raises:
-        ConfigError: when there is no such function, it fails, or what it returns is not problem,
+        ConfigError: when there is no such function, it fails, or it does not return problem,
             optimizer and parameters.
     """
-    place, _, function = name.rpartition(":")
-    if not place or not function.isidentifier():
+    source, _, function = name.rpartition(":")
+    if not source or not function.isidentifier():
         raise ConfigError(
             f"problem is {name!r}; expected module:function or file.py:function, "
             "such as mymodel.py:setup"
         )
-    module = _imported(place)
+    module = _imported(source)
     make = getattr(module, function, None)
     if not callable(make):
         names = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
-        raise ConfigError(f"{place} has no function {function!r}; it has {', '.join(names)}")
+        raise ConfigError(f"{source} has no function {function!r}; it has {', '.join(names)}")
     try:
-        found = make()
+        returned = make()
     except Exception as error:
-        raise ConfigError(f"{name} failed: {type(error).__name__}: {_line(error)}") from error
-    return _checked(name, found)
+        raise ConfigError(f"{name} failed: {type(error).__name__}: {one_line(error)}") from error
+    return _checked(name, returned)
 
 
-def _checked(name: str, found: Any) -> Setup:
-    parts = tuple(found) if isinstance(found, tuple) else (found,)
+def _checked(name: str, returned: Any) -> Setup:
+    parts = tuple(returned) if isinstance(returned, tuple) else (returned,)
     kinds = [type(part).__name__ for part in parts]
     if (
         len(parts) == 3
@@ -179,21 +178,21 @@ def _checked(name: str, found: Any) -> Setup:
     )
 
 
-def _imported(place: str) -> Any:
-    path = Path(place)
+def _imported(source: str) -> Any:
+    path = Path(source)
     try:
         if path.suffix != ".py":
             sys.path.insert(0, str(Path.cwd()))
-            return importlib.import_module(place)
+            return importlib.import_module(source)
         if not path.is_file():
-            raise ConfigError(f"problem file {place} does not exist")
-        # Not by its own name, which may be that of a package it imports.
+            raise ConfigError(f"problem file {source} does not exist")
+        # Not under its own name, which may be the name of a package that it imports.
         name = f"_setup_{path.stem}"
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        # Classes that the file defines are looked up here by what handles them.
+        # pickle, dataclasses and others look up the classes of the file here.
         sys.modules[name] = module
         spec.loader.exec_module(module)
         return module
@@ -201,9 +200,5 @@ def _imported(place: str) -> Any:
         raise
     except Exception as error:
         raise ConfigError(
-            f"{place} could not be imported: {type(error).__name__}: {_line(error)}"
+            f"{source} could not be imported: {type(error).__name__}: {one_line(error)}"
         ) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

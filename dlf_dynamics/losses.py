@@ -1,4 +1,4 @@
-"""Per-example losses, their Hessians in the outputs, and the weights that a schedule gives to them.
+"""Per-example losses, their Hessians in the outputs, and the weights that a schedule gives them.
 
 Outputs have any axes before the last, which holds the classes: (examples, classes) of a classifier,
 (examples, positions, classes) of a language model. Targets are labels, with one axis less, or one
@@ -26,7 +26,7 @@ Targets = Labels | Outputs
 Losses = Float[Array, "*examples"]
 Criterion = Callable[[Outputs, Targets], Array]
 OutputProduct = Callable[[Outputs], Outputs]
-"""Multiplies a vector of the outputs' shape."""
+"""Product of a matrix with a vector that has the shape of the outputs."""
 
 
 def cross_entropy(outputs: Outputs, targets: Targets) -> Losses:
@@ -88,25 +88,31 @@ class MeanOverPositions:
         self, outputs: Outputs, targets: Targets, weights: Float[Array, " examples"]
     ) -> OutputProduct:
         """See `output_hessian`."""
+        return output_hessian(
+            self.criterion, outputs, targets, self.spread(outputs, targets, weights)
+        )
+
+    def spread(
+        self, outputs: Outputs, targets: Targets, weights: Float[Array, " examples"]
+    ) -> Float[Array, "examples ..."]:
+        """Weights of the losses of `criterion` that give their means these weights."""
         losses = jax.eval_shape(self.criterion, outputs, targets)
         positions = int(np.prod(losses.shape[1:]))
         each = weights.reshape(-1, *[1] * (len(losses.shape) - 1)) / positions
-        return output_hessian(
-            self.criterion, outputs, targets, jnp.broadcast_to(each, losses.shape)
-        )
+        return jnp.broadcast_to(each, losses.shape)
 
 
 def steady(criterion: Callable[..., Any]) -> Callable[..., Any]:
     """The same loss in a form whose derivatives keep their digits where the softmax saturates.
 
-    The usual form of cross entropy has the derivative p_y - 1 in the output of its label: of 1e-8,
-    float32 has no digit left, and float64 half. As log(1 + Σ_(i≠y) exp(f_i - f_y)) it has all of
-    them. Ours and that of optax, of labels, are known; an object with a method `steady()` gives its
-    own form; any other is left as it is.
+    The usual form of cross entropy has the derivative p_y - 1 in the output of its label: if that
+    is 1e-8, float32 loses all digits and float64 half of them. The form log(1 + Σ_(i≠y) exp(f_i -
+    f_y)) loses none. It replaces our cross entropy and that of optax with integer labels. An object
+    with a method `steady()` provides its own form; any other loss is returned unchanged.
 
     >>> outputs, label = jnp.array([[40.0, 0.0]]), jnp.array([0])
-    >>> slope = lambda loss: jax.grad(lambda f: jnp.sum(loss(f, label)))(outputs)[0, 0]
-    >>> float(slope(cross_entropy)), float(slope(steady(cross_entropy))) < -4e-18
+    >>> derivative = lambda loss: jax.grad(lambda f: jnp.sum(loss(f, label)))(outputs)[0, 0]
+    >>> float(derivative(cross_entropy)), float(derivative(steady(cross_entropy))) < -4e-18
     (0.0, True)
     """
     own = getattr(criterion, "steady", None)
@@ -119,15 +125,15 @@ def steady(criterion: Callable[..., Any]) -> Callable[..., Any]:
 def _steady_cross_entropy(outputs: Outputs, targets: Targets) -> Losses:
     if targets.ndim == outputs.ndim:
         return cross_entropy(outputs, targets)
-    places = jnp.arange(outputs.shape[-1])
-    label = places == jnp.where(targets < 0, targets + len(places), targets)[..., None]
-    mine = jnp.take_along_axis(outputs, targets[..., None], axis=-1)[..., 0]
-    # Where a model leaves no other class, the loss is 0, and so are its derivatives.
+    classes = jnp.arange(outputs.shape[-1])
+    label = classes == jnp.where(targets < 0, targets + len(classes), targets)[..., None]
+    of_label = jnp.take_along_axis(outputs, targets[..., None], axis=-1)[..., 0]
+    # If all other outputs are -inf, the loss is 0, and so are its derivatives.
     rest = ~label & (outputs > -jnp.inf)
     some = jnp.any(rest, axis=-1)
     kept = jnp.where(some[..., None], rest, label)
     others = jax.nn.logsumexp(jnp.where(kept, outputs, -jnp.inf), axis=-1)
-    return jnp.where(some, jax.nn.softplus(others - mine), jnp.zeros_like(mine))
+    return jnp.where(some, jax.nn.softplus(others - of_label), jnp.zeros_like(of_label))
 
 
 def output_hessian(
@@ -135,13 +141,13 @@ def output_hessian(
 ) -> OutputProduct:
     """Products with the Hessian of Σ w ℓ(f, y) with respect to the outputs f.
 
-    Cross entropy and squared errors, ours and those of optax, have it in closed form, in the memory
-    of the outputs and with no pass through the loss. A criterion that is an object with a method
-    `output_hessian(outputs, targets, weights)` says itself what it is; the products of any other
-    are derived.
+    For cross entropy and squared errors, ours and those of optax, it is known in closed form: it
+    takes as much memory as the outputs and no pass through the loss. An object with a method
+    `output_hessian(outputs, targets, weights)` provides its own; for any other criterion products
+    are obtained by differentiation.
 
     Args:
-        criterion: ℓ, with rows that do not depend on each other.
+        criterion: ℓ, whose rows do not depend on each other.
         outputs: f.
         targets: y.
         weights: w, in the shape of the losses.
@@ -160,15 +166,15 @@ def output_hessian(
 
 
 def _of_softmax(outputs: Outputs, targets: Targets, weights: Losses) -> OutputProduct:
-    """Products with w (diag(p) - p pᵀ) of each row, p the softmax (times ΣY of the targets)."""
+    """Products with w (diag(p) - p pᵀ) for each row, p the softmax (times ΣY of the targets)."""
     probabilities = jax.nn.softmax(outputs)
     if targets.ndim == outputs.ndim:
         weights = weights * jnp.sum(targets, axis=-1)
     likeliest = jnp.argmax(outputs, axis=-1)[..., None]
 
     def product(vector: Outputs) -> Outputs:
-        # A constant in a row changes nothing. Without that of the likeliest class, a softmax that
-        # is nearly 0 and 1 keeps its digits: 1 - p would have lost them.
+        # Adding a constant to a row changes nothing. With 0 at the likeliest class, the digits of a
+        # softmax of nearly 0 and 1 are kept: 1 - p would have lost them.
         vector = vector - jnp.take_along_axis(vector, likeliest, axis=-1)
         mean = jnp.sum(probabilities * vector, axis=-1, keepdims=True)
         return weights[..., None] * probabilities * (vector - mean)
@@ -177,7 +183,7 @@ def _of_softmax(outputs: Outputs, targets: Targets, weights: Losses) -> OutputPr
 
 
 def _of_squares(factor: float, *, summed: bool) -> Callable[..., OutputProduct]:
-    """Products with the same number for all outputs, but for the weights."""
+    """Products with a multiple of the identity, times the weights."""
 
     def hessian(outputs: Outputs, targets: Targets, weights: Array) -> OutputProduct:
         scale = factor * (weights[..., None] if summed else weights)
@@ -201,9 +207,9 @@ _CLOSED_FORMS: tuple[tuple[Criterion, Callable[..., OutputProduct]], ...] = (
 class ClassWeights:
     """Weights of the losses from class weights.
 
-    Each example is weighted by its class's weight, or, `per_output`, each output by its own. The
-    two weighted squared errors are this project's definitions: the formulas of the follow-up paper
-    (arXiv 2410.10690) are not known to us.
+    Each example is weighted by the weight of its class, or with `per_output` each output by the
+    weight of its own class. The two weighted squared errors are this project's definitions: the
+    formulas of the follow-up paper (arXiv 2410.10690) are not known to us.
 
     Attributes:
         schedule: class weights of a step.
@@ -239,7 +245,7 @@ class WeightDecay:
 
 
 def make_penalty(config: LossConfig) -> WeightDecay | None:
-    """What is added to the loss, for the parameters alone; none where that is nothing."""
+    """The term of the loss that depends on the parameters alone; None if there is none."""
     return WeightDecay(config.l2) if config.l2 else None
 
 

@@ -1,4 +1,4 @@
-"""Whether a problem is the one that a recorded run was made with."""
+"""Checks that a problem is the one with which a recorded run was made."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from dlf_dynamics.run import Run
 from dlf_dynamics.runfile import open_file
 
 _LOSS = {"float64": 1e-6, "float32": 1e-3}
-"""Relative difference of a loss that rounding may make, on another machine."""
+"""Relative difference of a loss that rounding on another machine may cause."""
 
 _GAP = {"float64": 50, "float32": 20}
-"""Updates that are made again at most; in more of them rounding could grow to all there is."""
+"""Largest number of replayed updates; over more, rounding errors could grow without bound."""
 
 _MOVED = 1e-2
-"""Difference that counts as another update, relative to the distance that was moved."""
+"""Difference, relative to the distance moved, that counts as another update."""
 
 
 def require_match(run: Run, setup: Setup) -> None:
-    """Requires that a recorded run can be that of this problem and optimizer.
+    """Requires that a recorded run can belong to this problem and optimizer.
 
-    Compared are the form of the parameters, the data by their hash, the size of the optimizer's
-    state, the loss at two checkpoints, and the first checkpoints with updates that are made again.
+    It compares the form of the parameters, the hash of the data, the size of the optimizer's state,
+    the loss at two checkpoints, and the second checkpoint with updates replayed from the first.
 
     Raises:
-        ConfigError: unless it can be.
+        ConfigError: when one of them differs.
     """
     for complaint in _complaints(run, setup):
         raise ConfigError(f"the problem is not that of {run.path}: {complaint}")
@@ -62,16 +62,16 @@ def _complaints(run: Run, setup: Setup) -> Iterator[str]:
 
 
 def _form(described: str) -> list[tuple[str, ...]]:
-    """Names, shape and place of each array, whatever kind of container holds it.
+    """Name, shape and position of each array, whatever kind of container holds it.
 
-    So a model's own containers, such as `nnx.State`, are the dictionaries that stand for them.
+    Containers of a framework, such as `nnx.State`, thus equal the dictionaries that replace them.
     """
     lines = [line.split(" ", 1) for line in described.splitlines()]
     return [(*re.findall(r"\w+", re.sub(r"\.value$", "", path)), rest) for path, rest in lines]
 
 
-def _differing(found: list[str], recorded: list[str]) -> str:
-    pairs = zip(found + [""] * len(recorded), recorded + [""] * len(found), strict=False)
+def _differing(given: list[str], recorded: list[str]) -> str:
+    pairs = zip(given + [""] * len(recorded), recorded + [""] * len(given), strict=False)
     first = next(pair for pair in pairs if pair[0] != pair[1])
     words = [line.rsplit(" ", 1)[0] or "nothing" for line in first]
     return f"its parameters have {words[0]} where {words[1]} was recorded"
@@ -81,11 +81,10 @@ def _losses(run: Run, objectives: np.ndarray) -> Iterator[str]:
     known = np.flatnonzero(np.isfinite(objectives))
     for index in sorted({known[0], known[-1]}) if len(known) else []:
         (point,) = run.recorded(np.array([index]))
-        found = float(jax.jit(run.problem.objective)(point.params, point.step))
-        if not np.isclose(found, objectives[index], rtol=_LOSS[run.dtype], atol=0):
+        loss = float(jax.jit(run.problem.objective)(point.params, point.step))
+        if not np.isclose(loss, objectives[index], rtol=_LOSS[run.dtype], atol=0):
             yield (
-                f"at step {point.step} its loss is {found:.8g}; recorded was "
-                f"{objectives[index]:.8g}"
+                f"at step {point.step} its loss is {loss:.8g}; recorded was {objectives[index]:.8g}"
             )
 
 

@@ -1,4 +1,4 @@
-"""How much memory there is, and whether something could ever fit into it."""
+"""How much memory there is, and whether a computation fits into it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
-"""Where Linux says how much a container may use, in its two versions."""
+"""Files in which Linux states the memory limit of a container (cgroups versions 2 and 1)."""
 
 _SHARE = 0.75
-"""Of a device's memory, what an analysis takes by default."""
+"""Share of a device's memory that an analysis uses by default."""
 
 
 def total_memory() -> int:
-    """Bytes of memory that this process could have at most: those of the machine, or its limit."""
+    """Largest memory of this process, in bytes: the machine's, or the limit of a container."""
     known = []
     with suppress(AttributeError, ValueError, OSError):  # not every system tells
         known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -31,24 +31,24 @@ def total_memory() -> int:
 
 
 def require_memory(needed: int, what: str, advice: str) -> None:
-    """Refuses what takes more memory than there is, before it is tried.
+    """Refuses a computation that needs more memory than there is, before it starts.
 
     Args:
-        needed: bytes that it takes at least.
-        what: takes them.
+        needed: lower bound of the memory needed, in bytes.
+        what: what needs it, as the subject of a sentence.
         advice: what to do instead.
 
     Raises:
-        ConfigError: when there is less.
+        ConfigError: when there is less memory.
     """
-    there = total_memory()
-    if needed > there:
-        found = f"at least {bytes_in_words(needed)} of {bytes_in_words(there)} memory"
-        raise ConfigError(f"{what} takes {found}; {advice}")
+    available = total_memory()
+    if needed > available:
+        shortfall = f"at least {bytes_in_words(needed)} of {bytes_in_words(available)} memory"
+        raise ConfigError(f"{what} takes {shortfall}; {advice}")
 
 
 def device_memory() -> int:
-    """Bytes that one of JAX's devices has: a GPU's own, or its part of the machine's."""
+    """Memory of one JAX device, in bytes: a GPU's own, or a share of the machine's memory."""
     import jax
 
     device = jax.local_devices()[0]
@@ -59,7 +59,7 @@ def device_memory() -> int:
 
 
 def memory_limit(most: str | None) -> int:
-    """Bytes that an analysis may take on a device: as many as are given, or most of what it has.
+    """Memory that an analysis may use on a device, in bytes: as given, or most of the device's.
 
     Raises:
         ConfigError: when `most` is not a size.
@@ -68,23 +68,23 @@ def memory_limit(most: str | None) -> int:
 
 
 def bytes_of(size: str) -> int:
-    """Bytes of a size that a person writes, in powers of 1,000.
+    """Bytes of a size as people write it, in powers of 1,000.
 
     Raises:
-        ConfigError: when it is not one.
+        ConfigError: when it is not a size.
 
     >>> bytes_of("4GB"), bytes_of("1.5 MB"), bytes_of("800")
     (4000000000, 1500000, 800)
     """
-    found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([kMGT]?)B?\s*", size, re.ASCII)
-    count = int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " ")) if found else 0
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([kMGT]?)B?\s*", size, re.ASCII)
+    count = int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " ")) if match else 0
     if count < 1:
         raise ConfigError(f"max_memory is {shown(size)}; expected a size such as 4GB or 500MB")
     return count
 
 
 def bytes_in_words(count: int) -> str:
-    """Bytes as a person reads them.
+    """A number of bytes in words.
 
     >>> bytes_in_words(2_400_000_000_000), bytes_in_words(999), bytes_in_words(10**40)
     ('2,400 GB', '9.99e-07 GB', 'more than 1e+18 GB')

@@ -1,7 +1,8 @@
-"""How many examples go through a model at a time, so that a product fits into memory.
+"""Chooses how many examples go through a model at a time, so that products fit into memory.
 
-XLA tells what a compiled program needs before it runs. Compiling takes seconds for a large model,
-so it is done only where a count of the values in a forward pass says that memory could be short.
+XLA reports the memory of a compiled program before it runs. Compiling takes seconds for a large
+model, so it is done only if a count of the values in a forward pass shows that memory could be
+short.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ MakeMatvec = Callable[..., Matvec]
 """`operators.hessian` or one like it."""
 
 _AT_MOST, _USUALLY = 10, 3
-"""A product's bytes over those of the values in a forward pass: more than any had; typical ones."""
+"""Memory of a product over that of the values in a forward pass: more than ever seen; typical."""
 
 _MARGIN = 0.9
-"""Of the share that a proportion predicts, so that the prediction is met at the first try."""
+"""Safety factor of a predicted batch size, so that it fits at the first attempt."""
 
 
 def kept_vectors(count: int) -> int:
-    """Vectors of the parameters' size that a solve for so many eigenvalues keeps, roughly.
+    """Approximate number of vectors that a solve for `count` eigenvalues keeps.
 
-    They are the Krylov basis of a large network, and what judging the eigenvectors takes.
+    They are the Krylov basis for a large network and the vectors for the check of the results.
     """
     return max(20, 2 * count + 10) + 4 * count
 
@@ -47,19 +48,20 @@ def choose_batch_size(
     count: int = 1,
     scale: int = 1,
 ) -> int | None:
-    """The most examples at a time with which products and vectors fit into a limit.
+    """The largest number of examples at a time with which products and vectors fit into memory.
 
     Args:
-        make: makes the operator's products, like `operators.hessian`.
-        problem: of flat parameters.
+        make: function that makes an operator, such as `operators.hessian`.
+        problem: problem as a function of flat parameters.
         num_params: length of the vectors.
-        dtype: of the vectors.
-        limit: bytes that all together may take.
+        dtype: type of the vectors.
+        limit: memory limit in bytes.
         count: number of eigenvalues.
-        scale: how many times as large the numbers are in which some products are made.
+        scale: factor by which numbers are larger in a part of the products (2 for float64 products
+            of a float32 run).
 
     Returns:
-        None for all at once, whose products share one pass through the model.
+        None for all examples at once; products then share one pass through the model.
 
     Raises:
         ConfigError: when not even one example fits.
@@ -83,7 +85,7 @@ def _chosen(
     kept: int,
     scale: int,
 ) -> int | None:
-    """Everything by value, so that it is found out once."""
+    """The batch size as a function of hashable values, so that each is computed once."""
     problem = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*shape) for shape in shapes])
     params = jax.ShapeDtypeStruct((num_params,), dtype)
     count, room = problem.targets.shape[0], limit - kept
@@ -104,13 +106,13 @@ def _chosen(
 
 
 def _largest(need: Callable[[int], int], size: int, most: int, room: int) -> tuple[int, int]:
-    """The largest size that fits, up to a factor of 2, in a few tries; or 1; and what it needs."""
+    """The largest size that fits, within a factor of 2, or 1; and the memory it needs."""
     tried = {size: need(size)}
     while tried[size] > room and size > 1:
         size = max(1, min(_fitting(tried, room), 3 * size // 4))
         tried[size] = need(size)
     for _ in range(2):
-        # Of one size alone nobody knows what of its bytes are for each example.
+        # One size alone does not show which part of its memory is per example.
         least = 2 * size if len(tried) == 1 and size < most // 8 else 0
         larger = min(most, max(least, _fitting(tried, room)))
         if tried[size] > room or larger < 2 * size or larger in tried:
@@ -123,15 +125,15 @@ def _largest(need: Callable[[int], int], size: int, most: int, room: int) -> tup
 
 
 def _too_little(limit: int, product: int, kept: int) -> str:
-    there, needed, alone, rest = map(bytes_in_words, (limit, product + kept, product, kept))
+    there, needed, single, rest = map(bytes_in_words, (limit, product + kept, product, kept))
     return (
-        f"max_memory is {there}; expected at least {needed}: {alone} for a product with one "
+        f"max_memory is {there}; expected at least {needed}: {single} for a product with one "
         f"example at a time, and {rest} for vectors of the parameters"
     )
 
 
 def _fitting(tried: dict[int, int], room: int) -> int:
-    """The size that fits, from what those needed that were tried last: in proportion, or affine."""
+    """The size predicted to fit from the last sizes tried: affine from two, else proportional."""
     (size, needed), *before = [*tried.items()][:-3:-1]
     for other, least in before:
         if (needed - least) * (size - other) > 0:
@@ -140,7 +142,7 @@ def _fitting(tried: dict[int, int], room: int) -> int:
 
 
 def _evenly(count: int, size: int) -> int:
-    """A size of batches, hardly smaller, with as few examples left over as may be."""
+    """A slightly smaller batch size that leaves over as few examples as possible."""
     divisors = [part for part in range(size, 3 * size // 4, -1) if count % part == 0]
     return divisors[0] if divisors else -(-count // -(-count // size))
 
@@ -148,18 +150,18 @@ def _evenly(count: int, size: int) -> int:
 def _bytes_of_products(
     make: MakeMatvec, problem: Problem, params: Any, batch_size: int | None
 ) -> int:
-    """What XLA says that products take in one after another, beside arguments and results."""
+    """Memory of products one after another by XLA, without arguments and results."""
 
     def products(problem: Problem, params: Any, vectors: Any) -> Any:
         return jax.lax.map(make(problem, params, 0, batch_size=batch_size), vectors)
 
     vectors = jax.ShapeDtypeStruct((2, *params.shape), params.dtype)
-    told = jax.jit(products).lower(problem, params, vectors).compile().memory_analysis()
-    return 0 if told is None else int(told.temp_size_in_bytes)  # of CPUs and GPUs it is known
+    analysis = jax.jit(products).lower(problem, params, vectors).compile().memory_analysis()
+    return 0 if analysis is None else int(analysis.temp_size_in_bytes)  # known on CPUs and GPUs
 
 
 def _bytes_of_values(jaxpr: Any) -> int:
-    """Bytes of everything that a traced function computes on its way."""
+    """Bytes of all values that a traced function computes."""
     total = 0
     for equation in jaxpr.eqns:
         inner = [_bytes_of_values(program) for program in programs_in(equation)]
@@ -171,5 +173,5 @@ def _bytes_of_values(jaxpr: Any) -> int:
 
 
 def _bytes(aval: Any) -> int:
-    # Types of JAX's own, as those of PRNG keys, know their size, and NumPy does not know them.
+    # JAX's own types, such as those of PRNG keys, have a size, but NumPy does not know them.
     return int(np.prod(aval.shape)) * aval.dtype.itemsize if hasattr(aval, "shape") else 0

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def _standard_normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype) -> Array:
-    """N(0, 1/fan_in), drawn as neural-tangents' "standard" parameterisation draws it."""
+    """N(0, 1/fan_in), drawn as in the "standard" parameterisation of neural-tangents."""
     return jax.random.normal(key, shape, dtype) / math.sqrt(math.prod(shape[:-1]))
 
 
@@ -50,7 +50,7 @@ _WEIGHTS: dict[str, Callable[..., Array]] = {
     "he-uniform": initializers.he_uniform(),
     "lecun-normal": initializers.lecun_normal(),
 }
-# The initializer of stax itself, whose last bit differs between versions of JAX.
+# The initializer that stax uses; its last bit differs between versions of JAX.
 _BIASES: dict[str, Callable[..., Array]] = {"published-updated": initializers.normal(1e-2)}
 
 
@@ -69,19 +69,87 @@ def make_model(config: ModelConfig) -> FullyConnected | Convolutional:
     return Convolutional((width,) * 4, (0, 1, 1, 3), config.activation, config.init, multiple_of=32)
 
 
-class _Gated(ABC):
-    """A network whose hidden units pass or stop what comes to them."""
+class _LayerShape(NamedTuple):
+    """The shape of a layer of a network.
+
+    Attributes:
+        weights: shape of the weights, outputs last.
+        units: number of outputs for one example.
+        splits: number of times that the PRNG key is split before the layer is drawn.
+    """
+
+    weights: tuple[int, ...]
+    units: int
+    splits: int
+
+
+class _Network(ABC):
+    """A network whose hidden units pass or block their input.
+
+    Attributes:
+        weights: name of the initial weights (`ModelConfig.init`).
+    """
+
+    weights: str
+
+    @abstractmethod
+    def _shapes(self, input_shape: tuple[int, ...], num_outputs: int) -> list[_LayerShape]:
+        """The shapes of the layers for examples of this shape."""
 
     @abstractmethod
     def _layers(
         self, params: Params, inputs: Array, activation: Activation | None = None
     ) -> list[Array]:
-        """What each layer gives before its activation."""
+        """Outputs of each layer before its activation."""
+
+    def init(
+        self,
+        key: PRNGKeyArray,
+        input_shape: tuple[int, ...],
+        num_outputs: int,
+        dtype: Any = float,
+    ) -> Params:
+        """Random parameters: weights and biases of each layer.
+
+        The key is split as stax's `serial` does, one part for each layer, activation and pooling,
+        and for the flattening, so that the published initial parameters come out bit for bit.
+
+        Args:
+            key: PRNG key.
+            input_shape: shape of one example.
+            num_outputs: number of outputs.
+            dtype: type of the parameters.
+
+        Raises:
+            DataError: when the network cannot take examples of this shape.
+        """
+        layers = []
+        for shape in self._shapes(input_shape, num_outputs):
+            for _ in range(shape.splits):
+                key, _ = jax.random.split(key)
+            key, layer_key = jax.random.split(key)
+            layers.append(_drawn(self.weights, layer_key, shape.weights, dtype))
+        return tuple(layers)
+
+    def layer_sizes(self, input_shape: tuple[int, ...], num_outputs: int) -> list[tuple[int, int]]:
+        """Number of parameters of each layer, and number of its outputs for one example.
+
+        Raises:
+            DataError: as for `init`.
+        """
+        shapes = self._shapes(input_shape, num_outputs)
+        return [(math.prod(s.weights) + s.weights[-1], s.units) for s in shapes]
+
+    def apply(
+        self, params: Params, inputs: Float[Array, "examples *features"]
+    ) -> Float[Array, "examples outputs"]:
+        """Outputs (logits) of the network."""
+        return self._layers(params, inputs)[-1]
 
     def gates(
         self, params: Params, inputs: Float[Array, "examples *features"]
     ) -> Bool[Array, "examples units"]:
-        """Which hidden units, of all layers and pixels, have a positive input at each example."""
+        """Which hidden units, in all layers and pixels, have a positive input, for each example."""
         return _positive(self._layers(params, inputs)[:-1], len(inputs))
 
     def apply_piece(
@@ -90,21 +158,21 @@ class _Gated(ABC):
         inputs: Float[Array, "examples *features"],
         gates: Bool[Array, "examples units"],
     ) -> Float[Array, "examples outputs"]:
-        """Outputs of the network in which these hidden units, as `gates` tells them, pass.
+        """Outputs of the network with the given hidden units open, in the form of `gates`.
 
-        With the gates of its own parameters it is the network with ReLU.
+        With the gates of the same parameters, it is the network with ReLU.
         """
         return self._layers(params, inputs, _passing(gates))[-1]
 
 
 @dataclass(frozen=True)
-class FullyConnected(_Gated):
+class FullyConnected(_Network):
     """Layers x W + b with an activation between them; the last layer is linear.
 
     Attributes:
-        widths: of the hidden layers.
+        widths: widths of the hidden layers.
         activation: a key of ACTIVATIONS.
-        weights: a name of the initial weights (`ModelConfig.init`).
+        weights: name of the initial weights (`ModelConfig.init`).
 
     >>> model = FullyConnected((100,), "relu", "published")
     >>> sum(leaf.size for leaf in jax.tree.leaves(model.init(jax.random.key(0), (2,), 3)))
@@ -115,47 +183,16 @@ class FullyConnected(_Gated):
     activation: str
     weights: str
 
-    def init(
-        self,
-        key: PRNGKeyArray,
-        input_shape: tuple[int, ...],
-        num_outputs: int,
-        dtype: Any = float,
-    ) -> Params:
-        """Random parameters.
-
-        The key is split as stax's `serial` does, one part for each layer and each activation, so
-        that the published initial parameters come out bit for bit.
-
-        Args:
-            key: of the draw.
-            input_shape: of one example, which is flattened.
-            num_outputs: of the network.
-            dtype: of the parameters.
-        """
-        sizes = (math.prod(input_shape), *self.widths, num_outputs)
-        layers = []
-        for shape in itertools.pairwise(sizes):
-            layer, key = _draw(self.weights, key, shape, dtype)
-            layers.append(layer)
-            key, _ = jax.random.split(key)
-        return tuple(layers)
-
-    def layer_sizes(self, input_shape: tuple[int, ...], num_outputs: int) -> list[tuple[int, int]]:
-        """Parameters of each layer, and numbers that it gives for an example."""
-        sizes = (math.prod(input_shape), *self.widths, num_outputs)
-        return [((inputs + 1) * outputs, outputs) for inputs, outputs in itertools.pairwise(sizes)]
-
-    def apply(
-        self, params: Params, inputs: Float[Array, "examples *features"]
-    ) -> Float[Array, "examples outputs"]:
-        """Outputs (logits) of the network; image inputs are flattened."""
-        return self._layers(params, inputs)[-1]
+    def _shapes(self, input_shape: tuple[int, ...], num_outputs: int) -> list[_LayerShape]:
+        """The shapes of the layers; inputs are flattened."""
+        sizes = itertools.pairwise((math.prod(input_shape), *self.widths, num_outputs))
+        # From the second layer on, an activation comes before the layer.
+        return [_LayerShape(shape, shape[1], min(n, 1)) for n, shape in enumerate(sizes)]
 
     def _layers(
         self, params: Params, inputs: Array, activation: Activation | None = None
     ) -> list[Array]:
-        """What each layer gives before its activation."""
+        """Outputs of each layer before its activation."""
         activation = activation or ACTIVATIONS[self.activation]
         weight, bias = params[0]
         layers = [inputs.reshape(len(inputs), -1) @ weight + bias]
@@ -165,18 +202,18 @@ class FullyConnected(_Gated):
 
 
 @dataclass(frozen=True)
-class Convolutional(_Gated):
-    """3x3 convolutions with an activation and average pooling after each, then a dense layer.
+class Convolutional(_Network):
+    """3x3 convolutions, each with an activation and average pooling, then a dense layer.
 
-    A convolution keeps the sides of its image (zeros around it); a pooling takes the means of 2x2
-    squares, without the last row or column where a side is odd, and is left out where a side is 1.
+    A convolution keeps the sides of its image (padded with zeros); a pooling takes the means of 2x2
+    squares, drops the last row or column of an odd side, and is left out if a side is 1.
 
     Attributes:
-        channels: of each convolution.
-        pools: how many poolings follow each convolution and its activation.
+        channels: channels of each convolution.
+        pools: number of poolings after each convolution and its activation.
         activation: a key of ACTIVATIONS.
-        weights: a name of the initial weights (`ModelConfig.init`).
-        multiple_of: which the sides of the images must be a multiple of.
+        weights: name of the initial weights (`ModelConfig.init`).
+        multiple_of: number that must divide the sides of the images.
 
     >>> model = make_model(ModelConfig(name="myrtle5", widths=(64,)))
     >>> params = jax.eval_shape(lambda key: model.init(key, (32, 32, 3), 10), jax.random.key(0))
@@ -190,64 +227,22 @@ class Convolutional(_Gated):
     weights: str
     multiple_of: int = 1
 
-    def init(
-        self,
-        key: PRNGKeyArray,
-        input_shape: tuple[int, ...],
-        num_outputs: int,
-        dtype: Any = float,
-    ) -> Params:
-        """Random parameters: of each convolution a kernel (3, 3, inputs, outputs) and biases.
-
-        The key is split as stax's `serial` does, one part for each convolution, activation and
-        pooling, and for the flattening.
-
-        Args:
-            key: of the draw.
-            input_shape: (height, width, channels) of one example.
-            num_outputs: of the network.
-            dtype: of the parameters.
-
-        Raises:
-            DataError: when the inputs are no images, or not of sides that the network can take.
-        """
+    def _shapes(self, input_shape: tuple[int, ...], num_outputs: int) -> list[_LayerShape]:
+        """The shapes of the layers for images (height, width, channels)."""
         height, width, inputs = self._checked(input_shape)
-        layers = []
+        shapes, splits = [], 0
         for outputs, pools in zip(self.channels, self.pools, strict=True):
-            layer, key = _draw(self.weights, key, (3, 3, inputs, outputs), dtype)
-            layers.append(layer)
+            shapes.append(_LayerShape((3, 3, inputs, outputs), height * width * outputs, splits))
             done = _num_pools(height, width, pools)
-            for _ in range(1 + done):
-                key, _ = jax.random.split(key)
+            splits = 1 + done  # the activation and the poolings
             height, width, inputs = height >> done, width >> done, outputs
-        key, _ = jax.random.split(key)
-        layer, _ = _draw(self.weights, key, (height * width * inputs, num_outputs), dtype)
-        return (*layers, layer)
-
-    def layer_sizes(self, input_shape: tuple[int, ...], num_outputs: int) -> list[tuple[int, int]]:
-        """Parameters of each layer, and numbers that it gives for an example.
-
-        Raises:
-            DataError: as for `init`.
-        """
-        height, width, inputs = self._checked(input_shape)
-        sizes = []
-        for outputs, pools in zip(self.channels, self.pools, strict=True):
-            sizes.append(((9 * inputs + 1) * outputs, height * width * outputs))
-            done = _num_pools(height, width, pools)
-            height, width, inputs = height >> done, width >> done, outputs
-        return [*sizes, ((height * width * inputs + 1) * num_outputs, num_outputs)]
-
-    def apply(
-        self, params: Params, inputs: Float[Array, "examples height width channels"]
-    ) -> Float[Array, "examples outputs"]:
-        """Outputs (logits) of the network."""
-        return self._layers(params, inputs)[-1]
+        dense = (height * width * inputs, num_outputs)
+        return [*shapes, _LayerShape(dense, num_outputs, splits + 1)]  # the flattening
 
     def _layers(
         self, params: Params, inputs: Array, activation: Activation | None = None
     ) -> list[Array]:
-        """What each layer gives before its activation."""
+        """Outputs of each layer before its activation."""
         activation = activation or ACTIVATIONS[self.activation]
         layers, image = [], inputs
         for (kernel, bias), pools in zip(params[:-1], self.pools, strict=True):
@@ -259,7 +254,7 @@ class Convolutional(_Gated):
         return [*layers, image.reshape(len(image), -1) @ weight + bias]
 
     def _checked(self, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """The shape of an image that the network can take."""
+        """The shape of an image, after checking that the network can take it."""
         if len(input_shape) != 3 or 0 in input_shape:
             raise DataError(
                 f"each input has shape {input_shape}; expected (height, width, channels) for a "
@@ -274,15 +269,11 @@ class Convolutional(_Gated):
         return height, width, channels
 
 
-def _draw(
-    weights: str, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any
-) -> tuple[Layer, PRNGKeyArray]:
-    """Parameters of a layer with weights of this shape, its outputs last, and what to draw from."""
-    key, layer_key = jax.random.split(key)
-    weight_key, bias_key = jax.random.split(layer_key)
+def _drawn(weights: str, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Layer:
+    """Parameters of a layer with weights of this shape, outputs last."""
+    weight_key, bias_key = jax.random.split(key)
     weight = _WEIGHTS[weights](weight_key, shape, dtype)
-    bias = _BIASES.get(weights, initializers.zeros)(bias_key, shape[-1:], dtype)
-    return (weight, bias), key
+    return weight, _BIASES.get(weights, initializers.zeros)(bias_key, shape[-1:], dtype)
 
 
 def _positive(hidden: list[Array], num_examples: int) -> Bool[Array, "examples units"]:
@@ -292,7 +283,7 @@ def _positive(hidden: list[Array], num_examples: int) -> Bool[Array, "examples u
 
 
 def _passing(gates: Bool[Array, "examples units"]) -> Activation:
-    """An activation to be asked for one layer after the other: units pass where a gate is open."""
+    """An activation, called for one layer after the other, that passes units with open gates."""
     start = 0
 
     def activation(layer: Array) -> Array:
@@ -315,7 +306,7 @@ def _convolved(image: Array, kernel: Array) -> Array:
 
 
 def _patches(image: Array) -> Array:
-    """The 3x3 pixels around each pixel, in the order of a kernel; zeros beyond the image."""
+    """The 3x3 pixels around each pixel, in the order of a kernel; zeros outside of the image."""
     _, height, width, _ = image.shape
     wide = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)))
     shifted = [wide[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
@@ -323,7 +314,7 @@ def _patches(image: Array) -> Array:
 
 
 def _num_pools(height: int, width: int, most: int) -> int:
-    """Poolings until a side is 1, or `most`."""
+    """Number of poolings until a side is 1, at most `most`."""
     return min(most, min(height, width).bit_length() - 1)
 
 

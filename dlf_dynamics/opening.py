@@ -15,16 +15,16 @@ from dlf_dynamics.trained import TrainedRun
 
 
 def open_run(path: str | Path, setup: Setup | tuple[Any, Any, Any] | None = None) -> Run:
-    """Opens a run file for reading; it may still be written to.
+    """Opens a run file for reading, also while it is written.
 
     Args:
         path: name of the run file.
         setup: problem, optimizer and parameters of a custom training loop that `Recorder` recorded;
-            none for a run of `train`, whose file has all of them.
+            None for a run of `train`, whose file contains them.
 
     Raises:
-        ConfigError: when the problem is not that of the file.
-        FileError: when it is missing, foreign, damaged or of a newer format.
+        ConfigError: when the problem is not the one of the file.
+        FileError: when the file is missing, foreign, damaged or of a newer format.
     """
     path = Path(path)
     with open_file(path) as file:
@@ -46,7 +46,7 @@ def open_trained(path: str | Path) -> TrainedRun:
 
     Raises:
         ConfigError: when it is a run of `Recorder`.
-        FileError: when it is missing, foreign, damaged or of a newer format.
+        FileError: when the file is missing, foreign, damaged or of a newer format.
     """
     run = open_run(path)
     if not isinstance(run, TrainedRun):

@@ -1,9 +1,9 @@
 """Matrix-free linear operators of a problem, in flat parameters or in a pytree of them.
 
-Each operator is a function that multiplies a vector. Without `batch_size` the network is
-linearised once, when the operator is made, and all products share that pass. With it each product
-repeats the pass batch by batch, so that intermediate values of one batch at a time are held; the
-outputs of an example must then not depend on the other examples.
+Each operator is a function that multiplies a vector. Without `batch_size` the network is linearised
+once, when the operator is made, and all products share that pass. With it, each product repeats the
+pass batch by batch and holds the intermediate values of one batch at a time; the outputs of an
+example must then not depend on the other examples.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Matvec = Callable[[Float[Array, " n"]], Float[Array, " n"]]
 def gradient(
     problem: Problem, params: Vector, step: Step, *, batch_size: int | None = None
 ) -> Vector:
-    """∇F(θ, t), of all examples in one pass, or of `batch_size` at a time."""
-    slope = lambda batch: jax.grad(batch.steady().objective)(params, step)  # noqa: E731
-    return _mean(slope, problem, _piece(problem, batch_size), params)
+    """∇F(θ, t), with all examples in one pass or `batch_size` at a time."""
+    of_batch = lambda batch: jax.grad(batch.steady().objective)(params, step)  # noqa: E731
+    return _mean(of_batch, problem, _piece(problem, batch_size), params)
 
 
 def hessian(
@@ -39,10 +39,10 @@ def hessian(
     """Products with the Hessian of F(·, t) at θ, forward over reverse (Pearlmutter 1994).
 
     Args:
-        problem: of flat parameters.
+        problem: problem as a function of flat parameters.
         params: θ.
         step: t, for the weights of the examples.
-        batch_size: examples that a pass takes at most; none means all.
+        batch_size: largest number of examples in a pass; None means all.
 
     Raises:
         ValueError: when `batch_size` is less than 1.
@@ -58,10 +58,10 @@ def ggn(problem: Problem, params: Vector, step: Step, *, batch_size: int | None 
     """Products with the generalized Gauss-Newton matrix Jᵀ H_ℓ J (Schraudolph 2002).
 
     J is the Jacobian of all outputs at θ, H_ℓ the Hessian of the weighted loss F(·, t) with
-    respect to the outputs, in closed form where that is known (`Problem.output_hessian`). It is the
-    Hessian of the loss of the linearised network; that of `parameter_loss` is added in full.
+    respect to the outputs, in closed form if that is known (`Problem.output_hessian`). It is the
+    Hessian of the loss of the linearised network; the Hessian of `parameter_loss` is added in full.
 
-    Args and errors are those of `hessian`.
+    Arguments and errors are those of `hessian`.
 
     >>> problem = Problem(
     ...     apply=lambda w, x: jnp.exp(w * x),
@@ -80,8 +80,8 @@ def ggn(problem: Problem, params: Vector, step: Step, *, batch_size: int | None 
         matvec = lambda vector: pull(curve(push(vector)))  # noqa: E731
         if batch.parameter_loss is None:
             return matvec
-        slope = lambda params: jax.grad(batch.penalty)(params, step)  # noqa: E731
-        _, penalty = jax.linearize(slope, params)
+        penalty_gradient = lambda params: jax.grad(batch.penalty)(params, step)  # noqa: E731
+        _, penalty = jax.linearize(penalty_gradient, params)
         return lambda vector: jax.tree.map(jnp.add, matvec(vector), penalty(vector))
 
     return _mean_over_batches(of_batch, problem, batch_size)
@@ -92,13 +92,13 @@ def remainder(
 ) -> Matvec:
     """Products with the Hessian minus `ggn`: Σ_ni ∂F/∂f_ni ∇²f_ni, the network's own curvature.
 
-    Args and errors are those of `hessian`.
+    Arguments and errors are those of `hessian`.
     """
 
-    # Taken as the sum, not as the difference, in which all digits could cancel.
+    # Computed as the sum: in the difference of the two operators all digits could cancel.
     def of_batch(batch: Problem) -> Matvec:
-        slopes = jax.grad(batch.steady().loss)(batch.outputs(params), step)
-        pulled = jax.grad(lambda params: jnp.sum(slopes * batch.outputs(params)))
+        loss_gradient = jax.grad(batch.steady().loss)(batch.outputs(params), step)
+        pulled = jax.grad(lambda params: jnp.sum(loss_gradient * batch.outputs(params)))
         return jax.linearize(pulled, params)[1]
 
     return _mean_over_batches(of_batch, problem, batch_size)
@@ -107,13 +107,13 @@ def remainder(
 def ntk(problem: Problem, params: Vector, *, batch_size: int | None = None) -> Matvec:
     """Products with the empirical NTK Θ = J Jᵀ (Jacot, Gabriel and Hongler, 2018, Eq. 4).
 
-    Vectors have one entry per example and output: first all outputs of the first example, then
-    those of the second, and so on, as in the full Gram matrix.
+    Vectors have one entry per example and output: all outputs of the first example, then those of
+    the second, and so on, as in the full Gram matrix.
 
     Args:
-        problem: of flat parameters.
+        problem: problem as a function of flat parameters.
         params: θ.
-        batch_size: examples that a pass takes at most; none means all.
+        batch_size: largest number of examples in a pass; None means all.
 
     Raises:
         ValueError: when `batch_size` is less than 1.
@@ -148,18 +148,18 @@ def ntk(problem: Problem, params: Vector, *, batch_size: int | None = None) -> M
 
 
 def preconditioned(matvec: Matvec, preconditioner: Vector) -> Matvec:
-    """Products with P^-1/2 A P^-1/2 for a diagonal P > 0; its eigenvalues are those of P^-1 A."""
+    """Products with P^-1/2 A P^-1/2 for a diagonal P > 0, which has the eigenvalues of P^-1 A."""
     scale = jax.tree.map(jax.lax.rsqrt, preconditioner)
     scaled = partial(jax.tree.map, jnp.multiply, scale)
     return lambda vector: scaled(matvec(scaled(vector)))
 
 
 def block(matvec: Matvec, indices: Int[Array | np.ndarray, " block"], num_params: int) -> Matvec:
-    """Products with the rows and columns of an operator at some parameters.
+    """Products with the block of an operator that belongs to some parameters.
 
     Args:
         matvec: product with the whole operator.
-        indices: positions in the flat parameters, all different, as `block_indices` gives them.
+        indices: distinct indices into the flat parameters, from `block_indices`.
         num_params: order of the whole operator.
 
     >>> matrix = jnp.arange(9.0).reshape(3, 3)
@@ -175,12 +175,12 @@ def block(matvec: Matvec, indices: Int[Array | np.ndarray, " block"], num_params
 
 
 def block_indices(params: PyTree, path: str) -> Int[np.ndarray, " block"]:
-    """Positions of some leaves of a pytree in the vector that `Problem.ravel` makes of it.
+    """Indices of some leaves of a pytree in the vector that `Problem.ravel` makes of it.
 
     Args:
-        params: as given to `Problem.ravel`.
-        path: of a leaf or of a branch with all its leaves, with "/" between the keys ("0" is the
-            first layer of `FullyConnected`, "0/1" its bias); empty for all parameters.
+        params: pytree that is given to `Problem.ravel`.
+        path: path of a leaf, or of a branch with all its leaves, with "/" between the keys ("0" is
+            the first layer of `FullyConnected`, "0/1" its bias); empty for all parameters.
 
     Raises:
         ConfigError: when there is nothing at that path.
@@ -205,7 +205,7 @@ def block_indices(params: PyTree, path: str) -> Int[np.ndarray, " block"]:
 def jacobian(problem: Problem, params: Vector) -> Float[Array, "examples outputs params"]:
     """df_i(x_n)/dθ, example by example: outputs must not depend on the other examples.
 
-    All outputs of an example are in one axis, whatever axes they have.
+    All outputs of an example are flattened to one axis.
     """
 
     def of_example(example: Array) -> Float[Array, "outputs params"]:
@@ -215,16 +215,16 @@ def jacobian(problem: Problem, params: Vector) -> Float[Array, "examples outputs
 
 
 def check_operator(matvec: Matvec, num_params: int, key: PRNGKeyArray, dtype: Any = float) -> None:
-    """Tries whether products are those of a finite symmetric matrix, by four of them.
+    """Checks by four products that an operator is a finite symmetric matrix.
 
     Relative differences up to eps^0.4 pass, about 5e-7 in float64 and 2e-3 in float32. Call it
-    outside of `jax.jit`, so that a product which changes from call to call is found out.
+    outside of `jax.jit`, so that a product which changes from call to call is detected.
 
     Args:
         matvec: product with the operator.
         num_params: order n of the operator.
-        key: of the random vectors.
-        dtype: of the vectors.
+        key: PRNG key for the random vectors.
+        dtype: type of the vectors.
 
     Raises:
         ValueError: when a product has another shape or dtype or is not finite, or when products
@@ -235,17 +235,17 @@ def check_operator(matvec: Matvec, num_params: int, key: PRNGKeyArray, dtype: An
     Traceback (most recent call last):
     ValueError: products are not linear: A(u + v) is not Au + Av (relative difference ...)
     """
-    # Drawn by NumPy: JAX would compile for longer than the four products take.
+    # Drawn by NumPy, as compiling the draw in JAX would take longer than the four products.
     drawn = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     kind = jax.dtypes.canonicalize_dtype(dtype)
     u, v = drawn.standard_normal((2, num_params)).astype(kind)
     tolerance = float(jnp.finfo(kind).eps) ** 0.4
     vectors = map(jnp.asarray, (u, u, v, u + v))
     products = np.stack([_checked_product(matvec, vector) for vector in vectors])
-    # Squares of very large or small numbers would leave the range of float64.
+    # Squares of very large or very small numbers would leave the range of float64.
     au, again, av, whole = products / (np.max(np.abs(products)) or 1)
     scale = np.sum(np.linalg.norm([au, again, av, whole], axis=1))
-    # Of normal vectors u, an error e of A v makes an error of about ‖e‖, not ‖u‖ ‖e‖, in u·Av.
+    # For a normal vector u, an error e in A v changes u·Av by about ‖e‖, not ‖u‖ ‖e‖.
     skew = u.astype(float) @ av - v.astype(float) @ au
     differences = {
         "products are not deterministic: two equal ones differ, usually by dropout, batch-norm "
@@ -259,7 +259,7 @@ def check_operator(matvec: Matvec, num_params: int, key: PRNGKeyArray, dtype: An
 
 
 def _checked_product(matvec: Matvec, vector: Float[Array, " n"]) -> Float[np.ndarray, " n"]:
-    """A product in float64, once its shape, dtype and values are known to be right."""
+    """A product in float64, after checking its shape, dtype and values."""
     product = np.asarray(matvec(vector))
     if product.shape != vector.shape:
         raise ValueError(f"a product has shape {product.shape}; expected {vector.shape}")
@@ -282,7 +282,7 @@ def _derivative(
 def _mean_over_batches(
     of_batch: Callable[[Problem], Matvec], problem: Problem, batch_size: int | None
 ) -> Matvec:
-    """Σ_b (N_b / N) A_b: the operator of all data from those of batches, each a mean itself."""
+    """Σ_b (N_b / N) A_b: the operator of all data from those of batches, which are means."""
     size = _piece(problem, batch_size)
     if size == problem.num_examples:
         return of_batch(problem)
@@ -292,7 +292,7 @@ def _mean_over_batches(
 def _mean(
     of_batch: Callable[[Problem], Vector], problem: Problem, size: int, like: Vector
 ) -> Vector:
-    """Σ_b (N_b / N) v_b over batches of a size; one batch is taken as it is."""
+    """Σ_b (N_b / N) v_b over batches; a single batch with all examples needs no sum."""
     num_examples = problem.num_examples
     if size == num_examples:
         return of_batch(problem)
@@ -307,7 +307,7 @@ def _mean(
 def _sum_over_batches(
     term: Callable[[Any], Vector], data: PyTree, size: int, start: Vector
 ) -> Vector:
-    """Adds the term of each batch of `size` examples and that of the ones left over."""
+    """Sum of the terms of all batches of `size` examples and of the examples left over."""
     full, rest = _split(data, size)
     add = partial(jax.tree.map, jnp.add)
     total, _ = jax.lax.scan(lambda total, batch: (add(total, term(batch)), None), start, full)
@@ -315,7 +315,7 @@ def _sum_over_batches(
 
 
 def _split(data: PyTree, size: int) -> tuple[PyTree, list[PyTree]]:
-    """Full batches, stacked in a new leading axis, and a list with the examples left over, if any.
+    """Full batches, stacked along a new leading axis, and a list with any examples left over.
 
     Every leaf has the examples in its leading axis.
     """
@@ -327,7 +327,7 @@ def _split(data: PyTree, size: int) -> tuple[PyTree, list[PyTree]]:
 
 
 def _piece(problem: Problem, batch_size: int | None) -> int:
-    """Examples that a pass takes."""
+    """Number of examples in a pass."""
     num_examples = problem.num_examples
     if batch_size is None:
         return num_examples

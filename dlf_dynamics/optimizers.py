@@ -1,4 +1,4 @@
-"""Optimizers by name, all from optax, and what the stability analysis needs of their state."""
+"""Optimizers by name, all from optax, and what stability analysis needs of their state."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from dlf_dynamics.layout import Layout
 from dlf_dynamics.leaves import words
 
 NO_OPTIMIZER = optax.set_to_zero()
-"""In the place of an optimizer that is not known; nothing is updated by it."""
+"""Stands for an unknown optimizer; it updates nothing."""
 
 
 @dataclass(frozen=True)
 class Unmade:
-    """In the place of an optimizer whose updates cannot be made; nothing is updated by it.
+    """Stands for an optimizer whose updates cannot be replayed; it updates nothing.
 
     Attributes:
         rule: the optimizer.
-        stateful: whether its state was recorded, and it is the updates that want more than that.
+        stateful: whether its state was recorded, but updates need more than the state.
     """
 
     rule: optax.GradientTransformation
     stateful: bool = False
 
     def init(self, params: Any) -> Any:
-        """Of the form that was recorded."""
+        """A state of the recorded form."""
         return (self.rule if self.stateful else NO_OPTIMIZER).init(params)
 
     def update(self, updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        """None is made."""
+        """Updates nothing."""
         return NO_OPTIMIZER.update(updates, state, params)
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Learning rate of each step."""
+    """The learning rate of each step."""
     peak, final = config.learning_rate, config.final_learning_rate
     warmup = config.warmup_steps
     decay_steps = max(num_steps - warmup, 1)
@@ -57,14 +57,14 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Sch
     if warmup > 0:
         rise = optax.linear_schedule(0.0, peak, warmup)
         after = optax.join_schedules([rise, after], [warmup])
-    # optax would compute with an integer step in float32.
+    # optax would compute in float32 with an integer step.
     return lambda step: after(jnp.asarray(step, float))
 
 
 def make_optimizer(
     config: OptimizerConfig, learning_rate: optax.ScalarOrSchedule
 ) -> optax.GradientTransformation:
-    """The optax transformation that the configuration names, at a learning rate or schedule."""
+    """The optax transformation that the configuration names, with a learning rate or schedule."""
     c = config
     return {
         "gd": lambda: optax.sgd(learning_rate),
@@ -81,11 +81,14 @@ def make_optimizer(
 _MEAN_SQUARES = (optax.ScaleByAdamState, optax.ScaleByRmsState)
 
 _LARGE = 1e10
-"""Root mean square at which neither gradients nor the terms that guard a division count."""
+"""Root mean square beside which gradients and the epsilon of a division are negligible."""
+
+_LAST_COUNT = 2**30
+"""Largest count of updates at which a schedule is evaluated."""
 
 
 def is_adaptive(optimizer: optax.GradientTransformation) -> bool:
-    """Whether it divides by a root mean square of the gradients, as RMSProp and Adam do.
+    """Whether an optimizer divides by a root mean square of the gradients, as RMSProp and Adam do.
 
     >>> is_adaptive(optax.adamw(0.1)), is_adaptive(optax.sgd(0.1, momentum=0.9))
     (True, False)
@@ -94,12 +97,12 @@ def is_adaptive(optimizer: optax.GradientTransformation) -> bool:
 
 
 def has_mean_squares(state: Any) -> bool:
-    """Whether a state of an optimizer has the mean squares of Adam or RMSProp."""
+    """Whether an optimizer's state has the mean squares of Adam or RMSProp."""
     return bool(_mean_squares(state))
 
 
 def hold_mean_squares(state: Any, size: float = _LARGE) -> Any:
-    """The state long after the start, with mean squares so large that they stay what they are."""
+    """The state long after the start, with mean squares too large for updates to change."""
 
     def held(node: Any) -> Any:
         if not isinstance(node, _MEAN_SQUARES):
@@ -113,10 +116,7 @@ def hold_mean_squares(state: Any, size: float = _LARGE) -> Any:
 
 
 def held_preconditioner(after: Any) -> Any:
-    """P of an update that was made with the mean squares held, from the state after it.
-
-    It is 1 for an optimizer without them.
-    """
+    """P of an update with mean squares held, from the state after it; 1 without mean squares."""
     return math.prod(jnp.sqrt(ravel_pytree(node.nu)[0]) for node in _mean_squares(after))
 
 
@@ -127,38 +127,57 @@ def preconditioner(
 ) -> Float[Array, " params"]:
     """The diagonal P that divides the *next* update of an adaptive optimizer.
 
-    Adam's two bias corrections are both kept: the update is (m / b₁) / (√(n / b₂) + ε), with m and
-    n the running means of the gradient and of its square and b₁, b₂ their corrections, so
+    Both of Adam's bias corrections are included: the update is (m / b₁) / (√(n / b₂) + ε), with m
+    and n the running means of the gradient and of its square and b₁, b₂ their corrections, so
     P = b₁ (√(n / b₂) + ε). RMSProp divides by √(n + ε) or √n + ε as optax does.
 
-    It is read off the optimizer itself: its response to the gradient, from rest, is compared with
-    that while the mean squares are held at a known value.
+    P is obtained from the optimizer itself: its response to the gradient, from rest, is compared
+    with its response while the mean squares are held at a known value. P does not depend on the
+    learning rate, but the responses vanish where it is 0; schedules are therefore evaluated at the
+    counts 1, 2, 4, ... until the optimizer responds.
 
     Args:
-        update: of an optax transformation, elementwise, with the mean squares of Adam or RMSProp:
-            `update(gradient, state, params) -> (change, state)` of flat vectors.
-        state: before the next update.
-        gradient: that the next update uses.
+        update: update of an elementwise optax transformation with the mean squares of Adam or
+            RMSProp: `update(gradient, state, params) -> (change, state)` of flat vectors.
+        state: state before the next update.
+        gradient: gradient that the next update uses.
+
+    Returns:
+        P, or NaN for an optimizer whose learning rate is 0 at all of these counts.
 
     Raises:
         ValueError: for an optimizer that has no preconditioner.
     """
     if not has_mean_squares(state):
         raise ValueError("the optimizer has no preconditioner; only such as RMSProp and Adam do")
-    # The mean square takes in the gradient, and the response is a part of it: it must not be 0.
+    # The response is proportional to the gradient, which therefore must not be 0.
     tiny = jnp.finfo(gradient.dtype).tiny ** 0.25
     gradient = jnp.where(jnp.abs(gradient) < tiny, tiny, gradient)
-    at_rest = jnp.zeros_like(gradient)
-    response, _ = update(gradient, _at_rest(state), at_rest)
-    held, after = update(gradient, hold_mean_squares(_at_rest(state)), at_rest)
-    return held_preconditioner(after) * held / response
+    origin = jnp.zeros_like(gradient)
+
+    def at(count: Array) -> Array:
+        resting = _at_rest(state, count)
+        response, _ = update(gradient, resting, origin)
+        held, after = update(gradient, hold_mean_squares(resting), origin)
+        return held_preconditioner(after) * held / response
+
+    def silent(attempt: tuple[Array, Array]) -> Array:
+        count, diagonal = attempt
+        return (count < _LAST_COUNT) & jnp.any(jnp.isnan(diagonal))
+
+    def later(attempt: tuple[Array, Array]) -> tuple[Array, Array]:
+        count = 2 * attempt[0]
+        return count, at(count)
+
+    first = jnp.int32(1)
+    return jax.lax.while_loop(silent, later, (first, at(first)))[1]
 
 
-def _at_rest(state: Any) -> Any:
-    """The state with nothing in it but mean squares with their counts, and hyperparameters.
+def _at_rest(state: Any, count: Array) -> Any:
+    """The state with everything set to 0 but mean squares, their counts and hyperparameters.
 
-    The counts of schedules are 1, and so is a learning rate in the state: it does not matter here,
-    but must not be 0.
+    The counts of schedules become `count`. A learning rate in the state becomes 1: its value does
+    not matter here, but it must not be 0.
     """
 
     def stopped(path: Any, node: Any) -> Any:
@@ -170,7 +189,7 @@ def _at_rest(state: Any) -> Any:
         if is_injected(name):
             return jnp.ones_like(node) if name[-1] == "learning_rate" else node
         whole = jnp.issubdtype(node.dtype, jnp.integer)
-        return jnp.ones_like(node) if whole else jnp.zeros_like(node)
+        return jnp.full_like(node, count) if whole else jnp.zeros_like(node)
 
     kept = lambda node: isinstance(node, _MEAN_SQUARES)  # noqa: E731
     return jax.tree_util.tree_map_with_path(stopped, state, is_leaf=kept)
@@ -187,7 +206,7 @@ class FlatUpdate:
 
     Attributes:
         optimizer: an optax transformation.
-        layout: of the parameters that it sees.
+        layout: layout of the parameters that it sees.
     """
 
     optimizer: optax.GradientTransformation

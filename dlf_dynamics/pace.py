@@ -1,4 +1,4 @@
-"""`Pace`: the loop of training, and how many updates to make in one call of its program."""
+"""`Pace`: the training loop, and how many updates to make in one call of its compiled program."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from dlf_dynamics.config import RunConfig
 from dlf_dynamics.dynamics import Snapshots, State
 
 _MAX_STRETCH = 1000
-"""Updates per call of the compiled program at most."""
+"""Largest number of updates per call of the compiled program."""
 
 MAX_BYTES = 64 * 2**20
-"""Size of the states that one call returns at most, where an interval fits in it."""
+"""Largest size of the states returned by one call, if at least one interval fits into it."""
 
 _STRETCH_SECONDS = 0.25
-"""Length of a call that is aimed at."""
+"""Target duration of a call."""
 
 _PATIENCE = 2.0
-"""Seconds that a call may take where most of them are its own, whatever it makes: else wide
-ensembles, whose calls copy the states of all runs, would make one update at a time."""
+"""Largest target duration of a call, in seconds, used if most of the time is overhead: otherwise
+wide ensembles, whose calls copy the states of all runs, would make one update at a time."""
 
 
 class Made(NamedTuple):
-    """What one call made.
+    """The result of one call.
 
     Attributes:
-        step: number of updates made before it.
-        counts: updates of each of its intervals.
-        state: after the last update.
+        step: number of updates made before the call.
+        counts: number of updates in each interval.
+        state: state after the last update.
         snapshots: states before each interval; see `dynamics.stretch`.
         rows: scalars of each update.
     """
@@ -45,7 +45,7 @@ class Made(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Number of updates made after it."""
+        """Number of updates made after the call."""
         return self.step + int(self.counts.sum())
 
     @property
@@ -56,14 +56,14 @@ class Made(NamedTuple):
 
 
 Advance = Callable[[State, np.ndarray, np.ndarray, int], tuple[State, Snapshots, jax.Array]]
-"""The compiled program, given state, counts, where to validate, and `capacity`."""
+"""The compiled program, a function of state, counts, intervals to validate, and capacity."""
 
 
 class Pace:
-    """How many updates to make in one call: few when they are slow, so that Ctrl-C is heard.
+    """Chooses the number of updates per call: few if they are slow, so that Ctrl-C takes effect.
 
     Attributes:
-        capacity: updates of an interval at most, which ends at a checkpoint.
+        capacity: largest number of updates in an interval; intervals end at checkpoints.
     """
 
     def __init__(self, config: RunConfig, state: State, runs: int = 1) -> None:
@@ -79,13 +79,13 @@ class Pace:
     def stretches(
         self, advance: Advance, state: State, step: int, stop: Callable[[], bool]
     ) -> Iterator[Made]:
-        """Makes the updates from a step on to the last, as many as fit in one call at a time.
+        """Makes the updates from a step to the last, as many per call as fit.
 
         Args:
-            advance: the program.
-            state: the state to begin with.
+            advance: the compiled program.
+            state: initial state.
             step: number of updates made before.
-            stop: asked before each call.
+            stop: called before each call; returns whether to stop.
         """
         while step < self._steps and not stop():
             counts = self.counts(step)
@@ -96,13 +96,13 @@ class Pace:
             step = made.end
 
     def last(self, advance: Advance, state: State, step: int) -> Made:
-        """One update beyond the last state, for what it records of that state."""
+        """One more update after the last state, whose row describes that state."""
         counts = self._padded([1])
         _, snapshots, rows = advance(state, counts, counts > 0, self.capacity)
         return Made(step, counts, state, snapshots, np.asarray(rows))
 
     def counts(self, step: int) -> np.ndarray:
-        """Updates of each interval from this step on; none goes past a checkpoint or the end."""
+        """Updates of each interval from this step on; none passes a checkpoint or the end."""
         counts: list[int] = []
         left = min(self._count, self._steps - step)
         while left > 0 and len(counts) < self._intervals:
@@ -111,7 +111,7 @@ class Pace:
         return self._padded(counts)
 
     def due(self, step: int, counts: np.ndarray) -> np.ndarray:
-        """Which of the intervals from this step on begin at a checkpoint."""
+        """Whether each interval from this step on begins at a checkpoint."""
         starts = step + np.cumsum(counts) - counts
         return (counts > 0) & (starts % self._every == 0)
 
@@ -119,13 +119,13 @@ class Pace:
         return np.array(counts + [0] * (self._intervals - len(counts)), np.int32)
 
     def update(self, step: int) -> None:
-        """Learns from the time since the last call, compilation left out."""
+        """Adapts to the time since the last call; the first call, which compiles, is ignored."""
         now = time.monotonic()
         if self._last is not None:
             before, then = self._last
             taken = max(now - then, 1e-6)
             self._shortest = min(self._shortest, taken)
-            # Twice what a call of one update takes: half of the time goes into updates.
+            # Twice the duration of a call with one update: half of the time goes into updates.
             aim = max(_STRETCH_SECONDS, min(2 * self._shortest, _PATIENCE))
             fitting = int((step - before) * aim / taken)
             self._count = min(max(fitting, 1), 2 * self._count)

@@ -1,6 +1,6 @@
-"""`Paper`: the place that figures are drawn for, such as a column of a paper.
+"""`Paper`: the format that figures are drawn for, such as a column of a paper.
 
-As with matplotlib's own settings, what is drawn within `with on_paper(paper):` is drawn for it.
+Like matplotlib's settings, it applies to everything drawn within `with on_paper(paper):`.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _WIDTHS, _FONTS, _DOTS = (3.0, 40.0), (4.0, 20.0), (30, 2400)
 
 @dataclass(frozen=True)
 class Paper:
-    """How wide figures are, and what is beside the panels."""
+    """The width of figures, and the text around their panels."""
 
     width: str | None = None
-    """Width of the figures, such as 3.4in, 86mm or 246pt, as that of a column of a paper; none
-    means what each takes on a screen. Letters keep their size, and panels that do not fit beside
-    each other go below."""
+    """Width of the figures, such as 3.4in, 86mm or 246pt for a column of a paper; none means the
+    width on a screen. Letters keep their size, and panels that do not fit beside each other go
+    below."""
     font_size: float = 8.0
-    """Of labels, in points; titles, legends and notes are in proportion."""
+    """Size of labels, in points; titles, legends and notes are in proportion."""
     dpi: int = 200
-    """Pixels per inch of .png, and of what is too many points for .svg and .pdf."""
+    """Pixels per inch of .png, and of curves with too many points for .svg and .pdf."""
     letters: bool = False
     """Letter the panels (a), (b), ..."""
     no_title: bool = False
-    """Leave out the heading, where a caption says it."""
+    """Leave out the heading, if a caption says the same."""
 
     def __post_init__(self) -> None:
         inches = self.inches
@@ -51,7 +51,7 @@ class Paper:
 
     @property
     def inches(self) -> float | None:
-        """The width.
+        """The width in inches; None on a screen.
 
         Raises:
             ConfigError: when it is not a length.
@@ -61,19 +61,19 @@ class Paper:
         """
         if self.width is None:
             return None
-        found = re.fullmatch(r"([0-9]{1,5}(?:\.[0-9]{0,6})?) ?(in|cm|mm|pt)", self.width)
-        if found is None:
+        match = re.fullmatch(r"([0-9]{1,5}(?:\.[0-9]{0,6})?) ?(in|cm|mm|pt)", self.width)
+        if match is None:
             raise ConfigError(
                 f"width is {shown(self.width)}; expected a length such as 3.4in, 86mm or 246pt"
             )
-        return float(found[1]) * _INCHES[found[2]]
+        return float(match[1]) * _INCHES[match[2]]
 
     def width_of(self, usual: float) -> float:
-        """In inches, of a figure that takes so much on a screen."""
+        """Width in inches of a figure that is `usual` inches wide on a screen."""
         return usual if self.inches is None else self.inches
 
     def columns(self, least: float, most: int) -> int:
-        """Panels beside each other, each of so many inches at least; on a screen all of them."""
+        """Number of panels side by side, each at least `least` inches wide; `most` on a screen."""
         if self.inches is None:
             return most
         scale = self.font_size / 8  # larger letters leave less for the panels
@@ -85,7 +85,7 @@ _PAPER: ContextVar[Paper] = ContextVar("paper", default=Paper())  # noqa: B039 -
 
 @contextmanager
 def on_paper(paper: Paper) -> Iterator[Paper]:
-    """Figures that are drawn and saved within the block are for this paper."""
+    """Draws and saves the figures in the block for this paper."""
     token = _PAPER.set(paper)
     try:
         yield paper
@@ -94,5 +94,5 @@ def on_paper(paper: Paper) -> Iterator[Paper]:
 
 
 def this_paper() -> Paper:
-    """The paper of the block, else a screen."""
+    """The paper of the current block; a screen if there is none."""
     return _PAPER.get()

@@ -1,4 +1,4 @@
-"""`Parts`: what is finished of a long analysis, kept so that it can go on after a kill."""
+"""`Parts`: finished parts of a long analysis, kept so that it can continue after a kill."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Part = TypeVar("Part")
 
 
 class Parts:
-    """Finished parts of a long analysis, each a result file, in a folder beside what they become.
+    """Finished parts of a long analysis, each a result file in a folder beside the final file.
 
-    A killed analysis leaves the parts that were finished. They are used again if they are of the
-    same run in the same state, and of the same settings, and hold what the analysis makes.
+    A killed analysis leaves its finished parts. They are reused if they belong to the same run in
+    the same state and to the same settings, and their content is what the analysis makes.
     """
 
     def __init__(
@@ -41,9 +41,15 @@ class Parts:
         *,
         kept: bool = True,
     ):
-        """Parts of an analysis of a run; without a folder, they are made each time.
+        """Parts of an analysis of a run.
 
-        Where they are not kept, as another process keeps them, those that are there now are used.
+        Args:
+            folder: folder of the parts; None makes each part anew and keeps none.
+            analysis: name of the analysis.
+            run: the run.
+            config: settings of the analysis, JSON-ready.
+            kept: whether to write new parts; if another process does, only the parts that exist now
+                are used.
         """
         self._folder = folder
         self._there = None if kept or folder is None else set(folder.glob("*.h5"))
@@ -52,7 +58,7 @@ class Parts:
         self._config = json.loads(json.dumps(config))
 
     def outdated(self) -> str | None:
-        """Why the parts that are there cannot be used for the run as it is now; none if they can.
+        """Why the existing parts do not fit the present state of the run; None if they do.
 
         Raises:
             FileError: when they cannot be read.
@@ -67,42 +73,43 @@ class Parts:
         return None
 
     def of_other_settings(self) -> bool:
-        """Whether there are parts that were made with other settings."""
+        """Whether some existing parts were made with other settings."""
         if self._folder is None:
             return False
         paths = self._folder.glob("*.h5")
         return any(self._read(path).config != self._config for path in paths)
 
     def _read(self, path: Path) -> Result:
-        found = read(path, self._analysis, None)
+        part = read(path, self._analysis, None)
         if self._run is not None:
-            found.source.require(self._run, f"what is in {self._folder}", _ANEW)
-        return found
+            part.source.require(self._run, f"what is in {self._folder}", _ANEW)
+        return part
 
     def get_or_make(
         self, name: str, make: Callable[[], Arrays], parse: Callable[[Arrays], Part]
     ) -> Part:
-        """The part of this name, from its file or made now and kept.
+        """The part with this name, from its file, or else made now and kept.
 
         Args:
-            name: of the part.
-            make: computes its arrays.
-            parse: what they are; raises where they cannot be what `make` gives. A digest tells
-                only that nothing changed since some program wrote them.
+            name: name of the part.
+            make: function that computes the arrays of the part.
+            parse: function that converts the arrays to the part; it raises for arrays that `make`
+                cannot have returned. (A digest shows only that nothing changed since some program
+                wrote them.)
 
         Raises:
-            FileError: when the file is of other settings, or does not hold this part.
-            StaleError: when it is of another run, or another state of it.
+            FileError: when the file has other settings, or does not hold this part.
+            StaleError: when it belongs to another run, or another state of it.
         """  # noqa: DOC501
         if self._folder is None or self._run is None:
             return parse(make())
         path = self._folder / f"{name}.h5"
-        if path.exists() if self._there is None else path in self._there:
-            found = self._read(path)
-            if found.config != self._config:
+        if self.holds(name):
+            part = self._read(path)
+            if part.config != self._config:
                 raise FileError(f"{self._folder} holds parts of other settings; {_ANEW}")
             with content_of(path, _FORMAT):
-                return parse(found.arrays)
+                return parse(part.arrays)
         arrays = make()
         if self._there is not None:
             return parse(arrays)
@@ -114,8 +121,15 @@ class Parts:
             write(path, Result(self._analysis, self._run.source, self._config, "{}", arrays))
         finally:
             with suppress(OSError):
-                self._folder.rmdir()  # it stays unless it is empty, no part having been written
+                self._folder.rmdir()  # fails unless it is empty because no part was written
         return parse(arrays)
+
+    def holds(self, name: str) -> bool:
+        """Whether a part of this name is on file, with any settings."""
+        if self._folder is None:
+            return False
+        path = self._folder / f"{name}.h5"
+        return path.exists() if self._there is None else path in self._there
 
     def clear(self) -> None:
         """Deletes the parts."""
@@ -126,10 +140,10 @@ class Parts:
 
 
 class Remembered(Parts):
-    """Parts in memory, of a run that grows: what it was is used again, what was added is made.
+    """Parts in memory for a growing run: known parts are reused, new ones are made.
 
-    The name of a part and its length tell what it is of, so those of a round are those of the next
-    but for the last one.
+    A part is identified by its name and length, so all parts of a round but the last are the same
+    in the next round.
     """
 
     def __init__(self) -> None:
@@ -138,18 +152,18 @@ class Remembered(Parts):
         self._used: dict[str, Arrays] = {}
 
     def next_round(self, *, anew: bool) -> None:
-        """Forgets what the last round did not use; or, anew, everything."""
+        """Forgets the parts that the last round did not use; with `anew`, all parts."""
         self._known, self._used = ({} if anew else self._used), {}
 
     def get_or_make(
         self, name: str, make: Callable[[], Arrays], parse: Callable[[Arrays], Part]
     ) -> Part:
-        """The part of this name as it was made before, if it is what is asked for; else anew."""
+        """The part with this name as made before, if it still fits; otherwise made anew."""
         if name in self._known:
             with suppress(ContentError):
-                found = parse(self._known[name])
+                part = parse(self._known[name])
                 self._used[name] = self._known[name]
-                return found
+                return part
         arrays = make()
         self._used[name] = arrays
         return parse(arrays)
@@ -165,40 +179,48 @@ def in_parts(
     progress: Callable[[int], None],
     axis: str = "checkpoints",
 ) -> Record:
-    """What `compute` gives for all checkpoints, some at a time, each part kept when it is done.
+    """The record that `compute` returns for all checkpoints, made and kept part by part.
 
-    The arrays of the record have a row for each checkpoint, along an axis of that name.
+    Args:
+        kind: type of the record; its arrays have a row for each checkpoint.
+        compute: function that makes the record of some checkpoints.
+        chosen: indices of the checkpoints.
+        length: number of checkpoints in a part.
+        name: name of the parts.
+        parts: where parts are kept.
+        progress: called with the number of checkpoints done.
+        axis: name of the axis of checkpoints in the arrays.
     """
-    found: list[Record] = []
+    finished: list[Record] = []
     for start in range(0, len(chosen), length):
         some = np.asarray(chosen[start : start + length])
 
         def parse(arrays: Arrays, count: int = len(some)) -> Record:
-            return _like(decode(kind, arrays, {axis: count}), found)
+            return _like(decode(kind, arrays, {axis: count}), finished)
 
         make = lambda some=some: encode(compute(some))  # noqa: E731
-        found.append(parts.get_or_make(f"{name}-{len(found)}", make, parse))
+        finished.append(parts.get_or_make(f"{name}-{len(finished)}", make, parse))
         progress(start + len(some))
-    return concatenate(found)
+    return concatenate(finished)
 
 
 def _like(record: Record, others: Sequence[Record]) -> Record:
-    """The record, if its rows and settings are of one form with those of the first of the others.
+    """The record, after checking that shapes of rows and settings equal those of the others.
 
     Raises:
-        ContentError: when they are not.
+        ContentError: when they differ.
     """
     for other in others[:1]:
         for name, value in vars(other).items():
-            mine = getattr(record, name)
-            one = (mine.shape[1:], value.shape[1:]) if isinstance(value, np.ndarray) else ()
-            if (one and one[0] != one[1]) or (not one and mine != value):
+            own = getattr(record, name)
+            one = (own.shape[1:], value.shape[1:]) if isinstance(value, np.ndarray) else ()
+            if (one and one[0] != one[1]) or (not one and own != value):
                 raise ContentError(f"{name} is not of one form with that of the other parts")
     return record
 
 
 def concatenate(records: Sequence[Record]) -> Record:
-    """Dataclasses of equal settings as one, their arrays joined along the first axis."""
+    """Joins dataclasses with equal settings: arrays are concatenated along the first axis."""
     first: Any = records[0]
     names = [name for name, value in vars(first).items() if isinstance(value, np.ndarray)]
     joined = {name: np.concatenate([getattr(r, name) for r in records]) for name in names}

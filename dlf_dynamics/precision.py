@@ -1,4 +1,4 @@
-"""Types of numbers: fewer bits than the float32 vectors that hold them, or more."""
+"""Other number types: rounding float32 vectors to fewer bits, and widening to float64."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from jaxtyping import Array, Float, PyTree
 
 
 def rounded(values: Float[Array, "*shape"], precision: str) -> Float[Array, "*shape"]:
-    """The nearest numbers of a shorter type, ties to even, in the type that the values have.
+    """The nearest numbers of a shorter type (ties to even), stored in the type of the values.
 
     XLA may leave out a conversion to a shorter type and back (`xla_allow_excess_precision`), but
-    not this.
+    not `reduce_precision`.
 
     Args:
-        values: float32.
+        values: float32 values.
         precision: `bfloat16` or `float16`.
 
     >>> rounded(jnp.array([1.003, 7e5], "float32"), "float16").tolist()
@@ -28,7 +28,7 @@ def rounded(values: Float[Array, "*shape"], precision: str) -> Float[Array, "*sh
     nearest = jax.lax.reduce_precision(values, kind.nexp, kind.nmant)
     if precision != "float16":
         return nearest
-    # XLA takes what is below the normal numbers to 0; float16 goes on there in equal steps.
+    # XLA flushes subnormal numbers to 0; those of float16 are equally spaced.
     step = float(kind.smallest_subnormal)
     return jnp.where(
         jnp.abs(values) < float(kind.smallest_normal), jnp.round(values / step) * step, nearest
@@ -36,7 +36,7 @@ def rounded(values: Float[Array, "*shape"], precision: str) -> Float[Array, "*sh
 
 
 def widened(tree: PyTree) -> PyTree:
-    """A pytree with float64 in the place of float32, its numbers the same."""
+    """The same pytree with float32 arrays converted to float64."""
 
     def wide(leaf: Any) -> Any:
         narrow = hasattr(leaf, "dtype") and leaf.dtype == jnp.float32
@@ -47,12 +47,12 @@ def widened(tree: PyTree) -> PyTree:
 
 @dataclass(frozen=True)
 class InPrecision:
-    """A network that computes in a shorter type; what it takes and gives stays float32.
+    """A network that computes in a shorter type; its arguments and outputs stay float32.
 
-    It compares by value, so that functions compiled for it serve every problem of it.
+    It compares by value, so that functions compiled for it serve all its problems.
 
     Attributes:
-        apply: of the network, `apply(params, inputs) -> outputs`.
+        apply: function of the network, `apply(params, inputs) -> outputs`.
         precision: `bfloat16` or `float16`.
     """
 

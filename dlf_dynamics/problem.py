@@ -21,12 +21,12 @@ Step = Int[Array, ""] | int
 
 
 class Evaluation(NamedTuple):
-    """What one forward pass tells beside the loss that is minimised.
+    """Results of a forward pass in addition to the loss that is minimised.
 
     Attributes:
-        static_loss: the loss with all weights 1.
-        accuracy: NaN where targets are not the labels of classes.
-        outputs: outputs of all examples; none where only a loss is known.
+        static_loss: loss with all weights 1.
+        accuracy: fraction of correct labels; NaN if targets are not class labels.
+        outputs: outputs of all examples; None if only a loss is known.
     """
 
     static_loss: Float[Array, ""]
@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
 class _OfClass:
     """A criterion that is 0 for the examples of all other classes.
 
-    It compares by value, so that functions compiled for a class serve every problem of it.
+    It compares by value, so that functions compiled for a class serve all problems with it.
     """
 
     criterion: Callable[[Array, Array], Array]
@@ -60,7 +60,7 @@ class _OfClass:
         return output_hessian(self.criterion, outputs, targets, weights)
 
     def _chosen(self, targets: Array, losses: Array) -> Array:
-        """Which targets are of the class, to broadcast against losses or their weights."""
+        """Whether each target is of the class; broadcasts against losses or their weights."""
         chosen = targets == self.label
         if targets.shape != losses.shape[: targets.ndim]:
             if targets.size != len(losses):
@@ -74,7 +74,7 @@ class _OfClass:
 
 @dataclass(frozen=True)
 class _OfVector:
-    """A function of a pytree of parameters as one of their flat vector; it compares by value."""
+    """A function of a pytree as a function of its flat vector; it compares by value."""
 
     function: Callable[..., Array]
     layout: Layout
@@ -92,23 +92,23 @@ class _OfVector:
 class Problem:
     """The loss F(θ, t) = (1/N) Σ_n w_n(t) ℓ(f(x_n; θ), y_n) + R(θ, t) of a model on a data set.
 
-    It is a pytree whose leaves are the data, so that it goes through `jax.jit` as an argument:
-    data are never compiled in, and one compilation serves all parameters and steps.
+    It is a pytree whose leaves are the data, so that `jax.jit` takes it as an argument: data are
+    never compiled in, and one compilation serves all parameters and steps.
 
     Attributes:
         apply: `apply(params, inputs) -> outputs`, deterministic; params any pytree of floats.
-        criterion: `criterion(outputs, targets) -> losses`, one loss per example, or one row, whose
-            sum counts (`losses.MeanOverPositions` takes the mean). Products with the GGN are
-            cheaper where its Hessian is known; see `losses.output_hessian`.
+        criterion: `criterion(outputs, targets) -> losses`, one loss per example, or one row of
+            losses that are summed (`losses.MeanOverPositions` takes the mean). Products with the
+            GGN are cheaper if its Hessian is known; see `losses.output_hessian`.
         inputs: shape (examples, ...).
-        targets: shape (examples, ...); class labels where accuracy is wanted.
-        example_weights: `example_weights(step, targets)`, to broadcast against the losses; none
+        targets: shape (examples, ...); class labels if accuracy is wanted.
+        example_weights: `example_weights(step, targets)`, which broadcasts against the losses; None
             gives the static loss at every step.
-        parameter_loss: `parameter_loss(params, step) -> R`, the part of the loss that is of the
-            parameters alone, such as weight decay inside the loss; none for 0.
-        origin: parameters about which the model is expanded (see `expanded`); none for the model
+        parameter_loss: `parameter_loss(params, step) -> R`, the part of the loss that depends on
+            the parameters alone, such as weight decay inside the loss; None for 0.
+        origin: parameters about which the model is expanded (see `expanded`); None for the model
             itself.
-        order: of the expansion.
+        order: order of the expansion.
 
     >>> problem = Problem(
     ...     apply=lambda w, x: x @ w,
@@ -132,10 +132,10 @@ class Problem:
 
     @classmethod
     def from_loss(cls, loss: Callable[[Any, Step], Array]) -> Problem:
-        """The problem of which only the loss is known, as a function of parameters and step.
+        """A problem of which only the loss is known, as a function of parameters and step.
 
-        It has a Hessian and all that follows from it. GGN, NTK and parts of classes need outputs,
-        which it has not; data inside the function are compiled in.
+        It has a Hessian and everything derived from it. GGN, NTK and the parts of classes need
+        outputs, which it does not have; data inside the function are compiled in.
 
         Args:
             loss: `loss(params, step)`, a scalar.
@@ -148,12 +148,12 @@ class Problem:
 
     @property
     def has_outputs(self) -> bool:
-        """Whether there is a model with data, and not a loss alone."""
+        """Whether there is a model with data, not just a loss."""
         return self.apply is not _no_outputs
 
     @property
     def num_examples(self) -> int:
-        """N; 0 where only a loss is known."""
+        """N; 0 if only a loss is known."""
         return len(self.targets)
 
     def outputs(self, params: PyTree) -> Float[Array, "examples *outputs"]:
@@ -165,20 +165,20 @@ class Problem:
         return self.predict(params, self.inputs)
 
     def predict(self, params: PyTree, inputs: Array) -> Array:
-        """The outputs for some inputs, of the model or of its expansion."""
+        """The outputs of the model, or of its expansion, for some inputs."""
         if self.origin is None:
             return self.apply(params, inputs)
         model = lambda params: self.apply(params, inputs)  # noqa: E731
         return _taylor(model, self.origin, params, self.order)
 
     def expanded(self, params: PyTree, order: int) -> Problem:
-        """The same problem with the model's Taylor expansion in the parameters for the model.
+        """The same problem with the model replaced by its Taylor expansion in the parameters.
 
         Order 1 is the linearised network (Lee and others, 2019, arXiv 1902.06720, §2.3), whose loss
-        is convex where the criterion is; order 2 is quadratic in the parameters.
+        is convex if the criterion is; order 2 is quadratic in the parameters.
 
         Args:
-            params: the parameters about which it is expanded.
+            params: parameters about which the model is expanded.
             order: 1 or 2.
 
         Raises:
@@ -195,7 +195,7 @@ class Problem:
         return replace(self, origin=params, order=order)
 
     def weigh(self, losses: Array, step: Step) -> Float[Array, ""]:
-        """(1/N) Σ_n w_n(t) ℓ_n of the losses that `criterion` gave."""
+        """(1/N) Σ_n w_n(t) ℓ_n from the losses returned by `criterion`."""
         if self.example_weights is not None:
             losses = losses * self.example_weights(step, self.targets).astype(losses.dtype)
         return jnp.sum(losses) / len(losses)
@@ -209,11 +209,9 @@ class Problem:
     ) -> Callable[[Array], Array]:
         """Products with the Hessian of `loss` with respect to the outputs.
 
-        It is that of each loss, weighted; see `losses.output_hessian`.
+        It is the weighted Hessian of each example's loss; see `losses.output_hessian`.
         """
-        losses = jax.eval_shape(self.criterion, outputs, self.targets)
-        # The loss is linear in the losses: its derivatives are what each of them counts.
-        weights = jax.grad(self.weigh)(jnp.zeros(losses.shape, losses.dtype), step)
+        weights = loss_weights(self, outputs, step)
         return output_hessian(self.criterion, outputs, self.targets, weights)
 
     def objective(self, params: PyTree, step: Step) -> Float[Array, ""]:
@@ -223,18 +221,18 @@ class Problem:
         return self._with_penalty(self.loss(self.outputs(params), step), params, step)
 
     def penalty(self, params: PyTree, step: Step) -> Float[Array, ""]:
-        """R(θ, t), the part of the loss that is of the parameters alone."""
+        """R(θ, t), the part of the loss that depends on the parameters alone."""
         return jnp.zeros(()) if self.parameter_loss is None else self.parameter_loss(params, step)
 
     def _with_penalty(self, loss: Array, params: PyTree, step: Step) -> Float[Array, ""]:
         return loss if self.parameter_loss is None else loss + self.penalty(params, step)
 
     def static_objective(self, params: PyTree, step: Step = 0) -> Float[Array, ""]:
-        """The loss with all weights 1; the step is that of `parameter_loss`."""
+        """The loss with all weights 1; only `parameter_loss` depends on the step."""
         return self.static().objective(params, step)
 
     def evaluate(self, params: PyTree, step: Step) -> tuple[Float[Array, ""], Evaluation]:
-        """The loss at this step with static loss and accuracy, all of one forward pass."""
+        """The loss at this step with static loss and accuracy, all from one forward pass."""
         if not self.has_outputs:
             loss = self.penalty(params, step)
             return loss, Evaluation(loss, jnp.full_like(loss, jnp.nan), None)
@@ -259,17 +257,17 @@ class Problem:
         return replace(self, example_weights=None)
 
     def steady(self) -> Problem:
-        """The same problem, its loss in a form whose derivatives keep their digits.
+        """The same problem with its loss in a form whose derivatives keep their digits.
 
-        It is equal but for rounding; see `losses.steady`.
+        It is equal up to rounding; see `losses.steady`.
         """
         return replace(self, criterion=steady(self.criterion))
 
     def of_class(self, label: int) -> Problem:
-        """The same problem whose loss is the part due to the examples of one class.
+        """The same problem with the loss restricted to the examples of one class.
 
-        It stays divided by the number of all examples: the parts of all classes sum to the whole,
-        but for `parameter_loss`, which is of no class.
+        It is still divided by the number of all examples: the parts of all classes sum to the whole
+        loss, except for `parameter_loss`, which belongs to no class.
 
         >>> problem = Problem(
         ...     apply=lambda w, x: x * w,
@@ -287,7 +285,7 @@ class Problem:
     def flat(self, layout: Layout) -> Problem:
         """The same problem as a function of one flat vector.
 
-        Problems that are equal stay equal, so that compilations are shared.
+        Equal problems stay equal, so that they share compiled programs.
         """
         loss = self.parameter_loss
         return replace(
@@ -303,11 +301,18 @@ class Problem:
         return self.flat(layout), layout.flatten(params)
 
 
+def loss_weights(problem: Problem, outputs: Array, step: Step) -> Array:
+    """The factor of each loss of `criterion` in the loss of a step, in the shape of the losses."""
+    losses = jax.eval_shape(problem.criterion, outputs, problem.targets)
+    # The loss of the step is linear in them: the factors are its derivatives.
+    return jax.grad(problem.weigh)(jnp.zeros(losses.shape, losses.dtype), step)
+
+
 @partial(jax.jit, inline=True)
 def _rows(
     arrays: tuple[Array, ...], indices: Int[Array | np.ndarray, " batch"]
 ) -> tuple[Array, ...]:
-    """Of several arrays; outside of a compiled function this compiles once, indexing ten times."""
+    """Some rows of arrays, as one compiled function: indexing outside of one compiles ten."""
     return tuple(array[indices] for array in arrays)
 
 
@@ -326,7 +331,7 @@ def _taylor(function: Callable[[Any], Array], origin: PyTree, params: PyTree, or
 
 
 def _no_outputs(*_: Any) -> Array:
-    """Stands for the model of a problem that has none."""
+    """Stands for the model of a problem without one."""
     raise ConfigError(
         "the problem was made by Problem.from_loss and has no outputs; GGN, NTK and parts of "
         "classes need Problem(apply, criterion, inputs, targets)"

@@ -1,4 +1,4 @@
-"""Progress bars on the terminal, and a wish to stop."""
+"""Progress bars on the terminal, and signals that stop the work."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from dlf_dynamics.streams import say
 
 
 class Advance:
-    """Told how much of the work is done so far, by a call, and what is going on, in words."""
+    """Shows how much of the work is done (call it) and what is going on, in words (`note`)."""
 
     def __init__(self, done: Callable[[int], None], note: Callable[[str], None]) -> None:
         self._done, self.note = done, note
 
     def __call__(self, done: int) -> None:
-        """Draws that so much is done."""
+        """Shows that this much is done."""
         self._done(done)
 
 
 _LONG = 2.0
-"""Seconds of an eigenvalue solve from which on it is worth a word."""
+"""Seconds after which an eigenvalue solve reports its progress."""
 
 _PATIENCE = 1.0
-"""Seconds for the main thread to hear of a signal."""
+"""Seconds that the main thread has to react to a signal."""
 
 
 @contextmanager
 def bar(what: str, total: int, *, quiet: bool = False) -> Iterator[Advance]:
-    """A progress bar with the time that is left, on stderr when that is a terminal."""
+    """A progress bar with the remaining time, on stderr if that is a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -65,9 +65,9 @@ def bar(what: str, total: int, *, quiet: bool = False) -> Iterator[Advance]:
 
 
 class ProductMeter:
-    """Words about long eigenvalue solves: products a second, and the time left for all of them.
+    """Describes the progress of long eigenvalue solves: products per second and remaining time.
 
-    Call it with the number of products that the solve at hand has made.
+    Call it with the number of products that the current solve has made.
 
     >>> clock = iter([0.0, 5.0, 10.0, 10.0, 20.0]).__next__
     >>> meter = ProductMeter(solves=2, most=100, clock=clock)
@@ -87,11 +87,11 @@ class ProductMeter:
         self._long = False
 
     def expect(self, solves: int) -> None:
-        """Says how many solves there still are, the one at hand not counted."""
+        """Sets how many solves remain after the current one."""
         self._solves = solves + len(self._finished) + (self._start >= 0)
 
     def __call__(self, made: int) -> str:
-        """What to say, and nothing as long as solves are short."""
+        """The progress in words; empty as long as solves are short."""
         now = self._clock()
         if self._start < 0:
             self._start = self._solve_start = now
@@ -116,21 +116,21 @@ class ProductMeter:
 class Stop:
     """Becomes true at the first Ctrl-C or SIGTERM; the second interrupts at once.
 
-    Both are heard while compiled code computes, which handlers of Python wait for: the first is
-    acknowledged, and the second ends the process if the main thread has not heard of it within a
-    second. The third ends it in any case.
+    Python runs its handlers only between operations, so a thread also watches for signals while
+    compiled code runs: it acknowledges the first one, and ends the process at the second one if the
+    main thread does not react within a second. The third one ends the process in any case.
 
     Attributes:
-        signal: the number of the signal, 0 before it.
+        signal: number of the signal; 0 before it.
     """
 
     numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self, what: str = "stopping after the current chunk") -> None:
-        """Hears nothing yet.
+        """Does not listen yet; see `listening`.
 
         Args:
-            what: the program does when it has heard of the first signal, told then.
+            what: what the program does after the first signal, in words.
         """
         self.signal = 0
         self._what = what
@@ -143,7 +143,7 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[Stop]:
-        """Takes the signals while it is entered, which only the main thread may do."""
+        """Handles the signals within the block; only the main thread may enter it."""
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         watcher = threading.Thread(target=self._watch, args=(reading,), daemon=True)
@@ -162,14 +162,14 @@ class Stop:
             os.close(reading)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread, between two operations of Python."""
+        """Handles a signal in the main thread, between two operations of Python."""
         again, self.signal = self.signal, number
         self._heard += 1
         if again:
             _interrupt(number, frame)
 
     def _watch(self, reading: int) -> None:
-        """In a thread of its own, whatever the main thread does."""
+        """Watches for signals in another thread, whatever the main thread does."""
         seen = 0
         while number := os.read(reading, 1):
             if number[0] not in self.numbers:
@@ -186,7 +186,7 @@ class Stop:
         say(f"dlf-dynamics: {self._what}; press Ctrl-C again to stop immediately")
 
     def _heard_within(self, seconds: float, signals: int) -> bool:
-        """Whether the main thread has heard of so many signals after this time at the latest."""
+        """Whether the main thread handles this many signals within the given time."""
         end = time.monotonic() + seconds
         while self._heard < signals and time.monotonic() < end and not self._over.wait(0.02):
             pass
@@ -194,7 +194,7 @@ class Stop:
 
 
 class Interruption(Stop):
-    """Ctrl-C where there is nothing to be finished: it interrupts at once."""
+    """Ctrl-C while there is nothing to finish: the first one interrupts at once."""
 
     numbers = (signal.SIGINT,)
 
@@ -212,12 +212,12 @@ class Interruption(Stop):
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Interrupts, but leaves while modules are imported.
+    """Raises KeyboardInterrupt, or ends the process during an import.
 
-    What an import makes of the exception is up to the module: some print it and go on.
+    A module that is being imported may swallow the exception: some print it and go on.
 
     Raises:
-        KeyboardInterrupt: unless modules are imported.
+        KeyboardInterrupt: unless a module is being imported.
     """
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
@@ -228,6 +228,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _leave(number: int) -> None:
     """Ends the process as a kill would; files are made to survive that."""
-    with suppress(OSError):  # not by sys.stderr, which somebody may have redirected
+    with suppress(OSError):  # not to sys.stderr, which may have been redirected
         os.write(2, b"dlf-dynamics: interrupted; what was recorded or finished before is kept\n")
     os._exit(128 + number)

@@ -1,4 +1,4 @@
-"""Where a file came from: versions, machine, source revision and command."""
+"""Provenance of a file: versions, machine, source revision and command."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def now() -> str:
 
 
 def _git_revision() -> str | None:
-    """Revision of the checkout that this package runs from, if it does."""
+    """Git revision of this package; None if it does not run from a checkout."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     try:
-        found = subprocess.run(
+        described = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
             capture_output=True,
             text=True,
@@ -56,4 +56,4 @@ def _git_revision() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+    return described.stdout.strip()

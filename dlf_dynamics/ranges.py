@@ -1,4 +1,4 @@
-"""What the values of a configuration may be, and why."""
+"""Allowed values of configurations, and the reasons."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from dlf_dynamics.config import OptimizerConfig, RunConfig
 
 Violation = tuple[Any, str, str]
-"""What was found, at which key, and what is expected there."""
+"""A value, its key, and what is expected instead."""
 
 MOST_STEPS = 2**31 - 2
-"""Steps are counted in 32 bits, one more than there are updates."""
+"""Steps are counted in 32 bits, and there is one more than updates."""
 
-MOST_SEED = 2**32 - 1
+_MOST_SEED = 2**32 - 1
 
 _MOST_AMPLITUDE = 1e30
-"""Twice as much is still far from the end of float32, in which weights may be computed."""
+"""Twice this number is still far below the largest float32, in which weights may be computed."""
 
 _PATHS = {
     "npz": "the .npz file to train on",
@@ -30,7 +30,7 @@ _PATHS = {
 
 
 def violations(config: RunConfig) -> Iterator[Violation]:
-    """Each value that is out of its range."""
+    """The values that are out of range."""
     data, schedule, optimizer = config.data, config.schedule, config.optimizer
     yield from _whole_numbers(config)
     if not (math.isfinite(data.noise) and data.noise >= 0):
@@ -69,7 +69,7 @@ def _path(config: RunConfig) -> Iterator[Violation]:
 
 
 def _whole_numbers(config: RunConfig) -> Iterator[Violation]:
-    """Counts and seeds; those that count or are compared with steps are of 32 bits like these."""
+    """Violations by counts and seeds; numbers of steps must fit into 32 bits."""
     data, model, schedule = config.data, config.model, config.schedule
     steps = {
         "schedule.period": (schedule.period, 1),
@@ -96,8 +96,8 @@ def _whole_numbers(config: RunConfig) -> Iterator[Violation]:
             yield value, key, f"at most {MOST_STEPS:,}{or_none}, as {reason} in 32 bits"
     seeds = {"data.seed": data.seed, "model.seed": model.seed, "batch_seed": config.batch_seed}
     for key, value in seeds.items():
-        if not 0 <= value <= MOST_SEED:
-            yield value, key, f"a whole number from 0 to {MOST_SEED}"
+        if not 0 <= value <= _MOST_SEED:
+            yield value, key, f"a whole number from 0 to {_MOST_SEED}"
 
 
 _OPTIONAL = {
@@ -124,8 +124,20 @@ def _fractions(optimizer: OptimizerConfig) -> Iterator[Violation]:
         yield optimizer.final_learning_rate, "optimizer.final_learning_rate", "a number above 0"
 
 
+def check_fractions(config: Any, *keys: str) -> None:
+    """Refuses settings of an analysis that do not lie between 0 and 1.
+
+    Raises:
+        ConfigError: when one is neither such a number nor none.
+    """
+    for key in keys:
+        value = getattr(config, key)
+        if value is not None and not 0 < value < 1:
+            raise ConfigError(f"{key} is {value}; expected a number between 0 and 1")
+
+
 def check_counts(config: Any, least: dict[str, int]) -> None:
-    """Refuses counts of the configuration of an analysis, and its seed, that are out of range.
+    """Refuses counts, and a seed, in the settings of an analysis that are out of range.
 
     Raises:
         ConfigError: when one is.
@@ -137,5 +149,5 @@ def check_counts(config: Any, least: dict[str, int]) -> None:
         if value is not None and value > MOST_STEPS:
             raise ConfigError(f"{key} is {shown(value)}; expected at most {MOST_STEPS:,}")
     seed = getattr(config, "seed", 0)
-    if not 0 <= seed <= MOST_SEED:
-        raise ConfigError(f"seed is {shown(seed)}; expected 0 to {MOST_SEED}")
+    if not 0 <= seed <= _MOST_SEED:
+        raise ConfigError(f"seed is {shown(seed)}; expected 0 to {_MOST_SEED}")

@@ -1,12 +1,12 @@
-"""The realized edge ζ of one step: whether the update raised the loss that it was made for.
+"""The realized edge ζ of one step, which shows whether the update raised its own loss.
 
 For an update Δ and the loss L of its step, with the same weights and examples on both sides,
 
     ζ = 1 + (L(θ + Δ) - L(θ)) / (-gᵀΔ) = ½ ΔᵀH̄Δ / (-gᵀΔ),  H̄ = ∫₀¹ 2(1 - t) H(θ + tΔ) dt,
 
-is above 1 if and only if that step raised its own loss. It holds for any optimizer and any batch,
-speaks of one step and not of stability, and is undefined where the update does not go downhill.
-Related to the directional sharpness of Kalra and others (2026, arXiv 2601.16979).
+is above 1 if and only if that step raised its own loss. It applies to any optimizer and any batch,
+describes one step, not stability, and is undefined if the update does not go downhill. It is
+related to the directional sharpness of Kalra and others (2026, arXiv 2601.16979).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -26,22 +25,22 @@ from dlf_dynamics.losses import (
     squared_error,
     squared_error_per_output,
 )
-from dlf_dynamics.problem import Problem, Step
+from dlf_dynamics.problem import Problem, Step, loss_weights
 
 _ROUNDINGS = 4.0
-"""Rounding of an output, in units of that of the largest one: of all the sums behind it."""
+"""Rounding error of an output from all its sums, in units of the rounding of the largest one."""
 
 _FAR = 50.0
-"""Lead of an output over that of the label up to which its exponential is surely a number."""
+"""Lead of an output over the label's output up to which its exponential cannot overflow."""
 
 
 class Edge(NamedTuple):
     """The realized edge of a step.
 
     Attributes:
-        value: ζ; NaN where it is undefined or was not looked at.
-        error: what rounding can do to it; infinite where ζ is undefined, or the slope may be 0 but
-            for rounding; NaN where that is not known, or it was not looked at.
+        value: ζ; NaN if it is undefined or was not evaluated.
+        error: rounding error of ζ; infinite if ζ is undefined, or gᵀΔ may be 0 within rounding; NaN
+            if it is unknown, or ζ was not evaluated.
     """
 
     value: Float[Array, ""]
@@ -49,12 +48,12 @@ class Edge(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What an update did to the loss, and what rounding can have done.
+    """The change of the loss by an update, with bounds on its rounding error.
 
     Attributes:
         value: L(θ + Δ) - L(θ).
-        error: error of it, in units of the rounding of a number; NaN where it is not known.
-        slope_error: slope error of gᵀΔ, beyond that of its sum, in the same units.
+        error: rounding error of the value, in units of eps; NaN if it is unknown.
+        slope_error: rounding error of gᵀΔ, without that of its sum, in the same units.
     """
 
     value: Float[Array, ""]
@@ -72,16 +71,17 @@ def realized(
     outputs: Array | None = None,
     precision: str | None = None,
 ) -> Edge:
-    """The realized edge of an update, for one evaluation of the model.
+    """The realized edge of an update, at the cost of one evaluation of the model.
 
     Args:
-        problem: problem of flat parameters, on the examples that the update is of.
+        problem: problem of flat parameters, on the examples that the update uses.
         step: t, for the weights of both losses.
         params: θ, before the update.
-        after: θ + Δ, as it is once it is rounded.
+        after: θ + Δ, after rounding.
         gradient: gradient of the loss at θ.
-        outputs: outputs of the model at θ; none evaluates it there, too.
-        precision: type in which the gradient was computed, where it has fewer bits than its own.
+        outputs: outputs of the model at θ; None evaluates it there, too.
+        precision: type in which the gradient was computed, if it has fewer bits than the
+            parameters.
     """
     change = loss_change(problem, step, params, after, outputs=outputs)
     return edge_of(change, params, after, gradient, precision=precision)
@@ -95,7 +95,7 @@ def edge_of(
     *,
     precision: str | None = None,
 ) -> Edge:
-    """The realized edge of an update that changed the loss so; arguments as of `realized`."""
+    """The realized edge of an update with this change of the loss; other arguments as above."""
     eps = float(jnp.finfo(params.dtype).eps)
     slope_eps = eps if precision is None else float(jnp.finfo(precision).eps)
     terms = gradient * (after - params)
@@ -109,7 +109,7 @@ def edge_of(
 
 
 def _of_sum(values: Array) -> float:
-    """What rounding makes of the sum of so many numbers, in units of the sum of their sizes."""
+    """Rounding error of the sum of this many numbers, in units of eps Σ |x_i|."""
     return _ROUNDINGS + values.size**0.5
 
 
@@ -121,41 +121,39 @@ def loss_change(
     *,
     outputs: Array | None = None,
 ) -> Change:
-    """L(θ + Δ) - L(θ) under the weights of one step, with what rounding can have done.
+    """L(θ + Δ) - L(θ) under the weights of one step, with its rounding error.
 
-    Of a loss alone (`Problem.from_loss`) the rounding is not known, as what cancels inside is not
-    seen.
+    For a loss alone (`Problem.from_loss`) the rounding error is unknown, as cancellation inside of
+    the loss cannot be seen.
     """
-    found = Change(*(jnp.zeros((), params.dtype) for _ in Change._fields))
+    penalty = Change(*(jnp.zeros((), params.dtype) for _ in Change._fields))
     if problem.parameter_loss is not None:
         ends = problem.penalty(params, step), problem.penalty(after, step)
         sizes = jnp.abs(ends[0]) + jnp.abs(ends[1])
-        found = found._replace(value=ends[1] - ends[0], error=_of_sum(params) * sizes)
+        penalty = penalty._replace(value=ends[1] - ends[0], error=_of_sum(params) * sizes)
     if not problem.has_outputs:
-        return found._replace(error=jnp.full_like(found.error, jnp.nan))
+        return penalty._replace(error=jnp.full_like(penalty.error, jnp.nan))
     outputs = problem.outputs(params) if outputs is None else outputs
     following = problem.outputs(after)
-    losses = jax.eval_shape(problem.criterion, outputs, problem.targets)
-    # The loss is linear in the losses: its derivatives are what each of them counts.
-    weights = jax.grad(problem.weigh)(jnp.zeros(losses.shape, losses.dtype), step)
+    weights = loss_weights(problem, outputs, step)
     parts = _difference(problem.criterion, outputs, following, problem.targets, weights)
     largest = jnp.max(jnp.maximum(jnp.abs(outputs), jnp.abs(following)))
     return Change(
-        found.value + parts.value,
-        found.error + parts.error + _ROUNDINGS * largest * parts.pull,
-        found.slope_error + parts.own + (1 + 2 * largest) * parts.slopes,
+        penalty.value + parts.value,
+        penalty.error + parts.error + _ROUNDINGS * largest * parts.pull,
+        penalty.slope_error + parts.own + (1 + 2 * largest) * parts.slopes,
     )
 
 
 class _Parts(NamedTuple):
-    """Of the difference of the losses of two outputs, and of derivatives in the first ones.
+    """The difference of the losses of outputs f' and f, and sums that bound rounding errors.
 
     Attributes:
         value: Σ w (ℓ(f') - ℓ(f)).
-        error: error of it for outputs that are exact, in units of the rounding of a number.
-        pull: a number that is at least Σ |w ∂ℓ/∂f|, of f and f' together.
-        slopes: Σ |w ∂ℓ/∂f| |f' - f| of f.
-        own: the same of the rounding of w ∂ℓ/∂f that does not become smaller with it.
+        error: rounding error of the value for exact outputs, in units of eps.
+        pull: upper bound of Σ |w ∂ℓ/∂f|, of f and f' together.
+        slopes: Σ |w ∂ℓ/∂f| |f' - f|, with the derivatives at f.
+        own: the same sum for the rounding error of w ∂ℓ/∂f that does not shrink with it.
     """
 
     value: Array
@@ -168,11 +166,9 @@ class _Parts(NamedTuple):
 def _difference(
     criterion: Callable[..., Any], before: Array, after: Array, targets: Array, weights: Array
 ) -> _Parts:
-    """In closed form where there is one, with nothing lost by subtraction; else subtracted."""
+    """The difference in closed form without cancellation, if there is one; else by subtraction."""
     if isinstance(criterion, MeanOverPositions):
-        inner = jax.eval_shape(criterion.criterion, before, targets)
-        each = weights.reshape(-1, *[1] * (len(inner.shape) - 1)) / np.prod(inner.shape[1:])
-        spread = jnp.broadcast_to(each, inner.shape)
+        spread = criterion.spread(before, targets, weights)
         return _difference(criterion.criterion, before, after, targets, spread)
     labelled = targets.ndim < before.ndim
     known = (form for function, form in _CLOSED_FORMS if function is criterion)
@@ -185,17 +181,21 @@ def _difference(
 def _subtracted(
     criterion: Callable[..., Any], before: Array, after: Array, targets: Array, weights: Array
 ) -> _Parts:
-    """As for cross entropy, a loss may be a small difference of terms as large as the outputs."""
+    """The difference by subtraction.
+
+    Its error allows for losses that, like cross entropy, are small differences of terms as large as
+    the outputs.
+    """
     pair, pull = jax.vjp(lambda *both: [criterion(f, targets) for f in both], before, after)
     sizes = jnp.abs(weights)
-    slopes = [jnp.abs(slope) for slope in pull([sizes, sizes])]
+    gradients = [jnp.abs(gradient) for gradient in pull([sizes, sizes])]
     largest = jnp.maximum(jnp.max(jnp.abs(before)), jnp.max(jnp.abs(after)))
     terms = jnp.abs(pair[0]) + jnp.abs(pair[1]) + 4 * (1 + largest)
     return _Parts(
         jnp.sum(weights * (pair[1] - pair[0])),
         jnp.sum(sizes * terms),
-        jnp.sum(slopes[0] + slopes[1]),
-        jnp.sum(slopes[0] * jnp.abs(after - before)),
+        jnp.sum(gradients[0] + gradients[1]),
+        jnp.sum(gradients[0] * jnp.abs(after - before)),
         jnp.max(sizes) * (1 + 2 * largest) * jnp.sum(jnp.abs(after - before)),
     )
 
@@ -203,22 +203,22 @@ def _subtracted(
 def _of_softmax(before: Array, after: Array, labels: Array, weights: Array) -> _Parts:
     """log(1 + (a' - a) / (1 + a)), where a = Σ_(k≠y) exp(f_k - f_y) and the loss is log(1 + a).
 
-    Where a falls it is -log(1 + (a - a') / (1 + a')): the other form would lose the digits of a'.
+    If a decreases, it is -log(1 + (a - a') / (1 + a')): the other form would lose digits of a'.
     """
-    # Classes come first: sums over a few of them, side by side in memory, take twice as long.
+    # Classes come first: sums over a few numbers adjacent in memory take twice as long.
     before, after = jnp.moveaxis(before, -1, 0), jnp.moveaxis(after, -1, 0)
-    places = jnp.arange(len(before)).reshape(-1, *[1] * labels.ndim)
-    mine = places == jnp.where(labels < 0, labels + len(before), labels)
-    ahead, ahead_after = (f - jnp.sum(jnp.where(mine, f, 0), axis=0) for f in (before, after))
+    classes = jnp.arange(len(before)).reshape(-1, *[1] * labels.ndim)
+    label = classes == jnp.where(labels < 0, labels + len(before), labels)
+    ahead, ahead_after = (f - jnp.sum(jnp.where(label, f, 0), axis=0) for f in (before, after))
     sizes = jnp.abs(weights)
 
     def closed() -> tuple[Array, Array, Array]:
-        odds, odds_after = (jnp.where(mine, 0, jnp.exp(f)) for f in (ahead, ahead_after))
+        odds, odds_after = (jnp.where(label, 0, jnp.exp(f)) for f in (ahead, ahead_after))
         rest, rest_after = jnp.sum(odds, axis=0), jnp.sum(odds_after, axis=0)
         grown = jnp.sum(odds_after - odds, axis=0)
         sizes_of_changes = jnp.log1p(jnp.abs(grown) / (1 + jnp.where(grown > 0, rest, rest_after)))
         changes = jnp.sign(grown) * sizes_of_changes
-        shares = jnp.where(mine, rest, odds) / (1 + rest)
+        shares = jnp.where(label, rest, odds) / (1 + rest)
         return changes, shares, jnp.zeros((), before.dtype)
 
     def subtracted() -> tuple[Array, Array, Array]:
@@ -230,18 +230,18 @@ def _of_softmax(before: Array, after: Array, labels: Array, weights: Array) -> _
 
     farthest = jnp.max(jnp.maximum(ahead, ahead_after))
     changes, shares, lost = jax.lax.cond(farthest < _FAR, closed, subtracted)
-    slopes = sizes * shares
-    of_slopes, of_changes = jnp.sum(slopes), jnp.sum(sizes * jnp.abs(changes))
-    # Of what was subtracted, a part of each loss is lost: as much as that of its slopes, or less.
-    error, pull = lost + 4 * (of_slopes + of_changes), 4 * of_slopes + 2 * of_changes
-    # The gradient is that of the usual form: of a derivative p - 1 it has the digits that 1 leaves.
+    gradients = sizes * shares
+    of_gradients, of_changes = jnp.sum(gradients), jnp.sum(sizes * jnp.abs(changes))
+    # Subtraction loses a part of each loss, at most as much as of its gradients.
+    error, pull = lost + 4 * (of_gradients + of_changes), 4 * of_gradients + 2 * of_changes
+    # The gradient has the usual form: a derivative p - 1 has an error of eps, however small it is.
     moved = jnp.abs(after - before)
-    bent, own = jnp.sum(slopes * moved), jnp.sum(sizes * moved)
+    bent, own = jnp.sum(gradients * moved), jnp.sum(sizes * moved)
     return _Parts(jnp.sum(weights * changes), error, pull, bent, own)
 
 
 def _of_squares(factor: float, *, summed: bool) -> Callable[..., _Parts]:
-    """Σ factor (f' - f) (f' + f - 2Y) for losses factor (f - Y)²; with one weight for each sum."""
+    """Σ w c (f' - f) (f' + f - 2Y) for losses c (f - Y)²; `summed`: one weight per row."""
 
     def parts(before: Array, after: Array, targets: Array, weights: Array) -> _Parts:
         if targets.shape != before.shape:
@@ -250,11 +250,11 @@ def _of_squares(factor: float, *, summed: bool) -> Callable[..., _Parts]:
         missed, moved = before - targets, after - before
         changes = jnp.sign(weights[..., None] if summed else weights) * sizes * moved
         changes = changes * (2 * missed + moved)
-        slopes = 2 * sizes * jnp.abs(missed)
-        pull = 2 * jnp.sum(slopes) + 2 * jnp.sum(sizes * jnp.abs(moved))
+        gradients = 2 * sizes * jnp.abs(missed)
+        pull = 2 * jnp.sum(gradients) + 2 * jnp.sum(sizes * jnp.abs(moved))
         own = 2 * sizes * (jnp.abs(before) + jnp.abs(missed))
         error, far = 4 * jnp.sum(jnp.abs(changes)), jnp.abs(moved)
-        return _Parts(jnp.sum(changes), error, pull, jnp.sum(slopes * far), jnp.sum(own * far))
+        return _Parts(jnp.sum(changes), error, pull, jnp.sum(gradients * far), jnp.sum(own * far))
 
     return parts
 

@@ -1,4 +1,4 @@
-"""`RecordedRun`: a run that `Recorder` recorded, with the problem that the user gives again."""
+"""`RecordedRun`: a run that `Recorder` recorded, with the problem provided by the user."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from dlf_dynamics.runreader import read_settings
 
 
 class OptimizerNumbers(NamedTuple):
-    """What the recorded states of an optimizer have that belongs to no parameter.
+    """Numbers in the recorded states of an optimizer that belong to no parameter.
 
     Attributes:
-        own: hyperparameters that the optimizer of the problem starts with, by name.
-        hyperparameters: those recorded, at each checkpoint.
-        counts: of updates.
+        own: initial hyperparameters of the problem's optimizer, by name.
+        hyperparameters: recorded hyperparameters at each checkpoint.
+        counts: recorded counts of updates.
     """
 
     own: dict[str, float]
@@ -46,7 +46,7 @@ class RecordedRun(Run):
     """A run of a custom training loop.
 
     Attributes:
-        recording: what `Recorder` was told of the loop.
+        recording: what `Recorder` was told about the loop.
     """
 
     def __init__(self, path: Path, setup: Setup | None = None) -> None:
@@ -60,7 +60,7 @@ class RecordedRun(Run):
 
     @property
     def config(self) -> RunConfig:
-        """There is none.
+        """Not available: the loop has its own configuration.
 
         Raises:
             ConfigError: always.
@@ -72,25 +72,25 @@ class RecordedRun(Run):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What its author wanted kept."""
+        """The configuration that the author of the loop recorded."""
         return self._settings
 
     @property
     def optimizer_name(self) -> str:
-        """For labels."""
+        """Name of the optimizer, for labels."""
         return self.recording.optimizer
 
     @property
     def own_updates(self) -> bool:
-        """Whether any update can be made again.
+        """Whether any update can be replayed.
 
-        Not where batches or states are not known, nor where the optimizer wants more than these.
+        It cannot if batches or states are unknown, or the optimizer needs more than these.
         """
         return self.recording.own_updates and self._makes_updates
 
     @property
     def edge_every(self) -> int:
-        """None is evaluated where the loop's steps are made."""
+        """0: replayed steps of a loop evaluate no realized edge."""
         return 0
 
     @property
@@ -107,7 +107,7 @@ class RecordedRun(Run):
 
     @cached_property
     def optimizer_numbers(self) -> OptimizerNumbers:
-        """Hyperparameters and counts in the states that were recorded."""
+        """Hyperparameters and counts in the recorded states."""
         setup = self._required()
         assert setup.optimizer is not None
         init, blank = setup.optimizer.init, jax.tree.map(jnp.zeros_like, setup.params)
@@ -124,7 +124,7 @@ class RecordedRun(Run):
         return self._required().dynamics(self.recording, layout)
 
     def _required(self) -> Setup:
-        """Problem, optimizer and parameters, which the file does not hold."""
+        """Problem, optimizer and parameters, which the file does not contain."""
         if self._setup is None:
             raise ConfigError(
                 f"{self.path} was recorded in a custom training loop, and does not hold its model; "

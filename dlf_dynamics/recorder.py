@@ -1,4 +1,4 @@
-"""`Recorder`: a run file from anybody's training loop."""
+"""`Recorder`: records any custom training loop to a run file."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from dlf_dynamics.runfile import Header, Sizes
 from dlf_dynamics.runwriter import RunWriter
 
 _WAITING = 4
-"""Checkpoints that may wait to be written before the loop waits for them."""
+"""Number of checkpoints waiting to be written at which the loop is held up."""
 
 
 class Checkpoint(NamedTuple):
-    """What `on_record` is given: the state before the update of a step.
+    """The argument of `on_record`: the state before the update of a step.
 
     Attributes:
         step: number of updates made.
-        params: as they were recorded.
-        opt_state: of the optimizer.
-        scalars: numbers that were recorded with it, by name. Where the recorder evaluates realized
-            edges, there are `realized_edge` and `realized_edge_error` of the last update that it
-            has looked at, and that one's step, `realized_edge_step`; NaN and -1 before the first.
+        params: recorded parameters.
+        opt_state: state of the optimizer.
+        scalars: recorded numbers by name. If the recorder evaluates realized edges, they include
+            `realized_edge` and `realized_edge_error` of the last update that it evaluated, and its
+            step, `realized_edge_step`; NaN and -1 before the first one.
     """
 
     step: int
@@ -56,20 +56,20 @@ class Checkpoint(NamedTuple):
 class Recorder:
     """Records the states of a custom training loop into a run file, which all analyses read.
 
-    Call `record` before each update, with the number of updates made so far. Parameters go to the
-    host and into the file while the loop goes on; where the loop gives their memory to its update
-    (`donate_argnums`), they are copied on the device before. Nothing of the loop is compiled again.
+    Call `record` before each update, with the number of updates made so far. Parameters are copied
+    to the host and written while the loop goes on; if the loop donates their memory to its update
+    (`donate_argnums`), they are copied on the device first. The loop is not compiled again.
 
         with Recorder("run.h5", problem, optimizer=optimizer, every=10) as run:
             for step in range(1000):
                 run.record(step, params, opt_state)
                 params, opt_state = update(params, opt_state, step)
 
-    Left by an exception, the run is `interrupted`, and what was recorded stays. From the first
-    parameters on that are not finite no checkpoints are recorded, and the run is `diverged`.
+    After an exception in the loop, the run is `interrupted`, and what was recorded stays. Once
+    parameters are not finite, no checkpoints are recorded, and the run is `diverged`.
 
     Attributes:
-        path: of the file, which appears at the first record.
+        path: path of the file, which appears at the first record.
     """
 
     def __init__(
@@ -92,34 +92,34 @@ class Recorder:
         """Prepares to record.
 
         Args:
-            path: of the run file to write.
-            problem: that the loop minimises, of its pytree of parameters.
-            optimizer: the optax transformation that makes the updates; none where it is not known
-                or not from optax: then only the parameters are recorded, and there is no threshold.
-            config: what is to be kept with the run; anything that JSON can hold.
-            every: steps between checkpoints, where `record` is called at each step. The step before
-                each is looked at, too: the analyses need three consecutive iterates.
-            edge_every: steps between those whose realized edge is evaluated, if `record` is called
-                at the next step, too; 0 evaluates none. It takes a gradient and a loss; what
-                rounding can do is not known of `Problem.from_loss`. Take an odd number, which sees
-                both halves of an oscillation of period 2. Of mini-batches, which only the loop
-                knows, give `dlf_dynamics.realized_edge` as scalars.
-            full_batch: whether each update is that of the problem's whole loss, so that it can be
-                made again. Otherwise no threshold is drawn, and nothing is replayed.
+            path: path of the run file to write.
+            problem: problem that the loop minimises, as a function of its pytree of parameters.
+            optimizer: optax transformation that makes the updates; None if it is unknown or not
+                from optax: then only the parameters are recorded, and there is no threshold.
+            config: configuration to store with the run; anything that JSON can hold.
+            every: steps between checkpoints, if `record` is called at each step. The step before
+                each checkpoint is used, too: the analyses need three consecutive iterates.
+            edge_every: steps between evaluations of the realized edge, which need `record` at the
+                next step, too; 0 evaluates none. An evaluation takes a gradient and a loss; its
+                rounding error is unknown for `Problem.from_loss`. Use an odd number, which sees
+                both halves of an oscillation of period 2. For mini-batches, which only the loop
+                knows, record the results of `dlf_dynamics.realized_edge` as scalars.
+            full_batch: whether each update uses the problem's whole loss, so that it can be
+                replayed. Otherwise no threshold is drawn, and nothing is replayed.
             stateful: whether `record` is given the optimizer's state. Without it nothing is
-                replayed, and an adaptive optimizer, whose preconditioner its state tells, has no
-                threshold.
-            replayed: whether updates may be made again, or every number is of a recorded state.
+                replayed, and an adaptive optimizer, whose preconditioner depends on its state, has
+                no threshold.
+            replayed: whether analyses may replay updates; otherwise they use recorded states only.
             fixed_statistics: whether the loop leaves running statistics (of batch norm) as they are
-                in the problem's model; a model that was adapted with such is refused otherwise.
-            name: of the optimizer, for labels.
+                in the problem's model; otherwise a model that was adapted with such is refused.
+            name: name of the optimizer, for labels.
             overwrite: whether to replace an existing file.
-            on_record: called with each checkpoint, while the loop waits: to log the sharpness, say,
-                which `stability` gives. What it raises ends the loop.
+            on_record: function called with each checkpoint while the loop waits, for example to log
+                the sharpness by `stability`. Its exceptions end the loop.
 
         Raises:
-            ConfigError: when `every` is less than 1, `edge_every` is less than 0, or more where
-                updates are not known to be of the whole loss, `config` is not for JSON, or the
+            ConfigError: when `every` is less than 1; `edge_every` is less than 0, or not 0 although
+                the updates may not use the whole loss; `config` cannot be stored as JSON; or the
                 model has running statistics that are not recorded.
             FileError: when the file exists or cannot be written, or another process writes it.
         """
@@ -128,7 +128,7 @@ class Recorder:
             raise ConfigError(f"every is {every}; expected at least 1")
         require_edges(edge_every, full_batch=full_batch and optimizer is not None)
         self._remedy = None if overwrite else "pass overwrite=True, or record elsewhere"
-        hold(self.path, self._remedy).release()  # told now, and not after a first update
+        hold(self.path, self._remedy).release()  # fails now, not after the first update
         if not fixed_statistics:
             check_statistics(problem)
         self._config = _as_json(config)
@@ -161,9 +161,9 @@ class Recorder:
         Args:
             step: number of updates made.
             params: a pytree of floating-point arrays, always of the same form.
-            opt_state: of the optimizer.
-            scalars: `loss`, `accuracy`, `learning_rate`, `gradient_norm`, `update_cosine`, or names
-                of one's own; always the same ones. Numbers, or arrays of one.
+            opt_state: state of the optimizer.
+            scalars: `loss`, `accuracy`, `learning_rate`, `gradient_norm`, `update_cosine`, or your
+                own names, always the same ones; numbers, or arrays of one number.
 
         Raises:
             ConfigError: when the step does not increase, the form of parameters or optimizer state
@@ -184,8 +184,8 @@ class Recorder:
             file.put(row)
         state = None
         due, next_due = step % self._every == 0, (step + 1) % self._every == 0
-        looked = self._edges.due(step)
-        if due or next_due or looked:
+        edge_due = self._edges.due(step)
+        if due or next_due or edge_due:
             _require_outside((params, opt_state))
             self._watch(params, opt_state)
         kept = None
@@ -193,11 +193,11 @@ class Recorder:
             form.require(params, opt_state)
             kept, state = self._kept((params, opt_state))
             state = self._state(step, kept, state)
-        elif next_due or looked:
+        elif next_due or edge_due:
             kept = self._kept(params)
             self._before = step, kept
         self._last = step
-        if looked:
+        if edge_due:
             self._edges.hold(_Row(step, scalars, state), kept)
         elif scalars or state is not None:
             file.put(_Row(step, scalars | self._edges.unknown, state))
@@ -205,20 +205,20 @@ class Recorder:
             self._on_record(Checkpoint(step, params, opt_state, scalars | self._edges.last))
 
     def _watch(self, params: PyTree, opt_state: Any) -> None:
-        """Sees from the arrays looked at last whether the loop gives its arrays away."""
+        """Detects, by the arrays of the last call, whether the loop donates its arrays."""
         if self._watched:
             self._donates = _deleted(self._watched)
         self._watched = jax.tree.leaves((params, opt_state))
 
     def _kept(self, tree: PyTree) -> Any:
-        """The tree as it is where nobody will change it; else copied."""
+        """The tree itself if nobody will change it, else a copy."""
         leaves, structure = jax.tree.flatten(tree)
         leaves = [leaf if isinstance(leaf, Array) else np.array(leaf) for leaf in leaves]
         return jax.tree.unflatten(structure, _copied(leaves) if self._donates else leaves)
 
     def _state(self, step: int, params: PyTree, opt_state: Any) -> _State:
         objective = jnp.nan
-        if self._stored & (self._stored - 1) == 0:  # at the first ones, and ever more rarely
+        if self._stored & (self._stored - 1) == 0:  # at checkpoints 0, 1, 2, 4, 8, ...
             objective = _objective(self._problem, params, step)
         self._stored += 1
         before = self._seen_before(step)
@@ -226,7 +226,7 @@ class Recorder:
         return _State(params, before, opt_state, objective)
 
     def _seen_before(self, step: int) -> PyTree | None:
-        """The parameters of the step before, where it was seen and belongs to this one."""
+        """The parameters of the step before, if it was seen and updates can be replayed."""
         seen = self._before is not None and self._before[0] == step - 1
         return self._before[1] if seen and self._recording.own_updates else None  # type: ignore[index]
 
@@ -263,7 +263,7 @@ class Recorder:
 
 
 class _Form(NamedTuple):
-    """What does not change from record to record."""
+    """The form of parameters, state and scalars, which is the same in all records."""
 
     params: Layout
     state: Layout
@@ -271,20 +271,20 @@ class _Form(NamedTuple):
     edges: frozenset[str]
 
     def require(self, params: PyTree, opt_state: Any) -> None:
-        """Raises ConfigError unless the state is of the form that it had at the first record."""
-        for found, expected, what in (
+        """Raises ConfigError unless the state has the form of the first record."""
+        for given, expected, what in (
             (Layout.of(params), self.params, "parameters"),
             (Layout.of(opt_state), self.state, "optimizer state"),
         ):
-            if found != expected:
+            if given != expected:
                 raise ConfigError(
-                    f"the {what} have changed their form: {found.size} numbers in "
-                    f"{len(found.shapes)} leaves; the first record had {expected.size} in "
+                    f"the {what} have changed their form: {given.size} numbers in "
+                    f"{len(given.shapes)} leaves; the first record had {expected.size} in "
                     f"{len(expected.shapes)}"
                 )
 
     def require_scalars(self, scalars: Set[str]) -> None:
-        """Raises ConfigError unless they are those of the first record."""
+        """Raises ConfigError unless the scalars are those of the first record."""
         if scalars != self.scalars:
             raise ConfigError(
                 f"the scalars are {_listed(scalars)}; expected {_listed(self.scalars)}, as in the "
@@ -300,7 +300,7 @@ def _as_json(config: Mapping[str, Any] | None) -> str:
 
 
 def _require_outside(tree: PyTree) -> None:
-    """Raises ConfigError unless what is recorded are values, all of them in this process."""
+    """Raises ConfigError if recorded arrays are traced, or not all in this process."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
         raise ConfigError(
             "record was called inside a compiled function; expected it between calls: let "
@@ -318,7 +318,7 @@ def _listed(names: Any) -> str:
 
 
 class _State(NamedTuple):
-    """Of a checkpoint, on the device: pytrees, as they came from the loop."""
+    """A checkpoint on the device: pytrees, as the loop provided them."""
 
     params: PyTree
     before: PyTree | None
@@ -327,7 +327,7 @@ class _State(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """What one call of `record` gives to be written."""
+    """What one call of `record` passes on to be written."""
 
     step: int
     scalars: Mapping[str, Any]
@@ -349,14 +349,14 @@ class _Writing:
         self._thread.start()
 
     def put(self, row: _Row) -> None:
-        """Hands a row over; waits where too many checkpoints are not yet written."""
+        """Passes a row on; waits if too many checkpoints are not yet written."""
         self._raise()
         if row.state is not None:
             self._places.acquire()
         self._rows.put(row)
 
     def close(self, status: str) -> None:
-        """Writes what waits, and the status."""
+        """Writes the waiting rows and the status."""
         self._rows.put(None)
         self._thread.join()
         with self._writer as writer:
@@ -376,7 +376,7 @@ class _Writing:
             try:
                 if self._error is None:
                     self._write([row for row in rows if row is not None])
-            except BaseException as error:  # told to the loop at its next record
+            except BaseException as error:  # raised in the loop at its next record
                 self._error = error
             for row in rows:
                 if row is not None and row.state is not None:
@@ -400,7 +400,7 @@ class _Writing:
                 self._writer.append_checkpoints([point], np.array([float(state.objective)]))
 
     def _point(self, step: int, state: _State) -> FlatState:
-        """The vectors of a checkpoint, in memory that the next one uses again."""
+        """The vectors of a checkpoint, in memory that the next checkpoint reuses."""
         params, update, optimizer = self._vectors
         if _deleted(jax.tree.leaves((state.params, state.before, state.optimizer))):
             raise ConfigError(
@@ -408,7 +408,7 @@ class _Writing:
                 "step before were not; expected a loop that donates its arrays at each step, or "
                 "at none"
             )
-        for leaf in jax.tree.leaves(state):  # all are on their way before one is waited for
+        for leaf in jax.tree.leaves(state):  # start all copies before waiting for the first
             getattr(leaf, "copy_to_host_async", lambda: None)()
         for part, leaf in _parts(params, state.params):
             part[...] = leaf
@@ -416,7 +416,7 @@ class _Writing:
             part[...] = leaf
         if not self._updates:
             update = update[:0]
-        elif state.before is None:  # nothing came before step 0
+        elif state.before is None:  # step 0 has no step before it
             update[:] = np.nan if step else 0.0
         else:
             now = _parts(params, state.params)
@@ -426,7 +426,7 @@ class _Writing:
 
 
 def _parts(vector: np.ndarray, tree: PyTree) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The leaves of a tree, each with its part of the vector of all its numbers."""
+    """The leaves of a tree, each with its part of the flat vector."""
     start = 0
     for leaf in map(np.asarray, jax.tree.leaves(tree)):
         yield vector[start : start + leaf.size].reshape(leaf.shape), leaf
@@ -434,13 +434,13 @@ def _parts(vector: np.ndarray, tree: PyTree) -> Iterator[tuple[np.ndarray, np.nd
 
 
 def _deleted(leaves: list[Any]) -> bool:
-    """Whether the memory of some of them was given away."""
+    """Whether the memory of some leaves was donated."""
     return any(isinstance(leaf, Array) and leaf.is_deleted() for leaf in leaves)
 
 
 @jax.jit
 def _copied(leaves: list[Array]) -> list[Array]:
-    """The same numbers in memory that no update can take."""
+    """The same numbers in memory that no update can reuse."""
     return [jnp.copy(leaf) for leaf in leaves]
 
 

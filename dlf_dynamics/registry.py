@@ -1,4 +1,4 @@
-"""The analyses of a run: a line for each, from which its command and all else follow."""
+"""The analyses of a run: one entry each, from which its command and everything else follow."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ class Entry(NamedTuple):
     """An analysis, or a command.
 
     Attributes:
-        declared: its class, as module:class: of an analysis a `pipeline.Analysis`.
-        about: what it does, in a sentence, for the list of commands.
+        declared: class as module:class; the class of an analysis is a `pipeline.Analysis`.
+        about: one sentence for the list of commands.
     """
 
     declared: str
-    about: str
+    about: str = ""
 
     def loaded(self) -> Any:
-        """The class, once its module is imported."""
+        """Imports and returns the class."""
         module, _, kind = self.declared.partition(":")
         return getattr(importlib.import_module(module), kind)
 
@@ -46,21 +46,18 @@ ANALYSES = {
         "Say why a run did what it did at one step.",
     ),
 }
-"""By the name of the command, in the order in which they are listed and drawn."""
+"""Analyses by the names of their commands, in the order of lists and figures."""
 
 _TELLERS = {
-    "run": Entry("dlf_dynamics.analysis.tellers:RunTeller", "Tells of a run."),
-    "study": Entry("dlf_dynamics.analysis.tellers:StudyTeller", "Tells of a study."),
-    "measurement": Entry(
-        "dlf_dynamics.analysis.tellers:MeasurementTeller", "Tells what was measured at one point."
-    ),
+    "run": Entry("dlf_dynamics.analysis.tellers:RunTeller"),
+    "study": Entry("dlf_dynamics.analysis.tellers:StudyTeller"),
+    "measurement": Entry("dlf_dynamics.analysis.tellers:MeasurementTeller"),
 }
 
-
-FIGURES = Entry("dlf_dynamics.analysis.style:Figures", "Figures by name.")
-"""Of which `Shown.plot` gives some."""
+FIGURES = Entry("dlf_dynamics.analysis.style:Figures")
+"""Figures by name, as `Shown.plot` returns them."""
 
 
 def teller_entry(name: str) -> Entry:
-    """What tells of a kind of result, a `shown.Teller`: its analysis, or one for what has none."""
+    """The `shown.Teller` of a kind of result: its analysis, or one for results without analysis."""
     return ANALYSES[name] if name in ANALYSES else _TELLERS[name]

@@ -1,4 +1,4 @@
-"""`brief`: how results show themselves, whatever they hold."""
+"""`brief`: a short `__repr__` for results of any size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from dlf_dynamics.errors import shown
 
 _FEW = 4
-"""Numbers of an array that are shown; of more, type and shape are."""
+"""Largest number of elements that are shown; larger arrays are shown by type and shape."""
 
 
 def brief(self: Any) -> str:
@@ -26,8 +26,8 @@ def brief(self: Any) -> str:
     >>> Point(np.zeros((603, 3)), [1] * 100)
     Point(params=float64[603, 3], steps=list of 100 int)
     """
-    told = ",\0".join(f"{name}={value}" for name, value in outline(self).items())
-    text = f"{type(self).__name__}({told})"
+    fields = ",\0".join(f"{name}={value}" for name, value in outline(self).items())
+    text = f"{type(self).__name__}({fields})"
     # Lines break between fields and not within them.
     lines = textwrap.wrap(
         text.replace(" ", "\1").replace("\0", " "),
@@ -40,7 +40,7 @@ def brief(self: Any) -> str:
 
 
 def outline(self: Any) -> dict[str, str]:
-    """Fields of a dataclass or a named tuple by name, in short."""
+    """Short texts of the fields of a dataclass or named tuple, by name."""
     if isinstance(self, tuple):
         names = getattr(self, "_fields", ())
     else:
@@ -53,7 +53,7 @@ def _value(value: Any) -> str:
         return value.__name__ if isinstance(value, type) else f"{type(value).__name__}(...)"
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         if value.size <= _FEW:
-            with suppress(TypeError):  # it is traced and has no numbers
+            with suppress(TypeError):  # traced arrays have no values
                 return shown(value.tolist())
         return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, Mapping):

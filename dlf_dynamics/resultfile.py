@@ -1,4 +1,4 @@
-"""Result files of analyses: arrays and tables, written whole or not at all."""
+"""Result files of analyses: arrays and tables, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ _TEXTS = ("config", "provenance")
 
 @dataclass(frozen=True)
 class Result:
-    """What an analysis found.
+    """The content of a result file.
 
     Attributes:
-        analysis: its name.
+        analysis: name of the analysis.
         source: state of the run that was analysed.
         config: settings of the analysis, JSON-ready.
-        provenance: as JSON.
-        arrays: by path within the file.
+        provenance: provenance as JSON.
+        arrays: arrays by path within the file.
     """
 
     analysis: str
@@ -64,37 +64,37 @@ class Result:
     __repr__ = brief
 
 
-def save(path: Path, analysis: str, found: Any) -> None:
-    """Writes what an analysis found.
+def save(path: Path, analysis: str, record: Any) -> None:
+    """Writes the result of an analysis.
 
     Args:
         path: name of the file.
-        analysis: its name.
-        found: a dataclass whose field `source` is the state of the run that was analysed.
+        analysis: name of the analysis.
+        record: dataclass whose field `source` is the state of the run that was analysed.
 
     Raises:
-        FileError: when it cannot be written; an older file stays as it was.
+        FileError: when it cannot be written; an existing file stays as it was.
     """
-    from dlf_dynamics.provenance import provenance  # it imports JAX, which readers do without
+    from dlf_dynamics.provenance import provenance  # imports JAX, which readers do not need
 
-    arrays = encode(found, ("source",))
+    arrays = encode(record, ("source",))
     settings = json.loads(arrays.pop("settings"))
-    result = Result(analysis, found.source, settings, provenance(), arrays)
-    write(path, result, groups_of(found))
+    result = Result(analysis, record.source, settings, provenance(), arrays)
+    write(path, result, groups_of(record))
 
 
 def load(path: str | Path, analysis: str, kind: type[Record], run: Run | None = None) -> Record:
-    """Reads what an analysis found.
+    """Reads the result of an analysis.
 
     Args:
         path: name of the file.
-        analysis: its name.
-        kind: type of the dataclass that `save` was given.
-        run: that it must be of, in the state that it is in now; none takes the result of any.
+        analysis: name of the analysis.
+        kind: type of the dataclass that was saved.
+        run: run that the result must belong to, in its present state; None accepts any run.
 
     Raises:
         FileError: when it is missing, foreign, damaged, newer or of another analysis.
-        StaleError: when it is of another run or another state of it, or of an older format.
+        StaleError: when it belongs to another run or another state of it, or has an older format.
     """
     result = read(Path(path), analysis, run)
     with content_of(Path(path), FORMAT):
@@ -107,13 +107,13 @@ def write(path: Path, result: Result, groups: Sequence[Group] = ()) -> None:
 
     Args:
         path: name of the file.
-        result: what it is to hold.
-        groups: what its arrays are; without them they have no names of axes.
+        result: content of the file.
+        groups: labels of the arrays; without them the axes have no names.
 
     Raises:
-        FileError: when it cannot be written; an older file stays as it was.
+        FileError: when it cannot be written; an existing file stays as it was.
     """
-    # Built in memory: after an error of writing HDF5 cannot discard what is left, plain files can.
+    # Built in memory: HDF5 cannot discard unwritten data after a failed write, plain files can.
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         file.attrs.update(
@@ -133,23 +133,23 @@ def write(path: Path, result: Result, groups: Sequence[Group] = ()) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name and then gives it its own.
+    """Writes a file under a temporary name and then renames it.
 
     Raises:
-        FileError: when it cannot be written; an older file stays as it was.
+        FileError: when it cannot be written; an existing file stays as it was.
     """
     replace_whole(path, lambda partial: partial.write_bytes(content))
 
 
 def replace_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Has a file written under a temporary name and then gives it its own.
+    """Lets `write` write a file under a temporary name and then renames it.
 
     Args:
         path: name of the file.
-        write: writes a file of another name.
+        write: function that writes the file with the name it is given.
 
     Raises:
-        FileError: when it cannot be written; an older file stays as it was.
+        FileError: when it cannot be written; an existing file stays as it was.
     """  # noqa: DOC501
     require_replaceable(path)
     partial = partial_path(path)
@@ -168,19 +168,19 @@ def read(path: Path, analysis: str, run: Run | None) -> Result:
 
     Args:
         path: name of the file.
-        analysis: its name.
-        run: that it must be of, in the state that it is in now; none takes the result of any.
+        analysis: name of the analysis.
+        run: run that the result must belong to, in its present state; None accepts any run.
 
     Raises:
         FileError: when it is missing, foreign, damaged, newer or of another analysis.
-        StaleError: when it is of another run or another state of it, or of an older format.
+        StaleError: when it belongs to another run or another state of it, or has an older format.
     """
     if not path.is_file():
         raise FileError(f"result file {path} does not exist; `dlf-dynamics {analysis}` makes one")
     with reading(path, FORMAT) as file:
-        found = attribute(file, "analysis")
-        if found != analysis:
-            raise FileError(f"{path} is a result of {found}; expected one of {analysis}")
+        stored = attribute(file, "analysis")
+        if stored != analysis:
+            raise FileError(f"{path} is a result of {stored}; expected one of {analysis}")
         result = _content(file, analysis)
     if run is not None:
         result.source.require(run, str(path), f"`{_command(path, analysis, run)}` computes it anew")
@@ -188,7 +188,7 @@ def read(path: Path, analysis: str, run: Run | None) -> Result:
 
 
 def analysis_of(path: Path) -> str:
-    """The analysis that a result file says it is of.
+    """The name of the analysis in a result file.
 
     Raises:
         FileError: when it cannot be read.
@@ -212,48 +212,48 @@ def _content(file: h5py.File, analysis: str) -> Result:
 
 
 def _datasets(file: h5py.File) -> list[str]:
-    found: list[str] = []
+    names: list[str] = []
     file.visititems(
-        lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None
+        lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None
     )
-    return sorted(found)
+    return sorted(names)
 
 
 def _sha256(file: h5py.File) -> str:
-    """Digest of the attributes of the root, but for itself and the version, and of all datasets."""
-    found = hashlib.sha256()
+    """Digest of all datasets and of the root's attributes, except itself and the version."""
+    digest = hashlib.sha256()
     for name in sorted(set(file.attrs) - {"sha256", "format_version"}):
-        found.update(repr((name, str(file.attrs[name]))).encode())
+        digest.update(repr((name, str(file.attrs[name]))).encode())
     for name in _datasets(file):
         if name in _TEXTS:
-            found.update(repr((name, text(file, name))).encode())
+            digest.update(repr((name, text(file, name))).encode())
             continue
         array = np.asarray(dataset_at(file, name)[()])
-        found.update(repr((name, array.dtype.str, array.shape)).encode())
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
+        digest.update(repr((name, array.dtype.str, array.shape)).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def require_result(path: Path, analysis: str, run: Run) -> None:
-    """Refuses to write over something else than a result of this analysis.
+    """Refuses to replace anything but a result of this analysis.
 
-    A result is replaced without asking, as it can be computed anew; other files are not. One that
-    cannot be read is taken for a damaged result if it has the usual name of one.
+    A result is replaced without asking for confirmation, as it can be computed anew; other files
+    are not. An unreadable file with the usual name of the result is taken for a damaged one.
 
     Raises:
         FileError: when the file is something else.
     """
     if not path.exists():
         return
-    kind, found = None, None
+    kind, stored = None, None
     with suppress(FileError):
         kind = format_name(path)
     if kind == FORMAT.name:
         try:
-            found = analysis_of(path)
+            stored = analysis_of(path)
         except FileError:  # damaged, or of an older version
-            found = analysis
-    if found != analysis and not (kind is None and path == _usual_path(analysis, run)):
+            stored = analysis
+    if stored != analysis and not (kind is None and path == _usual_path(analysis, run)):
         raise FileError(
             f"{path} exists and is not a result of {analysis}; write elsewhere with -o, or "
             "remove it"
@@ -265,6 +265,6 @@ def _usual_path(analysis: str, run: Run) -> Path:
 
 
 def _command(path: Path, analysis: str, run: Run) -> str:
-    """What writes the result of an analysis to this file."""
+    """The command that writes the result of an analysis to this file."""
     usual = path == _usual_path(analysis, run)
     return f"dlf-dynamics {analysis} {run.path}" + ("" if usual else f" -o {path}")

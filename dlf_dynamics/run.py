@@ -1,4 +1,4 @@
-"""`Run`: what a run file holds, as analyses see it."""
+"""`Run`: the content of a run file, as analyses use it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from dlf_dynamics.smoothness import kinks
 from dlf_dynamics.source import source_of, still_in
 
 _READ = 2**24
-"""Numbers that are read at a time where few of them are kept."""
+"""Numbers that are read at a time when only a few of them are kept."""
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -50,22 +50,22 @@ Checkpoints = Sequence[int] | Int[np.ndarray, " chosen"]
 
 
 class Run(Shown, ABC):
-    """A snapshot of a run file: what was complete when it was opened.
+    """A snapshot of a run file: everything that was complete when it was opened.
 
-    What was trained is told by the file itself for a `TrainedRun`, and by the user for a
+    The problem is built from the file alone for a `TrainedRun`, and provided by the user for a
     `RecordedRun`.
 
-    Arrays are read when they are asked for; parameters are never read all at once unless asked for.
+    Arrays are read on demand; `parameters` alone reads the parameters of many checkpoints at once.
 
     Attributes:
-        path: of the file.
-        run_id: unique to the run, which keeps it when it is continued or repaired.
+        path: path of the file.
+        run_id: unique identifier of the run, which stays when it is continued or repaired.
         status: `running`, `complete`, `interrupted` or `diverged`.
-        source: the state that the run was in when it was opened, which results name.
-        dtype: of parameters and scalars, by name.
+        source: state of the run when it was opened; results refer to it.
+        dtype: name of the type of parameters and scalars.
         provenance: versions, machine and command.
-        steps: of the recorded scalars, shape (steps,).
-        checkpoint_steps: of the recorded parameters, shape (checkpoints,).
+        steps: steps of the recorded scalars, shape (steps,).
+        checkpoint_steps: steps of the recorded parameters, shape (checkpoints,).
         num_params: length of the parameter vector.
         data_sha256: digest of the data.
         own_schedule: whether class weights came from the user and not from the configuration.
@@ -83,7 +83,7 @@ class Run(Shown, ABC):
             self.provenance: Mapping[str, Any] = json_object(
                 text(file, "provenance"), "its provenance"
             )
-            # Rows are written first, so they are read last: no checkpoint is without its row.
+            # The writer appends rows before checkpoints. Read in reverse, no checkpoint lacks one.
             self.checkpoint_steps: Int[np.ndarray, " checkpoints"] = complete_steps(
                 file, "checkpoints"
             )
@@ -94,7 +94,7 @@ class Run(Shown, ABC):
             self._num_weights = width(file, "scalars/class_weights/value")
             self.data_sha256 = attribute(file["data"], "sha256")
             self._rebuilt = self.own_updates and is_sparse(file, self.checkpoint_steps)
-            # What an analysis needs of the step before is known one step later, once that is made.
+            # Without the update before it, a checkpoint is replaced by the state one update later.
             self.checkpoint_steps = self.checkpoint_steps + self._rebuilt
             self.own_schedule = False
             if "scalars/class_weights" in file:
@@ -104,12 +104,12 @@ class Run(Shown, ABC):
 
     @abstractmethod
     def _told(self, file: h5py.File) -> None:
-        """Reads what the file tells of what was trained."""
+        """Reads what the file says about the problem."""
 
     @property
     @abstractmethod
     def config(self) -> RunConfig:
-        """As trained.
+        """The configuration of the training.
 
         Raises:
             ConfigError: for a run of `Recorder`, which has none.
@@ -118,22 +118,22 @@ class Run(Shown, ABC):
     @property
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
-        """The configuration as a dictionary; of a recorded run, what its author wanted kept."""
+        """The configuration as a dictionary; for a recorded run, the one that its author stored."""
 
     @property
     @abstractmethod
     def optimizer_name(self) -> str:
-        """For labels."""
+        """Name of the optimizer, for labels."""
 
     @property
     @abstractmethod
     def own_updates(self) -> bool:
-        """Whether any update can be made again."""
+        """Whether any update can be replayed."""
 
     @property
     @abstractmethod
     def edge_every(self) -> int:
-        """Steps between those whose realized edge was evaluated in training; 0 where none was."""
+        """Steps between evaluations of the realized edge in training; 0 if there were none."""
 
     @property
     @abstractmethod
@@ -147,7 +147,7 @@ class Run(Shown, ABC):
 
     @abstractmethod
     def _dynamics(self, layout: Layout) -> Dynamics:
-        """The dynamics of flat parameters of this layout, which may have other types."""
+        """The dynamics in flat parameters of this layout, which may have other types."""
 
     def __repr__(self) -> str:
         return (
@@ -157,35 +157,35 @@ class Run(Shown, ABC):
 
     def _outline(self) -> dict[str, str]:
         names = ("run_id", "status", "dtype", "num_params", "optimizer_name", "data_sha256")
-        found = {"path": str(self.path)} | {name: str(getattr(self, name)) for name in names}
-        return found | {
+        identity = {"path": str(self.path)} | {name: str(getattr(self, name)) for name in names}
+        return identity | {
             "steps": f"{len(self.steps)} rows",
             "checkpoint_steps": f"{len(self.checkpoint_steps)} checkpoints",
         }
 
     @property
     def outcome(self) -> str:
-        """What came of it, in a line."""
-        told = {"loss": ".6g", "accuracy": ".4g"}
-        last = {name: self.scalars[name][-1] for name in told if len(self.steps)}
+        """The outcome of the run in one line."""
+        formats = {"loss": ".6g", "accuracy": ".4g"}
+        last = {name: self.scalars[name][-1] for name in formats if len(self.steps)}
         if self.validation and len(self.checkpoint_steps):
             last["validation accuracy"] = self.validation["accuracy"][-1]
         values = [
-            f"{name} {value:{told.get(name, '.4g')}}"
+            f"{name} {value:{formats.get(name, '.4g')}}"
             for name, value in last.items()
             if not np.isnan(value)
         ]
         updates = counted(int(self.steps[-1]) if len(self.steps) else 0, "update")
         checkpoints = counted(len(self.checkpoint_steps), "checkpoint")
         sizes = f"{updates}, {checkpoints} of {counted(self.num_params, 'parameter')}"
-        told = [sizes, ", ".join(values), str(self.edges)]
-        return "; ".join(part for part in told if part)
+        parts = [sizes, ", ".join(values), str(self.edges)]
+        return "; ".join(part for part in parts if part)
 
     def to_xarray(self, *, parameters: bool = False) -> DataTree:
-        """What was recorded, as a tree with named axes; see `Shown.to_xarray`.
+        """The recorded arrays as a tree with named axes; see `Shown.to_xarray`.
 
         Args:
-            parameters: whether to read the parameters of all checkpoints, too.
+            parameters: whether to include the parameters of all checkpoints.
 
         Raises:
             ConfigError: when xarray is not installed (the extra `export`).
@@ -197,10 +197,10 @@ class Run(Shown, ABC):
 
     @contextmanager
     def _file(self) -> Iterator[h5py.File]:
-        """The file, in which what was there when it was opened must still be.
+        """Opens the file again, which must still contain what it did at first.
 
         Raises:
-            FileError: when another run has taken its place, or other checkpoints theirs.
+            FileError: when another run or other checkpoints have replaced it.
         """
         with open_file(self.path) as file:
             if not still_in(file, self.run_id, self.steps, self.recorded_steps):
@@ -209,29 +209,29 @@ class Run(Shown, ABC):
 
     @cached_property
     def scalars(self) -> Mapping[str, np.ndarray]:
-        """What each step recorded, by name (`loss`, `update_cosine`, `class_weights`, ...)."""
+        """Recorded scalars of all steps by name (`loss`, `update_cosine`, `class_weights`, ...)."""
         count = len(self.steps)
         with self._file() as file:
             recorded = read_scalars(file, slice(count))
-        found = {path.split("/")[1]: values for path, values in recorded.items()}
-        missing = {name: np.full(count, np.nan) for name in SCALARS if name not in found}
-        return {"class_weights": np.zeros((count, 0))} | found | missing
+        columns = {path.split("/")[1]: values for path, values in recorded.items()}
+        missing = {name: np.full(count, np.nan) for name in SCALARS if name not in columns}
+        return {"class_weights": np.zeros((count, 0))} | columns | missing
 
     @cached_property
     def edges(self) -> EdgeCounts:
-        """How many of the recorded steps raised their own loss, as far as it was looked."""
+        """How many of the evaluated steps raised their own loss."""
         return EdgeCounts.of(*(np.asarray(self.scalars[name], float) for name in EDGE))
 
     @cached_property
     def kinks(self) -> list[str]:
-        """Operations in the loss whose derivative jumps, such as relu; empty when it is smooth."""
+        """Operations in the loss whose derivative jumps, such as relu; empty if it is smooth."""
         params = jax.ShapeDtypeStruct((self.num_params,), self.dtype)
         step = jax.ShapeDtypeStruct((), "int32")
         return kinks(self.problem.objective, params, step)
 
     @cached_property
     def num_classes(self) -> int:
-        """One more than the largest label; 0 where targets are not the labels of examples."""
+        """One more than the largest label; 0 if targets are not one label per example."""
         targets = np.asarray(self.problem.targets)
         labels = np.issubdtype(targets.dtype, np.integer) and targets.ndim == 1 and targets.size
         return int(targets.max()) + 1 if labels else 0
@@ -239,7 +239,7 @@ class Run(Shown, ABC):
     def parameters(
         self, checkpoints: slice | Checkpoints = slice(None)
     ) -> Float[np.ndarray, "checkpoints params"]:
-        """Recorded parameters of some checkpoints, given by a slice or by increasing index."""
+        """Recorded parameters of some checkpoints, given by a slice or by increasing indices."""
         chosen = np.arange(len(self.checkpoint_steps))[checkpoints]
         if self._rebuilt:
             return np.stack([point.params for (point,) in self.points(chosen, 1)])
@@ -261,47 +261,49 @@ class Run(Shown, ABC):
                 yield self._recorded(file, np.asarray(checkpoints[start : start + chunk]))
 
     def recorded(self, chosen: Int[np.ndarray, " chosen"]) -> list[FlatState]:
-        """Checkpoints as they are in the file, also where the update before them is not known."""
+        """Checkpoints as stored in the file, even if the update before them is not known."""
         with self._file() as file:
             return self._recorded(file, chosen)
 
     def _recorded(self, file: Any, chosen: Int[np.ndarray, " chosen"]) -> list[FlatState]:
         names = ("parameters/value", UPDATE, "optimizer/value")
-        there = [name for name in names if name in file]
-        found = dict(zip(there, read_rows(file, there, chosen), strict=True))
-        if not self.own_updates:  # nor can the one before be made again, which is mostly not kept
-            found[UPDATE] = np.full((len(chosen), self.num_params), np.nan, self.dtype)
-        columns = [found.get(name, np.zeros((len(chosen), 0))) for name in names]
+        stored = [name for name in names if name in file]
+        rows = dict(zip(stored, read_rows(file, stored, chosen), strict=True))
+        if not self.own_updates:  # the update before is mostly not stored, and cannot be replayed
+            rows[UPDATE] = np.full((len(chosen), self.num_params), np.nan, self.dtype)
+        columns = [rows.get(name, np.zeros((len(chosen), 0))) for name in names]
         steps = self.recorded_steps[chosen].tolist()
         return [FlatState(*row) for row in zip(steps, *columns, strict=True)]
 
     @property
     def recorded_steps(self) -> Int[np.ndarray, " checkpoints"]:
-        """Steps of the checkpoints in the file, also where the update before is not known."""
+        """Steps of the checkpoints in the file, even if the update before them is not known."""
         return self.checkpoint_steps - self._rebuilt
 
-    def _optimizer_columns(self, places: Sequence[int]) -> Float[np.ndarray, "checkpoints places"]:
-        """Some numbers of the recorded optimizer states, which are read bit by bit."""
+    def _optimizer_columns(
+        self, positions: Sequence[int]
+    ) -> Float[np.ndarray, "checkpoints positions"]:
+        """Some numbers of all recorded optimizer states, which are read in pieces."""
         count = max(1, _READ // max(self._state_size, 1))
         total = len(self.checkpoint_steps)
-        found = [np.zeros((0, len(places)))]
+        pieces = [np.zeros((0, len(positions)))]
         with self._file() as file:
             for start in range(0, total, count):
                 chosen = np.arange(start, min(start + count, total))
                 (rows,) = read_rows(file, ["optimizer/value"], chosen)
-                found.append(rows[:, list(places)].astype(float))
-        return np.concatenate(found)
+                pieces.append(rows[:, list(positions)].astype(float))
+        return np.concatenate(pieces)
 
     def require_checkpoints(self, purpose: str) -> None:
-        """Raises FileError where the run stopped before it recorded any parameters."""
+        """Raises FileError if the run stopped before it recorded any parameters."""
         if len(self.checkpoint_steps) == 0:
             raise FileError(f"{self.path} has no checkpoint to {purpose}; train anew")
 
     def resume_point(self) -> FlatState:
-        """Where the run continues: the interrupted step if it was recorded, else a checkpoint.
+        """The state from which the run continues: at its interruption, else the last checkpoint.
 
         Raises:
-            FileError: when nothing was recorded yet, or where it stopped is damaged.
+            FileError: when nothing was recorded, or the state at the interruption is damaged.
         """
         self.require_checkpoints("continue from")
         ((point,),) = self.points([len(self.checkpoint_steps) - 1], 1)
@@ -325,17 +327,17 @@ class Run(Shown, ABC):
 
     @cached_property
     def validation(self) -> Mapping[str, Float[np.ndarray, " checkpoints"]]:
-        """`loss` (static) and `accuracy` on the examples held out; empty without them."""
+        """`loss` (static) and `accuracy` on the examples held out; empty if there are none."""
         with self._file() as file:
             count = len(self.checkpoint_steps)
-            there = [path for path in VALIDATION if path in file]
-            found = read_rows(file, there, np.arange(count))
-        return dict(zip(("loss", "accuracy"), found, strict=False))
+            stored = [path for path in VALIDATION if path in file]
+            columns = read_rows(file, stored, np.arange(count))
+        return dict(zip(("loss", "accuracy"), columns, strict=False))
 
     @cached_property
     def dynamics(self) -> Dynamics:
         """Problem, optimizer and schedule, as they were trained."""
-        # Kept, so it must not hold tracers when it is first asked for in a traced function.
+        # It is cached, and so must not hold tracers if a traced function is the first to use it.
         with jax.ensure_compile_time_eval():
             return self._dynamics(self.layout)
 
@@ -343,7 +345,7 @@ class Run(Shown, ABC):
     def precise(self) -> Dynamics:
         """The same functions of the same numbers in float64, for a run of any type.
 
-        It is to be used where JAX computes in float64.
+        Use it where JAX computes in float64.
         """
         with jax.enable_x64(True), jax.ensure_compile_time_eval():
             return widened(self._dynamics(self.layout.widened()))
@@ -358,7 +360,7 @@ class Run(Shown, ABC):
         return self.layout.unflatten(jnp.asarray(vector))
 
     def state(self, point: FlatState) -> State:
-        """A recorded point as the state that the dynamics continue from."""
+        """A recorded point as a state of the dynamics."""
         return self.dynamics.restored(point)
 
 

@@ -1,4 +1,4 @@
-"""What a run recorded as labelled arrays, by the table of the run file."""
+"""The recorded arrays of a run with their labels, from the schema of the run file."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _ENTRIES = {entry.path: entry for entry in SCHEMA}
 
 
 def groups_of_run(run: Run, *, parameters: bool = False) -> list[Group]:
-    """Scalars along the steps, and what is known at the checkpoints.
+    """The scalars of all steps, and the values at the checkpoints.
 
     Args:
         run: a recorded run.
-        parameters: whether to read the parameters of all checkpoints, too.
+        parameters: whether to include the parameters of all checkpoints.
     """
     scalars = {
         name: _field(f"scalars/{name}/value", values, ("steps", "classes"))
@@ -43,12 +43,12 @@ def groups_of_run(run: Run, *, parameters: bool = False) -> list[Group]:
     ]
 
 
-def _steps(axis: str, places: np.ndarray) -> Axis:
-    return Axis(len(places), places, UPDATES, _ENTRIES[STEP_OF[axis]].description)
+def _steps(axis: str, steps: np.ndarray) -> Axis:
+    return Axis(len(steps), steps, UPDATES, _ENTRIES[STEP_OF[axis]].description)
 
 
 def _field(path: str, values: Any, axes: tuple[str, ...]) -> Field:
-    entry = _ENTRIES.get(path)  # none for what the author of a loop recorded
+    entry = _ENTRIES.get(path)  # None for scalars of the author of a loop
     units, description = (
         ("", "the author's own") if entry is None else (entry.units, entry.description)
     )

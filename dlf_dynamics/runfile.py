@@ -1,6 +1,6 @@
-"""Run files: created whole, then only appended to, in HDF5's single-writer mode.
+"""Run files: created in one piece, then only appended to, in HDF5's single-writer mode.
 
-A writer that is killed leaves a file that opens, in which each row is complete or absent.
+A killed writer leaves a file that opens, in which each row is complete or absent.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from dlf_dynamics.scales import attach, counted
 from dlf_dynamics.schema import CHECKSUM_OF, FORMAT, RESUME_CHECKSUM, STEP_OF, Entry
 
 INLINE_DATA_BYTES = 64 * 2**20
-"""Data sets up to this size are stored in the run file; larger ones by recipe and hash."""
+"""Data sets up to this size are stored in the run file; larger ones by recipe and hash only."""
 
 _CHUNK_BYTES = 2**20
 _STATUS_TYPE = h5py.string_dtype("ascii", 16)
@@ -62,23 +62,23 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Header:
-    """What a run file holds before the first row.
+    """The content of a run file before the first row.
 
     Attributes:
-        config: as JSON; of a custom training loop, what its author wants to be kept.
-        recording: as JSON, what `Recorder` was told; none for runs of `train`.
+        config: configuration as JSON; for a custom training loop, what its author wants to store.
         data_kind: name of the data set.
-        data_sha256: its digest.
-        inputs: of the data, stored unless they are large; none stores no data.
-        targets: of the data.
-        dtype: of parameters and scalars.
-        layout: of the parameter vector, as text.
-        provenance: as JSON.
+        data_sha256: digest of the data set.
+        inputs: inputs of the data, stored unless they are large; None stores no data.
+        targets: targets of the data.
+        dtype: type of parameters and scalars.
+        layout: layout of the parameter vector, as text.
+        provenance: provenance as JSON.
+        recording: what `Recorder` was told, as JSON; None for runs of `train`.
         validation: inputs and targets of the examples held out.
         own_schedule: whether class weights come from the user and not from the configuration.
-        scalars: names of what each step of a recording has.
-        updates: whether the update before each checkpoint of a recording is kept.
-        edges: whether the realized edge of steps is kept.
+        scalars: names of the scalars of each step of a recording.
+        updates: whether the update before each checkpoint of a recording is stored.
+        edges: whether the realized edge of steps is stored.
     """
 
     config: str
@@ -98,12 +98,12 @@ class Header:
 
 
 def create(path: Path | Output, header: Header, sizes: Sizes) -> RunWriter:
-    """Creates a run file for appending; it takes its name when all but the rows is there.
+    """Creates a run file for appending; it gets its name when all but the rows is written.
 
     Args:
-        path: of the file, or the file held for writing; it is held until the writer is closed.
-        header: what is known before the first row.
-        sizes: lengths of what does not grow.
+        path: path of the file, or the file held for writing; it is held until the writer closes.
+        header: content before the first row.
+        sizes: lengths of the axes that do not grow.
 
     Raises:
         FileError: when the file cannot be written, or another process writes it.
@@ -132,13 +132,13 @@ def create(path: Path | Output, header: Header, sizes: Sizes) -> RunWriter:
             held_out = data["validation_inputs"], data["validation_targets"]
             group.attrs["validation_sha256"] = digest(*held_out)
         file.attrs["header_sha256"] = header_sha256(file)
-        _store(file, data)  # after all texts
+        _store(file, data)  # after all texts, which are checked at the ends of the file
         file.flush()
         return RunWriter(file, output)
 
 
 def _stored_data(header: Header) -> dict[str, Any]:
-    """The data that the file holds, by name."""
+    """The data to store in the file, by name."""
     if header.inputs is None or header.inputs.nbytes > INLINE_DATA_BYTES:
         return {}
     values = (header.inputs, header.targets, *(header.validation or ()))
@@ -154,7 +154,7 @@ def _of_train(header: Header) -> tuple[Entry, ...]:
 
 
 def reopen(path: Path | Output, config: RunConfig, upto: int) -> RunWriter:
-    """Opens a run file to continue it, rows from step `upto` on dropped.
+    """Opens a run file to continue it; rows from step `upto` on are dropped.
 
     The rows are copied to a new file that then replaces the old one, so that a kill at any moment
     leaves one or the other.
@@ -169,14 +169,14 @@ def copy(
 ) -> None:
     """Copies the complete rows of a run file, those before step `upto`, by way of a new file.
 
-    Rows keep the checksums that they have: one that was damaged stays known as such. A file of an
-    older version stays one.
+    Rows keep their checksums, so that damaged rows are still recognised. A file of an older version
+    keeps its version.
 
     Raises:
-        FileError: when the source cannot be read or the target not written, or another process
+        FileError: when the source cannot be read, the target cannot be written, or another process
             writes it.
     """
-    with open_file(source):  # what is wrong with it is told before what is wrong with its folder
+    with open_file(source):  # faults of the file are reported before those of its folder
         pass
     with ExitStack() as stack:
         output = target if isinstance(target, Output) else stack.enter_context(hold(target))
@@ -207,7 +207,7 @@ def copy(
 
 
 def _copy_resume(old: h5py.File, new: h5py.File) -> None:
-    """Copies where the run stopped, unless that is damaged: it goes on from a checkpoint then."""
+    """Copies the state at the interruption; if it is damaged, the run continues at a checkpoint."""
     with suppress(ContentError):
         if resume_state(old) is not None:
             for path in (*RESUME, RESUME_CHECKSUM, "resume/step"):
@@ -233,8 +233,8 @@ def open_file(path: Path, check: Callable[[h5py.File], None] | None = None) -> I
     """Opens a run file for reading, also while it is written or after its writer was killed.
 
     Args:
-        path: of the file.
-        check: as of `hdf5.reading`; none checks that the datasets are there and fit together.
+        path: path of the file.
+        check: check as in `hdf5.reading`; None checks that all datasets exist and fit together.
 
     Raises:
         FileError: when it is missing, foreign, damaged or of a newer format.
@@ -253,11 +253,11 @@ def _check(file: h5py.File) -> None:
 
 
 def is_cut_off(file: h5py.File) -> bool:
-    """Whether rows that the steps promise lie beyond the end of a file that was not closed.
+    """Whether rows of recorded steps lie beyond the end of a file that was not closed.
 
-    HDF5 does not notice: it looks for a missing index for ever, and reads missing rows as zeros.
-    So the bytes of the rows, whose chunks are written whole, are counted before an index is read,
-    and then each chunk has its place looked up.
+    HDF5 does not notice this: it searches for a missing index for ever, and reads missing rows as
+    zeros. Therefore the bytes of all rows (chunks are written completely) are counted before any
+    index is read, and then the position of each chunk is looked up.
     """
     lengths = [(name, len(dataset_at(file, steps))) for name, steps in STEP_OF.items()]
     datasets = [
@@ -280,11 +280,11 @@ def is_cut_off(file: h5py.File) -> bool:
 
 
 def _declare(file: h5py.File, dtype: str, sizes: Sizes, entries: tuple[Entry, ...]) -> None:
-    """Creates every dataset that the writer fills, without rows, and the scales of their axes."""
+    """Creates all datasets for the writer, without rows, and the scales of their axes."""
     status = file.create_dataset("status", data=b"running", dtype=_STATUS_TYPE)
     status.attrs["_Encoding"] = "utf-8"
     lengths = vars(sizes) | {"checkpoints": 0, "steps": 0}
-    for entry in entries:  # checksums last: how many values there are is known then
+    for entry in entries:  # checksums come last, when the number of values is known
         if entry.kind == "text" or entry.path.startswith("data/"):
             continue
         lengths["values"] = len(_declared(file, "checkpoints", entries))
@@ -314,26 +314,26 @@ def _declare(file: h5py.File, dtype: str, sizes: Sizes, entries: tuple[Entry, ..
 def _store(file: h5py.File, data: Mapping[str, np.ndarray]) -> None:
     """Writes the data into their group, by name."""
     made = {name: file.create_dataset(f"data/{name}", v.shape, v.dtype) for name, v in data.items()}
-    # Scales first: what names axes is a text, and those are looked through at the ends of a file.
+    # Scales first: they contain texts, which are checked only at the ends of a file.
     _name_axes(file, [entry for entry in schema.SCHEMA if entry.path.startswith("data/")])
     for name, values in data.items():
         made[name][...] = values
 
 
 def _name_axes(file: h5py.File, entries: Iterable[Entry]) -> None:
-    """Makes a scale of each axis, the steps of those that grow, and attaches it where it is."""
-    there = [(entry, dataset_at(file, entry.path)) for entry in entries if entry.path in file]
-    for entry, dataset in there:
+    """Makes a scale for each axis (steps if it grows) and attaches it to its datasets."""
+    existing = [(entry, dataset_at(file, entry.path)) for entry in entries if entry.path in file]
+    for entry, dataset in existing:
         if entry.path in STEP_OF.values():
             dataset.make_scale("step")
             continue
         axes = enumerate(entry.axes(dataset.ndim))
-        paths = [schema.scale_of(entry, place, name) for place, name in axes]
+        paths = [schema.scale_of(entry, index, name) for index, name in axes]
         attach(dataset, [counted(file, path) for path in paths])
 
 
 def _declared(file: h5py.File, axis: str, entries: tuple[Entry, ...]) -> list[str]:
-    """Paths of the values along an axis that the file has."""
+    """Paths of the values along an axis that exist in the file."""
     return [entry.path for entry in schema.growing(axis, entries) if entry.path in file]
 
 

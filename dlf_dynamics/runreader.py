@@ -1,4 +1,4 @@
-"""Reading of an open run file: its complete rows, each with its checksum, and its head."""
+"""Reads an open run file: its header and its complete rows, with their checksums."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dlf_dynamics import checksums, schema
 from dlf_dynamics.config import RunConfig
 from dlf_dynamics.configfile import from_json
 from dlf_dynamics.datasets import Dataset, check_dataset, digest
-from dlf_dynamics.errors import ConfigError, DataError
+from dlf_dynamics.errors import ConfigError, DataError, counted
 from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.hdf5 import (
     ContentError,
@@ -44,28 +44,28 @@ def complete_steps(file: h5py.File, axis: str) -> Int[np.ndarray, " rows"]:
 
 
 def has_checksums(file: h5py.File) -> bool:
-    """Whether its rows have checksums and its head a digest, as those of version 1.3 do."""
+    """Whether the rows have checksums and the header a digest, as from version 1.3 on."""
     return minor_version(file) >= schema.WITH_CHECKSUMS
 
 
 def header_sha256(file: h5py.File) -> str:
-    """Digest of what a run file holds before the first row; the data have their own."""
-    found: dict[str, Any] = {
+    """Digest of the header of a run file; the data have their own."""
+    header: dict[str, Any] = {
         path: text(file, path) for path in ("config", "provenance", "recording") if path in file
     }
-    found |= {name: attribute(file, name) for name in ("run_id", "created")}
-    found["layout"] = attribute(file["parameters"], "layout")
+    header |= {name: attribute(file, name) for name in ("run_id", "created")}
+    header["layout"] = attribute(file["parameters"], "layout")
     for name in ("kind", "sha256", "validation_sha256"):
         if name in file["data"].attrs:
-            found[name] = attribute(file["data"], name)
+            header[name] = attribute(file["data"], name)
     if "scalars/class_weights" in file:
         weights = file["scalars/class_weights"]
-        found["own_schedule"] = attribute(weights, "own_schedule", bool)
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+        header["own_schedule"] = attribute(weights, "own_schedule", bool)
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def require_header(file: h5py.File) -> None:
-    """Raises ContentError unless the head of the file is what was written, as far as is known."""
+    """Raises ContentError if the header differs from its digest."""
     known = "header_sha256" in file.attrs or has_checksums(file)
     if known and attribute(file, "header_sha256") != header_sha256(file):
         raise ContentError("its configuration, provenance or attributes are not what was written")
@@ -74,10 +74,10 @@ def require_header(file: h5py.File) -> None:
 def read_rows(
     file: h5py.File, paths: Sequence[str], chosen: Int[np.ndarray, " chosen"]
 ) -> list[Shaped[np.ndarray, "chosen *row"]]:
-    """What some checkpoints, given by index in any order, have of some values.
+    """Values of some checkpoints, given by index in any order.
 
     Raises:
-        ContentError: when a row is not what was written.
+        ContentError: when a row does not match its checksum.
     """
     values = [_taken(dataset_at(file, path), chosen) for path in paths]
     if has_checksums(file):
@@ -93,26 +93,26 @@ def read_rows(
 
 
 def read_scalars(file: h5py.File, rows: slice) -> dict[str, np.ndarray]:
-    """What some steps recorded, by path.
+    """Recorded scalars of some steps, by path.
 
     Raises:
-        ContentError: when a row is not what was written.
+        ContentError: when a row does not match its checksum.
     """
     paths = [entry.path for entry in schema.growing("steps", schema.entries(file))]
-    found = {path: dataset_at(file, path)[rows] for path in paths}
+    columns = {path: dataset_at(file, path)[rows] for path in paths}
     if has_checksums(file):
         expected = dataset_at(file, CHECKSUM_OF["steps"])
         names, steps = covered(file, "steps"), dataset_at(file, STEP_OF["steps"])[rows]
         if set(names) != set(paths):
-            raise ContentError("/scalars has other datasets than checksums are there for")
-        sums = checksums.of_joined_rows(steps, [found[name] for name in names])
+            raise ContentError("/scalars has other datasets than those with checksums")
+        sums = checksums.of_joined_rows(steps, [columns[name] for name in names])
         _require_unchanged("/scalars", steps[sums != expected[rows]])
-    return found
+    return columns
 
 
 def _require_unchanged(what: str, changed: Int[np.ndarray, " steps"]) -> None:
     if len(changed):
-        more = f", nor at {len(changed) - 1} others" if len(changed) > 1 else ""
+        more = f", like {counted(len(changed) - 1, 'more row')}" if len(changed) > 1 else ""
         raise ContentError(
             f"{what} at step {changed[0]} is not what was written (its checksum differs){more}"
         )
@@ -123,16 +123,16 @@ def _taken(dataset: h5py.Dataset, chosen: Int[np.ndarray, " chosen"]) -> np.ndar
     if len(chosen) == 0:
         return dataset[:0]
     first, last = np.min(chosen), np.max(chosen)
-    if last - first < 2 * len(chosen):  # neighbours are read in one go
+    if last - first < 2 * len(chosen):  # neighbouring rows are read at once
         return dataset[first : last + 1][chosen - first]
     return np.stack([dataset[index] for index in chosen])
 
 
 def resume_state(file: h5py.File) -> FlatState | None:
-    """Where an interrupted run stopped; none where that is not on file.
+    """The state at which a run was interrupted; None if the file has none.
 
     Raises:
-        ContentError: when it is not what was written, or beyond the rows that there are.
+        ContentError: when it does not match its checksum, or lies beyond the rows.
     """
     if "resume/step" not in file or (step := int(dataset_at(file, "resume/step")[()])) == -1:
         return None
@@ -153,28 +153,28 @@ def resume_state(file: h5py.File) -> FlatState | None:
 
 
 def read_data(file: h5py.File, inputs: str, targets: str, sha256: str | None) -> Dataset | None:
-    """Data from the file, which must have this digest; none where they are not there.
+    """Data from the file; None if they are not stored.
 
     Raises:
-        ContentError: when they do not, or are no data that can be trained on.
+        ContentError: when they do not have this digest, or cannot be trained on.
     """
     if f"data/{inputs}" not in file:
         return None
-    found = [dataset_at(file, f"data/{name}")[...] for name in (inputs, targets)]
+    arrays = [dataset_at(file, f"data/{name}")[...] for name in (inputs, targets)]
     where = f"/data/{inputs} and /data/{targets}"
-    if sha256 is not None and digest(found[0], found[1]) != sha256:
+    if sha256 is not None and digest(arrays[0], arrays[1]) != sha256:
         raise ContentError(f"{where} are not what was written (their digest differs)")
     try:
-        return check_dataset(found[0], found[1], where)
+        return check_dataset(arrays[0], arrays[1], where)
     except DataError as error:
         raise ContentError(str(error)) from error
 
 
 def read_held_out(file: h5py.File) -> Dataset | None:
-    """The examples held out for validation; none where they are not in the file.
+    """The examples held out for validation; None if they are not stored.
 
     Raises:
-        ContentError: when they are not what was written, or no data.
+        ContentError: when they do not match their digest, or are not valid data.
     """
     sha256 = file["data"].attrs.get("validation_sha256")
     if sha256 is not None:
@@ -185,7 +185,7 @@ def read_held_out(file: h5py.File) -> Dataset | None:
 def read_config(file: h5py.File) -> RunConfig:
     """The configuration in an open file of a run of `train`.
 
-    A file from before 1.5 tells nothing of the realized edge, which was not looked at.
+    In a file from before version 1.5, `edge_every` is 0: the realized edge was not evaluated.
 
     Raises:
         ContentError: when it cannot be read.
@@ -198,7 +198,7 @@ def read_config(file: h5py.File) -> RunConfig:
 
 
 def read_settings(file: h5py.File) -> dict[str, Any]:
-    """What the author of a recorded run wanted kept, in an open file.
+    """The configuration that the author of a loop stored, in an open file.
 
     Raises:
         ContentError: when it cannot be read.
@@ -207,12 +207,12 @@ def read_settings(file: h5py.File) -> dict[str, Any]:
 
 
 def width(file: h5py.File, path: str) -> int:
-    """Numbers in a row of a dataset; 0 where there is none."""
+    """Numbers in a row of a dataset; 0 if the dataset does not exist."""
     return int(dataset_at(file, path).shape[1]) if path in file else 0
 
 
 def is_sparse(file: h5py.File, steps: Int[np.ndarray, " checkpoints"]) -> bool:
-    """Whether the update before some checkpoint was not recorded."""
+    """Whether the update before some checkpoints is missing."""
     if "previous_update/known" not in file:
         return False
     (known,) = read_rows(file, ["previous_update/known"], np.arange(len(steps)))

@@ -1,6 +1,6 @@
 """`RunWriter`: appends rows to a run file so that a kill leaves each row complete or absent.
 
-New files and errors of writing are here, too, as study files share them.
+The module also creates new files and handles errors of writing, for study files as well.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from dlf_dynamics.outputs import Output, partial_path
 from dlf_dynamics.schema import CHECKSUM_OF, RESUME_CHECKSUM, STEP_OF, UPDATE, VALIDATION, covered
 
 RESUME = ("resume/parameters", "resume/previous_update", "resume/optimizer")
-"""The vectors of the state at which an interrupted run stopped."""
+"""The vectors of the state at which a run was interrupted."""
 
 _ON_THE_WAY = 2
-"""Rows before the last that may not have got to disk yet."""
+"""Number of rows before the last that may not be on disk yet."""
 
 _LAID_OUT_BYTES = 2**20
 
@@ -60,14 +60,14 @@ class RunWriter:
     def append_scalars(
         self, steps: Int[np.ndarray, " rows"], values: Mapping[str, np.ndarray]
     ) -> None:
-        """Appends what these steps recorded, by name: all scalars that the file has."""
+        """Appends the scalars of these steps, by name: all scalars that the file has."""
         columns = {f"scalars/{name}/value": rows for name, rows in values.items()}
         self._append("steps", steps, columns)
 
     def append_checkpoints(
         self, points: list[FlatState], objectives: Float[np.ndarray, " points"] | None = None
     ) -> None:
-        """Appends checkpoints in the order of their steps; those of `Recorder` with the loss."""
+        """Appends checkpoints in the order of their steps; `Recorder` adds the loss at each."""
         if not points:
             return
         values = {"parameters/value": _rows([p.params for p in points])}
@@ -86,7 +86,7 @@ class RunWriter:
         self._append("checkpoints", np.array([p.step for p in points]), values)
 
     def set_resume(self, point: FlatState) -> None:
-        """Records where an interrupted run stopped, so that it continues from that very step."""
+        """Records the state at which a run is interrupted, from which it will continue."""
         vectors = (point.params, point.previous_update, point.optimizer)
         with writing(self._file, self._path):
             stored = []
@@ -96,14 +96,14 @@ class RunWriter:
                     stored.append(np.asarray(vector, dataset.dtype))
                     dataset[...] = stored[-1]
             if RESUME_CHECKSUM in self._file:
-                found = checksums.of_vectors(point.step, stored)
-                dataset_at(self._file, RESUME_CHECKSUM)[()] = found
+                checksum = checksums.of_vectors(point.step, stored)
+                dataset_at(self._file, RESUME_CHECKSUM)[()] = checksum
             self._file.flush()
             dataset_at(self._file, "resume/step")[()] = point.step
             self._file.flush()
 
     def set_status(self, status: str) -> None:
-        """Records how the run stands."""
+        """Records the status of the run."""
         with writing(self._file, self._path):
             dataset_at(self._file, "status")[()] = status.encode()
             self._file.flush()
@@ -111,7 +111,7 @@ class RunWriter:
     def _append(
         self, axis: str, steps: Int[np.ndarray, " rows"], values: Mapping[str, np.ndarray]
     ) -> None:
-        """Values first, steps last: a row exists when its step does."""
+        """Appends values first, steps last: a row exists once its step does."""
         with writing(self._file, self._path):
             steps = np.asarray(steps, np.int64)
             rows = {path: self._column(path).in_type(value) for path, value in values.items()}
@@ -128,7 +128,7 @@ class RunWriter:
     def _checksums(
         self, axis: str, steps: Int[np.ndarray, " rows"], rows: Mapping[str, np.ndarray]
     ) -> Int[np.ndarray, "rows ..."]:
-        """Of the rows as they will be on file."""
+        """Checksums of rows, in the types in which they are stored."""
         if axis not in self._covered:
             self._covered[axis] = covered(self._file, axis)
         values = [rows[path] for path in self._covered[axis]]
@@ -138,15 +138,15 @@ class RunWriter:
 
 
 def _rows(vectors: list[np.ndarray]) -> np.ndarray:
-    """As rows of a matrix, without a copy where there is one."""
+    """Vectors as rows of a matrix; a single vector is not copied."""
     return vectors[0][None] if len(vectors) == 1 else np.stack(vectors)
 
 
 class _Column:
-    """A dataset that grows; it remembers what HDF5 would have to be asked for at each row.
+    """A growing dataset; it remembers properties that HDF5 would look up for each row.
 
-    Where rows have chunks of their own, they go straight to their place: HDF5 holds Python's lock
-    while it writes, and a loop that is being recorded would wait for it.
+    Rows with their own chunks are written directly to the file: HDF5 holds Python's lock while it
+    writes, and a loop that is being recorded would have to wait.
     """
 
     def __init__(self, dataset: h5py.Dataset) -> None:
@@ -157,11 +157,11 @@ class _Column:
             self._file = cast(int, dataset.file.id.get_vfd_handle())
 
     def in_type(self, rows: np.ndarray) -> np.ndarray:
-        """Rows as they are stored."""
+        """Rows in the type in which they are stored."""
         return np.ascontiguousarray(rows, self._dtype)
 
     def append(self, rows: np.ndarray) -> None:
-        """Writes rows after the last."""
+        """Appends rows."""
         first, self._length = self._length, self._length + len(rows)
         self._dataset.id.set_extent((self._length, *self._row))
         if self._file is None:
@@ -173,15 +173,14 @@ class _Column:
         self._dataset.flush()
 
     def _place(self, row: int) -> int:
-        """Where a row lies in the file."""
+        """Offset of a row in the file."""
         return self._dataset.id.get_chunk_info_by_coord((row, 0)).byte_offset
 
     def _let_go(self, file: int, first: int) -> None:
         """Tells the system that it need not keep the rows in memory.
 
-        It begins to write those that it is told of for the first time, and takes the memory of
-        those on disk for the rows to come: on a virtual machine, fresh memory costs ten times what
-        writing does.
+        The first call for a row starts writing it to disk; a later call frees its memory for new
+        rows: on a virtual machine, fresh memory costs ten times as much time as writing does.
         """
         if hasattr(os, "posix_fadvise"):  # not on macOS
             size = self._dtype.itemsize * self._row[0]
@@ -189,31 +188,31 @@ class _Column:
                 os.posix_fadvise(file, self._place(number), size, os.POSIX_FADV_DONTNEED)
 
 
-def _write(file: int, row: np.ndarray, place: int) -> None:
-    """Writes to a place of a file without Python's lock."""
+def _write(file: int, row: np.ndarray, offset: int) -> None:
+    """Writes a row at an offset of a file, without holding Python's lock."""
     left = row.data.cast("B")
     while left:
-        written = os.pwrite(file, left, place)
-        left, place = left[written:], place + written
+        written = os.pwrite(file, left, offset)
+        left, offset = left[written:], offset + written
 
 
 @contextmanager
 def new_file(output: Output, size: int = _LAID_OUT_BYTES) -> Iterator[h5py.File]:
-    """A file that takes its name when the block ends well and leaves no trace when it does not.
+    """A file that gets its name if the block succeeds, and otherwise leaves no trace.
 
     Args:
-        output: the file to be written, held by this process.
-        size: in bytes, that it has at most when it is laid out.
+        output: file to write, held by this process.
+        size: upper bound of its initial size, in bytes.
 
     Raises:
-        FileError: when it cannot be written, or there is one by now that is not to be replaced.
+        FileError: when it cannot be written, or a file that must not be replaced exists by now.
     """  # noqa: DOC501
     path, partial = output.path, partial_path(output.target)
     require_replaceable(path)
     try:
         try:
             require_space(path, size)
-            # HDF5 crashes when the disk fills while a file is laid out: find out before.
+            # HDF5 crashes if the disk fills up while it creates a file: reserve the space first.
             _occupy(partial, size)
             file = h5py.File(partial, "w", libver="latest")
         except OSError as error:
@@ -227,15 +226,15 @@ def new_file(output: Output, size: int = _LAID_OUT_BYTES) -> Iterator[h5py.File]
 
 
 def require_space(path: Path, size: int, advice: str = "") -> None:
-    """Refuses a file that the disk cannot hold, before the disk is full of it.
+    """Refuses a file that does not fit on the disk, before the disk is full.
 
     Args:
-        path: of the file.
-        size: bytes that it needs beside what it has.
+        path: path of the file.
+        size: number of additional bytes that it needs.
         advice: what to do instead.
 
     Raises:
-        FileError: when the disk does not have them.
+        FileError: when the disk has less space.
     """
     free = shutil.disk_usage(path.parent).free
     if size > free:
@@ -254,11 +253,11 @@ def _occupy(path: Path, size: int) -> None:
 def writing(file: h5py.File, path: Path) -> Iterator[None]:
     """Turns an error of writing into one line and leaves the file as a kill would.
 
-    HDF5 keeps what it could not write, tries again when the file is closed and crashes at exit.
-    Its file descriptor is turned to the null device, where the rest is discarded.
+    HDF5 keeps data that it could not write, tries again when the file is closed, and crashes at
+    exit. Therefore its file descriptor is redirected to the null device, which discards the rest.
 
     Raises:
-        FileError: the line.
+        FileError: with the reason in one line.
     """  # noqa: DOC501
     try:
         yield

@@ -1,8 +1,8 @@
-"""Dimension scales: names and places of axes in HDF5 files, as netCDF and its readers know them.
+"""Dimension scales: names and coordinates of axes in HDF5 files, in the form of netCDF.
 
-An axis is a dataset that is a dimension scale, attached to all that has the axis. One whose places
-are only counted is empty and of unlimited length: netCDF then takes the length from what has the
-axis, and the file promises no bytes that it does not have.
+An axis is a dataset that is a dimension scale, attached to all datasets with that axis. An axis
+without coordinates is an empty dataset of unlimited length: netCDF then takes its length from the
+datasets, and the file does not declare more bytes than it has.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 from dlf_dynamics.labels import Axis, Field, Group
 
 _COUNTED = "This is a netCDF dimension but not a netCDF variable.          0"
-"""What netCDF calls a scale that has no values."""
+"""Name by which netCDF marks a scale without values."""
 
 _ROLE = "role"
 
 
 def is_axis(item: h5py.HLObject) -> bool:
-    """Whether a dataset is there for the name and the places of an axis alone."""
+    """Whether a dataset only serves as an axis of other datasets."""
     return item.attrs.get(_ROLE) == "axis"
 
 
 def counted(file: h5py.File, name: str) -> h5py.Dataset:
-    """Makes the scale of an axis whose places are only counted, unless it is there."""
+    """Makes the scale of an axis without coordinates, unless it exists."""
     if name in file:
         return file[name]  # type: ignore[return-value]
     made = file.create_dataset(name, (0,), np.int8, maxshape=(None,), chunks=(4096,))
@@ -36,7 +36,7 @@ def counted(file: h5py.File, name: str) -> h5py.Dataset:
 
 
 def placed(file: h5py.File, name: str, axis: Axis) -> h5py.Dataset:
-    """Makes the scale of an axis whose places are known."""
+    """Makes the scale of an axis with coordinates."""
     made = file.create_dataset(name, data=axis.places)
     made.make_scale(name.rpartition("/")[2])
     made.attrs.update({_ROLE: "axis", "units": axis.units, "description": axis.description})
@@ -46,18 +46,18 @@ def placed(file: h5py.File, name: str, axis: Axis) -> h5py.Dataset:
 
 
 def attach(dataset: h5py.Dataset, scales: Iterable[h5py.Dataset]) -> None:
-    """Names the axes of a dataset: all of them, as readers take none or all."""
-    for place, scale in enumerate(scales):
-        dataset.dims[place].attach_scale(scale)
+    """Names all axes of a dataset, as readers use all names or none."""
+    for index, scale in enumerate(scales):
+        dataset.dims[index].attach_scale(scale)
 
 
 def label(file: h5py.File, groups: Sequence[Group]) -> None:
-    """Tells what the arrays of some groups are: axes, units, descriptions, meanings of numbers."""
+    """Labels the arrays of some groups: axes, units, descriptions, meanings of numbers."""
     scales: dict[str, h5py.Dataset] = {}
     for group in groups:
         for name, axis in group.axes.items():
             path = f"{group.path}{name}"
-            if name in group.fields:  # the field tells its places itself
+            if name in group.fields:  # the field holds the coordinates itself
                 file[path].make_scale(name)  # type: ignore[union-attr]
                 scales[path] = file[path]  # type: ignore[assignment]
             elif axis.places is None:
@@ -75,7 +75,7 @@ def label(file: h5py.File, groups: Sequence[Group]) -> None:
 
 
 def _nearest(scales: dict[str, h5py.Dataset], group: str, axis: str) -> str:
-    """Path of the scale of an axis, of this group or of one that it is in."""
+    """Path of the scale of an axis in this group or in one around it."""
     while group and f"{group}{axis}" not in scales:
         group = group.rstrip("/").rpartition("/")[0]
         group = group and f"{group}/"
@@ -94,7 +94,7 @@ def _describe(dataset: h5py.Dataset, field: Field) -> None:
 
 
 def meanings(field: Field) -> str:
-    """What the numbers stand for, as the CF conventions write it.
+    """What the numbers stand for, in the format of the CF conventions.
 
     >>> meanings(Field(None, (), words={0: "converged", 4: "not finite"}))
     'converged not_finite'

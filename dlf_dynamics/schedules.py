@@ -41,12 +41,12 @@ class Triangle:
     `period` steps; then all weights are scaled to sum to the number of classes.
 
     Attributes:
-        num_classes: C.
+        num_classes: number of classes C.
         amplitude: peak weight A >= 1 before scaling; 1 is the static loss.
         period: steps T of one pulse.
-        counting: `exact` pulses last T steps; `published` ones T + 1, as the authors' program
-            counts 0, 1, ..., T before it resets.
-        static_from: first step from which all weights stay 1.
+        counting: `exact` pulses last T steps; `published` pulses last T + 1, as the authors'
+            program counts 0, 1, ..., T before it resets.
+        static_from: first step from which all weights stay 1; None if there is none.
 
     >>> Triangle(3, amplitude=4.0, period=4)(2).tolist()
     [2.0, 0.5, 0.5]
@@ -67,9 +67,9 @@ class Triangle:
         """Class weights at this step."""
         phase = step % self.pulse_steps
         emphasised = (step // self.pulse_steps) % self.num_classes
-        slope = 2 * (self.amplitude - 1) / self.period
+        rise = 2 * (self.amplitude - 1) / self.period
         rising = phase < self.period / 2
-        weight = jnp.where(rising, 1 + phase * slope, 2 * self.amplitude - phase * slope - 1)
+        weight = jnp.where(rising, 1 + phase * rise, 2 * self.amplitude - phase * rise - 1)
         if self.static_from is not None:
             weight = jnp.where(step < self.static_from, weight, 1.0)
         weights = jnp.where(jnp.arange(self.num_classes) == emphasised, weight, 1.0)
@@ -78,9 +78,9 @@ class Triangle:
 
 @dataclass(frozen=True, eq=False)
 class Tabulated:
-    """Class weights read from a table, one row per step; the last row is kept after its end.
+    """Class weights from a table, one row per step; after its end the last row stays.
 
-    It stands in for a user's own schedule when a problem is rebuilt from a run file.
+    It replaces a user's own schedule when a problem is rebuilt from a run file.
     """
 
     table: Float[Array, "steps classes"]
@@ -96,8 +96,8 @@ def make_schedule(
     """The schedule that the configuration describes.
 
     Args:
-        config: of the schedule.
-        num_classes: C.
+        config: configuration of the schedule.
+        num_classes: number of classes C.
         epoch_steps: steps of one pass through the training data.
     """
     if config.name == "static":

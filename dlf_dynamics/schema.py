@@ -1,4 +1,4 @@
-"""The run file's layout as one table, from which it is written, checked and documented."""
+"""The layout of the run file as one table, by which it is written, checked and documented."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Entry:
     """One dataset of the run file.
 
     Attributes:
-        path: within the file.
-        dims: names of its axes; `checkpoints` and `steps` grow while the run goes on.
+        path: path within the file.
+        dims: names of the axes; `checkpoints` and `steps` grow during the run.
         kind: `float` (of the run's precision), `int` (int64), `number` (either) or `text`.
-        units: of the values.
+        units: units of the values.
         description: one line.
         optional: whether a valid file may lack it.
-        beside: path of another dataset; where that is, this one is, too.
+        beside: path of another dataset; a file with that one must have this one, too.
     """
 
     path: str
@@ -40,17 +40,17 @@ class Entry:
     beside: str = ""
 
     def axes(self, ndim: int) -> tuple[str, ...]:
-        """Names of the axes of a dataset that has so many; those of `...` are numbered.
+        """Names of the `ndim` axes of a dataset; axes that `...` stands for are numbered.
 
         >>> Entry("data/inputs", ("examples", "..."), "number", "", "").axes(3)
         ('examples', 'feature_0', 'feature_1')
         """
         known = [name for name in self.dims if name != "..."]
-        return (*known, *(f"feature_{place}" for place in range(ndim - len(known))))
+        return (*known, *(f"feature_{index}" for index in range(ndim - len(known))))
 
     @property
     def growing(self) -> bool:
-        """Whether rows are appended during training."""
+        """Whether rows are appended during the run."""
         return bool(self.dims) and self.dims[0] in ("checkpoints", "steps")
 
 
@@ -166,17 +166,17 @@ SCHEMA: tuple[Entry, ...] = (
         "realized_edge",
         "",
         "realized edge ζ of the update θ_(t+1) - θ_t; above 1, the step raised its own loss. NaN "
-        "where it is undefined or was not looked at, and in the last row, after which no update "
-        "was made; absent where no step was",
+        "where it is undefined or was not evaluated, and in the last row, after which no update "
+        "was made; absent if it was never evaluated",
         beside="scalars/realized_edge_error/value",
     ),
     _scalar(
         "realized_edge_error",
         "",
-        "what rounding can do to ζ; infinite where it is undefined, NaN where it was not looked at "
-        "or the loss has no outputs (then that is not known). Rounding of derivatives inside of "
-        "the network is not in it: where tanh units saturate in float32, ζ - 1 is off by up to "
-        "some percent, its sign is not",
+        "rounding error of ζ; infinite where ζ is undefined, NaN where it was not evaluated or the "
+        "loss has no outputs (the error is then unknown). Rounding of derivatives inside of the "
+        "network is not included: where tanh units saturate in float32, ζ - 1 is off by up to some "
+        "percent, but its sign is right",
         beside="scalars/realized_edge/value",
     ),
     _scalar("class_weights", "", "Γ_i(t), summing to the number of classes", "classes"),
@@ -208,10 +208,10 @@ SCHEMA: tuple[Entry, ...] = (
 """Every dataset of a run file. Values are written before the step that makes them valid."""
 
 STEP_OF = {"checkpoints": "parameters/step", "steps": "scalars/step"}
-"""Where the steps of a growing axis are kept; `<group>/step` beside each value links to it."""
+"""Paths of the steps along a growing axis; `<group>/step` beside each value is a link to them."""
 
 CHECKSUM_OF = {"checkpoints": "checksums/checkpoints", "steps": "checksums/steps"}
-"""Where the checksums of rows are kept; attribute `values` there says what they are of."""
+"""Paths of the checksums of rows; their attribute `values` names the datasets that they cover."""
 
 RESUME_CHECKSUM = "checksums/resume"
 
@@ -221,11 +221,11 @@ VALIDATION = ("validation_loss/value", "validation_accuracy/value")
 """What is evaluated on the examples held out, in the order of `Dynamics.validate`."""
 
 EDGES = ("scalars/realized_edge/value", "scalars/realized_edge_error/value")
-"""The realized edge of the steps, and what rounding can do to it."""
+"""The realized edge of the steps, and its rounding error."""
 
 
 def _own_scalar(name: str) -> Entry:
-    """A scalar that the author of a loop recorded beside those that have a meaning here."""
+    """A scalar with a name chosen by the author of a loop."""
     return Entry(f"scalars/{name}/value", ("steps",), "float", "", "the author's own", True)
 
 
@@ -237,19 +237,19 @@ def trained(*, validation: bool = False, edges: bool = False) -> tuple[Entry, ..
 
     Args:
         validation: whether there are examples held out.
-        edges: whether the realized edge is looked at.
+        edges: whether the realized edge is evaluated.
     """
     absent = _OF_RECORDER + (() if validation else VALIDATION) + (() if edges else EDGES)
-    found = (e for e in SCHEMA if not e.path.startswith(absent))
-    return tuple(replace(e, optional=False) if e.path == UPDATE else e for e in found)
+    chosen = (e for e in SCHEMA if not e.path.startswith(absent))
+    return tuple(replace(e, optional=False) if e.path == UPDATE else e for e in chosen)
 
 
 def recorded(scalars: Sequence[str], *, updates: bool = True) -> tuple[Entry, ...]:
     """The entries of a run of `Recorder`.
 
     Args:
-        scalars: names of those that its steps have.
-        updates: whether the update before each checkpoint is kept.
+        scalars: names of the scalars of its steps.
+        updates: whether the update before each checkpoint is stored.
     """
     known = {entry.path: entry for entry in SCHEMA}
     paths = [_own_scalar(name) for name in scalars]
@@ -261,10 +261,10 @@ def recorded(scalars: Sequence[str], *, updates: bool = True) -> tuple[Entry, ..
 
 
 def entries(file: h5py.File) -> tuple[Entry, ...]:
-    """The entries of an open run file: by what it is, its version, and what has checksums.
+    """The entries of an open run file, by its kind, its version, and the values with checksums.
 
     Raises:
-        ContentError: when it does not say.
+        ContentError: when the file does not tell them.
     """
     checked = minor_version(file) >= WITH_CHECKSUMS
     summed = {axis: covered(file, axis) if checked else [] for axis in CHECKSUM_OF}
@@ -273,25 +273,25 @@ def entries(file: h5py.File) -> tuple[Entry, ...]:
         held_out, edges = (
             any(path in file or path in named for path in paths) for paths in (VALIDATION, EDGES)
         )
-        found = trained(validation=held_out, edges=edges)
+        expected = trained(validation=held_out, edges=edges)
     else:
         names = [path.split("/")[1] for path in summed["steps"] if _is_scalar(path)]
         scalars = file.get("scalars")
         if not isinstance(scalars, h5py.Group):
             raise ContentError("/scalars is missing")
         names += [str(name) for name in scalars if name not in ("step", *names)]
-        found = recorded(names, updates=UPDATE in file or UPDATE in summed["checkpoints"])
+        expected = recorded(names, updates=UPDATE in file or UPDATE in summed["checkpoints"])
     if not checked:
-        return tuple(entry for entry in found if not entry.path.startswith("checksums/"))
+        return tuple(entry for entry in expected if not entry.path.startswith("checksums/"))
     required = {path for paths in summed.values() for path in paths}
-    return tuple(replace(e, optional=e.optional and e.path not in required) for e in found)
+    return tuple(replace(e, optional=e.optional and e.path not in required) for e in expected)
 
 
 def covered(file: h5py.File, axis: str) -> list[str]:
-    """Paths of the values that the checksums along an axis are of, in their order.
+    """Paths of the values that the checksums along an axis cover, in their order.
 
     Raises:
-        ContentError: when they do not say.
+        ContentError: when the checksums do not name them.
     """
     sums = dataset_at(file, CHECKSUM_OF[axis])
     names = np.asarray(sums.attrs.get("values"))
@@ -310,10 +310,10 @@ _KINDS: dict[str, tuple[Any, ...]] = {
 
 
 def faults(file: h5py.File) -> Iterator[str]:
-    """How the datasets of an open run file differ from what they should be, a line each.
+    """How the datasets of an open run file differ from the schema, a line each.
 
-    Compared are presence, number of axes, type and the lengths of shared axes. Axes that grow are
-    left out: the last row of some may not be there yet.
+    It compares presence, number of axes, type and the lengths of shared axes. Growing axes are left
+    out: in a file that is being written, some datasets may lack the last row.
     """
     try:
         expected = entries(file)
@@ -343,8 +343,8 @@ def _differences(file: h5py.File, expected: Sequence[Entry]) -> Iterator[str]:
         native = dataset.dtype.isnative and any(np.issubdtype(dataset.dtype, k) for k in kinds)
         other, first = types.setdefault(entry.kind, (dataset.dtype, entry.path))
         if not native or (entry.kind == "float" and dataset.dtype != other):
-            told = entry.kind if not native else f"{other}, as /{first}"
-            yield f"/{entry.path} is of type {dataset.dtype}; expected {told}"
+            wanted = entry.kind if not native else f"{other}, as /{first}"
+            yield f"/{entry.path} is of type {dataset.dtype}; expected {wanted}"
         fixed = zip(entry.dims[entry.growing :], dataset.shape[entry.growing :], strict=False)
         for axis, length in fixed:
             same, first = lengths.setdefault(axis, (length, entry.path))
@@ -357,29 +357,29 @@ def _is_scalar(path: str) -> bool:
 
 
 def step_beside(path: str) -> str:
-    """Where the steps of a growing value are found, as another name of those of its axis."""
+    """Path beside a growing value that is another name of the steps along its axis."""
     return f"{path.rpartition('/')[0]}/step"
 
 
-ROWS_OF = {"checkpoints": "checkpoint_rows", "steps": "step_rows"}
+_ROWS_OF = {"checkpoints": "checkpoint_rows", "steps": "step_rows"}
 """Names of the growing axes of checksums, which have no steps beside them."""
 
 
-def scale_of(entry: Entry, place: int, name: str) -> str:
-    """Path of the dataset that names an axis of a dataset, and tells its places if they are known.
+def scale_of(entry: Entry, index: int, name: str) -> str:
+    """Path of the dataset that names an axis of a dataset and holds its coordinates, if any.
 
     Args:
         entry: the dataset.
-        place: of the axis in its shape.
-        name: of the axis.
+        index: index of the axis in its shape.
+        name: name of the axis.
     """
-    if place or not entry.growing:
+    if index or not entry.growing:
         return name
-    return ROWS_OF[name] if entry.path.startswith("checksums/") else STEP_OF[name]
+    return _ROWS_OF[name] if entry.path.startswith("checksums/") else STEP_OF[name]
 
 
 def growing(axis: str, of: Sequence[Entry] = SCHEMA) -> Iterator[Entry]:
-    """The entries that grow along this axis, its own steps and checksums left out."""
+    """The entries that grow along this axis, without its own steps and checksums."""
     for entry in of:
         if entry.dims[:1] == (axis,) and entry.path not in (STEP_OF[axis], CHECKSUM_OF[axis]):
             yield entry

@@ -1,7 +1,7 @@
-"""`Shown`: how results show themselves: summary, figures, HTML, labelled arrays, data frames.
+"""`Shown`: how results present themselves: summary, figures, HTML, labelled arrays, data frames.
 
-What is told and drawn of a kind of result, its `Teller` knows, which `registry` names: figures and
-words are part of the analysis.
+The text and the figures of a kind of result are part of its analysis; its `Teller`, named in
+`registry`, provides them.
 """
 
 from __future__ import annotations
@@ -28,38 +28,40 @@ if TYPE_CHECKING:
 
 
 class Teller(ABC):
-    """What is told and drawn of a kind of result."""
+    """Provides the text and figures of a kind of result."""
 
     @abstractmethod
-    def lines(self, run: Run | None, found: Any) -> list[str | Table]:
-        """What a person reads; without the run, what is to be told of that is left out."""
+    def lines(self, run: Run | None, result: Any, /) -> list[str | Table]:
+        """The result as text; without the run, facts about the run are left out."""
 
     @abstractmethod
-    def drawn(self, run: Run | None, found: Any, **options: Any) -> Iterator[tuple[str, Figure]]:
-        """Figures by name, of which the main one has none.
+    def drawn(
+        self, run: Run | None, result: Any, /, **options: Any
+    ) -> Iterator[tuple[str, Figure]]:
+        """Figures by name; the name of the main figure is empty.
 
         Raises:
-            ConfigError: when the run is needed and not given, or there are no such options.
+            ConfigError: when the run is needed but not given, or an option is unknown.
         """
 
-    def groups(self, found: Any) -> list[Group]:
+    def groups(self, result: Any, /) -> list[Group]:
         """The labelled arrays of a result."""
-        return groups_of(found)
+        return groups_of(result)
 
-    def attributes(self, found: Any) -> dict[str, Any]:
-        """What the result is of: the state of its run, where it has one."""
-        source = getattr(found, "source", None)
+    def attributes(self, result: Any, /) -> dict[str, Any]:
+        """The state of the run that the result belongs to, if it has one."""
+        source = getattr(result, "source", None)
         return {} if source is None else {"run_id": source.run_id, **source.state}
 
-    def frames(self, found: Any) -> dict[str, DataFrame]:
-        """Tables of a result by name, the main one first."""
+    def frames(self, result: Any, /) -> dict[str, DataFrame]:
+        """Tables of a result by name, the main table first."""
         from dlf_dynamics.frames import frames_of
 
-        return frames_of(self.groups(found))
+        return frames_of(self.groups(result))
 
 
 class Shown:
-    """A result that shows itself. A class says by `told_by` who tells of it: see `registry`."""
+    """A result that presents itself; `told_by` names its teller in `registry`."""
 
     told_by = ""
 
@@ -68,17 +70,17 @@ class Shown:
         return teller_entry(self.told_by).loaded()()
 
     def _outline(self) -> dict[str, str]:
-        """Fields in short, by name."""
+        """Short texts of the fields, by name."""
         return outline(self)
 
     def summary(self, run: Run | None = None) -> str:
-        """What the command prints of it, as text.
+        """The text that the command prints.
 
         Args:
-            run: that it is of; none leaves out what only the run tells.
+            run: run that the result belongs to; None leaves out facts that only the run has.
 
         Raises:
-            StaleError: when it is of another run, or another state of it.
+            StaleError: when the result belongs to another run, or another state of it.
         """
         self._require_own(run)
         return rendered(*self._teller.lines(run, self))
@@ -87,21 +89,21 @@ class Shown:
         """The figures that the command draws, by name; a notebook shows them.
 
         Args:
-            run: that it is of, where figures show it, too.
-            options: those of the figures, such as `zoom="8000:10500"` of a spectrum.
+            run: run that the result belongs to, for figures that also show the run.
+            options: options of the figures, such as `zoom="8000:10500"` for a spectrum.
 
         Raises:
-            ConfigError: when the run is needed and not given, or there are no such options.
-            StaleError: when it is of another run, or another state of it.
+            ConfigError: when the run is needed but not given, or an option is unknown.
+            StaleError: when the result belongs to another run, or another state of it.
         """
         self._require_own(run)
         drawn = self._teller.drawn(run, self, **options)
         return FIGURES.loaded()((name or self.told_by, figure) for name, figure in drawn)
 
     def to_xarray(self) -> DataTree:
-        """All arrays with names of axes, their places, units and descriptions, as a tree.
+        """All arrays as a tree, with named axes, coordinates, units and descriptions.
 
-        Whole numbers that stand for none, such as -1 for a step, are NaN.
+        Integers that stand for a missing value, such as -1 for a step, become NaN.
 
         Raises:
             ConfigError: when xarray is not installed (the extra `export`).
@@ -111,13 +113,13 @@ class Shown:
         return tree_of(self._teller.groups(self), self._attributes())
 
     def to_dataframe(self, table: str | None = None) -> DataFrame:
-        """A table of it, a row for each place on its axes.
+        """A table of the result, with a row for each position on its axes.
 
-        Whole numbers that stand for none are missing (`pandas.NA`). What it is of, with which
-        settings, and the units and descriptions of its columns are in the frame's `attrs`.
+        Integers that stand for a missing value become `pandas.NA`. The run, the settings, and the
+        units and descriptions of the columns are in the frame's `attrs`.
 
         Args:
-            table: which one; none means the main one. An unknown name lists them all.
+            table: name of the table; None means the main table. An unknown name lists them all.
 
         Raises:
             ConfigError: when there is no such table, or pandas is not installed (the extra
@@ -125,12 +127,12 @@ class Shown:
         """
         from dlf_dynamics.trees import plain
 
-        found = self._teller.frames(self)
-        name = next(iter(found), "") if table is None else table
-        if name not in found:
-            names = ", ".join(found) or "none"
+        frames = self._teller.frames(self)
+        name = next(iter(frames), "") if table is None else table
+        if name not in frames:
+            names = ", ".join(frames) or "none"
             raise ConfigError(f"table is {shown(name)}; expected one of {names}")
-        frame = found[name]
+        frame = frames[name]
         whole = [group.settings for group in self._teller.groups(self) if not group.path]
         settings = {key: plain(value) for each in whole for key, value in each.items()}
         settings |= frame.attrs.get("settings", {})
@@ -149,7 +151,7 @@ class Shown:
             source.require(run, f"this {self.told_by}", "give the run that it is of")
 
     def _repr_html_(self) -> str:
-        """The summary, with the fields below it; nothing in it is taken for markup."""
+        """The summary, with the fields below it; all text is escaped."""
         fields = "".join(
             f"<tr><th style='text-align:left'>{_escaped(name)}</th>"
             f"<td style='text-align:left'>{_escaped(value)}</td></tr>"

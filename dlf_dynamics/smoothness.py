@@ -1,4 +1,4 @@
-"""Whether a function has kinks, by the operations that it is made of."""
+"""Detects whether a function has kinks, by its operations."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 import jax
 
 _KINKED = ("max", "min", "abs", "sign", "clamp", "reduce_window_max", "reduce_window_min", "sort")
-"""Operations whose first derivative jumps. The largest of an array is not among them: softmax takes
-it away and adds it again."""
+"""Operations whose first derivative jumps. The maximum of an array is not among them: softmax
+subtracts it and adds it again."""
 
 _KINKED_RULES = ("relu", "relu6", "leaky_relu", "hard_tanh")
-"""Functions with a derivative of their own that jumps; of others inside, no kink is seen."""
+"""Functions with custom derivatives that jump; custom derivatives of others count as smooth."""
 
 
 def kinks(function: Callable[..., Any], *arguments: Any) -> list[str]:
-    """Names of the operations in a function whose derivative jumps, each once; empty when smooth.
+    """Names of the operations in a function whose derivative jumps, each once; empty if smooth.
 
-    Only what depends on the first argument counts, and what the result's derivative depends on.
-    Where a function of JAX comes with a derivative of its own, as `jax.nn.relu` and
-    `jax.nn.softplus` do, its name decides, and not how it is computed.
+    Only operations count that depend on the first argument and affect the derivative of the result.
+    For a JAX function with a custom derivative, such as `jax.nn.relu` and `jax.nn.softplus`, its
+    name decides, not its implementation.
 
     Args:
-        function: which JAX can trace.
-        arguments: arrays, or pytrees of them; values do not count.
+        function: function that JAX can trace.
+        arguments: arrays, or pytrees of them; only shapes and types matter.
 
     >>> kinks(lambda x: jax.nn.relu(x).sum(), jax.numpy.ones(3))
     ['relu']
@@ -37,7 +37,7 @@ def kinks(function: Callable[..., Any], *arguments: Any) -> list[str]:
 
 
 def _found(jaxpr: Any, moving: list[Any]) -> Iterator[str]:
-    """Kinks of a program in which some of the variables that it is given move."""
+    """Kinks of a program of which some input variables change."""
     moved = set(map(id, moving))
     reaching = _reaching(jaxpr)
     for equation in jaxpr.eqns:
@@ -62,7 +62,7 @@ def _of_equation(equation: Any, active: list[bool], jaxpr: Any) -> Iterator[str]
             yield primitive
     else:
         for program in programs:
-            # A call hands its variables on one by one; in a loop all may come to move.
+            # A call passes its variables on one by one; in a loop all of them may change.
             called = len(programs) == 1 and len(program.invars) == len(active)
             loop = primitive in ("scan", "while")
             moves = active if called and not loop else [True] * len(program.invars)
@@ -71,7 +71,7 @@ def _of_equation(equation: Any, active: list[bool], jaxpr: Any) -> Iterator[str]
 
 
 def _reaching(jaxpr: Any) -> set[int]:
-    """The variables that the result's derivative depends on."""
+    """The variables on which the derivative of the result depends."""
     reaching = set(map(id, jaxpr.outvars))
     for equation in reversed(jaxpr.eqns):
         stops = equation.primitive.name == "stop_gradient"
@@ -87,8 +87,8 @@ def programs_in(equation: Any) -> list[Any]:
 
 
 def _of_logarithm(equation: Any, jaxpr: Any) -> bool:
-    """Whether only the logarithm of it is taken, as `logsumexp` does of the size of a sum."""
-    if equation.primitive.name != "abs":  # others, as sort, may have several results
+    """Whether an `abs` is used only in a logarithm, as in `logsumexp`, whose sum is positive."""
+    if equation.primitive.name != "abs":  # others, such as sort, may have several results
         return False
     (result,) = equation.outvars
     users = [e for e in jaxpr.eqns if any(variable is result for variable in e.invars)]

@@ -1,4 +1,4 @@
-"""`Source`: the state of a run, by which a result knows what it is of."""
+"""`Source`: the state of a run to which a result belongs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class State(TypedDict):
-    """How a run stood when it was analysed.
+    """The state of a run when it was analysed.
 
     Attributes:
         status: `running`, `complete`, `interrupted` or `diverged`.
-        last_step: that was recorded; -1 before the first.
-        checkpoints: number of them.
+        last_step: last recorded step; -1 before the first.
+        checkpoints: number of checkpoints.
     """
 
     status: str
@@ -35,17 +35,17 @@ class State(TypedDict):
 
 @dataclass(frozen=True)
 class Source:
-    """A run at one moment; equal for two moments between which nothing was recorded or changed.
+    """A run at one moment; equal at two moments if nothing was recorded or changed in between.
 
     A run keeps its `run_id` when it is resumed or repaired.
 
     Attributes:
-        run_id: unique to the run.
+        run_id: unique identifier of the run.
         status: `running`, `complete`, `interrupted` or `diverged`.
-        last_step: that was recorded; -1 before the first.
-        checkpoints: number of them.
-        digest: of steps, losses, the checkpoints' steps and the last parameters. Two computers that
-            continue copies of a run to the same step come to different numbers.
+        last_step: last recorded step; -1 before the first.
+        checkpoints: number of checkpoints.
+        digest: digest of steps, losses, the checkpoints' steps and the last parameters. It tells
+            apart copies of a run that two computers have continued to the same step.
     """
 
     run_id: str
@@ -64,7 +64,7 @@ class Source:
 
     @property
     def caution(self) -> list[str]:
-        """What is to be said of results of a run that was not finished, a line each."""
+        """Warnings about results of a run that was not finished, a line each."""
         if self.status != "running":
             return []
         return [
@@ -73,25 +73,25 @@ class Source:
         ]
 
     def require(self, run: Run, what: str, remedy: str) -> None:
-        """Requires that the run is in this very state.
+        """Requires that the run is in exactly this state.
 
         Args:
-            run: that is looked at now.
-            what: is of this source, at the beginning of a sentence.
-            remedy: what to do about it.
+            run: run to compare with.
+            what: what belongs to this source, as the subject of a sentence.
+            remedy: what to do otherwise.
 
         Raises:
-            StaleError: unless it is.
+            StaleError: when the run is another one or in another state.
         """
         now = run.source
         if now == self:
             return
         if now.run_id != self.run_id:
             raise StaleError(f"{what} belongs to another run than {run.path}", remedy)
-        found = f"{what} is of {run.path} when it had {self}; now it has {now}"
+        difference = f"{what} is of {run.path} when it had {self}; now it has {now}"
         if str(now) == str(self):
-            found = f"{what} is of other numbers than {run.path} holds now"
-        raise StaleError(found, remedy)
+            difference = f"{what} is of other numbers than {run.path} holds now"
+        raise StaleError(difference, remedy)
 
 
 def source_of(
@@ -102,7 +102,7 @@ def source_of(
 ) -> Source:
     """The state of an open run file when it had these rows and checkpoints.
 
-    The status must have been read before them: a run is complete when all of them are there.
+    The status must have been read before them, as a run is complete only after all of them.
     """
     digest = hashlib.sha256(steps.tobytes() + checkpoints.tobytes())
     if "scalars/loss/value" in file:
@@ -127,11 +127,11 @@ def still_in(
 ) -> bool:
     """Whether an open run file has these rows and checkpoints of the run, and perhaps more.
 
-    A run that is continued goes on where it stopped, which need not be where a checkpoint would
-    have been; its last row and checkpoint give way then.
+    A run may be continued from a step at which no checkpoint is due; its last row and checkpoint
+    are then replaced.
     """
     known = ((STEP_OF["steps"], steps), (STEP_OF["checkpoints"], checkpoints))
     return file.attrs["run_id"] == run_id and all(
-        len(found) >= len(rows) and (len(rows) == 0 or found[len(rows) - 1] == rows[-1])
-        for found, rows in ((dataset_at(file, path), rows) for path, rows in known)
+        len(stored) >= len(rows) and (len(rows) == 0 or stored[len(rows) - 1] == rows[-1])
+        for stored, rows in ((dataset_at(file, path), rows) for path, rows in known)
     )

@@ -1,4 +1,4 @@
-"""Texts of a configuration that name steps, pulses or a plane of two parameters."""
+"""Parses settings that name steps, pulses or a plane of two parameters."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from dlf_dynamics.errors import ConfigError, shown
 
 
 def span_of(text: str, key: str) -> tuple[float, float]:
-    """First step and the one after the last of `a:b`; where one is left out, there is no bound.
+    """The first step and the step after the last of `a:b`; a missing number means no bound.
 
     Raises:
-        ConfigError: when it is not of that form, or empty.
+        ConfigError: when the text does not have this form, or the range is empty.
 
     >>> span_of("8000:", "steps")
     (8000, inf)
     """
-    found = re.fullmatch(r"([0-9]{0,18}):([0-9]{0,18})", text) if isinstance(text, str) else None
-    if found:
-        start, stop = int(found[1] or 0), int(found[2]) if found[2] else math.inf
+    match = re.fullmatch(r"([0-9]{0,18}):([0-9]{0,18})", text) if isinstance(text, str) else None
+    if match:
+        start, stop = int(match[1] or 0), int(match[2]) if match[2] else math.inf
         if start < stop:
             return start, stop
     raise ConfigError(f"{key} is {shown(text)}; expected a:b with a < b, for example 8000:10500")
 
 
 def require_whole(text: str, key: str) -> None:
-    """Refuses what is no a:b, where auto and none are choices, too.
+    """Requires a range a:b, for a setting that may also be auto or none.
 
     Raises:
-        ConfigError: unless it is.
+        ConfigError: when the text is not one.
     """
     try:
         span_of(text, key)
@@ -40,15 +40,15 @@ def require_whole(text: str, key: str) -> None:
 
 
 def plane_of(text: str) -> list[tuple[str, tuple[float, float] | None]]:
-    """Names of two parameters with their ranges; none where it is left out.
+    """Names of two parameters with their ranges; None if a range is left out.
 
     Raises:
-        ConfigError: when it is not of that form.
+        ConfigError: when the text does not have this form.
 
     >>> plane_of("learning_rate:0.1:2,amplitude")
     [('learning_rate', (0.1, 2.0)), ('amplitude', None)]
     """
-    found: list[tuple[str, tuple[float, float] | None]] = []
+    parameters: list[tuple[str, tuple[float, float] | None]] = []
     for part in text.split(","):
         name, *ends = part.strip().split(":")
         try:
@@ -57,10 +57,10 @@ def plane_of(text: str) -> list[tuple[str, tuple[float, float] | None]]:
             low, high = 1.0, 0.0
         if not (math.isfinite(low) and math.isfinite(high) and low < high) or not name:
             break
-        found.append((name, (low, high) if ends else None))
-    if len(found) != 2 or len(found) != len(text.split(",")):
+        parameters.append((name, (low, high) if ends else None))
+    if len(parameters) != 2 or len(parameters) != len(text.split(",")):
         raise ConfigError(
             f"plane is {shown(text)}; expected none, or two parameters such as "
             "learning_rate,amplitude or learning_rate:0.1:2,amplitude:1:100"
         )
-    return found
+    return parameters

@@ -1,4 +1,4 @@
-"""What a command does before JAX starts: looks at files, chooses threads and precision."""
+"""What a command does before JAX starts: checks files, chooses threads and precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dlf_dynamics.config import RunConfig
-from dlf_dynamics.errors import ConfigError, FileError
+from dlf_dynamics.errors import ConfigError, FileError, one_line
 from dlf_dynamics.hdf5 import dataset_at, require_replaceable
 from dlf_dynamics.runfile import open_file
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from dlf_dynamics.run import Run
 
 _ONE_THREAD_SIZE = 5_000_000
-"""Examples times parameters up to which one thread is faster than two (measured: architecture)."""
+"""Examples times parameters up to which one thread is faster than two (see architecture.md)."""
 
 
 def problem_size(config: RunConfig) -> float:
-    """Examples times parameters, roughly; infinite when it cannot be told yet."""
+    """Approximate number of examples times parameters; infinite if it is not known yet."""
     if config.data.name in ("npz", "mnist", "cifar10") or config.model.name != "fully-connected":
         return float("inf")
     examples = config.data.points_per_class * config.data.num_classes
@@ -35,31 +35,32 @@ def problem_size(config: RunConfig) -> float:
 
 
 _MOST_DEVICES = 16
-"""Cores that are used at most as devices of their own, where it is not said how many."""
+"""Largest number of cores that become devices, unless the user gives a number."""
 
 
 _MOST_THREADS = 4096
-"""More than any machine has; XLA would try to start as many as it is told."""
+"""More than any machine has; XLA would try to start any number of threads."""
 
 
 def start_jax(
     dtype: str, threads: int, size: float, *, many: bool = False, devices: int = 0
 ) -> None:
-    """Sets what must be set before JAX starts: threads, devices and precision.
+    """Sets everything that must be set before JAX starts: threads, devices and precision.
 
-    Matrix products have the full precision of their type also on GPUs, which else round float32.
+    Matrix products use the full precision of their type, also on GPUs, which round float32
+    otherwise.
 
     Args:
-        dtype: of the computation.
-        threads: number of threads of the CPU, at most `_MOST_THREADS`; 0 chooses one for small
-            problems and all for others.
-        size: of the problem.
-        many: whether there is independent work at many checkpoints. Small problems then have each
-            core as a device of its own.
-        devices: how many to use; 0 takes all GPUs, and of a CPU what suits the problem.
+        dtype: type of the computation.
+        threads: number of CPU threads, at most `_MOST_THREADS`; 0 chooses one for small problems
+            and all cores for others.
+        size: size of the problem, examples times parameters.
+        many: whether there is independent work at many checkpoints; for small problems, each core
+            is then a device.
+        devices: number of devices; 0 uses all GPUs, or the parts of a CPU that suit the problem.
 
     Raises:
-        ConfigError: when there cannot be so many threads or devices.
+        ConfigError: when the number of threads or devices is out of range.
     """
     if not 0 <= devices <= _MOST_THREADS:
         raise ConfigError(f"devices is {devices}; expected at least 0 and at most {_MOST_THREADS}")
@@ -73,10 +74,10 @@ def start_jax(
     chosen = cast(Any, jax.config).jax_num_cpu_devices  # not in the stubs of every version
     if many and size <= _ONE_THREAD_SIZE and chosen < 1:
         cores = threads or _num_cores()
-        with suppress(RuntimeError):  # JAX has started: it is not the command line that calls
+        with suppress(RuntimeError):  # JAX has started already, as the caller is a Python program
             jax.config.update("jax_num_cpu_devices", min(cores, _MOST_DEVICES))
         threads = 1
-    # XLA's CPU client reads it; a value in the user's environment gives way to --threads only.
+    # XLA's CPU client reads NPROC; only --threads overrides a value in the user's environment.
     if threads:
         os.environ["NPROC"] = str(threads)
     elif size <= _ONE_THREAD_SIZE:
@@ -86,10 +87,10 @@ def start_jax(
 
 
 def _use_devices(count: int) -> None:
-    """Lets JAX have so many: GPUs where there are some, else parts of the CPU."""
+    """Gives JAX this many devices: GPUs if there are any, else parts of the CPU."""
     import jax
 
-    with suppress(RuntimeError):  # JAX has started: it is not the command line that calls
+    with suppress(RuntimeError):  # JAX has started already, as the caller is a Python program
         jax.config.update("jax_num_cpu_devices", count)
         for flag in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
             jax.config.update(flag, ",".join(map(str, range(count))))
@@ -98,41 +99,40 @@ def _use_devices(count: int) -> None:
 def _require_devices(count: int) -> None:
     import jax
 
-    there = jax.local_device_count()
-    if there < count:
-        raise ConfigError(f"devices is {count}; expected at most {there}, as many as JAX has here")
+    known = jax.local_device_count()
+    if known < count:
+        raise ConfigError(f"devices is {count}; expected at most {known}, as many as JAX has here")
 
 
-def join_processes() -> None:
-    """Makes this process one of several, whose devices are used together.
+def _join_processes() -> None:
+    """Makes this process one of several whose devices are used together.
 
     Raises:
-        ConfigError: when nothing tells which ones they are.
+        ConfigError: when the other processes are not known or cannot be reached.
     """
     import jax
 
     numbers = [os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
     try:
-        count, place = (None if number is None else int(number) for number in numbers)
-        jax.distributed.initialize(num_processes=count, process_id=place)
+        count, process_id = (None if number is None else int(number) for number in numbers)
+        jax.distributed.initialize(num_processes=count, process_id=process_id)
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"the processes did not meet ({reason}); expected them to be started by Slurm, Open "
-            "MPI or Kubernetes, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+            f"the processes did not meet ({one_line(error)}); expected them to be started by "
+            "Slurm, Open MPI or Kubernetes, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
             "JAX_PROCESS_ID in the environment"
         ) from error
 
 
 def leads() -> bool:
-    """Whether this process is the one that writes and prints; alone it is."""
+    """Whether this process writes and prints; a single process does."""
     import jax
 
     return jax.process_index() == 0
 
 
 def wait_for_others(where: str) -> None:
-    """Until every process has come to this place."""
+    """Waits until all processes have reached this point."""
     import jax
 
     if jax.process_count() > 1:
@@ -143,7 +143,7 @@ def wait_for_others(where: str) -> None:
 
 def _num_cores() -> int:
     """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux alone tells
+    if hasattr(os, "sched_getaffinity"):  # on Linux only
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
@@ -156,14 +156,14 @@ def open_recorded(
     devices: int = 0,
     distributed: bool = False,
 ) -> Run:
-    """The run, with JAX started as it needs it.
+    """Opens a run after starting JAX with the settings that suit it.
 
     Args:
-        path: of the run file.
-        threads: as in `start_jax`.
-        problem: `module:function` of a run that a custom training loop recorded.
-        devices: as in `start_jax`.
-        distributed: whether this is one of several processes, see `join_processes`.
+        path: path of the run file.
+        threads: number of threads; see `start_jax`.
+        problem: `module:function` for a run that a custom training loop recorded.
+        devices: number of devices; see `start_jax`.
+        distributed: whether this is one of several processes; see `_join_processes`.
     """
     with open_file(path) as file:
         parameters = dataset_at(file, "parameters/value")
@@ -172,7 +172,7 @@ def open_recorded(
         examples = float("inf") if targets is None else len(targets)  # type: ignore[arg-type]
     start_jax(dtype, threads, num_params * examples, many=True, devices=devices)
     if distributed:
-        join_processes()
+        _join_processes()
     _require_devices(devices)
     from dlf_dynamics.loop import load_setup
     from dlf_dynamics.opening import open_run
@@ -184,7 +184,7 @@ def recorded_config(path: Path) -> RunConfig:
     """The configuration in a run file.
 
     Raises:
-        FileError: when the file or its configuration cannot be read, or it has none.
+        FileError: when the file or its configuration cannot be read.
     """
     from dlf_dynamics.opening import open_run
 
@@ -192,28 +192,28 @@ def recorded_config(path: Path) -> RunConfig:
 
 
 def require_distinct(paths: Sequence[Path]) -> None:
-    """Refuses a file that is named twice, also by another path or a link.
+    """Refuses a file that is named twice, even by another path or a link.
 
     Raises:
-        ConfigError: when there is one.
+        ConfigError: when a file is.
     """
     seen: dict[tuple[int, int], Path] = {}
     for path in paths:
         try:
-            found = path.stat()
-        except OSError:  # whoever opens it says what is wrong with it
+            status = path.stat()
+        except OSError:  # reported when the file is opened
             continue
-        first = seen.setdefault((found.st_dev, found.st_ino), path)
+        first = seen.setdefault((status.st_dev, status.st_ino), path)
         if first is not path:
-            told = "" if str(first) == str(path) else f", also as {first}"
-            raise ConfigError(f"{path} is named twice{told}; expected each file once")
+            other = "" if str(first) == str(path) else f", also as {first}"
+            raise ConfigError(f"{path} is named twice{other}; expected each file once")
 
 
 def check_writable(path: Path) -> None:
     """Refuses an output that could not be written, before any work is done.
 
     Raises:
-        FileError: when there is no such directory, or a permission is missing.
+        FileError: when the directory does not exist, or write permission is missing.
     """
     require_replaceable(path)
     if not path.parent.is_dir():

@@ -1,6 +1,6 @@
-"""What is printed: text that comes from files and users, and streams that may fail.
+"""Printing: text that comes from files and users, and streams that may fail.
 
-Nothing here takes long to import, as it is needed before all else.
+This module must be quick to import, as it is needed before everything else.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any, TextIO, cast
 from dlf_dynamics.errors import shortened
 
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode categories: control and format characters, halves of pairs, ends of lines."""
+"""Unicode categories: control and format characters, surrogates, line and paragraph separators."""
 
 
 def printable(text: str) -> str:
-    r"""The text on one line, without what a terminal would obey instead of showing it.
+    r"""The text on one line, with the characters escaped that a terminal would obey.
 
     >>> printable("sgd\x1b[2J\n0.1")
     'sgd\\x1b[2J\\n0.1'
@@ -44,21 +44,21 @@ def drawable(text: str, most: int = 200) -> str:
 
 
 def say(line: str) -> None:
-    """Tells the person at the terminal, on stderr, so that stdout holds results only."""
+    """Prints a line for the user to stderr, so that stdout contains results only."""
     print(printable(line), file=sys.stderr, flush=True)
 
 
 def fail(line: str, code: int) -> int:
-    """Says what went wrong, in a line of bounded length; returns the exit code."""
+    """Prints an error in a line of bounded length; returns the exit code."""
     say(f"dlf-dynamics: {shortened(line, 1000)}")
     return code
 
 
 class _Stream:
-    """A text stream that does not raise when nobody takes what is written to it.
+    """A text stream whose write errors are recorded instead of raised.
 
     Attributes:
-        fault: why the stream failed, none before; a reader that went away is no fault.
+        fault: why the stream failed; None if it did not, or its reader has closed it.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -88,7 +88,7 @@ class _Stream:
             self._drop()
 
     def _drop(self) -> None:
-        """What is left, and what comes, goes nowhere; else Python complains when it ends."""
+        """Discards remaining and further output; otherwise Python would report an error at exit."""
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -97,12 +97,12 @@ class _Stream:
 
 @contextmanager
 def lenient() -> Iterator[_Stream]:
-    r"""Standard output and error that never raise while this is entered; gives the first of them.
+    r"""Keeps standard output and error from raising within the block; yields standard output.
 
     Characters that their encoding lacks are written as escapes, such as \xb1.
     """
     before = sys.stdout, sys.stderr
-    # A stream is none when its file was closed before the program began.
+    # A stream is None if its file was closed before the program began.
     out, err = (_Stream(stream or io.StringIO()) for stream in before)
     for stream in (out, err):
         with suppress(AttributeError):

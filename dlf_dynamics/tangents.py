@@ -1,9 +1,9 @@
-"""neural-tangents 0.6.5 on the JAX of today: its import mended, and empirical kernels by it.
+"""neural-tangents 0.6.5 on current JAX: repairs its import, and computes empirical kernels with it.
 
-It is optional, and no release follows 0.6.5, which imports names that JAX has since removed.
-Measured on JAX 0.10.0, 0.10.1, 0.10.2 and 0.12.0: with them its `stax`, its analytic kernels,
-`empirical_ntk_fn` with implementations 1 and 2 and `empirical_ntk_vp_fn` are right. Implementation
-3 (structured derivatives) needs more of the old JAX and does not run.
+The package is optional. 0.6.5 is its last release and imports names that JAX has since removed.
+Checked on JAX 0.10.0, 0.10.1, 0.10.2 and 0.12.0: with these names, its `stax`, its analytic
+kernels, `empirical_ntk_fn` with implementations 1 and 2 and `empirical_ntk_vp_fn` are correct.
+Implementation 3 (structured derivatives) needs more of the old JAX and does not run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from importlib import metadata
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from dlf_dynamics.problem import Problem
 
 _VERSION = "0.6.5"
-"""The one that is known to work."""
+"""The version that is known to work."""
 
 INSTALL = f"pip install --no-deps neural-tangents=={_VERSION} frozendict"
-"""Without `--no-deps` it brings TensorFlow, which its `experimental` part alone uses."""
+"""Without `--no-deps` it would install TensorFlow, which only its part `experimental` uses."""
 
 _CORE_NAMES = ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")
 
@@ -38,7 +38,7 @@ _CORE_NAMES = ("Jaxpr", "JaxprEqn", "Literal", "Primitive", "Var")
 def neural_tangents() -> ModuleType:
     """The package `neural_tangents`, without its part `experimental`.
 
-    JAX is as it was when this returns.
+    JAX is unchanged when this returns.
 
     Raises:
         ConfigError: when it is not installed, or does not import on this JAX.
@@ -55,7 +55,7 @@ def neural_tangents() -> ModuleType:
             f"the package {error.name} is not installed; expected it for infinite_width and for "
             f"ntk_engine neural-tangents: {INSTALL}"
         ) from None
-    except Exception as error:  # whatever a version that is not known may raise
+    except Exception as error:  # an unknown version may raise anything
         raise _refused(error) from error
     return package
 
@@ -63,16 +63,18 @@ def neural_tangents() -> ModuleType:
 def empirical_kernel(
     problem: Problem, params: Float[Array, " params"], *, trace_outputs: bool = True
 ) -> Float[Array, "size size"]:
-    """The empirical NTK as neural-tangents forms it, by its NTK-vector products.
+    """The empirical NTK computed by neural-tangents, from its NTK-vector products.
 
-    It is the matrix of `spectra.gram.gram_matrix`, by other means: Novak, Sohl-Dickstein and
+    It is the matrix of `spectra.gram.gram_matrix` by another method: Novak, Sohl-Dickstein and
     Schoenholz, Fast finite width neural tangent kernel, ICML 2022, Sec. 3.
 
     Args:
-        problem: of flat parameters; outputs must not depend on the other examples.
+        problem: problem as a function of flat parameters; outputs must not depend on the other
+            examples.
         params: θ.
-        trace_outputs: whether the kernel is averaged over the outputs, one row per example; else
-            it has rows for the outputs of the first example, then of the second, and so on.
+        trace_outputs: whether the kernel is averaged over the outputs, with one row per example;
+            otherwise it has rows for the outputs of the first example, then of the second, and so
+            on.
 
     Raises:
         ConfigError: when neural-tangents is not installed, or does not import on this JAX.
@@ -97,10 +99,11 @@ def empirical_kernel(
 
 @contextmanager
 def _as_it_was() -> Iterator[None]:
-    """Lends JAX the names that it had, where it lacks them.
+    """Adds removed names to JAX temporarily.
 
-    All can go when the import is done: it copies `jax.core`'s and `jax.util`'s into its own modules
-    and uses `zeros_like_p` as a key of two tables, at which no primitive of today ever looks.
+    They are not needed after the import: neural-tangents copies those of `jax.core` and `jax.util`
+    into its own modules, and uses `zeros_like_p` only as a key of two tables, which no primitive of
+    current JAX uses.
     """
     import jax.core
     from jax.extend import core
@@ -127,9 +130,9 @@ def _as_it_was() -> Iterator[None]:
 
 
 def _mend(empirical: ModuleType) -> None:
-    """Gives its empirical kernels a `jnp.size` that takes shapes, which JAX's is about to refuse.
+    """Gives its empirical kernels a `jnp.size` that accepts shapes.
 
-    Until then JAX warns of it at each call, far from the import.
+    JAX's own warns of shapes at each call, and will refuse them.
     """
     import jax.numpy as jnp
     import numpy as np
@@ -154,9 +157,8 @@ def _safe_zip(*columns: Any) -> list[tuple[Any, ...]]:
 def _refused(error: Exception) -> ConfigError:
     import jax
 
-    found = metadata.version("neural-tangents")
-    reason = " ".join(str(error).split())
+    version = metadata.version("neural-tangents")
     return ConfigError(
-        f"neural-tangents {found} does not import on JAX {jax.__version__} ({reason}); "
+        f"neural-tangents {version} does not import on JAX {jax.__version__} ({one_line(error)}); "
         f"expected {_VERSION} on JAX 0.10: {INSTALL}"
     )

@@ -1,9 +1,9 @@
-"""One call of a PyTorch module by JAX: torchax, on the PyTorch of today.
+"""Calls a PyTorch module in JAX: torchax on current PyTorch.
 
-Both are optional. torchax 0.0.13 names overloads with named dimensions, which PyTorch has since
-removed; these names are lent to it while it is imported. Its import registers a device with PyTorch
-for good, switches a fast path of attention off and sets an environment variable; here these stay as
-they were, so that PyTorch computes afterwards as it did before.
+Both packages are optional. torchax 0.0.13 refers to overloads with named dimensions, which PyTorch
+has since removed; these names exist while it is imported. Its import would also register a device
+with PyTorch permanently, disable a fast path of attention and set an environment variable; here all
+of this is undone, so that PyTorch then computes as it did before.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.errors import ConfigError, first_line, one_line
 
 INSTALL = "pip install 'torch>=2.9' torchax==0.0.13"
-"""What the extra `torch` asks for."""
+"""How to install the extra `torch`."""
 
 _REMOVED = {
     "all": ("dimname", "dimname_out"),
@@ -44,7 +44,7 @@ _REMOVED = {
     "std_mean": ("correction_names", "names_dim"),
     "unbind": ("Dimname",),
 }
-"""Overloads of operations that PyTorch had until 2.9, by their operations."""
+"""Overloads that PyTorch removed after 2.9, by their operations."""
 
 _DEVICE = "privateuseone:0"
 """PyTorch's own name of a device that no backend has claimed."""
@@ -61,10 +61,10 @@ _CONTROL_FLOW = (
 def torchax() -> ModuleType:
     """The package `torchax`.
 
-    One that was imported before, by somebody else, is taken as it is.
+    If another program has imported it already, it is used as it is.
 
     Raises:
-        ConfigError: when torchax or PyTorch is not installed, or they do not go together.
+        ConfigError: when torchax or PyTorch is not installed, or their versions do not fit.
     """  # noqa: DOC501
     try:
         torch = importlib.import_module("torch")
@@ -84,13 +84,13 @@ def torchax() -> ModuleType:
             f"the package {error.name} is not installed; expected it for models of PyTorch: "
             f"{INSTALL}"
         ) from None
-    except Exception as error:  # whatever versions that are not known may raise
+    except Exception as error:  # unknown versions may raise anything
         raise _refused(error) from error
 
 
 @contextmanager
 def _as_it_was(torch: Any) -> Iterator[None]:
-    """Lends PyTorch what torchax asks for, and undoes what its import changes elsewhere."""
+    """Adds removed names to PyTorch temporarily, and undoes the other effects of the import."""
     named = [
         (getattr(torch.ops.aten, op), name) for op, names in _REMOVED.items() for name in names
     ]
@@ -102,8 +102,8 @@ def _as_it_was(torch: Any) -> Iterator[None]:
     rules = {kind: dict(table) for kind, table in tables.items()}
     try:
         for op, name in lent:
-            setattr(op, name, object())  # a key of tables at which no operation ever looks
-        # After the first of these PyTorch takes the device for the machine's accelerator.
+            setattr(op, name, object())  # a key of tables that no operation uses
+        # The first of these would make the device the machine's accelerator for PyTorch.
         torch.utils.rename_privateuse1_backend = torch._register_device_module = _nothing
         yield
     finally:
@@ -125,18 +125,17 @@ def _nothing(*_: Any) -> None:
 
 
 def _name_device(torch: Any) -> None:
-    """Lets torchax's tensors name a device that PyTorch knows without a registration."""
+    """Gives torchax's tensors a device that PyTorch knows without a registration."""
     device = property(lambda _: torch.device(_DEVICE))
     for module, name in (("torchax.tensor", "Tensor"), ("torchax.view", "View")):
         getattr(importlib.import_module(module), name).device = device
 
 
 def _refused(error: Exception) -> ConfigError:
-    found = " and ".join(f"{name} {_version(name)}" for name in ("torchax", "torch"))
-    reason = " ".join(str(error).split())
+    versions = " and ".join(f"{name} {_version(name)}" for name in ("torchax", "torch"))
     return ConfigError(
-        f"{found} cannot be imported together ({reason}); expected torchax 0.0.13 with a torch "
-        f"from 2.9 to 2.13: {INSTALL}"
+        f"{versions} cannot be imported together ({one_line(error)}); expected torchax 0.0.13 with "
+        f"a torch from 2.9 to 2.13: {INSTALL}"
     )
 
 
@@ -149,12 +148,12 @@ def _version(package: str) -> str:
 
 @functools.cache
 def _environment() -> Any:
-    """The rules of torchax, but for what would be silently wrong here."""
+    """The rules of torchax, with those replaced that would be silently wrong here."""
     torchax()
     aten, environment = importlib.import_module("torch").ops.aten, _environment_class()()
     for operation, function in (
-        (aten.detach, jax.lax.stop_gradient),  # theirs does not stop it
-        (aten.complex, jax.lax.complex),  # theirs is of float32
+        (aten.detach, jax.lax.stop_gradient),  # torchax's does not stop the gradient
+        (aten.complex, jax.lax.complex),  # torchax's is float32
         (aten.embedding, _embedding),
     ):
         for key in (operation, operation.default):
@@ -170,14 +169,14 @@ def _environment_class() -> Any:
     class Environment(tensor.Environment):
         def __init__(self) -> None:
             super().__init__()
-            # Theirs has a random key for each thread, made wherever it is first looked at: within a
-            # function that JAX traces it would be a value of that trace, and outlive it.
+            # torchax makes a random key for each thread when it is first used: in a function that
+            # JAX traces, it would be a value of that trace, and outlive it.
             self._property = tensor._PropertyHolder(
                 lambda: tensor.RuntimeProperty(None, None, None)
             )
 
         def _should_use_torchax_tensor(self, device: Any) -> bool:
-            """Whatever device the module asks for."""
+            """True, whatever device the module requests."""
             return True
 
         def get_and_rotate_prng_key(self, generator: Any = None) -> Any:
@@ -187,13 +186,13 @@ def _environment_class() -> Any:
             )
 
         def t2j_iso(self, torchtensors: Any) -> Any:
-            """Plain tensors of the module are constants."""
+            """Converts plain tensors of the module to constants."""
             return mapped(torch.Tensor, _array, torchtensors)
 
         def dispatch(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-            """Nothing is differentiated under `torch.no_grad`."""
-            found = super().dispatch(func, types, args, kwargs)
-            return found if torch.is_grad_enabled() else mapped(kinds, self._held, found)
+            """Stops gradients under `torch.no_grad`."""
+            result = super().dispatch(func, types, args, kwargs)
+            return result if torch.is_grad_enabled() else mapped(kinds, self._held, result)
 
         def _held(self, value: Any) -> Any:
             if isinstance(value, view.View):
@@ -205,7 +204,7 @@ def _environment_class() -> Any:
 
 
 def _array(value: Any) -> Any:
-    """The array of a tensor of torchax, or a constant: of neither parameter nor buffer."""
+    """The array of a torchax tensor, or of a constant, which is neither parameter nor buffer."""
     if hasattr(value, "jax"):
         return value.jax()
     if value.requires_grad:
@@ -225,7 +224,7 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Array:
-    """Rows of a table; NaN where PyTorch would refuse an index, as values cannot be looked at."""
+    """Rows of a table; NaN for an index that PyTorch would refuse, as traced values are unknown."""
     if scale_grad_by_freq:
         raise ConfigError(
             "the module has an embedding with scale_grad_by_freq; expected one without it, as its "
@@ -239,11 +238,11 @@ def _embedding(
 
 
 def as_numpy(value: Any, name: str) -> np.ndarray:
-    """A tensor of PyTorch as an array of its own.
+    """A copy of a PyTorch tensor as an array.
 
     Raises:
-        ConfigError: when it is sparse, quantized or has no values yet, or JAX would cut it down to
-            another type.
+        ConfigError: when it is sparse, quantized or has no values yet, or JAX would reduce its
+            precision.
     """
     torch = importlib.import_module("torch")
     if not isinstance(value, torch.Tensor) or isinstance(
@@ -272,7 +271,7 @@ def as_numpy(value: Any, name: str) -> np.ndarray:
 
 
 def values(tensor: Any) -> np.ndarray:
-    """The numbers of a tensor of PyTorch, or of torchax outside of what JAX traces."""
+    """The values of a tensor of PyTorch, or of torchax if it is not traced."""
     return np.array(tensor.jax() if hasattr(tensor, "jax") else tensor.detach().numpy())
 
 
@@ -283,9 +282,9 @@ def call(module: Any, tensors: Mapping[str, Array | np.ndarray], inputs: Array) 
     """The output of a module, computed by JAX.
 
     Args:
-        module: in evaluation mode, and changed by nobody else meanwhile.
+        module: module in evaluation mode, which nobody else changes meanwhile.
         tensors: parameters and buffers by all of their names.
-        inputs: of all examples.
+        inputs: inputs of all examples.
 
     Raises:
         ConfigError: when torchax cannot compute it, or the output is not one tensor.
@@ -295,7 +294,7 @@ def call(module: Any, tensors: Mapping[str, Array | np.ndarray], inputs: Array) 
         stack.enter_context(_ONE_AT_A_TIME)
         stack.enter_context(_as_torchax_needs_it(torch))
         stack.enter_context(warnings.catch_warnings())
-        # Integers of 64 bits are asked for all the time, and values held against PyTorch's.
+        # torchax requests 64-bit integers throughout; the values are compared with PyTorch's.
         warnings.filterwarnings("ignore", "Explicitly requested dtype")
         stack.enter_context(torch.enable_grad())
         stack.enter_context(environment)
@@ -307,7 +306,7 @@ def call(module: Any, tensors: Mapping[str, Array | np.ndarray], inputs: Array) 
             output = torch.func.functional_call(module, wrapped, arguments, tie_weights=False)
         except (ConfigError, jax.errors.JaxRuntimeError):
             raise
-        except Exception as error:  # whatever the module, PyTorch, torchax or JAX may raise
+        except Exception as error:  # the module, PyTorch, torchax and JAX may raise anything
             raise _complaint(error, module) from error
     if not isinstance(output, torch.Tensor):
         raise ConfigError(
@@ -319,7 +318,7 @@ def call(module: Any, tensors: Mapping[str, Array | np.ndarray], inputs: Array) 
 
 @contextmanager
 def _as_torchax_needs_it(torch: Any) -> Iterator[None]:
-    """Lends PyTorch a module for the device; attention by the operations that it trains with."""
+    """Adds a module for the device to PyTorch, and uses the attention operations of training."""
     before, name = torch.backends.mha.get_fastpath_enabled(), _DEVICE.partition(":")[0]
     lent = name not in sys.modules and not hasattr(torch, name)
     torch.backends.mha.set_fastpath_enabled(False)
@@ -335,7 +334,7 @@ def _as_torchax_needs_it(torch: Any) -> Iterator[None]:
 
 @functools.cache
 def _device_module() -> ModuleType:
-    """What PyTorch asks a device for; there are no random numbers."""
+    """The functions that PyTorch requires of a device; there are no random numbers."""
     module = ModuleType(f"torch.{_DEVICE.partition(':')[0]}")
     module.device = lambda _: nullcontext()  # type: ignore[attr-defined]
     module.is_available = lambda: True  # type: ignore[attr-defined]
@@ -349,17 +348,16 @@ def _device_module() -> ModuleType:
 def _complaint(error: Exception, module: Any) -> ConfigError:
     """What failed, and where, in one line."""
     names = {id(part): name for name, part in module.named_modules()}
-    place, operation = type(module).__name__, ""
+    part, operation = type(module).__name__, ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         owner = frame.f_locals.get("self")
         if id(owner) in names:
-            place = " ".join(filter(None, (type(owner).__name__, names[id(owner)])))
+            part = " ".join(filter(None, (type(owner).__name__, names[id(owner)])))
         if frame.f_code.co_name == "dispatch" and "func" in frame.f_locals:
             function = frame.f_locals["func"]
             operation = str(getattr(function, "__name__", function))
             operation = operation if "." in operation else f"torch's {operation}"
-    reason = next(iter(str(error).strip().splitlines()), "no message")
-    done = f"{operation or 'forward'} of the module {place}"
+    done = f"{operation or 'forward'} of the module {part}"
     if isinstance(error, _CONTROL_FLOW):
         return ConfigError(
             f"{done} depends on values that are not known when it is compiled; expected "
@@ -367,6 +365,7 @@ def _complaint(error: Exception, module: Any) -> ConfigError:
             f"selections ({type(error).__name__})"
         )
     return ConfigError(
-        f"torchax {_version('torchax')} cannot compute {done}: {type(error).__name__}: {reason}; "
-        "expected operations that it knows: write this one by others, or the module in JAX"
+        f"torchax {_version('torchax')} cannot compute {done}: {type(error).__name__}: "
+        f"{first_line(error)}; expected operations that it knows: write this one by others, or "
+        "the module in JAX"
     )

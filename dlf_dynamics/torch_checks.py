@@ -1,4 +1,4 @@
-"""Values and derivatives of an adapted PyTorch module, held against PyTorch's own."""
+"""Compares values and derivatives of an adapted PyTorch module with PyTorch's own."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ import numpy as np
 from jax.core import Tracer
 
 from dlf_dynamics import torch_call
-from dlf_dynamics.errors import ConfigError, UserError
+from dlf_dynamics.errors import ConfigError, UserError, first_line
 
 if TYPE_CHECKING:
     from dlf_dynamics.torch_modules import TorchModule
 
 EXAMPLES = 4
-"""That are looked at, at most."""
+"""Largest number of examples that are compared."""
 
 _TOLERANCES = {
     ("float64", "float64"): 1e-9,
     ("float32", "float64"): 1e-6,
     ("float32", "float32"): 1e-5,
 }
-"""Relative differences that are rounding, for types of the module and of the computation.
+"""Relative differences that count as rounding, by types of the module and of the computation.
 
-In float64 the approximations of GELU, 1e-4 apart, cannot be mistaken for one another; in float32
-there may be parts whose type does not follow the module's.
+Float64 comes first, as it tells apart the approximations of GELU, which differ by 1e-4; but some
+parts of a float32 module may not work in float64.
 """
 
 _FLOOR = 1e-3
-"""What a gradient counts for at least, relative to the largest: many are 0 but for rounding."""
+"""Smallest scale of a gradient, relative to the largest: many are 0 up to rounding."""
 
 
 class _Derivatives(NamedTuple):
-    """Outputs, and the gradient of their products with fixed numbers."""
+    """Outputs, and the gradient of their inner product with a fixed vector."""
 
     outputs: np.ndarray
     gradient: dict[str, np.ndarray]
 
 
 def compare(module: TorchModule, inputs: Any) -> None:
-    """Holds outputs and gradient against PyTorch's, near the parameters that it was adapted with.
+    """Compares outputs and gradient with PyTorch's, at parameters near those of the module.
 
-    Near them, since zeros in the last layer, as many networks begin with, would hide all others. It
-    is done in float64 where the module can, whatever its type, and in a thread of its own, which
-    knows nothing of a function that JAX is tracing.
+    The parameters are perturbed, as zeros in the last layer, with which many networks begin, would
+    hide all other layers. The comparison is made in float64 if the module can, whatever its type,
+    and in another thread, outside of any function that JAX is tracing.
 
     Args:
-        module: that was adapted.
-        inputs: examples; of those that JAX traces only the form is known, and others are made up.
+        module: the adapted module.
+        inputs: examples; if JAX traces them, only their form is known, and others are made up.
 
     Raises:
-        ConfigError: when they differ, PyTorch or torchax fails, or PyTorch does not give the same
-            twice.
+        ConfigError: when they differ, PyTorch or torchax fails, or PyTorch returns different values
+            in two evaluations.
     """
     examples = _examples(inputs)
     x64 = jax.config.read("jax_enable_x64")
@@ -67,7 +67,7 @@ def compare(module: TorchModule, inputs: Any) -> None:
 
 
 def as_tensor(torch: Any, inputs: Any) -> Any:
-    """Inputs as PyTorch takes them: JAX has no integers of 64 bits by default."""
+    """Inputs as a PyTorch tensor, with 64-bit integers, which JAX does not have by default."""
     array = np.array(inputs)
     return torch.from_numpy(array.astype(np.int64) if array.dtype == np.int32 else array)
 
@@ -125,31 +125,31 @@ def _difference(
 def _place(
     module: TorchModule, params: Mapping[str, np.ndarray], inputs: np.ndarray, tolerance: float
 ) -> str:
-    """Where they begin to differ: the first part of the module whose own output does."""
+    """The first part of the module whose output differs, in words."""
     theirs, ours = [], []
     try:
         _evaluated(importlib.import_module("torch"), _watched(module, theirs), params, inputs)
         arrays = {name: jnp.asarray(value) for name, value in params.items()}
         _watched(module, ours).outputs(arrays, jnp.asarray(inputs))
-    except Exception:  # it is only said where it was seen
+    except Exception:  # the message can do without it
         return ""
-    for (name, expected), (_, found) in zip(theirs, ours, strict=False):
-        if expected.shape != found.shape or not _relative(found, expected, 0) <= tolerance:
+    for (name, expected), (_, output) in zip(theirs, ours, strict=False):
+        if expected.shape != output.shape or not _relative(output, expected, 0) <= tolerance:
             return f" of {name}"
     return ""
 
 
 def _watched(module: TorchModule, seen: list[tuple[str, np.ndarray]]) -> TorchModule:
-    """The module, which puts down what each of its parts gives."""
+    """The module, which stores the output of each of its parts in `seen`."""
     skeleton = copy.deepcopy(module.skeleton)
     for name, part in skeleton.named_modules():
         label = f"{type(part).__name__} {name}".strip()
 
-        def put(_part: Any, _inputs: Any, output: Any, label: str = label) -> None:
+        def store(_part: Any, _inputs: Any, output: Any, label: str = label) -> None:
             if hasattr(output, "detach"):
                 seen.append((label, torch_call.values(output)))
 
-        part.register_forward_hook(put)
+        part.register_forward_hook(store)
     return replace(module, skeleton=skeleton)
 
 
@@ -162,7 +162,7 @@ def _words(what: str, worst: float) -> str:
 
 
 def _points(module: TorchModule, dtype: np.dtype) -> Iterator[dict[str, np.ndarray]]:
-    """Parameters near those of the module, and, where they give no numbers, these."""
+    """Parameters near those of the module, and then these, in case the first give no numbers."""
     rng = np.random.default_rng(1)
     values = {**module.params, **{name: module.frozen[name] for name in module.recorded}}
     near = {}
@@ -186,18 +186,17 @@ def _by_pytorch(
             first, _ = _evaluated(torch, module, params, inputs)
             second, leaves = _evaluated(torch, module, params, inputs)
             if not isinstance(second, torch.Tensor):
-                return _Derivatives(np.zeros(0), {})  # `torch_call.call` tells of it
+                return _Derivatives(np.zeros(0), {})  # `torch_call.call` reports it
             cotangent = torch.tensor(_cotangent(tuple(second.shape), _dtype(params)))
             scalar = torch.sum(second * cotangent)
             parts = [torch.zeros_like(leaf) for leaf in leaves]
             if scalar.requires_grad:
                 parts = torch.autograd.grad(scalar, leaves, materialize_grads=True)
-    except Exception as error:  # whatever the module may raise
-        reason = next(iter(str(error).strip().splitlines()), "no message")
+    except Exception as error:  # the module may raise anything
         raise ConfigError(
             f"PyTorch itself fails on inputs of shape {inputs.shape} and type {inputs.dtype}: "
-            f"{type(error).__name__}: {reason}; expected inputs that the module takes: hand some "
-            "over with from_torch(module, inputs)"
+            f"{type(error).__name__}: {first_line(error)}; expected inputs that the module takes: "
+            "hand some over with from_torch(module, inputs)"
         ) from error
     before, after = (output.detach().numpy() for output in (first, second))
     if not np.array_equal(before, after, equal_nan=True):
@@ -212,7 +211,7 @@ def _by_pytorch(
 def _evaluated(
     torch: Any, module: TorchModule, params: Mapping[str, np.ndarray], inputs: np.ndarray
 ) -> tuple[Any, list[Any]]:
-    """The module's output, and the tensors to which it can be differentiated."""
+    """The module's output, and the tensors with respect to which it can be differentiated."""
     tensors = {
         name: torch.tensor(value.astype(_dtype(params)) if value.dtype == module.dtype else value)
         for name, value in {**module.frozen, **params}.items()
@@ -255,7 +254,7 @@ def _by_jax(
 
 
 def _relative(ours: np.ndarray, theirs: np.ndarray, floor: float) -> float:
-    """The largest difference, relative to the largest value; NaN has to be NaN in both."""
+    """The largest difference, relative to the largest value; NaN must be NaN in both."""
     if not np.array_equal(np.isnan(ours), np.isnan(theirs)):
         return np.inf
     scale = max(float(np.nanmax(np.abs(theirs), initial=0)), floor)

@@ -1,4 +1,4 @@
-"""A PyTorch module as parameters and a function of them, held against PyTorch itself."""
+"""Converts a PyTorch module to parameters and a function of them, checked against PyTorch."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from dlf_dynamics import torch_call, torch_checks
 from dlf_dynamics.errors import ConfigError
 
 _COUNTER = "num_batches_tracked"
-"""Of batch norm; what is evaluated does not depend on it."""
+"""Counter of batch norm, on which evaluation does not depend."""
 
 
 @dataclass(frozen=True)
 class TorchModule:
-    """What was taken of a module when it was adapted.
+    """The content of a module when it was adapted.
 
     Attributes:
-        skeleton: the module in evaluation mode, its tensors without values.
-        names: of all parameters and buffers, with the name under which each is held here; those of
-            tied ones are several.
-        params: values of the parameters that are trained.
+        skeleton: module in evaluation mode, its tensors without values.
+        names: names of all parameters and buffers, each with the name under which it is stored
+            here; tied parameters have several names.
+        params: values of the trained parameters.
         frozen: values of the other parameters and of all buffers.
-        recorded: names of those that are handed over with the parameters, and not differentiated.
-        statistics: names of those that training changes.
-        verified: forms of inputs for which values and derivatives were held against PyTorch's.
+        recorded: names of frozen values that are passed with the parameters, not differentiated.
+        statistics: names of frozen values that training changes.
+        verified: forms of inputs for which values and derivatives were compared with PyTorch's.
     """
 
     skeleton: Any
@@ -45,11 +45,11 @@ class TorchModule:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the parameters."""
+        """Type of the parameters."""
         return next(iter(self.params.values())).dtype
 
     def outputs(self, params: Mapping[str, Array], inputs: Array) -> Array:
-        """Of all examples, in the type of the parameters.
+        """Outputs of all examples, in the type of the parameters.
 
         Raises:
             ConfigError: when the parameters have other names or another type than the inputs, or
@@ -74,7 +74,7 @@ class TorchModule:
         return outputs.astype(dtype) if jnp.issubdtype(outputs.dtype, jnp.floating) else outputs
 
     def verify(self, inputs: Any) -> None:
-        """Holds values and derivatives against PyTorch's, once for each form of the inputs.
+        """Compares values and derivatives with PyTorch's, once for each form of the inputs.
 
         Raises:
             ConfigError: when they differ, or one of the two fails.
@@ -91,25 +91,25 @@ def adapted(
     """See `adapters.from_torch`."""
     if hasattr(inputs, "detach"):
         inputs = torch_call.values(inputs.cpu())
-    found = _taken(module, inputs, with_statistics)
+    taken = _taken(module, inputs, with_statistics)
 
     def apply(params: Mapping[str, Array], inputs: Array) -> Array:
-        found.verify(inputs)
-        return found.outputs(params, inputs)
+        taken.verify(inputs)
+        return taken.outputs(params, inputs)
 
-    left = set(found.statistics) - set(found.recorded)
+    left = set(taken.statistics) - set(taken.recorded)
     if with_statistics:
         left = {name for name in left if not name.endswith(_COUNTER)}
-    apply.statistics = tuple(name for name in found.statistics if name in left)  # type: ignore[attr-defined]
+    apply.statistics = tuple(name for name in taken.statistics if name in left)  # type: ignore[attr-defined]
     apply.frozen = {  # type: ignore[attr-defined]
         name: None if name.endswith(_COUNTER) else value
-        for name, value in found.frozen.items()
-        if name not in found.recorded
+        for name, value in taken.frozen.items()
+        if name not in taken.recorded
     }
-    apply.torch_module = found  # type: ignore[attr-defined]
+    apply.torch_module = taken  # type: ignore[attr-defined]
     if inputs is not None:
-        found.verify(inputs)
-    params = {**found.params, **{name: found.frozen[name] for name in found.recorded}}
+        taken.verify(inputs)
+    params = {**taken.params, **{name: taken.frozen[name] for name in taken.recorded}}
     return apply, {name: jnp.array(value) for name, value in params.items()}
 
 
@@ -117,7 +117,7 @@ def _taken(module: Any, inputs: Any, with_statistics: bool) -> TorchModule:
     torch_call.torchax()
     torch = importlib.import_module("torch")
     evaluated = _copied(torch, module)
-    _check_trained(torch, module)  # a copy shares no memory
+    _check_trained(torch, module)  # not on the copy, which shares no memory
     everything = [
         *evaluated.named_parameters(remove_duplicate=False),
         *evaluated.named_buffers(remove_duplicate=False),
@@ -141,7 +141,7 @@ def _taken(module: Any, inputs: Any, with_statistics: bool) -> TorchModule:
 
 
 def _copied(torch: Any, module: Any) -> Any:
-    """The module on the host, in evaluation mode; the one that was given stays as it is."""
+    """A copy of the module on the host in evaluation mode; the module itself is unchanged."""
     if not isinstance(module, torch.nn.Module):
         raise ConfigError(
             f"the module is of type {type(module).__name__}; expected a torch.nn.Module"
@@ -154,7 +154,7 @@ def _copied(torch: Any, module: Any) -> Any:
         )
     try:
         return copy.deepcopy(module).cpu().eval()
-    except Exception as error:  # whatever the module's own members may raise
+    except Exception as error:  # members of the module may raise anything
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(
             f"the module {type(module).__name__} cannot be copied to the host ({reason}); expected "
@@ -164,7 +164,7 @@ def _copied(torch: Any, module: Any) -> Any:
 
 
 def _check_trained(torch: Any, module: Any) -> None:
-    """Raises ConfigError unless parameters are of one type, each with memory of its own."""
+    """Raises ConfigError unless parameters have one type, and each has its own memory."""
     params = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not params:
         raise ConfigError(
@@ -184,11 +184,11 @@ def _check_trained(torch: Any, module: Any) -> None:
             f"the parameters have several types ({listed}); expected one: adapt "
             "copy.deepcopy(module).double()".replace("torch.", "")
         )
-    places: dict[Any, str] = {}
+    owners: dict[Any, str] = {}
     for name, tensor in params.items():
         if torch.nn.parameter.is_lazy(tensor) or tensor.is_meta or not tensor.numel():
             continue
-        other = places.setdefault((tensor.device, tensor.data_ptr()), name)
+        other = owners.setdefault((tensor.device, tensor.data_ptr()), name)
         if other != name:
             raise ConfigError(
                 f"the parameters {other} and {name} share memory and are two; expected one "
@@ -197,7 +197,7 @@ def _check_trained(torch: Any, module: Any) -> None:
 
 
 def _statistics(torch: Any, evaluated: Any, inputs: Any, names: Mapping[str, str]) -> list[str]:
-    """Names of what a pass in training mode changes; all that is saved where it cannot be tried."""
+    """Names of values that a pass in training mode changes; all saved ones if it cannot be run."""
     known = {
         f"{name}.{part}".removeprefix(".")
         for name, layer in evaluated.named_modules()
@@ -212,7 +212,7 @@ def _statistics(torch: Any, evaluated: Any, inputs: Any, names: Mapping[str, str
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 trial(torch_checks.as_tensor(torch, inputs[: torch_checks.EXAMPLES]))
-        except Exception:  # it may need what it has in training only
+        except Exception:  # it may need inputs that only training has
             changed = saved
         else:
             before, after = (_frozen(part) for part in (evaluated, trial))
@@ -223,7 +223,7 @@ def _statistics(torch: Any, evaluated: Any, inputs: Any, names: Mapping[str, str
 
 
 def _frozen(module: Any) -> dict[str, Any]:
-    """All that is not trained, by name."""
+    """All values that are not trained, by name."""
     parameters = {name: p for name, p in module.named_parameters() if not p.requires_grad}
     return parameters | dict(module.named_buffers())
 
@@ -241,7 +241,7 @@ def _check_names(params: Mapping[str, Any], expected: set[str]) -> None:
         )
 
 
-def params_of(found: TorchModule, state: Mapping[str, Any]) -> dict[str, Array]:
+def params_of(taken: TorchModule, state: Mapping[str, Any]) -> dict[str, Array]:
     """See `adapters.params_of`."""
     params: dict[str, Array] = {}
     torch = importlib.import_module("torch")
@@ -252,21 +252,21 @@ def params_of(found: TorchModule, state: Mapping[str, Any]) -> dict[str, Array]:
         for name, value in state.items()
         if isinstance(value, torch.Tensor | np.ndarray | jax.Array)
     }
-    for name in values.keys() - found.names.keys():
+    for name in values.keys() - taken.names.keys():
         raise ConfigError(
-            f"the state_dict has {name!r}, which the adapted module has not; expected the names of "
-            f"{type(found.skeleton).__name__}: take prefixes of wrappers such as 'module.' away"
+            f"the state_dict has {name!r}, which the adapted module lacks; expected the names of "
+            f"{type(taken.skeleton).__name__}: take prefixes of wrappers such as 'module.' away"
         )
-    recorded = {name: found.frozen[name] for name in found.recorded}
-    for name, expected in {**found.params, **recorded}.items():
+    recorded = {name: taken.frozen[name] for name in taken.recorded}
+    for name, expected in {**taken.params, **recorded}.items():
         if name not in values or values[name].shape != expected.shape:
-            there = values[name].shape if name in values else "nothing"
+            shape = values[name].shape if name in values else "nothing"
             raise ConfigError(
-                f"the state_dict has {there} for {name!r}; expected an array of shape "
+                f"the state_dict has {shape} for {name!r}; expected an array of shape "
                 f"{expected.shape}, as in the module that was adapted"
             )
         params[name] = jnp.array(values[name], expected.dtype)
-    for name, value in found.frozen.items():
+    for name, value in taken.frozen.items():
         if name in params or name not in values or name.endswith(_COUNTER):
             continue
         if not np.array_equal(values[name], value):

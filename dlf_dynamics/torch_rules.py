@@ -1,8 +1,8 @@
-"""Whether the optimizer in a PyTorch checkpoint and an optax transformation make the same updates.
+"""Checks that the optimizer in a PyTorch checkpoint and an optax transformation update alike.
 
-Both are asked for updates of one number, from the same gradients, states and counts: PyTorch's by
-the rules in its documentation, with the hyperparameters of the checkpoint. So nothing needs to be
-known of how an optax transformation is put together, and none of its hyperparameters are read.
+The updates of a single number from the same gradients, states and counts are compared; those of
+PyTorch follow its documentation, with the hyperparameters of the checkpoint. The structure of the
+optax transformation need not be known, and none of its hyperparameters are read.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.errors import ConfigError, one_line
 from dlf_dynamics.hyperparameters import is_injected
 from dlf_dynamics.leaves import Name, Wanted, named, words
 from dlf_dynamics.torch_state import kind_of
 
 _ACCURACY = 1e-4
-"""Of the comparison, as learning rates and schedules may be numbers of float32."""
+"""Relative accuracy of the comparison, as learning rates and schedules may be float32."""
 
 Group = Mapping[str, Any]
 """One of an optimizer's `param_groups`."""
 
 
 class _Probe(NamedTuple):
-    """What updates are asked of.
+    """A gradient, a parameter and a state, from which an update is made.
 
     Attributes:
-        gradient: so small that no usual clipping cuts it.
-        param: the parameter.
+        gradient: gradient, too small for any usual clipping.
+        param: parameter.
         momentum: momentum buffer or running mean of the gradients.
         square: running mean of their squares.
     """
@@ -52,7 +52,7 @@ _PROBES = {
     "a gradient of 1e-12 and a mean square of 1e-24": _Probe(1e-12, 0.0, 0.0, 1e-24),
     "a gradient of 1e-6, a parameter of -2 and a momentum of -3e-6": _Probe(1e-6, -2, -3e-6, 1e-12),
 }
-"""Each shows some of the hyperparameters, so that a message can say where updates differ."""
+"""Each reveals some of the hyperparameters, so that a message can say where updates differ."""
 
 _COLUMNS = _Probe(*(np.array(column, float) for column in zip(*_PROBES.values(), strict=True)))
 
@@ -61,25 +61,25 @@ _NEEDED = {
     "Adam": {"lr", "betas", "eps", "weight_decay", "amsgrad"},
     "RMSprop": {"lr", "alpha", "eps", "weight_decay", "momentum", "centered"},
 }
-"""The hyperparameters by which a rule of PyTorch is known; RAdam, say, has no amsgrad."""
+"""Hyperparameters that identify an optimizer of PyTorch; RAdam, for example, has no amsgrad."""
 
 _TOLD_APART = {"maximize", "decoupled_weight_decay"}
-"""Hyperparameters that groups of older versions lack."""
+"""Hyperparameters that older versions of PyTorch do not store."""
 
 _WITHOUT_EFFECT = {
     *("params", "param_names", "foreach", "fused", "capturable", "differentiable"),
-    # What schedulers keep; what they set are the hyperparameters themselves.
+    # Kept by schedulers, which set the hyperparameters themselves.
     *("initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"),
 }
 
 
 def rule_of(group: Group) -> str | None:
-    """SGD, Adam or RMSprop, by the hyperparameters that a group has; none for another.
+    """SGD, Adam or RMSprop, by the hyperparameters of a group; None for another optimizer.
 
     AdamW is Adam whose weight decay is decoupled.
     """
-    there = group.keys() - _WITHOUT_EFFECT - _TOLD_APART
-    rules = [rule for rule, needed in _NEEDED.items() if needed <= there]
+    stored = group.keys() - _WITHOUT_EFFECT - _TOLD_APART
+    rules = [rule for rule, needed in _NEEDED.items() if needed <= stored]
     if len(rules) != 1:
         return None
     values = [np.asarray(group[name]) for name in _NEEDED[rules[0]]]
@@ -88,19 +88,19 @@ def rule_of(group: Group) -> str | None:
 
 
 def described(group: Group) -> str:
-    """The hyperparameters of a group in words, but for those that are 0 or off.
+    """The hyperparameters of a group in words, without those that are 0 or off.
 
     >>> described({"lr": 1, "nesterov": True, "betas": [0.9, 0.99], "momentum": 0, "foreach": None})
     'betas 0.9 and 0.99, lr 1, nesterov'
     """
-    told = []
+    texts = []
     for name in sorted(group.keys() - _WITHOUT_EFFECT):
         values = np.ravel(np.asarray(group[name], object)).tolist()
         if values == [True] and isinstance(values[0], bool):
-            told.append(name)
+            texts.append(name)
         elif name == "lr" or any(values):
-            told.append(f"{name} {' and '.join(map(_short, values))}")
-    return ", ".join(told)
+            texts.append(f"{name} {' and '.join(map(_short, values))}")
+    return ", ".join(texts)
 
 
 def _short(value: Any) -> str:
@@ -114,8 +114,8 @@ class RuleCheck:
         """Prepares to compare.
 
         Args:
-            optimizer: of the problem.
-            params: the form of its parameters.
+            optimizer: optimizer of the problem.
+            params: form of its parameters.
         """
         self._names = list(params.shapes)
         self._updates = _updates_of(optimizer, params)
@@ -124,24 +124,24 @@ class RuleCheck:
 
     @property
     def notes(self) -> list[str]:
-        """What could not be compared so far, and what differs without harm."""
+        """What could not be compared so far, and harmless differences."""
         lines = []
-        for text, told in self._notes.items():
-            last = f" at first, and at last {told[-1]}" if told[0] != told[-1] else ""
-            lines.append(f"{text}{told[0]}{last}")
+        for text, details in self._notes.items():
+            last = f" at first, and at last {details[-1]}" if details[0] != details[-1] else ""
+            lines.append(f"{text}{details[0]}{last}")
         return lines
 
-    def require_alike(self, found: Mapping[str, Any], step: int) -> None:
+    def require_alike(self, optimizer: Mapping[str, Any], step: int) -> None:
         """Requires that the problem's optimizer makes the updates that a checkpoint's would.
 
         Args:
-            found: `state_dict` of a PyTorch optimizer.
+            optimizer: `state_dict` of a PyTorch optimizer.
             step: number of updates made.
 
         Raises:
-            ConfigError: when it makes others.
+            ConfigError: when it makes other updates.
         """
-        groups = found["param_groups"]
+        groups = optimizer["param_groups"]
         if any(rule_of(group) is None for group in groups):
             self._note(
                 "the optimizer in the checkpoints is none of PyTorch's SGD, Adam, AdamW and "
@@ -154,7 +154,7 @@ class RuleCheck:
         except Exception as error:
             self._note(
                 "the problem's optimizer makes no update of gradients alone "
-                f"({' '.join(str(error).split())}), and is not compared with that in the "
+                f"({one_line(error)}), and is not compared with that in the "
                 "checkpoints: this has ",
                 _all(groups),
             )
@@ -182,12 +182,12 @@ class RuleCheck:
         self._note_what_is_not_told(groups)
 
     def require_own(self, state: Mapping[Name, np.ndarray], step: int) -> None:
-        """Requires that hyperparameters in an optax state are what the problem's optimizer has.
+        """Requires that hyperparameters in an optax state are those of the problem's optimizer.
 
-        They are there by `optax.inject_hyperparams`. Where a schedule sets them, they do not count.
+        `optax.inject_hyperparams` stores them. They do not matter if a schedule sets them.
 
         Args:
-            state: its leaves, by name.
+            state: leaves of the state by name.
             step: number of updates made.
 
         Raises:
@@ -199,17 +199,17 @@ class RuleCheck:
             return
         theirs, ours = self._updates(step, given), self._updates(step)
         if not _Same(theirs)(ours):
-            place, index = np.argwhere(~_close(theirs, ours))[0]
-            told = ", ".join(f"{named(name)} {leaf:g}" for name, leaf in given.items())
+            array, probe = np.argwhere(~_close(theirs, ours))[0]
+            listed = ", ".join(f"{named(name)} {leaf:g}" for name, leaf in given.items())
             raise ConfigError(
-                f"its optimizer ({told}) makes of {list(_PROBES)[index]} the update "
-                f"{theirs[place, index]:.6g}, and that of the problem {ours[place, index]:.6g} for "
-                f"{named(self._names[place])} after {step:,} updates; expected the same "
+                f"its optimizer ({listed}) turns {list(_PROBES)[probe]} into the update "
+                f"{theirs[array, probe]:.6g}, and the problem's into {ours[array, probe]:.6g} for "
+                f"{named(self._names[array])} after {step:,} updates; expected the same "
                 "hyperparameters, by a schedule where they change, or None for the optimizer"
             )
 
-    def _note(self, text: str, told: str = "") -> None:
-        self._notes.setdefault(text, []).append(told)
+    def _note(self, text: str, detail: str = "") -> None:
+        self._notes.setdefault(text, []).append(detail)
 
     def _note_what_is_not_told(self, groups: Sequence[Group]) -> None:
         odd = sorted({name for group in groups for name in _unknown_in(group)})
@@ -220,10 +220,10 @@ class RuleCheck:
                 "the checkpoints do not tell Adam's weight decay from AdamW's, as older versions "
                 "of PyTorch do not; that of the problem's optimizer is one of the two"
             )
-        there, count = _count(groups), len(self._names)
-        if there != count:
+        stored, count = _count(groups), len(self._names)
+        if stored != count:
             self._note(
-                f"the optimizer in the checkpoints has {there} arrays and the problem {count}; "
+                f"the optimizer in the checkpoints has {stored} arrays and the problem {count}; "
                 "thresholds are those of a training of all parameters of the problem"
             )
 
@@ -233,44 +233,45 @@ def _all(groups: Sequence[Group]) -> str:
 
 
 def _count(groups: Sequence[Group]) -> int:
-    """Arrays that an optimizer has."""
+    """Number of arrays that an optimizer updates."""
     return sum(len(group["params"]) for group in groups)
 
 
 def _unknown_in(group: Group) -> set[str]:
-    """Names that the rule does not know, such as a factor of one's own program."""
+    """Names that are not PyTorch's, such as a factor added by the user's program."""
     known = _NEEDED.get(rule_of(group) or "", set()) | _WITHOUT_EFFECT | _TOLD_APART
     return set(group) - known
 
 
 class _Groups:
-    """What a PyTorch optimizer's groups do at a step, and which parameters may be in which."""
+    """The updates of the groups of a PyTorch optimizer, and the groups of each parameter."""
 
     def __init__(self, groups: Sequence[Group], names: Sequence[Name], step: int) -> None:
         made = [[_of_torch(reading, step) for reading in _readings(group)] for group in groups]
-        self._made = [*made, [np.zeros(len(_PROBES))]]  # of a parameter that it was not given
-        told = {
-            words(str(name)): [place]
-            for place, group in enumerate(groups)
+        self._made = [*made, [np.zeros(len(_PROBES))]]  # parameters in no group do not move
+        groups_of = {
+            words(str(name)): [number]
+            for number, group in enumerate(groups)
             for name in group.get("param_names", ())
         }
-        known = told.keys() & set(names)
+        known = groups_of.keys() & set(names)
         missing = [len(groups)] * (bool(known) or _count(groups) < len(names))
         every = missing if known else [*range(len(groups)), *missing]
-        self._chosen = [told.get(name, every) for name in names]
-        elsewhere = bool(known) or _count(groups) > len(names)  # and other parameters may be
+        self._chosen = [groups_of.get(name, every) for name in names]
+        # If the optimizer may have parameters that the problem lacks, no group is required to move.
+        elsewhere = bool(known) or _count(groups) > len(names)
         self._moving = [] if elsewhere else [n for n, g in enumerate(groups) if g["params"]]
 
     def unlike(self, ours: Float[np.ndarray, "params probes"]) -> tuple[int, np.ndarray] | None:
-        """The place of a parameter that is moved otherwise, and how it ought to be; or none.
+        """The index of a parameter whose updates differ, with those expected; None if all agree.
 
-        Where it is not told which group a parameter is in, it must be moved as by one of them, and
-        each of them must move some parameter.
+        A parameter whose group is unknown must be updated as in one of the groups, and each group
+        must update some parameter.
         """
         fits = [[any(map(_Same(row), ways)) for ways in self._made] for row in ours]
-        for place, chosen in enumerate(self._chosen):
-            if not any(fits[place][group] for group in chosen):
-                return place, self._made[chosen[0]][0]
+        for array, chosen in enumerate(self._chosen):
+            if not any(fits[array][group] for group in chosen):
+                return array, self._made[chosen[0]][0]
         for group in self._moving:
             if not any(row[group] for row in fits):
                 return 0, self._made[group][0]
@@ -285,12 +286,13 @@ def _complaint(
     unlike: tuple[int, np.ndarray],
 ) -> str:
     """Where the updates differ, with both numbers."""
-    place, theirs = unlike
-    mine, name, after = ours[place], named(names[place]), f"after {step:,} updates"
+    array, theirs = unlike
+    updates, name, after = ours[array], named(names[array]), f"after {step:,} updates"
     rates = {float(group["lr"]) for group in groups}
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = (mine / theirs)[theirs != 0]
-    alike = len(ratios) > 0 and np.all(mine[theirs == 0] == 0) and _Same(mine)(theirs * ratios[0])
+        ratios = (updates / theirs)[theirs != 0]
+    still = np.all(updates[theirs == 0] == 0)
+    alike = len(ratios) > 0 and still and _Same(updates)(theirs * ratios[0])
     if alike and len(rates) == 1:
         (rate,) = rates
         return (
@@ -298,21 +300,21 @@ def _complaint(
             f"{ratios[0] * rate:g} for {name} {after}; expected the same, by a schedule where it "
             "changes, or None for the optimizer"
         )
-    index = int(np.argmax(~_close(mine, theirs)))
+    probe = int(np.argmax(~_close(updates, theirs)))
     return (
-        f"its optimizer ({_all(groups)}) makes of {list(_PROBES)[index]} the update "
-        f"{theirs[index]:.6g}, and that of the problem {mine[index]:.6g} for {name} {after}; "
+        f"its optimizer ({_all(groups)}) turns {list(_PROBES)[probe]} into the update "
+        f"{theirs[probe]:.6g}, and the problem's into {updates[probe]:.6g} for {name} {after}; "
         "expected an optax transformation of the same rule with the same hyperparameters, or None"
     )
 
 
 def _close(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    # A rate that a schedule has brought to 0 is so but for rounding.
+    # A learning rate that a schedule has reduced to 0 is 0 only up to rounding.
     return np.isclose(one, other, rtol=_ACCURACY, atol=1e-18)
 
 
 class _Same(NamedTuple):
-    """Whether other updates are the same."""
+    """Compares other updates with these."""
 
     one: np.ndarray
 
@@ -321,7 +323,7 @@ class _Same(NamedTuple):
 
 
 def _readings(group: Group) -> list[Group]:
-    """A group as what it may be: Adam or AdamW, where it does not say and that matters."""
+    """The possible meanings of a group: Adam and AdamW, if it does not say and they differ."""
     silent = rule_of(group) == "Adam" and "decoupled_weight_decay" not in group
     if not silent or float(group["weight_decay"]) == 0:
         return [group]
@@ -329,7 +331,7 @@ def _readings(group: Group) -> list[Group]:
 
 
 def _of_torch(group: Group, step: int) -> Float[np.ndarray, " probes"]:
-    """The update that a rule of PyTorch makes of each probe, in float64.
+    """The update by a rule of PyTorch for each probe, in float64.
 
     Args:
         group: hyperparameters.
@@ -347,7 +349,7 @@ def _of_torch(group: Group, step: int) -> Float[np.ndarray, " probes"]:
 
 
 def _sgd(group: Group, gradient: Any, momentum: Any, square: Any, step: int) -> Any:
-    """The documented direction of `torch.optim.SGD`, once it has a momentum buffer."""
+    """The direction of `torch.optim.SGD` by its documentation, once it has a momentum buffer."""
     beta = float(group["momentum"])
     if beta == 0:
         return gradient
@@ -356,9 +358,9 @@ def _sgd(group: Group, gradient: Any, momentum: Any, square: Any, step: int) -> 
 
 
 def _adam(group: Group, gradient: Any, momentum: Any, square: Any, step: int) -> Any:
-    """That of `torch.optim.Adam` and `AdamW`.
+    """The direction of `torch.optim.Adam` and `AdamW` by their documentation.
 
-    With amsgrad, the largest mean square so far is taken to be the present one.
+    With amsgrad, the largest mean square so far is assumed to be the present one.
     """
     first, second = (float(beta) for beta in group["betas"])
     mean = (first * momentum + (1 - first) * gradient) / (1 - first ** (step + 1))
@@ -368,7 +370,7 @@ def _adam(group: Group, gradient: Any, momentum: Any, square: Any, step: int) ->
 
 
 def _rmsprop(group: Group, gradient: Any, momentum: Any, square: Any, step: int) -> Any:
-    """That of `torch.optim.RMSprop`; centred, from a mean of the gradients that is 0."""
+    """The direction of `torch.optim.RMSprop`; if centred, from a mean gradient of 0."""
     alpha, beta = float(group["alpha"]), float(group["momentum"])
     mean = (1 - alpha) * gradient if group["centered"] else 0.0
     after = alpha * square + (1 - alpha) * gradient**2 - mean**2
@@ -379,13 +381,13 @@ def _rmsprop(group: Group, gradient: Any, momentum: Any, square: Any, step: int)
 def _updates_of(
     optimizer: optax.GradientTransformation, params: Wanted
 ) -> Callable[..., Float[np.ndarray, "params probes"]]:
-    """The updates that an optax transformation makes of the probes, as a function of the step.
+    """The updates by an optax transformation for the probes, as a function of the step.
 
-    It also takes leaves of the state, by name.
+    The function also takes leaves of the state by name.
 
-    Each array of the parameters is one of a single number here, with as many axes: rules that look
-    at names and at axes see what they know. What the probes do not tell of the state is that of the
-    beginning.
+    Each array of the parameters is replaced by one number with the same number of axes, so that
+    rules that depend on names and axes still work. Leaves of the state that the probes do not give
+    have their initial values.
     """
 
     def one(step: Array, given: Mapping[Name, Array], probe: _Probe) -> Array:
@@ -397,12 +399,12 @@ def _updates_of(
         state = optimizer.init(held)
         kinds = {"mu": probe.momentum, "trace": probe.momentum, "nu": probe.square, "count": step}
         leaves = jax.tree.leaves(state)
-        told = [given.get(n, kinds.get(kind_of(n))) for n in Wanted.of(state).shapes]
+        values = [given.get(n, kinds.get(kind_of(n))) for n in Wanted.of(state).shapes]
         state = jax.tree.unflatten(
             jax.tree.structure(state),
             [
                 leaf if value is None else jnp.full(leaf.shape, value, _wide(leaf))
-                for leaf, value in zip(leaves, told, strict=True)
+                for leaf, value in zip(leaves, values, strict=True)
             ],
         )
         change, _ = optimizer.update(filled(probe.gradient), state, held)
@@ -421,5 +423,5 @@ def _updates_of(
 
 
 def _wide(leaf: Array) -> Any:
-    """Its type, as wide as there is: optax computes schedules in the precision of their counts."""
+    """A 64-bit type of the same kind: optax computes schedules in the precision of their counts."""
     return jnp.int64 if jnp.issubdtype(leaf.dtype, jnp.integer) else jnp.float64

@@ -1,4 +1,4 @@
-"""The state of a PyTorch optimizer, as the optax transformation of the same rule keeps it."""
+"""Converts the state of a PyTorch optimizer to that of the corresponding optax transformation."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ _IN_OPTAX = {
     "square_avg": "nu",
     "momentum_buffer": "trace",
 }
-"""What optax calls that which PyTorch's Adam, AdamW, RMSprop and SGD keep for a parameter."""
+"""Names in optax for the arrays that PyTorch's Adam, AdamW, RMSprop and SGD store."""
 
 
 def find_torch_state(tree: Any) -> tuple[Name, Mapping[str, Any]] | None:
-    """The `state_dict` of an optimizer in a checkpoint, and the words before it; or none.
+    """The `state_dict` of an optimizer in a checkpoint, with its prefix; None if there is none.
 
     Raises:
         ConfigError: when there are several.
     """
-    found = list(_optimizers(tree))
-    if len(found) > 1:
-        listed = " and ".join(".".join(name) for name, _ in found)
+    optimizers = list(_optimizers(tree))
+    if len(optimizers) > 1:
+        listed = " and ".join(".".join(name) for name, _ in optimizers)
         raise ConfigError(
             f"it has the states of several optimizers ({listed}); expected one: save the network "
             "with its own, or the parameters alone"
         )
-    return found[0] if found else None
+    return optimizers[0] if optimizers else None
 
 
 def _optimizers(tree: Any, before: Name = ()) -> Iterator[tuple[Name, Mapping[str, Any]]]:
-    """The `state_dict`s of optimizers, which trainers keep in dictionaries and lists."""
+    """The `state_dict`s of optimizers, which trainers store in dictionaries and lists."""
     if isinstance(tree, Mapping):
         if _is_optimizer(tree):
             yield before, tree
@@ -45,12 +45,12 @@ def _optimizers(tree: Any, before: Name = ()) -> Iterator[tuple[Name, Mapping[st
         for key, item in tree.items():
             yield from _optimizers(item, before + words(str(key)))
     elif isinstance(tree, list | tuple):
-        for place, item in enumerate(tree):
-            yield from _optimizers(item, (*before, str(place)))
+        for index, item in enumerate(tree):
+            yield from _optimizers(item, (*before, str(index)))
 
 
 def _is_optimizer(tree: Mapping[str, Any]) -> bool:
-    """Whether it has the form of `torch.optim.Optimizer.state_dict()`."""
+    """Whether a tree has the form of `torch.optim.Optimizer.state_dict()`."""
     state, groups = tree.get("state"), tree.get("param_groups")
     return (
         isinstance(state, Mapping)
@@ -61,40 +61,43 @@ def _is_optimizer(tree: Mapping[str, Any]) -> bool:
 
 
 def updates_made(tree: Any) -> int | None:
-    """What the optimizer of a checkpoint has counted, if all its parameters count alike."""
-    found = find_torch_state(tree)
-    kept = found[1]["state"].values() if found else ()
+    """The count of updates in a checkpoint's optimizer, if it is the same for all parameters."""
+    state = find_torch_state(tree)
+    kept = state[1]["state"].values() if state else ()
     counts = {float(np.asarray(k["step"])) for k in kept if isinstance(k, Mapping) and "step" in k}
     return int(counts.pop()) if len(counts) == 1 else None
 
 
 def as_optax(
-    found: Mapping[str, Any], names: Sequence[Name], wanted: Wanted, step: int
+    torch_state: Mapping[str, Any], names: Sequence[Name], wanted: Wanted, step: int
 ) -> dict[Name, np.ndarray] | None:
-    """The leaves of the optax state, by name; none where the one does not tell the other.
+    """The leaves of the optax state by name; None if they cannot be determined.
 
-    PyTorch numbers the parameters in the order in which the optimizer was given them, group after
-    group, and tells their names only if it was given these. Without names there must be one group,
-    which is that of `module.parameters()`.
+    PyTorch numbers the parameters in the order in which the optimizer received them, group after
+    group, and stores their names only if it received names. Without names there must be only one
+    group, made of `module.parameters()`.
 
     Args:
-        found: `state_dict` of the optimizer.
-        names: of the parameters, in the order of the module.
-        wanted: the optax state.
-        step: number of updates made, for a rule that counts them where PyTorch's does not.
+        torch_state: `state_dict` of the optimizer.
+        names: names of the parameters, in the order of the module.
+        wanted: form of the optax state.
+        step: number of updates made, for optax transformations that count them where PyTorch's do
+            not.
     """
-    groups = found["param_groups"]
+    groups = torch_state["param_groups"]
     numbers = [number for group in groups for number in group["params"]]
-    told = [words(str(name)) for group in groups for name in group.get("param_names", ())]
-    if len(numbers) != len(names) or (len(groups) > 1 and len(told) != len(numbers)):
+    stored = [words(str(name)) for group in groups for name in group.get("param_names", ())]
+    if len(numbers) != len(names) or (len(groups) > 1 and len(stored) != len(numbers)):
         return None
-    if not found["state"] and step == 0 and all(map(kind_of, wanted.shapes)):
+    if not torch_state["state"] and step == 0 and all(map(kind_of, wanted.shapes)):
         kinds = zip(wanted.shapes.items(), wanted.dtypes, strict=True)
-        return {leaf: np.zeros(shape, dtype) for (leaf, shape), dtype in kinds}  # not made yet
-    order = told if len(told) == len(numbers) else list(names)
+        return {
+            leaf: np.zeros(shape, dtype) for (leaf, shape), dtype in kinds
+        }  # no update was made
+    order = stored if len(stored) == len(numbers) else list(names)
     kept: dict[Name, np.ndarray] = {}
     for number, name in zip(numbers, order, strict=True):
-        for key, value in found["state"].get(number, {}).items():
+        for key, value in torch_state["state"].get(number, {}).items():
             if value is not None and np.size(value):
                 kept[(_IN_OPTAX.get(str(key), str(key)), *name)] = np.asarray(value)
     return _taken(kept, names, wanted, step)
@@ -103,10 +106,10 @@ def as_optax(
 def _taken(
     kept: Mapping[Name, np.ndarray], names: Sequence[Name], wanted: Wanted, step: int
 ) -> dict[Name, np.ndarray] | None:
-    """For each leaf of the optax state what PyTorch keeps; counts are of all parameters alike.
+    """For each leaf of the optax state the array of PyTorch; counts are shared by all parameters.
 
     Raises:
-        ConfigError: when PyTorch keeps what the optax transformation does not.
+        ConfigError: when PyTorch stores arrays that the optax transformation does not.
     """
     kinds = {name[0] for name in kept} - {"count"}
     odd = sorted(kinds - {word for leaf in wanted.shapes for word in leaf})
@@ -129,7 +132,7 @@ def _taken(
 
 
 def kind_of(leaf: Name) -> str:
-    """What a leaf of an optax state is, of that which PyTorch keeps; empty for something else.
+    """The kind of a leaf of an optax state among those that PyTorch stores; empty for others.
 
     >>> kind_of(("0", "mu", "layer", "weight")), kind_of(("1", "scale"))
     ('mu', '')
@@ -138,5 +141,5 @@ def kind_of(leaf: Name) -> str:
 
 
 def _start(leaf: Name) -> int:
-    """The place of the word that tells it."""
+    """The index of the word that names the kind of a leaf."""
     return next((n for n, word in enumerate(leaf) if word in _IN_OPTAX.values()), len(leaf))

@@ -1,4 +1,4 @@
-"""`TrainedRun`: a run of `train`, rebuilt from its file alone."""
+"""`TrainedRun`: a run of `train`, which is rebuilt from its file alone."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from dlf_dynamics.schema import VALIDATION
 
 
 class TrainedRun(Run):
-    """A run whose file holds the configuration that its problem is built from."""
+    """A run whose file contains the configuration from which its problem is built."""
 
     def _told(self, file: h5py.File) -> None:
         self._config = read_config(file)
 
     @property
     def config(self) -> RunConfig:
-        """As trained."""
+        """The configuration of the training."""
         return self._config
 
     @property
@@ -45,17 +45,17 @@ class TrainedRun(Run):
 
     @property
     def optimizer_name(self) -> str:
-        """For labels."""
+        """Name of the optimizer, for labels."""
         return self._config.optimizer.name
 
     @property
     def own_updates(self) -> bool:
-        """True: any update can be made again."""
+        """True: any update can be replayed."""
         return True
 
     @property
     def edge_every(self) -> int:
-        """As trained."""
+        """Steps between evaluations of the realized edge in training; 0 if there were none."""
         return self._config.edge_every
 
     @property
@@ -74,10 +74,10 @@ class TrainedRun(Run):
 
     @cached_property
     def dataset(self) -> Dataset:
-        """Inputs and labels, from the file or, when they are large, from their recipe.
+        """Inputs and labels, from the file or, if they are large, from their configuration.
 
         Raises:
-            FileError: when the recipe no longer gives the data that the run was trained on.
+            FileError: when the configuration no longer gives the data of the training.
         """
         with self._file() as file:
             stored = read_data(file, "inputs", "targets", self.data_sha256)
@@ -90,7 +90,7 @@ class TrainedRun(Run):
 
     @cached_property
     def held_out(self) -> Dataset | None:
-        """The examples held out for validation, which analyses do not need; none without them."""
+        """The examples held out for validation, unused by analyses; None if there are none."""
         with self._file() as file:
             stored = read_held_out(file)
             without = VALIDATION[0] not in file or "data/inputs" in file
@@ -100,7 +100,7 @@ class TrainedRun(Run):
 
     @property
     def origin(self) -> Float[np.ndarray, " params"] | None:
-        """The initial parameters, where the network was expanded about them; none elsewhere."""
+        """The initial parameters, if the network was expanded about them; else None."""
         if not self._config.linearize:
             return None
         self.require_checkpoints("take the initial parameters from")
@@ -117,25 +117,25 @@ class TrainedRun(Run):
         return parameter_layout(self._config, self.dataset)
 
     def _dynamics(self, layout: Layout) -> Dynamics:
-        found = build(self._config, self.dataset, self._schedule(), self.origin, layout)
-        self._require_fit(found)
-        return found
+        dynamics = build(self._config, self.dataset, self._schedule(), self.origin, layout)
+        self._require_fit(dynamics)
+        return dynamics
 
     def _schedule(self) -> Schedule | None:
-        """The user's own schedule, from the weights that were recorded."""
+        """The user's own schedule, from the recorded weights."""
         if not self.own_schedule:
             return None
         return Tabulated(jnp.asarray(self.scalars["class_weights"]))
 
     def _require_fit(self, dynamics: Dynamics) -> None:
-        """Raises FileError unless what was recorded has the form that the configuration gives."""
+        """Raises FileError unless the recorded arrays have the form given by the configuration."""
         state = dynamics.state_layout(jnp.zeros(self.layout.size, self.dtype))
         classes = len(jax.eval_shape(dynamics.schedule, jnp.int32(0)))
-        for path, found, expected in (
+        for path, columns, expected in (
             ("parameters/value", self.num_params, self.layout.size),
             ("optimizer/value", self._state_size, state.size),
             ("scalars/class_weights/value", self._num_weights, classes),
         ):
-            if found != expected:
-                reason = f"/{path} has {found} columns, its configuration gives {expected}"
+            if columns != expected:
+                reason = f"/{path} has {columns} columns, its configuration gives {expected}"
                 raise damaged(self.path, schema.FORMAT, reason)

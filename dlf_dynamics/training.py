@@ -1,4 +1,4 @@
-"""Training: stretches of the training map, recorded to a run file as they are done."""
+"""Training: stretches of updates, recorded to a run file as they are made."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ Watch = Callable[[Mapping[str, float]], None]
 
 
 class _Listeners(NamedTuple):
-    """Who is told how far a training is, and who may stop it; see `train`."""
+    """Functions that are called with the progress of a training, or may stop it; see `train`."""
 
     progress: Callable[[int], None]
     stop: Callable[[], bool]
     watch: Watch
 
     def tell(self, step: int, row: np.ndarray, edge: np.ndarray) -> None:
-        """Tells the number of updates made, and what the last ones recorded."""
-        told: dict[str, float] = dict(zip(SCALARS, row.tolist(), strict=False))
-        told.update(zip(EDGE, edge.tolist(), strict=True))
-        self.watch(told)
+        """Passes on the number of updates made, the last scalars and the last realized edge."""
+        scalars: dict[str, float] = dict(zip(SCALARS, row.tolist(), strict=False))
+        scalars.update(zip(EDGE, edge.tolist(), strict=True))
+        self.watch(scalars)
         self.progress(step)
 
 
@@ -65,22 +65,22 @@ def train(
     """Trains and records a run; see `resume` to continue one.
 
     Args:
-        config: of the run.
-        path: of the run file to write.
-        dataset: to train on instead of the configuration's.
+        config: configuration of the run.
+        path: path of the run file to write.
+        dataset: data to train on instead of the configuration's.
         schedule: class weights of each step instead of the configuration's; any hashable callable
             that JAX can trace.
         overwrite: whether to replace an existing file.
-        progress: told the number of updates made.
-        stop: asked between stretches; when true, the run is left to be resumed.
-        watch: told what the last of them recorded, by name, such as `loss` and `accuracy`; the
-            realized edge is that of the last step at which it was looked.
+        progress: called with the number of updates made.
+        stop: called between stretches; if it returns true, the run stops and can be resumed.
+        watch: called with the scalars of the last update by name, such as `loss` and `accuracy`;
+            the realized edge is the last one that was evaluated.
 
     Returns:
         The recorded run; its `status` is `complete`, `interrupted` or `diverged`.
 
     Raises:
-        ConfigError: when the configuration and the data do not fit.
+        ConfigError: when the configuration and the data do not fit together.
         FileError: when the file exists or cannot be written, or another process writes it.
     """
     with hold(Path(path), None if overwrite else EXISTS) as output:
@@ -115,14 +115,14 @@ def _train(
 def _require_space(path: Path, config: RunConfig, sizes: Sizes, itemsize: int) -> None:
     """Refuses a run whose vectors and class weights alone would not fit on the disk.
 
-    One that diverges or is interrupted takes less; what is left is not foreseen.
+    A run that diverges or is interrupted takes less, which cannot be foreseen.
     """
     checkpoints = config.steps // config.checkpoint_every + 1
     vectors = (2 * sizes.params + sizes.state) * itemsize
     weights = (config.steps + 1) * sizes.classes * itemsize
     advice = "; make fewer --steps, record with a larger --checkpoint-every, or write elsewhere"
-    there = path.stat().st_size if path.is_file() else 0  # it is replaced, or grows
-    require_space(path, checkpoints * vectors + weights - there, advice)
+    present = path.stat().st_size if path.is_file() else 0  # it is replaced or continued
+    require_space(path, checkpoints * vectors + weights - present, advice)
 
 
 def _header(config: RunConfig, dataset: Dataset, layout: Layout, *, own_schedule: bool) -> Header:
@@ -154,19 +154,19 @@ def resume(
     """Continues a run that was interrupted or killed, bit for bit as if it had not been.
 
     Args:
-        path: of the run file.
-        steps: new total number of updates; none keeps the configured one.
-        schedule: the user's own schedule, where the run was trained with one.
-        progress: as in `train`, like the next two.
-        stop: asked between stretches.
-        watch: told what the last update recorded.
+        path: path of the run file.
+        steps: new total number of updates; None keeps the configured one.
+        schedule: the user's own schedule, if the run was trained with one.
+        progress: called with the number of updates made.
+        stop: called between stretches, as in `train`.
+        watch: called with the scalars of the last update, as in `train`.
 
     Raises:
         ConfigError: when the new number of steps does not fit the run.
         FileError: when the file is missing or damaged, or the run diverged, or another process
             writes it.
     """
-    with hold(Path(path)) as output:  # what is read now is what is continued
+    with hold(Path(path)) as output:  # held before reading, so that nobody changes it meanwhile
         return _resume(output, steps, schedule, _Listeners(progress, stop, watch))
 
 
@@ -219,10 +219,9 @@ class _Record:
     edge: np.ndarray = field(default_factory=lambda: np.full(len(EDGE), np.nan))
 
     def add(self, first: int, rows: np.ndarray) -> bool:
-        """Takes rows of consecutive steps; tells whether each loss among them is finite.
+        """Adds rows of consecutive steps; returns whether all their losses are finite.
 
-        Of a run that diverges, rows are kept up to the first loss that is not finite, checkpoints
-        before it.
+        If a loss is not finite, rows up to and including it and checkpoints before it are kept.
         """
         finite = np.isfinite(rows[:, 0])
         if not np.all(finite):
@@ -231,8 +230,8 @@ class _Record:
             rows = _no_update_after(rows)
             self.points = [point for point in self.points if point.step < diverged]
         edges = rows[:, _EDGES]
-        looked = np.flatnonzero(~np.isnan(edges[:, -1]))
-        self.edge = edges[looked[-1]] if len(looked) else self.edge
+        evaluated = np.flatnonzero(~np.isnan(edges[:, -1]))
+        self.edge = edges[evaluated[-1]] if len(evaluated) else self.edge
         self.steps.append(np.arange(first, first + len(rows)))
         self.rows.append(rows)
         return bool(np.all(finite))
@@ -243,7 +242,7 @@ class _Record:
         return waiting > MAX_BYTES or time.monotonic() - self.written > _RECORD_SECONDS
 
     def write(self) -> None:
-        """Writes all that waits; scalars first, so that no checkpoint lacks its row's past."""
+        """Writes everything; scalars first, so that no checkpoint precedes the rows before it."""
         if self.rows:
             columns = scalar_columns(np.concatenate(self.rows))
             if not self.edges:
@@ -262,10 +261,10 @@ def _run(
     writer: RunWriter,
     listeners: _Listeners,
 ) -> TrainedRun:
-    """Advances to the last step, recording on the way."""
+    """Advances to the last step and records on the way."""
     with writer:
-        looking = replace(dynamics, edge_every=config.edge_every)
-        status = _loop(config, looking, state, _Record(writer, config.edge_every > 0), listeners)
+        dynamics = replace(dynamics, edge_every=config.edge_every)
+        status = _loop(config, dynamics, state, _Record(writer, config.edge_every > 0), listeners)
         writer.set_status(status)
     return open_trained(path)
 
@@ -277,7 +276,7 @@ def _loop(
     record: _Record,
     listeners: _Listeners,
 ) -> str:
-    """The status at the end."""
+    """Makes and records all updates; returns the final status."""
 
     def program(state: State, counts: np.ndarray, due: np.ndarray, capacity: int):
         return advance(dynamics, state, counts, due, capacity=capacity)
@@ -300,7 +299,7 @@ def _loop(
 
 
 def _no_update_after(rows: np.ndarray) -> np.ndarray:
-    """The rows without the realized edge of the last one, whose update is not one of the run's."""
+    """The rows without the realized edge of the last one, whose update is not one of the run."""
     rows = rows.copy()
     rows[-1, _EDGES] = np.nan
     return rows

@@ -1,4 +1,4 @@
-"""Labelled arrays as trees of xarray, with the extra `export`."""
+"""Converts labelled arrays to trees of xarray (the extra `export`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 _NUL = r"\x00"
-"""In the place of a character that ends texts in netCDF."""
+"""Replacement for the null character, which ends texts in netCDF."""
 
 
 def required(name: str) -> Any:
@@ -40,11 +40,12 @@ def required(name: str) -> Any:
 def tree_of(groups: Sequence[Group], attributes: Mapping[str, Any]) -> DataTree:
     """Groups of labelled arrays as a tree, with the same values.
 
-    A whole number that stands for none is NaN, in an array of floating-point numbers then.
+    Integers that stand for missing values become NaN, and their array one of floating-point
+    numbers.
 
     Args:
-        groups: an outer one before those in it.
-        attributes: of the root.
+        groups: groups, each outer group before those in it.
+        attributes: attributes of the root.
 
     Raises:
         ConfigError: when xarray is not installed.
@@ -69,7 +70,7 @@ def tree_of(groups: Sequence[Group], attributes: Mapping[str, Any]) -> DataTree:
 
 
 def decoded(field: Field) -> np.ndarray:
-    """The values as they are read: texts for bytes, NaN for what stands for none."""
+    """The values with bytes decoded to texts, and missing values as NaN."""
     values = np.asarray(field.values)
     if values.dtype.kind == "S":
         values = np.char.decode(values, "utf-8", "replace")
@@ -88,17 +89,17 @@ def _coordinate(xarray: Any, name: str, axis: Axis) -> Variable:
 
 
 def _attributes(field: Field) -> dict[str, Any]:
-    found: dict[str, Any] = {"units": field.units, "description": field.description}
+    attributes: dict[str, Any] = {"units": field.units, "description": field.description}
     if field.lacks_some:
-        found["comment"] = "NaN where there is none"
+        attributes["comment"] = "NaN where there is none"
     if field.words:
-        found["flag_values"] = np.array(list(field.words), np.asarray(field.values).dtype)
-        found["flag_meanings"] = meanings(field)
-    return found
+        attributes["flag_values"] = np.array(list(field.words), np.asarray(field.values).dtype)
+        attributes["flag_meanings"] = meanings(field)
+    return attributes
 
 
 def plain(value: Any) -> Any:
-    """A value as an attribute: numbers and texts as they are, all else as JSON."""
+    """A value as an attribute: numbers and texts as they are, everything else as JSON."""
     if isinstance(value, str):
         return value.replace("\0", _NUL)
     if isinstance(value, Number) and not isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Whether a run file keeps what its schema promises."""
+"""Checks a run file against its schema."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ _BLOCK_BYTES = 2**24
 
 
 def problems(path: Path) -> list[str]:
-    """What is wrong with a run file, a line each; empty when it is valid.
+    """The faults of a run file, a line each; empty if it is valid.
 
     Raises:
-        FileError: when it cannot even be opened as a run file.
+        FileError: when it cannot be opened as a run file at all.
     """
     with open_file(path, check=_nothing) as file:
-        found = list(schema.faults(file))
-        if not found and file.swmr_mode and is_cut_off(file):
-            found = ["its end was cut off"]
-        if not found:
-            found = [*_texts(file), *_axes(file), *_data(file)]
-            found += [*_checkpoints(file), *_scalars(file), *_resume(file), *_progress(file)]
-        return found
+        faults = list(schema.faults(file))
+        if not faults and file.swmr_mode and is_cut_off(file):
+            faults = ["its end was cut off"]
+        if not faults:
+            faults = [*_texts(file), *_axes(file), *_data(file)]
+            faults += [*_checkpoints(file), *_scalars(file), *_resume(file), *_progress(file)]
+        return faults
 
 
 def _nothing(file: h5py.File) -> None:
-    """What `open_file` looks for, as all of it is listed here."""
+    """Replaces the check of `open_file`, whose faults are all listed here."""
 
 
 def _fault(read: Any, *arguments: Any) -> Iterator[str]:
-    """What a reader finds wrong."""
+    """The fault that a reader reports, if any."""
     try:
         read(*arguments)
     except ContentError as error:
@@ -68,11 +68,11 @@ def _texts(file: h5py.File) -> Iterator[str]:
     if status == "running":
         yield "/status is 'running': still being written, or its writer was killed (repair it)"
     own = "recording" in file
-    found = [*_fault(read_settings if own else read_config, file)]
-    found += _fault(lambda: json_object(text(file, "provenance"), "/provenance"))
+    faults = [*_fault(read_settings if own else read_config, file)]
+    faults += _fault(lambda: json_object(text(file, "provenance"), "/provenance"))
     if own:
-        found += _fault(lambda: Recording.from_json(text(file, "recording")))
-    yield from found or _fault(require_header, file)
+        faults += _fault(lambda: Recording.from_json(text(file, "recording")))
+    yield from faults or _fault(require_header, file)
 
 
 def _axes(file: h5py.File) -> Iterator[str]:
@@ -96,20 +96,20 @@ def _data(file: h5py.File) -> Iterator[str]:
 
 
 def _checkpoints(file: h5py.File) -> Iterator[str]:
-    """What is wrong with the values of checkpoints, the first fault of each dataset."""
+    """Faults in the values of checkpoints, the first of each dataset."""
     rows = np.arange(len(complete_steps(file, "checkpoints")))
     for entry in schema.growing("checkpoints", schema.entries(file)):
         if entry.path not in file:
             continue
         row = dataset_at(file, entry.path)[:1].nbytes
         for block in _blocks(rows, row):
-            found = list(_fault(read_rows, file, [entry.path], block))
-            if not found and entry.path == "parameters/value":
-                found = list(
+            faults = list(_fault(read_rows, file, [entry.path], block))
+            if not faults and entry.path == "parameters/value":
+                faults = list(
                     _not_finite(dataset_at(file, entry.path)[block[0] : block[-1] + 1], block[0])
                 )
-            yield from found
-            if found:
+            yield from faults
+            if faults:
                 break
 
 
@@ -121,9 +121,9 @@ def _not_finite(parameters: np.ndarray, first: int) -> Iterator[str]:
 
 def _scalars(file: h5py.File) -> Iterator[str]:
     for block in _blocks(np.arange(len(complete_steps(file, "steps"))), 256):
-        found = list(_fault(read_scalars, file, slice(block[0], block[-1] + 1)))
-        yield from found
-        if found:
+        faults = list(_fault(read_scalars, file, slice(block[0], block[-1] + 1)))
+        yield from faults
+        if faults:
             return
 
 
@@ -142,7 +142,7 @@ def _resume(file: h5py.File) -> Iterator[str]:
 
 
 def _progress(file: h5py.File) -> Iterator[str]:
-    """Whether the rows of a run of `train` are those of its status and configuration."""
+    """Faults of the rows of a run of `train`, given its status and configuration."""
     if "recording" in file:
         return
     status = text(file, "status")
@@ -167,17 +167,17 @@ def _progress(file: h5py.File) -> Iterator[str]:
 
 
 def _places(file: h5py.File, config: RunConfig, status: str, last: int) -> Iterator[str]:
-    """Whether the checkpoints are at the steps where they should be."""
-    found = complete_steps(file, "checkpoints").tolist()
+    """Faults of the steps of the checkpoints."""
+    steps = complete_steps(file, "checkpoints").tolist()
     end = last - 1 if status == "diverged" else last
     expected = [*range(0, end + 1, config.checkpoint_every)]
     if status != "diverged" and last == config.steps and last not in expected:
         expected.append(last)
-    if status not in ("complete", "diverged"):  # the last ones may not have been written
-        expected = expected[: len(found)]
-    if found != expected:
-        wrong = next((a for a, b in zip(found, expected, strict=False) if a != b), None)
-        told = f"step {wrong}" if wrong is not None else f"{len(found)} of {len(expected)}"
+    if status not in ("complete", "diverged"):  # the last checkpoints may not have been written
+        expected = expected[: len(steps)]
+    if steps != expected:
+        wrong = next((a for a, b in zip(steps, expected, strict=False) if a != b), None)
+        there = f"step {wrong}" if wrong is not None else f"{len(steps)} of {len(expected)}"
         yield (
-            f"/parameters/step has {told}; expected every {config.checkpoint_every} of {end} steps"
+            f"/parameters/step has {there}; expected every {config.checkpoint_every} of {end} steps"
         )

@@ -1,7 +1,7 @@
 """The commands of the command line: options as dataclasses, each a thin layer over the library.
 
-The module of a command is imported when that command is given, and JAX when it is executed, so that
-help answers at once.
+The module of a command is imported when that command is used, and JAX when it is executed, so that
+`--help` is fast.
 """
 
 from dlf_dynamics.registry import ANALYSES, Entry
@@ -50,11 +50,11 @@ COMMANDS = {
         "Rewrite a run file whose writer was killed, keeping every complete row.",
     ),
 }
-"""By name, in the order in which they are listed."""
+"""Commands by name, in the order of the list."""
 
 
 def command_named(name: str) -> type:
-    """A command; that of an analysis is made of what the analysis declares."""
+    """The class of a command; for an analysis it is made from its declaration."""
     if name not in ANALYSES:
         return COMMANDS[name].loaded()
     from dlf_dynamics.commands.analyses import command_of

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AnalysisCommand(ABC):
-    """What the commands of all analyses do: compute, write, draw and print."""
+    """The command of any analysis: computes, writes, draws and prints."""
 
     path: RunPath
     """Run file."""
@@ -40,7 +40,7 @@ class AnalysisCommand(ABC):
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Result file; none means one beside the run file, named after the analysis."""
     resume: bool = False
-    """Go on with an analysis that was interrupted or killed, of the same settings."""
+    """Continue an analysis that was interrupted or killed, with the same settings."""
     json: bool = False
     """Print the result as JSON instead of a table."""
     no_figures: bool = False
@@ -48,11 +48,11 @@ class AnalysisCommand(ABC):
     quiet: bool = False
     """No progress bar."""
     threads: int = 0
-    """Cores of a CPU to use; 0 takes all. On small problems each treats checkpoints of its own."""
+    """Cores of a CPU to use; 0 takes all. On small problems each core takes its own checkpoints."""
     devices: int = 0
-    """Devices to use, GPUs or parts of a CPU; 0 takes all GPUs. The examples of a large network and
-    the vectors are shared out over them, of small ones the checkpoints."""
-    follow: ClassVar[bool] = False  # an option of those that can
+    """Devices to use, GPUs or parts of a CPU; 0 takes all GPUs. For a large network the examples
+    and vectors are distributed over them, for a small one the checkpoints."""
+    follow: ClassVar[bool] = False  # an option of those analyses that can follow a run
     distributed: bool = False
     """This is one of several processes, on one machine or many, whose devices are used together:
     start the same command in each, by Slurm or another launcher (docs: several devices)."""
@@ -60,7 +60,7 @@ class AnalysisCommand(ABC):
     @property
     @abstractmethod
     def analysis(self) -> Analysis[Any, Any]:
-        """Which one it is."""
+        """The analysis of this command."""
 
     def execute(self) -> int:
         """Computes, writes, draws and prints."""
@@ -73,27 +73,27 @@ class AnalysisCommand(ABC):
         self._refuse_follow()
         output = self.output or analysis.path(self.path)
         if self.follow:
-            check_writable(output)  # before it waits
-            found, run, code = self._followed(output)
+            check_writable(output)  # before waiting for the run
+            result, run, code = self._followed(output)
         else:
             run = self._opened()
             check_writable(output)
-            found = computed(
+            result = computed(
                 analysis, run, self.settings, output, resume=self.resume, quiet=self.quiet
             )
             code = 0
-        if isinstance(found, int) or not leads():
-            return found if isinstance(found, int) else 0
+        if isinstance(result, int) or not leads():
+            return result if isinstance(result, int) else 0
         say(f"wrote {output}")
         if not self.no_figures:
             files = FigureFiles(beside(self.path, ""))
-            for name, figure in analysis.figures(run, found, self.view):
+            for name, figure in analysis.figures(run, result, self.view):
                 files.write(figure, name)
         if self.json:
-            print(json.dumps(analysis.as_dict(found), indent=1))
+            print(json.dumps(analysis.as_dict(result), indent=1))
         else:
-            show(*analysis.lines(run, found))
-        for line in analysis.verify(run, found, self.view, quiet=self.quiet):
+            show(*analysis.lines(run, result))
+        for line in analysis.verify(run, result, self.view, quiet=self.quiet):
             say(line)
         return code
 
@@ -107,29 +107,26 @@ class AnalysisCommand(ABC):
         )
 
     def _refuse_follow(self) -> None:
-        """Raises ConfigError where a run cannot be followed."""
+        """Raises ConfigError if other options exclude following the run."""
         if self.follow and (self.distributed or self.resume):
             other = "distributed" if self.distributed else "resume"
             raise ConfigError(f"follow and {other} are both given; expected one of them")
 
     def _followed(self, output: Path) -> tuple[Any, Run, int]:
-        """What was found last, of which state of the run, and the exit code.
-
-        An exit code stands in the place of what was found where nothing was.
-        """
+        """The last result (or the exit code if there is none), its run, and the exit code."""
         from dlf_dynamics.analysis.following import awaited, latest
         from dlf_dynamics.progress import Stop
 
         awaited(self.path, self._opened)
         stop = Stop("stopping after this look")
         with stop.listening():
-            found, run = latest(
+            result, run = latest(
                 self.path, self._opened, self.analysis, self.settings, output, stop=stop
             )
         if stop.signal:
             say(f"stopped following; {output} is of steps 0 to {run.source.last_step}")
         code = 128 + stop.signal if stop.signal else 0
-        return (code if found is None else found), run, code
+        return (code if result is None else result), run, code
 
 
 def computed(
@@ -141,14 +138,14 @@ def computed(
     again: str = "",
     **how: Any,
 ) -> Any:
-    """What an analysis finds, written; or the exit code of an interruption.
+    """The result of an analysis, after writing it; or the exit code of an interruption.
 
     Args:
-        analysis: what to perform.
-        run: the run that is analysed.
+        analysis: analysis to perform.
+        run: run to analyse.
         settings: settings of the analysis.
         output: the result file.
-        again: the command that goes on; none means that of the analysis.
+        again: command that continues; empty means the command of the analysis.
         how: see `Analysis.performed`.
     """
     again = again or f"dlf-dynamics {analysis.name} {run.path} --resume"
@@ -160,15 +157,15 @@ def computed(
 _FOLLOW = Annotated[
     bool,
     tyro.conf.arg(
-        help="Analyse a run that is still being written again and again, as new checkpoints come, "
-        "until its writer ends, or Ctrl-C; wait for its file, if that is not there yet. What is "
-        "known of earlier checkpoints is not computed again."
+        help="Analyse a run while it is written, each time that new checkpoints come, until its "
+        "writer ends or you press Ctrl-C; wait for its file if it does not exist yet. Results of "
+        "earlier checkpoints are not computed again."
     ),
 ]
 
 
 def command_of(name: str) -> type:
-    """The command of an analysis, made of what it declares."""
+    """The command of an analysis, made from its declaration."""
     from dlf_dynamics.analysis.pipeline import analysis_named
 
     analysis = analysis_named(name)

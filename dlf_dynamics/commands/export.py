@@ -1,4 +1,4 @@
-"""`dlf-dynamics export`: results as files that other programs read."""
+"""`dlf-dynamics export`: writes results to files that other programs read."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 class Export:
     """Write a run, a result or a study as CSV, Parquet or netCDF, for other programs.
 
-    A .csv or .parquet file holds one table: of a run the scalars of each step, of a spectrum each
-    eigenvalue with its interval, status and threshold, of bifurcations the instabilities, of a
-    study its runs. --table names another one; an unknown name lists them all. A .nc file holds all
-    arrays with named axes, for xarray and others. Numbers are those of the file, to the last bit;
-    what there is not is empty. Run, last step and units are in the metadata: those of FILE.csv lie
-    beside it, in FILE.csv-metadata.json. Needs the extra `export`.
+    A .csv or .parquet file holds one table: for a run the scalars of each step, for a spectrum each
+    eigenvalue with its interval, status and threshold, for bifurcations the instabilities, for a
+    study its runs. --table names another table; an unknown name lists them all. A .nc file holds
+    all arrays with named axes, for xarray and others. Numbers equal those in the file to the last
+    bit; missing values are empty. Run, last step and units are in the metadata, for FILE.csv in
+    FILE.csv-metadata.json. Needs the extra `export`.
 
       dlf-dynamics export run.spectrum.h5 -o eigenvalues.csv
       dlf-dynamics export run.spectrum.h5 -o crossings.csv --table crossings
@@ -41,29 +41,26 @@ class Export:
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """File to write, in the format of its suffix: .csv, .parquet or .nc."""
     table: str | None = None
-    """Table to write, such as `crossings` or `ntk` of a spectrum; none means the main one."""
+    """Table to write, such as `crossings` or `ntk` of a spectrum; none means the main table."""
     problem: ProblemName = None
 
     def execute(self) -> int:
         """Writes it."""
-        from dlf_dynamics.exporting import SUFFIXES, export, metadata_path
+        from dlf_dynamics.exporting import export, metadata_path, require_suffix
 
-        if self.output.suffix not in SUFFIXES:
-            raise ConfigError(
-                f"output is {self.output}; expected a name that ends in {', '.join(SUFFIXES)}"
-            )
+        require_suffix(self.output)
         for written in (self.output, metadata_path(self.output)):
             if written.resolve() == self.path.resolve():
                 raise ConfigError(
-                    f"{written} would be written, and is what is exported; expected another name"
+                    f"{written} would be written, and is the file to export; expected another name"
                 )
         check_writable(self.output)
-        found, more = self._found()
-        say("wrote " + ", ".join(map(str, export(found, self.output, self.table, **more))))
+        result, more = self._found()
+        say("wrote " + ", ".join(map(str, export(result, self.output, self.table, **more))))
         return 0
 
     def _found(self) -> tuple[Shown, dict[str, Any]]:
-        """What the file holds, and where it came from."""
+        """The content of the file, and its provenance."""
         if is_study(self.path):
             from dlf_dynamics.analysis.studies.studyfile import read_study
 

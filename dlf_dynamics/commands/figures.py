@@ -1,4 +1,4 @@
-"""Which figures a command draws, and into which files."""
+"""Options of figures, and the files that they are written to."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _FORMATS = ("png", "svg", "pdf")
 
 
 def listed(names: tuple[str, ...]) -> list[str]:
-    """Names that were given apart or with commas between them."""
+    """Names given as separate words or separated by commas."""
     return [name for given in names for name in given.split(",") if name]
 
 
 @dataclass(frozen=True)
 class FigureFiles:
-    """Names of figures.
+    """Names of the files of figures.
 
     Attributes:
-        stem: `run` makes run.png, run.density.png, ...
-        formats: one file for each.
+        stem: start of the names; `run` gives run.png, run.density.png, ...
+        formats: formats, with one file for each.
     """
 
     stem: Path
     formats: tuple[str, ...] = ("png", "svg")
 
     def write(self, figure: Figure, part: str = "") -> None:
-        """Writes a figure in all formats, and says so."""
+        """Writes a figure in all formats and prints their names."""
         from dlf_dynamics.analysis.style import save
 
         stem = self.stem.with_name(f"{self.stem.name}.{part}") if part else self.stem
@@ -46,17 +46,17 @@ class FigureFiles:
 
 @dataclass(frozen=True)
 class FigureOptions:
-    """Into which files figures are drawn, and for which page."""
+    """The files of figures, and the page that they are drawn for."""
 
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Name of the figures, in the format of its suffix: .png, .svg or .pdf; without suffix they are
-    of the formats of --format. None means the name of the run file."""
+    """Name of the figures, in the format of its suffix: .png, .svg or .pdf; without a suffix in the
+    formats of --format. None means the name of the run file."""
     format: tuple[str, ...] = ("png", "svg")
-    """Formats of the figures: png, svg, pdf. Letters in svg and pdf stay letters."""
+    """Formats of the figures: png, svg, pdf. Text in svg and pdf stays text."""
     paper: Annotated[Paper, Flattened] = field(default_factory=Paper)
 
     def files(self, path: Path) -> FigureFiles:
-        """Those of the name and formats that are asked for, else those beside a file.
+        """The files with the requested name and formats; by default beside the given file.
 
         Raises:
             ConfigError: when a format is unknown.

@@ -1,4 +1,4 @@
-"""`dlf-dynamics info`, `validate` and `repair`: what is done with a file of any kind alone."""
+"""`dlf-dynamics info`, `validate` and `repair`, which take a file of any kind."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Info:
 class Validate:
     """Check that a file is what was written; exits with 1 and a line for each fault found.
 
-    Of a run these are its datasets, the checksum of each row, the digests of data and
-    configuration, and whether status, steps and checkpoints agree; of a result its digest and the
-    types and shapes of all arrays; of a study its datasets and configurations.
+    For a run it checks the datasets, the checksum of each row, the digests of data and
+    configuration, and whether status, steps and checkpoints agree; for a result its digest and the
+    types and shapes of all arrays; for a study its datasets and configurations.
     """
 
     path: RunPath
@@ -52,24 +52,24 @@ class Validate:
 
     def execute(self) -> int:
         """Checks."""
-        found, note = _kind_of(self.path).problems(self.path)
-        for line in found:
+        faults, note = _kind_of(self.path).problems(self.path)
+        for line in faults:
             print(printable(f"{self.path}: {line}"))
-        if not found:
+        if not faults:
             print(printable(f"{self.path}: valid{note}"))
-        return INVALID if found else 0
+        return INVALID if faults else 0
 
 
 @dataclass(frozen=True)
 class Repair:
     """Rewrite a run file whose writer was killed, keeping every complete row.
 
-    Other kinds of files need no repair. What is wrong and cannot be mended is told, as `validate`
-    does, and the exit code is 1.
+    Other kinds of files need no repair. Faults that cannot be repaired are listed as by `validate`,
+    and the exit code is 1.
     """
 
     path: RunPath
-    """Run file; it is replaced once the new one is whole."""
+    """Run file; it is replaced once the new one is complete."""
 
     def execute(self) -> int:
         """Repairs."""
@@ -83,12 +83,12 @@ class Repair:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What is done with a kind of file.
+    """The functions for a kind of file.
 
     Attributes:
-        info: its content, by name.
-        problems: a line for each fault, and what is to be said beside `valid`.
-        repair: mends what can be mended; a line that says what was done.
+        info: returns the content by name.
+        problems: returns a line for each fault, and a note to print after `valid`.
+        repair: repairs the file, and returns a line about what was done.
     """
 
     info: Callable[[Path], dict[str, Any]]
@@ -97,7 +97,7 @@ class _Kind:
 
 
 def _kind_of(path: Path) -> _Kind:
-    """By what the file says of itself; a run where it does not, which tells what is wrong."""
+    """The kind that a file declares; a run if it declares none, whose errors say what is wrong."""
     if is_study(path):
         return _Kind(_study_info, _study_problems, _study_repaired)
     if path.exists() and format_name(path) == resultfile.FORMAT.name:
@@ -111,7 +111,7 @@ def _run_info(path: Path) -> dict[str, Any]:
     from dlf_dynamics.recorded import RecordedRun
 
     run = open_recorded(path, 0)
-    # No update follows the last row, so that it has no realized edge.
+    # No update follows the last row, so it has no realized edge.
     last = {
         name: values[-1].tolist()
         for name, values in run.scalars.items()
@@ -143,9 +143,9 @@ def _run_problems(path: Path) -> tuple[list[str], str]:
     from dlf_dynamics.runreader import has_checksums
     from dlf_dynamics.validation import problems
 
-    found = problems(path)
-    if found:
-        return found, ""
+    faults = problems(path)
+    if faults:
+        return faults, ""
     with open_file(path) as file:
         checked, stored = has_checksums(file), "data/inputs" in file
         version = file.attrs["format_version"]
@@ -180,7 +180,7 @@ def _run_repaired(path: Path) -> str:
 
 
 def _result(path: Path) -> resultfile.Result:
-    """A result file of any analysis, read as its analysis reads it."""
+    """Reads a result file of any analysis, with the checks of its analysis."""
     from dlf_dynamics.analysis.pipeline import analysis_named
     from dlf_dynamics.registry import ANALYSES
 
@@ -215,7 +215,7 @@ def _result_problems(path: Path) -> tuple[list[str], str]:
 
 def _result_repaired(path: Path) -> str:
     analysis = _result(path).analysis
-    return f"nothing to repair: {path} is a result of {analysis}, which is written whole or not"
+    return f"nothing to repair: {path} is a result of {analysis}, which is never written in part"
 
 
 def _study_info(path: Path) -> dict[str, Any]:

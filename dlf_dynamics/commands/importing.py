@@ -20,8 +20,8 @@ class Import:
 
     They are files of Flax (.msgpack), NumPy (.npz), safetensors or PyTorch (.pt, .pth, .bin, .ckpt:
     a `state_dict`, alone or in a dictionary), folders that orbax wrote, or folders of all these.
-    Parameters are found by name, and what does not fit the problem is refused: a spectrum of
-    another model would look right. Of PyTorch's files nothing is executed.
+    Parameters are found by name, and checkpoints that do not fit the problem are refused: the
+    spectrum of another model would look plausible. No code in PyTorch's files is executed.
 
       dlf-dynamics import checkpoints/ --problem model.py:setup -o run.h5
       dlf-dynamics import epoch_*.pt --problem model.py:setup --steps-per-number 391 -o run.h5
@@ -49,7 +49,7 @@ class Import:
         from dlf_dynamics.leaves import leaves_of
 
         paths = find_checkpoints(self.checkpoints)
-        known = {paths[0]: read_checkpoint(paths[0])}  # and not read again
+        known = {paths[0]: read_checkpoint(paths[0])}  # so that it is read only once
         leaves = [leaf for _, leaf in leaves_of(known[paths[0]]) if leaf.ndim]
         double = any(leaf.dtype == "float64" for leaf in leaves)
         start_jax("float64" if double else "float32", 0, sum(leaf.size for leaf in leaves))
@@ -59,7 +59,7 @@ class Import:
 
         setup = load_setup(self.problem)
         with bar("importing", len(paths), quiet=self.quiet) as advance:
-            found = import_checkpoints(
+            imported = import_checkpoints(
                 paths,
                 setup,
                 self.output,
@@ -69,14 +69,14 @@ class Import:
                 read=lambda path: known.pop(path) if path in known else read_checkpoint(path),
             )
         say(
-            f"wrote {found.path}: {counted(len(found.steps), 'checkpoint')} of "
-            f"{counted(found.num_params, 'parameter')}"
+            f"wrote {imported.path}: {counted(len(imported.steps), 'checkpoint')} of "
+            f"{counted(imported.num_params, 'parameter')}"
         )
         say(
-            f"{found.files[0]} is of step {found.steps[0]:,}, {found.files[-1]} of step "
-            f"{found.steps[-1]:,}"
+            f"{imported.files[0]} is of step {imported.steps[0]:,}, {imported.files[-1]} of step "
+            f"{imported.steps[-1]:,}"
         )
-        for note in found.notes:
+        for note in imported.notes:
             say(note)
-        say(f"next: dlf-dynamics spectrum {found.path} --problem {self.problem}")
+        say(f"next: dlf-dynamics spectrum {imported.path} --problem {self.problem}")
         return 0

@@ -24,11 +24,11 @@ _SUFFIXES = (".html", ".htm")
 class Report:
     """Write what is on file of a run, or of a study, as one page to look at and to send.
 
-    RUN.report.html opens in any browser, without a network: nothing is fetched. Of a run it shows
-    what was trained and what happened in words, all steps in panels that zoom together, and tables
-    of oscillations and crossings whose rows move the panels, as far as the results beside the run
-    file tell them, such as RUN.spectrum.h5 and RUN.bifurcations.h5. Several runs are laid over each
-    other. Of a study it shows phase diagrams, with the runs of a cell and their configurations.
+    RUN.report.html opens in any browser, without a network: nothing is fetched. For a run it shows
+    in words what was trained and what happened, all steps in panels that zoom together, and tables
+    of oscillations and crossings whose rows move the panels, from the results beside the run file,
+    such as RUN.spectrum.h5 and RUN.bifurcations.h5. Several runs are drawn on top of each other.
+    For a study it shows phase diagrams, with the runs of each cell and their configurations.
 
       dlf-dynamics report run.h5
       dlf-dynamics report run.h5 --follow
@@ -40,11 +40,11 @@ class Report:
     """Run files, or one study file."""
     problem: ProblemName = None
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Page to write, .html; none means RUN.report.html, of several runs that of the first."""
+    """Page to write, .html; none means RUN.report.html, named after the first run if several."""
     follow: bool = False
-    """Of a run that is still being written, or whose file is not there yet: analyse it as
-    `spectrum --follow` does, and write the page anew each time, until its writer ends, or Ctrl-C.
-    The settings are those of the spectrum beside it, if there is one."""
+    """For a run that is still being written, or whose file does not exist yet: analyse it as
+    `spectrum --follow` does, and rewrite the page each time, until its writer ends or you press
+    Ctrl-C. The settings are those of the spectrum beside it, if there is one."""
     diagram: Annotated[DiagramOptions, Flattened] = field(default_factory=DiagramOptions)
 
     def execute(self) -> int:
@@ -71,7 +71,7 @@ class Report:
         return without(refused)
 
     def _followed(self, output: Path) -> int:
-        """Analyses and writes until the run has ended."""
+        """Analyses the run and writes the page until the run has ended."""
         if len(self.paths) > 1:
             raise ConfigError("follow is given for several runs; expected one run file")
         path = next(iter(self.paths))

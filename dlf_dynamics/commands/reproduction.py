@@ -38,8 +38,8 @@ class Reproduce:
       cifar10-myrtle5        a sweep on CIFAR-10, its protocol inferred from a script; needs --data
 
     Without NAME it lists them with the time that each takes. Data, NAME.png and NAME.md, a page
-    with the table that is printed, go to the folder reproduction/NAME. Ctrl-C ends it, and so may a
-    kill: the same command goes on, and computes nothing that is finished.
+    with the printed table, go to the folder reproduction/NAME. After Ctrl-C or a kill, the same
+    command continues, and does not repeat finished computations.
 
       dlf-dynamics reproduce
       dlf-dynamics reproduce fig4
@@ -64,25 +64,25 @@ class Reproduce:
         ]
         | None
     ] = None
-    """What to reproduce; without it, nothing but a list."""
+    """What to reproduce; without it, the results are listed."""
     budget: Literal["tiny", "small", "full"] = "small"
     """How much to compute: `tiny` takes minutes and shows that it works; `small` takes from minutes
-    to an hour or two on one core (cifar10-myrtle5: on a GPU); `full` is what a GPU or a cluster is
-    needed for, up to thousands of runs."""
+    to an hour or two on one core (cifar10-myrtle5: on a GPU); `full` needs a GPU or a cluster, for
+    up to thousands of runs."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Folder to write to; none means reproduction/NAME."""
     pages: Path | None = None
-    """Folder to which NAME.md and its figures are written as well, without the data."""
+    """Second folder for NAME.md and its figures, without the data."""
     data: Path | None = None
     """For cifar10-myrtle5: the folder with the binary version of CIFAR-10, or an .npz with images
     and labels."""
     processes: int = 0
     """Processes for a study, each with one thread; 0 chooses one per core."""
     overwrite: bool = False
-    """Start anew instead of going on."""
+    """Start anew instead of continuing."""
     partial: bool = False
-    """Make the page of what is on file of its studies, and compute nothing more of them; the page
-    says what is missing."""
+    """Make the page from the existing runs of its studies, without computing more; the page says
+    what is missing. A page of single runs needs all of them."""
     quiet: bool = False
     """No progress bar."""
 
@@ -115,8 +115,8 @@ class Reproduce:
             for name in written:
                 shutil.copyfile(folder / name, self.pages / name)
         show(page.table())
-        for place in dict.fromkeys([folder, self.pages or folder]):
-            say("wrote " + ", ".join(str(place / name) for name in written))
+        for written_to in dict.fromkeys([folder, self.pages or folder]):
+            say("wrote " + ", ".join(str(written_to / name) for name in written))
         return 0
 
 
@@ -138,7 +138,7 @@ def _list() -> int:
 
 @contextmanager
 def _folders(*paths: Path) -> Iterator[None]:
-    """Makes folders; those into which nothing was written are taken away again."""
+    """Makes folders, and removes those that are still empty after the block."""
     missing = [each for path in paths for each in (path, *path.parents) if not each.exists()]
     try:
         for path in paths:

@@ -36,8 +36,8 @@ class Sweep:
       [measures]
       sharpness = true
 
-    Runs are done by all cores, or by a GPU, several at once. Ctrl-C ends it, and so may a kill:
-    --resume goes on with what is left. A run that fails is noted, and the others go on.
+    Runs are distributed over all cores, or a GPU makes several at once. After Ctrl-C or a kill,
+    --resume continues with the remaining runs. A run that fails is noted, and the others go on.
 
       dlf-dynamics sweep study.toml
       dlf-dynamics plot study.h5
@@ -50,24 +50,24 @@ class Sweep:
     processes: int = 0
     """Processes, each with one thread; 0 chooses one per core."""
     batch: int = 0
-    """Runs that are trained together by one program, where they differ in amplitude, period,
-    learning rate, momentum or seeds only; 0 chooses 1 on a CPU, where more gains nothing, and 32 on
-    a GPU."""
+    """Runs that are trained together by one program, if they differ in amplitude, period, learning
+    rate, momentum or seeds only; 0 chooses 1 on a CPU, where more gains nothing, and 32 on a
+    GPU."""
     scheduler: str | None = None
-    """Address of a Dask scheduler, such as tcp://host:8786: its workers do the runs instead."""
+    """Address of a Dask scheduler, such as tcp://host:8786, whose workers make the runs."""
     resume: bool = False
-    """Go on with a study that was interrupted or killed."""
+    """Continue a study that was interrupted or killed."""
     retry_failed: bool = False
-    """With --resume: do again the runs that failed."""
+    """With --resume: repeat the runs that failed."""
     overwrite: bool = False
     """Replace the study file if it exists."""
     yes: bool = False
-    """Do more than 1,000 runs without asking for confirmation."""
+    """Make more than 1,000 runs without asking for confirmation."""
     quiet: bool = False
     """No progress bar."""
 
     def execute(self) -> int:
-        """Does the runs."""
+        """Makes the runs."""
         from dlf_dynamics.analysis.studies.study import load_study, require_size
 
         study = load_study(self.study)
@@ -79,10 +79,10 @@ class Sweep:
         start_jax("float64" if "float64" in dtypes else "float32", 1, 0)
         again = f"dlf-dynamics sweep {self.study} --resume"
         what = "stopping; runs that do not end within a second are left for --resume"
-        found = interruptible(lambda stop: self._sweep(study, output, stop), again, what)
-        if isinstance(found, int):
-            return found
-        say(f"wrote {output}: {found.counts}")
+        results = interruptible(lambda stop: self._sweep(study, output, stop), again, what)
+        if isinstance(results, int):
+            return results
+        say(f"wrote {output}: {results.counts}")
         say(f"next: dlf-dynamics plot {output}")
         return 0
 
@@ -91,7 +91,7 @@ class Sweep:
         from dlf_dynamics.progress import bar
 
         with bar("runs", len(study), quiet=self.quiet) as advance:
-            found = sweep(
+            results = sweep(
                 study,
                 output,
                 processes=self.processes,
@@ -103,29 +103,29 @@ class Sweep:
                 progress=advance,
                 stop=stop,
             )
-        if not found.complete:
+        if not results.complete:
             raise KeyboardInterrupt
-        return found
+        return results
 
 
 def is_study(path: Path) -> bool:
-    """Whether a file is a study's, by what it says of itself."""
+    """Whether a file declares itself a study file."""
     return format_name(path) == "dlf-dynamics-study"
 
 
 @dataclass(frozen=True)
 class DiagramOptions:
-    """Which phase diagrams of a study to draw."""
+    """The phase diagrams of a study to draw."""
 
     quantity: tuple[str, ...] = ()
-    """Of a study: columns to draw, such as validation_accuracy, instabilities, sharpness or ntk;
+    """For a study: columns to draw, such as validation_accuracy, instabilities, sharpness or ntk;
     none means those of general interest."""
     x: str | None = None
-    """Of a study: key of the horizontal axis, such as schedule.period."""
+    """For a study: key of the horizontal axis, such as schedule.period."""
     y: str | None = None
-    """Of a study: key of the vertical axis, such as schedule.amplitude."""
+    """For a study: key of the vertical axis, such as schedule.amplitude."""
     fix: tuple[str, ...] = ()
-    """Of a study: KEY=VALUE of further keys, of which a diagram takes one value."""
+    """For a study: KEY=VALUE for further keys, of which a diagram shows one value."""
 
     def draw(self, path: Path, files: FigureFiles) -> int:
         """Draws and writes the figures."""
@@ -138,7 +138,7 @@ class DiagramOptions:
         return 0
 
     def diagrams(self, results: Any) -> dict[str, Any]:
-        """The phase diagrams that are asked for, by name."""
+        """The requested phase diagrams, by name."""
         from dlf_dynamics.analysis.report.study import study_diagrams
         from dlf_dynamics.analysis.studies.phase_diagram import phase_diagram
 
@@ -155,7 +155,9 @@ class DiagramOptions:
 
         if self.x is None and self.y is None and not self.fix:
             return draw_study(results, self.quantity or None)
-        return {name: draw_phase_diagram(found) for name, found in self.diagrams(results).items()}
+        return {
+            name: draw_phase_diagram(diagram) for name, diagram in self.diagrams(results).items()
+        }
 
 
 def _settings(assignments: tuple[str, ...], results: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What all commands share: kinds of options, exit codes, lines for the person at the terminal."""
+"""What all commands share: types of options, exit codes, messages to the user."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RunPath = tyro.conf.Positional[Path]
 ProblemName = Annotated[
     str | None,
     tyro.conf.arg(
-        help="Of a run that Recorder made: the function that returns its problem, optimizer and "
+        help="For a run made by Recorder: the function that returns its problem, optimizer and "
         "parameters, as module:function or file.py:function.",
         metavar="MODULE:FUNCTION",
     ),
@@ -33,17 +33,17 @@ ProblemName = Annotated[
 
 
 def without(refused: Iterable[UserError]) -> int:
-    """Says what is wrong with files without which all else was done; returns the exit code."""
+    """Prints the errors of files that were left out; returns the exit code."""
     return max((fail(str(error), USER_ERROR) for error in refused), default=0)
 
 
 def interruptible(work: Callable[[Stop], Any], again: str, *what: str) -> Any:
-    """What the work returns; when it was interrupted, the exit code, once that was said.
+    """The result of some work; after an interruption, prints a message and returns the exit code.
 
     Args:
-        work: given what tells whether to stop; it raises KeyboardInterrupt then.
-        again: the command that goes on.
-        what: the work does when it is to stop, if that is not to end the current chunk.
+        work: function of `stop`, which tells whether to stop; it then raises KeyboardInterrupt.
+        again: command that continues the work.
+        what: what the work does when it stops, in words, if not finishing the current chunk.
     """
     from dlf_dynamics.progress import Stop
 

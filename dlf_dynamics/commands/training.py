@@ -42,8 +42,8 @@ class Train:
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("run.h5")
     """Run file to write."""
     resume: bool = False
-    """Continue the run in the output file, bit for bit as if it had not been interrupted. With a
-    larger --steps it is carried on."""
+    """Continue the run in the output file, bit for bit as if it had not been interrupted. A larger
+    --steps extends it."""
     overwrite: bool = False
     """Replace the output file if it exists."""
     quiet: bool = False
@@ -53,12 +53,12 @@ class Train:
     run: Annotated[RunConfig, Flattened] = field(default_factory=lambda: PRESETS["published"])
 
     def base(self) -> RunConfig:
-        """What the options override: preset, CONFIG.toml, or the run to be resumed.
+        """The configuration that options override: preset, CONFIG.toml, or the run to resume.
 
         Raises:
-            ConfigError: when the preset is unknown, CONFIG.toml cannot be used, or either of them
-                is given for a run that has a configuration.
-            FileError: when the run to be resumed cannot be read.
+            ConfigError: when the preset is unknown, CONFIG.toml cannot be used, or one of them is
+                given although the run to resume has a configuration.
+            FileError: when the run to resume cannot be read.
         """
         if self.resume:
             for given, what in ((self.preset, "--preset"), (self.config, "CONFIG.toml")):
@@ -74,7 +74,7 @@ class Train:
         return base or PRESETS["published"]
 
     def execute(self) -> int:
-        """Trains, or continues."""
+        """Trains or resumes the run."""
         check_writable(self.output)
         start_jax(self.run.dtype, self.threads, problem_size(self.run))
         from dlf_dynamics import progress
@@ -93,8 +93,8 @@ class Train:
         def watch(scalars: Mapping[str, float]) -> None:
             loss, accuracy = scalars["loss"], scalars["accuracy"]
             edge = scalars["realized_edge"]
-            told = "" if edge != edge else f", realized edge {edge:.3g}"
-            advance.note(f", loss {loss:.4g}, accuracy {accuracy:.3f}{told}")
+            suffix = "" if edge != edge else f", realized edge {edge:.3g}"
+            advance.note(f", loss {loss:.4g}, accuracy {accuracy:.3f}{suffix}")
 
         if not self.resume:
             return training.train(
@@ -135,13 +135,13 @@ class Train:
         )
 
 
-def _refuse_changes(recorded: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> None:
-    """A resumed run keeps its configuration, but for the number of steps."""
+def _refuse_changes(recorded: dict[str, Any], requested: dict[str, Any], prefix: str = "") -> None:
+    """Raises ConfigError if the configuration of a resumed run changes in more than the steps."""
     for key, value in recorded.items():
         if isinstance(value, dict):
-            _refuse_changes(value, asked[key], f"{prefix}{key}.")
-        elif value != asked[key] and prefix + key != "steps":
+            _refuse_changes(value, requested[key], f"{prefix}{key}.")
+        elif value != requested[key] and prefix + key != "steps":
             raise ConfigError(
                 f"--resume continues the run as it was configured: {prefix}{key} is {value!r} "
-                f"there, not {asked[key]!r}; only steps may change"
+                f"there, not {requested[key]!r}; only steps may change"
             )
