@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
 from jaxtyping import Complex, Float
 from scipy.interpolate import CubicHermiteSpline
 
@@ -16,32 +15,33 @@ from dlf_dynamics.analysis.bifurcation.cycles import (
     Linearisation,
     correct,
     linearise,
-    solve,
 )
 from dlf_dynamics.analysis.bifurcation.detection import Crossed, crossed
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.multipliers import multipliers_of
+from dlf_dynamics.analysis.bifurcation.newton import Points
+from dlf_dynamics.analysis.bifurcation.paths import root_along, unit_tangent
 
 _PAUSE = 1e-13
-"""Parameter's part of a tangent below which its sign is rounding."""
+"""Component of a tangent along the parameter below which its sign is rounding."""
 
 
 @dataclass(frozen=True)
 class Node:
     """A cycle on a branch; the tangent is a unit vector in (weight · x_0, parameter)."""
 
-    place: Linearisation
+    cycle: Linearisation
     tangent: Float[np.ndarray, " n+1"]
 
     @cached_property
     def multipliers(self) -> Complex[np.ndarray, " n"]:
-        """Of the cycle; most points that are only looked at need none."""
-        return multipliers_of(self.place.condensed().matrix)
+        """Multipliers of the cycle, computed on demand: most intermediate points need none."""
+        return multipliers_of(self.cycle.condensed().matrix)
 
     @property
     def parameter(self) -> float:
-        """Of the map."""
-        return self.place.parameter
+        """Parameter of the map."""
+        return self.cycle.parameter
 
     @property
     def rises(self) -> bool:
@@ -49,11 +49,11 @@ class Node:
         return bool(self.tangent[-1] >= 0)
 
     def facing(self, sense: int) -> Node:
-        """The same with the parameter moving in this sense along the tangent."""
+        """The node with its tangent oriented so that the parameter moves in this sense."""
         return replace(self, tangent=self.tangent * (sense if self.rises else -sense))
 
     def after(self, before: Node) -> Node:
-        """The same, with a parameter that pauses here going on as it did at the point before."""
+        """The node, where a parameter that pauses here continues as at the point before."""
         if abs(self.tangent[-1]) > _PAUSE:
             return self
         part = np.copysign(_PAUSE, before.tangent[-1])
@@ -61,17 +61,17 @@ class Node:
 
     def flat(self) -> Float[np.ndarray, " m"]:
         """All points and the parameter in one vector."""
-        return np.append(self.place.points.ravel(), self.parameter)
+        return np.append(self.cycle.points.ravel(), self.parameter)
 
     def flat_tangent(self, weight: float) -> Float[np.ndarray, " m"]:
         """How they change along the tangent."""
         first, change = self.tangent[:-1] / weight, self.tangent[-1]
-        return np.append(self.place.spread(first, change).ravel(), change)
+        return np.append(self.cycle.spread(first, change).ravel(), change)
 
 
 @dataclass(frozen=True)
 class Course:
-    """What stays the same along a branch; states are weighted for the arclength."""
+    """What is constant along a branch, with the weight of states in the arclength."""
 
     map_: Map
     until: tuple[float, float]
@@ -81,34 +81,35 @@ class Course:
     floor: float
     weight: float
 
-    def node(self, place: Linearisation, row: Float[np.ndarray, " n+1"]) -> Node | None:
-        """A point with the tangent that has a component along `row`, if it can be had."""
-        system = place.condensed().bordered(row, self.weight)
-        last = np.append(np.zeros(len(row) - 1), 1.0)
-        tangent, _ = solve(system, last)
-        if not np.all(np.isfinite(tangent)):
-            return None
-        if np.linalg.norm(system @ tangent - last) > 1e-6:  # the tangent is normal to the row
-            tangent = np.linalg.svd(system[:-1])[2][-1]
-        return Node(place, tangent / np.linalg.norm(tangent))
+    def node(self, cycle: Linearisation, row: Float[np.ndarray, " n+1"]) -> Node | None:
+        """The node of a cycle, whose tangent has a positive component along `row`, if possible."""
+        tangent = unit_tangent(cycle.condensed().bordered(row, self.weight))
+        return None if tangent is None else Node(cycle, tangent)
+
+    def corrected(
+        self, points: Points, parameter: float, row: Float[np.ndarray, " n+1"] | None = None
+    ) -> Linearisation | None:
+        """The cycle from a guess, in the hyperplane across `row` if given; none if Newton fails."""
+        guess = linearise(self.map_, points, parameter)
+        cycle, converged, _ = correct(guess, self.map_, self.floor, self.tol, 10, row, self.weight)
+        return cycle if converged else None
 
     def at(self, node: Node, length: float, guess: np.ndarray | None = None) -> Node | None:
         """The branch at a distance along the tangent, or none where Newton's method fails."""
         if guess is None:
             guess = node.flat() + length * node.flat_tangent(self.weight)
-        place = linearise(self.map_, guess[:-1].reshape(node.place.points.shape), guess[-1])
-        found = correct(place, self.map_, self.floor, self.tol, 10, node.tangent, self.weight)
-        return self.node(found.place, node.tangent) if found.converged else None
+        points = guess[:-1].reshape(node.cycle.points.shape)
+        cycle = self.corrected(points, guess[-1], node.tangent)
+        return None if cycle is None else self.node(cycle, node.tangent)
 
     def moved(self, node: Node, parameter: float) -> Node | None:
-        """The cycle at a parameter next to that of a point, or none where it cannot be had."""
-        place = linearise(self.map_, node.place.points, parameter)
-        found = correct(place, self.map_, self.floor, self.tol, 10)
-        return self.node(found.place, node.tangent) if found.converged else None
+        """The cycle at a parameter close to that of a node, or none where Newton's method fails."""
+        cycle = self.corrected(node.cycle.points, parameter)
+        return None if cycle is None else self.node(cycle, node.tangent)
 
     def rescaled(self, nodes: list[Node]) -> tuple[Course, list[Node]]:
-        """The same with states weighted by the size of the last, once it has grown by a tenth."""
-        span, size = self.until[1] - self.until[0], float(np.linalg.norm(nodes[-1].place.points[0]))
+        """The course with states weighted by the size of the last, once it has grown by a tenth."""
+        span, size = self.until[1] - self.until[0], float(np.linalg.norm(nodes[-1].cycle.points[0]))
         if size * self.weight < 1.1 * span:
             return self, nodes
         course = replace(self, weight=span / size)
@@ -121,9 +122,9 @@ class Course:
 
     def between(self, now: Node, after: Node) -> Stretch:
         """The branch from one point to another."""
-        ahead = np.append(self.weight * now.place.points[0], now.parameter)
-        there = np.append(self.weight * after.place.points[0], after.parameter)
-        return Stretch(self, now, after, float(now.tangent @ (there - ahead)))
+        here = np.append(self.weight * now.cycle.points[0], now.parameter)
+        there = np.append(self.weight * after.cycle.points[0], after.parameter)
+        return Stretch(self, now, after, float(now.tangent @ (there - here)))
 
 
 class Stretch(NamedTuple):
@@ -144,25 +145,21 @@ class Stretch(NamedTuple):
         )
 
     def guess(self, distance: float) -> Float[np.ndarray, " m"]:
-        """All points and the parameter at a distance, from those and the tangents of both ends."""
+        """All points and the parameter at a distance, by cubic interpolation between both ends."""
         now, after, weight = self.now, self.after, self.course.weight
         ends = now.flat_tangent(weight), after.flat_tangent(weight) / (now.tangent @ after.tangent)
         return CubicHermiteSpline([0.0, self.length], [now.flat(), after.flat()], ends)(distance)
 
     def crossed(self) -> list[Crossed]:
-        """Bifurcations that its two ends differ by."""
+        """Bifurcations by which its two ends differ."""
         now, after = self.now, self.after
         return crossed(now.multipliers, after.multipliers, now.rises != after.rises)
 
     def root(self, test: Callable[[Node], float], precision: float = 1e-14) -> float | None:
-        """Distance at which a function of the points vanishes that has different signs at both."""
+        """Distance at which a function vanishes that has different signs at both ends."""
 
         def along(distance: float) -> float:
             node = self.at(distance)
             return np.nan if node is None else test(node)
 
-        try:
-            found = scipy.optimize.brentq(along, 0, self.length, xtol=precision * self.length)
-        except ValueError:  # a point in between was not found, or the sign does not change
-            return None
-        return float(found)  # type: ignore[arg-type]
+        return root_along(along, self.length, precision)

@@ -22,34 +22,34 @@ UP, DOWN = "#999999", COLOURS[4]
 """Colours of orbits swept up and down."""
 
 MARKERS = {"PD": "s", "LP": "o", "NS": "D", "BP": "^", "BC": "v"}
-"""By the labels of bifurcations: period doubling, limit point, Neimark-Sacker, branch point, border
-collision."""
+"""Markers of period doublings, limit points, Neimark-Sacker, branch points, border collisions."""
 
 _PERIODS = {1: COLOURS[7], 2: COLOURS[0], 4: COLOURS[1], 8: COLOURS[2], 16: COLOURS[3]}
-"""Colours of cycles; those of other periods have the last one."""
+"""Colours of cycles by period; other periods get the last one."""
 
 _LABEL = 5.5
 """Size of labels, in points."""
 
 _RIGHT = 0.75
-"""Part of the panel's width beyond which a name is written to the left of its mark."""
+"""Part of the panel's width beyond which names are written to the left of their marks."""
 
 _CLOSE = 0.15, 0.1
-"""Parts of the panel's width and height within which two marks' names would overlap."""
+"""Parts of the panel's width and height within which the names of two marks would overlap."""
 
 
 _SQUASHED = 4.0
-"""How many times as high as what is stable or marked a panel may be."""
+"""Largest height of a panel, relative to the range of what is stable or marked."""
 
 _ROOM, _MOST_ROOM, _CLEAR = 0.05, 0.6, 0.01
-"""Parts of a panel's height: beside a legend above all else, for that at most, and around one."""
+"""Parts of a panel's height: the gap below a legend at the top, the most it may take with that gap,
+and the margin around a legend."""
 
 
 class Line(NamedTuple):
     """A part of a branch on which stability does not change.
 
     Attributes:
-        parameters: where its points are.
+        parameters: parameters of its points.
         values: the observable at each point of the cycles.
         stable: whether all multipliers are inside the unit circle.
     """
@@ -69,22 +69,22 @@ def plot_branches(
 ) -> None:
     """Draws a bifurcation diagram: branches, their bifurcations, and orbits behind them.
 
-    Stable cycles are solid lines, unstable ones dashed, a line for each point of a cycle, coloured
-    by the period. Bifurcations are marked by their short names and the parameter: period doublings
-    (PD), limit points (LP), Neimark-Sacker (NS), branch points (BP) and border collisions (BC);
-    open where they are not converged. Of orbits, the sweep up is grey and the sweep back lies
-    behind it in blue, larger, so that it shows where the two differ: there attractors coexist, or
-    transients had not passed.
+    Stable cycles are solid lines, unstable ones dashed, with a line for each point of a cycle,
+    coloured by the period. Bifurcations are marked by their short names and the parameter: period
+    doublings (PD), limit points (LP), Neimark-Sacker (NS), branch points (BP) and border collisions
+    (BC); open marks are not converged. The upward sweep of orbits is grey. The sweep back lies
+    behind it in blue with larger points, so that it shows where the two differ: there attractors
+    coexist, or transients had not decayed.
 
     Args:
-        ax: where it is drawn.
-        branches: one or several of one map, such as those of `period_doublings`.
+        ax: axes to draw in.
+        branches: one or several branches of one map, such as those of `period_doublings`.
         observable: what is shown of a state: a function of it, or the number of a component.
         orbits: a diagram of the same map, recorded with the same observable.
         label: whether to write names and parameters beside the marks, and a legend.
 
-    Where a branch goes far beyond all others, bifurcations and orbits, as to infinity, it leaves
-    the panel, and a note in it says how far it goes.
+    A branch that extends far beyond all others, bifurcations and orbits, as one to infinity does,
+    leaves the panel, and a note says how far it extends.
 
     Raises:
         ValueError: for orbits that were recorded with an observable that is not a number.
@@ -92,7 +92,7 @@ def plot_branches(
     every = [branches] if isinstance(branches, Branch) else list(branches)
     observed = _component(observable) if isinstance(observable, int) else observable
     if orbits is not None:
-        draw_orbits(ax, orbits)
+        _draw_orbits(ax, orbits)
     for branch in every:
         period = branch.points.shape[1]
         colour = _PERIODS.get(period, _PERIODS[16])
@@ -101,9 +101,9 @@ def plot_branches(
             style = "-" if line.stable else "--"
             for column in line.values.T:
                 ax.plot(line.parameters, column, style, color=colour, lw=1, label=words)
-    found = _distinct(one for branch in every for one in branch.bifurcations)
-    heights = [observed(bifurcation.state) for bifurcation in found]
-    for bifurcation, height in zip(found, heights, strict=True):
+    bifurcations = _distinct(one for branch in every for one in branch.bifurcations)
+    heights = [observed(bifurcation.state) for bifurcation in bifurcations]
+    for bifurcation, height in zip(bifurcations, heights, strict=True):
         _mark(ax, bifurcation, height)
     parameters = np.concatenate([np.zeros(0), *(branch.parameters for branch in every)])
     if orbits is not None:
@@ -113,11 +113,11 @@ def plot_branches(
     _limit_height(ax, every, observed, heights, orbits)
     if label:
         _add_legend(ax)
-        _name(ax, found, heights)
+        _name(ax, bifurcations, heights)
 
 
-def draw_orbits(ax: Axes, orbits: OrbitDiagram) -> None:
-    """Both sweeps of an orbit diagram, that up over that down.
+def _draw_orbits(ax: Axes, orbits: OrbitDiagram) -> None:
+    """Both sweeps of an orbit diagram, the upward one on top.
 
     Raises:
         ValueError: where what was recorded at each step is not a number.
@@ -131,8 +131,8 @@ def draw_orbits(ax: Axes, orbits: OrbitDiagram) -> None:
                 f"orbits have shape {values.shape}; expected one number per step: record them with "
                 "an observable that is a scalar"
             )
-        places = np.repeat(orbits.parameters, values.shape[1])
-        draw_points(ax, places, values.ravel(), colour, name)
+        parameters = np.repeat(orbits.parameters, values.shape[1])
+        draw_points(ax, parameters, values.ravel(), colour, name)
 
 
 def _limit_height(
@@ -142,7 +142,7 @@ def _limit_height(
     heights: Sequence[float],
     orbits: OrbitDiagram | None,
 ) -> None:
-    """Limits around what is stable or marked, where a branch far beyond would squash it."""
+    """Limits around what is stable or marked, where a distant branch would squash it."""
     lines = [line for branch in branches for line in lines_of(branch, observable)]
     parts = [line.values.ravel() for line in lines]
     seen = [*map(_core, (line for line in lines if line.stable)), np.array(heights)]
@@ -171,7 +171,7 @@ def _limit_height(
 
 
 def _core(line: Line) -> Float[np.ndarray, " ends"]:
-    """Least and largest value of a line but for those on less than a tenth of its parameters."""
+    """Smallest and largest value of a line, except those on less than a tenth of its parameters."""
     widths = np.abs(np.gradient(line.parameters)) if len(line.parameters) > 1 else np.ones(1)
     values = line.values.ravel()
     weights = np.repeat(widths, line.values.shape[1])
@@ -187,7 +187,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 def _add_legend(ax: Axes) -> None:
-    """A legend in the panel, above all that is drawn where it would lie over some of it."""
+    """Adds a legend to the panel, with room above the lines where it would cover some of them."""
     handles, names = legend_entries(ax)
     legend = ax.legend(handles, names, fontsize=scaled(_LABEL), frameon=False)
     box = ax.transAxes.inverted().transform_bbox(legend.get_window_extent())
@@ -203,13 +203,13 @@ def _covers(ax: Axes, box: Bbox) -> bool:
     """Whether a part of the panel has a line or a point in it."""
     into = ax.transData + ax.transAxes.inverted()
     for line in ax.get_lines():
-        places = into.transform(line.get_xydata())
-        if line.get_linestyle() not in ("None", "none", "", " ") and len(places) > 1:
+        points = into.transform(line.get_xydata())
+        if line.get_linestyle() not in ("None", "none", "", " ") and len(points) > 1:
             part = np.linspace(0, 1, 20)[:, None, None]
-            places = ((1 - part) * places[:-1] + part * places[1:]).reshape(-1, 2)
+            points = ((1 - part) * points[:-1] + part * points[1:]).reshape(-1, 2)
         if np.any(
             np.all(
-                (places >= np.array(box.min) - _CLEAR) & (places <= np.array(box.max) + _CLEAR),
+                (points >= np.array(box.min) - _CLEAR) & (points <= np.array(box.max) + _CLEAR),
                 axis=1,
             )
         ):
@@ -218,7 +218,7 @@ def _covers(ax: Axes, box: Bbox) -> bool:
 
 
 def lines_of(branch: Branch, observable: Observable) -> list[Line]:
-    """A branch in parts of one stability, which meet at its bifurcations."""
+    """A branch in parts of equal stability, which meet at its bifurcations."""
     if not len(branch.parameters):
         return []
     parameters, stable = branch.parameters, branch.stable
@@ -232,8 +232,8 @@ def lines_of(branch: Branch, observable: Observable) -> list[Line]:
             parts.insert(0, joints[first])
         if last in joints:
             parts.append(joints[last])
-        places, heights = (np.concatenate(column) for column in zip(*parts, strict=True))
-        lines.append(Line(places, heights, bool(stable[first])))
+        positions, heights = (np.concatenate(column) for column in zip(*parts, strict=True))
+        lines.append(Line(positions, heights, bool(stable[first])))
         first = last
     return lines
 
@@ -246,10 +246,10 @@ def _joint(
     span = branch.parameters[after - 1 : after + 1]
     reach = np.linalg.norm(ends[1] - ends[0]) + abs(span[1] - span[0])
 
-    def detour(found: Bifurcation) -> float:
-        """How much further it is from one end to the other by way of the bifurcation."""
+    def detour(bifurcation: Bifurcation) -> float:
+        """How much longer the way from one end to the other is via the bifurcation."""
         by_way = sum(
-            np.linalg.norm(found.state - end) + abs(found.parameter - value)
+            np.linalg.norm(bifurcation.state - end) + abs(bifurcation.parameter - value)
             for end, value in zip(ends, span, strict=True)
         )
         return float(by_way - reach)
@@ -268,62 +268,63 @@ def _joint(
     return np.array([parameter]), row[None]
 
 
-def _distinct(found: Iterable[Bifurcation]) -> list[Bifurcation]:
-    """Each once: a flip is that of the branch itself, not where the doubled branch ends."""
-    kept = list[Bifurcation]()
-    for one in sorted(found, key=lambda one: one.period):
+def _distinct(bifurcations: Iterable[Bifurcation]) -> list[Bifurcation]:
+    """Each bifurcation once: a flip is drawn for the branch itself, not for the doubled one."""
+    distinct = list[Bifurcation]()
+    for one in sorted(bifurcations, key=lambda one: one.period):
         size = 1 + float(np.linalg.norm(one.state))
         same = [
             other
-            for other in kept
+            for other in distinct
             if abs(other.parameter - one.parameter) <= 1e-6 * (1 + abs(one.parameter))
             and np.linalg.norm(other.state - one.state) <= 1e-3 * size
             and other.label != "LP"
         ]
         if not same:
-            kept.append(one)
-    return kept
+            distinct.append(one)
+    return distinct
 
 
-def _mark(ax: Axes, found: Bifurcation, height: float) -> None:
-    """A mark, open where the bifurcation is not converged."""
-    inside = COLOURS[5] if found.converged else "none"
-    marker = MARKERS[found.label]
-    ax.plot(found.parameter, height, marker, ms=3.5, mec=COLOURS[5], mfc=inside, zorder=5)
+def _mark(ax: Axes, bifurcation: Bifurcation, height: float) -> None:
+    """Draws a mark, open where the bifurcation is not converged."""
+    inside = COLOURS[5] if bifurcation.converged else "none"
+    marker = MARKERS[bifurcation.label]
+    ax.plot(bifurcation.parameter, height, marker, ms=3.5, mec=COLOURS[5], mfc=inside, zorder=5)
 
 
-def _name(ax: Axes, found: list[Bifurcation], heights: list[float]) -> None:
-    """Short names and parameters beside the marks, one above the other where marks are close."""
+def _name(ax: Axes, bifurcations: list[Bifurcation], heights: list[float]) -> None:
+    """Writes short names and parameters beside marks, one above the other where these are close."""
     decimals = _decimals(*ax.get_xlim())
-    places = list[tuple[float, float]]()
-    for one, height in sorted(zip(found, heights, strict=True), key=lambda pair: pair[0].parameter):
+    marks = list[tuple[float, float]]()
+    pairs = sorted(zip(bifurcations, heights, strict=True), key=lambda pair: pair[0].parameter)
+    for one, height in pairs:
         doubt = "" if one.converged else "?"
         text = f"{one.label}{doubt} {round(one.parameter, decimals) + 0.0:g}"
-        places.append(name_mark(ax, text, (one.parameter, height), places))
+        marks.append(name_mark(ax, text, (one.parameter, height), marks))
 
 
 def name_mark(
-    ax: Axes, text: str, place: tuple[float, float], others: Sequence[tuple[float, float]]
+    ax: Axes, text: str, mark: tuple[float, float], others: Sequence[tuple[float, float]]
 ) -> tuple[float, float]:
     """Writes a name beside a mark, higher where other names are close, or below at the top.
 
     Args:
-        ax: where it is written, the limits being final.
+        ax: axes to write in, with their final limits.
         text: the name.
-        place: where the mark is, in the units of the axes.
-        others: places of the marks that have a name, as this function gave them.
+        mark: position of the mark, in the units of the axes.
+        others: positions of the marks that have a name already, as returned by this function.
 
     Returns:
-        The place as parts of the panel's width and height.
+        The position as parts of the panel's width and height.
     """
-    left, low = ax.transAxes.inverted().transform(ax.transData.transform(place))
+    left, low = ax.transAxes.inverted().transform(ax.transData.transform(mark))
     close = sum(abs(left - x) < _CLOSE[0] and abs(low - y) < _CLOSE[1] for x, y in others)
     before, up = left > _RIGHT, 3 + (scaled(_LABEL) + 1) * close
     height = ax.bbox.height * 72 / ax.figure.dpi
-    below = low * height + up + scaled(_LABEL) > height  # it would stand out of the panel
+    below = low * height + up + scaled(_LABEL) > height  # it would extend beyond the panel
     ax.annotate(
         text,
-        place,
+        mark,
         xytext=(-3 if before else 3, -up if below else up),
         textcoords="offset points",
         ha="right" if before else "left",
@@ -334,7 +335,7 @@ def name_mark(
 
 
 def _decimals(low: float, high: float) -> int:
-    """So many that names show a ten-thousandth of the range."""
+    """Number of decimals with which names resolve a ten-thousandth of the range."""
     return 4 - int(np.floor(np.log10(high - low)))
 
 

@@ -12,33 +12,33 @@ from dlf_dynamics.analysis.bifurcation.expansion import Expansion, oriented
 from dlf_dynamics.analysis.bifurcation.maps import Map
 
 _MOST_STEPS = 12
-"""Newton steps at most; from within a hundredth of a step of the branch three or four are usual."""
+"""Largest number of Newton steps; within a hundredth of a step of the branch, three or four do."""
 
 _APART = 1e-11
-"""Gap of the cycle, relative to the state, where two branches come close and do not cross."""
+"""Gap of the cycle, relative to the state, above which two branches come close without crossing."""
 
 _LEVEL = 1e-7
-"""Gradient of the reduced equation, relative to the map's, that is rounding at a branch point."""
+"""Gradient of the reduced equation, relative to the map's, that counts as rounding."""
 
 _PRECISION = 1e-9
 """Relative change in the last Newton step that counts as converged."""
 
 
 class Crossing(NamedTuple):
-    """Two branches through a point; both go along α q + β v, with the parameter along β.
+    """Two branches through a point, along α q + β v, where β is the change of the parameter.
 
-    Their ratios solve the algebraic branching equation, c₁₁ α² + 2 c₁₂ α β + c₂₂ β² = 0.
+    Their ratios α/β solve the algebraic branching equation, c₁₁ α² + 2 c₁₂ α β + c₂₂ β² = 0.
 
     Attributes:
-        points: (period, n) of the cycle.
-        parameter: its value at the branch point.
+        points: (period, n) points of the cycle.
+        parameter: value at the branch point.
         right: (n,) q, of unit length.
         left: (n,) w, with ⟨w, q⟩ = 1.
         drift: (n,) v, change of the cycle with the parameter.
         quadratic: c₁₁ = ⟨w, B(q,q)⟩, c₁₂ = ⟨w, B(q,v) + g_xp q⟩ and
             c₂₂ = ⟨w, B(v,v) + 2 g_xp v + g_pp⟩.
-        error: last change in Newton's method, of the state relative to its size and of the
-            parameter relative to it or to 1/c₁₂, what changes the multiplier by 1.
+        error: last change in Newton's method: of the state relative to its size, of the parameter
+            relative to itself or to 1/c₁₂, the change that shifts the multiplier by 1.
     """
 
     points: Float[np.ndarray, "period n"]
@@ -53,7 +53,7 @@ class Crossing(NamedTuple):
         """α and β of a direction of (first point, parameter)."""
         return float(self.left @ (tangent[:-1] - tangent[-1] * self.drift)), float(tangent[-1])
 
-    def slopes(self, *, symmetric: bool) -> list[float]:
+    def ratios(self, *, symmetric: bool) -> list[float]:
         """Values of α / β along the branches, two or none, or one of a pitchfork.
 
         Args:
@@ -76,14 +76,14 @@ class Crossing(NamedTuple):
         *,
         period: int | None = None,
     ) -> tuple[float, Float[np.ndarray, "period n"]]:
-        """Parameter and points of a cycle close by, to first order but for what is added.
+        """Parameter and points of a nearby cycle, to first order except for what is added.
 
         Args:
             map_: the map.
-            change: β, of the parameter.
+            change: β, the change of the parameter.
             along: α.
             bend: added to the first point.
-            period: how many points; as many as the cycle has when not given.
+            period: number of points; that of the cycle when not given.
         """
         value = self.parameter + change
         first = self.points[0] + along * self.right + change * self.drift + bend
@@ -94,11 +94,11 @@ class Crossing(NamedTuple):
 def find_crossing(
     map_: Map, state: Float[np.ndarray, " n"], parameter: float, period: int
 ) -> Crossing | None:
-    """The branch point close to a guess, by Newton's method; none where branches do not cross.
+    """The branch point near a guess, by Newton's method; none where branches do not cross.
 
     The equation of the cycle is reduced to one in the plane of α and β by bordering (Golubitsky
     and Schaeffer 1985, §I.3). At a branch point its gradient vanishes, which is a regular problem
-    where that of the cycle is singular, and so must the reduced equation itself.
+    although that of the cycle is singular; the reduced equation itself must vanish too.
 
     Args:
         map_: the map.
@@ -122,7 +122,7 @@ def find_crossing(
         moved = max(moved, abs(turn) / max(abs(parameter), plane.parameter_scale()))
         if not np.isfinite(moved):
             return None
-        if moved == 0 or moved >= error / 2:  # no more than rounding, or astray
+        if moved == 0 or moved >= error / 2:  # only rounding is left, or it diverges
             return plane.crossing(points, parameter, min(moved, error))
         state, parameter, error = state + change, float(parameter + turn), moved
     return None
@@ -144,7 +144,7 @@ class _Plane(NamedTuple):
     def of(
         cls, system: Expansion, outside: Float[np.ndarray, " n"], along: Float[np.ndarray, " n"]
     ) -> _Plane:
-        """By solving with 1 - J, bordered by a column b and a row c, and its transpose."""
+        """Solves with 1 - J, bordered by a column b and a row c, and with its transpose."""
         matrix = np.eye(len(along)) - system.jacobian
         matrix = np.block([[matrix, outside[:, None]], [along, 0.0]])
         push = system.condensed.df_dparameter
@@ -155,8 +155,8 @@ class _Plane(NamedTuple):
             solve(matrix, np.append(push, 0.0))[0],
             solve(matrix.T, last)[0],
         )
-        ways = [np.append(right, 0.0), np.append(drift, 1.0)]
-        bend = lambda i, j: float(left @ np.real(system.derivative(ways[i], ways[j])))  # noqa: E731
+        lines = [np.append(right, 0.0), np.append(drift, 1.0)]
+        bend = lambda i, j: float(left @ np.real(system.derivative(lines[i], lines[j])))  # noqa: E731
         mixed = bend(0, 1)
         hessian = np.array([[bend(0, 0), mixed], [mixed, bend(1, 1)]])
         parts = (np.array(part) for part in (closing, right, drift, left))
@@ -165,16 +165,16 @@ class _Plane(NamedTuple):
         return cls(closing, value, right, drift, left, gradient, hessian, push)
 
     def newton(self) -> tuple[Float[np.ndarray, " n"], float]:
-        """Changes of state and parameter after which the gradient vanishes."""
+        """Changes of state and parameter that make the gradient vanish."""
         step, _ = solve(self.hessian, -self.gradient)
         return self.closing + self.right * step[0] + self.drift * step[1], float(step[1])
 
     def parameter_scale(self) -> float:
-        """Change of the parameter that changes the multiplier by 1."""
+        """Change of the parameter that shifts the multiplier by 1."""
         return abs(float(self.left @ self.right) / self.hessian[0, 1])
 
     def crossing(self, points: np.ndarray, parameter: float, error: float) -> Crossing | None:
-        """What is known of the two branches, if they meet."""
+        """The crossing of the two branches, if they meet."""
         right = oriented(self.right)
         overlap, scale = float(self.left @ right), float(right @ self.right)
         size = float(np.max(np.abs(points)))

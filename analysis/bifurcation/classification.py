@@ -1,4 +1,4 @@
-"""What is told of a bifurcation that was located: its normal form, direction and degeneracies."""
+"""Classification of a located bifurcation: normal form, direction and degeneracies."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from dlf_dynamics.analysis.bifurcation.normal_forms import (
 )
 
 _PRECISION = 1e-9
-"""Error of a bifurcation's parameter, relative to it and to the range, that counts as refined."""
+"""Error of a bifurcation's parameter, relative to it or the range, that counts as refined."""
 
 
 _JUMPS = "a derivative of second or third order jumps at the cycle: it has no normal form"
 
 
 class Located(NamedTuple):
-    """A bifurcation on a branch before anything is told of it.
+    """A located bifurcation on a branch, before its classification.
 
     Attributes:
-        found: its kind, and the rank of its multiplier among those of this kind.
-        place: the cycle.
+        crossed: kind, and rank of its multiplier among those of this kind.
+        cycle: the cycle.
         multipliers: multipliers of the cycle.
         tangent: tangent of the branch, in (first point, parameter).
-        residual: largest of the cycle's own and of what is left of the test function.
-        error: error of the parameter, relative to it and to the range.
-        neutral: number of multipliers that are at 1, or next to it, all along.
+        residual: larger one of the cycle's residual and the remaining value of the test function.
+        error: error of the parameter, relative to itself or to the range.
+        neutral: number of multipliers that stay at 1, or close to it, along the stretch.
         halved: whether the cycle has shrunk to one of half its period.
     """
 
-    found: Crossed
-    place: Linearisation
+    crossed: Crossed
+    cycle: Linearisation
     multipliers: Complex[np.ndarray, " n"]
     tangent: Float[np.ndarray, " n+1"]
     residual: float
@@ -53,23 +53,23 @@ class Located(NamedTuple):
 
 def classify(map_: Map, located: Located) -> Bifurcation:
     """The bifurcation, with its normal form if it is refined well enough."""
-    kind, place, error = located.found.kind, located.place, located.error
+    kind, cycle, error = located.crossed.kind, located.cycle, located.error
     converged = bool(error <= _PRECISION and located.residual <= 1e-7)
     multiplier = _critical(kind, located.multipliers)
     form, direction = NormalForm(np.nan, "", "not located; a smaller step may help"), np.empty(0)
     if np.isfinite(error):
         form = form._replace(message=f"error of the parameter {error:.1e}: not refined enough")
     if converged:
-        form = normal_form(map_, place.points, place.parameter, kind, multiplier)
+        form = normal_form(map_, cycle.points, cycle.parameter, kind, multiplier)
         form, direction = _completed(map_, located, form, multiplier)
-        form = form if _is_smooth(map_, place, direction) else NormalForm(np.nan, "", _JUMPS)
+        form = form if _is_smooth(map_, cycle, direction) else NormalForm(np.nan, "", _JUMPS)
     if located.halved and converged:
         form = form._replace(branching="period halved")
     return Bifurcation(
         kind=kind,
-        parameter=place.parameter,
-        state=place.points[0],
-        period=len(place.points),
+        parameter=cycle.parameter,
+        state=cycle.points[0],
+        period=len(cycle.points),
         multiplier=multiplier,
         residual=located.residual,
         converged=converged,
@@ -79,16 +79,16 @@ def classify(map_: Map, located: Located) -> Bifurcation:
     )
 
 
-def _is_smooth(map_: Map, place: Linearisation, direction: np.ndarray) -> bool:
-    """Whether derivatives of higher order, which a normal form is made of, do not jump there."""
-    point, parameter = place.points[0], place.parameter
+def _is_smooth(map_: Map, cycle: Linearisation, direction: np.ndarray) -> bool:
+    """Whether the derivatives of higher order in the normal form do not jump there."""
+    point, parameter = cycle.points[0], cycle.parameter
     if not direction.size or not may_jump(map_, point, parameter):
         return True
-    return not Expansion(map_, place.points, parameter).jumps(direction)
+    return not Expansion(map_, cycle.points, parameter).jumps(direction)
 
 
 def _critical(kind: Kind, multipliers: Complex[np.ndarray, " n"]) -> complex:
-    """The multiplier closest to where one is at a bifurcation of a kind."""
+    """The multiplier closest to the critical value of a kind of bifurcation."""
     distance = np.abs(multipliers - (-1 if kind == "flip" else 1))
     if kind == "neimark-sacker":
         outside = np.abs(np.abs(multipliers) - 1)
@@ -99,35 +99,35 @@ def _critical(kind: Kind, multipliers: Complex[np.ndarray, " n"]) -> complex:
 def _completed(
     map_: Map, located: Located, form: NormalForm, multiplier: complex
 ) -> tuple[NormalForm, np.ndarray]:
-    """The normal form with what else happens at the same parameter, and the direction."""
-    kind = located.found.kind
-    system = Expansion(map_, located.place.points, located.place.parameter)
+    """The normal form, including what else happens at the same parameter, and the direction."""
+    kind = located.crossed.kind
+    system = Expansion(map_, located.cycle.points, located.cycle.parameter)
     vectors = system.eigenvectors(multiplier)
     direction = np.empty(0)
     if vectors is not None:
         direction = vectors[0] if kind == "neimark-sacker" else np.real(vectors[0])
     elif kind == "flip":
-        direction, told = _one_of_several(system, located.found.rank)
-        form = form._replace(message=told or form.message)
+        direction, note = _one_of_several(system, located.crossed.rank)
+        form = form._replace(message=note or form.message)
     if company := _company(kind, located.multipliers, located.neutral):
         form = form._replace(criticality="", message=company)
     return form, direction
 
 
 def _one_of_several(system: Expansion, rank: int) -> tuple[np.ndarray, str]:
-    """Direction of one of the flips that happen together, and what they are."""
+    """Direction of one of several simultaneous flips, and a note on these."""
     space = system.eigenspace(-1)
     if space is None or space.coupled or len(space.left) < 2:
         return np.empty(0), ""
-    ways = doubling_directions(system, space)
+    directions = doubling_directions(system, space)
     count = len(space.left)
-    direction = ways[rank % count]
-    told = f"{count} multipliers are -1 at once: one direction of {count}"
-    return direction, told
+    direction = directions[rank % count]
+    note = f"{count} multipliers are -1 at once: one direction of {count}"
+    return direction, note
 
 
 def _company(kind: Kind, multipliers: Complex[np.ndarray, " n"], neutral: int) -> str:
-    """What of another kind happens at the same parameter; multipliers always at 1 do not."""
+    """Bifurcations of other kinds at the same parameter, apart from permanent multipliers at 1."""
     on_circle = (np.abs(np.abs(multipliers) - 1) < CLOSE) & (np.imag(multipliers) > ROUNDING)
     near = {
         1: int(np.sum(np.abs(multipliers - 1) < CLOSE)) - neutral,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from dlf_dynamics.analysis.bifurcation.bordered import CurveKind, Place, Singularity
+from dlf_dynamics.analysis.bifurcation.bordered import CurveKind, PlaneCycle, Singularity
 from dlf_dynamics.analysis.bifurcation.cycles import ROUNDING, solve
 from dlf_dynamics.analysis.bifurcation.detection import determinant, neutral_count
 from dlf_dynamics.analysis.bifurcation.maps import Map
@@ -35,8 +35,8 @@ NAMES: dict[Label, str] = {
     "LPLP": "double fold",
     "PDPD": "double flip",
 }
-"""By the labels of MatContM, but for the last two: two multipliers that meet without a Jordan
-block, as they do where directions are independent or the Jacobian is symmetric."""
+"""Names by label. Labels are those of MatContM except the last two: two multipliers that meet
+without a Jordan block, as they do where directions are independent or J is symmetric."""
 
 _COSINES: dict[Label, float] = {"R1": 1.0, "R2": -1.0, "R3": -0.5, "R4": 0.0}
 
@@ -45,14 +45,14 @@ _SECOND: dict[CurveKind, dict[Kind, Label]] = {
     "flip": {"branch point": "LPPD", "flip": "PDPD", "neimark-sacker": "PDNS"},
     "neimark-sacker": {"branch point": "LPNS", "flip": "PDNS", "neimark-sacker": "NSNS"},
 }
-"""What it is that a second multiplier, or a pair, crosses the unit circle on a curve."""
+"""Labels of points where a second multiplier, or pair, crosses the unit circle, by both kinds."""
 
-ON_CIRCLE = 1e-5
-"""Distance of a located multiplier from the unit circle: double ones have half of the digits."""
+_ON_CIRCLE = 1e-5
+"""Distance of a located multiplier from the unit circle; double ones lose half the digits."""
 
 
 _ROUNDING = 1e-8
-"""Part of the terms of a coefficient below which its changes are rounding."""
+"""Changes of a coefficient, relative to its terms, below which they are rounding."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,16 @@ class SpecialPoint:
     """A point of codimension two on a curve of bifurcations.
 
     Attributes:
-        kind: its name, such as cusp.
-        label: its short name, as MatContM has it.
-        parameters: both.
+        kind: name, such as cusp.
+        label: short name, as in MatContM.
+        parameters: values of both parameters.
         state: (n,) first point of the cycle.
         period: period of the cycle.
         multipliers: (n,) largest modulus first.
-        residual: largest of the cycle's, of that of the critical multiplier, and of the error of
-            the place along the curve, as a part of the ranges.
+        residual: largest of the residuals of the cycle and of the critical multiplier, and the
+            error of the position along the curve, as a part of the ranges.
         converged: whether all of these are small: 1e-9 along the curve.
-        message: why it is not converged; else empty.
+        message: why it is not converged; otherwise empty.
     """
 
     kind: str
@@ -84,16 +84,16 @@ class SpecialPoint:
     __repr__ = brief
 
 
-class Expansion(NamedTuple):
-    """What the map does along its critical eigenvector, on the centre manifold.
+class CentreManifold(NamedTuple):
+    """The map along its critical eigenvector, on the centre manifold.
 
-    With unit null vectors q and w of A and Aᵀ, which face the same way all along a curve.
+    It uses unit null vectors q and w of A and Aᵀ, whose orientation is continuous along a curve.
 
     Attributes:
         overlap: ⟨w, q⟩, which is 0 where the critical multiplier is double with a Jordan block.
         quadratic: ⟨w, B(q,q)⟩.
         cubic: ⟨w, C(q,q,q) + 3 B(q, (1-J)^-1 B(q,q))⟩; it has a pole where J has a multiplier 1.
-        size: size of the terms that the last coefficient sums, or of the vector that is projected.
+        size: size of the terms of the last coefficient, or of the vector that is projected.
     """
 
     overlap: float
@@ -106,64 +106,67 @@ class Node(NamedTuple):
     """A bifurcation on a curve.
 
     Attributes:
-        place: the cycle and both parameters.
-        found: the equations of the critical multiplier.
+        cycle: the cycle and both parameters.
+        singularity: the equations of the critical multiplier.
         tangent: unit vector in scaled coordinates: first point, parameters, and for a pair κ.
         multipliers: multipliers of the cycle.
-        expansion: the map's, along the critical eigenvector.
+        manifold: the map on the centre manifold of the critical eigenvector.
         residual: residual of the cycle and of the critical multiplier.
     """
 
-    place: Place
-    found: Singularity
+    cycle: PlaneCycle
+    singularity: Singularity
     tangent: Float[np.ndarray, " m"]
     multipliers: Complex[np.ndarray, " n"]
-    expansion: Expansion
+    manifold: CentreManifold
     residual: float
 
     def backwards(self) -> Node:
-        """The same with the curve followed the other way."""
+        """The node with its tangent reversed."""
         return self._replace(tangent=-self.tangent)
 
     def flat(self) -> Float[np.ndarray, " m"]:
         """All points, the parameters and κ in one vector."""
-        place = self.place
-        return np.concatenate([place.points.ravel(), place.parameters, [place.cosine]])
+        cycle = self.cycle
+        return np.concatenate([cycle.points.ravel(), cycle.parameters, [cycle.cosine]])
 
 
-def coefficient(kind: CurveKind, expansion: Expansion) -> float:
-    """That of the normal form, a of a fold or b of a flip; see `normal_form`. Else NaN."""
-    if kind == "neimark-sacker" or expansion.overlap == 0:
+def coefficient(kind: CurveKind, manifold: CentreManifold) -> float:
+    """Coefficient of the normal form: a of a fold or b of a flip, see `normal_form`; else NaN."""
+    if kind == "neimark-sacker" or manifold.overlap == 0:
         return float("nan")
-    value = expansion.quadratic / 2 if kind == "fold" else expansion.cubic / 6
-    return value / expansion.overlap
+    value = manifold.quadratic / 2 if kind == "fold" else manifold.cubic / 6
+    return value / manifold.overlap
 
 
-def expansion(map_: Map, kind: CurveKind, place: Place, found: Singularity) -> Expansion:
-    """By exact derivatives along parabolas that touch the eigenvector; NaN for pairs."""
+def centre_manifold(
+    map_: Map, kind: CurveKind, cycle: PlaneCycle, singularity: Singularity
+) -> CentreManifold:
+    """Exact derivatives along parabolas tangent to the eigenvector; NaN for pairs."""
     if kind == "neimark-sacker":
-        return Expansion(*[float("nan")] * 4)
-    left, right = (part[:, 0] / np.linalg.norm(part[:, 0]) for part in (found.left, found.right))
-    at = jnp.asarray(place.points[0]), jnp.asarray(place.parameters)
-    along = partial(_along_parabola, map_, *at, jnp.asarray(right), period=len(place.points))
+        return CentreManifold(*[float("nan")] * 4)
+    nulls = singularity.left[:, 0], singularity.right[:, 0]
+    left, right = (null / np.linalg.norm(null) for null in nulls)
+    at = jnp.asarray(cycle.points[0]), jnp.asarray(cycle.parameters)
+    along = partial(_along_parabola, map_, *at, jnp.asarray(right), period=len(cycle.points))
     second, third = (np.asarray(part) for part in along(jnp.zeros(len(right))))
     overlap, quadratic, cubic = float(left @ right), float(left @ second), float("nan")
     size = float(np.linalg.norm(second))
     if kind == "flip":
-        matrix = np.eye(len(right)) - place.jacobian()
+        matrix = np.eye(len(right)) - cycle.jacobian()
         response, singular = solve(matrix, second, ROUNDING)
         gap = np.linalg.norm(matrix @ response - second)
         if not singular or gap <= ROUNDING * np.linalg.norm(second):
             cubic = float(left @ np.asarray(along(jnp.asarray(response))[1]))
         size = abs(float(left @ third)) + abs(cubic - float(left @ third))
-    return Expansion(overlap, quadratic, cubic, size)
+    return CentreManifold(overlap, quadratic, cubic, size)
 
 
 @partial(jax.jit, static_argnames="period")
 def _along_parabola(
     map_: Map, state: Array, parameters: Array, right: Array, bend: Array, *, period: int
 ) -> tuple[Array, Array]:
-    """B(q,q) and C(q,q,q) + 3 B(q,h), the derivatives along x + t q + t² h/2 but for J h."""
+    """B(q,q) and C(q,q,q) + 3 B(q,h), the derivatives along x + t q + t² h/2 without J h."""
 
     def image(t: Array) -> Array:
         return map_.iterate(state + t * right + t**2 / 2 * bend, parameters, period)
@@ -179,14 +182,14 @@ def _along_parabola(
     return straight, derivative(second)(zero)
 
 
-class Test(NamedTuple):
+class TestFunction(NamedTuple):
     """A function of the points of a curve that vanishes at points of codimension two.
 
     Attributes:
         label: label of these points.
         value: the function.
         least: change between two points below which it is rounding.
-        second: kind of bifurcation that a second multiplier goes through there, if it is that.
+        second: kind of bifurcation of a second multiplier there, if it is one.
     """
 
     label: Label
@@ -195,27 +198,27 @@ class Test(NamedTuple):
     second: Kind | None = None
 
 
-def tests(kind: CurveKind, before: Node, after: Node) -> list[Test]:
-    """All functions whose sign is compared at two neighbouring points of a curve."""
-    found: list[Test] = []
+def _test_functions(kind: CurveKind, before: Node, after: Node) -> list[TestFunction]:
+    """All functions whose signs are compared at two neighbouring points of a curve."""
+    functions: list[TestFunction] = []
     if kind == "neimark-sacker":
         for label, cosine in _COSINES.items():
-            found.append(Test(label, lambda node, cosine=cosine: node.place.cosine - cosine))
+            functions.append(TestFunction(label, lambda node, at=cosine: node.cycle.cosine - at))
     else:
         double: Label = "R1" if kind == "fold" else "R2"
-        found.append(Test(double, lambda node: node.expansion.overlap))
-    least = _ROUNDING * max(before.expansion.size, after.expansion.size)
+        functions.append(TestFunction(double, lambda node: node.manifold.overlap))
+    least = _ROUNDING * max(before.manifold.size, after.manifold.size)
     if kind == "fold":
-        found.append(Test("CP", lambda node: node.expansion.quadratic, least))
+        functions.append(TestFunction("CP", lambda node: node.manifold.quadratic, least))
     neutral = neutral_count(*(rest(kind, node) for node in (before, after)))
     if kind == "flip":
         # The cubic term changes sign through a pole where a multiplier passes +1.
         side = lambda node: determinant("fold", rest(kind, node), neutral)[0]  # noqa: E731
-        found.append(Test("GPD", lambda node: node.expansion.cubic * side(node), least))
-    return found + [_second(kind, second, before, after, neutral) for second in _SECOND[kind]]
+        functions.append(TestFunction("GPD", lambda node: node.manifold.cubic * side(node), least))
+    return functions + [_second(kind, second, before, after, neutral) for second in _SECOND[kind]]
 
 
-def _second(kind: CurveKind, second: Kind, before: Node, after: Node, neutral: int) -> Test:
+def _second(kind: CurveKind, second: Kind, before: Node, after: Node, neutral: int) -> TestFunction:
     """The determinant of all multipliers but the critical ones."""
     scale = max(determinant(second, rest(kind, node), neutral)[1] for node in (before, after))
 
@@ -223,30 +226,30 @@ def _second(kind: CurveKind, second: Kind, before: Node, after: Node, neutral: i
         sign, log = determinant(second, rest(kind, node), neutral)
         return sign * float(np.exp(log - scale))
 
-    return Test(_SECOND[kind][second], value, second=second)
+    return TestFunction(_SECOND[kind][second], value, second=second)
 
 
-def changes(kind: CurveKind, before: Node, after: Node) -> list[Test]:
+def changes(kind: CurveKind, before: Node, after: Node) -> list[TestFunction]:
     """The functions whose sign differs at the two points."""
     differing = [
         test
-        for test in tests(kind, before, after)
+        for test in _test_functions(kind, before, after)
         if _changes_sign(test, test.value(before), test.value(after))
     ]
     labels = {test.label for test in differing}
-    # A second multiplier at ±1 with a Jordan block is the resonance, and no double flip or fold.
+    # A second multiplier at ±1 with a Jordan block is the resonance, not a double flip or fold.
     same: dict[Label, Label] = {"LPLP": "R1", "PDPD": "R2"}
     return [test for test in differing if same.get(test.label) not in labels]
 
 
-def _changes_sign(test: Test, before: float, after: float) -> bool:
-    """Whether it vanishes between the two, or at the second; not if it always does."""
+def _changes_sign(test: TestFunction, before: float, after: float) -> bool:
+    """Whether a function vanishes between two points, or at the second; not if it always does."""
     vanishes = before * after < 0 or (after == 0 and before != 0)
     return vanishes and not abs(after - before) <= test.least
 
 
-def is_there(kind: CurveKind, test: Test, node: Node) -> bool:
-    """Whether it is a bifurcation: two real multipliers whose product is 1 are none."""
+def is_there(kind: CurveKind, test: TestFunction, node: Node) -> bool:
+    """Whether a node is a bifurcation: two real multipliers whose product is 1 are none."""
     if test.second is None:
         return True
     left = rest(kind, node)
@@ -255,11 +258,11 @@ def is_there(kind: CurveKind, test: Test, node: Node) -> bool:
         distance = np.abs(np.abs(left) - 1)
     else:
         distance = np.abs(left - (-1 if test.second == "flip" else 1))
-    return bool(np.min(distance, initial=np.inf) < ON_CIRCLE)
+    return bool(np.min(distance, initial=np.inf) < _ON_CIRCLE)
 
 
 def critical(kind: CurveKind, node: Node) -> complex:
-    """The multiplier on the unit circle, of a pair the one above the real axis."""
+    """The multiplier on the unit circle; for a pair the one above the real axis."""
     return complex(node.multipliers[_critical(kind, node)[0]])
 
 
@@ -271,7 +274,7 @@ def rest(kind: CurveKind, node: Node) -> Complex[np.ndarray, " others"]:
 def _critical(kind: CurveKind, node: Node) -> list[int]:
     if kind != "neimark-sacker":
         return [int(np.argmin(np.abs(node.multipliers - (-1 if kind == "flip" else 1))))]
-    turn = np.exp(1j * np.arccos(np.clip(node.place.cosine, -1, 1)))
+    turn = np.exp(1j * np.arccos(np.clip(node.cycle.cosine, -1, 1)))
     first = int(np.argmin(np.abs(node.multipliers - turn)))
     others = np.abs(node.multipliers - np.conj(turn))
     others[first] = np.inf

@@ -18,9 +18,10 @@ from dlf_dynamics.analysis.bifurcation.cycles import (
     linearise,
     require_matrices,
 )
-from dlf_dynamics.analysis.bifurcation.kinks import kinks_told, may_jump, on_kink
+from dlf_dynamics.analysis.bifurcation.kinks import kinks_note, may_jump, on_kink
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation
+from dlf_dynamics.analysis.bifurcation.paths import LEAST_STEP, SHARPEST_TURN
 from dlf_dynamics.analysis.bifurcation.refinement import halves, locate, undone
 from dlf_dynamics.reprs import brief
 
@@ -34,25 +35,19 @@ Status = Literal[
     "border collision",
 ]
 
-_SHARPEST_TURN = 0.3
-"""Angle between the tangents of neighbouring points, in radians, above which a step is halved."""
-
-_LEAST_STEP = 1e-7
-"""Part of the largest step below which a continuation gives up."""
-
 
 @dataclass(frozen=True)
 class Branch:
     """Cycles along a curve, in the order in which it passes through them.
 
     Attributes:
-        parameters: (k,) at which the cycles are.
-        points: (k, period, n) of the cycles.
+        parameters: (k,) parameters of the cycles.
+        points: (k, period, n) points of the cycles.
         multipliers: (k, n), largest modulus first.
-        stable: (k,) whether all multipliers are inside the unit circle; never where the branch lies
-            on a kink of the map from end to end, as the message says then: there it is not known.
-        residuals: (k,) as that of `Cycle`.
-        bifurcations: in the same order.
+        stable: (k,) whether all multipliers are inside the unit circle; false where the branch lies
+            on a kink of the map from end to end, where stability is unknown, as the message says.
+        residuals: (k,) residuals, as in `Cycle`.
+        bifurcations: bifurcations in the same order.
         status: "range left" if both ends left the range of the parameter, else why an end did not.
         message: how each end came about.
     """
@@ -85,40 +80,39 @@ def continue_cycle(
 
     Arclength is that of (parameter, first point), where a change of the point by its own size
     counts as much as one of the parameter through the whole range (Kuznetsov 2004, §10.2); its
-    size is the largest so far. Steps
-    are halved where Newton's method fails, the branch turns sharply, or two bifurcations fall into
-    one step. Folds are where the parameter turns back; other bifurcations where the number of
-    multipliers outside the unit circle changes. Each is refined on the branch itself, where a
-    determinant vanishes (Kuznetsov 2004, §10.3): those of J + 1 and J - 1, and the product of
-    μ_i μ_j - 1 over all pairs of multipliers. Unlike a multiplier these are smooth where a pair of
-    multipliers meets on the real axis. Where several cross together, so that a determinant keeps
-    its sign, each multiplier is followed instead.
+    size is the largest so far. Steps are halved where Newton's method fails, the branch turns
+    sharply, or two bifurcations fall into one step. Folds are where the parameter turns back, other
+    bifurcations where the number of multipliers outside the unit circle changes. Each is refined on
+    the branch itself as the zero of a determinant (Kuznetsov 2004, §10.3): of J + 1 or J - 1, or
+    the product of μ_i μ_j - 1 over all pairs of multipliers. Unlike multipliers, these are smooth
+    where a pair of multipliers meets on the real axis. Where several cross together, so that a
+    determinant keeps its sign, each multiplier is followed instead.
 
-    A multiplier that leaves the unit circle and comes back within a step leaves the numbers as they
-    were. It is noticed where a parabola through its values, or those of a determinant, at three
-    neighbouring points expects it. What is narrower than a parabola through points a step apart can
-    tell, or touches the circle without passing it, is not seen: a smaller step may show the former.
+    A multiplier that leaves the unit circle and returns within a step does not change their number.
+    It is detected where a parabola predicts it, through its values, or those of a determinant, at
+    three neighbouring points. Excursions too narrow for a parabola through points a step apart are
+    missed, as is a multiplier that touches the circle; a smaller step may show the former.
 
     A map with kinks is followed through smooth pieces, and the message names the kinks. Where a
     cycle meets one its multipliers jump: a border collision, at which the branch goes on, turns
-    back or ends, as its message says. It is seen where the Jacobian jumps by more than a sixtieth
-    of its change within a step; a smaller step may show more of them. Test functions are compared
-    on smooth pieces only.
+    back or ends, as its message says. It is detected where the Jacobian jumps by more than a
+    sixtieth of its change within a step; a smaller step may show more of them. Test functions are
+    compared on smooth pieces only.
 
     Args:
         map_: the map.
         start: a cycle, or a guess of one as for `find_cycle`.
-        parameter: at the start; that of the cycle when not given.
-        period: of the cycle; the cycle's own when not given.
+        parameter: parameter at the start; that of the cycle when not given.
+        period: period of the cycle; the cycle's own when not given.
         until: lowest and highest parameter of interest; a branch ends at them exactly.
         step: largest arclength between points, by default 1/50 of the range.
-        max_points: in each direction, besides the start.
+        max_points: number of points in each direction, besides the start.
         tol: relative residual of each cycle.
-        direction: in which the parameter first moves.
+        direction: direction in which the parameter first moves.
 
     Raises:
-        ValueError: for a start outside the range, a step that is not positive, an unknown
-            direction, a guess without parameter and period, and as `find_cycle`.
+        ValueError: when the start is outside the range, the step is not positive, the direction is
+            unknown, or a guess has no parameter and period, and as in `find_cycle`.
 
     >>> import jax
     >>> jax.config.update("jax_enable_x64", True)
@@ -150,9 +144,9 @@ def continue_cycle(
     parts = [_follow(course, origin.facing(sense), kinked=kinked) for sense in senses]
     branch = _branch(parts, cycle.points.shape)
     lies = kinked and _lies_on_kink(course, parts)
-    told = kinks_told(map_, cycle.points[0], parameter, on_one=lies)
+    note = kinks_note(map_, cycle.points[0], parameter, on_one=lies)
     stable = branch.stable & (not lies)
-    return replace(branch, message=branch.message + told, stable=stable)
+    return replace(branch, message=branch.message + note, stable=stable)
 
 
 def _lies_on_kink(course: Course, parts: list[_Part]) -> bool:
@@ -160,7 +154,7 @@ def _lies_on_kink(course: Course, parts: list[_Part]) -> bool:
     nodes = [node for part in parts for node in part.nodes]
     some = nodes[0], nodes[len(nodes) // 2], nodes[-1], parts[0].nodes[-1]
     evaluate = partial(linearise, course.map_)
-    return all(on_kink(course.map_, node.place, evaluate, course.floor) for node in some)
+    return all(on_kink(course.map_, node.cycle, evaluate, course.floor) for node in some)
 
 
 class _Part(NamedTuple):
@@ -175,14 +169,14 @@ class _Part(NamedTuple):
 def _follow(course: Course, start: Node, *, kinked: bool) -> _Part:
     """The branch from its start onwards, until it ends."""
     nodes, bifurcations, length, smooth = [start], list[Bifurcation](), course.step, 0
-    way = "upwards" if start.rises else "downwards"
+    heading = "upwards" if start.rises else "downwards"
 
     def ended(status: Status, why: str) -> _Part:
-        return _Part(nodes, bifurcations, status, f"{way}: {why} at {nodes[-1].parameter:.9g}")
+        return _Part(nodes, bifurcations, status, f"{heading}: {why} at {nodes[-1].parameter:.9g}")
 
     while True:
         bound = course.until[nodes[-1].rises]
-        if abs(nodes[-1].parameter - bound) <= _LEAST_STEP * course.step:
+        if abs(nodes[-1].parameter - bound) <= LEAST_STEP * course.step:
             nodes[-1] = course.moved(nodes[-1], bound) or nodes[-1]
             return ended("range left", "left the range")
         if len(nodes) > course.max_points:
@@ -198,7 +192,7 @@ def _follow(course: Course, start: Node, *, kinked: bool) -> _Part:
         if after is not nodes[-1] and _passed(course, nodes, smooth, after, bifurcations):
             return ended("period halved", "came from a flip of half the period")
         if border is not None:
-            bifurcations.append(border.found)
+            bifurcations.append(border.bifurcation)
             if border.after is None:
                 halved: Status = "period halved" if border.shorter else "border collision"
                 return ended(halved, "ended at a border collision")
@@ -214,18 +208,18 @@ def _passed(
     """Adds the next point with the bifurcations before it; whether the branch ends at one.
 
     Args:
-        course: the branch's.
+        course: course of the branch.
         nodes: its points so far.
         smooth: index of the first of them since a kink.
         after: the next point.
-        bifurcations: found so far.
+        bifurcations: bifurcations so far.
     """
-    if len(nodes) - smooth > 1:  # what lay between the last two may show only now
+    if len(nodes) - smooth > 1:  # a bifurcation between the last two may show only now
         before, last = nodes[-3] if len(nodes) - smooth > 2 else None, nodes.pop()
-        last_ones = _pieces(before, course.between(nodes[-1], last), after)
-        nodes += [piece.after for piece in last_ones]
-        if len(last_ones) > 1:
-            bifurcations += [found for piece in last_ones for found in locate(piece)]
+        pieces = _pieces(before, course.between(nodes[-1], last), after)
+        nodes += [piece.after for piece in pieces]
+        if len(pieces) > 1:
+            bifurcations += [bifurcation for piece in pieces for bifurcation in locate(piece)]
     before = nodes[-2] if len(nodes) - smooth > 1 else None
     for piece in _pieces(before, course.between(nodes[-1], after), None):
         bifurcations += locate(piece)
@@ -236,7 +230,7 @@ def _passed(
 
 
 def _pieces(before: Node | None, stretch: Stretch, beyond: Node | None) -> list[Stretch]:
-    """A stretch, in two where a bifurcation in it is undone before its end."""
+    """A stretch, split in two where a bifurcation in it is undone before its end."""
     middle = None if stretch.crossed() else undone(before, stretch, beyond)
     if middle is None:
         return [stretch]
@@ -245,15 +239,15 @@ def _pieces(before: Node | None, stretch: Stretch, beyond: Node | None) -> list[
 
 
 def _advance(course: Course, now: Node, length: float) -> tuple[Node, float] | Status:
-    """The next point and its distance, with as small a step as it takes."""
+    """The next point and its distance, with as small a step as necessary."""
     status: Status = "step too small"
-    while length > _LEAST_STEP * course.step:
+    while length > LEAST_STEP * course.step:
         after, used = course.at(now, length), length
         if after is not None and not course.until[0] <= after.parameter <= course.until[1]:
             after, used = _to_end(course, now, after)
         status = "not converged" if after is None else "step too small"
         after = after and after.after(now)
-        if after is not None and now.tangent @ after.tangent > np.cos(_SHARPEST_TURN):
+        if after is not None and now.tangent @ after.tangent > np.cos(SHARPEST_TURN):
             few = len(course.between(now, after).crossed()) < 2
             if few or used < 1e-3 * course.step:
                 return after, used
@@ -262,28 +256,28 @@ def _advance(course: Course, now: Node, length: float) -> tuple[Node, float] | S
 
 
 def _to_end(course: Course, now: Node, after: Node) -> tuple[Node | None, float]:
-    """The point at the end of the range that a step passed."""
+    """The point at the end of the range that a step passed, and its distance."""
     bound = course.until[1 if after.parameter > course.until[1] else 0]
     stretch = course.between(now, after)
     root = stretch.root(lambda node: node.parameter - bound) or 0.0
-    node = stretch.at(root) if root > _LEAST_STEP * course.step else None
-    return node and replace(node, place=node.place._replace(parameter=bound)), root
+    node = stretch.at(root) if root > LEAST_STEP * course.step else None
+    return node and replace(node, cycle=node.cycle._replace(parameter=bound)), root
 
 
 def _branch(parts: list[_Part], shape: tuple[int, ...], message: str = "") -> Branch:
     """Both ends of a branch in one order; without any it did not start."""
     nodes, bifurcations = list[Node](), list[Bifurcation]()
-    for part in parts:  # all that was found before is turned around, its start left out
+    for part in parts:  # earlier parts are reversed, without their start
         nodes = nodes[:0:-1] + part.nodes
         bifurcations = bifurcations[::-1] + part.bifurcations
     ends: list[Status] = [part.status for part in parts] or ["not converged"]
     multipliers = np.array([node.multipliers for node in nodes], complex)
     return Branch(
         parameters=np.array([node.parameter for node in nodes]),
-        points=np.array([node.place.points for node in nodes]).reshape(-1, *shape),
+        points=np.array([node.cycle.points for node in nodes]).reshape(-1, *shape),
         multipliers=multipliers.reshape(-1, shape[1]),
         stable=np.array([is_stable(row) for row in multipliers], bool),
-        residuals=np.array([node.place.gap() for node in nodes]),
+        residuals=np.array([node.cycle.gap() for node in nodes]),
         bifurcations=tuple(bifurcations),
         status=max(ends, key=lambda status: status != "range left"),
         message="; ".join(part.message for part in parts) or message,

@@ -7,30 +7,35 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-import scipy.optimize
 from jaxtyping import Float
 
 from dlf_dynamics.analysis.bifurcation.bordered import (
     Borders,
     CurveKind,
-    Place,
+    PlaneCycle,
     Singularity,
-    placed,
+    plane_cycle,
     singularity,
 )
 from dlf_dynamics.analysis.bifurcation.codimension import (
     NAMES,
     Node,
     SpecialPoint,
-    Test,
+    TestFunction,
+    centre_manifold,
     changes,
-    expansion,
     is_there,
 )
 from dlf_dynamics.analysis.bifurcation.cycles import solve
 from dlf_dynamics.analysis.bifurcation.kinks import jumps_along
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.multipliers import multipliers_of
+from dlf_dynamics.analysis.bifurcation.paths import (
+    LEAST_STEP,
+    SHARPEST_TURN,
+    root_along,
+    unit_tangent,
+)
 
 CurveStatus = Literal[
     "range left",
@@ -44,25 +49,19 @@ CurveStatus = Literal[
 
 Range = tuple[float, float]
 
-_SHARPEST_TURN = 0.3
-"""Angle between the tangents of neighbouring points, in radians, above which a step is halved."""
-
-_LEAST_STEP = 1e-7
-"""Part of the largest step below which a continuation gives up."""
-
 _BESIDE = 1e-3
-"""Part of a step by which points are beside one another whose differences are taken."""
+"""Distance of points for finite differences, as a part of a step."""
 
 _CORRECTIONS = 10
 """Newton steps at most."""
 
 _AHEAD = 1e-3
-"""Part of a step by which a curve that ends is followed straight, to see a kink there."""
+"""Part of a step over which a curve that ends is extrapolated, to detect a kink there."""
 
 _COLLIDES = "the cycle meets a kink, where test functions jump (a border collision), right beyond"
 
 _PRECISION = 1e-9
-"""Error along a curve, as a part of the ranges, up to which a special point counts as located."""
+"""Error along a curve, relative to the ranges, up to which a special point counts as located."""
 
 
 class End(NamedTuple):
@@ -77,15 +76,15 @@ class End(NamedTuple):
 class _Corrected(NamedTuple):
     """Where Newton's method ended, with the equations there."""
 
-    place: Place
-    found: Singularity
+    cycle: PlaneCycle
+    singularity: Singularity
     system: Float[np.ndarray, "equations unknowns"]
     residual: float
 
 
 @dataclass(frozen=True)
 class Walk:
-    """What stays the same along a curve; states are weighted for the arclength."""
+    """What is constant along a curve, with the weight of states in the arclength."""
 
     map_: Map
     kind: CurveKind
@@ -102,147 +101,143 @@ class Walk:
         """Widths of the ranges, the units of the parameters."""
         return np.array([high - low for low, high in self.until])
 
-    def scaled(self, place: Place) -> Float[np.ndarray, " m"]:
+    def scaled(self, cycle: PlaneCycle) -> Float[np.ndarray, " m"]:
         """Coordinates in which the arclength is measured."""
-        parts = [self.weight * place.points[0], place.parameters / self.spans]
-        return np.concatenate(parts + ([[place.cosine]] if self.kind == "neimark-sacker" else []))
+        parts = [self.weight * cycle.points[0], cycle.parameters / self.spans]
+        return np.concatenate(parts + ([[cycle.cosine]] if self.kind == "neimark-sacker" else []))
 
-    def linearised(self, place: Place, borders: Borders) -> _Corrected:
-        """The equations at a place, as a matrix in scaled coordinates with one row to spare."""
-        found = singularity(self.map_, self.kind, place, borders)
-        rows = [place.closing(), found.gradient]
+    def linearised(self, cycle: PlaneCycle, borders: Borders) -> _Corrected:
+        """The equations at a cycle, as a matrix in scaled coordinates without the last row."""
+        equations = singularity(self.map_, self.kind, cycle, borders)
+        parts = [cycle.closing(), equations.gradient]
         columns = [
-            np.vstack([part.first for part in rows]) / self.weight,
-            np.vstack([part.parameters for part in rows]) * self.spans,
+            np.vstack([part.first for part in parts]) / self.weight,
+            np.vstack([part.parameters for part in parts]) * self.spans,
         ]
         if self.kind == "neimark-sacker":
-            zeros = np.zeros(len(rows[0].first))
-            columns.append(np.append(zeros, found.by_cosine)[:, None])
-        residual = max(place.gap(self.floor), found.size)
-        return _Corrected(place, found, np.column_stack(columns), residual)
+            zeros = np.zeros(len(parts[0].first))
+            columns.append(np.append(zeros, equations.by_cosine)[:, None])
+        residual = max(cycle.gap(self.floor), equations.size)
+        return _Corrected(cycle, equations, np.column_stack(columns), residual)
 
     def correct(
-        self, place: Place, borders: Borders, row: Float[np.ndarray, " m"] | None
+        self, guess: PlaneCycle, borders: Borders, row: Float[np.ndarray, " m"] | None
     ) -> _Corrected | None:
         """The curve in the hyperplane through a guess, or none where Newton's method fails.
 
-        Without its normal, it is the one across the curve's direction at the guess.
+        Without a given normal, the hyperplane is normal to the direction of the curve at the guess.
         """
-        now = self.linearised(place, borders)
+        now = self.linearised(guess, borders)
         for _ in range(_CORRECTIONS):
             if not np.isfinite(now.residual) or not np.all(np.isfinite(now.system)):
                 return None
             if now.residual <= self.tol:
                 return now
             normal = np.linalg.svd(now.system)[2][-1] if row is None else row
-            closing = now.place.closing().constant
-            values = now.found.values + now.found.gradient.constant
+            closing = now.cycle.closing().constant
+            values = now.singularity.values + now.singularity.gradient.constant
             right = np.concatenate([-closing, -values, [0.0]])
             change, _ = solve(np.vstack([now.system, normal]), right)
-            now = self.linearised(self._moved(now.place, change), borders)
+            now = self.linearised(self._moved(now.cycle, change), borders)
         return now if now.residual <= self.tol else None
 
-    def _moved(self, place: Place, change: Float[np.ndarray, " m"]) -> Place:
-        size = place.points.shape[1]
+    def _moved(self, cycle: PlaneCycle, change: Float[np.ndarray, " m"]) -> PlaneCycle:
+        size = cycle.points.shape[1]
         first, parameters = change[:size] / self.weight, change[size : size + 2] * self.spans
-        cosine = place.cosine + (change[-1] if self.kind == "neimark-sacker" else 0.0)
-        points = place.points + place.moved(first, parameters, closing=True)
-        return placed(self.map_, points, place.parameters + parameters, cosine)
+        cosine = cycle.cosine + (change[-1] if self.kind == "neimark-sacker" else 0.0)
+        points = cycle.points + cycle.moved(first, parameters, closing=True)
+        return plane_cycle(self.map_, points, cycle.parameters + parameters, cosine)
 
     def node(self, corrected: _Corrected, row: Float[np.ndarray, " m"]) -> Node | None:
-        """A point with the tangent that has a component along `row`, if it can be had."""
-        system, last = np.vstack([corrected.system, row]), np.append(np.zeros(len(row) - 1), 1.0)
-        tangent, _ = solve(system, last)
-        if not np.all(np.isfinite(tangent)):
+        """The node of a cycle, whose tangent has a positive component along `row`, if possible."""
+        tangent = unit_tangent(np.vstack([corrected.system, row]))
+        if tangent is None:
             return None
-        if np.linalg.norm(system @ tangent - last) > 1e-6:  # the tangent is normal to the row
-            tangent = np.linalg.svd(corrected.system)[2][-1]
         return Node(
-            corrected.place,
-            corrected.found,
-            tangent / np.linalg.norm(tangent),
-            multipliers_of(corrected.place.jacobian()),
-            expansion(self.map_, self.kind, corrected.place, corrected.found),
+            corrected.cycle,
+            corrected.singularity,
+            tangent,
+            multipliers_of(corrected.cycle.jacobian()),
+            centre_manifold(self.map_, self.kind, corrected.cycle, corrected.singularity),
             corrected.residual,
         )
 
-    def origin(self, place: Place, borders: Borders) -> Node | str:
+    def origin(self, guess: PlaneCycle, borders: Borders) -> Node | str:
         """The start of the curve, or why there is none."""
-        corrected = self.correct(place, borders, None)
+        corrected = self.correct(guess, borders, None)
         if corrected is None:
             return "Newton's method did not converge to it: is the multiplier a simple one?"
-        moved = np.linalg.norm((corrected.place.parameters - place.parameters) / self.spans)
+        moved = np.linalg.norm((corrected.cycle.parameters - guess.parameters) / self.spans)
         if moved > self.step:
-            return f"the closest {self.kind} is at {words(corrected.place)}; are the values right?"
+            return f"the closest {self.kind} is at {words(corrected.cycle)}; are the values right?"
         row = np.linalg.svd(corrected.system)[2][-1]
         return self.node(corrected, row) or "no tangent: derivatives are not finite"
 
     def at(self, now: Node, guess: Float[np.ndarray, " m"]) -> Node | None:
         """The curve in the hyperplane through a guess that is normal to a point's tangent."""
-        corrected = self.correct(self._placed(now, guess), now.found.borders(), now.tangent)
+        corrected = self.correct(self._cycle_at(now, guess), now.singularity.borders(), now.tangent)
         return None if corrected is None else self.node(corrected, now.tangent)
 
     def between(self, before: Node, after: Node) -> Node:
         """The middle of two points close together."""
-        one, other = before.place, after.place
+        one, other = before.cycle, after.cycle
         points = (one.points + other.points) / 2
         parameters = (one.parameters + other.parameters) / 2
-        place = placed(self.map_, points, parameters, (one.cosine + other.cosine) / 2)
-        residual = max(place.gap(self.floor), before.residual, after.residual)
-        values = multipliers_of(place.jacobian())
-        return before._replace(place=place, multipliers=values, residual=residual)
-
-    def ahead(self, now: Node, length: float) -> Node | None:
-        """The next point, at a distance along the tangent."""
-        return self.at(now, self.straight(now, length))
+        middle = plane_cycle(self.map_, points, parameters, (one.cosine + other.cosine) / 2)
+        residual = max(middle.gap(self.floor), before.residual, after.residual)
+        values = multipliers_of(middle.jacobian())
+        return before._replace(cycle=middle, multipliers=values, residual=residual)
 
     def straight(self, now: Node, length: float) -> Float[np.ndarray, " m"]:
         """A guess at a distance along the tangent."""
-        size = now.place.points.shape[1]
+        size = now.cycle.points.shape[1]
         first = length * now.tangent[:size] / self.weight
         change = length * now.tangent[size : size + 2] * self.spans
         cosine = length * now.tangent[-1]
-        points = now.place.moved(first, change, closing=False)
+        points = now.cycle.moved(first, change, closing=False)
         return now.flat() + np.concatenate([points.ravel(), change, [cosine]])
 
     def _collides(self, now: Node, after: Node | None) -> bool:
-        """Whether the cycle meets a kink before the next point, or right ahead without one."""
+        """Whether the cycle meets a kink before the next point, or right ahead if there is none."""
         if not self.kinked:
             return False
         start = now.flat()
         end = self.straight(now, _AHEAD * self.step) if after is None else after.flat()
-        place = lambda part: self._placed(now, (1 - part) * start + part * end)  # noqa: E731
-        change = place(1).points - place(0).points, place(1).parameters - place(0).parameters
-        ends = [place(part).followed(*change) for part in (0, 1)]
-        return jumps_along(place, (ends[0] + ends[1]) / 2)
+        cycle_at = lambda part: self._cycle_at(now, (1 - part) * start + part * end)  # noqa: E731
+        change = (
+            cycle_at(1).points - cycle_at(0).points,
+            cycle_at(1).parameters - cycle_at(0).parameters,
+        )
+        ends = [cycle_at(part).followed(*change) for part in (0, 1)]
+        return jumps_along(cycle_at, (ends[0] + ends[1]) / 2)
 
-    def _placed(self, like: Node, flat: Float[np.ndarray, " m"]) -> Place:
+    def _cycle_at(self, like: Node, flat: Float[np.ndarray, " m"]) -> PlaneCycle:
         """The map at a point, or a guess of one, as one vector."""
         points, parameters, cosine = np.split(flat, [-3, -1])
-        shape = like.place.points.shape
-        return placed(self.map_, points.reshape(shape), parameters, float(cosine[0]))
+        shape = like.cycle.points.shape
+        return plane_cycle(self.map_, points.reshape(shape), parameters, float(cosine[0]))
 
     def follow(self, start: Node) -> End:
         """The curve from its start onwards, until it ends."""
         nodes, special, length = [start], list[SpecialPoint](), self.step
 
         def ended(status: CurveStatus, why: str) -> End:
-            return End(nodes, special, status, f"{why} at {words(nodes[-1].place)}")
+            return End(nodes, special, status, f"{why} at {words(nodes[-1].cycle)}")
 
         while True:
             now = nodes[-1]
             if self._leaves(now):
                 return ended("range left", "left the range")
-            if self.kind == "neimark-sacker" and abs(now.place.cosine) == 1 and len(nodes) > 1:
+            if self.kind == "neimark-sacker" and abs(now.cycle.cosine) == 1 and len(nodes) > 1:
                 return ended("resonance", "ended with a double multiplier")
             if len(nodes) > self.max_points:
                 return ended("max points", f"{self.max_points} points made")
-            found = self._advance(now, length)
-            if self._collides(now, None if isinstance(found, str) else found[0]):
+            advanced = self._advance(now, length)
+            if self._collides(now, None if isinstance(advanced, str) else advanced[0]):
                 return ended("border collision", _COLLIDES)
-            if isinstance(found, str):
-                return ended(found, f"{found}; a smaller step may help")
-            after, length = found
+            if isinstance(advanced, str):
+                return ended(advanced, f"{advanced}; a smaller step may help")
+            after, length = advanced
             stretch = _Stretch(self, now, after)
             closed = len(nodes) > 2 and stretch.meets(start)
             after = start if closed else after
@@ -254,15 +249,15 @@ class Walk:
             length = min(1.5 * length, self.step)
 
     def _advance(self, now: Node, length: float) -> tuple[Node, float] | CurveStatus:
-        """The next point and its distance, with as small a step as it takes."""
+        """The next point and its distance, with as small a step as necessary."""
         status: CurveStatus = "step too small"
-        while length > _LEAST_STEP * self.step:
-            after = self.ahead(now, length)
+        while length > LEAST_STEP * self.step:
+            after = self.at(now, self.straight(now, length))
             status = "not converged" if after is None else "step too small"
             if after is not None:
-                chord = self.scaled(after.place) - self.scaled(now.place)
+                chord = self.scaled(after.cycle) - self.scaled(now.cycle)
                 turns = now.tangent @ after.tangent, now.tangent @ chord / np.linalg.norm(chord)
-                if min(turns) > np.cos(_SHARPEST_TURN):
+                if min(turns) > np.cos(SHARPEST_TURN):
                     cut = _Stretch(self, now, after).cut()
                     if cut is not None:
                         return cut, length
@@ -270,27 +265,27 @@ class Walk:
         return status
 
     def _leaves(self, node: Node) -> bool:
-        """Whether a point is at an end of a range and the curve goes on beyond it."""
-        size = node.place.points.shape[1]
+        """Whether a point is at an end of a range and the curve continues beyond it."""
+        size = node.cycle.points.shape[1]
         rising = node.tangent[size : size + 2] >= 0
         ends = [bounds[int(up)] for bounds, up in zip(self.until, rising, strict=True)]
-        return bool(np.any(node.place.parameters == ends))
+        return bool(np.any(node.cycle.parameters == ends))
 
     def passed(self, node: Node) -> list[tuple[int, float]]:
-        """Bounds that a point is beyond: 0 and 1 are those of the parameters, -1 is of κ."""
-        place = node.place
-        found = [
+        """Bounds that a point exceeds: 0 and 1 stand for the parameters, -1 for κ."""
+        cycle = node.cycle
+        bounds = [
             (i, bound)
             for i, (low, high) in enumerate(self.until)
             for bound, beyond in (
-                (low, place.parameters[i] < low),
-                (high, place.parameters[i] > high),
+                (low, cycle.parameters[i] < low),
+                (high, cycle.parameters[i] > high),
             )
             if beyond
         ]
-        if self.kind == "neimark-sacker" and abs(place.cosine) > 1:
-            found.append((-1, float(np.sign(place.cosine))))
-        return found
+        if self.kind == "neimark-sacker" and abs(cycle.cosine) > 1:
+            bounds.append((-1, float(np.sign(cycle.cosine))))
+        return bounds
 
 
 class _Stretch(NamedTuple):
@@ -302,12 +297,12 @@ class _Stretch(NamedTuple):
 
     @property
     def chord(self) -> Float[np.ndarray, " m"]:
-        """From the first to the second, in scaled coordinates."""
-        return self.walk.scaled(self.after.place) - self.walk.scaled(self.now.place)
+        """Vector from the first to the second point, in scaled coordinates."""
+        return self.walk.scaled(self.after.cycle) - self.walk.scaled(self.now.cycle)
 
     @property
     def length(self) -> float:
-        """Distance of the second."""
+        """Distance of the second point."""
         return float(self.now.tangent @ self.chord)
 
     def at(self, distance: float) -> Node | None:
@@ -318,9 +313,9 @@ class _Stretch(NamedTuple):
         return self.walk.at(self.now, (1 - part) * self.now.flat() + part * self.after.flat())
 
     def around(self, distance: float) -> list[Node]:
-        """The curve at a distance, or its points at either side where the equations are singular.
+        """The curve at a distance, or on either side of it where the equations are singular.
 
-        They are so where two multipliers without a Jordan block are critical.
+        They are singular where two multipliers without a Jordan block are critical.
         """
         node = self.at(distance)
         if node is not None:
@@ -337,50 +332,46 @@ class _Stretch(NamedTuple):
             nodes = self.around(distance)
             return float(np.mean([test(node) for node in nodes])) if nodes else np.nan
 
-        try:
-            found = scipy.optimize.brentq(along, 0, self.length, xtol=1e-13 * self.length)
-        except ValueError:  # a point in between was not found, or the sign does not change
-            return None
-        return float(found)  # type: ignore[arg-type]
+        return root_along(along, self.length, 1e-13)
 
     def cut(self) -> Node | None:
-        """The second point, or the first bound that is passed on the way to it."""
+        """The second point, or the point at the first bound on the way to it."""
         nearest, node = self.length, self.after
         for index, bound in self.walk.passed(self.after):
             value = _coordinate(index)
             root = self.root(lambda node, value=value, bound=bound: value(node) - bound)
-            found = None if root is None else self.at(root)
-            if root is None or found is None:
+            there = None if root is None else self.at(root)
+            if root is None or there is None:
                 return None
             if root <= nearest:
-                nearest, node = root, _at_bound(found, index, bound)
+                nearest, node = root, _at_bound(there, index, bound)
         return node
 
     def meets(self, start: Node) -> bool:
-        """Whether the start of the curve lies on it here."""
-        towards = self.walk.scaled(start.place) - self.walk.scaled(self.now.place)
+        """Whether the start of the curve lies on this stretch."""
+        towards = self.walk.scaled(start.cycle) - self.walk.scaled(self.now.cycle)
         distance = float(self.now.tangent @ towards)
         aside = np.linalg.norm(towards - distance / self.length * self.chord)
-        facing = self.after.tangent @ start.tangent > np.cos(2 * _SHARPEST_TURN)
+        facing = self.after.tangent @ start.tangent > np.cos(2 * SHARPEST_TURN)
         if not (0 < distance <= self.length and aside < 0.3 * self.length and facing):
             return False
         node = self.at(distance)
         if node is None:
             return False
-        apart = self.walk.scaled(node.place) - self.walk.scaled(start.place)
+        apart = self.walk.scaled(node.cycle) - self.walk.scaled(start.cycle)
         return bool(np.linalg.norm(apart) < 1e-6)
 
     def special(self) -> list[SpecialPoint]:
         """Points of codimension two between the two, in their order."""
-        found = []
+        located = []
         for test in changes(self.walk.kind, self.now, self.after):
             root, node, error = self._refined(test)
             if not np.isfinite(error) or is_there(self.walk.kind, test, node):
-                found.append((root, self._told(test, node, max(error, node.residual))))
-        return [point for _, point in sorted(found, key=lambda pair: pair[0])]
+                located.append((root, self._special_point(test, node, max(error, node.residual))))
+        return [point for _, point in sorted(located, key=lambda pair: pair[0])]
 
-    def _refined(self, test: Test) -> tuple[float, Node, float]:
-        """Where a test function vanishes, and how uncertain that is; else the second point."""
+    def _refined(self, test: TestFunction) -> tuple[float, Node, float]:
+        """Zero of a test function with its node and uncertainty; otherwise the second point."""
         root, step = self.root(test.value), _BESIDE * self.length
         if root is None:
             return self.length, self.after, np.inf
@@ -392,7 +383,7 @@ class _Stretch(NamedTuple):
         node = here[0] if len(here) == 1 else self.walk.between(*here)
         return root, node, float(error) if np.isfinite(error) else np.inf
 
-    def _told(self, test: Test, node: Node, residual: float) -> SpecialPoint:
+    def _special_point(self, test: TestFunction, node: Node, residual: float) -> SpecialPoint:
         converged = bool(residual <= _PRECISION)
         why = "" if converged else f"located to {residual:.1e} of the ranges only"
         if not np.isfinite(residual):
@@ -400,9 +391,9 @@ class _Stretch(NamedTuple):
         return SpecialPoint(
             kind=NAMES[test.label],
             label=test.label,
-            parameters=node.place.parameters,
-            state=node.place.points[0],
-            period=len(node.place.points),
+            parameters=node.cycle.parameters,
+            state=node.cycle.points[0],
+            period=len(node.cycle.points),
             multipliers=node.multipliers,
             residual=residual,
             converged=converged,
@@ -413,19 +404,19 @@ class _Stretch(NamedTuple):
 def _coordinate(index: int) -> Callable[[Node], float]:
     """One of the parameters, or κ."""
     if index < 0:
-        return lambda node: node.place.cosine
-    return lambda node: float(node.place.parameters[index])
+        return lambda node: node.cycle.cosine
+    return lambda node: float(node.cycle.parameters[index])
 
 
 def _at_bound(node: Node, index: int, bound: float) -> Node:
-    """The same with a coordinate that is at a bound exactly there."""
+    """The node with a coordinate set exactly to its bound."""
     if index < 0:
-        return node._replace(place=node.place._replace(cosine=bound))
-    parameters = node.place.parameters.copy()
+        return node._replace(cycle=node.cycle._replace(cosine=bound))
+    parameters = node.cycle.parameters.copy()
     parameters[index] = bound
-    return node._replace(place=node.place._replace(parameters=parameters))
+    return node._replace(cycle=node.cycle._replace(parameters=parameters))
 
 
-def words(place: Place) -> str:
-    """The parameters of a place."""
-    return f"({place.parameters[0]:.9g}, {place.parameters[1]:.9g})"
+def words(cycle: PlaneCycle) -> str:
+    """The parameters of a cycle, in words."""
+    return f"({cycle.parameters[0]:.9g}, {cycle.parameters[1]:.9g})"

@@ -12,7 +12,7 @@ from jaxtyping import Array, Complex, Float
 from dlf_dynamics.analysis.bifurcation.bordered import (
     CurveKind,
     first_borders,
-    placed,
+    plane_cycle,
 )
 from dlf_dynamics.analysis.bifurcation.codimension import (
     Node,
@@ -22,7 +22,7 @@ from dlf_dynamics.analysis.bifurcation.codimension import (
 )
 from dlf_dynamics.analysis.bifurcation.curve_walk import CurveStatus, End, Range, Walk
 from dlf_dynamics.analysis.bifurcation.cycles import first_points
-from dlf_dynamics.analysis.bifurcation.kinks import kinks_told, may_jump
+from dlf_dynamics.analysis.bifurcation.kinks import kinks_note, may_jump
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation
 from dlf_dynamics.reprs import brief
@@ -33,18 +33,18 @@ class Curve:
     """Bifurcations of one kind along a curve in the plane, in the order in which it is followed.
 
     Attributes:
-        kind: which bifurcation it is.
+        kind: kind of bifurcation.
         names: names of the two parameters.
-        parameters: (k, 2) at which the cycles are.
-        points: (k, period, n) of the cycles.
+        parameters: (k, 2) parameters of the cycles.
+        points: (k, period, n) points of the cycles.
         multipliers: (k, n), largest modulus first.
-        critical: (k,) the multiplier that is on the unit circle, as an eigenvalue of the Jacobian;
-            of a pair, the one above the real axis.
-        angles: (k,) of the critical multipliers, in radians: 0 of folds, π of flips.
-        coefficients: (k,) of the normal form, a of folds and b of flips, see `normal_form`; NaN of
-            Neimark-Sacker points, and where it cannot be had.
-        residuals: (k,) largest of the cycle's own residual and of what is left of the bordered
-            determinant, relative to the matrix, by fresh evaluations.
+        critical: (k,) the multiplier on the unit circle, as an eigenvalue of the Jacobian; for a
+            pair, the one above the real axis.
+        angles: (k,) angles of the critical multipliers, in radians: 0 for folds, π for flips.
+        coefficients: (k,) coefficients of the normal form, a for folds and b for flips, see
+            `normal_form`; NaN for Neimark-Sacker points, and where they cannot be computed.
+        residuals: (k,) larger one of the cycle's residual and the remaining bordered determinant,
+            relative to the matrix, from fresh evaluations.
         special: points of codimension two, in the same order.
         status: `range left` if both ends left the range, `closed` if the curve came back to its
             start, else why an end did not.
@@ -86,22 +86,23 @@ def continue_curve(
     range, and of the first point, as a part of its size; for a pair of multipliers also of the
     cosine of their angle. Steps are halved where Newton's method fails or the curve turns sharply.
 
-    Points of codimension two are located where their conditions vanish, at which signs are compared
-    between neighbouring points: a coefficient of the normal form (CP, GPD), the overlap of both
+    Points of codimension two are located as zeros of test functions whose signs differ between
+    neighbouring points: a coefficient of the normal form (CP, GPD), the overlap of both
     eigenvectors (R1 and R2, where the critical multiplier is double), the angle of a pair (R1 to
     R4), and determinants of all other multipliers, where a second one is on the unit circle (LPPD,
-    LPNS, PDNS, NSNS). What vanishes twice within a step is not seen, nor are points where the
-    coefficient of a Neimark-Sacker bifurcation vanishes (Chenciner), that of a special point
-    itself, and anything about cycles that branch off there. A Neimark-Sacker curve ends at R1 and
-    R2; beyond, two real multipliers have the product 1, which is no bifurcation.
+    LPNS, PDNS, NSNS). A function that vanishes twice within a step is missed. Not computed are
+    points where the coefficient of a Neimark-Sacker bifurcation vanishes (Chenciner), the
+    coefficients of special points themselves, and the cycles that branch off there. A
+    Neimark-Sacker curve ends at R1 and R2; beyond, two real multipliers have the product 1, which
+    is no bifurcation.
 
-    Of a map with kinks a curve is followed on one smooth piece: it ends where the cycle meets a
+    For a map with kinks a curve is followed on one smooth piece: it ends where the cycle meets a
     kink, a border collision, at which all of these functions jump.
 
     Args:
         map_: the map, whose parameter is an array of two.
         bifurcation: the start, as found on `map_.along(values, index)`.
-        values: both parameters at the bifurcation.
+        values: values of both parameters at the bifurcation.
         until: lowest and highest value of each parameter; a curve ends at them exactly.
         parameters: names of the two.
         step: largest arclength between points.
@@ -109,8 +110,9 @@ def continue_curve(
         tol: largest residual of each point.
 
     Raises:
-        ValueError: for a bifurcation of another kind, a start outside the ranges, a step that is
-            not positive, a state too large for its Jacobian, and as `find_cycle`.
+        ValueError: when the bifurcation is of another kind, the start is outside the ranges, the
+            step is not positive, or the state is too large for its Jacobian, and as in
+            `find_cycle`.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -139,21 +141,21 @@ def continue_curve(
     if not bifurcation.converged:
         return ended(f"the {kind} itself is not converged: {bifurcation.message}")
     cosine = np.cos(np.angle(bifurcation.multiplier)) if kind == "neimark-sacker" else np.nan
-    place = placed(map_, guess, start, float(cosine))
-    if not np.all(np.isfinite(place.jacobians)):
+    cycle = plane_cycle(map_, guess, start, float(cosine))
+    if not np.all(np.isfinite(cycle.jacobians)):
         return ended("the derivatives of the map are not finite there")
     size = float(np.linalg.norm(guess[0]))
     floor = float(np.max(np.abs(guess))) or 1.0
     kinked, weight = may_jump(map_, guess[0], jnp.asarray(start)), 1 / size if size > 1e-8 else 1.0
     walk = Walk(map_, kind, until, step, max_points, tol, floor, weight, kinked)
-    origin = walk.origin(place, first_borders(kind, place))
+    origin = walk.origin(cycle, first_borders(kind, cycle))
     if isinstance(origin, str):
         return ended(origin)
     ends = [walk.follow(origin.backwards())]
     if ends[0].status != "closed":
         ends.append(walk.follow(origin))
     curve = _curve(kind, parameters, ends, shape)
-    return replace(curve, message=curve.message + kinks_told(map_, guess[0], jnp.asarray(start)))
+    return replace(curve, message=curve.message + kinks_note(map_, guess[0], jnp.asarray(start)))
 
 
 def _curve(
@@ -165,22 +167,22 @@ def _curve(
 ) -> Curve:
     """Both ends of a curve in one order; without any it did not start."""
     nodes, special = list[Node](), list[SpecialPoint]()
-    for end in ends:  # all that was found before is turned around, its start left out
+    for end in ends:  # earlier ends are reversed, without their start
         nodes = nodes[:0:-1] + end.nodes
         special = special[::-1] + end.special
     statuses: list[CurveStatus] = [end.status for end in ends] or ["not converged"]
     count = len(nodes)
     cosines = {"fold": 1.0, "flip": -1.0}
-    angles = [np.arccos(np.clip(cosines.get(kind, n.place.cosine), -1, 1)) for n in nodes]
+    angles = [np.arccos(np.clip(cosines.get(kind, n.cycle.cosine), -1, 1)) for n in nodes]
     return Curve(
         kind=kind,
         names=names,
-        parameters=np.array([node.place.parameters for node in nodes]).reshape(count, 2),
-        points=np.array([node.place.points for node in nodes]).reshape(count, *shape),
+        parameters=np.array([node.cycle.parameters for node in nodes]).reshape(count, 2),
+        points=np.array([node.cycle.points for node in nodes]).reshape(count, *shape),
         multipliers=np.array([n.multipliers for n in nodes], complex).reshape(count, shape[1]),
         critical=np.array([critical(kind, node) for node in nodes], complex),
         angles=np.array(angles, float),
-        coefficients=np.array([coefficient(kind, node.expansion) for node in nodes], float),
+        coefficients=np.array([coefficient(kind, node.manifold) for node in nodes], float),
         residuals=np.array([node.residual for node in nodes], float),
         special=tuple(special),
         status=max(statuses, key=lambda status: status not in ("range left", "closed")),
@@ -195,7 +197,7 @@ def _require(
     names: tuple[str, str],
     step: float,
 ) -> CurveKind:
-    """The kind of the curve, all that is given being sensible."""
+    """The kind of the curve, after checking all arguments."""
     kind = next((kind for kind in get_args(CurveKind) if kind == bifurcation.kind), None)
     if kind is None:
         raise ValueError(

@@ -1,6 +1,6 @@
 """Cycles of a map: Newton's method with multiple shooting, multipliers and the least period.
 
-Up to `MAX_UNKNOWNS` components Jacobians are formed; above, `newton_krylov` makes products only.
+Up to `MAX_UNKNOWNS` components Jacobians are formed; above, `newton_krylov` needs only products.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from dlf_dynamics.analysis.bifurcation.kinks import kinks_told, on_kink
+from dlf_dynamics.analysis.bifurcation.kinks import kinks_note, on_kink
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.multipliers import leading_multipliers, multipliers_of
 from dlf_dynamics.analysis.bifurcation.newton import (
@@ -29,16 +29,16 @@ from dlf_dynamics.analysis.bifurcation.newton_krylov import Solver
 from dlf_dynamics.reprs import brief
 
 MAX_UNKNOWNS = 2000
-"""Components of the largest state whose Jacobian is formed."""
+"""Number of components of the largest state whose Jacobian is formed."""
 
 LEADING = 5
-"""Multipliers that are looked for where no Jacobian is formed."""
+"""Default number of multipliers computed where no Jacobian is formed."""
 
 MARGIN = 1e-10
-"""Multipliers within this distance of the unit circle count as being on it."""
+"""Distance from the unit circle within which multipliers count as being on it."""
 
 ROUNDING = 1e-7
-"""Of double multipliers: two that are no further apart may be equal."""
+"""Rounding of double multipliers: two that are no further apart may be equal."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +46,27 @@ class Cycle:
     """Points x_0, ..., x_{p-1} with f(x_i) = x_{i+1} and f(x_{p-1}) = x_0, or an attempt at them.
 
     Attributes:
-        points: (period, n); the last attempt when not converged.
-        parameter: of the map.
-        period: p, as asked for; see `least_period`.
+        points: (period, n) points; the last attempt when not converged.
+        parameter: parameter of the map.
+        period: p, as requested; see `least_period`.
         multipliers: eigenvalues of the Jacobian of the p-fold map, largest modulus first: (n,) all
-            of them, or (k,) the leading ones that were found where no Jacobian was formed; NaN
-            where it is not finite.
-        residual: largest component of f(x_i) - x_{i+1} by a fresh evaluation, relative to the
+            of them, or (k,) the leading ones where no Jacobian was formed; NaN where it is not
+            finite.
+        residual: largest component of f(x_i) - x_{i+1} from a fresh evaluation, relative to the
             largest of the points.
         converged: whether the residual is below the tolerance.
         least_period: the period of the cycle found, a divisor of `period`; none when not converged.
         message: how the search ended, and what to try when it failed.
         multiplier_residuals: (k,) residuals of their unit eigenvectors, from fresh products; none
             where all multipliers were computed from the Jacobian.
-        neutral_found: multipliers within 0.02 of +1 that were found and are not listed, as flat
-            directions have them; there may be many more. None where all were computed.
+        neutral_found: number of multipliers within 0.02 of +1 that were found but not listed, as
+            flat directions have; there may be many more. None where all were computed.
         outside: whether a multiplier is outside the unit circle by more than its error; none where
-            that is not known.
-        map_evaluations: evaluations of f that were made; none where Jacobians were formed.
-        jacobian_products: products of a Jacobian of f with a vector, likewise.
+            that is unknown.
+        map_evaluations: number of evaluations of f; none where Jacobians were formed.
+        jacobian_products: number of products of a Jacobian of f with a vector, likewise.
         on_kink: whether a point lies on a kink or a jump of f, where the Jacobian is one of several
-            and multipliers tell nothing; not looked for where no Jacobian was formed.
+            and multipliers are meaningless; not checked where no Jacobian was formed.
     """
 
     points: Points
@@ -87,10 +87,10 @@ class Cycle:
 
     @property
     def stable(self) -> bool | None:
-        """Whether all multipliers are inside the unit circle; never when not converged.
+        """Whether all multipliers are inside the unit circle; false when not converged.
 
-        Where no Jacobian was formed, it is not known (none) unless one is outside: others than
-        those that were found may be outside as well. Nor is it of a cycle on a kink.
+        Where no Jacobian was formed it is unknown (none) unless one is outside, as multipliers that
+        were not found may be outside. It is also unknown for a cycle on a kink.
         """
         if self.on_kink:
             return None if self.converged else False
@@ -99,7 +99,7 @@ class Cycle:
         return False if self.outside else None
 
 
-@np.errstate(all="ignore")  # what overflows is not finite, which is found and told
+@np.errstate(all="ignore")  # overflow gives numbers that are not finite, which is reported
 def find_cycle(
     map_: Map,
     state: Float[Array | np.ndarray, " n"] | Float[Array | np.ndarray, "period n"],
@@ -114,22 +114,22 @@ def find_cycle(
     """Finds a cycle by a damped Newton method with multiple shooting.
 
     All points are unknowns; the linear systems are condensed to the first of them (Ascher, Mattheij
-    and Russell 1995, *Numerical Solution of Boundary Value Problems*, §4.3), of order n. After the
-    tolerance is met steps go on for as long as they halve the residual. Where the Newton matrix is
+    and Russell 1995, *Numerical Solution of Boundary Value Problems*, §4.3), of order n. Below the
+    tolerance, steps continue as long as they halve the residual. Where the Newton matrix is
     singular, as with directions in which the map does not move, the shortest step is taken.
 
-    Above `MAX_UNKNOWNS` components no Jacobian is formed. The linear systems are solved by GMRES,
-    slow and unstable modes being deflated, as exactly as the distance from the cycle asks for, and
-    steps end at the tolerance. The leading multipliers come from Arnoldi's method, each with the
-    residual of its eigenvector. One outside the unit circle is told as such where it is so by more
-    than ten times its error to first order, the residual times the condition number of the
-    eigenvalue in the space that was searched. That none is outside is never certain: see
-    `Cycle.stable`.
+    Above `MAX_UNKNOWNS` components no Jacobian is formed. The linear systems are solved by GMRES
+    with deflation of slow and unstable modes, as accurately as the distance from the cycle
+    requires, and steps end at the tolerance. The leading multipliers come from Arnoldi's method,
+    each with the residual of its eigenvector. One counts as outside the unit circle where it is so
+    by more than ten times its error to first order, which is the residual times the condition
+    number of the eigenvalue in the space that was searched. That none is outside is never certain:
+    see `Cycle.stable`.
 
-    Of a map with kinks, such as gradient descent of a network of ReLUs, the message names them:
+    If the map has kinks, such as gradient descent of a network of ReLUs, the message names them:
     multipliers are those of the smooth pieces in which the points lie, and stability is that of a
-    neighbourhood that may be small. Of a cycle that lies on a kink it is not known; where no
-    Jacobian is formed that is not told apart, and stability is not known with any kinks.
+    neighbourhood that may be small. For a cycle on a kink stability is unknown; where no Jacobian
+    is formed this is not checked, and stability is unknown for any map with kinks.
 
     Not converging is a result, not an exception: see `Cycle.message`.
 
@@ -137,17 +137,18 @@ def find_cycle(
         map_: the map f.
         state: a guess of the first point, shape (n,), from which the map makes the others, or of
             all of them, shape (period, n).
-        parameter: at which f is evaluated.
+        parameter: parameter at which f is evaluated.
         period: p.
-        tol: for the residual relative to the largest of the points. For a cycle at or close to 0
-            it is relative to the guess instead (to its image if it is 0), or to 1 if that is less.
-        max_steps: Newton steps at most.
+        tol: tolerance of the residual relative to the largest of the points. For a cycle at or
+            close to 0 it is relative to the guess instead (to its image if it is 0), or to 1 if
+            that is less.
+        max_steps: largest number of Newton steps.
         matrix_free: whether to do without Jacobians; by default above `MAX_UNKNOWNS` components.
-        k: multipliers that are looked for then.
+        k: number of multipliers computed then.
 
     Raises:
-        ValueError: without float64, for a guess of another shape, a period below 1, no multipliers
-            to look for, or more than `MAX_UNKNOWNS` components where Jacobians are asked for.
+        ValueError: without float64, or when the guess has another shape, the period or k is below
+            1, or there are more than `MAX_UNKNOWNS` components and Jacobians are requested.
 
     >>> jax.config.update("jax_enable_x64", True)
     >>> logistic = Map(lambda x, r: r * x * (1 - x))
@@ -166,23 +167,23 @@ def find_cycle(
         return _without_matrices(map_, state, points, float(parameter), tol, max_steps, k)
     guess = linearise(map_, points, parameter)
     floor = _floor(state, guess.images)
-    found = correct(guess, map_, floor, tol, max_steps)
-    multipliers = multipliers_of(found.place.condensed().matrix)
-    message, least, kinked = found.message, None, False
-    if found.converged:
-        shorten = lambda place: correct(place, map_, floor, tol, 20)[:2]  # noqa: E731
-        least = least_period(found.place, partial(linearise, map_), shorten, floor, tol)
-        message += _on_circle(multipliers) + _shorter(least, period)
-        kinked = on_kink(map_, found.place, partial(linearise, map_), floor)
-    message += kinks_told(map_, points[0], parameter, on_one=kinked)
+    cycle, converged, message = correct(guess, map_, floor, tol, max_steps)
+    multipliers = multipliers_of(cycle.condensed().matrix)
+    shortest, kinked = None, False
+    if converged:
+        shorten = lambda folded: correct(folded, map_, floor, tol, 20)[:2]  # noqa: E731
+        shortest = least_period(cycle, partial(linearise, map_), shorten, floor, tol)
+        message += _on_circle(multipliers) + _shorter(shortest, period)
+        kinked = on_kink(map_, cycle, partial(linearise, map_), floor)
+    message += kinks_note(map_, points[0], parameter, on_one=kinked)
     return Cycle(
-        points=found.place.points,
+        points=cycle.points,
         parameter=float(parameter),
         period=period,
         multipliers=multipliers,
-        residual=found.place.gap(),
-        converged=found.converged,
-        least_period=least,
+        residual=cycle.gap(),
+        converged=converged,
+        least_period=shortest,
         message=message,
         on_kink=kinked,
     )
@@ -197,40 +198,40 @@ def _without_matrices(
     max_steps: int,
     k: int,
 ) -> Cycle:
-    """The same by products with Jacobians only."""
+    """Finds a cycle using only products with Jacobians."""
     solver = Solver(map_, tol)
     start = solver.evaluate(points, parameter)
     floor = solver.floor = _floor(state, start.images)
-    place, converged, message = newton(
+    last, converged, message = newton(
         start, solver.evaluate, solver.propose, floor, tol, max_steps, polish=False
     )
-    least = None
+    shortest = None
     if converged:
-        # Folded points are a shorter cycle, or not one: between both the residual tells.
-        alike = lambda place: (place, True)  # noqa: E731
-        least = least_period(place, solver.evaluate, alike, floor, tol)
-        message += _shorter(least, len(points))
-    kinked = kinks_told(map_, points[0], parameter)
-    found = leading_multipliers(solver.product(place), points.shape[1], k)
+        # The residual between the points and the folded ones shows whether these are a cycle.
+        alike = lambda folded: (folded, True)  # noqa: E731
+        shortest = least_period(last, solver.evaluate, alike, floor, tol)
+        message += _shorter(shortest, len(points))
+    kinked = kinks_note(map_, points[0], parameter)
+    leading = leading_multipliers(solver.product(last), points.shape[1], k)
     return Cycle(
-        points=place.points,
+        points=last.points,
         parameter=parameter,
         period=len(points),
-        multipliers=found.values,
-        residual=place.gap(),
+        multipliers=leading.values,
+        residual=last.gap(),
         converged=converged,
-        least_period=least,
-        message="".join((message, *(f"; {note}" for note in found.notes), kinked)),
-        multiplier_residuals=found.residuals,
-        neutral_found=found.neutral,
-        outside=True if found.outside and not kinked else None,
+        least_period=shortest,
+        message="".join((message, *(f"; {note}" for note in leading.notes), kinked)),
+        multiplier_residuals=leading.residuals,
+        neutral_found=leading.neutral,
+        outside=True if leading.outside and not kinked else None,
         map_evaluations=solver.evaluations,
         jacobian_products=solver.products,
     )
 
 
 def _floor(state: Array | np.ndarray, images: Points) -> float:
-    """Least size of the points that residuals are relative to."""
+    """Smallest size of the points that residuals are relative to."""
     largest = float(np.max(np.abs(np.asarray(state))) or np.max(np.abs(images)))
     return min(largest, 1.0) if np.isfinite(largest) else 1.0
 
@@ -252,10 +253,10 @@ def first_points(
     *,
     matrix_free: bool = False,
 ) -> Float[np.ndarray, "period n"]:
-    """The guess of all points, checked, for methods that form Jacobians or do not.
+    """Checks the guess and completes it to all points of the cycle.
 
     Raises:
-        ValueError: as `find_cycle`.
+        ValueError: as in `find_cycle`.
     """
     if jnp.result_type(float).name != "float64":
         raise ValueError(
@@ -277,10 +278,10 @@ def first_points(
 
 
 def require_matrices(shape: tuple[int, ...]) -> None:
-    """Refuses states of which no Jacobian is formed.
+    """Refuses states that are too large for a Jacobian.
 
     Raises:
-        ValueError: for more than `MAX_UNKNOWNS` components.
+        ValueError: when there are more than `MAX_UNKNOWNS` components.
     """
     if shape[-1:] > (MAX_UNKNOWNS,):
         raise ValueError(
@@ -319,15 +320,15 @@ class Linearisation(NamedTuple):
         return self.images - np.roll(self.points, -1, axis=0)
 
     def gap(self, floor: float = 0.0) -> float:
-        """The largest gap relative to the largest of the points, or to `floor` if larger."""
+        """The largest gap relative to the largest point, or to `floor` if that is larger."""
         return relative_gap(self.points, self.images, floor)
 
     def merit(self, floor: float) -> float:
-        """What each Newton step is to decrease."""
+        """Quantity that each Newton step must decrease."""
         return self.gap(floor)
 
     def condensed(self) -> Condensed:
-        """The linearised equations after all points but the first are eliminated."""
+        """The linearised equations after elimination of all points but the first."""
         size = self.points.shape[1]
         matrix, offset, df_dparameter = np.eye(size), np.zeros(size), np.zeros(size)
         for jacobian, gap, rate in zip(self.jacobians, self.gaps, self.df_dparameters, strict=True):
@@ -349,8 +350,8 @@ class Linearisation(NamedTuple):
 
         Args:
             first: change of the first point.
-            change: of the parameter.
-            closing: whether they are to close the gaps, too.
+            change: change of the parameter.
+            closing: whether they also close the gaps.
         """
         changes = [first]
         for i in range(len(self.points) - 1):
@@ -359,43 +360,35 @@ class Linearisation(NamedTuple):
         return np.stack(changes)
 
 
-class Corrected(NamedTuple):
-    """How Newton's method ended."""
-
-    place: Linearisation
-    converged: bool
-    message: str
-
-
 def linearise(map_: Map, points: Points, parameter: float) -> Linearisation:
     """The map and its derivatives at all points of a cycle."""
-    found = _linearise(map_, jnp.asarray(points), jnp.float64(parameter))
-    return Linearisation(points, float(parameter), *(np.asarray(part) for part in found))
+    derivatives = _linearise(map_, jnp.asarray(points), jnp.float64(parameter))
+    return Linearisation(points, float(parameter), *(np.asarray(part) for part in derivatives))
 
 
 def correct(
-    place: Linearisation,
+    guess: Linearisation,
     map_: Map,
     floor: float,
     tol: float,
     max_steps: int,
     row: Float[np.ndarray, " n+1"] | None = None,
     weight: float = 1.0,
-) -> Corrected:
-    """Newton's method for a cycle, the parameter being given, or free on a hyperplane.
+) -> tuple[Linearisation, bool, str]:
+    """Newton's method for a cycle, with a fixed parameter, or a free one on a hyperplane.
 
     Args:
-        place: the guess.
+        guess: the guess.
         map_: the map.
-        floor: least size of the points that residuals are relative to.
-        tol: for the relative residual.
-        max_steps: at most.
+        floor: smallest size of the points that residuals are relative to.
+        tol: tolerance of the relative residual.
+        max_steps: largest number of steps.
         row: normal of the hyperplane through the guess, in (weight · x_0, parameter).
-        weight: of the states.
+        weight: weight of the states.
     """
     evaluate = partial(linearise, map_)
     propose = partial(_newton_change, row=row, weight=weight)
-    return Corrected(*newton(place, evaluate, propose, floor, tol, max_steps))
+    return newton(guess, evaluate, propose, floor, tol, max_steps)
 
 
 def is_stable(multipliers: Complex[np.ndarray, " n"]) -> bool:
@@ -404,10 +397,10 @@ def is_stable(multipliers: Complex[np.ndarray, " n"]) -> bool:
 
 
 def _newton_change(
-    place: Linearisation, row: Float[np.ndarray, " n+1"] | None, weight: float
+    cycle: Linearisation, row: Float[np.ndarray, " n+1"] | None, weight: float
 ) -> Change:
     """Changes of all points and of the parameter."""
-    condensed = place.condensed()
+    condensed = cycle.condensed()
     if row is None:
         first, singular = solve(np.eye(len(condensed.matrix)) - condensed.matrix, condensed.offset)
         change = 0.0
@@ -416,7 +409,7 @@ def _newton_change(
         solution, singular = solve(condensed.bordered(row, weight), right)
         first, change = solution[:-1] / weight, float(solution[-1])
     note = "the Newton matrix was singular, the cycle may not be isolated" if singular else ""
-    return Change(place.spread(first, change, closing=True), change, note)
+    return Change(cycle.spread(first, change, closing=True), change, note)
 
 
 @jax.jit

@@ -1,4 +1,4 @@
-"""Which bifurcations lie between two points of a branch, told by the multipliers of both."""
+"""Which bifurcations lie between two points of a branch, from the multipliers of both."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from dlf_dynamics.analysis.bifurcation.normal_forms import Kind
 Multipliers = Complex[np.ndarray, " n"]
 
 KINDS: tuple[Kind, ...] = ("fold", "branch point", "flip", "neimark-sacker")
-"""In the order in which those of one step are told."""
+"""Kinds in the order in which bifurcations of one step are listed."""
 
 
 class Crossed(NamedTuple):
-    """A bifurcation between two points: the multiplier of a kind that is `rank`-th from outside."""
+    """A bifurcation between two points: its kind, and the rank of its multiplier from outside."""
 
     kind: Kind
     rank: int
 
 
-def excess(kind: Kind, multipliers: Multipliers, neutral: int = 0) -> Float[np.ndarray, " k"]:
-    """How far outside the unit circle the multipliers are that a kind is about, farthest first.
+def excess(kind: Kind, multipliers: Multipliers, neutral: int) -> Float[np.ndarray, " k"]:
+    """How far outside the unit circle the multipliers of a kind are, farthest first.
 
-    As many of those closest to 1 as are always there, `neutral`, are left out.
+    The `neutral` ones closest to 1, which are always there, are left out.
     """
     real = np.real(multipliers)[np.abs(np.imag(multipliers)) <= ROUNDING]
     if kind == "neimark-sacker":
-        found, neutral = np.log(np.abs(multipliers[np.imag(multipliers) > ROUNDING])), 0
+        distances, neutral = np.log(np.abs(multipliers[np.imag(multipliers) > ROUNDING])), 0
     elif kind == "flip":
-        found, neutral = -1 - real, 0
+        distances, neutral = -1 - real, 0
     else:
-        found = real - 1
-    return np.sort(found[np.argsort(np.abs(found), kind="stable")][neutral:])[::-1]
+        distances = real - 1
+    return np.sort(distances[np.argsort(np.abs(distances), kind="stable")][neutral:])[::-1]
 
 
 def neutral_count(*several: Multipliers, within: float = ROUNDING) -> int:
-    """Multipliers that stay at 1: directions in which the map does not move at all."""
+    """Number of multipliers that stay at 1: directions in which the map does not move at all."""
     return min(int(np.sum(np.abs(part - 1) < within)) for part in several)
 
 
 def determinant(kind: Kind, multipliers: Multipliers, neutral: int) -> tuple[float, float]:
-    """Sign and logarithm of what vanishes at a bifurcation, from all multipliers.
+    """Sign and logarithm of the determinant that vanishes at a bifurcation, from all multipliers.
 
-    To rounding the product of the eigenvalues is the determinant of J + 1 or J - 1: eigenvalues are
-    exact ones of a matrix that differs from J by rounding. Of J - 1, multipliers that are always at
-    1 are left out, and so they are of the pairs.
+    Up to rounding, the determinant of J + 1 or J - 1 is the product of the eigenvalues, which are
+    exact for a matrix that differs from J by rounding. Multipliers that are always at 1 are left
+    out of J - 1 and of the pairs.
     """
     rest = multipliers[np.argsort(np.abs(multipliers - 1), kind="stable")[neutral:]]
     if kind == "neimark-sacker":
@@ -68,7 +68,7 @@ def crossed(before: Multipliers, after: Multipliers, turns: bool) -> list[Crosse
 
     Args:
         before: multipliers at the first point.
-        after: at the second.
+        after: multipliers at the second point.
         turns: whether the parameter turns back between them.
     """
     neutral = neutral_count(before, after)
@@ -89,15 +89,15 @@ def crossed(before: Multipliers, after: Multipliers, turns: bool) -> list[Crosse
 def watched(
     several: tuple[Multipliers, ...], turning: tuple[float, ...]
 ) -> Iterator[Float[np.ndarray, " k"]]:
-    """Functions at neighbouring points of a branch none of which changes sign between them.
+    """Values of functions at neighbouring points of a branch that do not change sign between them.
 
     These are the multipliers of each kind that are next to leave or enter the unit circle, factors
-    of the determinants, and the parameter's part of the tangent. Where one would change its sign
-    twice between two points, a bifurcation happens and is undone.
+    of the determinants, and the component of the tangent along the parameter. Where one of them
+    changes its sign twice between two points, a bifurcation happens and is undone.
 
     Args:
         several: multipliers at the points.
-        turning: the parameter's part of the tangent at the points.
+        turning: components of the tangents along the parameter.
     """
     neutral = neutral_count(*several)
     yield np.array(turning)
@@ -114,24 +114,24 @@ def watched(
 def _closest_two(kind: Kind, multipliers: Multipliers, neutral: int) -> float:
     """Product of the two smallest factors of det(J + 1) or det(J - 1).
 
-    It is smooth where a pair meets on the real axis. The whole determinant grows too fast with the
-    number of multipliers for a parabola.
+    It is smooth where a pair meets on the real axis. The full determinant, with all multipliers,
+    varies too fast for a parabola.
     """
     factors = multipliers - (-1 if kind == "flip" else 1)
     factors = factors[np.argsort(np.abs(factors), kind="stable")]
     return float(np.prod((factors if kind == "flip" else factors[neutral:])[:2]).real)
 
 
-def dip(places: Float[np.ndarray, " 3"], values: Float[np.ndarray, " 3"]) -> float | None:
-    """Where the parabola through three points of one sign has an extremum of the other sign."""
+def dip(positions: Float[np.ndarray, " 3"], values: Float[np.ndarray, " 3"]) -> float | None:
+    """Position where a parabola through three values of one sign has an extremum of the other."""
     sign = np.sign(values[0])
     if sign == 0 or np.any(np.sign(values) != sign):
         return None
-    (first, middle, last), (low, centre, high) = places, np.abs(values)
-    slope, further = (centre - low) / (middle - first), (high - centre) / (last - middle)
-    bend = (further - slope) / (last - first)
+    (first, middle, last), (low, centre, high) = positions, np.abs(values)
+    first_slope, second_slope = (centre - low) / (middle - first), (high - centre) / (last - middle)
+    bend = (second_slope - first_slope) / (last - first)
     if not bend > 0:
         return None
-    lowest = (first + middle - slope / bend) / 2
-    reached = low + slope * (lowest - first) + bend * (lowest - first) * (lowest - middle)
+    lowest = (first + middle - first_slope / bend) / 2
+    reached = low + first_slope * (lowest - first) + bend * (lowest - first) * (lowest - middle)
     return float(lowest) if reached < 0 else None

@@ -1,4 +1,4 @@
-"""Several multipliers that pass -1 at once: the directions in which cycles are doubled."""
+"""Several multipliers that pass -1 together: the directions in which cycles are doubled."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ _REAL = 1e-6
 
 
 def doubling_directions(system: Expansion, space: Eigenspace) -> Float[np.ndarray, "m n"]:
-    """As many independent directions of unit length as multipliers pass -1 together.
+    """Independent unit vectors, as many as multipliers pass -1 together.
 
     On the subspace, s ↦ -s + δ M s + N(s), with the change δ of the parameter and N of third
-    order. Doubled cycles s ↦ -s leave where N(s) is along M s. Of two multipliers these are the
-    roots of a polynomial of fourth order, of which those are taken that are eigenvectors of M, or
-    else the two that differ most. Where it has fewer, vanishes, or more than two multipliers pass
-    together, eigenvectors of M are given, which are those before and after: whether a cycle leaves
-    along them is not known.
+    order. Doubled cycles s ↦ -s leave where N(s) is parallel to M s. For two multipliers these
+    directions are the roots of a polynomial of fourth order: the eigenvectors of M if they are
+    roots, else the two roots that differ most. Where it has fewer roots or vanishes, or more than
+    two multipliers pass together, the result is the eigenvectors of M, which are those of J before
+    and after: whether cycles leave along them is unknown.
 
     Args:
         system: the p-fold map at the flip.
         space: space of the multiplier -1, which has as many eigenvectors as multipliers.
     """
-    rate = change_of_multipliers(system, space)
+    rate = _change_of_multipliers(system, space)
     own = _eigenbasis(rate)
-    ways = own if len(own) != 2 else _leaving(system, space, rate, own)
-    return np.array([oriented(space.right @ way) for way in ways])
+    directions = own if len(own) != 2 else _leaving(system, space, rate, own)
+    return np.array([oriented(space.right @ direction) for direction in directions])
 
 
-def change_of_multipliers(system: Expansion, space: Eigenspace) -> Float[np.ndarray, "m m"]:
-    """M: how J changes with the parameter along the branch, on the subspace; NaN if unknown."""
+def _change_of_multipliers(system: Expansion, space: Eigenspace) -> Float[np.ndarray, "m m"]:
+    """M: derivative of J by the parameter along the branch, on the subspace; NaN if unknown."""
     count, drift = len(space.left), system.inverse(system.condensed.df_dparameter.astype(complex))
     if drift is None:
         return np.full((count, count), np.nan)
@@ -41,20 +41,20 @@ def change_of_multipliers(system: Expansion, space: Eigenspace) -> Float[np.ndar
     return space.left @ np.array(turned).T
 
 
-def cubic_terms(
-    system: Expansion, space: Eigenspace, way: Float[np.ndarray, " m"]
+def _cubic_terms(
+    system: Expansion, space: Eigenspace, direction: Float[np.ndarray, " m"]
 ) -> Float[np.ndarray, " m"]:
-    """N(s) for a direction s of the subspace; NaN where a multiplier +1 forbids it."""
-    right = space.right @ way
+    """N(s) for a direction s of the subspace; NaN where a multiplier +1 prevents it."""
+    right = space.right @ direction
     response = system.inverse(system.derivative(right, right))
     if response is None:
-        return np.full(len(way), np.nan)
+        return np.full(len(direction), np.nan)
     total = system.derivative(right, right, right) + 3 * system.derivative(right, response)
     return space.left @ np.real(total) / 6
 
 
 def _eigenbasis(rate: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
-    """Real eigenvectors of M as rows, or the axes where it has not as many or tells none apart."""
+    """Real eigenvectors of M as rows, or the axes where these are too few or not distinct."""
     count = len(rate)
     if not np.all(np.isfinite(rate)):
         return np.eye(count)
@@ -70,11 +70,11 @@ def _eigenbasis(rate: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
 def _leaving(
     system: Expansion, space: Eigenspace, rate: np.ndarray, own: np.ndarray
 ) -> Float[np.ndarray, "2 2"]:
-    """Two directions in which N(s) is along M s, the given ones if they are, or if no two are."""
+    """Two directions with N(s) parallel to M s; the given ones if they are, or if no two are."""
     angles = np.arange(5) * np.pi / 5
-    ways = np.array([np.cos(angles), np.sin(angles)]).T
-    cubic = np.array([cubic_terms(system, space, way) for way in ways])
-    linear = ways @ rate.T
+    directions = np.array([np.cos(angles), np.sin(angles)]).T
+    cubic = np.array([_cubic_terms(system, space, direction) for direction in directions])
+    linear = directions @ rate.T
     across = cubic[:, 0] * linear[:, 1] - cubic[:, 1] * linear[:, 0]
     if not np.max(np.abs(across)) > _REAL * np.max(np.abs(cubic)) * np.max(np.abs(linear)):
         return own  # or NaN

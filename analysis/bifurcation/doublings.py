@@ -14,34 +14,34 @@ def period_doublings(
 ) -> list[Branch]:
     """A branch and those of twice its period that begin at its flips, and so on.
 
-    A flip from which no doubled cycle was found is left out; it is marked on the branch that it
-    belongs to all the same.
+    A flip from which no doubled cycle was found starts no branch, but is still marked on the branch
+    that it belongs to.
 
     Args:
         map_: the map.
         branch: cycles of any period.
         until: lowest and highest parameter of interest.
-        depth: how often the period doubles at most.
-        options: further ones of `continue_cycle`.
+        depth: largest number of doublings of the period.
+        options: further options of `continue_cycle`.
 
     Returns:
-        The branch itself first, then those that begin on it in the order of its flips, each
-        followed by its own.
+        The branch itself first, then those that begin at its flips in their order, each followed by
+        its own doubled branches.
 
     Raises:
-        ValueError: as `continue_cycle`.
+        ValueError: as in `continue_cycle`.
 
     >>> import jax, numpy as np
     >>> jax.config.update("jax_enable_x64", True)
     >>> well = Map(lambda x, rate: x - rate * x * (x**2 - 1))  # gradient descent on (x² - 1)²/4
     >>> minimum = continue_cycle(well, np.array([1.0]), 0.9, 1, until=(0.9, 1.25))
-    >>> found = period_doublings(well, minimum, until=(0.9, 1.25))
-    >>> [(one.points.shape[1], round(one.bifurcations[-1].parameter, 6)) for one in found[:2]]
+    >>> branches = period_doublings(well, minimum, until=(0.9, 1.25))
+    >>> [(one.points.shape[1], round(one.bifurcations[-1].parameter, 6)) for one in branches[:2]]
     [(1, 1.0), (2, 1.236068)]
     """
-    found = [branch]
+    branches = [branch]
     if depth < 1:
-        return found
+        return branches
     for flip in branch.bifurcations:
         if flip.kind != "flip" or not flip.converged:
             continue
@@ -49,5 +49,5 @@ def period_doublings(
         if not doubled.converged or not until[0] <= doubled.parameter <= until[1]:
             continue
         following = continue_cycle(map_, doubled, until=until, **options)
-        found += period_doublings(map_, following, until=until, depth=depth - 1, **options)
-    return found
+        branches += period_doublings(map_, following, until=until, depth=depth - 1, **options)
+    return branches

@@ -19,30 +19,30 @@ from dlf_dynamics.analysis.bifurcation.maps import Map
 Vector = Complex[np.ndarray, " n"]
 
 CLOSE = 1e-6
-"""Multipliers closer to each other than this are not told apart, nor is their eigenvector."""
+"""Distance of multipliers below which they, and their eigenvectors, are not distinguished."""
 
 DEGENERATE = 1e-8
-"""Part of its terms below which a sum is rounding."""
+"""Size of a sum, relative to its terms, below which it is rounding."""
 
 _NEIGHBOURS = 1e-4
-"""Distance within which a double multiplier without two eigenvectors is looked for: errors of the
+"""Distance within which multipliers may be a double one without two eigenvectors: errors of the
 parameter move such multipliers apart by their square root."""
 
 _COUPLED = 1e-2
-"""Size of the Jacobian less the multiplier, on its subspace, where there are fewer vectors."""
+"""Norm of the Jacobian minus the multiplier, on its subspace, where eigenvectors are missing."""
 
 
 _ASIDE, _LEAST_JUMP = 1e-6, 1e-9
-"""Distance at which both sides of a cycle are compared, and the least jump of a derivative."""
+"""Distance at which both sides of a cycle are compared, and the smallest jump of a derivative."""
 
 
 class Eigenspace(NamedTuple):
-    """Of a real multiplier: J right = right · (μ + block), left J = (μ + block) · left.
+    """Space of a real multiplier: J right = right · (μ + block), left J = (μ + block) · left.
 
     Attributes:
         right: (n, m) basis.
         left: (m, n) with left · right = 1.
-        block: (m, m), 0 where there are m eigenvectors.
+        block: (m, m) matrix, 0 where there are m eigenvectors.
     """
 
     right: Float[np.ndarray, "n m"]
@@ -51,7 +51,7 @@ class Eigenspace(NamedTuple):
 
     @property
     def coupled(self) -> bool:
-        """Whether multipliers are equal with fewer eigenvectors than multipliers."""
+        """Whether there are fewer eigenvectors than equal multipliers."""
         return bool(np.linalg.norm(self.block) > _COUPLED)
 
 
@@ -65,7 +65,7 @@ class Expansion:
         self.jacobian = self.condensed.matrix
 
     def eigenvectors(self, multiplier: complex) -> tuple[Vector, Vector] | None:
-        """Right and left one, ⟨w, q⟩ = 1 without conjugation; none when it is not simple."""
+        """Right and left eigenvector, ⟨w, q⟩ = 1 without conjugation; none if not simple."""
         if not np.all(np.isfinite(self.jacobian)):
             return None
         solved: Any = scipy.linalg.eig(self.jacobian, left=True)  # two or three arrays
@@ -78,9 +78,9 @@ class Expansion:
         return (right, left / overlap) if np.abs(overlap) > CLOSE else None
 
     def eigenspace(self, multiplier: float) -> Eigenspace | None:
-        """Of all multipliers that are this one; none without any, or without derivatives.
+        """The space of all multipliers equal to this one; none without any, or derivatives.
 
-        Those a little further away belong to it where they have one eigenvector between them.
+        Multipliers a little further away belong to it where they share a single eigenvector.
         """
         if not np.all(np.isfinite(self.jacobian)):
             return None
@@ -88,12 +88,12 @@ class Expansion:
         return wide if wide and wide.coupled else self._subspace(multiplier, CLOSE)
 
     def _subspace(self, multiplier: float, distance: float) -> Eigenspace | None:
-        """Invariant one of the multipliers within a distance, from ordered Schur forms."""
+        """Invariant subspace of the multipliers within a distance, from ordered Schur forms."""
 
         def leading(matrix: np.ndarray) -> np.ndarray:
             close = lambda re, im: np.hypot(re - multiplier, im) < distance  # noqa: E731
-            found: Any = scipy.linalg.schur(matrix, sort=close)
-            return found[1][:, : found[2]]
+            ordered: Any = scipy.linalg.schur(matrix, sort=close)
+            return ordered[1][:, : ordered[2]]
 
         right, left = leading(self.jacobian), leading(self.jacobian.T).T
         if right.shape[1] == 0 or right.T.shape != left.shape:
@@ -104,7 +104,7 @@ class Expansion:
         return Eigenspace(right, left, block)
 
     def derivative(self, *vectors: np.ndarray) -> Vector:
-        """Of as many orders as there are vectors, linear in each.
+        """The derivative of as many orders as there are vectors, linear in each.
 
         Args:
             vectors: (n,) directions of the state, complex ones too, or (n+1,), the last of which
@@ -121,7 +121,7 @@ class Expansion:
         return total
 
     def beside(self, change: float) -> Expansion:
-        """The same with higher derivatives taken at a parameter that is off by a small change."""
+        """The expansion with higher derivatives evaluated at a slightly different parameter."""
         other = copy(self)
         other.at = self.at[0], self.at[1] + change
         return other
@@ -129,13 +129,13 @@ class Expansion:
     def jumps(self, direction: Vector) -> bool:
         """Whether a derivative of second or third order jumps at the cycle, along a direction.
 
-        A smooth one differs the less on both sides the closer these are.
+        The difference of a smooth one between two sides shrinks with their distance.
         """
         size = _ASIDE * max(1.0, float(np.max(np.abs(self.at[0]))))
-        ways = [part for part in (np.real(direction), np.imag(direction)) if np.any(part)]
-        for way in ways:
+        parts = [part for part in (np.real(direction), np.imag(direction)) if np.any(part)]
+        for vector in parts:
             for order in (2, 3):
-                far, close = (self._bend([way] * order, part * size) for part in (1, 1 / 16))
+                far, close = (self._bend([vector] * order, part * size) for part in (1, 1 / 16))
                 if close > _LEAST_JUMP and close > far / 2:
                     return True
         return False
@@ -149,26 +149,26 @@ class Expansion:
         return float(np.max(np.abs(one - other)))
 
     def inverse(self, right: Vector) -> Vector | None:
-        """(1-J)^-1 of a vector; where J has multipliers 1, none unless it does not excite them."""
+        """(1-J)^-1 times a vector; none where the vector excites multipliers 1 of J."""
         matrix = np.eye(len(self.jacobian)) - self.jacobian
         real, singular = solve(matrix, np.real(right), ROUNDING)
         imaginary, _ = solve(matrix, np.imag(right), ROUNDING)
-        found = real + 1j * imaginary
-        gap = np.linalg.norm(matrix @ found - right)
-        return None if singular and gap > DEGENERATE * np.linalg.norm(right) else found
+        solution = real + 1j * imaginary
+        gap = np.linalg.norm(matrix @ solution - right)
+        return None if singular and gap > DEGENERATE * np.linalg.norm(right) else solution
 
     def response(
         self, right: Float[np.ndarray, " n"], left: Float[np.ndarray, " n"], push: np.ndarray
     ) -> Float[np.ndarray, " n"]:
-        """(1-J)^-1 of a vector on the complement of the multiplier 1, whose vectors are given."""
+        """(1-J)^-1 times a vector, on the complement of the given eigenvectors to multiplier 1."""
         matrix = np.block([[np.eye(len(right)) - self.jacobian, right[:, None]], [left, 0.0]])
         return solve(matrix, np.append(push, 0.0))[0][:-1]
 
 
 def _basis(vectors: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
-    """Orthonormal one of their span, which rounding does not turn, as it does that of Schur forms.
+    """Orthonormal basis of the span, stable against rounding, unlike that of Schur forms.
 
-    It is made of the axes that lie most in the span, the first of equal ones.
+    It is made from the axes closest to the span, the first of equally close ones.
     """
     projector, columns = vectors @ vectors.T, []
     for _ in range(vectors.shape[1]):
@@ -180,7 +180,7 @@ def _basis(vectors: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
 
 
 def oriented(vector: np.ndarray) -> np.ndarray:
-    """The same of unit length, with its largest component positive."""
+    """The vector at unit length, with its largest component positive."""
     largest = vector[np.argmax(np.abs(vector))]
     return vector * (np.abs(largest) / largest / np.linalg.norm(vector))
 
@@ -188,7 +188,7 @@ def oriented(vector: np.ndarray) -> np.ndarray:
 def _along(function: Callable[[Array, Array], Array], direction: Array) -> Callable:
     """Derivative of a function of state and parameter, as a function of them."""
     change = direction[:-1], direction[-1]
-    return lambda *place: jax.jvp(function, place, change)[1]
+    return lambda *point: jax.jvp(function, point, change)[1]
 
 
 @partial(jax.jit, static_argnames="period")

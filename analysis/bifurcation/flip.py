@@ -18,6 +18,7 @@ from dlf_dynamics.analysis.bifurcation.directions import (
     hessian_product,
     second_eigenvalue,
     top_eigenvector,
+    unit_vector,
 )
 from dlf_dynamics.analysis.linalg.vectors import rounding
 from dlf_dynamics.problem import Problem, Step
@@ -27,7 +28,7 @@ Objective = Problem | Callable[[Vector], Float[Array, ""]]
 Criticality = Literal["supercritical", "subcritical", ""]
 
 HORIZON = 100
-"""Steps of the response where none are given."""
+"""Default number of steps of the response."""
 
 
 @dataclass(frozen=True)
@@ -37,33 +38,33 @@ class FlipCoefficient:
     Where c > 0, a stable orbit of period 2 begins at ε = 0, of half-distance √(ε/c). Where c < 0,
     the orbit is unstable and lies at ε < 0: at the flip the motion jumps away.
 
-    The rest of the parameters answers to the oscillation along v, as it would in N steps of
-    gradient descent from where it is. `finite_time[N]` is the coefficient with that response; where
-    all curvatures but that of v are between 0 and 2/η it grows with N, and where all are above 0
-    it has a limit, the coefficient of Kuznetsov's theorem.
+    The other parameters respond to the oscillation along v as in N steps of gradient descent.
+    `finite_time[N]` is the coefficient with that response. Where all curvatures except that of v
+    are between 0 and 2/η it grows with N, and where all are above 0 it has a limit, the coefficient
+    of Kuznetsov's theorem.
 
     Attributes:
         coefficient: c with the response of `horizon` steps.
         error: estimate of its numerical error, from the residual of the eigenvector (as if the
-            nearest eigenvalue were 0; close ones make it larger) and from rounding.
+            nearest eigenvalue were 0; closer ones make it larger) and from rounding.
         horizon: N.
-        finite_time: c_0, ..., c_N; c_0 = -η L₄ / 6 has no response at all.
+        finite_time: c_0, ..., c_N, where c_0 = -η L₄ / 6 is without any response.
         fourth: L₄ = D⁴F[v, v, v, v].
-        drift: ‖(I - ηH)^⌊N/2⌋ P g₃‖ with g₃ = D³F[v, v, ·] and P the projection off v: the part of
+        drift: ‖(I - ηH)^⌊N/2⌋ P g₃‖ with g₃ = D³F[v, v, ·] and the projection P off v: the part of
             the force that N/2 steps do not damp. Its square times η²/2 is the growth of c_N per
             step. It tends to the force within the null space of H.
         eigenvalue: λ = vᵀHv.
         eigenvector: v, of unit length.
         residual: ‖Hv - λv‖ of a fresh product.
-        converged: the residual is at most `tol` λ, λ > 0, and all is finite.
+        converged: whether the residual is at most `tol` λ, λ > 0, and all is finite.
         learning_rate: η.
-        gradient_norm: ‖∇F‖; it is 0 at the fixed points that the theorem is about.
-        multiplier: Rayleigh quotient of I - ηH at what M = P (I - ηH) P leaves of P g₃, of
-            M^⌊(N-1)/2⌋ P g₃; 0 where nothing is left. Above 1, another direction has negative
-            curvature, and the response has no limit.
+        gradient_norm: ‖∇F‖, which is 0 at the fixed points of the theorem.
+        multiplier: Rayleigh quotient of I - ηH at M^⌊(N-1)/2⌋ P g₃ with M = P (I - ηH) P; 0 where
+            this vanishes. Above 1, another direction has negative curvature, and the response has
+            no limit.
         second_eigenvalue: largest eigenvalue of H on the complement of v, which the second largest
-            of H does not exceed; -inf where v is all there is, NaN where it did not converge.
-        second_interval: its two ends, by the residual.
+            of H does not exceed; -inf in one dimension, NaN where it did not converge.
+        second_interval: interval that contains it.
     """
 
     coefficient: float
@@ -90,9 +91,9 @@ class FlipCoefficient:
 
     @property
     def criticality(self) -> Criticality:
-        """`supercritical`, `subcritical`, or empty where it is not decided, see `reason`.
+        """`supercritical`, `subcritical`, or empty where it is undecided, see `reason`.
 
-        It holds for the response of N steps.
+        It refers to the response of N steps.
         """
         if self.reason:
             return ""
@@ -100,11 +101,11 @@ class FlipCoefficient:
 
     @property
     def reason(self) -> str:
-        """Why the criticality is not decided; empty where it is.
+        """Why the criticality is undecided; empty where it is decided.
 
-        It is not decided where the eigenvector has not converged, c is within its error, or a
-        second direction is at or beyond its own flip, nor where c < 0 and the response is unbounded
-        or would make it positive if it went on for N more steps at the pace of `drift`.
+        It is undecided where the eigenvector has not converged, c is within its error, or a second
+        direction is at or beyond its own flip; also where c < 0 and the response is unbounded, or
+        would make c positive within N more steps at the rate given by `drift`.
         """
         if not (np.all(np.isfinite(self.finite_time)) and np.isfinite(self.error)):
             return "not finite: derivatives overflow, or another direction is unstable"
@@ -115,7 +116,7 @@ class FlipCoefficient:
         return self._second() or self._growing()
 
     def _second(self) -> str:
-        """Whether a second direction oscillates: then the motion is not that along v alone."""
+        """A complaint where a second direction oscillates, so that motion is not along v alone."""
         margin = float(np.finfo(self.eigenvector.dtype).eps) ** 0.5
         low, high = (self.learning_rate * end for end in self.second_interval)
         if high < 2 - margin:
@@ -127,7 +128,7 @@ class FlipCoefficient:
         return f"a second direction may oscillate: ηλ is between {low:.9g} and {high:.9g}"
 
     def _growing(self) -> str:
-        """Whether the response of the other parameters may turn a negative sign."""
+        """A complaint where the response of the other parameters may change a negative sign."""
         if self.coefficient > 0:
             return ""
         if self.multiplier > 1 + float(np.finfo(self.eigenvector.dtype).eps) ** 0.5:
@@ -140,14 +141,14 @@ class FlipCoefficient:
 
     @property
     def message(self) -> str:
-        """In words."""
+        """The outcome, in words."""
         words = f"response of {self.horizon} steps"
         return f"{words}; no criticality: {self.reason}" if self.reason else words
 
     def amplitude(self, excess: float | None = None) -> float:
         """Half-distance √(ε/c) of the period-2 orbit, to leading order in ε.
 
-        NaN where no stable one is known: unless the flip is supercritical.
+        NaN unless the flip is supercritical, as otherwise no stable orbit is known.
 
         Args:
             excess: ε; none means that of the learning rate.
@@ -173,19 +174,19 @@ def flip_coefficient(
     c = (η/6) (3 g₃ᵀ R g₃ - L₄) with g₃ = D³F[v, v, ·], L₄ = D⁴F[v, v, v, v] and R = H⁻¹ (Kuznetsov,
     Elements of Applied Bifurcation Theory, Section 5.4, Eq. 5.50, for a symmetric Jacobian I - ηH).
     In training H is singular. R is therefore the response in finite time, [I - (I - ηH)^N] H⁻¹ off
-    v and 1/λ on it, which never inverts a null direction.
+    v and 1/λ along v, which never inverts a null direction.
 
     A second direction at or beyond its flip makes the sign meaningless, whether or not the motion
-    along v excites it: it is looked for by a Lanczos pass on the complement of v.
+    along v excites it: a Lanczos pass on the complement of v searches for it.
 
     Besides that pass it takes ⌈N/2⌉ Hessian products, and derivatives of the gradient along v up to
-    the third, which must exist: piecewise linear activations have kinks that they do not see. For
-    momentum, use the learning rate of gradient descent that has the same period-2 orbits, η/(1+β)
-    of heavy ball and η(1+2β)/(1+β) of Nesterov; the orbits of their full response are the same, but
-    not c_N.
+    the third order, which must exist: they miss the kinks of piecewise linear activations. For
+    momentum, use the learning rate of gradient descent with the same period-2 orbits, η/(1+β) for
+    heavy ball and η(1+2β)/(1+β) for Nesterov; the orbits with full response are the same, but not
+    c_N.
 
     With N = 20 and a million parameters this takes the time of 30 gradients (benchmarks/README.md);
-    finding the eigenvector, where none is given, takes some 200 more.
+    computing the eigenvector, where none is given, takes some 200 more.
 
     Args:
         objective: a problem of flat parameters, or a function of them.
@@ -193,19 +194,19 @@ def flip_coefficient(
         learning_rate: η.
         eigenvector: v, of any length; none computes the top one.
         horizon: N; none means 100.
-        step: of the problem's weights.
-        key: for the random vectors of the eigensolver; none means `jax.random.key(0)`.
+        step: step of the problem's weights.
+        key: PRNG key for the random vectors of the eigensolver; none means `jax.random.key(0)`.
         tol: largest residual of a converged eigenvector, relative to λ; none means eps^0.4, 5e-7
             in float64.
 
     Raises:
-        ValueError: when the horizon or the learning rate are not positive, or the eigenvector is 0
-            or of another shape.
+        ValueError: when the horizon or the learning rate is not positive, or the eigenvector is 0
+            or has another shape.
 
-    >>> found = flip_coefficient(lambda x: (x[0] ** 2 - 1) ** 2 / 4, jnp.ones(1), 1.01)
-    >>> round(found.coefficient, 6), found.criticality
+    >>> flip = flip_coefficient(lambda x: (x[0] ** 2 - 1) ** 2 / 4, jnp.ones(1), 1.01)
+    >>> round(flip.coefficient, 6), flip.criticality
     (8.08, 'supercritical')
-    >>> round(found.amplitude(), 5)  # of the orbit itself: √(1 - 1/η) / 2
+    >>> round(flip.amplitude(), 5)  # of the orbit itself: √(1 - 1/η) / 2
     0.04975
     """
     horizon = HORIZON if horizon is None else horizon
@@ -219,24 +220,24 @@ def flip_coefficient(
     loss = as_function(objective, step)
     key = jax.random.key(0) if key is None else key
     top = top_eigenvector(loss, params, accuracy, key) if eigenvector is None else eigenvector
-    direction = _unit(top, params)
+    direction = unit_vector(top, params)
     expansion = _expand(loss, params, direction)
     force = expansion.second - jnp.vdot(direction, expansion.second) * direction
     rate = jnp.asarray(learning_rate, params.dtype)
     moments = _moments(loss, params, direction, force, rate, products=-(-horizon // 2))
-    found = _summarise(
+    summary = _summarise(
         jax.device_get(expansion),
         np.asarray(moments, float)[: horizon + 1],
         np.asarray(direction),
         float(learning_rate),
         accuracy,
     )
-    if not found.converged:
-        return found
+    if not summary.converged:
+        return summary
     second, interval = second_eigenvalue(
-        loss, params, direction, found.eigenvalue, 2 / found.learning_rate, accuracy, key
+        loss, params, direction, summary.eigenvalue, 2 / summary.learning_rate, accuracy, key
     )
-    return replace(found, second_eigenvalue=second, second_interval=interval)
+    return replace(summary, second_eigenvalue=second, second_interval=interval)
 
 
 def as_function(objective: Objective, step: Step) -> Partial:
@@ -250,19 +251,8 @@ def _loss_at(problem: Problem, step: Step, params: Vector) -> Float[Array, ""]:
     return problem.objective(params, step)
 
 
-def _unit(eigenvector: Vector | Float[np.ndarray, " params"], params: Vector) -> Vector:
-    vector = jnp.asarray(eigenvector, params.dtype)
-    length = jnp.linalg.norm(vector)
-    if vector.shape != params.shape or length == 0:
-        raise ValueError(
-            f"the eigenvector has shape {vector.shape} and length {float(length)}; "
-            f"expected {params.shape} and more than 0"
-        )
-    return vector / length
-
-
 class _Expansion(NamedTuple):
-    """Derivatives of ∇F(θ + s v) in s, at s = 0, and their part along v."""
+    """Derivatives of ∇F(θ + s v) in s at s = 0, and their components along v."""
 
     gradient: Vector
     first: Vector
@@ -283,8 +273,10 @@ def _expand(loss: Partial, params: Vector, direction: Vector) -> _Expansion:
     def gradient(s: Array) -> tuple:
         return (jax.grad(loss)(params + s * direction),)
 
-    found = derivative(derivative(derivative(gradient)))(jnp.zeros((), params.dtype))
-    return _Expansion(*found, along=jnp.stack([jnp.vdot(direction, row) for row in found]))
+    derivatives = derivative(derivative(derivative(gradient)))(jnp.zeros((), params.dtype))
+    return _Expansion(
+        *derivatives, along=jnp.stack([jnp.vdot(direction, row) for row in derivatives])
+    )
 
 
 @partial(jax.jit, static_argnames="products")
@@ -299,13 +291,13 @@ def _moments(
 ) -> Float[Array, " moments"]:
     """g·Mᵏg for k = 0, ..., 2 `products`, of the symmetric M = P (I - ηH) P and g = P g₃.
 
-    They are inner products of d_j = Mʲg and d_j or d_(j+1): a product makes two of them.
+    They are inner products of d_j = Mʲg with d_j or d_(j+1): one product gives two of them.
     """
 
-    # Linearising once and for all made no product cheaper at 1e6 parameters, and holds more.
+    # Linearising only once made products no cheaper at 1e6 parameters, and takes more memory.
     def multiply(vector: Vector, _: None) -> tuple[Vector, tuple[Array, Array]]:
         following = vector - rate * hessian_product(loss, params, vector)
-        # Rounding leaves a part along v, which would grow where ηλ > 2.
+        # Rounding leaves a component along v, which would grow where ηλ > 2.
         following = following - jnp.vdot(direction, following) * direction
         return following, (jnp.vdot(vector, vector), jnp.vdot(vector, following))
 
@@ -326,7 +318,7 @@ def _summarise(
     with np.errstate(all="ignore"):
         residual = float(np.linalg.norm(expansion.first - eigenvalue * direction))
         finite_time, size = _coefficients(expansion, moments, rate)
-        # v occurs four times in either term.
+        # v occurs four times in each term.
         error = 4 * residual / abs(eigenvalue) + rounding(len(direction), direction.dtype)
         error *= size
     finite = bool(np.all(np.isfinite(finite_time)) and np.isfinite(error))
@@ -355,7 +347,7 @@ def _summarise(
 def _coefficients(
     expansion: _Expansion, moments: Float[np.ndarray, " horizon+1"], rate: float
 ) -> tuple[Float[np.ndarray, " horizon+1"], float]:
-    """c_0, ..., c_N, and a size that relative errors of their terms apply to."""
+    """c_0, ..., c_N, and the size to which relative errors of their terms apply."""
     _, eigenvalue, own, fourth = expansion.along.astype(float)
     answers = own**2 / eigenvalue + rate * np.cumsum(moments[:-1])
     size = 3 * (own**2 / abs(eigenvalue) + rate * np.sum(np.abs(moments[:-1])))

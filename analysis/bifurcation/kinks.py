@@ -1,4 +1,4 @@
-"""Maps with kinks: what is to be said of them, and whether a cycle lies on one."""
+"""Maps with kinks: notes about them, and whether a cycle lies on one."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from dlf_dynamics.analysis.bifurcation.newton import Points
 from dlf_dynamics.smoothness import kinks
 
 _PIECED = ("select_n", "cond[", "floor", "ceil", "round", "rem ")
-"""Operations that smooth maps have as well, but that may put pieces together."""
+"""Operations that may join pieces, although smooth maps also use them."""
 
 _BESIDE = 1e-9
-"""Distance from the points, relative to the largest of them, at which both sides are compared."""
+"""Distance from the points, relative to the largest one, at which both sides are compared."""
 
 JUMP = 1e-5
-"""Relative difference of both sides that no smooth map shows at that distance."""
+"""Relative difference of both sides, at that distance, that no smooth map shows."""
 
 _SMALL = 50
-"""Components up to which a map is followed with care if its program may put pieces together: the
+"""Number of components up to which a map is checked for jumps if its program may join pieces:
 programs of most training maps do so without a kink."""
 
 _HALVINGS = 40
-"""Of a line on which a jump is looked for."""
+"""Number of bisections of a line in the search for a jump."""
 
 _SMOOTH = 8
-"""Halvings after which a change that has become as small as a smooth one is taken to be smooth."""
+"""Bisections after which a change as small as that of a smooth function counts as smooth."""
 
 _ON_KINK = (
     "; a point lies on a kink or a jump of the map: the cycle has no multipliers there, and "
@@ -40,7 +40,7 @@ _ON_KINK = (
 
 
 class _Images(Protocol):
-    """Images of some points, and the Jacobians there."""
+    """Images of some points, and Jacobians there."""
 
     @property
     def images(self) -> Points: ...
@@ -49,8 +49,8 @@ class _Images(Protocol):
     def jacobians(self) -> Float[np.ndarray, "period n n"]: ...
 
 
-class _Place(_Images, Protocol):
-    """The same with the points, as `Linearisation` has them."""
+class _Cycle(_Images, Protocol):
+    """Images, Jacobians and the points themselves, as in `Linearisation`."""
 
     @property
     def points(self) -> Points: ...
@@ -59,40 +59,40 @@ class _Place(_Images, Protocol):
     def parameter(self) -> float: ...
 
 
-def kinks_told(
+def kinks_note(
     map_: Map, point: Float[np.ndarray, " n"], parameter: Parameter, *, on_one: bool = False
 ) -> str:
-    """What to say of a map with kinks, and of a cycle that is on one."""
-    told = _ON_KINK if on_one else ""
-    found = _kinks(map_, point, parameter)
-    if not found:
-        return told
+    """Note about a map with kinks, and about a cycle on one; empty otherwise."""
+    note = _ON_KINK if on_one else ""
+    operations = _kinks(map_, point, parameter)
+    if not operations:
+        return note
     return (
-        f"; the map has kinks ({', '.join(found)}): multipliers tell nothing of a finite "
-        f"neighbourhood, and where they jump it is a border collision, without a normal form{told}"
+        f"; the map has kinks ({', '.join(operations)}): multipliers say nothing about a finite "
+        f"neighbourhood, and where they jump it is a border collision, without a normal form{note}"
     )
 
 
 def on_kink(
-    map_: Map, place: _Place, evaluate: Callable[[Points, float], _Place], floor: float
+    map_: Map, cycle: _Cycle, evaluate: Callable[[Points, float], _Cycle], floor: float
 ) -> bool:
-    """Whether derivatives, or values, jump at a point of a cycle, up to its rounding.
+    """Whether derivatives or values jump at a point of a cycle, up to its rounding.
 
-    Both are compared on two opposite sides, in a direction that is no kink's own.
+    Both are compared on two opposite sides, in a random direction.
 
     Args:
         map_: the map.
-        place: the cycle.
-        evaluate: images and Jacobians at other points.
-        floor: least size of the points.
+        cycle: the cycle.
+        evaluate: computes images and Jacobians at other points.
+        floor: smallest size of the points.
     """
-    point, parameter = place.points[0], place.parameter
+    point, parameter = cycle.points[0], cycle.parameter
     if not _kinks(map_, point, parameter) and not _pieced(map_, point, parameter):
         return False
-    size = max(float(np.max(np.abs(place.points))), floor)
-    size = size if size > 1e-8 else 1.0  # rounding is no size
-    aside = _BESIDE * size * np.random.default_rng(0).standard_normal(place.points.shape)
-    one, other = (evaluate(place.points + sign * aside, parameter) for sign in (1, -1))
+    size = max(float(np.max(np.abs(cycle.points))), floor)
+    size = size if size > 1e-8 else 1.0  # smaller points are rounding
+    aside = _BESIDE * size * np.random.default_rng(0).standard_normal(cycle.points.shape)
+    one, other = (evaluate(cycle.points + sign * aside, parameter) for sign in (1, -1))
     bend = np.max(np.abs(one.jacobians - other.jacobians))
     steepest = np.max(np.abs([one.jacobians, other.jacobians]))
     rise = np.einsum("pij,pj->pi", one.jacobians + other.jacobians, aside)
@@ -101,30 +101,30 @@ def on_kink(
 
 
 def may_jump(map_: Map, point: Float[np.ndarray, " n"], parameter: Parameter) -> bool:
-    """Whether derivatives are to be watched for jumps along a branch or a curve."""
+    """Whether derivatives must be checked for jumps along a branch or a curve."""
     if _kinks(map_, point, parameter):
         return True
     return len(point) <= _SMALL and _pieced(map_, point, parameter)
 
 
-def jumps_along(place: Callable[[float], _Images], predicted: Points) -> bool:
-    """Whether Jacobians or images jump on a line, as told by halving it.
+def jumps_along(at: Callable[[float], _Images], predicted: Points) -> bool:
+    """Whether Jacobians or images jump on a line, found by bisection.
 
-    A jump that is less than about a sixtieth of the change along the whole line may not be seen.
+    A jump of less than about a sixtieth of the change along the whole line may be missed.
 
     Args:
-        place: images and Jacobians at a part of the line, from 0 to 1.
-        predicted: change of the images along it, from the derivatives at its ends.
+        at: computes images and Jacobians at a position on the line, from 0 to 1.
+        predicted: change of the images along the line, from the derivatives at its ends.
     """
-    if _jump(lambda part: place(part).jacobians):
+    if _jump(lambda part: at(part).jacobians):
         return True
-    change = place(1.0).images - place(0.0).images
+    change = at(1.0).images - at(0.0).images
     strays = np.max(np.abs(change - predicted)) > 4 / 2**_SMOOTH * np.max(np.abs(change))
-    return bool(strays) and _jump(lambda part: place(part).images)
+    return bool(strays) and _jump(lambda part: at(part).images)
 
 
 def _jump(values: Callable[[float], np.ndarray]) -> bool:
-    """Whether they jump, looked for in the half of a line in which they change more."""
+    """Whether values jump, by bisection into the half of a line in which they change more."""
     low, high = 0.0, 1.0
     first, last = values(low), values(high)
     whole = bend = float(np.max(np.abs(last - first)))
@@ -154,5 +154,5 @@ def _kinks(map_: Map, point: Float[np.ndarray, " n"], parameter: Parameter) -> l
 
 @jax.jit
 def _image(point: Array, map_: Map, parameter: Array) -> Array:
-    """One step; compiled functions are traced once."""
+    """One step, compiled so that it is traced only once."""
     return map_(point, parameter)

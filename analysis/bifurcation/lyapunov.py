@@ -1,4 +1,4 @@
-"""Lyapunov exponents of an orbit, with errors and the place of the tangent vectors."""
+"""Lyapunov exponents of an orbit, with errors and the overlap of the tangent vectors."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from dlf_dynamics.analysis.devices import in_groups, map_over_devices
 from dlf_dynamics.reprs import brief
 
 _BLOCKS = 20
-"""Parts of an orbit whose averages give the standard errors."""
+"""Number of parts of an orbit whose averages give the standard errors."""
 
 
 @dataclass(frozen=True)
 class LyapunovSpectrum:
     """The largest Lyapunov exponents of an orbit, in units of 1 per step.
 
-    They have the order of the tangent vectors, which in the end is largest first; after few steps
-    near ones may be out of order. All is NaN where the orbit diverged. A derivative that vanishes
-    makes an exponent of -inf.
+    They have the order of the tangent vectors, eventually largest first; after few steps close ones
+    may be out of order. All are NaN where the orbit diverged. A derivative that vanishes gives an
+    exponent of -inf.
 
-    A positive exponent alone is no chaos of the oscillation: slow directions of negative curvature
-    also grow. `overlap` tells which directions grow.
+    A positive exponent alone does not mean that the oscillation is chaotic: slow directions of
+    negative curvature also grow. `overlap` shows which directions grow.
 
     Attributes:
         exponents: averages over `steps` steps.
-        errors: standard errors from the averages over blocks, which are right where the blocks are
-            longer than the memory of the orbit.
-        converged: the error is at most `tol`, and the averages over the two halves differ by at
-            most six times it, three standard errors of their difference, or `tol`.
+        errors: standard errors from the averages over blocks, valid where the blocks are longer
+            than the memory of the orbit.
+        converged: whether the error is at most `tol`, and the averages over the two halves differ
+            by at most six times it, which is three standard errors of their difference, or `tol`.
         running: averages up to the end of each block; the last row is `exponents`.
-        overlap: mean of ‖B q‖² of the orthonormal tangent vectors q, with B the given basis; NaN
-            without. The first q is the one that grows fastest; the others depend on those before.
-        diverged: whether the orbit did.
-        steps: that were averaged over.
-        state: where the orbit ended.
-        message: in words.
+        overlap: mean of ‖B q‖² for the orthonormal tangent vectors q and the given basis B; NaN
+            without one. The first q grows fastest; each other depends on those before.
+        diverged: whether the orbit diverged.
+        steps: number of steps in the averages.
+        state: state at the end of the orbit.
+        message: outcome, in words.
     """
 
     exponents: Float[np.ndarray, " k"]
@@ -75,37 +75,37 @@ def lyapunov_exponents(
 ) -> LyapunovSpectrum:
     """The k largest Lyapunov exponents, by tangent vectors and QR (Benettin et al., 1980).
 
-    Derivatives are those of JAX, not differences. Tangent vectors start at random and are turned
-    for as long as a block before averages begin.
+    Derivatives are exact, by JAX. Tangent vectors start at random and are aligned for the length of
+    a block before averages begin.
 
     Args:
         map_: x ↦ step(x, p).
-        state: where the orbit starts.
+        state: start of the orbit.
         parameter: p.
         k: number of exponents.
-        steps: to average over, rounded up to 20 blocks of equal length.
-        transient: steps before tangent vectors are followed.
-        key: of the tangent vectors.
+        steps: number of steps to average over, rounded up to 20 blocks of equal length.
+        transient: number of steps before tangent vectors are followed.
+        key: PRNG key for the tangent vectors.
         basis: orthonormal rows that span a subspace, such as the top eigenvectors of the Hessian.
-        every: steps between two orthonormalisations; the stretching within must not leave the
-            digits of the numbers.
+        every: steps between two orthonormalisations; stretching in between must not exceed the
+            precision of the numbers.
         tol: largest standard error of a converged exponent.
         bound: see `orbit_diagram`.
 
     Raises:
-        ValueError: when k is not between 1 and n, steps or `every` are less than 1, the transient
-            is negative, the start is not finite, or the basis is not one of orthonormal rows.
+        ValueError: when k is not between 1 and n, `steps` or `every` is less than 1, the transient
+            is negative, the start is not finite, or the rows of the basis are not orthonormal.
 
     >>> henon = Map(lambda x, a: jnp.array([1 - a * x[0] ** 2 + x[1], 0.3 * x[0]]))
-    >>> found = lyapunov_exponents(
+    >>> spectrum = lyapunov_exponents(
     ...     henon, jnp.zeros(2), 1.4, 2, 20_000, transient=100, key=jax.random.key(0), tol=1e-2
     ... )
-    >>> found.exponents.round(1).tolist(), found.converged.tolist()
+    >>> spectrum.exponents.round(1).tolist(), spectrum.converged.tolist()
     ([0.4, -1.6], [True, True])
-    >>> bool(np.isclose(found.exponents.sum(), np.log(0.3)))
+    >>> bool(np.isclose(spectrum.exponents.sum(), np.log(0.3)))
     True
     """
-    (found,) = lyapunov_spectra(
+    (spectrum,) = lyapunov_spectra(
         map_,
         state,
         np.array([parameter], float),
@@ -118,7 +118,7 @@ def lyapunov_exponents(
         tol=tol,
         bound=bound,
     )
-    return found
+    return spectrum
 
 
 def lyapunov_spectra(
@@ -130,24 +130,24 @@ def lyapunov_spectra(
     *,
     transient: int,
     key: PRNGKeyArray,
-    basis: Float[Array, "m n"] | None = None,
+    basis: Float[Array, "m n"] | None,
     every: int = 1,
     tol: float = 1e-3,
     bound: float | None = None,
 ) -> list[LyapunovSpectrum]:
-    """The same at each of some parameters, from one start, shared out over the devices."""
+    """Lyapunov exponents at several parameters, from one start, distributed over the devices."""
     state = jnp.asarray(state)
     _check(len(state), k, steps, transient, every, basis)
     bound = escape_bound(state) if bound is None else bound
     length = -(-steps // (_BLOCKS * every))
-    rows = jnp.zeros((0, len(state)), state.dtype) if basis is None else jnp.asarray(basis)
+    space = jnp.zeros((0, len(state)), state.dtype) if basis is None else jnp.asarray(basis)
     directions = jnp.linalg.qr(jax.random.normal(key, (len(state), k), state.dtype))[0].T
     start = _Orbit(state, directions, jnp.array(True))
     spectra = []
     for some, count in in_groups(list(parameters.astype(state.dtype))):
-        found = _follow(map_, start, np.array(some), rows, transient, length, bound, every=every)
-        for place in range(count):
-            orbit, blocks = jax.tree.map(lambda leaf, place=place: np.asarray(leaf)[place], found)
+        pair = _follow(map_, start, np.array(some), space, transient, length, bound, every=every)
+        for index in range(count):
+            orbit, blocks = jax.tree.map(lambda leaf, index=index: np.asarray(leaf)[index], pair)
             growth, overlap = blocks.growth / (length * every), blocks.overlap / length
             overlap = overlap if basis is not None else np.full_like(overlap, np.nan)
             means = _Block(growth, overlap)
@@ -167,10 +167,10 @@ def _check(
         )
     if basis is None:
         return
-    rows = np.asarray(basis, float)
-    if rows.ndim != 2 or rows.shape[1] != n:
-        raise ValueError(f"the basis has shape {rows.shape}; expected rows of length {n}")
-    if not np.max(np.abs(rows @ rows.T - np.eye(len(rows))), initial=0) <= 1e-3:
+    vectors = np.asarray(basis, float)
+    if vectors.ndim != 2 or vectors.shape[1] != n:
+        raise ValueError(f"the basis has shape {vectors.shape}; expected rows of length {n}")
+    if not np.max(np.abs(vectors @ vectors.T - np.eye(len(vectors))), initial=0) <= 1e-3:
         raise ValueError("the rows of the basis are not orthonormal")
 
 
@@ -192,7 +192,7 @@ def _follow(
     map_: Map,
     start: _Orbit,
     parameters: Float[Array, " devices"],
-    rows: Float[Array, "m n"],
+    space: Float[Array, "m n"],
     transient: Array | int,
     length: Array | int,
     bound: Array | float,
@@ -202,7 +202,7 @@ def _follow(
     """An orbit on each device, with its tangent vectors."""
 
     def follow(parameter: Array) -> tuple[_Orbit, _Block]:
-        return _followed(map_, start, parameter, rows, transient, length, bound, every)
+        return _followed(map_, start, parameter, space, transient, length, bound, every)
 
     return map_over_devices(follow, parameters)
 
@@ -211,13 +211,13 @@ def _followed(
     map_: Map,
     start: _Orbit,
     parameter: Array,
-    rows: Float[Array, "m n"],
+    space: Float[Array, "m n"],
     transient: Array | int,
     length: Array | int,
     bound: Array | float,
     every: int,
 ) -> tuple[_Orbit, _Block]:
-    """The orbit and its tangent vectors; the first block, in which they turn, is left out."""
+    """The orbit and its tangent vectors, without the first block, in which they align."""
     each = jax.lax.map if one_by_one(start.state) else _as_batch
 
     def advance(orbit: _Orbit) -> _Orbit:
@@ -230,7 +230,7 @@ def _followed(
         orbit = jax.lax.fori_loop(0, every, lambda _, orbit: advance(orbit), orbit)
         turned, triangle = jnp.linalg.qr(orbit.directions.T)
         growth = block.growth + jnp.log(jnp.abs(jnp.diagonal(triangle)))
-        overlap = block.overlap + jnp.sum((rows @ turned) ** 2, axis=0)
+        overlap = block.overlap + jnp.sum((space @ turned) ** 2, axis=0)
         return orbit._replace(directions=turned.T), _Block(growth, overlap)
 
     def follow_block(orbit: _Orbit, _: None) -> tuple[_Orbit, _Block]:

@@ -1,9 +1,9 @@
-"""Multipliers of a cycle: all of a matrix, or the leading ones by products, and what these show.
+"""Multipliers of a cycle: all of a matrix, or the leading ones by products, and what they show.
 
-A multiplier outside the unit circle can be shown, if not beyond doubt: the residual of an
-eigenvector says that a matrix no further away has this eigenvalue, and to first order the condition
-number of the eigenvalue says how far off it is. That all are inside can never be shown so: the
-Jacobian is not symmetric, and an eigenvalue that no vector has met is not bounded by any product.
+There is evidence, if not proof, for a multiplier outside the unit circle: the residual of an
+eigenvector shows that a matrix no further away has this eigenvalue, and to first order the
+condition number of the eigenvalue gives its error. There is no such evidence that all are inside:
+the Jacobian is not symmetric, and no product bounds an eigenvalue that the search has missed.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ Stability = Literal["stable", "none found", "unstable", "unknown"]
 Crossing = Literal["flip", "+1", "Neimark-Sacker", ""]
 
 NEUTRAL = 2e-2
-"""Distance from +1 within which a multiplier counts as neutral, unless it surely is outside.
+"""Distance from +1 within which a multiplier counts as neutral, unless it is surely outside.
 
-Directions in which a loss is nearly flat have thousands of them. Where a centre drifts, they are at
-+1 only nearly, and on either side of it."""
+Directions in which a loss is nearly flat give thousands of them. Where a centre drifts, they are
+only close to +1, on either side of it."""
 
 TOL = 1e-6
 """Residual up to which an eigenvector counts as converged, relative to its multiplier if larger."""
 
 MAX_PRODUCTS = 150
-"""Of Arnoldi's method."""
+"""Default number of products of Arnoldi's method."""
 
 _SAFETY = 10.0
-"""What the error of a multiplier is taken to be, over its estimate to first order."""
+"""Factor between the assumed error of a multiplier and its estimate to first order."""
 
 _ROUNDING = 1e-13
-"""Part of a product of the largest vectors that is rounding."""
+"""Default part of a product of the largest vectors that is rounding."""
 
 _LEAST_ERROR = 1e-10
-"""Of a multiplier, whatever its residual."""
+"""Smallest error of a multiplier, whatever its residual."""
 
 _LOOKS = 5
-"""Products between two looks at the Ritz values."""
+"""Number of products between two evaluations of the Ritz values."""
 
 
 _SYMMETRIC = 1e-14
@@ -53,7 +53,7 @@ _SYMMETRIC = 1e-14
 def multipliers_of(matrix: Float[np.ndarray, "n n"]) -> Complex[np.ndarray, " n"]:
     """Eigenvalues, largest modulus first; NaN for a matrix that is not finite.
 
-    A matrix that is symmetric but for rounding, as that of gradient descent, takes a third of the
+    A matrix that is symmetric up to rounding, as that of gradient descent, takes a third of the
     time and has no imaginary parts.
     """
     if not np.all(np.isfinite(matrix)):
@@ -69,21 +69,21 @@ class Leading(NamedTuple):
     """The leading multipliers, and what they show.
 
     Attributes:
-        values: the k multipliers of largest modulus that were found; of the neutral ones only those
-            that are surely outside the unit circle.
+        values: the k multipliers of largest modulus that were found, including only those neutral
+            ones that are surely outside the unit circle.
         residuals: ‖Mx - μx‖ for their unit eigenvectors x, from fresh products.
-        errors: distance of an eigenvalue from μ, to first order and with some safety: ten times the
-            residual times the condition number of μ, known in the space that was searched only.
-        neutral: others within `NEUTRAL` of +1, with residuals up to that, that are not listed; by
-            products a repeated one may be counted once.
-        products: that were made.
+        errors: distance of an eigenvalue from μ, to first order and with a safety factor: ten times
+            the residual times the condition number of μ in the space that was searched.
+        neutral: number of others within `NEUTRAL` of +1, with residuals up to that, that are not
+            listed; with products, a repeated one may be counted once.
+        products: number of products.
         stability: `unstable` where one is outside the unit circle by more than its error; `stable`
             where all multipliers were computed and are inside by more than that; `none found` where
-            those that are listed are, but not all were computed, or neutral ones may be outside;
-            else `unknown`.
-        crossing: where the one that is farthest outside lies: `flip` (beyond -1), `+1`, or
+            this holds for those listed, but not all were computed, or neutral ones may be outside;
+            otherwise `unknown`.
+        crossing: where the farthest one outside lies: `flip` (beyond -1), `+1`, or
             `Neimark-Sacker` (a pair); empty unless unstable.
-        notes: what is to be known of them, in words.
+        notes: remarks, in words.
     """
 
     values: Complex[np.ndarray, " k"]
@@ -107,10 +107,10 @@ class _Search(NamedTuple):
 
     Attributes:
         ritz: the pairs.
-        basis: vectors that their coefficients are of, a row each.
-        products: number of products that were made.
+        basis: vectors to which their coefficients refer, a row each.
+        products: number of products.
         whole: whether these are all multipliers.
-        margin: distance from the unit circle within which no side is told.
+        margin: distance from the unit circle within which the side is undecided.
     """
 
     ritz: Ritz
@@ -126,12 +126,12 @@ def dense_multipliers(matrix: Float[np.ndarray, "n n"], k: int, *, margin: float
     Args:
         matrix: M.
         k: how many are listed.
-        margin: distance from the unit circle within which no side is told.
+        margin: distance from the unit circle within which the side is undecided.
     """
     if not np.all(np.isfinite(matrix)):
         return _not_finite(k, 0)
-    found: Any = scipy.linalg.eig(matrix, left=True, right=True)
-    values, left, right = found
+    solved: Any = scipy.linalg.eig(matrix, left=True, right=True)
+    values, left, right = solved
     with np.errstate(divide="ignore"):
         conditions = 1 / np.abs(np.sum(left.conj() * right, axis=0))
     residuals = np.linalg.norm(matrix @ right - right * values, axis=0)
@@ -151,17 +151,18 @@ def leading_multipliers(
 ) -> Leading:
     """The leading multipliers of a cycle, by Arnoldi's method from a random start.
 
-    Neutral multipliers lie together, so that those apart from them are found first; a restarted
-    method that looks for the largest modulus, as that of ARPACK, would fill its list with them. So
-    the space grows until the leading ones apart from them have converged. Where it is invariant,
-    another start shows multiple ones.
+    Neutral multipliers form a cluster, so that others are found first; a restarted method for the
+    largest modulus, such as that of ARPACK, would fill its list with the cluster. Therefore the
+    space grows until the leading ones outside the cluster have converged. Where it becomes
+    invariant, another start reveals multiple ones.
 
     Args:
         product: multiplies by the Jacobian M of the p-fold map.
         size: order of M.
         k: how many are wanted.
-        max_products: most that the search makes; up to two for each one wanted come on top.
-        margin: distance from the unit circle within which no side is told.
+        max_products: largest number of products of the search; up to two for each wanted multiplier
+            are added.
+        margin: distance from the unit circle within which the side is undecided.
         rounding: part of a product of the largest vectors that is rounding.
     """
     space = KrylovSpace(product, random_start(size), max_products, rounding)
@@ -184,8 +185,8 @@ def _not_finite(k: int, products: int) -> Leading:
     return Leading(unknown, nothing, nothing, 0, products, "unknown", "", notes)
 
 
-def error_of(ritz: Ritz) -> Float[np.ndarray, " ritz"]:
-    """How far off Ritz values may be, to first order and with some safety."""
+def _error_of(ritz: Ritz) -> Float[np.ndarray, " ritz"]:
+    """Errors of Ritz values, to first order and with a safety factor."""
     return np.maximum(_SAFETY * ritz.conditions * ritz.residuals, _LEAST_ERROR)
 
 
@@ -194,12 +195,12 @@ def _converged(ritz: Ritz) -> Bool[np.ndarray, " ritz"]:
 
 
 def _beyond(ritz: Ritz, margin: float) -> Bool[np.ndarray, " ritz"]:
-    """Which ones are surely outside the unit circle."""
-    return _converged(ritz) & (np.abs(ritz.values) - error_of(ritz) > 1 + margin)
+    """Which Ritz values are surely outside the unit circle."""
+    return _converged(ritz) & (np.abs(ritz.values) - _error_of(ritz) > 1 + margin)
 
 
 def _order(ritz: Ritz, margin: float) -> list[int]:
-    """Indices of those that may be listed, largest modulus first."""
+    """Indices of the Ritz values that may be listed, largest modulus first."""
     sizes, beyond = np.abs(ritz.values), _beyond(ritz, margin)
     listed = np.flatnonzero(beyond | (np.abs(ritz.values - 1) > NEUTRAL))
     by_size = np.lexsort((-np.imag(ritz.values[listed]), -sizes[listed]))
@@ -224,14 +225,14 @@ def _checked(product: Product, search: _Search, k: int) -> Leading:
         left = image - ritz.values[index] * vector
         fresh[index] = np.linalg.norm(left) / np.linalg.norm(vector)
     ritz = ritz._replace(residuals=fresh)
-    # Those of a cluster need not have converged each by itself.
+    # Individual members of a cluster need not have converged.
     neutral = (ritz.residuals <= NEUTRAL) & (np.abs(ritz.values - 1) <= NEUTRAL)
     neutral[first] = False
     stability, crossing = _shown(ritz, first, search)
     return Leading(
         values=ritz.values[first],
         residuals=fresh[first],
-        errors=error_of(ritz)[first],
+        errors=_error_of(ritz)[first],
         neutral=int(np.sum(neutral)),
         products=made,
         stability=stability,
@@ -241,8 +242,8 @@ def _checked(product: Product, search: _Search, k: int) -> Leading:
 
 
 def _shown(ritz: Ritz, first: list[int], search: _Search) -> tuple[Stability, Crossing]:
-    """What is known of the stability, and where the farthest lies that is surely outside."""
-    sizes, errors = np.abs(ritz.values), error_of(ritz)
+    """What is known about stability, and where the farthest multiplier surely outside lies."""
+    sizes, errors = np.abs(ritz.values), _error_of(ritz)
     outside = _beyond(ritz, search.margin)
     outside[np.setdiff1d(np.arange(len(sizes)), first)] = False
     if np.any(outside):
@@ -261,23 +262,23 @@ def _crossing(value: complex, error: float) -> Crossing:
 
 
 def _images(product: Product, vector: Complex[np.ndarray, " n"]) -> Iterator[Vector]:
-    """Products with the real and the imaginary part, if there is one."""
+    """Products with the real part and, if there is one, the imaginary part."""
     yield np.asarray(product(np.real(vector)), float)
     if np.any(np.imag(vector)):
         yield np.asarray(product(np.imag(vector)), float)
 
 
 def _notes(ritz: Ritz, first: list[int], k: int, search: _Search) -> Iterator[str]:
-    surely, sizes, errors = _converged(ritz), np.abs(ritz.values), error_of(ritz)
-    found = int(np.sum(surely[first]))
-    if found < k and not search.whole:
+    surely, sizes, errors = _converged(ritz), np.abs(ritz.values), _error_of(ritz)
+    count = int(np.sum(surely[first]))
+    if count < k and not search.whole:
         made = search.products
-        yield f"{found} of {k} multipliers converged to a residual of {TOL:g} in {made} products"
+        yield f"{count} of {k} multipliers converged to a residual of {TOL:g} in {made} products"
     at_one = surely & (np.abs(ritz.values - 1) <= np.maximum(_SAFETY * ritz.residuals, 1e-7))
     if np.any(at_one):
-        yield "a multiplier cannot be told from +1, the cycle may not be isolated"
+        yield "a multiplier cannot be distinguished from +1, the cycle may not be isolated"
     listed = np.zeros(len(sizes), bool)
     listed[first] = True
     beside = listed & surely & ~at_one & (np.abs(sizes - 1) <= errors)
     if np.any(beside):
-        yield f"{np.sum(beside)} multipliers cannot be told from the unit circle"
+        yield f"{np.sum(beside)} multipliers cannot be distinguished from the unit circle"

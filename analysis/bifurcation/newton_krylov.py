@@ -4,10 +4,10 @@ The equations are those of `cycles`: all points are unknowns, and the linear sys
 to the first of them, (1 - M) dx_0 = offset with the product M = J_p ... J_1 of the Jacobians. Only
 products M v are made, by forward differentiation of the map.
 
-Slow and unstable modes, whose multipliers are close to +1 or large, are what makes GMRES slow.
-Their approximate invariant subspace is taken from the Krylov spaces of the steps before, at no
-further products, and moved to where GMRES does not see it (Erhel, Burrage and Pohl 1996; with
-Picard iterations in the place of GMRES it is the recursive projection of Shroff and Keller 1993).
+GMRES is slow because of slow and unstable modes, whose multipliers are close to +1 or large.
+Their approximate invariant subspace is taken from the Krylov spaces of earlier steps, without
+further products, and removed by a preconditioner (Erhel, Burrage and Pohl 1996; with Picard
+iterations in place of GMRES this is the recursive projection of Shroff and Keller 1993).
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.newton import Change, Points, relative_gap
 from dlf_dynamics.analysis.linalg.arnoldi import KrylovSpace, Product, Vector
 
-MAX_PRODUCTS = 100
-"""Of GMRES, for one Newton step."""
+_MAX_PRODUCTS = 100
+"""Largest number of products of GMRES for one Newton step."""
 
 _DEFLATED = 20
-"""Modes that are deflated at most."""
+"""Largest number of deflated modes."""
 
 _LOOSEST, _TIGHTEST = 0.1, 1e-6
-"""Relative residuals of a linear system at which GMRES ends, far from the cycle and close to it."""
+"""Relative residuals of a linear system at which GMRES ends, far from and close to the cycle."""
 
 _STAGNANT = 0.5
 """Relative residual above which a linear system counts as not solved."""
 
-_NOT_SOLVED = f"GMRES left more than half of a linear system ({MAX_PRODUCTS} products at most)"
+_NOT_SOLVED = f"GMRES left more than half of a linear system ({_MAX_PRODUCTS} products at most)"
 
 _ROUNDING = 1e-14
 """Part of a product of large vectors that is rounding."""
 
 _DEPENDENT = 1e-10
-"""Eigenvalue of the overlaps of unit vectors below which a direction is taken to be no new one."""
+"""Eigenvalue of the overlaps of unit vectors below which a direction is not independent."""
 
 _CLOSEST = 1e-8
-"""Distance from +1 within which a multiplier is not deflated: its system is singular."""
+"""Distance from +1 within which a multiplier is not deflated, as its system is singular."""
 
 
-class Shots(NamedTuple):
+class _Shots(NamedTuple):
     """A cycle or a guess of one, with the images of its points."""
 
     points: Points
@@ -61,7 +61,7 @@ class Shots(NamedTuple):
         return relative_gap(self.points, self.images, floor)
 
     def merit(self, floor: float) -> float:
-        """What each Newton step is to decrease: GMRES decreases no other norm."""
+        """Quantity that each Newton step must decrease: GMRES decreases no other norm."""
         return float(np.linalg.norm(self.gaps))
 
     @property
@@ -71,11 +71,11 @@ class Shots(NamedTuple):
 
 
 class Subspace(NamedTuple):
-    """Modes with the largest multipliers, as far as they are known: M Wᵀ = Wᵀ T nearly.
+    """Approximate modes with the largest multipliers: M Wᵀ ≈ Wᵀ T.
 
     Attributes:
         basis: orthonormal W, a row each.
-        images: their products with M, of a step before.
+        images: products of M with them, from an earlier step.
         matrix: T.
     """
 
@@ -84,20 +84,20 @@ class Subspace(NamedTuple):
     matrix: Float[np.ndarray, "k k"]
 
     def moved(self, vectors: np.ndarray) -> np.ndarray:
-        """Preconditions vectors, one or a row each: in the subspace 1 - M becomes nearly 1."""
+        """Preconditions one or several vectors: on the subspace 1 - M becomes nearly 1."""
         parts = vectors @ self.basis.T
         inverse = scipy.linalg.pinv(np.eye(len(self.matrix)) - self.matrix, rtol=_CLOSEST)
         return vectors + (parts @ np.transpose(inverse) - parts) @ self.basis
 
 
-class Solution(NamedTuple):
-    """Of a linear system, by GMRES.
+class _Solution(NamedTuple):
+    """Solution of a linear system by GMRES.
 
     Attributes:
-        vector: (n,).
-        residual: relative, by the recurrence.
-        directions: vectors of the space in which it was looked for, a row each.
-        images: their products with 1 - M.
+        vector: (n,) solution.
+        residual: relative residual, from the recurrence.
+        directions: vectors that span the space of the search, a row each.
+        images: products of 1 - M with them.
     """
 
     vector: Vector
@@ -108,14 +108,14 @@ class Solution(NamedTuple):
 
 @dataclass
 class Solver:
-    """Makes Newton steps for one cycle, remembers its slow modes and counts what it costs.
+    """Computes Newton steps for one cycle, remembers its slow modes and counts operations.
 
     Attributes:
         map_: the map.
         tol: largest relative residual of the cycle.
-        floor: least size of the points that it is relative to.
-        evaluations: number of those of the map.
-        products: number of those of a Jacobian of the map, not of the p-fold one, with a vector.
+        floor: smallest size of the points that it is relative to.
+        evaluations: number of evaluations of the map.
+        products: number of products of a Jacobian of the map, not the p-fold one, with a vector.
     """
 
     map_: Map
@@ -126,46 +126,46 @@ class Solver:
     _slow: Subspace | None = field(default=None, repr=False)
     _residual: float = np.inf
 
-    def evaluate(self, points: Points, parameter: float) -> Shots:
+    def evaluate(self, points: Points, parameter: float) -> _Shots:
         """Images of all points."""
         self.evaluations += len(points)
         images = _images(self.map_, jnp.asarray(points), jnp.float64(parameter))
-        return Shots(points, float(parameter), np.asarray(images))
+        return _Shots(points, float(parameter), np.asarray(images))
 
-    def product(self, place: Shots) -> Product:
-        """Products with M at a place."""
-        gaps = jnp.zeros(place.points.shape)
-        return lambda vector: self._carried(place, vector, gaps)[-1]
+    def product(self, cycle: _Shots) -> Product:
+        """Function that multiplies by M at a cycle."""
+        gaps = jnp.zeros(cycle.points.shape)
+        return lambda vector: self._carried(cycle, vector, gaps)[-1]
 
-    def propose(self, place: Shots) -> Change:
-        """A Newton step, as exact as the distance from the cycle asks for."""
-        gaps = jnp.asarray(place.gaps)
-        first = np.zeros(place.points.shape[1])
-        offset = self._carried(place, first, gaps)[-1] if len(gaps) > 1 else np.asarray(gaps[0])
+    def propose(self, cycle: _Shots) -> Change:
+        """A Newton step, as accurate as the distance from the cycle requires."""
+        gaps = jnp.asarray(cycle.gaps)
+        first = np.zeros(cycle.points.shape[1])
+        offset = self._carried(cycle, first, gaps)[-1] if len(gaps) > 1 else np.asarray(gaps[0])
         if not np.all(np.isfinite(offset)) or not np.any(offset):
-            return Change(np.full(place.points.shape, np.nan), note="the step is not finite")
-        multiplied = self.product(place)
+            return Change(np.full(cycle.points.shape, np.nan), note="the step is not finite")
+        multiplied = self.product(cycle)
         solution = gmres(
-            lambda vector: vector - multiplied(vector), offset, self._wanted(place), self._slow
+            lambda vector: vector - multiplied(vector), offset, self._wanted(cycle), self._slow
         )
         self._slow = slow_modes(solution, self._slow)
-        after = self._carried(place, solution.vector, gaps)
+        after = self._carried(cycle, solution.vector, gaps)
         left = np.linalg.norm(after[-1] - solution.vector) / np.linalg.norm(offset)
         note = "" if left <= _STAGNANT else _NOT_SOLVED
         return Change(np.concatenate([solution.vector[None], after[:-1]]), note=note)
 
-    def _wanted(self, place: Shots) -> float:
-        """Relative residual of the linear system: none below what the next step can use."""
-        now, before = place.gap(self.floor), self._residual
+    def _wanted(self, cycle: _Shots) -> float:
+        """Relative residual of the linear system, not smaller than the next step can use."""
+        now, before = cycle.gap(self.floor), self._residual
         self._residual = now
         quadratic = (now / before) ** 2 if np.isfinite(before) else _LOOSEST
         last = 0.1 * self.tol / now
         return float(np.clip(max(quadratic, last), _TIGHTEST, _LOOSEST))
 
-    def _carried(self, place: Shots, vector: Vector, gaps: Array) -> Points:
-        """A change of the first point carried along all others, each gap being added."""
-        self.products += len(place.points)
-        points, parameter = jnp.asarray(place.points), jnp.float64(place.parameter)
+    def _carried(self, cycle: _Shots, vector: Vector, gaps: Array) -> Points:
+        """Changes of all points from that of the first, with all gaps added."""
+        self.products += len(cycle.points)
+        points, parameter = jnp.asarray(cycle.points), jnp.float64(cycle.parameter)
         return np.asarray(_carry(self.map_, points, parameter, jnp.asarray(vector), gaps))
 
 
@@ -174,21 +174,19 @@ def gmres(
     right: Vector,
     tol: float,
     slow: Subspace | None,
-    max_products: int = MAX_PRODUCTS,
-) -> Solution:
+) -> _Solution:
     """Solves A x = right by GMRES with a preconditioner on the right, without restarts.
 
-    SciPy's method keeps its basis to itself, from which slow modes are had without products.
+    Unlike SciPy's method, it gives access to its basis, which yields slow modes without products.
 
     Args:
         product: multiplies by A.
-        right: not 0.
+        right: right-hand side, not 0.
         tol: largest ‖right - A x‖ / ‖right‖.
-        slow: modes to be moved; none for the plain method.
-        max_products: number of products at most.
+        slow: modes to deflate; none for the plain method.
     """
     moved = slow.moved if slow else lambda vectors: vectors
-    space = KrylovSpace(lambda vector: product(moved(vector)), right, max_products, _ROUNDING)
+    space = KrylovSpace(lambda vector: product(moved(vector)), right, _MAX_PRODUCTS, _ROUNDING)
     weights, residual = np.zeros(0), 1.0
     while residual > tol and not space.full:
         space.extend()
@@ -201,11 +199,11 @@ def gmres(
     if space.count and not space.exhausted:
         images[-1] += hessenberg[-1, -1] * space.next
     vector = np.linalg.norm(right) * (weights @ directions)
-    return Solution(vector, residual, directions, images)
+    return _Solution(vector, residual, directions, images)
 
 
-def slow_modes(solution: Solution, before: Subspace | None) -> Subspace | None:
-    """The modes of largest multiplier in the space of a solution and what was known before."""
+def slow_modes(solution: _Solution, before: Subspace | None) -> Subspace | None:
+    """Modes with the largest multipliers in the space of a solution and of earlier modes."""
     vectors, images = solution.directions, solution.directions - solution.images
     if before is not None:
         vectors, images = np.vstack([vectors, before.basis]), np.vstack([images, before.images])
@@ -223,8 +221,8 @@ def slow_modes(solution: Solution, before: Subspace | None) -> Subspace | None:
     values, modes = np.linalg.eig(matrix)
     modes = modes[:, np.argsort(-np.abs(values), kind="stable")[:_DEFLATED]]
     left, sizes, _ = np.linalg.svd(np.hstack([np.real(modes), np.imag(modes)]), full_matrices=False)
-    rows = left[:, sizes > 1e-6].T  # a mode and its conjugate are one pair of directions
-    return Subspace(rows @ vectors, rows @ images, rows @ matrix @ rows.T)
+    mix = left[:, sizes > 1e-6].T  # a mode and its conjugate are one pair of directions
+    return Subspace(mix @ vectors, mix @ images, mix @ matrix @ mix.T)
 
 
 @jax.jit

@@ -32,11 +32,11 @@ _LABELS: dict[Kind, str] = {
 }
 
 _RESONANCE = 1e-3
-"""Distance of a multiplier's power from 1 within which a resonance is too close."""
+"""Distance of a power of a multiplier from 1 below which it counts as resonant."""
 
 _SYMMETRIC = 1e-7
-"""Quadratic coefficient at a fold or branch point that its error makes indistinguishable from 0, as
-a part of its terms and of the root of the cubic one, which has the same unit."""
+"""Quadratic coefficient at a fold or branch point below which it is 0 within its error, relative to
+its terms and the root of the cubic coefficient, which has the same unit."""
 
 _KNOWN = 1e-9
 """Error of a branch point's parameter, in units of the change that moves the multiplier by 1."""
@@ -44,33 +44,33 @@ _KNOWN = 1e-9
 
 @dataclass(frozen=True)
 class Bifurcation:
-    """A point of a branch where a multiplier passes the unit circle, or the cycle meets a kink.
+    """A point of a branch where a multiplier crosses the unit circle, or the cycle meets a kink.
 
     Attributes:
         kind: fold (the parameter turns back), flip, neimark-sacker, branch point (+1 without a
             fold: two branches cross), or border collision (the cycle meets a kink of the map, where
             multipliers jump: no normal form).
-        parameter: at the bifurcation.
+        parameter: parameter at the bifurcation.
         state: (n,) first point of the cycle.
-        period: of the cycle.
+        period: period of the cycle.
         multiplier: the critical one, as computed; NaN at a border collision, which has none.
-        coefficient: of the normal form, see `normal_form`; NaN when it cannot be had.
+        coefficient: coefficient of the normal form, see `normal_form`; NaN where there is none.
         criticality: empty for kinds that have none, for a coefficient that is 0 to rounding, where
-            another multiplier is on or outside the unit circle but for those at +1, and whenever
+            another multiplier, except those at +1, is on or outside the unit circle, and where
             `converged` is false.
-        residual: largest of the cycle's own and of what is left of the test function.
+        residual: larger one of the cycle's residual and the remaining value of the test function.
         converged: whether the parameter is known to 1e-9.
-        message: why it is not converged, why no coefficient or criticality is given, and by what
-            name such a degenerate case is known; of a border collision, whether the branch turns
-            back there, and how multipliers jump.
-        direction: (n,) critical eigenvector at the first point, of unit length, its largest
-            component positive; complex at a Neimark-Sacker point, empty where it cannot be had. Of
-            flips that happen together each has one of its own.
+        message: why it is not converged, why no coefficient or criticality is given, and the name
+            of such a degenerate case; for a border collision, whether the branch turns back there,
+            and how multipliers jump.
+        direction: (n,) critical eigenvector at the first point, of unit length, with its largest
+            component positive; complex at a Neimark-Sacker point, empty where there is none. Each
+            of several simultaneous flips has its own direction.
         cubic: coefficient of third order at folds and branch points, see `normal_form`; else NaN.
         branching: kind of a branch point: transcritical, pitchfork, or the flip that a cycle of
-            twice the period comes from; empty for other kinds, and where it cannot be told.
-        tangent: (n+1,) change of the first point and, last, the parameter along the branch that it
-            was found on, of unit length; empty where none is known.
+            twice the period comes from; empty for other kinds, and where it is unknown.
+        tangent: (n+1,) unit vector of the changes of the first point and, last, the parameter along
+            the branch on which it was found; empty where it is unknown.
     """
 
     kind: Kind
@@ -93,7 +93,7 @@ class Bifurcation:
 
     @property
     def label(self) -> str:
-        """Name of the kind in figures, as MatContM and AUTO have it: LP, PD, NS or BP; or BC."""
+        """Short name of the kind: LP, PD, NS or BP, as in MatContM and AUTO, or BC."""
         return _LABELS[self.kind]
 
 
@@ -101,13 +101,13 @@ class NormalForm(NamedTuple):
     """Coefficient of the leading term on the centre manifold.
 
     Attributes:
-        coefficient: NaN when it cannot be had.
+        coefficient: NaN where there is none.
         criticality: empty where the kind has none, the coefficient is 0 to rounding or unknown, or
-            another multiplier is on or outside the unit circle but for those at +1.
+            another multiplier, except those at +1, is on or outside the unit circle.
         message: why a coefficient or a criticality is missing, or how the case is degenerate;
             empty otherwise.
         cubic: coefficient of third order of folds and branch points, else NaN.
-        branching: whether two branches cross (transcritical) or one stands upright (pitchfork).
+        branching: whether two branches cross (transcritical) or one is vertical (pitchfork).
     """
 
     coefficient: float
@@ -141,22 +141,22 @@ def normal_form(
       2 B(q, (1-J)^-1 B(q,q̄)) + B(q̄, (μ²-J)^-1 B(q,q))⟩, with p = w̄; negative is supercritical: a
       stable invariant circle. None at strong resonances, μ^k = 1 for k up to 4.
 
-    Where another multiplier is on or outside the unit circle, what is born there is not stable, or
-    it cannot be told, whatever the sign: then there is no criticality. Multipliers at +1, of
-    directions in which the map does not move, are no obstacle.
+    Where another multiplier is on or outside the unit circle, what is born there is unstable or its
+    stability is unknown, whatever the sign: then there is no criticality. Multipliers at +1, from
+    directions in which the map does not move, do not matter.
 
     Args:
         map_: the map f.
-        points: of the cycle.
-        parameter: at the bifurcation.
-        kind: of bifurcation.
+        points: points of the cycle.
+        parameter: parameter at the bifurcation.
+        kind: kind of bifurcation.
         multiplier: the critical one, as computed.
 
     >>> import jax
     >>> jax.config.update("jax_enable_x64", True)
     >>> logistic = Map(lambda x, r: r * x * (1 - x))
-    >>> found = normal_form(logistic, np.array([[2 / 3]]), 3.0, "flip", -1 + 0j)
-    >>> round(found.coefficient, 9), found.criticality
+    >>> form = normal_form(logistic, np.array([[2 / 3]]), 3.0, "flip", -1 + 0j)
+    >>> round(form.coefficient, 9), form.criticality
     (9.0, 'supercritical')
     """
     system = Expansion(map_, points, parameter)
@@ -188,7 +188,7 @@ def _multiple(sign: int, space: Eigenspace | None) -> str:
 
 
 def flip_form(system: Expansion, right: Vector, left: Vector) -> NormalForm:
-    """That of a flip whose eigenvectors are given, with no regard to other multipliers."""
+    """The normal form of a flip with given eigenvectors, regardless of other multipliers."""
     bend = system.derivative(right, right)
     response = system.inverse(bend)
     if response is None:
@@ -201,15 +201,15 @@ def flip_form(system: Expansion, right: Vector, left: Vector) -> NormalForm:
 def _at_one(
     system: Expansion, right: Float[np.ndarray, " n"], left: Float[np.ndarray, " n"], kind: Kind
 ) -> NormalForm:
-    """That of a fold or a branch point."""
+    """The normal form of a fold or a branch point."""
     quadratic, cubic, size, cubic_size = _terms_at_one(system, right, left)
     if not (np.isfinite(quadratic) and np.isfinite(cubic)):
         return NormalForm(np.nan, "", "the derivatives of the map are not finite")
     slack = [0.0, 0.0]
     rate = float(np.real(left @ system.derivative(right, np.append(0 * right, 1.0))))
     if kind == "branch point" and rate:
-        # Of a map that is the identity at a parameter, coefficients are what the parameter's error
-        # makes them.
+        # For a map that is the identity at some parameter, coefficients are determined by the error
+        # of the parameter.
         beside = _terms_at_one(system.beside(_KNOWN / abs(rate)), right, left)
         slack = [abs(beside[0] - quadratic), abs(beside[1] - cubic)]
     if abs(quadratic) > _SYMMETRIC * (size + np.sqrt(abs(cubic))) + slack[0]:
@@ -224,7 +224,7 @@ def _at_one(
 def _terms_at_one(
     system: Expansion, right: Float[np.ndarray, " n"], left: Float[np.ndarray, " n"]
 ) -> tuple[float, float, float, float]:
-    """Coefficients of second and third order, and the sizes that rounding is relative to."""
+    """Coefficients of second and third order, and the sizes to which rounding is relative."""
     bend = np.real(system.derivative(right, right))
     quadratic = float(left @ bend) / 2
     response = system.response(right, left, bend - 2 * quadratic * right)
@@ -234,7 +234,7 @@ def _terms_at_one(
 
 
 def _size(left: Vector, *terms: Vector) -> float:
-    """What rounding of ⟨w, ...⟩ is relative to."""
+    """Size to which the rounding of ⟨w, ...⟩ is relative."""
     return float(np.linalg.norm(left) * sum(np.linalg.norm(term) for term in terms))
 
 
@@ -257,12 +257,12 @@ def _neimark_sacker(system: Expansion, multiplier: complex) -> NormalForm:
         left @ system.derivative(right.conj(), double),
     )
     total = float(np.real(sum(terms) / unit)) / 2
-    size = float(sum(map(abs, terms))) / 2  # where areas are preserved all is imaginary
+    size = float(sum(map(abs, terms))) / 2  # for area-preserving maps, terms are imaginary
     return _judged(total, size, "subcritical", "generalised Neimark-Sacker")
 
 
 def _alone(form: NormalForm, jacobian: Float[np.ndarray, "n n"], multiplier: complex) -> NormalForm:
-    """The same without its criticality where other multipliers are on or outside the circle."""
+    """The normal form, without criticality where others are on or outside the unit circle."""
     if not form.criticality:
         return form
     others = multipliers_of(jacobian)
@@ -277,13 +277,13 @@ def _alone(form: NormalForm, jacobian: Float[np.ndarray, "n n"], multiplier: com
 
 
 def _judged(coefficient: float, size: float, positive: Criticality, otherwise: str) -> NormalForm:
-    """The criticality that a coefficient's sign tells, if it is more than rounding.
+    """The normal form with the criticality from a coefficient's sign, if it is above rounding.
 
     Args:
         coefficient: coefficient of third order.
         size: size of its terms.
-        positive: criticality of a positive one.
-        otherwise: name of the case that it is 0.
+        positive: criticality of a positive coefficient.
+        otherwise: name of the degenerate case that it is 0.
     """
     if not np.isfinite(coefficient):
         return NormalForm(np.nan, "", "the derivatives of the map are not finite")

@@ -21,25 +21,25 @@ from dlf_dynamics.reprs import brief
 Observable = Callable[[Vector], Array]
 
 _ESCAPED = 1e8
-"""Growth of the largest entry of a state, over the start's or 1, that counts as divergence."""
+"""Growth of the largest entry of a state, relative to the start or 1, that counts as divergence."""
 
 _ONE_BY_ONE_SIZE = 50
-"""States from which size on a CPU takes independent parameters faster one after the other."""
+"""Size of a state from which on a CPU is faster with parameters one after the other."""
 
 
 @dataclass(frozen=True)
 class OrbitDiagram:
-    """What an observable of the orbit was at each parameter, once transients had passed.
+    """Values of an observable of the orbit at each parameter, after transients.
 
-    `down` has the order of `parameters`, like `up`: the same row belongs to the same parameter.
-    Values from a divergence on are NaN.
+    `down` has the order of `parameters`, like `up`: equal rows belong to equal parameters. Values
+    after a divergence are NaN.
 
     Attributes:
-        parameters: in the order in which the first sweep took them.
+        parameters: parameters in the order of the first sweep.
         up: recorded values of the first sweep, or of independent orbits.
-        down: those of the sweep back; none when there was none.
+        down: recorded values of the sweep back, if there was one.
         diverged_up: whether the orbit diverged, before or while it was recorded.
-        diverged_down: likewise.
+        diverged_down: whether it did in the sweep back.
     """
 
     parameters: Float[np.ndarray, " values"]
@@ -53,13 +53,13 @@ class OrbitDiagram:
         """Where the two sweeps ended on different attractors.
 
         Two sets of recorded values differ when their Hausdorff distance exceeds `tol` times the
-        extent of the whole diagram, and also twice that of the halves of either record, as much as
-        finite samples of one chaotic attractor differ. They also differ where one of the two orbits
-        diverged. Transients that had not yet passed, as is usual at a bifurcation, look like
-        hysteresis: make them longer, and see what remains.
+        extent of the whole diagram, and also twice that between the halves of either record, which
+        is how much finite samples of one chaotic attractor differ. They also differ where one of
+        the two orbits diverged. Transients that have not decayed, as usual at a bifurcation, look
+        like hysteresis: make them longer to see what remains.
 
         Args:
-            tol: relative to the extent of the diagram.
+            tol: tolerance relative to the extent of the diagram.
 
         Raises:
             ValueError: when there was no sweep back.
@@ -89,33 +89,34 @@ def orbit_diagram(
 ) -> OrbitDiagram:
     """An observable of the orbit at each parameter (Strogatz, Nonlinear Dynamics, Section 10.2).
 
-    Each parameter starts where the one before it ended, up to the last parameter and then back, so
-    that coexisting attractors show as hysteresis. After a divergence the sweep goes on from where
-    the last orbit that did not diverge had ended. An orbit that settled on a fixed point or a cycle
-    stays there when it has become unstable, but for rounding; a `kick` moves it off.
+    The orbit at each parameter starts where the one before it ended, up to the last parameter and
+    then back, so that coexisting attractors show as hysteresis. After a divergence the sweep
+    continues from the end of the last orbit that did not diverge. An orbit that settled on a fixed
+    point or a cycle stays there after this has become unstable, except for rounding; a `kick` moves
+    it away.
 
     Args:
         map_: x ↦ step(x, p).
-        state: where the first orbit starts.
-        parameters: in the order of the sweep.
-        observable: function of the state, which JAX can trace, a scalar or an array. One that holds
-            large arrays should be a `jax.tree_util.Partial` of them.
-        transient: steps at each parameter before values are recorded.
-        recorded: steps that are recorded.
+        state: start of the first orbit.
+        parameters: parameters in the order of the sweep.
+        observable: function of the state, traceable by JAX, with a scalar or an array as its value.
+            One that holds large arrays should be a `jax.tree_util.Partial` of them.
+        transient: number of steps at each parameter before values are recorded.
+        recorded: number of recorded steps.
         both_ways: whether to sweep back as well.
         follow: whether orbits start where the last one ended. If not, each starts from `state`,
-            and there is nothing to sweep back.
+            and there is no sweep back.
         kick: added to all entries of the state at each new parameter.
-        bound: an orbit diverges where an entry of the state exceeds this; none means 1e8 times
-            the largest entry of the start, or 1e8 where that is less than 1.
-        batch_size: of independent orbits, how many are computed at once; none chooses.
+        bound: size of an entry of the state beyond which the orbit counts as diverged; none means
+            1e8 times the largest entry of the start, or 1e8 where that is less than 1.
+        batch_size: number of independent orbits computed at once; none chooses it automatically.
 
     Raises:
-        ValueError: when there is no parameter, nothing to record, a negative transient, or a start
-            that is not finite.
+        ValueError: when there is no parameter, nothing is recorded, the transient is negative, or
+            the start is not finite.
 
     >>> logistic = Map(lambda x, r: r * x * (1 - x))
-    >>> found = orbit_diagram(
+    >>> diagram = orbit_diagram(
     ...     logistic,
     ...     jnp.array([0.3]),
     ...     np.array([2.5, 3.2]),
@@ -123,9 +124,9 @@ def orbit_diagram(
     ...     transient=500,
     ...     recorded=4,
     ... )
-    >>> np.unique(found.up[0].round(6)).tolist(), np.unique(found.up[1].round(6)).tolist()
+    >>> np.unique(diagram.up[0].round(6)).tolist(), np.unique(diagram.up[1].round(6)).tolist()
     ([0.6], [0.513045, 0.799455])
-    >>> found.hysteresis().tolist()
+    >>> diagram.hysteresis().tolist()
     [False, False]
     """
     values = np.asarray(parameters, float)
@@ -142,8 +143,8 @@ def orbit_diagram(
     orbit = Partial(_orbit, map_, observable, jnp.int32(transient), jnp.asarray(bound), kick)
     sweep = values.astype(state.dtype)
     if not follow:
-        found = _from_one_start(orbit, state, sweep, recorded, batch_size)
-        return OrbitDiagram(values, *_columns(found, None))
+        record = _from_one_start(orbit, state, sweep, recorded, batch_size)
+        return OrbitDiagram(values, *_columns(record, None))
     last, up = _follow(orbit, state, sweep, recorded=recorded)
     down = None
     if both_ways:
@@ -153,7 +154,7 @@ def orbit_diagram(
 
 
 def escape_bound(state: Vector) -> float:
-    """Size of an entry of the state from which on an orbit that starts here counts as diverging.
+    """Size of an entry of the state beyond which an orbit from this start counts as diverged.
 
     Raises:
         ValueError: when the start is not finite.
@@ -165,12 +166,12 @@ def escape_bound(state: Vector) -> float:
 
 
 def one_by_one(state: Vector) -> bool:
-    """Whether vectors like this state are treated faster one after the other than as a batch."""
+    """Whether vectors like this state are processed faster one by one than as a batch."""
     return jax.default_backend() == "cpu" and state.size >= _ONE_BY_ONE_SIZE
 
 
 class _Record(NamedTuple):
-    """Of one orbit; leading axes are those of the parameters."""
+    """Record of one orbit; leading axes are those of the parameters."""
 
     values: Float[Array, "*values recorded *observables"]
     diverged: Bool[Array, "*values"]
@@ -190,7 +191,7 @@ def _orbit(
 
     def advance(_: Array, carry: tuple[Vector, Array]) -> tuple[Vector, Array]:
         state = map_(carry[0], parameter)
-        # NaN compares as false.
+        # Comparisons with NaN are false.
         return state, carry[1] & jnp.all(jnp.abs(state) <= bound)
 
     def record(carry: tuple[Vector, Array], step: Array) -> tuple[tuple[Vector, Array], Array]:
@@ -222,14 +223,14 @@ def _from_one_start(
     recorded: int,
     batch_size: int | None,
 ) -> _Record:
-    """Independent orbits, with as many at once as asked for or, with none, as is fast."""
+    """Independent orbits, in batches of the given size or, without one, of a fast size."""
     if batch_size is None:
         batch_size = 1 if one_by_one(state) else len(values)
-    # `jax.lax.map` would vectorise over one.
+    # `jax.lax.map` would vectorise over a batch of one.
     batch_size = None if batch_size == 1 else min(batch_size, len(values))
     sweep = np.array(filled(list(values), rounded_up(len(values))))
-    found = _independent(orbit, state, sweep, recorded=recorded, batch_size=batch_size)
-    return jax.tree.map(lambda leaf: leaf[: len(values)], jax.device_get(found))
+    record = _independent(orbit, state, sweep, recorded=recorded, batch_size=batch_size)
+    return jax.tree.map(lambda leaf: leaf[: len(values)], jax.device_get(record))
 
 
 @partial(jax.jit, static_argnames=("recorded", "batch_size"))
@@ -241,7 +242,7 @@ def _independent(
     recorded: int,
     batch_size: int | None,
 ) -> _Record:
-    """Orbits that all start from one state, shared out over the devices."""
+    """Orbits that all start from one state, distributed over the devices."""
 
     def at_parameter(parameter: Array) -> _Record:
         return orbit(state, parameter, recorded)[1]
@@ -250,7 +251,7 @@ def _independent(
 
 
 def _columns(up: _Record, down: _Record | None) -> tuple:
-    """Values and divergence of both sweeps, as `OrbitDiagram` has them."""
+    """Values and divergence of both sweeps, in the order of the fields of `OrbitDiagram`."""
     up, down = jax.device_get((up, down))
     return up.values, down and down.values, up.diverged, down and down.diverged
 
@@ -258,7 +259,7 @@ def _columns(up: _Record, down: _Record | None) -> tuple:
 def _differ(
     up: np.ndarray, down: np.ndarray, diverged_up: bool, diverged_down: bool, least: float
 ) -> bool:
-    """Whether two records, of shape (recorded, observables), are of different attractors."""
+    """Whether two records, of shape (recorded, observables), show different attractors."""
     if diverged_up or diverged_down:
         return bool(diverged_up != diverged_down)
     half = len(up) // 2

@@ -1,4 +1,4 @@
-"""The rod equation: the period-2 oscillation about a centre that itself still moves."""
+"""The rod equation: the period-2 oscillation about a centre that is itself moving."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from dlf_dynamics.problem import Step
 from dlf_dynamics.reprs import brief
 
 _FORCING = 0.1
-"""Relative residual of the linear equations at most; near the solution that of the rod equation."""
+"""Largest relative residual of the linear equations; near the solution, the rod equation's."""
 
 _HALVINGS = 20
-"""Of a correction, before there is held to be no way on."""
+"""Halvings of a correction after which the search gives up."""
 
 _VANISHED = 1e-6
-"""Amplitude, relative to the start, from which on only the trivial solution is near."""
+"""Amplitude, relative to the start, below which only the trivial solution is near."""
 
 
 @dataclass(frozen=True)
 class Rod:
-    """A solution d ≠ 0 of the rod equation, or what was reached where none was found.
+    """A solution d ≠ 0 of the rod equation, or the last attempt where none was found.
 
     Attributes:
-        difference: d, half the difference of the two states; oriented along the direction. Where
-            not `converged` it is no orbit.
+        difference: d, half the difference of the two states, oriented along the direction; not an
+            orbit unless `converged`.
         amplitude: ‖d‖.
-        along: part of d along the direction that was given.
-        residual: ‖½[∇F(w+d) - ∇F(w-d)] - 2d/η‖ / ‖2d/η‖ of fresh gradients.
-        error: estimate of the relative error of the amplitude, from the residual, or rounding where
-            that is larger, over the slope of the equation along d.
-        converged: the residual is at most `tol`, and the error at most √tol: about a centre at its
-            flip, where every small d nearly solves the equation, it is not.
-        num_steps: of Newton's method.
-        num_products: with Hessians, each at two points.
-        message: in words.
+        along: component of d along the given direction.
+        residual: ‖½[∇F(w+d) - ∇F(w-d)] - 2d/η‖ / ‖2d/η‖ from fresh gradients.
+        error: estimate of the relative error of the amplitude: the residual, or rounding where that
+            is larger, over the derivative of the equation along d.
+        converged: whether the residual is at most `tol` and the error at most √tol. Where the
+            centre is at its flip and every small d nearly solves the equation, it is false.
+        num_steps: number of Newton steps.
+        num_products: number of products with Hessians, each at two points.
+        message: outcome, in words.
     """
 
     difference: Float[np.ndarray, " params"]
@@ -71,15 +71,15 @@ def rod_amplitude(
 ) -> Rod:
     """Solves ½[∇F(w+d) - ∇F(w-d)] = 2d/η for the half-difference d of the states of an oscillation.
 
-    It is what gradient descent with step η demands of two states w ± d that change places, and
-    nothing of the centre w: that may be on its way, as in training without a minimum. On an orbit
-    of period 2 it is exact.
+    Two states w ± d that gradient descent with step η swaps fulfil this condition. It requires
+    nothing of the centre w, which may be moving, as in training without a minimum. On an orbit of
+    period 2 it is exact.
 
-    The equation is divided by ‖d‖, which takes away the trivial solution d = 0 (deflation: Farrell,
+    The equation is divided by ‖d‖, which removes the trivial solution d = 0 (deflation: Farrell,
     Birkisson and Funke 2015), and solved by Newton's method with backtracking. The derivative is
     symmetric, and its equations are solved by MINRES; the division only changes the length of the
-    correction. Of several solutions the start decides; where the curvature at the centre is below
-    2/η, there may be none.
+    correction. The start decides between several solutions; where the curvature at the centre is
+    below 2/η, there may be none.
 
     Args:
         objective: a problem of flat parameters, or a function of them.
@@ -87,19 +87,19 @@ def rod_amplitude(
         learning_rate: η.
         direction: d to start from: the measured half-difference, or an eigenvector times an
             amplitude.
-        step: of the problem's weights.
+        step: step of the problem's weights.
         tol: largest relative residual of a converged solution.
-        max_steps: of Newton's method at most.
-        max_products: with Hessians at most.
+        max_steps: largest number of Newton steps.
+        max_products: largest number of products with Hessians.
 
     Raises:
-        ValueError: when the learning rate is not positive, or the direction is 0, not finite or of
+        ValueError: when the learning rate is not positive, or the direction is 0, not finite or has
             another shape.
 
-    >>> found = rod_amplitude(
+    >>> rod = rod_amplitude(
     ...     lambda x: jnp.sum(jnp.log(jnp.cosh(x))), jnp.zeros(1), 2.1, jnp.array([0.1])
     ... )
-    >>> found.converged, round(found.amplitude, 10)
+    >>> rod.converged, round(rod.amplitude, 10)
     (True, 0.3892410192)
     """
     centre = jnp.asarray(centre)
@@ -124,28 +124,28 @@ class _Equation:
         self.num_products = 0
 
     def residual(self, difference: np.ndarray) -> tuple[np.ndarray, float]:
-        """Of the equation, and its norm relative to ‖2d/η‖."""
+        """Residual of the equation, and its norm relative to ‖2d/η‖."""
         inside = jnp.asarray(difference, self.centre.dtype)
         force = np.asarray(_force(self.loss, self.centre, inside), float)
         rest = force - self.stiffness * difference
         return rest, float(np.linalg.norm(rest) / (self.stiffness * np.linalg.norm(difference)))
 
     def product(self, difference: np.ndarray, vector: np.ndarray) -> np.ndarray:
-        """With the derivative of the residual by d, which is symmetric."""
+        """Product with the derivative of the residual by d, which is symmetric."""
         self.num_products += 1
         inside, moving = (jnp.asarray(part, self.centre.dtype) for part in (difference, vector))
-        push = np.asarray(_slope(self.loss, self.centre, inside, moving), float)
+        push = np.asarray(_force_along(self.loss, self.centre, inside, moving), float)
         return push - self.stiffness * vector
 
     def error(self, difference: np.ndarray, relative: float) -> float:
-        """Relative, of the amplitude."""
+        """Relative error of the amplitude."""
         size = float(np.linalg.norm(difference))
         if not np.isfinite(relative):
             return float("inf")
-        slope = difference @ self.product(difference, difference) / (self.stiffness * size**2)
+        steepness = difference @ self.product(difference, difference) / (self.stiffness * size**2)
         noise = rounding(len(difference), self.centre.dtype)
         noise *= 1 + float(jnp.linalg.norm(self.centre)) / size
-        return float(max(relative, noise) / abs(slope)) if slope else float("inf")
+        return float(max(relative, noise) / abs(steepness)) if steepness else float("inf")
 
     def correction(
         self, difference: np.ndarray, rest: np.ndarray, tol: float, most: int
@@ -165,7 +165,7 @@ def _force(loss: Partial, centre: Vector, difference: Vector) -> Vector:
 
 
 @jax.jit
-def _slope(loss: Partial, centre: Vector, difference: Vector, vector: Vector) -> Vector:
+def _force_along(loss: Partial, centre: Vector, difference: Vector, vector: Vector) -> Vector:
     """Derivative of `_force` by the difference, along a vector."""
     return jax.jvp(lambda d: _force(loss, centre, d), (difference,), (vector,))[1]
 
@@ -189,11 +189,11 @@ def _newton(
             break
         accuracy = min(_FORCING, max(relative, tol / 10))
         correction = equation.correction(difference, rest, accuracy, left)
-        found = _backtrack(equation, difference, correction, relative)
-        if found is None:
+        shorter = _backtrack(equation, difference, correction, relative)
+        if shorter is None:
             complaint = "no orbit found: no correction makes the residual smaller"
             break
-        difference, rest, relative = found
+        difference, rest, relative = shorter
         num_steps += 1
     error = equation.error(difference, relative)
     if not complaint and not error <= tol**0.5:
@@ -215,12 +215,12 @@ def _newton(
 def _backtrack(
     equation: _Equation, difference: np.ndarray, correction: np.ndarray, relative: float
 ) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """The first of ever shorter corrections that makes the relative residual smaller."""
+    """The first of successively halved corrections that reduces the relative residual."""
     if not np.all(np.isfinite(correction)):
         return None
     for halving in range(_HALVINGS):
         tried = difference + correction / 2**halving
-        rest, found = equation.residual(tried)
-        if found < relative:
-            return tried, rest, found
+        rest, reduced = equation.residual(tried)
+        if reduced < relative:
+            return tried, rest, reduced
     return None

@@ -1,4 +1,4 @@
-"""From a bifurcation to the other branch of cycles: a doubled one, or one that crosses."""
+"""Switching at a bifurcation to the other branch of cycles: a doubled one, or a crossing one."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from dlf_dynamics.analysis.bifurcation.normal_forms import (
 )
 
 _GROWTH = 0.01
-"""Change of the critical multiplier from the bifurcation to the cycle that is looked for first."""
+"""Change of the critical multiplier from the bifurcation to the first cycle that is tried."""
 
 _FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0)
-"""Amplitudes that are tried, by the one asked for."""
+"""Amplitudes that are tried, relative to the requested one."""
 
 
 @np.errstate(all="ignore")
@@ -36,35 +36,35 @@ def switch_branch(
     amplitude: float | None = None,
     tol: float = 1e-12,
 ) -> Cycle:
-    """Finds a cycle on the branch that leaves at a flip or a branch point, to be continued from.
+    """Finds a cycle on the branch that leaves at a flip or a branch point, to continue from.
 
     At a flip it has twice the period. Its points are predicted on the centre manifold to second
     order, at ±s along the direction of the bifurcation and at the parameter where ε = b s² (see
-    `normal_form`): beyond a supercritical flip, before a subcritical one. Of flips that happen
-    together each has a direction of its own.
+    `normal_form`): beyond a supercritical flip, before a subcritical one. Each of several
+    simultaneous flips has its own direction.
 
     At a branch point it is on the other branch, in the direction that the algebraic branching
-    equation gives (Kuznetsov 2004, §10.2), or along the critical eigenvector, s to either side, at
-    the parameter that the cubic coefficient gives where a branch of a pitchfork is upright. Where a
-    cycle came from a flip of half its period it is the cycle of that half.
+    equation gives (Kuznetsov 2004, §10.2). Where the branch of a pitchfork is vertical, it is at ±s
+    along the critical eigenvector, at the parameter that the cubic coefficient gives. Where a cycle
+    came from a flip of half its period it is the cycle of that half.
 
-    What Newton's method makes of the prediction counts only if it has the period that it should and
-    a distance from the old branch within a factor of 2 of s. Other amplitudes are tried, up to
-    four times smaller and larger, before it is given up.
+    The result of Newton's method counts only if it has the expected period and a distance from the
+    old branch within a factor of 2 of s. Amplitudes up to four times smaller and larger are tried
+    before the search gives up.
 
     Args:
         map_: the map.
-        bifurcation: a flip or a branch point, with the tangent of the branch it was found on.
+        bifurcation: a flip or a branch point, with the tangent of the branch on which it was found.
         period: period of the cycle that bifurcates; the bifurcation's own when not given.
         amplitude: s in units of the state, half the distance of neighbouring points of a doubled
             cycle, or at a branch point the distance of the branches at the parameter of the cycle,
-            along the direction of the bifurcation. A negative one leads to the other side; from the
-            upright branch of a pitchfork to the other, or to a cycle of half the period, a positive
-            one is a higher parameter. By default that at which a multiplier has moved by 0.01.
-        tol: the same as that of `find_cycle`.
+            along the direction of the bifurcation. A negative one leads to the other side. From the
+            vertical branch of a pitchfork to the other, or to a cycle of half the period, a
+            positive one means a higher parameter. By default a multiplier moves by 0.01.
+        tol: tolerance, as in `find_cycle`.
 
     Returns:
-        The cycle, or what was found instead with `converged` false and why.
+        The cycle, or what was found instead, with `converged` false and a message why.
 
     Raises:
         ValueError: when the bifurcation is a fold or a Neimark-Sacker point.
@@ -85,18 +85,18 @@ def switch_branch(
     value, at_flip = bifurcation.parameter, bifurcation.kind == "flip"
     old = find_cycle(map_, bifurcation.state, value, period, tol=tol)
     if not bifurcation.converged or (at_flip and not old.converged):
-        way: _Departure | str = f"the {bifurcation.kind} itself is not converged"
+        departure: _Departure | str = f"the {bifurcation.kind} itself is not converged"
     elif at_flip:
-        way = _doubling(map_, old.points, bifurcation)
+        departure = _doubling(map_, old.points, bifurcation)
     else:
-        way = _crossing_over(map_, bifurcation, period)
-    if isinstance(way, str):
+        departure = _crossing_over(map_, bifurcation, period)
+    if isinstance(departure, str):
         points = np.tile(old.points, (2, 1)) if at_flip else old.points
         multipliers = old.multipliers**2 if at_flip else old.multipliers
-        return Cycle(points, value, len(points), multipliers, old.residual, False, None, way)
-    size, arrived = way.usual if amplitude is None else amplitude, old
+        return Cycle(points, value, len(points), multipliers, old.residual, False, None, departure)
+    size, arrived = departure.usual if amplitude is None else amplitude, old
     for factor in _FACTORS:
-        arrived = _arrived(map_, way, factor * size, tol)
+        arrived = _arrived(map_, departure, factor * size, tol)
         if arrived.converged:
             break
     return arrived
@@ -106,10 +106,10 @@ class _Departure(NamedTuple):
     """How to leave a bifurcation.
 
     Attributes:
-        period: period of the cycle that is looked for.
-        usual: amplitude that is tried when none is asked for.
-        guess: parameter and points at an amplitude.
-        distance: how far from the old branch, measured as the amplitude is.
+        period: period of the cycle to be found.
+        usual: default amplitude.
+        guess: gives parameter and points at an amplitude.
+        distance: gives the distance from the old branch, measured like the amplitude.
     """
 
     period: int
@@ -118,22 +118,22 @@ class _Departure(NamedTuple):
     distance: Callable[[Float[np.ndarray, "period n"], float], float]
 
 
-def _arrived(map_: Map, way: _Departure, size: float, tol: float) -> Cycle:
-    """The cycle at an amplitude; not converged if it is another one."""
-    value, points = way.guess(size)
-    found = find_cycle(map_, points, value, way.period, tol=tol)
-    apart, message = way.distance(found.points, value), found.message
-    if found.converged and not 0.5 < apart / size < 2:
-        message += f"; its amplitude is {apart:.2e} where {size:.2e} was predicted"
-    elif found.least_period == found.period:
-        return found
-    return replace(found, converged=False, least_period=None, message=message)
+def _arrived(map_: Map, departure: _Departure, size: float, tol: float) -> Cycle:
+    """The cycle at an amplitude; not converged if it is a different one."""
+    value, points = departure.guess(size)
+    cycle = find_cycle(map_, points, value, departure.period, tol=tol)
+    distance, message = departure.distance(cycle.points, value), cycle.message
+    if cycle.converged and not 0.5 < distance / size < 2:
+        message += f"; its amplitude is {distance:.2e} where {size:.2e} was predicted"
+    elif cycle.least_period == cycle.period:
+        return cycle
+    return replace(cycle, converged=False, least_period=None, message=message)
 
 
 def _doubling(
     map_: Map, points: Float[np.ndarray, "period n"], flip: Bifurcation
 ) -> _Departure | str:
-    """Along the cycle of twice the period, x(p) ± s q + s² h / 2, or why it cannot be had."""
+    """Departure to the cycle of twice the period, x(p) ± s q + s² h / 2, or why there is none."""
     system = Expansion(map_, points, flip.parameter)
     space = system.eigenspace(-1)
     if space is None or space.coupled or (len(space.left) > 1 and not flip.direction.size):
@@ -156,39 +156,39 @@ def _doubling(
         starts = middle + size * right, middle - size * right
         return value, np.concatenate([first_points(map_, s, value, period) for s in starts])
 
-    def distance(found: Float[np.ndarray, "period n"], value: float) -> float:
-        return float(left @ (found[0] - found[period])) / 2
+    def distance(reached: Float[np.ndarray, "period n"], value: float) -> float:
+        return float(left @ (reached[0] - reached[period])) / 2
 
     return _Departure(2 * period, np.sqrt(_GROWTH / abs(form.coefficient)), guess, distance)
 
 
 def _along(space: Eigenspace, flip: Bifurcation) -> tuple[np.ndarray, np.ndarray]:
-    """Right and left eigenvector of the flip's own direction."""
-    own = space.left @ flip.direction if flip.direction.size else np.ones(1)
-    right = space.right @ own
+    """Right and left eigenvector in the direction of the flip."""
+    share = space.left @ flip.direction if flip.direction.size else np.ones(1)
+    right = space.right @ share
     size = np.linalg.norm(right)
-    return right / size, own @ space.left / (own @ own) * size
+    return right / size, share @ space.left / (share @ share) * size
 
 
 def _crossing_over(map_: Map, point: Bifurcation, period: int) -> _Departure | str:
-    """Along the branch that crosses the one on which a branch point was found."""
+    """Departure to the branch that crosses the one on which a branch point was found."""
     crossing = find_crossing(map_, point.state, point.parameter, period)
     if crossing is None:
         return "two branches do not cross here, or more than one multiplier is +1"
     if not point.tangent.size:
-        return "which branch it was found on is not known: its tangent is missing"
+        return "the branch on which it was found is unknown: its tangent is missing"
     form = normal_form(map_, crossing.points, crossing.parameter, "branch point", 1)
-    slopes = crossing.slopes(symmetric=form.branching == "pitchfork")
-    if not form.branching or not slopes or form.message.startswith("degenerate"):
+    ratios = crossing.ratios(symmetric=form.branching == "pitchfork")
+    if not form.branching or not ratios or form.message.startswith("degenerate"):
         return form.message or "the branching equation has no two real solutions"
     if form.branching == "transcritical":
-        return _transcritical(map_, crossing, form, point.tangent, slopes)
+        return _transcritical(map_, crossing, form, point.tangent, ratios)
     along, rises = crossing.coordinates(point.tangent)
-    aside = np.sqrt(abs(form.cubic)) * abs(along - slopes[0] * rises)
+    aside = np.sqrt(abs(form.cubic)) * abs(along - ratios[0] * rises)
     if aside < abs(crossing.quadratic[1] * rises):
-        return _outwards(map_, crossing, form, slopes[0])
+        return _outwards(map_, crossing, form, ratios[0])
     halved = point.branching == "period halved"
-    return _inwards(map_, crossing, form, slopes[0], period // 2 if halved else period)
+    return _inwards(map_, crossing, form, ratios[0], period // 2 if halved else period)
 
 
 def _transcritical(
@@ -196,25 +196,25 @@ def _transcritical(
     crossing: Crossing,
     form: NormalForm,
     tangent: Float[np.ndarray, " n+1"],
-    slopes: list[float],
+    ratios: list[float],
 ) -> _Departure:
-    """To the other of two branches that both go on in the parameter."""
+    """Departure to the other of two branches that both continue in the parameter."""
     along, rises = crossing.coordinates(tangent)
-    old, new = sorted(slopes, key=lambda slope: abs(along - slope * rises) / np.hypot(1, slope))
+    old, new = sorted(ratios, key=lambda ratio: abs(along - ratio * rises) / np.hypot(1, ratio))
 
     def guess(size: float) -> tuple[float, Float[np.ndarray, "period n"]]:
         change = size / (new - old)
         return crossing.at(map_, change, new * change)
 
-    def distance(found: Float[np.ndarray, "period n"], value: float) -> float:
+    def distance(reached: Float[np.ndarray, "period n"], value: float) -> float:
         change = value - crossing.parameter
-        return _aside(map_, crossing, found, change, old * change)
+        return _aside(map_, crossing, reached, change, old * change)
 
     return _Departure(len(crossing.points), _GROWTH / abs(form.coefficient), guess, distance)
 
 
-def _outwards(map_: Map, crossing: Crossing, form: NormalForm, slope: float) -> _Departure:
-    """From the branch that goes on through a pitchfork, along the upright one."""
+def _outwards(map_: Map, crossing: Crossing, form: NormalForm, ratio: float) -> _Departure:
+    """Departure from the branch that continues through a pitchfork, to the vertical one."""
     system = Expansion(map_, crossing.points, crossing.parameter)
     bend = np.real(system.derivative(crossing.right, crossing.right))
     off = bend - 2 * form.coefficient * crossing.right
@@ -223,30 +223,30 @@ def _outwards(map_: Map, crossing: Crossing, form: NormalForm, slope: float) -> 
 
     def guess(size: float) -> tuple[float, Float[np.ndarray, "period n"]]:
         change = -form.cubic * size**2 / rate
-        return crossing.at(map_, change, size + slope * change, size**2 / 2 * response)
+        return crossing.at(map_, change, size + ratio * change, size**2 / 2 * response)
 
-    def distance(found: Float[np.ndarray, "period n"], value: float) -> float:
+    def distance(reached: Float[np.ndarray, "period n"], value: float) -> float:
         change = value - crossing.parameter
-        return _aside(map_, crossing, found, change, slope * change)
+        return _aside(map_, crossing, reached, change, ratio * change)
 
     return _Departure(len(crossing.points), np.sqrt(_GROWTH / abs(form.cubic)), guess, distance)
 
 
 def _inwards(
-    map_: Map, crossing: Crossing, form: NormalForm, slope: float, period: int
+    map_: Map, crossing: Crossing, form: NormalForm, ratio: float, period: int
 ) -> _Departure:
-    """From the upright branch of a pitchfork to the one that goes on, or to half the period."""
-    ratio = abs(form.cubic / crossing.quadratic[1])
+    """Departure from the vertical branch of a pitchfork to the other, or to half the period."""
+    opening = abs(form.cubic / crossing.quadratic[1])
 
     def guess(size: float) -> tuple[float, Float[np.ndarray, "period n"]]:
-        change = np.sign(size) * ratio * size**2
-        return crossing.at(map_, change, slope * change, period=period)
+        change = np.sign(size) * opening * size**2
+        return crossing.at(map_, change, ratio * change, period=period)
 
-    def distance(found: Float[np.ndarray, "period n"], value: float) -> float:
+    def distance(reached: Float[np.ndarray, "period n"], value: float) -> float:
         change = value - crossing.parameter
-        outer, size = np.sqrt(abs(change) / ratio), float(np.sign(change))
-        shift = found[0] - crossing.points[0] - change * crossing.drift
-        return size * (outer - abs(float(crossing.left @ shift) - slope * change))
+        outer, size = np.sqrt(abs(change) / opening), float(np.sign(change))
+        shift = reached[0] - crossing.points[0] - change * crossing.drift
+        return size * (outer - abs(float(crossing.left @ shift) - ratio * change))
 
     return _Departure(period, np.sqrt(_GROWTH / abs(form.cubic)), guess, distance)
 
@@ -254,7 +254,7 @@ def _inwards(
 def _aside(
     map_: Map,
     crossing: Crossing,
-    found: Float[np.ndarray, "period n"],
+    points: Float[np.ndarray, "period n"],
     change: float,
     along: float,
 ) -> float:
@@ -263,10 +263,10 @@ def _aside(
     Args:
         map_: the map.
         crossing: where the two branches cross.
-        found: the cycle.
+        points: points of the cycle.
         change: change of the parameter.
-        along: where the old branch is expected, along the eigenvector.
+        along: expected position of the old branch along the eigenvector.
     """
-    value, points = crossing.at(map_, change, along)
-    old = find_cycle(map_, points, value, len(points))
-    return float(crossing.left @ (found[0] - (old.points if old.converged else points)[0]))
+    value, expected = crossing.at(map_, change, along)
+    old = find_cycle(map_, expected, value, len(expected))
+    return float(crossing.left @ (points[0] - (old.points if old.converged else expected)[0]))

@@ -1,28 +1,28 @@
-"""How large an eigenvalue can be, told by a random vector's Krylov chain: an upper bound.
+"""Upper bounds on eigenvalues from the Krylov chain of a random vector.
 
-A Ritz value with its residual says that some eigenvalue is near it, never that none is larger. A
-chain from a random vector v does: its vector number m is p_m(A) v of norm 1, with the polynomial
-p_m of its coefficients, so that |γ p_m(λ)| ≤ 1 for an eigenvalue λ of which v holds the share γ. As
-|γ| is less than d with a probability of δ = d √(2n/π) at most, the largest eigenvalue is below the
-t from which on p_m(t) exceeds 1/d, but for that probability (van Dorsselaer, Hochstenbach and van
-der Vorst, SIAM J. Matrix Anal. Appl. 22, 2000, 837). One event covers all m, and p_m goes on
-through restarts that lock nothing.
+A Ritz value with its residual shows that some eigenvalue is near it, never that none is larger. A
+chain from a random vector v does: its m-th vector is p_m(A) v of norm 1, where the polynomial p_m
+follows from its coefficients, so that |γ p_m(λ)| ≤ 1 for an eigenvalue λ whose eigenvector has the
+share γ in v. As |γ| < d has at most the probability δ = d √(2n/π), the largest eigenvalue is below
+the t from which on p_m(t) exceeds 1/d, except with that probability (van Dorsselaer, Hochstenbach
+and van der Vorst, SIAM J. Matrix Anal. Appl. 22, 2000, 837). One event covers all m, and p_m
+continues through restarts that lock nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 INDEPENDENT = 4
-"""Chains that count at most, as so many random vectors are drawn apart from each other."""
+"""Largest number of chains that count: so many random vectors are drawn independently."""
 
 _DOUBLINGS, _HALVINGS = 200, 48
 
 _PARTS = 16
-"""Of an interval, at whose ends the certainty is looked at together."""
+"""Parts of an interval, at whose ends the certainty is evaluated together."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Recurrence:
 
     Attributes:
         alphas: q·A q of each step.
-        betas: norm of what is left of A q, by which the next vector is divided; at least the
+        betas: norm of the remainder of A q, by which the next vector is divided; at least the
             rounding of a product. NaN where there was no step.
-        started: where a chain begins: with a random vector, outside of the span of those before,
+        started: where a chain begins, with a random vector outside the span of the vectors before,
             which is invariant.
-        restarts: Ritz values of the vectors that were kept before a step, by its number, and
-            their couplings with its q.
+        restarts: Ritz values of the vectors kept before a step, and their couplings with its q, by
+            the number of the step.
     """
 
     alphas: Float[np.ndarray, "*batch steps"]
@@ -45,35 +45,35 @@ class Recurrence:
     restarts: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def reflected(self) -> Recurrence:
-        """Of -A, whose largest eigenvalue is the smallest of A."""
+        """The coefficients of -A, whose largest eigenvalue is minus the smallest of A."""
         restarts = {
             step: (-values, couplings) for step, (values, couplings) in self.restarts.items()
         }
-        return Recurrence(-self.alphas, self.betas, self.started, restarts)
+        return replace(self, alphas=-self.alphas, restarts=restarts)
 
     def trimmed(self) -> Recurrence:
-        """Without the steps that nobody made, which come last."""
+        """The coefficients without the last steps, which were not made."""
         made = np.any(np.isfinite(self.betas), axis=tuple(range(self.betas.ndim - 1)))
         steps = slice(int(np.max(np.flatnonzero(made), initial=-1)) + 1)
         alphas, betas, started = (c[..., steps] for c in (self.alphas, self.betas, self.started))
         return Recurrence(alphas, betas, started, self.restarts)
 
     def stretched(self) -> Recurrence:
-        """For several places t of each operator, which are in a last axis."""
+        """The coefficients for several t of each operator, along a last axis."""
         alphas, betas, started = (c[..., None, :] for c in (self.alphas, self.betas, self.started))
         return Recurrence(alphas, betas, started, self.restarts)
 
     def certainty(
         self, t: Float[np.ndarray, "*batch"], num_params: int
     ) -> Float[np.ndarray, "*batch"]:
-        """-log of the probability with which an eigenvalue above t was missed; see `share_limit`.
+        """-log of the probability that an eigenvalue above t was missed; see `share_limit`.
 
-        That of several chains is multiplied, as their random vectors are independent. It is -inf
-        where t is not above all Ritz values.
+        The probabilities of several chains multiply, as their random vectors are independent. The
+        result is -inf where t is not above all Ritz values.
         """
         usual = share_limit(num_params)
         log, best, ratio = np.zeros_like(t), np.zeros_like(t), np.ones_like(t)
-        above, before, told = np.ones_like(t, bool), np.zeros_like(t), np.zeros_like(t)
+        above, before, earlier = np.ones_like(t, bool), np.zeros_like(t), np.zeros_like(t)
         everywhere = np.isfinite(self.betas)
         betas = np.maximum(self.betas, np.finfo(float).tiny)
         counts = np.cumsum(self.started, axis=-1) <= INDEPENDENT
@@ -81,39 +81,39 @@ class Recurrence:
             beta, started, made = (c[..., step] for c in (betas, self.started, everywhere))
             if step in self.restarts:
                 values, couplings = self.restarts[step]
-                apart = t[..., None] - values
-                above &= np.all(apart > 0, axis=-1)
-                taken = np.sum(couplings**2 / np.where(apart > 0, apart, 1), axis=-1)
+                distances = t[..., None] - values
+                above &= np.all(distances > 0, axis=-1)
+                taken = np.sum(couplings**2 / np.where(distances > 0, distances, 1), axis=-1)
             else:
                 taken = np.where(started, 0.0, before / np.where(above & ~started, ratio, 1))
             begun, last = made & started, counts[..., step]
-            told = np.where(begun, told + np.maximum(best - usual, 0), told)
+            earlier = np.where(begun, earlier + np.maximum(best - usual, 0), earlier)
             log, best = np.where(begun, 0.0, log), np.where(begun, 0.0, best)
             ratio = np.where(made, (t - self.alphas[..., step] - taken) / beta, ratio)
             above &= ~made | (ratio > 0)
             log = np.where(made, log + np.log(np.where(above, ratio, 1)), log)
             best = np.where(last, np.maximum(best, log), 0.0)
             before = np.where(made, beta, before)
-        return np.where(above, told + np.maximum(best - usual, 0), -np.inf)
+        return np.where(above, earlier + np.maximum(best - usual, 0), -np.inf)
 
 
 def share_limit(num_params: int) -> float:
-    """C such that one vector's share in a random one is below e^(-x) with probability e^(c - x)."""
+    """The c such that a random vector's share in a given one is below e^-x with p ≤ e^(c - x)."""
     return 0.5 * np.log(2 * num_params / np.pi)
 
 
 def upper_bound(
     recurrence: Recurrence, num_params: int, failure_probability: float
 ) -> Float[np.ndarray, "*batch"]:
-    """What no eigenvalue exceeds, in exact arithmetic, but for the failure probability.
+    """A bound that no eigenvalue exceeds, in exact arithmetic, except with the failure probability.
 
     Args:
         recurrence: coefficients of chains whose first vectors are uniform on the sphere.
-        num_params: dimension of the space that they are drawn from.
+        num_params: dimension of the space from which they are drawn.
         failure_probability: δ.
 
     Returns:
-        the bound; infinite where no step was made or one is not finite.
+        The bound; infinite where no step was made or one is not finite.
 
     >>> chain = Recurrence(np.array([1.0, 0.0]), np.array([1.0, 1.0]), np.array([True, False]))
     >>> bool(upper_bound(chain, 2, 0.1) > 1.6)  # of [[1, 1], [1, 0]]: 1.618 is the largest
@@ -138,8 +138,8 @@ def upper_bound(
         grid, steps = np.arange(_PARTS + 1) / _PARTS, recurrence.stretched()
         for _ in range(int(np.ceil(_HALVINGS / np.log2(_PARTS)))):
             width = high - low
-            places = low[..., None] + width[..., None] * grid[1:-1]
-            # From one place on, all are enough.
-            short = np.sum(steps.certainty(places, num_params) < limit, axis=-1)
+            points = low[..., None] + width[..., None] * grid[1:-1]
+            # The certainty suffices at all points beyond the first that has enough.
+            short = np.sum(steps.certainty(points, num_params) < limit, axis=-1)
             low, high = low + width * grid[short], low + width * grid[short + 1]
     return np.where(usable, high, np.inf)

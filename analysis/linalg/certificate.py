@@ -1,4 +1,4 @@
-"""`Certificate`: what is certain of Ritz pairs, from below and from above."""
+"""`Certificate`: what is certain about Ritz pairs, from below and from above."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from dlf_dynamics.analysis.linalg.ritz import Ends, RitzPairs, is_lost
 from dlf_dynamics.analysis.linalg.vectors import ALLOWANCE, rounding
 
 STATUSES = ("converged", "unranked", "tracked", "budget", "not finite")
-"""Of a value; the number of each is stored.
+"""Status of a value; its index is stored.
 
 `converged`: its residual is small enough, and no eigenvalue further out was missed by more than the
-rank tolerance, but for the failure probability. `unranked`: its residual is, what was missed was
-not looked for, by choice. `tracked`: the same, of a warm start. `budget`: products were spent, or
-more of them do not help. `not finite`: the operator is not.
+rank tolerance, except with the failure probability. `unranked`: its residual is small enough, but
+missed eigenvalues were deliberately not searched for. `tracked`: the same after a warm start.
+`budget`: all products were spent, or more do not help. `not finite`: products are not finite.
 """
 
 CONVERGED, UNRANKED, TRACKED, BUDGET, NOT_FINITE = range(len(STATUSES))
 
 
 class Evidence(NamedTuple):
-    """What is known of one or more operators; leading axes are those of the pairs.
+    """What is known about one or more operators; leading axes are those of the pairs.
 
     Attributes:
         pairs: Ritz pairs from fresh products.
         num_params: order n of the operator.
-        own: coefficients of the search, where it began at random; none elsewhere.
-        chain: coefficients of a chain in the complement of the vectors; none where it was left out.
-        extent: least and largest Ritz value of the search.
-        norm: largest ‖A q‖ of a unit vector that was seen.
+        own: coefficients of the search where it began at random, otherwise none.
+        chain: coefficients of a chain in the complement of the vectors, if there was one.
+        extent: smallest and largest Ritz value of the search.
+        norm: largest ‖A q‖ of a unit vector seen so far.
         asymmetry: largest difference of two entries that are equal for a symmetric operator.
         whole: whether the search filled the space.
-        num_matvecs: products that were made.
-        noise: error of a product in the search and the chain, as it was measured; none where
-            rounding is all that is known.
+        num_matvecs: number of products.
+        noise: measured error of a product in the search and the chain; none where only rounding is
+            known.
         dtype: type of the numbers in the search.
         fresh_dtype: type of the numbers in the fresh products.
     """
@@ -58,21 +58,21 @@ class Evidence(NamedTuple):
 
 
 class Certificate(NamedTuple):
-    """What is certain of Ritz pairs; leading axes are those of the pairs, checkpoints for example.
+    """What is certain about Ritz pairs; leading axes are those of the pairs, such as checkpoints.
 
     Attributes:
         residuals: ‖A v - λ v‖ from fresh products.
-        intervals: lower and upper ends. Of a value that is `converged` they contain the eigenvalue
-            of this place, but for the failure probability: a Ritz value is never beyond it (Cauchy;
-            Parlett, Theorem 10.1.1), the other end is the upper bound, or what the chain and the
-            residuals allow. Of the others they contain some eigenvalue (Theorem 4.5.1), and those
-            that meet contain as many as they are (11.5.1). Rounding is allowed for.
-        upper_bound: what no eigenvalue exceeds; infinite where nothing bounds them, and where none
+        intervals: lower and upper ends. Where the value is `converged` they contain the eigenvalue
+            of this rank, except with the failure probability: a Ritz value never lies beyond it
+            (Cauchy; Parlett, Theorem 10.1.1), and the other end is the upper bound, or what the
+            chain and the residuals allow. Otherwise they contain some eigenvalue (Theorem 4.5.1),
+            and m intervals that overlap contain m of them (11.5.1). Rounding is allowed for.
+        upper_bound: bound that no eigenvalue exceeds; infinite where there is none, and where none
             are wanted from the top.
-        lower_bound: what none is below, likewise.
+        lower_bound: likewise, a bound that no eigenvalue falls below.
         rank_bounds: upper bound on the next eigenvalue beyond those at the top, and lower bound on
-            the next beyond those at the bottom; infinite where no chain tells.
-        status: what is certain of each value, a place in `STATUSES`.
+            the next beyond those at the bottom; infinite without a chain.
+        status: what is certain about each value, an index into `STATUSES`.
     """
 
     residuals: Float[np.ndarray, "*batch count"]
@@ -84,25 +84,25 @@ class Certificate(NamedTuple):
 
     @property
     def converged(self) -> Bool[np.ndarray, "*batch count"]:
-        """Which values decide anything."""
+        """Which values are certain enough to decide anything."""
         return self.status == CONVERGED
 
 
 def certify(evidence: Evidence, goal: Goal, *, tracked: bool = False) -> Certificate:
-    """What is certain of Ritz pairs, also of many at once.
+    """Draws what is certain about Ritz pairs from the evidence, also for many operators at once.
 
     Args:
-        evidence: what is known.
-        goal: what was asked for.
-        tracked: whether a warm start went without a chain, by choice.
+        evidence: what is known about them.
+        goal: what was wanted.
+        tracked: whether a warm start deliberately did without a chain.
     """
     pairs, ends = evidence.pairs, goal.ends
     residuals = np.sqrt(np.maximum(np.diagonal(pairs.residual_gram, axis1=-2, axis2=-1), 0))
     size, norm = evidence.num_params, np.fmax(evidence.norm, pairs.norm)
     asymmetry = np.fmax(evidence.asymmetry, pairs.asymmetry)
     lost = is_lost(asymmetry, norm, evidence.dtype)
-    # Of a random unit vector ‖A q‖ is at least 1/√n of every |λ|, but for bad luck. Squares of
-    # numbers below `least` leave the range, so that norms of them are 0.
+    # For a random unit vector, ‖A q‖ is at least |λ|/√n for every λ, barring bad luck. Squares of
+    # numbers below `least` underflow, so that their norms are 0.
     least = float(np.finfo(evidence.dtype).tiny) ** 0.5
     usual = ALLOWANCE * rounding(size, evidence.fresh_dtype)
     fresh = np.where(lost, 10 * size**0.5, usual) * norm + least
@@ -133,7 +133,7 @@ def certify(evidence: Evidence, goal: Goal, *, tracked: bool = False) -> Certifi
 
 
 def _reflected(evidence: Evidence) -> Evidence:
-    """Of -A."""
+    """The evidence about -A."""
     pairs = evidence.pairs
     turned = pairs._replace(values=-pairs.values[..., ::-1])
     own, chain = (c if c is None else c.reflected() for c in (evidence.own, evidence.chain))
@@ -143,7 +143,7 @@ def _reflected(evidence: Evidence) -> Evidence:
 def _upper(
     evidence: Evidence, goal: Goal, fresh: Float[np.ndarray, "*batch"]
 ) -> tuple[Float[np.ndarray, "*batch top"], Float[np.ndarray, "*batch 2"]]:
-    """Upper bounds: of each value at the top; of all eigenvalues and of the next one."""
+    """Upper bounds: on each value at the top; on all eigenvalues and on the next one."""
     values, count = evidence.pairs.values, goal.ends.total
     size = evidence.num_params
     noise = evidence.noise
@@ -156,7 +156,7 @@ def _upper(
         highest = upper_bound(evidence.own, size, goal.failure_probability) + noise
     if evidence.chain is not None and goal.ends.top and size > count:
         inside = upper_bound(evidence.chain, size - count, goal.failure_probability) + noise
-    # Where the search filled the space, nothing is outside of it.
+    # Where the search filled the space, nothing lies outside it.
     inside = np.where(evidence.whole & (size == count), -np.inf, inside)
     gram = np.nan_to_num(evidence.pairs.residual_gram, posinf=0.0)
     coupling = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[..., -1], 0)) + fresh
@@ -181,7 +181,7 @@ def _pushed(values: np.ndarray, bound: np.ndarray, coupling: np.ndarray) -> np.n
 
 
 def _radius(values: np.ndarray, radius: np.ndarray, gram: np.ndarray) -> np.ndarray:
-    """Half widths such that intervals that meet contain as many eigenvalues as they are."""
+    """Half widths such that m intervals that overlap contain m eigenvalues."""
     lower, upper = values - radius, values + radius
     with np.errstate(invalid="ignore"):
         meet = np.any(lower[..., :-1] <= upper[..., 1:], axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""`Chain`: a random Krylov chain that keeps no basis, to bound what lies outside some vectors."""
+"""`Chain`: a random Krylov chain without a basis, to bound eigenvalues outside some vectors."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ FAILURE_PROBABILITY = 1e-6
 """Probability with which each bound may fail."""
 
 RANK_TOLERANCE = 0.03
-"""How far outside of what was found a missed eigenvalue may be, relative to the spread."""
+"""How far beyond the known eigenvalues a missed one may be, relative to the spread."""
 
 TIGHTER = 1e-3
-"""Factor on the tolerances at most, where an interval does not clear the threshold."""
+"""Factor by which tolerances shrink where an interval does not clear the threshold."""
 
 
 class Goal(NamedTuple):
-    """What is asked of a solver, hashable for `jax.jit`.
+    """What a solver is to compute, hashable for `jax.jit`.
 
     Attributes:
         ends: how many eigenvalues.
-        tol: largest residual aimed at, relative to the operator's norm.
+        tol: largest residual to aim at, relative to the operator's norm.
         failure_probability: how often each upper bound may fail.
-        rank_tolerance: how far outside of what was found a missed eigenvalue may be, relative to
-            the spread of the spectrum.
-        ranked: whether a missed eigenvalue is looked for.
-        threshold: critical value; the search goes on until it is told whether the largest
-            eigenvalue is above it, by tolerances a thousandth as large if need be; infinite for
+        rank_tolerance: how far beyond the known eigenvalues a missed one may be, relative to the
+            spread of the spectrum.
+        ranked: whether to search for missed eigenvalues.
+        threshold: critical value; the search continues until it is clear whether the largest
+            eigenvalue is above it, with tolerances down to a thousandth if necessary; infinite for
             none.
     """
 
@@ -46,7 +46,7 @@ class Goal(NamedTuple):
     threshold: Any = float("inf")
 
     def within(self, rank_tolerance: float | None) -> Goal:
-        """With another rank tolerance; none is the usual one, infinity leaves the chain out."""
+        """The goal with another rank tolerance; none keeps it, infinity leaves the chain out."""
         if rank_tolerance is None:
             return self
         if rank_tolerance == float("inf"):
@@ -55,47 +55,47 @@ class Goal(NamedTuple):
 
     @property
     def tolerances(self) -> tuple[Any, Any, Any]:
-        """Three numbers on which no compiled program depends."""
+        """Three numbers that no compiled program depends on."""
         return self.tol, self.rank_tolerance, self.threshold
 
     @property
     def form(self) -> Goal:
-        """The same without them, for `jax.jit`."""
+        """The goal without these numbers, for `jax.jit`."""
         return self.having((0.0, 0.0, 0.0))
 
     def having(self, tolerances: tuple[Any, Any, Any]) -> Goal:
-        """With other numbers."""
+        """The goal with other tolerances."""
         tol, rank_tolerance, threshold = tolerances
         return self._replace(tol=tol, rank_tolerance=rank_tolerance, threshold=threshold)
 
     def tightened(self, dtype: Any) -> Goal:
-        """As precise as the numbers allow, where an interval does not clear the threshold."""
+        """The goal with tighter tolerances, where an interval does not clear the threshold."""
         tol = TIGHTER * self.tol + 100 * float(jnp.finfo(dtype).eps)
         return self._replace(tol=tol, rank_tolerance=TIGHTER * self.rank_tolerance)
 
     @property
     def alone(self) -> bool:
-        """Whether one value is wanted from an end, which a search from a random start bounds."""
+        """Whether one value per end is wanted, which a search from a random start bounds itself."""
         return max(self.ends) <= 1
 
     def room(self, extent: Float[Array | np.ndarray, " 2"], norm: Array | float) -> Any:
-        """How far outside a missed eigenvalue may be; not 0 where the operator is."""
+        """How far outside a missed eigenvalue may be; above 0 even for the operator 0."""
         least = jnp.finfo(jnp.result_type(norm)).tiny
         return self.rank_tolerance * (extent[1] - extent[0]) + 0.9 * self.tol * norm + least
 
 
 class Growth(NamedTuple):
-    """log |p(t)| of chains' polynomials, at places of A or of -A; see `bounds`.
+    """log |p(t)| of the polynomials of chains, at points t for A or -A; see `bounds`.
 
     Attributes:
-        t: the places.
-        signs: 1 for those of A, -1 for those of -A.
-        usual: log of the growth from which on it tells anything.
+        t: the points.
+        signs: 1 for points of A, -1 for points of -A.
+        usual: log of the growth above which it says anything.
         ratio: p of the last step over p of the one before.
         log: log |p(t)| of the last step.
-        best: largest of all steps of the chain.
-        told: what the chains before it have told.
-        chains: how many were begun.
+        best: largest log of all steps of the chain.
+        earlier: certainty from the chains before it.
+        chains: number of chains begun.
         above: whether t is above all Ritz values.
     """
 
@@ -105,7 +105,7 @@ class Growth(NamedTuple):
     ratio: Float[Array, " places"]
     log: Float[Array, " places"]
     best: Float[Array, " places"]
-    told: Float[Array, " places"]
+    earlier: Float[Array, " places"]
     chains: Int[Array, ""]
     above: Bool[Array, " places"]
 
@@ -113,38 +113,38 @@ class Growth(NamedTuple):
     def at(
         cls, t: Float[Array, " places"], num_params: int, signs: tuple[int, ...] = (1, -1)
     ) -> Growth:
-        """Before the first step, in a space of so many dimensions."""
+        """The growth before the first step, in a space of so many dimensions."""
         zero, signed = jnp.zeros_like(t), jnp.asarray(signs, t.dtype)
         usual = jnp.asarray(share_limit(num_params), t.dtype)
         return cls(t, signed, usual, zero, zero, zero, zero, jnp.int32(0), jnp.ones_like(t, bool))
 
     @property
     def certainty(self) -> Float[Array, " places"]:
-        """-log of the probability with which an eigenvalue beyond t was missed."""
+        """-log of the probability that an eigenvalue beyond t was missed."""
         counts = self.chains <= INDEPENDENT
-        return self.told + jnp.where(counts, jnp.maximum(self.best - self.usual, 0), 0)
+        return self.earlier + jnp.where(counts, jnp.maximum(self.best - self.usual, 0), 0)
 
     def stepped(self, alpha: Array, beta: Array, before: Array, started: Array) -> Growth:
-        """With the coefficients of one more step; `before` is β of the one before."""
-        told = jnp.where(started, self.certainty, self.told)
+        """The growth after one more step; `before` is β of the step before."""
+        earlier = jnp.where(started, self.certainty, self.earlier)
         log, best = (jnp.where(started, 0, part) for part in (self.log, self.best))
         taken = jnp.where(started, 0, before / jnp.where(started | ~self.above, 1, self.ratio))
         ratio = (self.t - self.signs * alpha - taken) / beta
         above = self.above & (ratio > 0)
         log = log + jnp.log(jnp.where(above, ratio, 1))
         best, chains = jnp.maximum(best, log), self.chains + started
-        return Growth(self.t, self.signs, self.usual, ratio, log, best, told, chains, above)
+        return Growth(self.t, self.signs, self.usual, ratio, log, best, earlier, chains, above)
 
     def free(self, goal: Goal) -> Bool[Array, " places"]:
-        """Whether no eigenvalue is beyond t, but for the failure probability."""
+        """Whether no eigenvalue is beyond t, except with the failure probability."""
         return self.above & (self.certainty >= -np.log(goal.failure_probability))
 
     def reached(self, goal: Goal) -> Bool[Array, ""]:
-        """The same at the ends that are wanted, where the first two places are outside of them."""
+        """The same for the wanted ends, outside of which the first two points lie."""
         return jnp.all(~_wanted(goal) | self.free(goal)[:2])
 
     def missed(self, goal: Goal) -> Bool[Array, ""]:
-        """Whether a Ritz value is beyond one of these, so that an eigenvalue is."""
+        """Whether a Ritz value, and so an eigenvalue, is beyond one of these points."""
         return jnp.any(_wanted(goal) & ~self.above[:2])
 
 
@@ -153,18 +153,18 @@ def _wanted(goal: Goal) -> Bool[Array, " 2"]:
 
 
 class Chain(NamedTuple):
-    """Where a chain stands. Its vectors are orthogonal to those it was begun outside of.
+    """State of a chain, whose vectors are orthogonal to some given ones.
 
     Attributes:
-        spare: another random vector, for where the chain is exhausted.
+        spare: another random vector, used when the chain is exhausted.
         before: the vector before the last.
         last: the last vector, to be multiplied next.
         alphas: q·A q of each step.
-        betas: norm of what was left of A q, at least its rounding; NaN where there was no step.
-        started: where a chain begins; one that is exhausted is followed by another.
-        length: steps made.
-        growth: how its polynomial has grown where no eigenvalue may be beyond.
-        norm: largest ‖A q‖ seen.
+        betas: norm of the remainder of A q, at least its rounding; NaN where there was no step.
+        started: where a chain begins; another follows one that is exhausted.
+        length: number of steps.
+        growth: growth of its polynomial at the points that no eigenvalue may exceed.
+        norm: largest ‖A q‖ so far.
         done: whether the bound is reached or cannot be reached, or both vectors are exhausted.
     """
 
@@ -187,20 +187,20 @@ def begin_chain(
     extent: Float[Array, " 2"],
     norm: Float[Array, ""],
     goal: Goal,
-    most: int,
+    max_steps: int,
     key: PRNGKeyArray,
 ) -> Chain:
-    """A random vector outside of some vectors.
+    """Begins a chain with a random vector orthogonal to some vectors.
 
     Args:
-        form: shape, type and place of the vectors.
+        form: shape, type and location of the vectors.
         vectors: orthonormal, one per row.
-        values: Ritz values of these, largest first, those of the bottom last.
-        extent: least and largest Ritz value.
-        norm: of the operator, as far as it was seen.
-        goal: what is asked for.
-        most: steps at most.
-        key: independent of the operator and of what the vectors were found with.
+        values: their Ritz values, largest first, those at the bottom last.
+        extent: smallest and largest Ritz value.
+        norm: norm of the operator, as far as it is known.
+        goal: what is wanted.
+        max_steps: largest number of steps.
+        key: PRNG key, independent of the operator and of how the vectors were computed.
     """
     dtype, count = form.dtype, goal.ends.total
     drawn = form.random(key, 2)
@@ -208,34 +208,34 @@ def begin_chain(
     room, top = goal.room(extent, norm), goal.ends.top
     upper = values[top - 1] if top else jnp.inf
     lower = values[top] if goal.ends.bottom else -jnp.inf
-    blank = jnp.full(most, jnp.nan, dtype)
+    blank = jnp.full(max_steps, jnp.nan, dtype)
     at = jnp.stack([jnp.asarray(upper + room, float), jnp.asarray(room - lower, float)])
     finite = jnp.all(jnp.isfinite(form.inner(vectors, vectors)))
     done = ~finite | (form.norm(first) == 0)
     zero = jax.tree.map(jnp.zeros_like, first)
     norm = jnp.asarray(norm, dtype)
     growth = Growth.at(at, form.num_params - count)
-    started = jnp.zeros(most + 1, bool).at[0].set(True)
+    started = jnp.zeros(max_steps + 1, bool).at[0].set(True)
     return Chain(spare, zero, first, blank, blank, started, jnp.int32(0), growth, norm, done)
 
 
 def follow_chain(
     form: Form, matvec: Matvec, vectors: Rows, chain: Chain, goal: Goal, steps: Any
 ) -> Chain:
-    """The chain after so many more steps, or fewer where it is done."""
+    """The chain after so many more steps, or fewer if it is done."""
     stop = jnp.minimum(chain.length + steps, len(chain.alphas))
     floor = rounding(form.num_params, form.dtype)
 
     def step(chain: Chain) -> Chain:
-        place = chain.length
-        begins = chain.started[place]
+        index = chain.length
+        begins = chain.started[index]
         product = matvec(chain.last)
         norm = jnp.maximum(chain.norm, form.norm(product))
         rest, _ = form.swept(product, vectors)
-        beta_before = jnp.where(begins, 0, chain.betas[place - 1])
+        beta_before = jnp.where(begins, 0, chain.betas[index - 1])
         alpha = form.inner(chain.last, rest)
         rest = form.less(form.less(rest, alpha, chain.last), beta_before, chain.before)
-        # Once more, as what is left may be much less than what was taken out.
+        # Once more, as the remainder may be much smaller than what was subtracted.
         again = form.inner(chain.last, rest)
         rest = form.less(form.swept(rest, vectors)[0], again, chain.last)
         remaining = form.norm(rest)
@@ -249,10 +249,10 @@ def follow_chain(
             spare=chain.spare,
             before=chain.last,
             last=form.placed(last),
-            alphas=chain.alphas.at[place].set(alpha),
-            betas=chain.betas.at[place].set(beta),
-            started=chain.started.at[place + 1].set(exhausted),
-            length=place + 1,
+            alphas=chain.alphas.at[index].set(alpha),
+            betas=chain.betas.at[index].set(beta),
+            started=chain.started.at[index + 1].set(exhausted),
+            length=index + 1,
             growth=growth,
             norm=norm,
             done=ended | ~jnp.isfinite(norm),

@@ -33,29 +33,29 @@ from dlf_dynamics.reprs import brief
 Which = Literal["largest", "smallest", "both"]
 
 PASS_SIZE = 10_000
-"""Orders up to which one compiled Lanczos pass is faster than a host loop over its products."""
+"""Orders up to which one compiled Lanczos pass is faster than a host loop over products."""
 
 _PASS_STEPS = 64
-"""Steps of the pass at most; its whole basis is kept. Harder operators go on in the host loop."""
+"""Largest number of steps of the pass, whose whole basis is kept; the host loop continues it."""
 
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """Eigenvalues of one operator, largest first, and how far each can be trusted.
+    """Eigenvalues of one operator, largest first, and how far each one can be trusted.
 
     Attributes:
         eigenvalues: Rayleigh quotients, shape (k,), or (2k,) for both ends.
-        eigenvectors: orthonormal, one per row; of a pytree with an axis in front of each leaf.
-        residuals: as in `Certificate`, like all up to `rank_bounds`.
-        intervals: shape (k, 2).
-        upper_bound: what no eigenvalue exceeds.
-        lower_bound: what none is below.
-        rank_bounds: bounds on the next ones beyond those that are wanted.
-        status: what is certain of each value, see `certificate.STATUSES`.
+        eigenvectors: orthonormal, one per row; for a pytree, each leaf has one more axis in front.
+        residuals: ‖A v - λ v‖ from fresh products; see `Certificate`, also for the next four.
+        intervals: lower and upper end of each, shape (k, 2).
+        upper_bound: bound that no eigenvalue exceeds.
+        lower_bound: bound that no eigenvalue falls below.
+        rank_bounds: bounds on the next eigenvalues beyond the wanted ones.
+        status: what is certain about each value, see `certificate.STATUSES`.
         failure_probability: how often each bound may fail.
         orthogonality: largest entry of |V Vᵀ - 1|.
-        num_matvecs: products that were made, the fresh ones and the chain's included.
-        message: what was done and, where needed, what to try.
+        num_matvecs: number of products, including the fresh ones and those of the chain.
+        message: what was done and, if necessary, what to try.
         method: `lanczos` (one compiled pass) or `thick restart` (host loop).
     """
 
@@ -99,9 +99,10 @@ def top_eigenpairs(
 ) -> Eigenpairs:
     """The k largest or smallest eigenvalues of a symmetric operator, or k from each end.
 
-    Small operators go through one compiled Lanczos pass, others and warm starts through thick
-    restarts, whose memory is bounded. One value from an end is bounded by the coefficients of its
-    own search; several, and warm starts, by a random chain in the complement of their vectors.
+    Small operators are handled by one compiled Lanczos pass, others and warm starts by Lanczos with
+    thick restarts, whose memory is bounded. A single value per end is bounded by the coefficients
+    of its own search; several, and warm starts, by a random chain in the complement of their
+    vectors.
 
     Args:
         matvec: product with the operator, traceable by JAX. A `jax.tree_util.Partial` is compiled
@@ -110,30 +111,30 @@ def top_eigenpairs(
         k: number of eigenvalues.
         which: end of the spectrum.
         tol: largest residual that counts as converged, relative to the norm of the operator.
-        max_matvecs: products at most, the fresh ones and the chain's included.
-        key: of the random vectors. The bounds hold if it is independent of the operator.
+        max_matvecs: largest number of products, including the fresh ones and those of the chain.
+        key: PRNG key for the random vectors. The bounds hold if it is independent of the operator.
         initial_vectors: eigenvectors of a nearby operator, to start from.
-        certificate_matvec: product with the same operator in float64, of a float64 vector, for
-            Rayleigh quotients and residuals; the error of `matvec` is then measured against it.
-        failure_probability: of each bound.
-        rank_tolerance: how far outside of what was found a missed eigenvalue may be, relative to
-            the spread of the spectrum; none means 0.03, infinity leaves the chain out.
-        tracked: whether to leave it out for a warm start.
+        certificate_matvec: product of the same operator with a float64 vector, in float64, for
+            Rayleigh quotients and residuals; it also serves to measure the error of `matvec`.
+        failure_probability: failure probability of each bound.
+        rank_tolerance: how far beyond the computed eigenvalues a missed one may be, relative to the
+            spread of the spectrum; none means 0.03, infinity leaves the chain out.
+        tracked: whether a warm start leaves the chain out.
         dtype: type of the vectors, where they are flat.
-        like: a pytree whose form the vectors have, of arrays or their `jax.ShapeDtypeStruct`s, n
-            numbers in all. Where its leaves lie on several devices, so do all vectors; each inner
+        like: a pytree of arrays or `jax.ShapeDtypeStruct`s, n numbers in all, whose form the
+            vectors have. Where its leaves lie on several devices, so do all vectors; each inner
             product is one exchange between the devices, and no vector is gathered.
 
     Raises:
         DataError: when leaves of `like` differ in type or lie on different meshes.
-        ValueError: when k is not between 1 and n, the products are too few, or the operator is not
-            linear, not symmetric or of another shape.
+        ValueError: when k is not between 1 and n, `max_matvecs` is too small, or the operator is
+            not linear, not symmetric or has another shape.
 
     >>> matrix = jnp.diag(jnp.arange(50.0))
-    >>> found = top_eigenpairs(
+    >>> pairs = top_eigenpairs(
     ...     lambda v: matrix @ v, 50, 2, tol=1e-3, max_matvecs=90, key=jax.random.key(0)
     ... )
-    >>> found.eigenvalues.round(2).tolist(), found.converged.tolist()
+    >>> pairs.eigenvalues.round(2).tolist(), pairs.converged.tolist()
     ([49.0, 48.0], [True, True])
     """
     matvec = matvec if isinstance(matvec, Partial) else Partial(matvec)
@@ -143,9 +144,9 @@ def top_eigenpairs(
     spent, alone = 0, initial_vectors is None and certificate_matvec is None
     if num_params <= PASS_SIZE and alone and like is None:
         plan = Plan.of(num_params, goal, max_matvecs, jnp.dtype(dtype))
-        evidence, found = _by_pass(matvec, key, goal, plan)
-        if not worth_going_on(evidence, found, max_matvecs):
-            return _told(matvec, form, key, evidence, found, goal, "lanczos")
+        evidence, certificate = _by_pass(matvec, key, goal, plan)
+        if not worth_going_on(evidence, certificate, max_matvecs):
+            return _eigenpairs(matvec, form, key, evidence, certificate, goal, "lanczos")
         spent = int(evidence.num_matvecs)
     evidence = solve(
         Partial(_as_it_is, matvec),
@@ -158,7 +159,7 @@ def top_eigenpairs(
         certificate_matvec=certificate_matvec,
         tracked=tracked,
     )
-    return _told(matvec, form, key, evidence, certify(evidence, goal, tracked=tracked), goal)
+    return _eigenpairs(matvec, form, key, evidence, certify(evidence, goal, tracked=tracked), goal)
 
 
 def make_ends(k: int, num_params: int, which: Which) -> Ends:
@@ -180,14 +181,14 @@ def make_ends(k: int, num_params: int, which: Which) -> Ends:
 
 
 class Plan(NamedTuple):
-    """Of a compiled pass, hashable for `jax.jit`.
+    """Plan of a compiled pass, hashable for `jax.jit`.
 
     Attributes:
         num_params: order of the operator.
-        goal: the form of what is asked for.
-        capacity: steps of the pass at most.
-        chain_length: steps of the chain at most; 0 leaves it out.
-        dtype: of the vectors.
+        goal: what is wanted, without tolerances.
+        capacity: largest number of steps of the pass.
+        chain_length: largest number of steps of the chain; 0 leaves it out.
+        dtype: type of the vectors.
     """
 
     num_params: int
@@ -198,7 +199,7 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, num_params: int, goal: Goal, max_matvecs: int, dtype: Any) -> Plan:
-        """With a pass of so many products at most."""
+        """The plan of a pass with so many products at most."""
         count = goal.ends.total
         capacity = min(num_params, max_matvecs - count, max(_PASS_STEPS, 4 * count + 20))
         chained = not goal.alone and goal.ranked
@@ -230,21 +231,21 @@ def _one_pass(
     return plan.run(lambda: matvec, key, tolerances)
 
 
-def evidence_of(brought: Pass, plan: Plan) -> Evidence:
-    """Of one pass, or of many with leading axes, on the host."""
-    found: Any = jax.tree.map(np.asarray, brought)
-    chain = Recurrence(found.chain_alphas, found.chain_betas, found.chain_started)
-    own = Recurrence(found.alphas, found.betas, found.started)
+def evidence_of(outcome: Pass, plan: Plan) -> Evidence:
+    """Evidence on the host from one pass, or from many with leading axes."""
+    arrays: Any = jax.tree.map(np.asarray, outcome)
+    chain = Recurrence(arrays.chain_alphas, arrays.chain_betas, arrays.chain_started)
+    own = Recurrence(arrays.alphas, arrays.betas, arrays.started)
     return Evidence(
-        rayleigh_ritz(found.vectors.astype(float), found.products.astype(float)),
+        rayleigh_ritz(arrays.vectors.astype(float), arrays.products.astype(float)),
         plan.num_params,
         own,
         chain if plan.chain_length else None,
-        found.extent,
-        found.norm.astype(float),
-        found.asymmetry.astype(float),
-        found.whole,
-        found.num_matvecs,
+        arrays.extent,
+        arrays.norm.astype(float),
+        arrays.asymmetry.astype(float),
+        arrays.whole,
+        arrays.num_matvecs,
         None,
         plan.dtype,
         plan.dtype,
@@ -267,7 +268,7 @@ def _as_it_is(matvec: Matvec) -> Matvec:
 
 
 def _multiply(matvec: Matvec, vector: Array) -> Array:
-    """Of a function, not of a `Partial`, JAX remembers the trace."""
+    """A function, since JAX caches the trace of functions, not of `Partial`s."""
     return matvec(vector)
 
 
@@ -298,12 +299,12 @@ def _described(tree: Any) -> str:
 
 
 def _of_flat(matvec: Matvec, form: Form) -> Matvec:
-    """As a function of flat vectors, whatever the form of its own."""
+    """The product as a function of flat vectors, whatever form the operator's vectors have."""
     layout = Layout.of(jax.eval_shape(form.zeros))
     return lambda vector: layout.flatten(matvec(layout.unflatten(vector)))
 
 
-def _told(
+def _eigenpairs(
     matvec: Matvec,
     form: Form,
     key: PRNGKeyArray,
@@ -321,7 +322,7 @@ def _told(
     if np.any(evidence.asymmetry > 100 * rounding(size, evidence.dtype) * evidence.norm):
         check_operator(_of_flat(matvec, form), size, key, evidence.dtype)
     pairs, matvecs = evidence.pairs, int(evidence.num_matvecs)
-    status = tuple(STATUSES[place] for place in certificate.status.tolist())
+    status = tuple(STATUSES[index] for index in certificate.status.tolist())
     words = {"lanczos": "one Lanczos pass", "thick restart": "Lanczos with thick restarts"}[method]
     good, advice = status.count("converged"), ""
     if "not finite" in status:
@@ -330,7 +331,7 @@ def _told(
         advice = "; allow more products (max_matvecs) or a larger tol"
     for choice in ("unranked", "tracked"):
         if choice in status:
-            advice += f"; {status.count(choice)} {choice}, by choice"
+            advice += f"; {status.count(choice)} {choice}, as requested"
     return Eigenpairs(
         pairs.values,
         pairs.vectors,

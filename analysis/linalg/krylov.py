@@ -1,9 +1,9 @@
 """Thick-restart Lanczos: a host loop over compiled products, for operators of any order.
 
 The Krylov basis grows by one product at a time. When it is full, the Ritz vectors at the wanted
-ends are kept together with the next direction, whose products with them are known (Wu and Simon,
-SIAM J. Matrix Anal. Appl. 22, 2000, 602; Stewart's Krylov-Schur method). Memory is that of one
-basis; residuals come from the recurrence until the end, and from fresh products then.
+ends are kept together with the next direction, whose couplings to them are known (Wu and Simon,
+SIAM J. Matrix Anal. Appl. 22, 2000, 602; Stewart's Krylov-Schur method). It takes the memory of one
+basis. Residuals come from the recurrence during the search, and from fresh products at its end.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from dlf_dynamics.analysis.linalg.ritz import is_lost
 from dlf_dynamics.analysis.linalg.vectors import ALLOWANCE, Form, Operator, Rows, Vector, rounding
 
 _LEAST_BASIS = 20
-"""Vectors of the basis at least, where the space has as many dimensions."""
+"""Smallest number of basis vectors, where the space has as many dimensions."""
 
-SMALL, SMALL_BASIS = 10_000, 60
-"""Up to this order, more of them cost little."""
+_SMALL, _SMALL_BASIS = 10_000, 60
+"""Order up to which more basis vectors cost little, and how many there are."""
 
 
 class Space(NamedTuple):
-    """What a search found.
+    """Result of a search.
 
     Attributes:
         vectors: Ritz vectors of the wanted values, one per row, orthonormal to rounding.
         values: their Ritz values, largest first.
         recurrence: coefficients of the search; those of a warm start prove nothing.
-        extent: least and largest Ritz value.
-        norm: largest ‖A q‖ seen.
+        extent: smallest and largest Ritz value.
+        norm: largest ‖A q‖ so far.
         asymmetry: largest difference of two entries that are equal for a symmetric operator.
-        num_matvecs: products that were made.
+        num_matvecs: number of products.
         whole: whether the basis fills the space.
-        done: whether residuals and bound are as small as was asked for.
+        done: whether residuals and bound are as small as wanted.
     """
 
     vectors: Rows
@@ -69,13 +69,13 @@ def search(
 
     Args:
         operator: makes the matvec.
-        form: shape, type and place of the vectors.
-        goal: what is asked for. From a random start the search goes on until its own coefficients
-            bound what may be further out.
-        max_matvecs: products at most.
-        key: of the random vectors.
-        start: to begin with; none is a random vector.
-        progress: told the number of products so far.
+        form: shape, type and location of the vectors.
+        goal: what is wanted. From a random start the search continues until its own coefficients
+            bound the eigenvalues further out.
+        max_matvecs: largest number of products.
+        key: PRNG key for the random vectors.
+        start: start vector; none means a random one.
+        progress: called with the number of products so far.
     """
     krylov = _Krylov(operator, form, goal, key, start)
     while True:
@@ -90,15 +90,15 @@ def search(
 
 
 class _Look(NamedTuple):
-    """What the small matrix tells.
+    """What follows from the small matrix.
 
     Attributes:
         ascending: all Ritz values.
         rotation: their vectors in the basis, one per column.
-        wanted: places of the wanted ones, largest first.
-        done: whether residuals and bound are as small as was asked for.
+        wanted: indices of the wanted ones, largest first.
+        done: whether residuals and bound are as small as wanted.
         hopeless: whether more products do not help.
-        wait: steps before it is worth while to look again.
+        wait: number of steps before it is worthwhile to look again.
     """
 
     ascending: Float[np.ndarray, " size"]
@@ -110,10 +110,10 @@ class _Look(NamedTuple):
 
 
 class _Krylov:
-    """The basis on the device, and on the host the operator in it.
+    """The basis, on the device, and the matrix of the operator in it, on the host.
 
     Rows 0..size-1 of the basis were multiplied, row `size` is the next direction. The matrix holds
-    the products of the former with each other, and with the next direction, as they must be.
+    the couplings of the former with each other and with the next direction.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class _Krylov:
         self.operator, self.form, self.goal = operator, form, goal
         self.key, self.random = key, start is None
         self.num_params, self.dtype = form.num_params, form.dtype
-        least = SMALL_BASIS if self.num_params <= SMALL else _LEAST_BASIS
+        least = _SMALL_BASIS if self.num_params <= _SMALL else _LEAST_BASIS
         self.capacity = min(self.num_params, max(least, 2 * goal.ends.total + 10))
         self.matrix = np.zeros((self.capacity + 1,) * 2)
         self.size = self.made = self.drawn = 0
@@ -144,7 +144,7 @@ class _Krylov:
 
     @property
     def floor(self) -> float:
-        """What rounding leaves of a product."""
+        """Norm of a remainder that is rounding of a product."""
         return rounding(self.num_params, self.dtype) * self.norm
 
     @property
@@ -155,30 +155,30 @@ class _Krylov:
         return Recurrence(alphas, betas, started.astype(bool), self.restarts)
 
     def _draw(self) -> None:
-        """Begins a chain with a random direction outside of the basis."""
+        """Begins a chain with a random direction orthogonal to the basis."""
         key = jax.random.fold_in(self.key, self.drawn)
         self.basis = _with_random_row(self.basis, self.size, key, form=self.form)
         self.drawn += 1
         self.begins = True
 
     def extend(self, steps: int) -> None:
-        """Lanczos steps, until the basis is full or the chain exhausted."""
+        """Makes Lanczos steps until the basis is full or the chain exhausted."""
         steps = min(steps, self.capacity - self.size)
         scale = jnp.asarray(self.norm, self.dtype)
         arguments = self.operator, self.basis, self.size, steps, scale
-        self.basis, found = _extended(*arguments, form=self.form)
-        overlaps, remaining, norm, made = jax.device_get(found)
+        self.basis, measured = _extended(*arguments, form=self.form)
+        overlaps, remaining, norm, made = jax.device_get(measured)
         self.norm = float(norm)
         for row, left in zip(overlaps[:made].astype(float), remaining[:made].tolist(), strict=True):
-            place = self.size
-            expected = self.matrix[place, :place]
-            differences = np.abs(row[:place] - expected)
+            index = self.size
+            expected = self.matrix[index, :index]
+            differences = np.abs(row[:index] - expected)
             self.asymmetry = max(self.asymmetry, np.max(differences, initial=0.0))
-            self.matrix[place, place] = row[place]
+            self.matrix[index, index] = row[index]
             exhausted = left <= self.floor
             coupling = 0.0 if exhausted else left
-            self.matrix[place + 1, place] = self.matrix[place, place + 1] = coupling
-            self.steps.append((row[place], max(left, self.floor), self.begins))
+            self.matrix[index + 1, index] = self.matrix[index, index + 1] = coupling
+            self.steps.append((row[index], max(left, self.floor), self.begins))
             self.begins = exhausted
             self.size += 1
         self.made += int(made)
@@ -196,16 +196,16 @@ class _Krylov:
         wait = max(1, min(2 * ends.total + 4 - size, self.capacity - size))
         if size < min(ends.total + 1, self.num_params):
             return _Look(ascending, rotation, np.zeros(0, int), False, hopeless, wait)
-        wanted = np.asarray(ends.places(0, size))
+        wanted = np.asarray(ends.indices(0, size))
         radii = np.abs(self.matrix[size, size - 1] * rotation[-1, wanted])
         excess = np.max(radii) / max(0.9 * self.goal.tol * self.norm, np.finfo(float).tiny)
-        done = bool(excess <= 1) and self._bounded(ascending) and self._told(ascending, radii[0])
+        done = bool(excess <= 1) and self._bounded(ascending) and self._decided(ascending, radii[0])
         return _Look(ascending, rotation, wanted, done, hopeless, self._wait(excess))
 
     def _wait(self, excess: float) -> int:
         """Half of the steps after which, at its mean rate, the residual would be small enough.
 
-        Where it is, and a bound is not, a few.
+        A few steps where it already is, but a bound is not.
         """
         to_go, made = np.log(np.clip(excess, 1, 1 / np.finfo(float).tiny)), self.made
         rates = [(before - to_go) / (made - steps) for steps, before in self.seen if made > steps]
@@ -217,29 +217,29 @@ class _Krylov:
 
     @property
     def _proves(self) -> bool:
-        """Whether the search's own coefficients are to bound what may be further out."""
+        """Whether the coefficients of the search itself bound the eigenvalues further out."""
         goal = self.goal
         of_use = goal.ranked and goal.alone and self.random
         return of_use and self.size < self.num_params and self.norm > 0
 
-    def _free(self, place: float, recurrence: Recurrence) -> bool:
-        """Whether no eigenvalue is above a place, but for the failure probability."""
-        certainty = recurrence.certainty(np.asarray(place), self.num_params)
+    def _free(self, value: float, recurrence: Recurrence) -> bool:
+        """Whether no eigenvalue is above a value, except with the failure probability."""
+        certainty = recurrence.certainty(np.asarray(value), self.num_params)
         return bool(certainty >= -np.log(self.goal.failure_probability))
 
     def _bounded(self, ascending: Float[np.ndarray, " size"]) -> bool:
-        """Whether nothing can be further out, or a chain will tell."""
+        """Whether nothing can be further out, or a chain will show that later."""
         if not self._proves:
             return True
         room, (top, bottom) = self.goal.room(ascending[[0, -1]], self.norm), self.goal.ends
         below = not bottom or self._free(room - ascending[0], self.recurrence.reflected())
         return below and (not top or self._free(ascending[-1] + room, self.recurrence))
 
-    def _told(self, ascending: Float[np.ndarray, " size"], radius: float) -> bool:
-        """Whether it is told on which side of the threshold the largest one is, or too close."""
+    def _decided(self, ascending: Float[np.ndarray, " size"], radius: float) -> bool:
+        """Whether it is known on which side of the threshold the largest one is, or too close."""
         threshold, margin = self.goal.threshold, 2 * ALLOWANCE * self.floor
-        asked = self._proves and self.goal.ends.top and np.isfinite(threshold)
-        if not asked or ascending[-1] - margin > threshold:
+        relevant = self._proves and self.goal.ends.top and np.isfinite(threshold)
+        if not relevant or ascending[-1] - margin > threshold:
             return True
         fine = self.goal.tightened(self.dtype)
         close = ascending[-1] + fine.room(ascending[[0, -1]], self.norm)
@@ -252,13 +252,13 @@ class _Krylov:
         ends = self.goal.ends
         kept = ends.total + (self.capacity - ends.total) // 2 - 1
         bottom = round(kept * ends.bottom / ends.total)
-        places = np.r_[0:bottom, self.size - kept + bottom : self.size]
+        indices = np.r_[0:bottom, self.size - kept + bottom : self.size]
         rotation = np.zeros((self.capacity + 1,) * 2)
-        rotation[:kept, : self.size] = look.rotation[:, places].T
+        rotation[:kept, : self.size] = look.rotation[:, indices].T
         rotation[kept, self.size] = 1.0
         self.basis = _rotated(self.basis, jnp.asarray(rotation, self.dtype), form=self.form)
-        couplings = self.matrix[self.size, self.size - 1] * look.rotation[-1, places]
-        values = look.ascending[places]
+        couplings = self.matrix[self.size, self.size - 1] * look.rotation[-1, indices]
+        values = look.ascending[indices]
         self.matrix[:] = 0.0
         self.matrix[range(kept), range(kept)] = values
         self.matrix[kept, :kept] = self.matrix[:kept, kept] = couplings
@@ -267,7 +267,7 @@ class _Krylov:
         self.size = kept
 
     def space(self, look: _Look) -> Space:
-        """What was found."""
+        """The result of the search."""
         rotation = np.zeros((self.goal.ends.total, self.capacity + 1))
         rotation[: len(look.wanted), : self.size] = look.rotation[:, look.wanted].T
         return Space(
@@ -294,9 +294,9 @@ def _with_first_row(basis: Rows, row: Vector, *, form: Form) -> Rows:
 
 
 @partial(jax.jit, static_argnames="form", donate_argnames="basis")
-def _with_random_row(basis: Rows, place: Array, key: PRNGKeyArray, *, form: Form) -> Rows:
-    earlier = jnp.arange(len(jax.tree.leaves(basis)[0])) < place
-    return form.with_row(basis, place, form.unit_outside(form.random(key), basis, earlier))
+def _with_random_row(basis: Rows, index: Array, key: PRNGKeyArray, *, form: Form) -> Rows:
+    earlier = jnp.arange(len(jax.tree.leaves(basis)[0])) < index
+    return form.with_row(basis, index, form.unit_outside(form.random(key), basis, earlier))
 
 
 @partial(jax.jit, static_argnames="form", donate_argnames="basis")
@@ -309,7 +309,7 @@ def _extended(
     *,
     form: Form,
 ) -> tuple[Rows, tuple[Array, Array, Array, Array]]:
-    """The basis with more rows; overlaps and norms of what was left, step by step; the norm."""
+    """The basis with more rows; overlaps, norms of remainders, norm of the operator, and steps."""
     matvec = form.matvec(operator)
     rows = len(jax.tree.leaves(basis)[0])
     floor = rounding(form.num_params, form.dtype)
@@ -317,11 +317,11 @@ def _extended(
 
     def step(carry: tuple) -> tuple:
         made, _, basis, overlaps, remaining, norm = carry
-        place = size + made
-        product = matvec(form.row(basis, place))
+        index = size + made
+        product = matvec(form.row(basis, index))
         norm = jnp.maximum(norm, form.norm(product))
-        rest, taken, left = form.continued(product, basis, place, jnp.arange(rows) <= place)
-        basis = form.with_row(basis, place + 1, form.scaled(rest, 1 / jnp.where(left > 0, left, 1)))
+        rest, taken, left = form.continued(product, basis, index, jnp.arange(rows) <= index)
+        basis = form.with_row(basis, index + 1, form.scaled(rest, 1 / jnp.where(left > 0, left, 1)))
         overlaps, remaining = overlaps.at[made].set(taken), remaining.at[made].set(left)
         return made + 1, left > floor * norm, form.placed(basis), overlaps, remaining, norm
 
@@ -338,5 +338,5 @@ def _rotated(basis: Rows, rotation: Float[Array, "rows rows"], *, form: Form) ->
 
 @partial(jax.jit, static_argnames="form")
 def combined(rows: Rows, coefficients: Float[Array, "count rows"], *, form: Form) -> Rows:
-    """Combinations of rows."""
+    """Linear combinations of rows."""
     return form.placed(form.combined(coefficients, rows))

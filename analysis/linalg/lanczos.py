@@ -15,32 +15,33 @@ from dlf_dynamics.analysis.linalg.ritz import Matvec, is_lost
 from dlf_dynamics.analysis.linalg.vectors import ALLOWANCE, Form, rounding
 
 _DRAWS = INDEPENDENT
-"""Random vectors that are drawn before the pass begins."""
+"""Random vectors drawn before the pass begins."""
 
-NEAR = 100
-"""Bounds of less than this times what is allowed are looked at after every few steps."""
+_NEAR = 100
+"""Residual bounds below this multiple of the tolerance are checked after every few steps."""
 
 CHAIN_STREAM = 1
-"""Folded into the key of the chain: it is independent of the pass."""
+"""Folded into the key for the chain, which makes it independent of the pass."""
 
 
 class Pass(NamedTuple):
-    """What a pass brings back.
+    """Result of a pass.
 
     Attributes:
         vectors: Ritz vectors of the wanted values, orthonormal, one per row.
-        products: fresh ones, of these.
-        alphas: of the pass, as in `bounds.Recurrence`, like the next two.
+        products: fresh products of the operator with these.
+        alphas: coefficients of the pass, as in `bounds.Recurrence`, like the next two.
         betas: NaN where there was no step.
-        started: where a random vector began.
-        extent: least and largest Ritz value.
+        started: where a chain began with a random vector.
+        extent: smallest and largest Ritz value.
         whole: whether the basis fills the space.
         asymmetry: largest difference of two entries that are equal for a symmetric operator.
-        norm: largest ‖A q‖ of a unit vector that was seen.
-        num_matvecs: products that were made.
-        chain_alphas: of the chain in the complement of the vectors; empty where it was left out.
+        norm: largest ‖A q‖ of a unit vector seen so far.
+        num_matvecs: number of products.
+        chain_alphas: coefficients of the chain in the complement of the vectors, like the next two;
+            empty without a chain.
         chain_betas: NaN where there was no step.
-        chain_started: where it began.
+        chain_started: where it began with a random vector.
     """
 
     vectors: Float[Array, "count n"]
@@ -63,15 +64,15 @@ class _Krylov(NamedTuple):
 
     Attributes:
         basis: rows 0..size are orthonormal (row `size` is the next direction), the others 0.
-        matrix: upper triangle of the operator in the basis, as its products gave it.
-        outside: norm of the part of each A q that no later row of the chain took up.
-        betas: norm of what was left of each A q when it was made.
+        matrix: upper triangle of the operator in the basis, from its products.
+        outside: norm of the part of each A q outside the span of the rows that were multiplied.
+        betas: norm of the remainder of each A q when it was computed.
         started: where a chain begins.
-        size: rows that were multiplied by the operator.
+        size: number of rows that were multiplied by the operator.
         asymmetry: largest difference of two entries that should be equal.
-        norm: largest ‖A q‖ seen, the scale of the operator.
+        norm: largest ‖A q‖ so far, the scale of the operator.
         draws: random vectors, to begin chains with.
-        drawn: how many were begun.
+        drawn: number of chains begun.
     """
 
     basis: Float[Array, "capacity_plus_1 n"]
@@ -87,30 +88,31 @@ class _Krylov(NamedTuple):
 
     @property
     def form(self) -> Form:
-        """Of the vectors."""
+        """The form of the vectors."""
         return Form.flat(self.basis.shape[1], self.basis.dtype)
 
     @property
     def floor(self) -> Float[Array, ""]:
-        """What rounding leaves of a product."""
+        """Norm of a remainder that is rounding of a product."""
         return rounding(self.basis.shape[1], self.basis.dtype) * self.norm
 
     def random_direction(self) -> Float[Array, " n"]:
         """The next random unit vector orthogonal to the basis; 0 when that fills the space."""
-        # Drawing in the loop would take longer to compile than all else. A shifted vector is new.
+        # Drawing within the loop would take longer to compile than all the rest. A shifted vector
+        # serves as a new one.
         vector = jnp.roll(self.draws[self.drawn % _DRAWS], self.drawn)
         return self.form.unit_outside(vector, self.basis)
 
 
 class _Look(NamedTuple):
-    """What the small matrix tells.
+    """What follows from the small matrix.
 
     Attributes:
         values: the wanted Ritz values.
         coefficients: their vectors in the basis.
-        extent: least and largest Ritz value.
-        excess: by how much the bounds of their errors are too large, 0 if they are not.
-        radius: bound of the first one's error.
+        extent: smallest and largest Ritz value.
+        excess: residual bounds relative to the tolerance, 0 where they are small enough.
+        radius: residual bound of the first value.
     """
 
     values: Float[Array, " count"]
@@ -125,8 +127,8 @@ class _Progress(NamedTuple):
 
     Attributes:
         krylov: the basis.
-        look: what was seen last.
-        wait: steps before it is worth while to look again.
+        look: the last look at the small matrix.
+        wait: number of steps before it is worthwhile to look again.
         done: whether to stop.
     """
 
@@ -149,21 +151,21 @@ def lanczos(
     """Extreme eigenvalues of a symmetric operator, in one pass that JAX can trace.
 
     Every new direction is orthogonalised twice against the whole basis; where a Krylov chain is
-    exhausted, a random direction begins another. It goes on until the residuals are small enough
-    and, by its own coefficients, no eigenvalue can be further out by more than the rank tolerance
-    (`bounds`). With more than one wanted, a chain in the complement of their vectors follows, until
-    it bounds the next one.
+    exhausted, a random direction begins another. The pass continues until the residuals are small
+    enough and, by its own coefficients, no eigenvalue can be further out by more than the rank
+    tolerance (`bounds`). With more than one wanted, a chain in the complement of their vectors
+    follows, until it bounds the next one.
 
-    Products that are not finite, or not those of a symmetric operator, end it at once.
+    Products that are not finite, or not those of a symmetric operator, end it immediately.
 
     Args:
         matvec: product with the operator.
         num_params: order n of the operator.
-        goal: what is asked for.
-        capacity: steps of the pass at most, all of whose vectors are kept.
-        chain_length: steps of the chain at most; 0 leaves it out.
-        key: of the random directions.
-        dtype: of the vectors.
+        goal: what is wanted.
+        capacity: largest number of steps of the pass, all of whose vectors are kept.
+        chain_length: largest number of steps of the chain; 0 leaves it out.
+        key: PRNG key for the random directions.
+        dtype: type of the vectors.
     """
     ends = goal.ends
     sizes = _look_sizes(ends.total, capacity)
@@ -189,9 +191,9 @@ def lanczos(
 
 
 def _look_sizes(count: int, capacity: int) -> list[int]:
-    """Sizes to which the small matrix is filled up when it is looked at.
+    """Sizes to which the small matrix is padded when it is diagonalised.
 
-    Each has its own eigensolve: one of full capacity would cost as much as several products, and
+    Each has its own eigensolve: one at full capacity would cost as much as several products, and
     one for every size would take long to compile.
     """
     sizes, size = [], 2 * count + 10
@@ -219,7 +221,7 @@ def _start(num_params: int, capacity: int, key: PRNGKeyArray, dtype: Any) -> _Kr
 
 
 def _expand(matvec: Matvec, krylov: _Krylov) -> _Krylov:
-    """One Lanczos step: multiplies the next direction and makes the one after it."""
+    """One Lanczos step: multiplies the next direction and computes the one after it."""
     basis, size = krylov.basis, krylov.size
     product = matvec(basis[size])
     norm = jnp.maximum(krylov.norm, jnp.linalg.norm(product))
@@ -230,7 +232,7 @@ def _expand(matvec: Matvec, krylov: _Krylov) -> _Krylov:
     direction = jax.lax.cond(
         exhausted, krylov.random_direction, lambda: rest / jnp.where(exhausted, 1, remaining)
     )
-    # What stuck out of the row before was taken up by this one, if it is of the same chain.
+    # The remainder of the row before lies along this one, if both belong to the same chain.
     continued = ~krylov.started[size]
     before = krylov.outside[size - 1]
     outside = krylov.outside.at[size - 1].set(jnp.where(continued, 0, before))
@@ -250,21 +252,21 @@ def _expand(matvec: Matvec, krylov: _Krylov) -> _Krylov:
 
 
 def _asymmetry(overlaps: Array, outside: Array, size: Array, before: Array) -> Array:
-    """Difference of a new column from the row that the earlier products tell of it.
+    """Difference of a new column from the row that follows from the earlier products.
 
-    Rows whose own product sticks out of the basis tell nothing.
+    Nothing is known about rows whose own product is partly outside the basis.
     """
     index = jnp.arange(len(overlaps))
     expected = jnp.where(index == size - 1, before, 0)
-    told = (index < size) & (outside == 0)
-    return jnp.max(jnp.where(told, jnp.abs(overlaps - expected), 0))
+    known = (index < size) & (outside == 0)
+    return jnp.max(jnp.where(known, jnp.abs(overlaps - expected), 0))
 
 
 def _look(krylov: _Krylov, *, padded: int, goal: Goal) -> _Look:
-    """Ritz pairs of the small matrix, which is treated in the best precision there is.
+    """Ritz pairs of the small matrix, computed in the best available precision.
 
     Rows beyond the basis get a value below all others, so that their pairs come first. The bounds
-    of the recurrence say when to stop, not what to report.
+    from the recurrence decide when to stop, not what is reported.
     """
     ends, precise = goal.ends, jnp.result_type(float)
     upper = jnp.triu(krylov.matrix[:padded, :padded].astype(precise))
@@ -273,10 +275,10 @@ def _look(krylov: _Krylov, *, padded: int, goal: Goal) -> _Look:
     ascending, vectors = jnp.linalg.eigh(matrix, symmetrize_input=False)
     first = padded - krylov.size
     radii = krylov.outside[:padded].astype(precise) @ jnp.abs(vectors)
-    wanted = ends.places(first, padded)
+    wanted = ends.indices(first, padded)
     values, radii = ascending[wanted], radii[wanted]
     extent = jnp.stack([ascending[first], ascending[-1]])
-    # The fresh residuals are to come out below the tolerance, too.
+    # The fresh residuals should also be below the tolerance.
     allowed = 0.9 * goal.tol * krylov.norm
     return _Look(
         values=values,
@@ -288,9 +290,9 @@ def _look(krylov: _Krylov, *, padded: int, goal: Goal) -> _Look:
 
 
 def _bounded(krylov: _Krylov, look: _Look, goal: Goal) -> Bool[Array, ""]:
-    """Whether no eigenvalue can be outside of the extent by more than the rank tolerance.
+    """Whether no eigenvalue can be outside the extent by more than the rank tolerance.
 
-    And, unless it is too close to it, on which side of the threshold the largest one is.
+    Also whether the largest one is on a known side of the threshold, or too close to it.
     """
     if not (goal.alone and goal.ranked):
         return jnp.array(True)
@@ -307,29 +309,29 @@ def _bounded(krylov: _Krylov, look: _Look, goal: Goal) -> Bool[Array, ""]:
         kept = jax.tree.map(lambda new, old: jnp.where(made, new, old), growth, carry[0])
         return (kept, jnp.where(made, beta, before)), None
 
-    rows = (alphas, betas, krylov.started[:-1])
+    coefficients = (alphas, betas, krylov.started[:-1])
     fine = goal.tightened(krylov.basis.dtype)
     margin = 2 * ALLOWANCE * krylov.floor
     beyond = [extent[1] + room, room - extent[0]]
-    places = [*beyond, extent[1] + fine.room(extent, krylov.norm), goal.threshold - margin]
-    begin = Growth.at(jnp.stack(jnp.broadcast_arrays(*places)), n, signs=(1, -1, 1, 1))
-    (growth, _), _ = jax.lax.scan(step, (begin, jnp.ones((), betas.dtype)), rows)
+    points = [*beyond, extent[1] + fine.room(extent, krylov.norm), goal.threshold - margin]
+    begin = Growth.at(jnp.stack(jnp.broadcast_arrays(*points)), n, signs=(1, -1, 1, 1))
+    (growth, _), _ = jax.lax.scan(step, (begin, jnp.ones((), betas.dtype)), coefficients)
     if not goal.ends.top:
         return growth.reached(goal)
     closed, below = growth.free(goal)[2:]
     closed &= look.radius <= 0.9 * fine.tol * krylov.norm
     above = extent[1] - margin > goal.threshold
-    told = below | above | closed | ~jnp.isfinite(goal.threshold)
-    return growth.reached(goal) & told
+    side_known = below | above | closed | ~jnp.isfinite(goal.threshold)
+    return growth.reached(goal) & side_known
 
 
 def _decide(krylov: _Krylov, look: _Look, bounded: Bool[Array, ""]) -> _Progress:
-    """Goes on or stops; `bounded` says that nothing was missed."""
+    """Continues or stops; `bounded` says that nothing was missed."""
     hopeless = ~jnp.isfinite(krylov.norm)
     hopeless |= is_lost(krylov.asymmetry, krylov.norm, krylov.basis.dtype)
     full = krylov.size == krylov.basis.shape[1]
     done = hopeless | full | (jnp.all(look.excess == 0) & bounded)
-    near = jnp.max(look.excess) < NEAR
+    near = jnp.max(look.excess) < _NEAR
     # In a large basis the eigensolve of a look costs as much as several products.
     wait = jnp.where(near, jnp.maximum(1, krylov.size // 24), jnp.maximum(2, krylov.size // 12))
     return _Progress(krylov, look, wait, done)
@@ -350,8 +352,8 @@ def _judged(
     started = jnp.zeros(0, bool)
     if chain_length and goal.ranked:
         key = jax.random.fold_in(key, CHAIN_STREAM)
-        found = (vectors, look.values, look.extent, krylov.norm)
-        chain = begin_chain(krylov.form, *found, goal, chain_length, key)
+        known = (vectors, look.values, look.extent, krylov.norm)
+        chain = begin_chain(krylov.form, *known, goal, chain_length, key)
         useless = whole | jnp.any(look.excess > 0) | ~progress.done
         chain = chain._replace(done=chain.done | useless)
         chain = follow_chain(krylov.form, matvec, vectors, chain, goal, chain_length)

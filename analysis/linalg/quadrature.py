@@ -20,9 +20,9 @@ class Quadrature(NamedTuple):
 
     Attributes:
         nodes: ascending; in the units of the operator.
-        weights: they sum to 1; 0 for the nodes that a rule of fewer steps does not have.
-        inside: tr QᵀAQ and ‖AQ‖_F², Q being the basis of the first probe, which holds outliers.
-        outside: what is left of tr A and ‖A‖_F², estimated by each of the other probes.
+        weights: weights that sum to 1; 0 for nodes that a rule of fewer steps does not have.
+        inside: tr QᵀAQ and ‖AQ‖_F², with the basis Q of the first probe, which contains outliers.
+        outside: the rest of tr A and ‖A‖_F², estimated by each of the other probes.
     """
 
     nodes: Float[Array, "probes steps"]
@@ -42,11 +42,11 @@ def slq(
 ) -> Quadrature:
     """Stochastic Lanczos quadrature of a symmetric operator (Ubaru, Chen and Saad, 2017).
 
-    Probes are uniform on the unit sphere. Their law, and so that of every error, depends on the
-    eigenvalues alone and not on the basis. Outliers would make most of the spread of n qᵀAq and a
-    skewed one. So trace and Frobenius norm are exact on the Krylov space of the first probe, and
-    the others, one more product each, estimate what lies outside (Meyer, Musco, Musco and Woodruff,
-    Hutch++, 2021): of dimension m and with eigenvalues μ_i there, the trace has the variance
+    Probes are uniform on the unit sphere. Their distribution, and so that of every error, depends
+    only on the eigenvalues, not on the basis. Outliers would dominate the spread of n qᵀAq and skew
+    it. Therefore trace and Frobenius norm are exact on the Krylov space of the first probe, and the
+    other probes, with one more product each, estimate the rest (Meyer, Musco, Musco and Woodruff,
+    Hutch++, 2021): in a complement of dimension m with eigenvalues μ_i, the trace has the variance
     2m/(m+2) Σ (μ_i - mean μ)² per probe. Traceable by JAX.
 
     Args:
@@ -61,12 +61,12 @@ def slq(
         ValueError: when there is no step, or fewer than the three probes that a spread needs.
 
     >>> matrix = jnp.diag(jnp.array([0.0, 0.0, 0.0, 4.0]))
-    >>> found = slq(
+    >>> rule = slq(
     ...     lambda v: matrix @ v, 4, num_steps=2, num_probes=1000, key=jax.random.key(0)
     ... )
-    >>> [round(abs(float(node)), 4) for node in found.nodes[0]]
+    >>> [round(abs(float(node)), 4) for node in rule.nodes[0]]
     [0.0, 4.0]
-    >>> [round(float(weight), 1) for weight in found.weights.mean(axis=0)]
+    >>> [round(float(weight), 1) for weight in rule.weights.mean(axis=0)]
     [0.7, 0.3]
     """
     if num_steps < 1:
@@ -84,7 +84,7 @@ def slq(
         product = matvec(rest)
         dimension = size - jnp.sum(jnp.any(held != 0, axis=1))
         outside = dimension * jnp.stack([jnp.vdot(rest, product), jnp.vdot(product, product)])
-        # The small matrix is treated in the best precision there is.
+        # The small matrix is handled in the best available precision.
         diagonal, off_diagonal = (part.astype(jnp.result_type(float)) for part in tridiagonal)
         squares = jnp.sum(diagonal**2) + 2 * jnp.sum(off_diagonal**2) - off_diagonal[-1] ** 2
         inside = jnp.stack([jnp.sum(diagonal), squares])
@@ -92,21 +92,21 @@ def slq(
 
     keys = jax.random.split(key, num_probes)
     start = jnp.zeros((num_steps, size), dtype)
-    _, found = jax.lax.scan(of_probe, start, (jnp.arange(num_probes) == 0, keys))
-    nodes, weights, inside, outside = found
+    _, rules = jax.lax.scan(of_probe, start, (jnp.arange(num_probes) == 0, keys))
+    nodes, weights, inside, outside = rules
     return Quadrature(nodes, weights, inside[0], outside[1:])
 
 
 def _lanczos(
     matvec: Matvec, start: Float[Array, " n"], num_steps: int
 ) -> tuple[Float[Array, "steps n"], tuple[Float[Array, " steps"], Float[Array, " steps"]]]:
-    """The basis; diagonal and off-diagonal of the matrix in it, with the coupling to a next step.
+    """The basis; diagonal and off-diagonal of the matrix in it, including the last coupling.
 
     Every new direction is orthogonalised twice against the whole basis. Where the space of the
     start vector is exhausted the direction is 0, and so is all that follows.
     """
     form = Form.flat(start.size, start.dtype)
-    # Of a product within the space, rounding leaves up to 40 eps, whatever n (measured).
+    # Rounding leaves up to 40 eps of a product within the space, whatever n (measured).
     negligible = 100 * jnp.finfo(start.dtype).eps
 
     def extend(
@@ -141,7 +141,7 @@ def _gauss(
     rule = jnp.arange(len(diagonal)) < num_nodes
     largest = jnp.maximum(jnp.max(jnp.abs(diagonal)), jnp.max(inner, initial=0))
     scale = jnp.where(largest > 0, largest, 1)
-    # Eigenvalues lie within 3 (Gershgorin); what follows a breakdown goes above, to be told apart.
+    # Eigenvalues lie within 3 (Gershgorin); rows after a breakdown go above, to be distinguishable.
     diagonal, inner = jnp.where(rule, diagonal / scale, 4), inner / scale
     matrix = jnp.diag(diagonal) + jnp.diag(inner, 1) + jnp.diag(inner, -1)
     values, vectors = jnp.linalg.eigh(matrix, symmetrize_input=False)

@@ -23,10 +23,10 @@ class Ends(NamedTuple):
         """How many in all."""
         return self.top + self.bottom
 
-    def places(self, first: Array | int, size: int) -> Any:
-        """Of the wanted ones, largest first, in an ascending array used from `first` on."""
-        places = np.r_[size - 1 - np.arange(self.top), np.arange(self.bottom)[::-1]]
-        return places + (np.arange(self.total) >= self.top) * first
+    def indices(self, first: Array | int, size: int) -> Any:
+        """Indices of the wanted values, largest first, in an array that ascends from `first` on."""
+        indices = np.r_[size - 1 - np.arange(self.top), np.arange(self.bottom)[::-1]]
+        return indices + (np.arange(self.total) >= self.top) * first
 
 
 class RitzPairs(NamedTuple):
@@ -52,20 +52,20 @@ class RitzPairs(NamedTuple):
 def is_lost(asymmetry: ArrayLike, norm: ArrayLike, dtype: Any) -> Any:
     """Whether products prove nothing, so that more of them do not help either.
 
-    They are then not those of a symmetric operator, or of one that is smaller than the rounding of
-    the terms that cancel in it. `check_operator` has the same limit.
+    The operator is then not symmetric, or smaller than the rounding of terms that cancel in it.
+    `check_operator` has the same limit.
     """
     return asymmetry > float(np.finfo(dtype).eps) ** 0.4 * norm
 
 
 class Algebra(NamedTuple):
-    """What is computed of whole vectors; all else is of small matrices on the host.
+    """Operations on whole vectors; all else works with small matrices on the host.
 
     Attributes:
         inner: inner products of rows with rows.
-        combined: combinations of rows, by a matrix.
-        residuals: rows minus as many others, each times its number.
-        finite: whether all rows are.
+        combined: linear combinations of rows, by a matrix.
+        residuals: rows minus as many others, each times a number.
+        finite: whether all rows are finite.
     """
 
     inner: Callable[[Any, Any], np.ndarray]
@@ -86,8 +86,8 @@ _HOST = Algebra(
 def rayleigh_ritz(vectors: Any, products: Any, algebra: Algebra = _HOST) -> RitzPairs:
     """Ritz pairs in the span of vectors whose products with the operator are given.
 
-    The vectors are orthonormal to the rounding of their type; what is left of that is taken out of
-    them and of their products alike. NaN where one of them is not finite.
+    The vectors are orthonormal to the rounding of their type; the remaining overlaps are removed
+    from them and from their products alike. NaN where one of them is not finite.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         gram = algebra.inner(vectors, vectors)

@@ -21,12 +21,12 @@ from dlf_dynamics.analysis.linalg.ritz import Algebra, Ends, Matvec, RitzPairs, 
 from dlf_dynamics.analysis.linalg.vectors import Form, Operator, Rows, Vector
 
 CHAIN_STEPS = 400
-"""Steps of a chain at most."""
+"""Largest number of steps of a chain."""
 
 _PIECE = 8
-"""Steps of a chain in one call, so that it can be watched."""
+"""Steps of a chain in one call, after which progress is reported."""
 
-CertificateMatvec = Callable[[Float[np.ndarray, " n"]], Any]
+_CertificateMatvec = Callable[[Float[np.ndarray, " n"]], Any]
 """Product in float64 with a float64 vector."""
 
 
@@ -39,36 +39,36 @@ def solve(
     key: PRNGKeyArray,
     spent: int = 0,
     initial_vectors: Rows | None = None,
-    certificate_matvec: CertificateMatvec | None = None,
+    certificate_matvec: _CertificateMatvec | None = None,
     tracked: bool = False,
     progress: Callable[[int], None] = lambda matvecs: None,
 ) -> Evidence:
     """Extreme eigenvalues of a symmetric operator, in bounded memory.
 
-    Where the chain in the complement of what was found meets something further out, a search in
+    Where the chain in the complement of the Ritz vectors meets something further out, a search in
     that complement finds it, and the best of both are kept.
 
     Args:
         operator: makes the matvec.
-        form: shape, type and place of the vectors.
-        goal: what is asked for.
-        max_matvecs: products at most, the fresh ones and the chain's included.
-        key: of the random vectors.
-        spent: products that were made before.
+        form: shape, type and location of the vectors.
+        goal: what is wanted.
+        max_matvecs: largest number of products, including the fresh ones and those of the chain.
+        key: PRNG key for the random vectors.
+        spent: number of products made before.
         initial_vectors: eigenvectors of a nearby operator, to start from.
         certificate_matvec: see `top_eigenpairs`.
-        tracked: whether a warm start goes without a chain.
-        progress: told the number of products so far.
+        tracked: whether a warm start leaves the chain out.
+        progress: called with the number of products so far.
     """
-    work = _Work(operator, form, goal, max_matvecs - spent, key, certificate_matvec)
-    work.progress = lambda made: progress(spent + made)
+    report = lambda made: progress(spent + made)  # noqa: E731
+    work = _Work(operator, form, goal, max_matvecs - spent, key, certificate_matvec, report)
     start = None if initial_vectors is None else _sum(form.received(initial_vectors), form=form)
     space = work.search(operator, start, work.fresh)
     own = space.recurrence if start is None else None
     evidence = work.judged(space.vectors, space, own, space.values)
-    told = goal.alone and start is None
+    bounded = goal.alone and start is None
     chained = space.done and not space.whole and goal.ranked
-    while chained and not (told or tracked) and work.left > 0:
+    while chained and not (bounded or tracked) and work.left > 0:
         chain = work.chain(evidence)
         evidence = work.with_chain(evidence, chain)
         if not bool(chain.growth.missed(goal)) or work.left <= 3 * work.fresh + 4:
@@ -90,12 +90,12 @@ class _Work:
         goal: Goal,
         budget: int,
         key: PRNGKeyArray,
-        certificate_matvec: CertificateMatvec | None,
+        certificate_matvec: _CertificateMatvec | None,
+        progress: Callable[[int], None],
     ) -> None:
         self.operator, self.form, self.goal, self.budget = operator, form, goal, budget
-        self.key, self.certificate_matvec = key, certificate_matvec
+        self.key, self.certificate_matvec, self.progress = key, certificate_matvec, progress
         self.made = self.tries = 0
-        self.progress: Callable[[int], None] = lambda made: None
 
     @property
     def left(self) -> int:
@@ -104,11 +104,11 @@ class _Work:
 
     @property
     def fresh(self) -> int:
-        """Products that judging the vectors takes."""
+        """Products needed to judge the vectors."""
         return self.goal.ends.total * (1 if self.certificate_matvec is None else 2)
 
     def search(self, operator: Operator, start: Vector | None, reserved: int) -> Space:
-        """Ritz vectors of the operator, or of a part of it, with so many products left over."""
+        """Ritz vectors of the operator, or of a part of it, leaving so many products."""
         space = search(
             operator,
             self.form,
@@ -128,7 +128,7 @@ class _Work:
         own: Recurrence | None,
         values: Float[np.ndarray, " count"] | None = None,
     ) -> Evidence:
-        """The vectors by fresh products; their Ritz values, where they are known, are compared."""
+        """Evidence from fresh products of the vectors, compared with their Ritz values if known."""
         form, count = self.form, len(jax.tree.leaves(vectors)[0])
         rough, coupling = _products(self.operator, vectors, form=form)
         if self.certificate_matvec is None:
@@ -146,7 +146,7 @@ class _Work:
             # In a basis of Ritz vectors, a symmetric operator is the diagonal that it was before.
             changed = np.abs(np.asarray(coupling, float) - np.diag(values))
             asymmetry = np.fmax(asymmetry, np.max(changed))
-        elif values is not None:  # products were spent before there were as many Ritz values
+        elif values is not None:  # products ran out before there were as many Ritz values
             pairs = pairs._replace(values=pairs.values * np.nan)
         return Evidence(
             pairs,
@@ -164,16 +164,16 @@ class _Work:
         )
 
     def chain(self, evidence: Evidence) -> Chain:
-        """From a random vector outside of what was found, to the bound or the end of the budget."""
+        """A random chain outside the Ritz vectors, up to the bound or the end of the budget."""
         form = self.form
         vectors = form.received(evidence.pairs.vectors)
-        most = min(form.num_params - self.goal.ends.total, CHAIN_STEPS)
+        max_steps = min(form.num_params - self.goal.ends.total, CHAIN_STEPS)
         key = jax.random.fold_in(jax.random.fold_in(self.key, CHAIN_STREAM), self.tries)
         known = map(jnp.asarray, (evidence.pairs.values, evidence.extent, evidence.norm))
         plan: dict[str, Any] = {"form": form, "goal": self.goal.form}
-        chain = _begun(vectors, *known, key, self.goal.tolerances, **plan, most=most)
+        chain = _begun(vectors, *known, key, self.goal.tolerances, **plan, max_steps=max_steps)
         measured = self.certificate_matvec is not None
-        while not bool(chain.done) and chain.length < most and self.left > 2 * measured:
+        while not bool(chain.done) and chain.length < max_steps and self.left > 2 * measured:
             steps = min(_PIECE, self.left - 2 * measured)
             before = int(chain.length)
             chain = _followed(self.operator, vectors, chain, steps, **plan)
@@ -182,7 +182,7 @@ class _Work:
         return chain
 
     def with_chain(self, evidence: Evidence, chain: Chain) -> Evidence:
-        """What is known, once a chain was followed."""
+        """The evidence with a chain added."""
         steps = int(chain.length)
         columns = (chain.alphas, chain.betas, chain.started)
         alphas, betas, started = (np.asarray(column[:steps]) for column in columns)
@@ -191,7 +191,7 @@ class _Work:
             norm=np.fmax(evidence.norm, float(chain.norm)),
         )
         if self.certificate_matvec is not None and np.isfinite(float(chain.norm)):
-            # Where rounding is largest: on what products have made, not on random vectors.
+            # Rounding is largest on vectors that products have made, not on random ones.
             last = chain.last[None]
             pair = last, _products(self.operator, last, form=self.form)[0]
             last, rough = (self.form.on_host(rows)[0].astype(float) for rows in pair)
@@ -202,7 +202,7 @@ class _Work:
         return evidence
 
     def widened(self, evidence: Evidence) -> Evidence:
-        """With what a search in the complement of the vectors finds, the best of both."""
+        """The evidence with the results of a search in the complement of the vectors added."""
         self.tries += 1
         form = self.form
         known = form.received(evidence.pairs.vectors)
@@ -224,7 +224,7 @@ class _Work:
 
 
 def _chosen(pairs: RitzPairs, ends: Ends) -> RitzPairs:
-    """The outermost ones of more pairs than are wanted."""
+    """The outermost of more pairs than are wanted."""
     count = len(pairs.values)
     rows = np.r_[: ends.top, count - ends.bottom : count]
     return pairs._replace(
@@ -251,7 +251,7 @@ class _Deflated:
 
 
 def _algebra(form: Form) -> Algebra:
-    """Of rows on the devices."""
+    """Operations on rows on the devices."""
 
     def inner(some: Rows, others: Rows) -> np.ndarray:
         return np.asarray(_inner(some, others, form=form), float)
@@ -291,24 +291,24 @@ def _sum(rows: Rows, *, form: Form) -> Vector:
 
 
 @partial(jax.jit, static_argnames="form")
-def _side_by_side(known: Rows, found: Rows, *, form: Form) -> tuple[Rows, Float[Array, " found"]]:
-    """The rows of both, the second ones without what is in the first, and their lengths."""
-    inside = form.inner(found, known)
-    found = jax.tree.map(jnp.subtract, found, form.combined(inside, known))
-    lengths = jnp.sqrt(jnp.diagonal(form.inner(found, found)))
-    return jax.tree.map(lambda *pair: jnp.concatenate(pair), known, found), lengths
+def _side_by_side(known: Rows, new: Rows, *, form: Form) -> tuple[Rows, Float[Array, " new"]]:
+    """The rows of both, the new ones without their part in the others, and their lengths."""
+    inside = form.inner(new, known)
+    new = jax.tree.map(jnp.subtract, new, form.combined(inside, known))
+    lengths = jnp.sqrt(jnp.diagonal(form.inner(new, new)))
+    return jax.tree.map(lambda *pair: jnp.concatenate(pair), known, new), lengths
 
 
 @partial(jax.jit, static_argnames="form")
 def _products(
     operator: Operator, vectors: Rows, *, form: Form
 ) -> tuple[Rows, Float[Array, "count count"]]:
-    """Of each row, and their inner products with the rows."""
+    """Products with each row, and their inner products with the rows."""
     products = form.placed(jax.lax.map(form.matvec(operator), vectors))
     return products, form.inner(vectors, products)
 
 
-@partial(jax.jit, static_argnames=("form", "goal", "most"))
+@partial(jax.jit, static_argnames=("form", "goal", "max_steps"))
 def _begun(
     vectors: Rows,
     values: Array,
@@ -319,9 +319,9 @@ def _begun(
     *,
     form: Form,
     goal: Goal,
-    most: int,
+    max_steps: int,
 ) -> Chain:
-    return begin_chain(form, vectors, values, extent, norm, goal.having(tolerances), most, key)
+    return begin_chain(form, vectors, values, extent, norm, goal.having(tolerances), max_steps, key)
 
 
 @partial(jax.jit, static_argnames=("form", "goal"))

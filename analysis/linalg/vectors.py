@@ -1,8 +1,8 @@
 """`Form`: the vectors of an operator, one flat array or a pytree, on one device or on many.
 
 Rows of vectors (a basis) are the same pytree with one more axis in front. Where leaves lie on
-several devices, all stays where it is: an inner product, or a block of them, is one exchange of its
-numbers between the devices, and combinations need none.
+several devices, everything stays where it is: an inner product, or a block of them, takes one
+exchange of its numbers between the devices, and linear combinations take none.
 """
 
 from __future__ import annotations
@@ -24,44 +24,44 @@ from dlf_dynamics.errors import DataError
 Vector = PyTree[Float[Array, "..."]]
 Rows = PyTree[Float[Array, "rows ..."]]
 Operator = Callable[[], Callable[[Vector], Vector]]
-"""Makes the matvec while it is traced, so that what products share is computed once a call. A
-`jax.tree_util.Partial`: what it holds are arguments of the compiled programs."""
+"""Makes the matvec during tracing, so that what products share is computed once per call. It is a
+`jax.tree_util.Partial`, whose contents are arguments of the compiled programs."""
 
 _COLUMNS = 2**16
-"""Numbers of each row that are treated at a time, so that they stay in the cache."""
+"""Numbers of each row that are handled at a time, so that they stay in the cache."""
 
 _EXACT = "highest"
-"""Precision of matrix products: GPUs round float32 to ten bits in them where they are let."""
+"""Precision of matrix products, in which GPUs may otherwise round float32 to ten bits."""
 
 
 _TERMS = 2**12
-"""Terms of an inner product that are summed in one go: CPUs add one to the other, and of 6·10⁷
-squares in float32 a sixth was lost (measured); in pieces of so many it is 67 eps."""
+"""Terms of an inner product that are summed in one go. CPUs add them one by one, which lost a sixth
+of 6·10⁷ squares in float32 (measured); summed in pieces of this size the error is 67 eps."""
 
 _GROWING = 2**17
-"""Terms up to which the rounding of sums grows; it is 366 eps then."""
+"""Number of terms up to which the rounding of sums grows, to 366 eps."""
 
 
 ALLOWANCE = 10
-"""Roundings of a product that are allowed for: of terms that cancel in it there are more."""
+"""Multiple of the rounding of a product that is allowed for, as terms may cancel in it."""
 
 
 def rounding(num_params: int, dtype: Any) -> float:
-    """Of a product and of inner products of n terms, as it adds up in practice; relative."""
+    """Relative rounding of a product and of inner products of n terms, as found in practice."""
     return float(np.finfo(dtype).eps) * (4 + min(num_params, _GROWING) ** 0.5)
 
 
 @dataclass(frozen=True)
 class Form:
-    """What vectors look like and where they lie, hashable for `jax.jit`.
+    """The form of vectors and where they lie, hashable for `jax.jit`.
 
     Attributes:
-        structure: form of the pytree.
+        structure: structure of the pytree.
         shapes: shapes of its leaves.
-        dtype: name of the type of all of them.
+        dtype: name of the type of all leaves.
         num_params: dimension n of the space.
         mesh: devices; none where all is on one.
-        specs: how the leaves are shared out over the mesh.
+        specs: how the leaves are distributed over the mesh.
 
     >>> form = Form.like({"weights": jnp.zeros((2, 3)), "bias": jnp.zeros(3)})
     >>> ones = jax.tree.map(jnp.ones_like, form.zeros())
@@ -78,7 +78,7 @@ class Form:
 
     @classmethod
     def flat(cls, num_params: int, dtype: Any, mesh: Mesh | None = None) -> Form:
-        """One array, in equal parts on the devices; zeros fill up the last part."""
+        """The form of one array, in equal parts on the devices, the last padded with zeros."""
         size = num_params if mesh is None else -(-num_params // mesh.size) * mesh.size
         specs = () if mesh is None else (PartitionSpec(mesh.axis_names),)
         one = jax.tree.structure(0)
@@ -86,7 +86,7 @@ class Form:
 
     @classmethod
     def like(cls, tree: PyTree) -> Form:
-        """That of a pytree of arrays, or of `jax.ShapeDtypeStruct`s, where they lie.
+        """The form of a pytree of arrays or `jax.ShapeDtypeStruct`s, located where they are.
 
         Raises:
             DataError: when leaves differ in type, or lie on different sets of several devices.
@@ -110,12 +110,12 @@ class Form:
         return cls(structure, shapes, names[0], size, mesh, specs if many else ())
 
     def zeros(self, *rows: int) -> Any:
-        """Zeros, of one vector or of rows."""
+        """A vector of zeros, or rows of them."""
         leaves = [jnp.zeros((*rows, *shape), self.dtype) for shape in self.shapes]
         return self.placed(jax.tree.unflatten(self.structure, leaves))
 
     def random(self, key: PRNGKeyArray, *rows: int) -> Any:
-        """Independent normal numbers, the same however many devices there are."""
+        """Independent normal numbers, the same for any number of devices."""
         if self.is_flat:
             drawn = jax.random.normal(key, (*rows, self.num_params), self.dtype)
             return self.placed(self._filled(drawn))
@@ -130,7 +130,7 @@ class Form:
         """Inner products of vectors or rows with vectors or rows."""
         if self.mesh is None:
             return self._inner(some, others)
-        # Elsewhere than in `shard_map` there would be an exchange for each leaf.
+        # Outside `shard_map` there would be an exchange for each leaf.
         axes = self.mesh.axis_names
         return jax.shard_map(
             lambda *parts: jax.lax.psum(self._inner(*parts), axes),
@@ -141,18 +141,18 @@ class Form:
         )(some, others)
 
     def norm(self, vector: Any) -> Array:
-        """Euclidean."""
+        """Euclidean norm."""
         return jnp.sqrt(self.inner(vector, vector))
 
     def combined(self, coefficients: Array, rows: Any) -> Any:
-        """Σ_r c_r (row r), or one such for each row of coefficients."""
+        """Σ_r c_r (row r), or one such sum for each row of coefficients."""
         return jax.tree.map(
             lambda leaf: jnp.tensordot(coefficients.astype(leaf.dtype), leaf, 1, precision=_EXACT),
             rows,
         )
 
     def rotated(self, rotation: Float[Array, "rows rows"], basis: Any) -> Any:
-        """All rows at once, in place: no second basis is needed."""
+        """The basis with its rows rotated in place: no second basis is needed."""
         turned = lambda basis: jax.tree.map(partial(_turned, rotation), basis)  # noqa: E731
         if self.mesh is None:
             return turned(basis)
@@ -163,41 +163,41 @@ class Form:
         return mapped(basis)
 
     def outside(self, vector: Any, basis: Any, used: Array | None = None) -> tuple[Any, Array]:
-        """What of a vector is outside of the rows, and its overlaps with them.
+        """The part of a vector outside the rows, and its overlaps with them.
 
         Two sweeps of Gram-Schmidt; twice is enough (Parlett, §6.9).
 
         Args:
-            vector: any.
+            vector: any vector.
             basis: orthonormal rows.
-            used: which of them count; none means all, the others being 0.
+            used: which rows count; none means all, the rest being 0.
         """
         vector, first = self.swept(vector, basis, used)
         vector, second = self.swept(vector, basis, used)
         return vector, first + second
 
     def swept(self, vector: Any, basis: Any, used: Array | None = None) -> tuple[Any, Array]:
-        """The same by one sweep."""
+        """The same with one sweep."""
         overlaps = self.inner(basis, vector)
         overlaps = overlaps if used is None else jnp.where(used, overlaps, 0)
         return jax.tree.map(jnp.subtract, vector, self.combined(overlaps, basis)), overlaps
 
     def continued(
-        self, product: Any, basis: Any, place: Int[Array, ""], used: Array
+        self, product: Any, basis: Any, index: Int[Array, ""], used: Array
     ) -> tuple[Any, Array, Array]:
-        """What of a product with one of the rows is outside of them, its overlaps, what is left.
+        """The part of a product with one of the rows outside all rows, its overlaps and its norm.
 
-        What lies along the row itself and the one before is taken out first, which is nearly all in
-        a Krylov chain. One sweep over all rows is enough then, unless it took out more than it left
-        (Daniel, Gragg, Kaufman and Stewart, Math. Comp. 30, 1976, 772).
+        The components along the row itself and the one before are removed first, which is nearly
+        everything in a Krylov chain. One sweep over all rows then suffices, unless it removed more
+        than it left (Daniel, Gragg, Kaufman and Stewart, Math. Comp. 30, 1976, 772).
 
         Args:
-            product: what the operator makes of the row.
+            product: product of the operator with the row.
             basis: orthonormal rows.
-            place: number of the row.
+            index: index of the row.
             used: which of the rows count.
         """
-        first, slices = jnp.maximum(place - 1, 0), jax.lax.dynamic_slice_in_dim
+        first, slices = jnp.maximum(index - 1, 0), jax.lax.dynamic_slice_in_dim
         near = jax.tree.map(lambda leaf: slices(leaf, first, 2), basis)
         rest, close = self.swept(product, near, slices(used, first, 2))
         rest, taken = self.swept(rest, basis, used)
@@ -215,19 +215,19 @@ class Form:
         return rest, jax.lax.dynamic_update_slice_in_dim(taken, close, first, 0), left
 
     def less(self, vector: Any, factor: Array, part: Any) -> Any:
-        """The vector less another one times a number."""
+        """The vector minus a multiple of another one."""
         return jax.tree.map(jnp.subtract, vector, self.scaled(part, factor))
 
     def unit_outside(self, vector: Any, basis: Any, used: Array | None = None) -> Any:
-        """What of a vector is orthogonal to the rows, of norm 1; 0 when that is only rounding.
+        """The part of a vector orthogonal to the rows, normalised; 0 where it is only rounding.
 
-        Args are those of `outside`.
+        The arguments are those of `outside`.
         """
         vector, _ = self.outside(self.scaled(vector, 1 / self.norm(vector)), basis, used)
         length = self.norm(vector)
         left = length > rounding(self.num_params, self.dtype)
         vector = self.scaled(vector, jnp.where(left, 1 / jnp.where(left, length, 1), 0))
-        # What is left of a vector that lay almost in the rows is orthogonal only to rounding.
+        # The rest of a vector that lay almost within the rows needs to be orthogonalised again.
         vector, _ = self.outside(vector, basis, used)
         return self.scaled(vector, 1 / jnp.where(left, self.norm(vector), 1))
 
@@ -235,27 +235,27 @@ class Form:
         """The vector times a number."""
         return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), vector)
 
-    def row(self, rows: Any, place: Int[Array, ""] | int) -> Any:
+    def row(self, rows: Any, index: Int[Array, ""] | int) -> Any:
         """One of the rows."""
-        return jax.tree.map(lambda leaf: leaf[place], rows)
+        return jax.tree.map(lambda leaf: leaf[index], rows)
 
-    def with_row(self, rows: Any, place: Int[Array, ""] | int, vector: Any) -> Any:
-        """The rows, one of them replaced."""
-        return jax.tree.map(lambda leaf, new: leaf.at[place].set(new), rows, vector)
+    def with_row(self, rows: Any, index: Int[Array, ""] | int, vector: Any) -> Any:
+        """The rows with one of them replaced."""
+        return jax.tree.map(lambda leaf, new: leaf.at[index].set(new), rows, vector)
 
     def matvec(self, operator: Operator) -> Callable[[Any], Any]:
-        """Its products, in the full precision of their type and where the vectors lie."""
+        """The operator's products, in the full precision of their type, where the vectors lie."""
         with jax.default_matmul_precision(_EXACT):
             product = operator()
 
-        def made(vector: Any) -> Any:
+        def matvec(vector: Any) -> Any:
             with jax.default_matmul_precision(_EXACT):
                 return self.placed(self._filled(product(self._trimmed(vector))))
 
-        return made
+        return matvec
 
     def placed(self, tree: Any) -> Any:
-        """A vector or rows where they are to lie; left alone, a compiler may move them."""
+        """A vector or rows, kept where they should lie; a compiler might move them otherwise."""
         if self.mesh is None:
             return tree
         explicit = all(kind == AxisType.Explicit for kind in self.mesh.axis_types)
@@ -265,7 +265,7 @@ class Form:
         )
 
     def received(self, tree: Any) -> Any:
-        """Vectors or rows from elsewhere, in this type and place."""
+        """Vectors or rows from elsewhere, in this type and location."""
         tree = jax.tree.map(lambda leaf: jnp.asarray(leaf, self.dtype), tree)
         if self.mesh is None:
             return tree
@@ -282,7 +282,7 @@ class Form:
         return self.structure == jax.tree.structure(0) and len(self.shapes[0]) == 1
 
     def on_host(self, tree: Any) -> np.ndarray:
-        """Flat vectors or rows as NumPy's, without what fills them up; on every host if several."""
+        """Flat vectors or rows as NumPy arrays without padding, on every host."""
         if self.mesh is not None and isinstance(tree, Array):
             tree = jax.jit(self._trimmed, out_shardings=self._sharding(PartitionSpec()))(tree)
         return np.asarray(tree)
@@ -300,23 +300,23 @@ class Form:
         return jax.tree.unflatten(self.structure, specs)
 
     def _inner(self, some: Any, others: Any) -> Array:
-        """Of the parts on one device; leaves that several hold count once in all."""
+        """Inner products of the parts on one device; copies of a leaf count once altogether."""
         total: Any = 0
         leaves = zip(jax.tree.leaves(some), jax.tree.leaves(others), self.shapes, strict=True)
-        for place, (a, b, shape) in enumerate(leaves):
+        for index, (a, b, shape) in enumerate(leaves):
             flat = (leaf.reshape(*leaf.shape[: leaf.ndim - len(shape)], -1) for leaf in (a, b))
-            total = total + _inner(*flat) / self._copies(place)
+            total = total + _inner(*flat) / self._copies(index)
         return total
 
-    def _copies(self, place: int) -> int:
-        """How many devices hold each number of a leaf."""
+    def _copies(self, index: int) -> int:
+        """Number of devices that hold each number of a leaf."""
         if self.mesh is None:
             return 1
-        named = [axis for axis in jax.tree.leaves(tuple(self.specs[place])) if axis is not None]
+        named = [axis for axis in jax.tree.leaves(tuple(self.specs[index])) if axis is not None]
         return self.mesh.size // prod(self.mesh.shape[axis] for axis in named)
 
     def _filled(self, tree: Any) -> Any:
-        """With zeros at the end, where a flat vector is longer than the space has dimensions."""
+        """Padded with zeros, where a flat vector is longer than the dimension of the space."""
         if sum(map(prod, self.shapes)) == self.num_params:
             return tree
         extra = self.shapes[0][0] - tree.shape[-1]
@@ -329,7 +329,7 @@ class Form:
 
 
 def _inner(a: Float[Array, "*rows n"], b: Float[Array, "*others n"]) -> Array:
-    """Inner products, of rows if there are some."""
+    """Inner products of vectors or rows."""
     at_once = partial(jnp.tensordot, axes=(-1, -1), precision=_EXACT)
     size = a.shape[-1]
     if size <= _TERMS:
@@ -346,7 +346,7 @@ def _inner(a: Float[Array, "*rows n"], b: Float[Array, "*others n"]) -> Array:
         sums = jnp.sum(jax.lax.map(piece, jnp.arange(whole)), axis=0)
         return sums + at_once(a[..., whole * _TERMS :], b[..., whole * _TERMS :])
 
-    # Accelerators sum as in a tree.
+    # Accelerators sum pairwise, as in a tree.
     return jax.lax.platform_dependent(a, b, cpu=in_pieces, default=at_once)
 
 

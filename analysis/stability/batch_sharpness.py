@@ -23,28 +23,28 @@ from dlf_dynamics.reprs import brief
 Definition = Literal["mean-of-ratios", "ratio-of-means"]
 
 _MOST_BATCHES = 2_000
-"""That are enumerated."""
+"""Number of batches up to which all are enumerated."""
 
 _MOST_PRODUCTS = 2_000
-"""With the Hessian of all examples, for an exact ratio of means: one for each example."""
+"""Examples up to which the ratio of means is exact: it takes a Hessian product for each."""
 
 _MOST_NUMBERS = 2**26
-"""Of all gradients together, for it: 512 MiB."""
+"""Numbers in all gradients together, up to which it is exact: 512 MiB."""
 
 
 @dataclass(frozen=True)
 class BatchSharpness:
     """The curvature of the losses of batches along their gradients.
 
-    It is a measurement. No optimizer has a threshold for it: it can be above 2 / η where SGD is
-    stable in mean square.
+    This is a measurement, not a quantity with a threshold: it can exceed 2 / η where SGD is stable
+    in mean square.
 
     Attributes:
         value: the mean over batches, in the units of a curvature.
-        standard_error: standard error, by the batches that were drawn; 0 where the value is exact.
+        standard_error: standard error, from the drawn batches; 0 where the value is exact.
         definition: `mean-of-ratios` for E[gᵀHg / gᵀg], `ratio-of-means` for E[gᵀHg] / E[gᵀg], with
             gradient and Hessian of one batch.
-        samples: batches that were drawn; 0 where it is exact.
+        samples: number of batches that were drawn; 0 where the value is exact.
         batch_size: examples in a batch.
     """
 
@@ -57,7 +57,7 @@ class BatchSharpness:
 
     @property
     def exact(self) -> bool:
-        """Whether it is of all batches, and not of some that were drawn."""
+        """Whether the value covers all batches, rather than a sample."""
         return self.samples == 0
 
 
@@ -75,7 +75,7 @@ def batch_sharpness(
 
     Both definitions are in use, and they differ. Up to 2,000 batches are enumerated. The ratio of
     means is exact up to 2,000 examples: its two means over batches are sums over examples. Beyond
-    that, batches are drawn. Batches are of different examples, each as likely as any other.
+    that, batches are drawn at random. Each batch has distinct examples, and all are equally likely.
 
     Args:
         problem: problem with a model and data, whose outputs do not mix examples.
@@ -83,7 +83,7 @@ def batch_sharpness(
         batch_size: B.
         definition: `mean-of-ratios` or `ratio-of-means`.
         step: t, for the weights.
-        samples: batches that are drawn where it is not exact.
+        samples: number of batches to draw where the value is not exact.
         seed: seed of the draw.
 
     Raises:
@@ -91,12 +91,9 @@ def batch_sharpness(
             of a batch is 0, along which there is no curvature.
         DataError: when the parameters are not arrays of float32 or float64.
 
-    >>> problem = Problem(
-    ...     apply=lambda w, x: w * x,
-    ...     criterion=lambda outputs, targets: (outputs - targets) ** 2 / 2,
-    ...     inputs=jnp.sqrt(jnp.array([1.0, 3.0])),
-    ...     targets=jnp.zeros(2),
-    ... )
+    >>> squares = lambda outputs, targets: (outputs - targets) ** 2 / 2
+    >>> inputs = jnp.sqrt(jnp.array([1.0, 3.0]))
+    >>> problem = Problem(lambda w, x: w * x, squares, inputs=inputs, targets=jnp.zeros(2))
     >>> for definition in ("mean-of-ratios", "ratio-of-means"):
     ...     found = batch_sharpness(problem, jnp.ones(()), 1, definition=definition)
     ...     print(round(found.value, 6), found.exact)
@@ -169,15 +166,15 @@ def _along(
     """gᵀHg and gᵀg of each batch."""
 
     def of_batch(indices: Array) -> tuple[Array, Array]:
-        slope = partial(_slope, problem.take(indices), step)
-        gradient = slope(vector)
-        product = jax.jvp(slope, (vector,), (gradient,))[1]
+        gradient_at = partial(_gradient, problem.take(indices), step)
+        gradient = gradient_at(vector)
+        product = jax.jvp(gradient_at, (vector,), (gradient,))[1]
         return gradient @ product, gradient @ gradient
 
     return jax.lax.map(of_batch, batches)
 
 
-def _slope(problem: Problem, step: Array, vector: Array) -> Array:
+def _gradient(problem: Problem, step: Array, vector: Array) -> Array:
     return jax.grad(problem.steady().objective)(vector, step)
 
 
@@ -204,7 +201,7 @@ def _sums(problem: Problem, vector: Array, step: Array) -> _Sums:
     indices = jnp.arange(number)
 
     def single(index: Array) -> partial[Array]:
-        return partial(_slope, problem.take(index[None]), step)
+        return partial(_gradient, problem.take(index[None]), step)
 
     gradients = jax.lax.map(lambda index: single(index)(vector), indices)
     total = jnp.sum(gradients, axis=0)
@@ -215,7 +212,7 @@ def _sums(problem: Problem, vector: Array, step: Array) -> _Sums:
         return mine @ product(mine), mine @ product(total)
 
     own, crossed = jax.lax.map(of_example, indices)
-    mean = jax.linearize(partial(_slope, problem, step), vector)[1]
+    mean = jax.linearize(partial(_gradient, problem, step), vector)[1]
     others = jax.lax.map(lambda mine: number * (mine @ mean(mine)), gradients)
     return _Sums(
         jnp.sum(own),

@@ -1,4 +1,4 @@
-"""Hyperparameters in an optimizer's state: whether its threshold is told of those."""
+"""Hyperparameters in an optimizer's state: whether they change its threshold."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from dlf_dynamics.hyperparameters import (
 from dlf_dynamics.optimizers import FlatUpdate
 
 _ACCURACY = 1e-6
-"""Of the comparison, as hyperparameters may be numbers of float32."""
+"""Relative tolerance of comparisons; hyperparameters may be float32 numbers."""
 
 
 _CURVATURES = (0.3, 1.0, 1.7)
-"""At which multipliers are compared, in units of the critical one."""
+"""Curvatures at which multipliers are compared, in units of the critical one."""
 
 
 _TRIED = (0, 2, 10, 100, 1000, 10_000)
@@ -37,52 +37,53 @@ _TRIED = (0, 2, 10, 100, 1000, 10_000)
 def deciding(
     optimizer: optax.GradientTransformation, steps: tuple[int, ...] = ()
 ) -> tuple[str, ...]:
-    """The hyperparameters in its state with which its linear maps change, by name.
+    """Names of the hyperparameters in the state that change the linear maps of an optimizer.
 
-    Those that a schedule sets anew at each update do not count, nor those of the mean squares of
-    an adaptive optimizer, which are in its preconditioner.
+    Hyperparameters that a schedule sets at each update do not count, nor do those of the mean
+    squares of an adaptive optimizer, which are in its preconditioner.
 
     Args:
         optimizer: an optax transformation.
-        steps: steps at which it matters, beside some that are always tried.
+        steps: steps to try, besides some that are always tried.
     """
     tried = np.unique([*_TRIED, *steps])
     nothing = jnp.zeros(1)
-    places = hyperparameter_places(optimizer.init, nothing)
-    if not places:
+    named = hyperparameter_places(optimizer.init, nothing)
+    if not named:
         return ()
     own = hyperparameters_in(optimizer.init, nothing, optimizer.init(nothing))
     usual = linear_maps(optimizer, tried, own)
-    found = []
-    for index, name in enumerate(places):
+    names = []
+    for index, name in enumerate(named):
         other = list(own)
         other[index] = 0.5 * own[index] if own[index] else 0.01
         if np.any(_differ(usual, linear_maps(optimizer, tried, tuple(other)))):
-            found.append(name)
-    return tuple(found)
+            names.append(name)
+    return tuple(names)
 
 
 def required_threshold(update: FlatUpdate, params: PyTree, opt_state: PyTree, step: int) -> float:
-    """The critical eigenvalue at the hyperparameters that are in an optimizer's state.
+    """The critical eigenvalue at the hyperparameters in an optimizer's state.
 
     Args:
         update: the optimizer.
-        params: whose form counts.
-        opt_state: before the update; none for an optimizer whose threshold does not need it.
+        params: parameters, of which only the form matters.
+        opt_state: state before the update; none where the threshold does not depend on it.
         step: number of updates made before.
 
     Raises:
         ConfigError: when there is none, or the state is missing or not one of the optimizer's
             after so many updates.
     """
-    optimizer, told = update.optimizer, None
+    optimizer, hyperparameters = update.optimizer, None
     if opt_state is not None:
         require_form(optimizer.init, params, opt_state)
         counts = np.array([counts_in(optimizer.init, params, opt_state)], int)
         if unlike := unlike_counted(optimizer, counts, np.array([step])):
             raise ConfigError(f"{unlike}, or another step")
-        told = hyperparameters_in(optimizer.init, params, opt_state) or None
-    threshold = threshold_of(update, steps=(step,), hyperparameters=told).required_at(step)
+        hyperparameters = hyperparameters_in(optimizer.init, params, opt_state) or None
+    known = threshold_of(update, steps=(step,), hyperparameters=hyperparameters)
+    threshold = known.required_at(step)
     if opt_state is None and (names := deciding(optimizer, (step,))):
         raise ConfigError(
             "opt_state is missing; expected the optimizer's state before the update, as "
@@ -101,12 +102,12 @@ def unlike_own(
 
     Args:
         optimizer: an optax transformation.
-        own: what it starts with, by name.
-        recorded: what its recorded states have.
-        steps: of these.
+        own: initial hyperparameters, by name.
+        recorded: hyperparameters in recorded states, by name.
+        steps: steps of the recorded states.
     """
     names: Collection[str] = deciding(optimizer, tuple(steps.tolist()))
-    if not own.keys() >= set(names):  # they are called otherwise where there is one for each array
+    if not own.keys() >= set(names):  # names differ where each array has its own
         names = own.keys()
     for name in names:
         differ = ~np.isclose(recorded[name], own[name], rtol=_ACCURACY, atol=0)
@@ -125,30 +126,30 @@ def unlike_counted(
     counts: Int[np.ndarray, "checkpoints counts"],
     steps: Int[np.ndarray, " checkpoints"],
 ) -> str:
-    """Where recorded counts are not the steps and that matters, in words; empty if nowhere.
+    """Where recorded counts differ from the steps and change the update, in words; or empty.
 
     Args:
         optimizer: an optax transformation.
-        counts: of updates, in its recorded states.
-        steps: of these.
+        counts: counts of updates in recorded states.
+        steps: steps of the recorded states.
     """
-    rows, columns = np.nonzero(counts != steps[:, None])
-    if len(rows) == 0:
+    checkpoints, columns = np.nonzero(counts != steps[:, None])
+    if len(checkpoints) == 0:
         return ""
-    counted, told = counts[rows, columns], steps[rows]
-    ours, theirs = (linear_maps(optimizer, each) for each in (told, counted))
+    counted, made = counts[checkpoints, columns], steps[checkpoints]
+    ours, theirs = (linear_maps(optimizer, each) for each in (made, counted))
     differ = _differ(ours, theirs)
     if not np.any(differ):
         return ""
     first = int(np.argmax(differ))
     return (
-        f"the optimizer has counted {counted[first]:,} updates at step {told[first]:,}, and its "
+        f"the optimizer has counted {counted[first]:,} updates at step {made[first]:,}, and its "
         "update changes with the step; expected a state that counts the steps"
     )
 
 
 def _differ(ours: Maps, theirs: Maps) -> Bool[np.ndarray, " steps"]:
-    """Whether maps have other multipliers; in other units of the state they have the same."""
+    """Whether maps differ in their multipliers, which do not depend on the units of the state."""
     critical = critical_curvatures(ours)
     scale = np.where(np.isfinite(critical), critical, 1.0)
     one, other = (_power_sums(maps, scale) for maps in (ours, theirs))
@@ -158,9 +159,9 @@ def _differ(ours: Maps, theirs: Maps) -> Bool[np.ndarray, " steps"]:
 def _power_sums(
     maps: Maps, scale: Float[np.ndarray, " steps"]
 ) -> Float[np.ndarray, "steps curvatures n"]:
-    """Sums of the powers 1 to n of the n multipliers at some curvatures, which tell them all."""
-    constant, slope = (part[:, None] for part in maps)
+    """Sums of the powers 1 to n of the n multipliers at some curvatures, which determine them."""
+    constant, linear = (part[:, None] for part in maps)
     curvatures = scale[:, None] * np.array(_CURVATURES)
-    matrices = constant + curvatures[..., None, None] * slope
+    matrices = constant + curvatures[..., None, None] * linear
     powers = [np.linalg.matrix_power(matrices, k + 1) for k in range(matrices.shape[-1])]
     return np.stack([np.trace(power, axis1=-2, axis2=-1) for power in powers], axis=-1)

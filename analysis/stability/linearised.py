@@ -18,68 +18,68 @@ from dlf_dynamics.leaves import words
 from dlf_dynamics.optimizers import held_preconditioner, hold_mean_squares
 
 Maps = tuple[Float[np.ndarray, "steps n n"], Float[np.ndarray, "steps n n"]]
-"""A and B such that the update of each step on the curvature λ is z ↦ (A + λB) z."""
+"""A and B of each step: on the curvature λ the update is z ↦ (A + λB) z."""
 
 Hyperparameters = tuple[float, ...] | None
-"""Those in an optimizer's state, in the order of its leaves; none are those it starts with."""
+"""Hyperparameters in an optimizer's state, in the order of its leaves; none: the initial ones."""
 
 _Rest = tuple[list[Array], list[bool], Any]
 
 _WARM = 2
-"""Updates in which nothing happens, after which marks of the first update are gone."""
+"""Updates without a gradient, after which nothing is special about the first update any more."""
 
 
 def linear_maps(
     optimizer: optax.GradientTransformation,
     steps: Int[np.ndarray, " steps"],
-    told: Hyperparameters = None,
+    hyperparameters: Hyperparameters = None,
 ) -> Maps:
-    """The update of each step; z holds a parameter first, then what of the state belongs to it.
+    """The update of each step as a matrix on z: a parameter, then the state that belongs to it.
 
-    The curvature is in units of the preconditioner, which is held.
+    The curvature is in units of the preconditioner, which is kept fixed.
 
     Args:
         optimizer: an optax transformation.
         steps: numbers of updates made before.
-        told: hyperparameters in its state.
+        hyperparameters: hyperparameters in its state.
     """
-    distinct, place = np.unique(steps, return_inverse=True)
+    distinct, inverse = np.unique(steps, return_inverse=True)
     if not counts_updates(optimizer):
-        distinct, place = distinct[:1], np.zeros(len(steps), int)
-    # Of a few lengths, so that few programs are compiled.
+        distinct, inverse = distinct[:1], np.zeros(len(steps), int)
+    # Only a few different lengths, so that few programs are compiled.
     count = max(16, 1 << (len(distinct) - 1).bit_length())
     with jax.enable_x64(True):
         counted = jnp.asarray(np.resize(distinct, count), jnp.int32)
-        found = _jacobians(optimizer)(counted, as_array(told))
-    at_zero, at_one = map(np.asarray, found)
-    return at_zero[place], (at_one - at_zero)[place]
+        jacobians = _jacobians(optimizer)(counted, as_array(hyperparameters))
+    at_zero, at_one = map(np.asarray, jacobians)
+    return at_zero[inverse], (at_one - at_zero)[inverse]
 
 
 def spectral_radii(maps: Maps, curvatures: Float[np.ndarray, " steps"]) -> np.ndarray:
-    """Largest modulus of a multiplier of each map at a curvature of its own."""
+    """Spectral radius of each map, each at its own curvature."""
     matrices = maps[0] + curvatures[:, None, None] * maps[1]
     return np.max(np.abs(np.linalg.eigvals(matrices)), axis=1)
 
 
 def critical_curvatures(maps: Maps) -> Float[np.ndarray, " steps"]:
-    """For each map the λ > 0 at which its spectral radius exceeds 1, by bisection; or infinity."""
+    """The λ > 0 at which the spectral radius of each map exceeds 1, by bisection; or infinity."""
     size = maps[0].shape[1]
-    rows, place = np.unique(np.concatenate(maps, axis=1), axis=0, return_inverse=True)
-    distinct = rows[:, :size], rows[:, size:]
+    matrices, inverse = np.unique(np.concatenate(maps, axis=1), axis=0, return_inverse=True)
+    distinct = matrices[:, :size], matrices[:, size:]
 
     def unstable(curvature: np.ndarray) -> np.ndarray:
         return spectral_radii(distinct, curvature) > 1 + 1e-13
 
-    low, high = np.zeros(len(rows)), np.full(len(rows), 1e-12)
+    low, high = np.zeros(len(matrices)), np.full(len(matrices), 1e-12)
     while not np.all(ever := unstable(high)) and np.max(high) < 1e30:
         low, high = np.where(ever, low, high), np.where(ever, high, 2 * high)
     for _ in range(100):
         middle = (low + high) / 2
         beyond = unstable(middle)
         low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
-    # To the digits that are right, so that 2 is 2.
-    found = np.array([float(f"{value:.13g}") for value in (low + high) / 2])
-    return np.where(ever, found, np.inf)[place.reshape(-1)]
+    # Rounded to the digits that are certain, so that 2 is 2.
+    critical = np.array([float(f"{value:.13g}") for value in (low + high) / 2])
+    return np.where(ever, critical, np.inf)[inverse.reshape(-1)]
 
 
 def state_at(
@@ -87,21 +87,21 @@ def state_at(
     params: PyTree,
     step: Any,
     counting: Any = False,
-    told: Float[Array, " numbers"] | None = None,
+    hyperparameters: Float[Array, " numbers"] | None = None,
 ) -> Any:
-    """The optimizer's state at a step up to which nothing happened, at parameters that are 0.
+    """The optimizer's state at a step before which all gradients were 0, at parameters of 0.
 
     Args:
         optimizer: an optax transformation.
-        params: whose form counts.
-        step: to which the counts in the state are set.
-        counting: whether they are left as they are instead, after the two updates that are made.
-        told: hyperparameters in the state.
+        params: parameters, of which only the form matters.
+        step: value to which the counts in the state are set.
+        counting: whether the counts are left as they are instead, after the two updates made here.
+        hyperparameters: hyperparameters in the state.
     """
     zero = jax.tree.map(jnp.zeros_like, params)
     state = optimizer.init(zero)
-    if told is not None:
-        state = with_hyperparameters(optimizer.init, zero, state, told)
+    if hyperparameters is not None:
+        state = with_hyperparameters(optimizer.init, zero, state, hyperparameters)
     state = with_counts(state, step, counting)
     for _ in range(_WARM):
         _, after = optimizer.update(zero, hold_mean_squares(state), zero)
@@ -112,7 +112,7 @@ def state_at(
 def with_counts(state: Any, step: Any, counting: Any = False) -> Any:
     """The state with every count in it set to the step, unless it counts by itself.
 
-    All whole numbers are taken for counts, but for hyperparameters.
+    All whole numbers count as such, except hyperparameters.
     """
 
     def counted(path: Any, leaf: Array) -> Array:
@@ -128,19 +128,19 @@ def as_before(state: Any, after: Any) -> Any:
     return jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), state, after)
 
 
-def as_array(told: Hyperparameters) -> Float[Array, " numbers"] | None:
-    """Hyperparameters as what compiled functions take."""
-    return None if told is None else jnp.asarray(told, float)
+def as_array(hyperparameters: Hyperparameters) -> Float[Array, " numbers"] | None:
+    """Hyperparameters in the form that compiled functions take."""
+    return None if hyperparameters is None else jnp.asarray(hyperparameters, float)
 
 
-def unit(
-    optimizer: optax.GradientTransformation, told: Float[Array, " numbers"] | None = None
+def curvature_unit(
+    optimizer: optax.GradientTransformation, hyperparameters: Float[Array, " numbers"] | None
 ) -> Array:
-    """The preconditioner of a parameter while the mean squares are held."""
+    """The preconditioner of a parameter while the mean squares are kept fixed."""
     nothing = jnp.zeros(1)
     state = optimizer.init(nothing)
-    if told is not None:
-        state = with_hyperparameters(optimizer.init, nothing, state, told)
+    if hyperparameters is not None:
+        state = with_hyperparameters(optimizer.init, nothing, state, hyperparameters)
     after = optimizer.update(nothing, hold_mean_squares(state), nothing)[1]
     return jnp.squeeze(held_preconditioner(after))
 
@@ -155,11 +155,12 @@ def counts_updates(optimizer: optax.GradientTransformation) -> bool:
 def _jacobians(
     optimizer: optax.GradientTransformation,
 ) -> Callable[[Int[Array, " steps"], Float[Array, " numbers"] | None], tuple[Array, Array]]:
-    """Compiled: of the update at steps, at curvatures 0 and 1 in units of the preconditioner."""
+    """Compiled: Jacobians of the update at curvatures 0 and 1, in units of the preconditioner."""
 
-    def jacobian(step: Array, told: Array | None, curvature: Any) -> Array:
+    def jacobian(step: Array, numbers: Array | None, curvature: Any) -> Array:
         position = jnp.zeros(1)
-        start = position, hold_mean_squares(state_at(optimizer, position, step, told=told))
+        state = state_at(optimizer, position, step, hyperparameters=numbers)
+        start = position, hold_mean_squares(state)
         moving, constants = _split(start)
         vector, unravel = ravel_pytree(moving)
 
@@ -172,8 +173,9 @@ def _jacobians(
 
         return jax.jacfwd(update)(vector)
 
-    def both(step: Array, told: Array | None) -> tuple[Array, Array]:
-        return jacobian(step, told, 0.0), jacobian(step, told, unit(optimizer, told))
+    def both(step: Array, numbers: Array | None) -> tuple[Array, Array]:
+        unit = curvature_unit(optimizer, numbers)
+        return jacobian(step, numbers, 0.0), jacobian(step, numbers, unit)
 
     return jax.jit(jax.vmap(both, in_axes=(0, None)))
 
@@ -181,7 +183,7 @@ def _jacobians(
 def _split(tree: PyTree) -> tuple[list[Array], _Rest]:
     """The floating-point leaves that belong to the parameter, and the rest.
 
-    Numbers for all parameters, such as a learning rate, are no part of the motion.
+    Numbers shared by all parameters, such as a learning rate, do not move.
     """
     leaves, structure = jax.tree.flatten(tree)
     moves = [jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim > 0 for leaf in leaves]

@@ -1,4 +1,4 @@
-"""Whether an optimizer's linearised update tells what it does: found by running the update."""
+"""Whether an optimizer does what its linearised update says: the update is run and compared."""
 
 from __future__ import annotations
 
@@ -19,51 +19,51 @@ from dlf_dynamics.analysis.stability.linearised import (
     as_array,
     as_before,
     critical_curvatures,
+    curvature_unit,
     linear_maps,
     spectral_radii,
     state_at,
-    unit,
     with_counts,
 )
 from dlf_dynamics.optimizers import has_mean_squares, held_preconditioner, hold_mean_squares
 
 _PROBE = {"matrix": np.zeros((4, 2)), "vector": np.zeros(2)}
-"""Parameters that the optimizer is tried on: rules may depend on the shape of an array."""
+"""Parameters that the optimizer is tried on; rules may depend on the shape of an array."""
 
 _GRADIENTS = np.array([1e-3, 1e-3, 1.0, 1.0, -30.0, -30.0, 0.0, 0.0, 1e3, 1e3])
-"""Their first gradients, of sizes at which an update that cuts or normalises gives itself away."""
+"""Their first gradients, with sizes at which clipping or normalisation shows."""
 
 _RESTING = slice(6, 8)
-"""Place of those that start at 0, from which the others deviate."""
+"""Indices of the parameters that start at 0, from which the others deviate."""
 
 _SIDES = np.array([0.98, 1.02])
 """Curvatures of neighbouring parameters, in units of the critical one."""
 
 _UPDATES, _COMPARED = 120, 12
-"""Updates that are made, and those of them whose every number is compared."""
+"""Number of updates, and number of first ones that are compared number by number."""
 
 _ACCURACY = 1e-2
-"""Of the comparison, as optax computes schedules in float32, where a small rate has few digits."""
+"""Relative tolerance: optax computes schedules in float32, where a small rate has few digits."""
 
 _AT_ONCE = 4
-"""Runs of one call of the compiled program."""
+"""Runs in one call of the compiled program."""
 
 _GATHERING = (optax.MultiStepsState, optax.ApplyEvery, contrib.SAMState)
 
 _EXPECTED = (
-    "expected one that is linear in the gradients but for the preconditioner of RMSProp or Adam, "
-    "and the same for all parameters"
+    "expected one that is linear in the gradients, except for the preconditioner of RMSProp or "
+    "Adam, and the same for all parameters"
 )
 
 
 _FALLING = 60
-"""Updates after which what momentum has left is small, and rounding not yet all of a gradient."""
+"""Updates after which momentum has decayed, and gradients are not yet all rounding."""
 
 _CONSTANT = "steps of a constant size oscillate at any curvature"
 
 
 class NotTried(ValueError):
-    """An update that cannot be made on parameters of another form, or of gradients alone."""
+    """An update that needs more than gradients, or parameters of a certain form."""
 
 
 def _refused(reason: str) -> ValueError:
@@ -74,7 +74,7 @@ def _refused(reason: str) -> ValueError:
 def require_linear(optimizer: optax.GradientTransformation) -> None:
     """Requires that the update follows its linear maps while its counts go on.
 
-    The state is then the one of a real run, from the first update on.
+    The state is then that of a real run, from the first update on.
 
     Args:
         optimizer: an optax transformation.
@@ -99,9 +99,9 @@ def require_linear(optimizer: optax.GradientTransformation) -> None:
     curvatures = critical_curvatures(maps)
     known = curvatures[np.isfinite(curvatures)]
     limits = np.full(1, np.min(known, initial=np.inf) if len(known) else 1.0)
-    found = _run(optimizer, np.zeros(1, int), limits, counting=True)
-    expected = _predicted(maps, limits, lambda index: np.array([index]), _COMPARED)
-    if not _follows(found, expected, optimizer):
+    measured = _run(optimizer, np.zeros(1, int), limits, counting=True)
+    predicted = _predicted(maps, limits, lambda index: np.array([index]), _COMPARED)
+    if not _follows(measured, predicted, optimizer):
         raise _refused(_reason(optimizer))
 
 
@@ -110,9 +110,9 @@ def require_confirmed(
     steps: Int[np.ndarray, " steps"],
     maps: Maps,
     thresholds: Float[np.ndarray, " steps"],
-    told: Hyperparameters = None,
+    hyperparameters: Hyperparameters,
 ) -> None:
-    """Requires that the update itself does what its linearisation says of it.
+    """Requires that the update itself does what its linearisation says.
 
     The update is run on quadratics whose curvatures are 2 percent below and above the critical one,
     with gradients of all sizes, each step's counts and the preconditioner frozen. It must follow
@@ -120,10 +120,10 @@ def require_confirmed(
 
     Args:
         optimizer: an optax transformation.
-        steps: some of those at which thresholds are asked for, at most 4.
-        maps: of its update there.
-        thresholds: critical eigenvalues there.
-        told: hyperparameters in the optimizer's state.
+        steps: at most 4 of the steps at which thresholds are wanted.
+        maps: maps of the update at these steps.
+        thresholds: critical eigenvalues at these steps.
+        hyperparameters: hyperparameters in the optimizer's state.
 
     Raises:
         ValueError: unless it does.
@@ -131,12 +131,12 @@ def require_confirmed(
     finite = np.isfinite(thresholds)
     _require_one_side(maps, thresholds, finite)
     limits = np.where(finite, thresholds, 1.0)
-    found = _run(optimizer, steps, limits, counting=False, told=told)
-    expected = _predicted(maps, limits, lambda index: np.arange(len(steps)), _UPDATES)
-    if not _follows(found, expected, optimizer):
+    measured = _run(optimizer, steps, limits, counting=False, hyperparameters=hyperparameters)
+    predicted = _predicted(maps, limits, lambda index: np.arange(len(steps)), _UPDATES)
+    if not _follows(measured, predicted, optimizer):
         raise _refused(_reason(optimizer))
-    grown, foreseen = _growth(found), _growth(expected)
-    seen = np.abs(np.log(foreseen)) > 0.1  # where so few updates show anything
+    grown, foreseen = _growth(measured), _growth(predicted)
+    seen = np.abs(np.log(foreseen)) > 0.1  # where so few updates show a trend
     if np.any((np.sign(np.log(grown)) != np.sign(_SIDES - 1))[finite] & seen[finite]):
         raise _refused(_reason(optimizer))
 
@@ -158,7 +158,7 @@ def _require_tried(optimizer: optax.GradientTransformation) -> None:
 def _require_one_side(
     maps: Maps, thresholds: Float[np.ndarray, " steps"], finite: Bool[np.ndarray, " steps"]
 ) -> None:
-    """Raises ValueError unless all is stable below the threshold, and nothing above it."""
+    """Raises ValueError unless all curvatures below the threshold are stable and none above."""
     if np.any(thresholds < 1e-8):
         raise ValueError(
             "the optimizer's update grows at every curvature; expected one that goes downhill, "
@@ -174,46 +174,47 @@ def _require_one_side(
 def _require_root(optimizer: optax.GradientTransformation) -> None:
     """Requires that it divides by the root of the mean square of its next update.
 
-    An answer times that root is then proportional to the gradient, however large either is.
+    An update times that root is then proportional to the gradient, however large either is.
 
     Raises:
         ValueError: unless it does.
     """  # noqa: DOC501
     with jax.enable_x64(True):
-        nothing, slopes, answers = jnp.zeros(1), [], []
+        nothing, gradients, answers = jnp.zeros(1), [], []
         for size in (1e9, 1e10, 1e11):
             held = hold_mean_squares(state_at(optimizer, nothing, jnp.int32(2)), size)
             rest, _ = optimizer.update(nothing, held, nothing)
             for part in (0.5, 1.0, 2.0):
-                slopes.append(part * size)
-                change, after = optimizer.update(jnp.full(1, slopes[-1]), held, nothing)
+                gradients.append(part * size)
+                change, after = optimizer.update(jnp.full(1, gradients[-1]), held, nothing)
                 root = held_preconditioner(after)
                 answers.append(float(jnp.squeeze((jnp.asarray(change) - jnp.asarray(rest)) * root)))
-    ratios = np.divide(answers, slopes)
+    ratios = np.divide(answers, gradients)
     if answers[0] and np.allclose(answers, answers[0], rtol=1e-2, atol=0):
-        raise _refused("cuts large gradients")
+        raise _refused("clips large gradients")
     if not np.allclose(ratios, ratios[0], rtol=1e-6, atol=0):
         raise _refused(
-            "divides by something else than the root of the mean square of its next update, such "
+            "divides by something other than the root of the mean square of its next update, such "
             "as a running maximum"
         )
 
 
-Runner = Callable[..., Float[Array, "runs updates params"]]
+_Runner = Callable[..., Float[Array, "runs updates params"]]
 
 
 @lru_cache(maxsize=64)
-def _runner(optimizer: optax.GradientTransformation) -> Runner:
-    """The update, made again and again: one compiled program for all steps and curvatures."""
+def _runner(optimizer: optax.GradientTransformation) -> _Runner:
+    """Repeated updates, as one compiled program for all steps and curvatures."""
     _, unravel = ravel_pytree(jax.tree.map(jnp.asarray, _PROBE))
 
-    def motion(step: Array, counting: Array, slopes: Array, told: Array | None) -> Array:
-        start = jnp.asarray(_GRADIENTS) / slopes, state_at(optimizer, _PROBE, step, counting, told)
+    def motion(step: Array, counting: Array, curvatures: Array, numbers: Array | None) -> Array:
+        state = state_at(optimizer, _PROBE, step, counting, numbers)
+        start = jnp.asarray(_GRADIENTS) / curvatures, state
 
         def one(carry, _):
             params, state = carry
             change, after = optimizer.update(
-                unravel(slopes * params), hold_mean_squares(state), unravel(params)
+                unravel(curvatures * params), hold_mean_squares(state), unravel(params)
             )
             params += ravel_pytree(change)[0].astype(params.dtype)
             return (params, with_counts(as_before(state, after), step, counting)), params
@@ -229,19 +230,19 @@ def _run(
     limits: Float[np.ndarray, " steps"],
     *,
     counting: bool,
-    told: Hyperparameters = None,
+    hyperparameters: Hyperparameters = None,
 ) -> Float[np.ndarray, "steps updates sizes sides"]:
-    """Deviations of the parameters that move from those that rest, in units of their first one."""
+    """Deviations of moving parameters from resting ones, in units of the initial deviation."""
     with jax.enable_x64(True):
-        one = float(unit(optimizer, as_array(told)))
-        slopes = one * limits[:, None] * np.tile(_SIDES, len(_GRADIENTS) // 2)
+        one = float(curvature_unit(optimizer, as_array(hyperparameters)))
+        curvatures = one * limits[:, None] * np.tile(_SIDES, len(_GRADIENTS) // 2)
         padded = np.resize(np.arange(len(steps)), _AT_ONCE)
         flags = np.full(_AT_ONCE, counting)
         counts = steps[padded].astype(np.int32)
-        moved = _runner(optimizer)(counts, flags, slopes[padded], as_array(told))
+        moved = _runner(optimizer)(counts, flags, curvatures[padded], as_array(hyperparameters))
     moved = np.asarray(moved)[: len(steps)]
     moved = moved - np.tile(moved[..., _RESTING], len(_GRADIENTS) // 2)
-    moved *= slopes[:, None] / np.where(_GRADIENTS == 0, np.inf, _GRADIENTS)
+    moved *= curvatures[:, None] / np.where(_GRADIENTS == 0, np.inf, _GRADIENTS)
     sizes = moved.reshape(len(steps), _UPDATES, -1, 2)
     return np.delete(sizes, _RESTING.start // 2, axis=2)
 
@@ -252,32 +253,32 @@ def _predicted(
     at: Callable[[int], Int[np.ndarray, " steps"]],
     count: int,
 ) -> Float[np.ndarray, "steps updates 1 sides"]:
-    """The same by the linear maps; `at` tells which of them make an update."""
-    constant, slope = (part[:, None] for part in maps)
+    """Deviations predicted by the linear maps; `at` chooses the maps of each update."""
+    constant, linear = (part[:, None] for part in maps)
     vectors = np.zeros((len(limits), len(_SIDES), constant.shape[-1]))
     vectors[..., 0] = 1.0
     curvatures = (limits[:, None] * _SIDES)[..., None, None]
     positions = []
     for index in range(count):
         chosen = at(index)
-        matrices = constant[chosen] + curvatures * slope[chosen]
+        matrices = constant[chosen] + curvatures * linear[chosen]
         vectors = np.squeeze(matrices @ vectors[..., None], -1)
         positions.append(vectors[..., 0])
     return np.stack(positions, axis=1)[:, :, None]
 
 
 def _follows(
-    found: Float[np.ndarray, "steps updates sizes sides"],
-    expected: Float[np.ndarray, "steps updates 1 sides"],
+    measured: Float[np.ndarray, "steps updates sizes sides"],
+    predicted: Float[np.ndarray, "steps updates 1 sides"],
     optimizer: optax.GradientTransformation,
 ) -> bool:
-    """Whether the first updates are those foreseen, but for the rounding of the state's types."""
+    """Whether the first updates are as predicted, up to the rounding of the state's types."""
     leaves = jax.tree.leaves(jax.eval_shape(optimizer.init, _PROBE))
     kinds = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     rounding = max([float(jnp.finfo(kind).eps) for kind in kinds], default=0.0)
-    foreseen = expected[:, :_COMPARED]
+    foreseen = predicted[:, :_COMPARED]
     largest = np.maximum.accumulate(np.abs(foreseen), axis=1)
-    differ = np.abs(found[:, :_COMPARED] - foreseen)
+    differ = np.abs(measured[:, :_COMPARED] - foreseen)
     return bool(np.all(differ <= max(_ACCURACY, 100 * rounding) * np.maximum(largest, 1.0)))
 
 
@@ -289,39 +290,39 @@ def _growth(positions: Float[np.ndarray, "steps updates sizes sides"]) -> np.nda
 
 
 def _reason(optimizer: optax.GradientTransformation) -> str:
-    """What an update that is not as its linearisation does instead, by its answers."""
+    """What an update does that does not follow its linearisation, judged by its responses."""
     with jax.enable_x64(True):
         return next(_reasons(optimizer))
 
 
 def _reasons(optimizer: optax.GradientTransformation) -> Iterator[str]:
     generator = np.random.default_rng(0)
-    slopes, others, params = generator.normal(size=(3, 6, len(_GRADIENTS)))
-    apart, nudged, at_rest = slopes.copy(), slopes * (1 + 1e-3 * others), 0 * params[0]
+    gradients, others, params = generator.normal(size=(3, 6, len(_GRADIENTS)))
+    apart, nudged, at_rest = gradients.copy(), gradients * (1 + 1e-3 * others), 0 * params[0]
     apart[:, 0] *= -3
-    first, second = (_answers(optimizer, g, params[0])[:, 1:] for g in (slopes, apart))
+    first, second = (_answers(optimizer, g, params[0])[:, 1:] for g in (gradients, apart))
     small, large = (
-        [_answers(optimizer, scale * g, at_rest)[2:] for g in (slopes, nudged)]
+        [_answers(optimizer, scale * g, at_rest)[2:] for g in (gradients, nudged)]
         for scale in (1e-6, 1e3)
     )
     signs = np.array_equal(small[0], small[1]) and np.array_equal(large[0], large[1])
-    if _keeps_its_size(optimizer, slopes[0], at_rest):
+    if _keeps_its_size(optimizer, gradients[0], at_rest):
         yield f"{'takes the signs of the gradients' if signs else 'keeps its size'}: {_CONSTANT}"
     if not np.allclose(first, second, rtol=1e-6, atol=0):
         yield "of one parameter depends on the others"
-    if np.any(np.abs(_answers(optimizer, 0 * slopes, at_rest)) > 1e-5):
+    if np.any(np.abs(_answers(optimizer, 0 * gradients, at_rest)) > 1e-5):
         yield "moves parameters whose gradient is 0"
     if signs:
         yield "takes the signs of the gradients"
     if np.array_equal(large[0], large[1]):
-        yield "cuts large gradients"
-    larger = _answers(optimizer, 1e6 * slopes, at_rest)[2:]
+        yield "clips large gradients"
+    larger = _answers(optimizer, 1e6 * gradients, at_rest)[2:]
     if np.allclose(larger, large[0], rtol=0.1, atol=1e-9):
         yield (
             "divides by a measure of the gradients that cannot be frozen: only the mean squares of "
             "RMSProp and Adam can"
         )
-    parts = [_answers(optimizer, g, at_rest) for g in (slopes, others, slopes + others)]
+    parts = [_answers(optimizer, g, at_rest) for g in (gradients, others, gradients + others)]
     if np.allclose(parts[0] + parts[1], parts[2], rtol=1e-6, atol=1e-9):
         yield "weights gradients by what it has summed up since the start"
     yield "is not linear in the gradients"
@@ -334,8 +335,8 @@ def _keeps_its_size(
 ) -> bool:
     """Whether steps stay as long as they are while gradients alternate and become 0.
 
-    Those of Rprop shrink where signs alternate, those of Adagrad with the gradients, and what
-    momentum has left is gone by then. Where gradients are small from the start, they are as long.
+    Steps of Rprop shrink where signs alternate, steps of Adagrad shrink with the gradients, and
+    momentum has decayed by then. Gradients that are small from the start must give the same length.
     """
     falling = (-0.5) ** np.arange(_FALLING)[:, None] * gradient
     lengths = [
@@ -350,7 +351,7 @@ def _answers(
     gradients: Float[np.ndarray, "updates params"],
     params: Float[np.ndarray, " params"],
 ) -> Float[np.ndarray, "updates params"]:
-    """Updates on a sequence of gradients from the start, with the mean squares held."""
+    """Updates on a sequence of gradients from the start, with the mean squares kept fixed."""
     _, unravel = ravel_pytree(jax.tree.map(jnp.asarray, _PROBE))
     tree = unravel(jnp.asarray(params))
     state, answers = optimizer.init(tree), []

@@ -48,16 +48,16 @@ class MeanSquareThreshold:
     """Learning rates on both sides of the mean-square threshold of SGD.
 
     Attributes:
-        certified_stable: below this learning rate, second moments of a deviation decay in the
-            range of the curvature (of epochs: at it); infinite without curvature, NaN where it
-            could not be shown.
-        certified_unstable: learning rate from which on (of epochs: at it) some second moment grows,
-            or does not decay.
-        method: how they were found.
+        certified_stable: learning rate below which (for epochs: at which) second moments of a
+            deviation decay in the range of the curvature; infinite without curvature, NaN where
+            that could not be shown.
+        certified_unstable: learning rate from which on (for epochs: at which) some second moment
+            grows, or does not decay.
+        method: how both were computed.
         iterations: applications of the operator on second moments.
-        rank: order of the matrices on which that operator was taken.
-        kept: share of the trace of the curvature that these have.
-        sampling: how batches are drawn; the threshold is one of this sampling alone.
+        rank: order of the matrices on which that operator acts.
+        kept: share of the trace of the curvature that these matrices keep.
+        sampling: how batches are drawn; the threshold holds for this sampling only.
         batch_size: examples in a batch.
         momentum: β of heavy ball; 0 for plain SGD.
         reason: why an end is NaN, or what is not shown; empty otherwise.
@@ -108,21 +108,18 @@ def mean_square_threshold(
         step: t, for the weights.
         momentum: β of heavy ball, v' = β v + g, θ' = θ - η v'.
         sampling: `independent`, or `epochs` for shuffled epochs of a few examples, all of whose
-            orders are enumerated. Each end of the interval then holds at its own learning rate.
-        tol: width of the interval that is aimed at, relative; a rank cut may make it wider.
+            orders are enumerated. Each end of the interval then holds only at its learning rate.
+        tol: relative width of the interval to aim at; a rank cut may make it wider.
         max_rank: eigenvectors of the mean curvature at most on which second moments are taken.
 
     Raises:
-        ConfigError: when an argument is out of range, the problem is not one that it can be told
-            of, or it is too large.
+        ConfigError: when an argument is out of range, or the problem has no such threshold or is
+            too large.
         DataError: when the parameters are not arrays of float32 or float64.
 
-    >>> problem = Problem(
-    ...     apply=lambda w, x: w * x,
-    ...     criterion=lambda outputs, targets: (outputs - targets) ** 2 / 2,
-    ...     inputs=jnp.sqrt(jnp.array([1.0, 3.0])),
-    ...     targets=jnp.zeros(2),
-    ... )
+    >>> squares = lambda outputs, targets: (outputs - targets) ** 2 / 2
+    >>> inputs = jnp.sqrt(jnp.array([1.0, 3.0]))
+    >>> problem = Problem(lambda w, x: w * x, squares, inputs=inputs, targets=jnp.zeros(2))
     >>> found = mean_square_threshold(problem, jnp.ones(()), batch_size=1)
     >>> round(found.certified_stable, 4), round(found.certified_unstable, 4)
     (0.7998, 0.8)
@@ -160,12 +157,12 @@ class MeanSquareStability:
         stable_below: multiples of the optimizer's learning rate below which it is stable; NaN where
             none is shown.
         unstable_from: multiples from which on it is not stable; NaN where none is shown.
-        method: how they were found.
+        method: how both were computed.
         iterations: applications of the operator on second moments.
-        rank: order of the matrices on which that operator was taken.
-        kept: share of the trace of the curvature that these have.
+        rank: order of the matrices on which that operator acts.
+        kept: share of the trace of the curvature that these matrices keep.
         batch_size: examples in a batch.
-        label: what matrices the curvature is of.
+        label: which matrices are the curvature.
         reason: what is not shown, and why; empty otherwise.
     """
 
@@ -195,34 +192,31 @@ def mean_square_stability(
 ) -> MeanSquareStability:
     """Whether an optimizer is stable in mean square under independent batches.
 
-    The update is linearised as for `critical_eigenvalue`, read as a recursion, and takes the
-    curvature of each example as it is in its own units: P^-1/2 H_i P^-1/2 for an optimizer that
-    divides by a root mean square of the gradients, with the preconditioner P of the next update
-    (made with the full-batch gradient) frozen. Decoupled weight decay is a curvature without noise.
+    The update is linearised as for `critical_eigenvalue` and read as a recursion. The curvature of
+    each example is preconditioned, P^-1/2 H_i P^-1/2, for an optimizer that divides by a root mean
+    square of the gradients, with the preconditioner P of the next update (made with the full-batch
+    gradient) frozen. Decoupled weight decay is a curvature without noise.
 
     Args:
-        problem: see `mean_square_threshold`, like what is not explained here.
-        params: before the update of this step.
+        problem: see `mean_square_threshold`, as for all that is not explained here.
+        params: parameters before the update of this step.
         optimizer: an optax transformation that has a threshold (see `stability`) and no more state
             than the momentum of heavy ball or Adam.
         batch_size: B.
-        opt_state: its state before that update; needed where it has a preconditioner, or
-            hyperparameters that may change in it.
-        step: t, the number of updates made: for weights, and learning rates that change.
-        tol: width that is aimed at, relative.
-        max_rank: eigenvectors at most.
+        opt_state: its state before that update; needed where the optimizer has a preconditioner,
+            or hyperparameters in its state.
+        step: t, the number of updates made: for weights, and for learning rates that change.
+        tol: relative width to aim at.
+        max_rank: largest number of eigenvectors.
 
     Raises:
         ConfigError: when the optimizer has no such threshold or is no such recursion, `opt_state`
-            is missing, or the problem is refused.
+            is missing, or the problem is not supported.
         DataError: when the parameters are not arrays of float32 or float64.
 
-    >>> problem = Problem(
-    ...     apply=lambda w, x: w * x,
-    ...     criterion=lambda outputs, targets: (outputs - targets) ** 2 / 2,
-    ...     inputs=jnp.sqrt(jnp.array([1.0, 3.0])),
-    ...     targets=jnp.zeros(2),
-    ... )
+    >>> squares = lambda outputs, targets: (outputs - targets) ** 2 / 2
+    >>> inputs = jnp.sqrt(jnp.array([1.0, 3.0]))
+    >>> problem = Problem(lambda w, x: w * x, squares, inputs=inputs, targets=jnp.zeros(2))
     >>> found = mean_square_stability(problem, jnp.ones(()), optax.sgd(0.4), batch_size=1)
     >>> found.verdict, round(found.stable_below, 3), round(found.unstable_from, 3)
     ('stable', 2.0, 2.0)
@@ -231,10 +225,10 @@ def mean_square_stability(
     check_parameters(params)
     update = FlatUpdate(optimizer, Layout.of(params))
     required_threshold(update, params, opt_state, int(step))
-    told = None
+    hyperparameters = None
     if opt_state is not None:
-        told = hyperparameters_in(optimizer.init, params, opt_state) or None
-    recursion = recursion_of(optimizer, int(step), told)
+        hyperparameters = hyperparameters_in(optimizer.init, params, opt_state) or None
+    recursion = recursion_of(optimizer, int(step), hyperparameters)
     scale, label = None, "GGN of the weighted loss"
     if is_adaptive(optimizer):
         scale = _scale(problem, params, update, opt_state, step)
@@ -267,8 +261,8 @@ def _scale(
         )
     layout = update.layout
     flat, vector = problem.flat(layout), layout.flatten(params)
-    found = next_preconditioner(flat, vector, jnp.int32(step), opt_state, update=update)
-    return 1 / np.sqrt(np.asarray(found, float))
+    preconditioner = next_preconditioner(flat, vector, jnp.int32(step), opt_state, update=update)
+    return 1 / np.sqrt(np.asarray(preconditioner, float))
 
 
 def _method(noise: Noise) -> str:

@@ -12,13 +12,13 @@ for a Z that lives in some of the eigenvectors of H alone.
 The *stability* certificate is that of a cone. With H_i = R_iᵀ R_i and blocks T_i, one for each
 example, let Z = ((p/n) Rᵀ T R) / c and Φ(T)_i = R_i Z R_iᵀ. Where positive definite blocks with
 Φ(T)_i < T_i are found, the noise W = N[Z] - p H Z H + (p/n) Rᵀ (T - Φ(T)) R is positive definite on
-the range of H, and leads to the moment Z, hence to the noise N[Z] - p H Z H < W in the next round.
+the range of H, and leads to the moment Z, hence to the noise N[Z] - p H Z H < W in the next step.
 The map from noise to noise is positive, so its spectral radius is below 1.
 
-Of the eigenvectors that were left out, with eigenvalues up to k_m, R = P + Q: for every s > 0
+Let Q be the part of R = P + Q in the eigenvectors left out, with eigenvalues up to k_m: for s > 0,
 RᵀTR ⪯ (1 + s) PᵀTP + (1 + 1/s) QᵀTQ, and division by c keeps the order (1/c is a positive
-definite kernel). As QᵀTQ ⪯ t n diag(k), t the largest eigenvalue of the T_i, they add at most
-(1 + 1/s) p t max_a(k_a / c_aa) Q_i Q_iᵀ to Φ(T)_i. That is how they are counted.
+definite kernel). As QᵀTQ ⪯ t n diag(k), with t the largest eigenvalue of the T_i, they add at most
+(1 + 1/s) p t max_a(k_a / c_aa) Q_i Q_iᵀ to Φ(T)_i, which is allowed for.
 """
 
 from __future__ import annotations
@@ -38,41 +38,35 @@ from dlf_dynamics.errors import ConfigError
 _EPS = float(np.finfo(float).eps)
 
 _BASIS = 12
-"""Vectors of the search at once; each is a matrix of the order of the rank."""
+"""Vectors that the search keeps; each is a matrix of the order of the rank."""
 
 _MOST_ROUNDS = 12
-"""Of the search with momentum."""
+"""Rounds at most of the search with momentum."""
 
 _LITTLE = 1e-6
-"""By which the ratio grows in the last of them, relative."""
+"""Relative growth of the ratio in a round below which the search ends."""
 
 _MAX_SOLVES = 60
-"""Steps at most of conjugate gradients for one certificate."""
+"""Steps of conjugate gradients at most for one certificate."""
 
 _MOST_MARGIN = 200.0
-"""By which a learning rate of a certificate may be too small, relative: after a severe cut."""
+"""Relative margin by which a certified learning rate may be too small, after a severe rank cut."""
 
 _FLOOR = 0.01
-"""Least of the right-hand side of that, relative to its largest part."""
+"""Least part of the right-hand side of a certificate, relative to its largest part."""
 
 Verdict = Literal["stable", "unstable", "undecided"]
 
-Blocks = Float[np.ndarray, "curved outputs outputs"]
+_Blocks = Float[np.ndarray, "curved outputs outputs"]
 
 
-class SymmetricOperator(LinearOperator):
+def symmetric_operator(size: int, product: Callable[[np.ndarray], np.ndarray]) -> LinearOperator:
     """Products with a symmetric matrix, for SciPy."""
-
-    def __init__(self, size: int, product: Callable[[np.ndarray], np.ndarray]) -> None:
-        super().__init__(np.dtype(float), (size, size))
-        self.product = product
-
-    def _matvec(self, x: np.ndarray) -> np.ndarray:
-        return self.product(x.reshape(-1))
+    return LinearOperator((size, size), matvec=product, dtype=float)  # type: ignore[call-arg]
 
 
 def noise_share(num_examples: int, batch_size: int) -> float:
-    """P = (n - B) / (B (n - 1)), of batches drawn without replacement; 0 for the full batch.
+    """The share p = (n - B) / (B (n - 1)) for batches without replacement; 0 for the full batch.
 
     >>> noise_share(4, 1), noise_share(4, 2), noise_share(4, 4), noise_share(1, 1)
     (1.0, 0.3333333333333333, 0.0, 0.0)
@@ -89,7 +83,7 @@ class Noise:
     Attributes:
         factors: curvatures of the examples.
         share: p.
-        applications: how often it was applied.
+        applications: how often N was applied.
     """
 
     factors: CurvatureFactors
@@ -98,35 +92,35 @@ class Noise:
 
     @property
     def rounding(self) -> float:
-        """Relative error, at most, of quotients by rounding of factors and sums."""
+        """Largest relative error of quotients from the rounding of factors and sums."""
         return 64 * _EPS * (self.factors.rank + self.factors.rows.shape[1])
 
-    def blocks(self, moment: Float[np.ndarray, "rank rank"]) -> Blocks:
+    def blocks(self, moment: Float[np.ndarray, "rank rank"]) -> _Blocks:
         """R_i Z R_iᵀ."""
         self.applications += 1
         rows = self.factors.rows
         half = (rows.reshape(-1, rows.shape[2]) @ moment).reshape(rows.shape)
-        found = np.matmul(half, rows.swapaxes(1, 2))
-        return (found + found.swapaxes(1, 2)) / 2
+        products = np.matmul(half, rows.swapaxes(1, 2))
+        return (products + products.swapaxes(1, 2)) / 2
 
-    def spread(self, blocks: Blocks) -> Float[np.ndarray, "rank rank"]:
+    def spread(self, blocks: _Blocks) -> Float[np.ndarray, "rank rank"]:
         """(p/n) Σ_i R_iᵀ T_i R_i."""
         rows = self.factors.rows
         half = np.matmul(blocks, rows).reshape(-1, rows.shape[2])
-        found = half.T @ rows.reshape(-1, rows.shape[2])
-        return (self.share / self.factors.num_examples) * (found + found.T) / 2
+        sum_ = half.T @ rows.reshape(-1, rows.shape[2])
+        return (self.share / self.factors.num_examples) * (sum_ + sum_.T) / 2
 
 
 def rate_bounds(noise: Noise, rule: HeavyBall, tol: float) -> tuple[float, float, str]:
-    """Learning rates below which it is stable and from which on it is not; why one is NaN.
+    """Learning rates below which heavy ball is stable, from which on it is not; why one is NaN.
 
     The response of heavy ball is C/η - S, so that the threshold is 1 over the largest
-    ⟨Z, N[Z] + S ∘ Z⟩ / ⟨Z, C ∘ Z⟩, and it is stable at all learning rates below it.
+    ⟨Z, N[Z] + S ∘ Z⟩ / ⟨Z, C ∘ Z⟩, and all learning rates below it are stable.
 
     Args:
         noise: noise of the batches.
         rule: the update.
-        tol: width that is aimed at, relative.
+        tol: relative width to aim at.
     """
     factors, rounding = noise.factors, noise.rounding
     curvatures = factors.eigenvalues
@@ -155,12 +149,12 @@ def rate_bounds(noise: Noise, rule: HeavyBall, tol: float) -> tuple[float, float
 def judged(
     noise: Noise, recursion: Recursion, tol: float
 ) -> tuple[Verdict, tuple[float, float], str]:
-    """Whether an update is stable, multiples of its rate that are and are not, what is not shown.
+    """Whether an update is stable, which multiples of its rate are and are not, and what is open.
 
     Args:
         noise: noise of the batches.
         recursion: the update.
-        tol: width of the multiples that is aimed at, relative.
+        tol: relative width of the multiples to aim at.
 
     Raises:
         ConfigError: when the learning rate is not above 0.
@@ -168,16 +162,16 @@ def judged(
     rate, rule = recursion.rate, HeavyBall(recursion.memory)
     if rate <= 0:
         raise ConfigError(
-            f"the optimizer's learning rate is {abs(rate):g} here; expected one above 0, whose "
-            "multiples can be told"
+            f"the optimizer's learning rate is {abs(rate):g} here; expected one above 0, to "
+            "give the threshold as a multiple of it"
         )
     decay = 0.0
     if recursion.memory == 0:
         decay = (1 - recursion.position) / rate
     elif recursion.position != 1 + recursion.memory:
         verdict = _verdict(noise, recursion)
-        told = "with momentum and weight decay other learning rates are not told of"
-        return verdict, (np.nan, np.nan), told
+        reason = "with momentum and weight decay nothing is known of other learning rates"
+        return verdict, (np.nan, np.nan), reason
     shifted = Noise(replace(noise.factors, shift=noise.factors.shift + decay), noise.share)
     stable, unstable, reason = rate_bounds(shifted, rule, tol)
     noise.applications += shifted.applications
@@ -190,9 +184,9 @@ def judged(
 
 
 def _verdict(noise: Noise, recursion: Recursion) -> Verdict:
-    """Of an update at its own numbers."""
+    """Whether an update is stable at its own learning rate, momentum and decay."""
     factors = noise.factors
-    # Between the curvatures that were left out and 0 it is as stable as at the ends.
+    # The curvatures that were left out lie between the others and 0, where it is as stable.
     if not recursion.is_stable_on(np.append(factors.eigenvalues, 0.0) + factors.shift):
         return "unstable"
     if noise.share == 0 or factors.rank == 0:
@@ -206,14 +200,14 @@ def _verdict(noise: Noise, recursion: Recursion) -> Verdict:
 
 
 def _margin_of_cut(noise: Noise, ratio: float) -> float:
-    """About what the eigenvectors that are left out cost, relative."""
+    """Approximate relative cost of leaving eigenvectors out."""
     return 2 * float(np.sqrt(noise.share * np.max(noise.factors.rest) / (2 * ratio)))
 
 
 def largest_ratio(
     noise: Noise, below: Float[np.ndarray, "rank rank"], beside: Float[np.ndarray, "rank rank"]
-) -> tuple[float, Blocks]:
-    """A lower bound of the largest ⟨Z, N[Z] + d ∘ Z⟩ / ⟨Z, c ∘ Z⟩, near it, and its R_i Z R_iᵀ.
+) -> tuple[float, _Blocks]:
+    """A close lower bound of the largest ⟨Z, N[Z] + d ∘ Z⟩ / ⟨Z, c ∘ Z⟩, and its R_i Z R_iᵀ.
 
     Args:
         noise: N.
@@ -225,11 +219,12 @@ def largest_ratio(
 
 def _ratio_in_rounds(
     noise: Noise, below: Float[np.ndarray, "rank rank"], beside: Float[np.ndarray, "rank rank"]
-) -> tuple[float, Blocks]:
+) -> tuple[float, _Blocks]:
     """The same where d is far below 0 off the diagonal, as with momentum, which hides the largest.
 
-    In each round Z is the one with the largest ⟨Z, N[Z]⟩ / ⟨Z, (r c - d) ∘ Z⟩, r the ratio of the
-    last one. With r that of the best moment along one eigenvector, r c - d is positive.
+    Each round takes the Z with the largest ⟨Z, N[Z]⟩ / ⟨Z, (r c - d) ∘ Z⟩, where r is the ratio of
+    the round before. The first r is that of the best moment along one eigenvector, for which
+    r c - d is positive.
     """
     factors = noise.factors
     squares = np.sum(factors.rows**2, axis=1) ** 2
@@ -237,18 +232,18 @@ def _ratio_in_rounds(
     best = int(np.argmax((along + np.diag(beside)) / np.diag(below)))
     moment = np.zeros_like(below)
     moment[best, best] = 1.0
-    found = _quotient(noise, below, beside, moment)
+    quotient = _quotient(noise, below, beside, moment)
     for _ in range(_MOST_ROUNDS):
-        kernel, none = found[0] * below - beside, np.zeros_like(below)
+        kernel, none = quotient[0] * below - beside, np.zeros_like(below)
         if np.min(kernel) <= 0:  # by rounding
             break
         better = _quotient(noise, below, beside, _steepest(noise, kernel, none))
-        if better[0] <= found[0]:
+        if better[0] <= quotient[0]:
             break
-        gain, found = better[0] / found[0] - 1, better
+        gain, quotient = better[0] / quotient[0] - 1, better
         if gain < _LITTLE:
             break
-    return found
+    return quotient
 
 
 def _quotient(
@@ -256,7 +251,7 @@ def _quotient(
     below: Float[np.ndarray, "rank rank"],
     beside: Float[np.ndarray, "rank rank"],
     moment: Float[np.ndarray, "rank rank"],
-) -> tuple[float, Blocks]:
+) -> tuple[float, _Blocks]:
     """⟨Z, N[Z] + d ∘ Z⟩ / ⟨Z, c ∘ Z⟩ and R_i Z R_iᵀ."""
     blocks = noise.blocks(moment)
     per_block = noise.share / noise.factors.num_examples
@@ -278,17 +273,17 @@ def _steepest(
         return (scaled + beside / below * moment).reshape(-1)
 
     start = noise.spread(_identities(noise)) / root
-    found = _top_vector(product, start.reshape(-1)).reshape(rank, rank)
-    return (found + found.T) / root
+    vector = _top_vector(product, start.reshape(-1)).reshape(rank, rank)
+    return (vector + vector.T) / root
 
 
 def _top_vector(product: Callable[[np.ndarray], np.ndarray], start: np.ndarray) -> np.ndarray:
-    """Near the eigenvector of the largest eigenvalue."""
+    """A vector near the eigenvector of the largest eigenvalue."""
     size = len(start)
     if size <= 4:
         dense = np.stack([product(unit) for unit in np.eye(size)])
         return np.linalg.eigh((dense + dense.T) / 2)[1][:, -1]
-    operator = SymmetricOperator(size, product)
+    operator = symmetric_operator(size, product)
     try:
         _, vectors = eigsh(
             operator,
@@ -306,7 +301,7 @@ def _top_vector(product: Callable[[np.ndarray], np.ndarray], start: np.ndarray) 
     return product(start)  # any vector gives a bound
 
 
-def is_contracting(noise: Noise, response: Response, start: Blocks) -> bool:
+def is_contracting(noise: Noise, response: Response, start: _Blocks) -> bool:
     """Whether the cone's certificate of stability was found.
 
     Args:
@@ -315,18 +310,18 @@ def is_contracting(noise: Noise, response: Response, start: Blocks) -> bool:
         start: blocks of about the moment that grows most; it only helps the search.
     """
     factors = noise.factors
-    slope = response.least_slope(float(factors.eigenvalues[-1]))
+    least_slope = response.least_slope(float(factors.eigenvalues[-1]))
     kernel = response.on(factors.eigenvalues)
-    if slope <= 0 or response.constant < 0 or np.min(kernel) <= 0:
+    if least_slope <= 0 or response.constant < 0 or np.min(kernel) <= 0:
         return False
     image = noise.blocks(noise.spread(start) / kernel)
-    # Half of the distance to instability is for the eigenvectors that were left out.
+    # Half of the distance to instability is reserved for the eigenvectors that were left out.
     split = (1 - float(np.sum(start * image) / np.sum(start**2))) / 2
     if split <= 0:
         return False
-    rest = (1 + 1 / split) * noise.share / slope * factors.rest
+    rest = (1 + 1 / split) * noise.share / least_slope * factors.rest
 
-    def mapped(blocks: Blocks) -> Blocks:
+    def mapped(blocks: _Blocks) -> _Blocks:
         return (1 + split) * noise.blocks(noise.spread(blocks) / kernel)
 
     weights = rest / np.max(rest, initial=1e-300) + _FLOOR
@@ -336,25 +331,25 @@ def is_contracting(noise: Noise, response: Response, start: Blocks) -> bool:
     sizes = np.linalg.eigvalsh(solved)
     largest = float(np.max(sizes))
     error = noise.rounding * np.trace(factors.rows @ factors.rows.swapaxes(1, 2), axis1=1, axis2=2)
-    error = (error * noise.share / slope + noise.rounding) * largest
+    error = (error * noise.share / least_slope + noise.rounding) * largest
     least = np.linalg.eigvalsh(left)[:, 0] - largest * rest - error
     return bool(np.min(sizes) > 0 and np.min(least) > 0)
 
 
-def _identities(noise: Noise) -> Blocks:
+def _identities(noise: Noise) -> _Blocks:
     number, width, _ = noise.factors.rows.shape
     return np.broadcast_to(np.eye(width), (number, width, width)).copy()
 
 
 def _conjugate_gradients(
-    mapped: Callable[[Blocks], Blocks], right: Blocks, start: Blocks
-) -> Blocks:
-    """Solves T - Φ(T) = right until the rest is far below it, in blocks as in norm."""
-    # Along the moment that grows most the solution is largest: begin there.
+    mapped: Callable[[_Blocks], _Blocks], right: _Blocks, start: _Blocks
+) -> _Blocks:
+    """Solves T - Φ(T) = right until the residual of each block is far below its right-hand side."""
+    # The solution is largest along the moment that grows most: begin there.
     image = start - mapped(start)
     curvature = float(np.sum(start * image))
-    found = start * (np.sum(start * right) / curvature if curvature > 0 else 0.0)
-    residual = right - (found - mapped(found)) if curvature > 0 else right.copy()
+    solution = start * (np.sum(start * right) / curvature if curvature > 0 else 0.0)
+    residual = right - (solution - mapped(solution)) if curvature > 0 else right.copy()
     direction, square = residual.copy(), float(np.sum(residual**2))
     limit = 0.2 * np.min(right[:, 0, 0])
     for _ in range(_MAX_SOLVES):
@@ -365,7 +360,7 @@ def _conjugate_gradients(
         if curvature <= 0:  # the largest ratio is above 1
             break
         step = square / curvature
-        found, residual = found + step * direction, residual - step * image
+        solution, residual = solution + step * direction, residual - step * image
         square, before = float(np.sum(residual**2)), square
         direction = residual + square / before * direction
-    return found
+    return solution

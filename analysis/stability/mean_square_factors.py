@@ -20,17 +20,17 @@ from dlf_dynamics.problem import Problem, Step
 from dlf_dynamics.reprs import brief
 
 MAX_RANK = 2_000
-"""Eigenvectors of the mean curvature on which second moments are taken: 10 applications of their
-operator take about a minute with 10,000 rows on two cores."""
+"""Largest number of eigenvectors of the mean curvature in which second moments are represented: 10
+applications of their operator take about a minute with 10,000 rows on two cores."""
 
-MAX_ORDER = 12_000
-"""Of a matrix whose eigenvectors are found; 1.2 GB, and it takes minutes."""
+_MAX_ORDER = 12_000
+"""Largest order of a matrix that is diagonalised: 1.2 GB, and it takes minutes."""
 
 _BLOCK_NUMBERS = 2**26
-"""Numbers at most in a block of the Jacobian: 512 MiB."""
+"""Largest count of numbers in a block of the Jacobian: 512 MiB."""
 
 _KEPT_BLOCKS = 4
-"""That are held together; of more, each pair is computed again."""
+"""Blocks up to which all are kept; with more, each pair is computed again."""
 
 _EPS = float(np.finfo(float).eps)
 
@@ -42,15 +42,15 @@ _CONVEX = 1e-9
 class CurvatureFactors:
     """Curvatures of the examples, H_i = R_iᵀ R_i + shift, in the eigenbasis of their mean.
 
-    Examples without curvature are left out of the rows, and count in `num_examples`.
+    Examples without curvature are left out of the rows but count in `num_examples`.
 
     Attributes:
         rows: R_i in the first eigenvectors of the mean.
         eigenvalues: eigenvalues of the mean of the R_iᵀ R_i, descending, as many.
-        rest: largest eigenvalue of what of R_i R_iᵀ is in the other eigenvectors, with rounding.
+        rest: largest eigenvalue of the part of R_i R_iᵀ in the other eigenvectors, with rounding.
         num_examples: n, which the mean divides by.
         shift: curvature that is the same for all examples and in all directions.
-        kept: share of the trace of the mean that the eigenvectors have.
+        kept: share of the trace of the mean in these eigenvectors.
     """
 
     rows: Float[np.ndarray, "curved outputs rank"]
@@ -75,29 +75,30 @@ def factors_of(
     scale: Float[np.ndarray, " params"] | None = None,
     max_rank: int = MAX_RANK,
 ) -> CurvatureFactors:
-    """The GGN of each example of the loss as it is weighted at a step, in float64.
+    """The GGN of each example, for the loss weighted as at a step, in float64.
 
     Args:
         problem: problem with a model and data, whose outputs do not mix examples.
         params: any pytree of floating-point arrays.
         step: t, for the weights.
-        scale: P^-1/2 for a diagonal preconditioner P; then it is P^-1/2 H_i P^-1/2.
-        max_rank: eigenvectors at most.
+        scale: P^-1/2 for a diagonal preconditioner P; the curvatures are then P^-1/2 H_i P^-1/2.
+        max_rank: largest number of eigenvectors.
 
     Raises:
-        ConfigError: when the problem mixes examples, is not convex in its outputs, has a part that
-            is no multiple of ‖θ‖², or is too large.
+        ConfigError: when the problem mixes examples, is not convex in its outputs, has a parameter
+            loss that is no multiple of ‖θ‖², or is too large.
         DataError: when the parameters are not arrays of float32 or float64.
     """
     check_parameters(params)
     with jax.enable_x64(True):
-        # A layout has the types of the parameters, and makes them so again.
+        # A layout restores the types of the parameters, so all is widened before.
         flat, vector = Problem.ravel(*widened((problem, jax.tree.map(jnp.asarray, params))))
         shift = _shift(flat, vector, step)
         if shift and scale is not None:
             raise ConfigError(
-                "the loss has a part of the parameters alone, which a preconditioner makes another "
-                "curvature in each direction; expected decoupled weight decay, or no preconditioner"
+                "a part of the loss depends on the parameters alone, and a preconditioner makes "
+                "its curvature different in each direction; expected decoupled weight decay, or no "
+                "preconditioner"
             )
         roots, curved = _output_roots(flat, vector, step)
         rows = _Rows(flat.take(curved), vector, roots[curved], scale)
@@ -108,7 +109,7 @@ def require_batches(problem: Problem, batch_size: int) -> None:
     """Refuses a problem without examples, and batches of more than there are.
 
     Args:
-        problem: problem of which they are drawn.
+        problem: problem whose examples are drawn.
         batch_size: B.
 
     Raises:
@@ -125,23 +126,23 @@ def require_batches(problem: Problem, batch_size: int) -> None:
 
 
 def _shift(problem: Problem, vector: Array, step: Step) -> float:
-    """The number c of which c·1 is the Hessian of the part of the parameters alone."""
+    """The number c such that c·1 is the Hessian of the parameter loss."""
     if problem.parameter_loss is None:
         return 0.0
-    # A random vector is an eigenvector of no other matrix, with probability 1.
+    # A random vector is, with probability 1, an eigenvector of no other matrix.
     drawn = jnp.asarray(np.random.default_rng(0).standard_normal(vector.size))
-    slope = jax.grad(lambda vector: problem.penalty(vector, step))
-    product = np.asarray(jax.jvp(slope, (vector,), (drawn,))[1])
+    gradient = jax.grad(lambda vector: problem.penalty(vector, step))
+    product = np.asarray(jax.jvp(gradient, (vector,), (drawn,))[1])
     number = float(product @ np.asarray(drawn) / float(drawn @ drawn))
     if np.linalg.norm(product - number * np.asarray(drawn)) > 1e-10 * np.linalg.norm(product):
         raise ConfigError(
-            "the part of the loss that is of the parameters alone has another curvature in each "
-            "direction; expected a multiple of ‖θ‖², such as losses.WeightDecay, or none"
+            "the part of the loss that depends on the parameters alone has a different curvature "
+            "in each direction; expected a multiple of ‖θ‖², such as losses.WeightDecay, or none"
         )
     if number < 0:
         raise ConfigError(
-            f"the part of the loss that is of the parameters alone has the curvature {number:g}; "
-            "expected none below 0, as mean-square stability is told of minima"
+            "the part of the loss that depends on the parameters alone has the curvature "
+            f"{number:g}; expected at least 0, as mean-square stability is a property of minima"
         )
     return number
 
@@ -149,7 +150,7 @@ def _shift(problem: Problem, vector: Array, step: Step) -> float:
 def _output_roots(
     problem: Problem, vector: Array, step: Step
 ) -> tuple[Float[np.ndarray, "examples kept outputs"], np.ndarray]:
-    """F_i with F_iᵀ F_i the Hessian of an example's loss in its outputs; which have any."""
+    """F_i with F_iᵀ F_i the Hessian of an example's loss in its outputs; which are nonzero."""
     outputs, alone, curvatures = map(np.asarray, _of_outputs(problem, vector, jnp.asarray(step)))
     if not all(np.all(np.isfinite(part)) for part in (outputs, curvatures)):
         raise ConfigError(
@@ -167,7 +168,7 @@ def _output_roots(
         raise ConfigError(
             f"the losses are not convex in the outputs: their Hessian has the eigenvalue "
             f"{np.min(values):.3g} (largest: {largest:.3g}); expected a convex criterion and "
-            "weights of at least 0, as mean-square stability is told of minima"
+            "weights of at least 0, as mean-square stability is a property of minima"
         )
     # Directions of the outputs without curvature in any example, as cross entropy has one.
     most = values[:, -1:]
@@ -178,7 +179,7 @@ def _output_roots(
 
 @jax.jit
 def _of_outputs(problem: Problem, vector: Array, step: Array) -> tuple[Array, Array, Array]:
-    """Outputs, those of each example alone, and the Hessian of each example's loss in them."""
+    """Outputs, outputs of each example by itself, and the Hessian of each loss in its outputs."""
     outputs = problem.outputs(vector)
     curve = problem.output_hessian(outputs, step)
     number, size = len(outputs), prod(outputs.shape[1:])
@@ -214,7 +215,7 @@ class _Rows:
         return len(self.starts) <= _KEPT_BLOCKS
 
     def __call__(self, start: int) -> Float[np.ndarray, "rows params"]:
-        """Those of the block that starts with an example, one below the other.
+        """Rows of the block that starts with an example, one below the other.
 
         Raises:
             ConfigError: when they are not finite.
@@ -222,8 +223,8 @@ class _Rows:
         if start in self.held:
             return self.held[start]
         block = np.arange(start, min(start + self.starts.step, self.number))
-        slopes = np.asarray(_jacobian(self.problem.take(block), self.vector), float)
-        rows = np.matmul(self.roots[block], slopes)
+        jacobians = np.asarray(_jacobian(self.problem.take(block), self.vector), float)
+        rows = np.matmul(self.roots[block], jacobians)
         rows = rows if self.scale is None else rows * self.scale
         rows = rows.reshape(-1, self.vector.size)
         if not np.all(np.isfinite(rows)):
@@ -254,7 +255,7 @@ _jacobian = jax.jit(jacobian)
 
 
 def _reduced(rows: _Rows, num_examples: int, shift: float, max_rank: int) -> CurvatureFactors:
-    """In the eigenbasis, by the smaller one of the Gram matrices of rows and columns."""
+    """The factors in the eigenbasis, by the smaller Gram matrix of rows or columns."""
     number, width, params = rows.number, rows.width, rows.vector.size
     _require_size(rows)
     if number * width == 0:
@@ -265,33 +266,33 @@ def _reduced(rows: _Rows, num_examples: int, shift: float, max_rank: int) -> Cur
         for start in rows.starts:
             gram += rows(start).T @ rows(start)
         values, vectors = _largest_pairs(gram / num_examples, max_rank)
-        found = np.concatenate([rows(start) @ vectors for start in rows.starts])
+        factors = np.concatenate([rows(start) @ vectors for start in rows.starts])
         each = (rows(start).reshape(-1, width, params) for start in rows.starts)
         diagonal = np.concatenate([np.matmul(r, r.swapaxes(1, 2)) for r in each])
     else:
         gram = rows.gram()
-        places = np.arange(number * width).reshape(number, width)
-        diagonal = gram[places[:, :, None], places[:, None, :]]
+        indices = np.arange(number * width).reshape(number, width)
+        diagonal = gram[indices[:, :, None], indices[:, None, :]]
         values, vectors = _largest_pairs(gram / num_examples, max_rank)
-        found = vectors * np.sqrt(num_examples * values)
-    found = found.reshape(number, width, -1)
-    rest = diagonal - np.matmul(found, found.swapaxes(1, 2))
+        factors = vectors * np.sqrt(num_examples * values)
+    factors = factors.reshape(number, width, -1)
+    rest = diagonal - np.matmul(factors, factors.swapaxes(1, 2))
     traces = np.trace(diagonal, axis1=1, axis2=2)
     bound = np.maximum(np.linalg.eigvalsh(rest)[:, -1], 0) + 32 * _EPS * len(gram) * traces
     total = float(np.sum(traces))
     kept = min(float(np.sum(values)) * num_examples / total, 1.0) if total else 1.0
-    return CurvatureFactors(found, values, bound, num_examples, shift, kept)
+    return CurvatureFactors(factors, values, bound, num_examples, shift, kept)
 
 
 def _require_size(rows: _Rows) -> None:
-    """Refuses what would take too long, or too much memory."""
+    """Refuses problems that would take too long or too much memory."""
     total, params = rows.number * rows.width, rows.vector.size
     order = min(total, params)
     advice = "take fewer examples (problem.take)"
-    if order > MAX_ORDER:
+    if order > _MAX_ORDER:
         raise ConfigError(
             f"the curvature has {total:,} rows (examples times outputs) and {params:,} parameters; "
-            f"expected at most {MAX_ORDER:,} of one of them, as a matrix of their products is "
+            f"expected at most {_MAX_ORDER:,} of one of them, as a matrix of their products is "
             f"formed: {advice}"
         )
     numbers = total * params if rows.are_held else 2 * _BLOCK_NUMBERS
@@ -299,12 +300,12 @@ def _require_size(rows: _Rows) -> None:
 
 
 def _largest_pairs(
-    matrix: Float[np.ndarray, "n n"], most: int
+    matrix: Float[np.ndarray, "n n"], max_rank: int
 ) -> tuple[Float[np.ndarray, " rank"], Float[np.ndarray, "n rank"]]:
-    """The largest eigenvalues, descending, without those that are rounding; eigenvectors."""
+    """The largest eigenvalues above rounding, descending, and their eigenvectors."""
     order = len(matrix)
-    wanted = None if most >= order else [order - most, order - 1]
-    # Divide and conquer finds all of them several times as fast; it cannot find some.
+    wanted = None if max_rank >= order else [order - max_rank, order - 1]
+    # Divide and conquer is several times as fast, but always computes all eigenvectors.
     driver = "evd" if wanted is None else "evr"
     values, vectors = scipy.linalg.eigh(
         matrix, subset_by_index=wanted, check_finite=False, driver=driver

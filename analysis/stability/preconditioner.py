@@ -24,5 +24,5 @@ def next_preconditioner(
     batch_size: int | None = None,
 ) -> Array:
     """The preconditioner of the next update of a flat problem."""
-    slope = gradient(problem, params, step, batch_size=batch_size)
-    return preconditioner(update, state, slope)
+    full_gradient = gradient(problem, params, step, batch_size=batch_size)
+    return preconditioner(update, state, full_gradient)

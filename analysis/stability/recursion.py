@@ -12,11 +12,11 @@ from jaxtyping import Float
 class Response(NamedTuple):
     """The numbers c(a, b) = constant + linear (a + b) + spread (a - b)² - product a b.
 
-    With curvature in the mean, noise of covariance X in the eigenbasis of the mean curvature, white
-    in time, gives the parameters the covariance X_ab / s(a, b), where s is such a polynomial. The
-    noise of the batches takes back p Z_ab a b of what it brings (see `mean_square_bounds`), so that
-    c = s + p a b. Where c(a, a) > 0, it is positive everywhere and 1/c a positive definite kernel,
-    as c = f(a) + f(b) - q a b with q = product + 2 spread >= 0 and f(a) >= q a²/2 > 0.
+    Noise that is white in time, with covariance X in the eigenbasis of the mean curvature, gives
+    the parameters the covariance Z_ab = X_ab / s(a, b), where s is such a polynomial. For the noise
+    of batches, X = N[Z] - p H Z H (see `mean_square_bounds`), so that N[Z] = c ∘ Z, c = s + p a b.
+    Where c(a, a) > 0, it is positive everywhere and 1/c a positive definite kernel, as
+    c = f(a) + f(b) - q a b with q = product + 2 spread >= 0 and f(a) >= q a²/2 > 0.
     """
 
     constant: float
@@ -25,7 +25,7 @@ class Response(NamedTuple):
     product: float
 
     def on(self, curvatures: Float[np.ndarray, " rank"]) -> Float[np.ndarray, "rank rank"]:
-        """The matrix of it."""
+        """The matrix c(a, b) of some curvatures."""
         a, b = curvatures[:, None], curvatures
         return (
             self.constant
@@ -56,12 +56,12 @@ class Recursion:
     def response(self, noise: float, shift: float = 0.0) -> Response:
         """Its response to the noise of batches.
 
-        It is Σ_t x_a(t) x_b(t) of the responses to one impulse, in closed form, for the curvatures
-        a + shift and b + shift.
+        With the responses x to one impulse, Σ_t x_a(t) x_b(t) = 1 / s, in closed form, for the
+        curvatures a + shift and b + shift.
 
         Args:
             noise: p, the share of the noise; see `mean_square_bounds`.
-            shift: curvature that has no noise.
+            shift: curvature without noise.
         """
         memory, position, rate = self.memory, self.position, self.rate
         factor = (1 - memory) / (1 + memory)
@@ -92,12 +92,12 @@ class HeavyBall:
     momentum: float = 0.0
 
     def decay(self, shift: float = 0.0) -> Response:
-        """What its response has for each 1/rate."""
+        """The part of the response that is proportional to 1/rate."""
         linear = 1 - self.momentum
         return Response(2 * linear * shift, linear, 0.0, 0.0)
 
     def growth(self, noise: float, shift: float = 0.0) -> Response:
-        """What its response has less than that, at any rate."""
+        """The part that is subtracted from it, at any rate."""
         factor = (1 - self.momentum) / (1 + self.momentum)
         spread = self.momentum / (1 - self.momentum**2)
         return Response(factor * shift**2, factor * shift, -spread, noise - factor)

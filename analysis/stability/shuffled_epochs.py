@@ -1,4 +1,4 @@
-"""Second moments over an epoch of batches in shuffled order, by all orders there are."""
+"""Second moments over an epoch of batches in shuffled order, by enumeration of all orders."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.sparse.linalg import ArpackError, cg, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, cg, eigsh
 
-from dlf_dynamics.analysis.stability.mean_square_bounds import SymmetricOperator
+from dlf_dynamics.analysis.stability.mean_square_bounds import symmetric_operator
 from dlf_dynamics.analysis.stability.mean_square_factors import CurvatureFactors
 from dlf_dynamics.errors import ConfigError
 
 _MOST_PRODUCTS = 20_000
-"""Of matrices for one epoch."""
+"""Largest number of matrix products for one epoch."""
 
 _MOST_RANK = 64
-"""Of these matrices."""
+"""Largest order of these matrices."""
 
 _EPS = float(np.finfo(float).eps)
 
 _MOST_DENSE = 50_000
-"""Products of an epoch times entries of a moment, for all columns of its map at once."""
+"""Products of an epoch times entries of a moment, up to which its map is computed as a matrix."""
 
 _SCANNED = 64
-"""Learning rates at which the map of an epoch is looked at before it is narrowed down."""
+"""Learning rates scanned for the first instability before it is bisected."""
 
 Moment = Float[np.ndarray, "rank rank"]
 
 
 class EpochMap:
-    """The mean over all orders of an epoch of what it makes of second moments.
+    """How an epoch changes second moments, averaged over all orders of its examples.
 
     An epoch takes whole batches without replacement; the examples left over wait for another epoch.
     The map is symmetric and takes positive matrices to positive ones.
@@ -90,7 +90,7 @@ class EpochMap:
         return np.sum(totals, axis=0) / sum(counts)
 
     def growth(self, rate: float) -> float:
-        """The largest eigenvalue, from below: how second moments grow in an epoch."""
+        """A lower bound of the largest eigenvalue: how second moments grow in an epoch."""
         if self.one.size * self.products <= _MOST_DENSE:
             units = np.eye(self.one.size).reshape(-1, *self.one.shape)
             images = self(rate, (units + units.swapaxes(1, 2)) / 2)
@@ -99,10 +99,10 @@ class EpochMap:
         start = (self.one + 0.1 * np.ones_like(self.one)).reshape(-1)
         operator = self._operator(rate)
         image = np.asarray(operator.matvec(start))
-        found = float(start @ image / (start @ start))  # any vector gives a bound
+        largest = float(start @ image / (start @ start))  # any vector gives a bound
         with suppress(ArpackError):
-            tol: Any = 1e-8  # SciPy's types have a whole number
-            found = float(
+            tol: Any = 1e-8  # SciPy's type annotation is an integer
+            largest = float(
                 eigsh(
                     operator,
                     1,
@@ -113,20 +113,20 @@ class EpochMap:
                     return_eigenvectors=False,
                 )[0]
             )
-        return found
+        return largest
 
     def grows(self, rate: float) -> bool:
-        """Whether a second moment was found that grows, by more than rounding."""
+        """Whether some second moment grows by more than rounding."""
         return self.growth(rate) > 1 + self.rounding
 
     def contracts(self, rate: float) -> bool:
-        """Whether Y > 0 with P[Y] < Y was found, which shows that second moments decay."""
+        """Whether some Y > 0 with P[Y] < Y was found, which proves that second moments decay."""
         operator = self._operator(rate)
-        less = SymmetricOperator(self.one.size, lambda v: v - operator @ v)
-        # In directions of little curvature nearly nothing decays; there Y is large.
+        less = symmetric_operator(self.one.size, lambda v: v - operator @ v)
+        # In directions of little curvature hardly anything decays, and Y is large.
         mean = np.diag(np.mean(self.curvatures, axis=0))
         size = 1 / np.maximum(mean[:, None] + mean, _EPS * np.max(mean)).reshape(-1)
-        scale = SymmetricOperator(self.one.size, lambda v: size * v)
+        scale = symmetric_operator(self.one.size, lambda v: size * v)
         solved, _ = cg(less, self.one.reshape(-1), rtol=1e-3, maxiter=200, M=scale)
         moment = solved.reshape(self.one.shape)
         moment = (moment + moment.T) / 2
@@ -138,14 +138,14 @@ class EpochMap:
         moment = flat.reshape(self.one.shape)
         return self(rate, (moment + moment.T) / 2).reshape(-1)
 
-    def _operator(self, rate: float) -> SymmetricOperator:
-        return SymmetricOperator(self.one.size, lambda v: self._flat(rate, v))
+    def _operator(self, rate: float) -> LinearOperator:
+        return symmetric_operator(self.one.size, lambda v: self._flat(rate, v))
 
 
 def epoch_rate_bounds(epoch: EpochMap, tol: float) -> tuple[float, float, str]:
-    """Learning rates at which it is stable and unstable; what is not shown.
+    """Learning rates at which epochs are stable and unstable, and what remains open.
 
-    The smallest one at which it becomes unstable is looked for. Each end holds at its own rate.
+    The smallest unstable learning rate is searched for. Each end holds only at its own rate.
 
     Args:
         epoch: the map.
@@ -158,13 +158,13 @@ def epoch_rate_bounds(epoch: EpochMap, tol: float) -> tuple[float, float, str]:
     low, high = 0.0, step
     while not epoch.grows(high):
         low, high = high, high + step
-        # It grows as a power of a large rate, so that this ends.
+        # Growth is a power of a large rate, so this ends.
         step *= 1.0 if high < 8 / largest else 1.1
     while high - low > tol / 2 * high:
         middle = (low + high) / 2
         low, high = (low, middle) if epoch.grows(middle) else (middle, high)
     reason = "each end holds at its own learning rate; those below were tried at some points only"
-    # Next to the threshold growth may hide in rounding: then a certificate lies further away.
+    # Next to the threshold growth may hide in rounding; a certificate then lies further away.
     margin = 0.0
     while margin < 1:
         if epoch.contracts(low * (1 - margin)):

@@ -27,13 +27,13 @@ from dlf_dynamics.optimizers import FlatUpdate, has_mean_squares, hold_mean_squa
 
 _MINI_BATCHES = (
     "mini-batches: each update is another map, and the threshold is one of the full-batch update "
-    "only; `dlf-dynamics edge` tells that of independent batches in mean square"
+    "only; `dlf-dynamics edge` gives that of independent batches in mean square"
 )
-"""Why no threshold is told of them."""
+"""Why mini-batches have no threshold."""
 
 _LARGE_SLOPE = 1e5
-"""Of a gradient: divided by mean squares that are held it is far above the rounding of what is
-added to it, and it is far below them."""
+"""Size of a gradient that lies far above the rounding of what is added to it once it is divided by
+the fixed mean squares, and far below these."""
 
 
 def critical_eigenvalue(optimizer: optax.GradientTransformation) -> float:
@@ -47,11 +47,12 @@ def critical_eigenvalue(optimizer: optax.GradientTransformation) -> float:
     AdamW) it is that of the preconditioned Hessian P^-1 H, with the preconditioner P frozen.
 
     Args:
-        optimizer: at a constant learning rate; see `instability_threshold` for schedules.
+        optimizer: optax transformation with a constant learning rate; see `instability_threshold`
+            for schedules.
 
     Raises:
-        ValueError: when the update is not one that this can be told of (see
-            `instability_threshold`), or changes with the step, as under a schedule.
+        ValueError: when the update has no such threshold (see `instability_threshold`), or changes
+            with the step, as under a schedule.
 
     >>> round(critical_eigenvalue(optax.sgd(0.1, momentum=0.9)), 9)
     38.0
@@ -63,7 +64,7 @@ def critical_eigenvalue(optimizer: optax.GradientTransformation) -> float:
     if not all(np.allclose(*part, atol=0) for part in linear_maps(optimizer, steps)):
         raise ValueError(
             "the optimizer's update changes with the step; expected a constant learning rate "
-            "(instability_threshold tells the critical eigenvalue of each step)"
+            "(instability_threshold gives the critical eigenvalue of each step)"
         )
     return float(thresholds[0])
 
@@ -74,20 +75,20 @@ def instability_threshold(
     *,
     hyperparameters: Hyperparameters = None,
 ) -> Float[np.ndarray, " steps"]:
-    """Critical eigenvalue at each step, by what the optimizer does once so many updates were made.
+    """Critical eigenvalue at each step, from what the optimizer does after so many updates.
 
     For an adaptive optimizer it applies to the eigenvalues of P^-1 H, with the preconditioner P of
     the next update frozen (Cohen et al. 2022, arXiv 2207.14484, §3). Infinite where the learning
     rate is 0.
 
-    Nothing is told of an update that was not tried: it is run on quadratics on both sides of the
-    threshold, and must do there what the linear map says (`stability.linearity`).
+    The update is also run on quadratics on both sides of the threshold, and refused unless it does
+    there what the linear map says (`stability.linearity`).
 
     Args:
         optimizer: an optax transformation; its counts are set to the step.
         steps: numbers of updates made before.
-        hyperparameters: those in its state, by `optax.inject_hyperparams`, in the order of its
-            leaves; none are those that it starts with.
+        hyperparameters: hyperparameters in its state, by `optax.inject_hyperparams`, in the order
+            of its leaves; none means the initial ones.
 
     Raises:
         ValueError: when the update is not linear in the gradients, even with P frozen, not the same
@@ -100,12 +101,12 @@ def instability_threshold(
     require_linear(optimizer)
     maps = linear_maps(optimizer, steps, hyperparameters)
     thresholds = critical_curvatures(maps)
-    # Those that differ most, and the first.
+    # The steps whose thresholds differ most, and the first.
     order = np.argsort(thresholds, kind="stable")
     chosen = np.unique([0, order[0], order[len(order) // 2], order[-1]]) if len(steps) else order
-    constant, slope = maps
-    some = constant[chosen], slope[chosen]
-    require_confirmed(optimizer, steps[chosen], some, thresholds[chosen], hyperparameters)
+    constant, linear = maps
+    tried = constant[chosen], linear[chosen]
+    require_confirmed(optimizer, steps[chosen], tried, thresholds[chosen], hyperparameters)
     return thresholds
 
 
@@ -116,8 +117,8 @@ def growth_factors(
 ) -> Float[np.ndarray, " steps"]:
     """Factor per step by which a deviation along an eigenvector grows or shrinks.
 
-    The spectral radius of the optimizer's linearised update at that curvature, |1 - ηλ| for
-    gradient descent; of an adaptive one with P frozen. NaN where the eigenvalue is.
+    This is the spectral radius of the linearised update at that curvature: |1 - ηλ| for gradient
+    descent; for an adaptive optimizer with P frozen. NaN where the eigenvalue is NaN.
 
     >>> growth_factors(optax.sgd(1.0), np.array([7]), np.array([2.5])).tolist()
     [1.5]
@@ -129,17 +130,17 @@ def growth_factors(
 
 @dataclass(frozen=True)
 class Threshold:
-    """The eigenvalue above which an optimizer's full-batch update is unstable, or why none is told.
+    """The eigenvalue above which the full-batch update of an optimizer is unstable, if known.
 
     Attributes:
         optimizer: the optax transformation that makes the updates.
         name: its name, for labels.
-        preconditioned: whether the threshold is one of the eigenvalues of P^-1 H, with the
+        preconditioned: whether the threshold applies to the eigenvalues of P^-1 H, with the
             preconditioner P of the optimizer frozen.
         reason: why there is no threshold; empty where there is one.
-        precision: type that parameters are rounded to after each update, which is not in the
-            threshold; none where they are not.
-        hyperparameters: those in the optimizer's state; none are those that it starts with.
+        precision: type that parameters are rounded to after each update, which the threshold leaves
+            out; none where they are not.
+        hyperparameters: hyperparameters in the optimizer's state; none means the initial ones.
     """
 
     optimizer: optax.GradientTransformation
@@ -153,18 +154,18 @@ class Threshold:
         """Critical eigenvalue at each step (`instability_threshold`); NaN where there is none."""
         if self.reason:
             return np.full(len(steps), np.nan)
-        told = self.hyperparameters
-        return instability_threshold(self.optimizer, steps, hyperparameters=told)
+        numbers = self.hyperparameters
+        return instability_threshold(self.optimizer, steps, hyperparameters=numbers)
 
     @property
     def of_full_batch(self) -> bool:
-        """Whether nothing but mini-batches is in its way: the full-batch update has one."""
+        """Whether only mini-batches prevent a threshold, so that the full-batch update has one."""
         return self.reason == _MINI_BATCHES
 
     def of_full_batch_at(self, steps: Int[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
         """Critical eigenvalue of the full-batch update at each step of a run with mini-batches.
 
-        It is a reference, against which nothing is decided; NaN where there is none.
+        It is a reference that decides nothing; NaN where there is none.
         """
         return replace(self, reason="" if self.of_full_batch else self.reason).at(steps)
 
@@ -179,10 +180,10 @@ class Threshold:
         return float(self.at(np.array([step]))[0])
 
     def label(self, *, applies: bool = True) -> str:
-        """What it is, or why there is none, in words that go with every output.
+        """What the threshold is, or why there is none, in words for every output.
 
         Args:
-            applies: whether the eigenvalues beside it are those that it is a threshold of.
+            applies: whether it is a threshold of the eigenvalues shown with it.
         """
         if self.reason:
             return self.reason if self.of_full_batch else f"no threshold: {self.reason}"
@@ -196,7 +197,7 @@ class Threshold:
         return words
 
     def full_batch_label(self, steps: Int[np.ndarray, " steps"]) -> str:
-        """What the values of `of_full_batch_at` are, in words that go with every output."""
+        """What the values of `of_full_batch_at` are, in words for every output."""
         words = f"critical eigenvalue of {self.name} with full batches"
         if self.preconditioned:
             words += ", P frozen"
@@ -218,15 +219,15 @@ def threshold_of(
     steps: tuple[int, ...] = (0, 10),
     hyperparameters: Hyperparameters = None,
 ) -> Threshold:
-    """The threshold of an optimizer, after its update was tried on quadratics at some steps.
+    """The threshold of an optimizer, after trying its update on quadratics at some steps.
 
     Args:
-        update: the optimizer with the form of the parameters that it sees.
+        update: the optimizer, with the form of its parameters.
         name: name of the optimizer, for labels.
         batch_size: examples per update; none means all.
         precision: type that parameters are rounded to after each update.
-        steps: numbers of updates made before, after which the update is tried.
-        hyperparameters: those in the optimizer's state; none are those that it starts with.
+        steps: numbers of updates made before, at which the update is tried.
+        hyperparameters: hyperparameters in the optimizer's state; none means the initial ones.
 
     Raises:
         MemoryError: when there is not enough memory to try it.
@@ -235,13 +236,13 @@ def threshold_of(
     try:
         zero = jnp.zeros(update.layout.size, update.layout.dtypes[0])
         init, params = update.optimizer.init, update.layout.unflatten(zero)
-        state, told = init(params), hyperparameters
-        if told is not None:
-            state = with_hyperparameters(init, params, state, jnp.asarray(told))
+        state, numbers = init(params), hyperparameters
+        if numbers is not None:
+            state = with_hyperparameters(init, params, state, jnp.asarray(numbers))
         with _reason_in_full(update, state):
-            instability_threshold(update.optimizer, np.array(steps), hyperparameters=told)
+            instability_threshold(update.optimizer, np.array(steps), hyperparameters=numbers)
     except (MemoryError, jax.errors.JaxRuntimeError):
-        raise  # this tells nothing of the optimizer
+        raise  # this says nothing about the optimizer
     except Exception as error:
         reason, adaptive = " ".join(str(error).split()), False
     else:
@@ -253,7 +254,7 @@ def threshold_of(
 
 @contextmanager
 def _reason_in_full(update: FlatUpdate, state: Any) -> Iterator[None]:
-    """Where a threshold is asked for: requires one rule for all parameters, too.
+    """Also requires one rule for all parameters where a threshold is wanted.
 
     A rule for each layer cannot be tried on other parameters; then that is the reason.
 
@@ -272,10 +273,10 @@ def _reason_in_full(update: FlatUpdate, state: Any) -> Iterator[None]:
 def _require_alike(update: FlatUpdate, initial_state: Any) -> None:
     """Requires that an update is a number times the gradient plus one times θ.
 
-    So it is not where groups of parameters have learning rates of their own, or where the update of
-    one depends on the others. The numbers may differ between parameters by 1e-3: of the first, and
-    of 1 for the second, as a step that is unstable moves a parameter by more than its own size. So
-    a little decay of some of the parameters may pass.
+    That fails where groups of parameters have different learning rates, or where the update of one
+    parameter depends on others. The first number may vary between parameters by 1e-3 of itself, the
+    second by 1e-3 of 1, as an unstable step moves a parameter by more than its own size. A little
+    decay of some of the parameters may therefore pass.
 
     Raises:
         ValueError: unless it is.
@@ -284,20 +285,20 @@ def _require_alike(update: FlatUpdate, initial_state: Any) -> None:
     # All but the updates by NumPy: JAX would compile every operation on its own.
     size = _LARGE_SLOPE if has_mean_squares(initial_state) else 1.0
     drawn = np.random.default_rng(0).standard_normal((2, num_params))
-    slope, params = jnp.asarray(size * drawn[0], dtype), jnp.asarray(drawn[1], dtype)
+    force, params = jnp.asarray(size * drawn[0], dtype), jnp.asarray(drawn[1], dtype)
     zero = jnp.asarray(np.zeros(num_params), dtype)
     # The first update may have the learning rate 0.
     _, state = update(zero, hold_mean_squares(initial_state), zero)
-    of_slope, of_params, of_both = (
+    of_force, of_params, of_both = (
         np.asarray(update(gradient, hold_mean_squares(state), point)[0], float)
-        for gradient, point in ((slope, zero), (zero, params), (slope, params))
+        for gradient, point in ((force, zero), (zero, params), (force, params))
     )
-    slope, params = np.asarray(slope, float), np.asarray(params, float)
-    allowed = 1e-3 * np.linalg.norm(of_slope)
+    force, params = np.asarray(force, float), np.asarray(params, float)
+    allowed = 1e-3 * np.linalg.norm(of_force)
     for rest, most in (
-        (_across(of_slope, slope), allowed),
+        (_across(of_force, force), allowed),
         (_across(of_params, params), 1e-3 * np.linalg.norm(params)),
-        (of_both - of_slope - of_params, allowed),
+        (of_both - of_force - of_params, allowed),
     ):
         if np.linalg.norm(rest) > most:
             raise ValueError(
@@ -307,5 +308,5 @@ def _require_alike(update: FlatUpdate, initial_state: Any) -> None:
 
 
 def _across(vector: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """What of a vector is not along another one."""
+    """The part of a vector that is orthogonal to another one."""
     return vector - vector @ other / (other @ other) * other

@@ -1,4 +1,4 @@
-"""A loss between two steps, where that of the run depends on the step."""
+"""A loss between two steps, for runs whose loss depends on the step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Moment(NamedTuple):
     """A time between two steps.
 
     Attributes:
-        step: the one before it, t.
+        step: the step before it, t.
         fraction: f, from 0 to 1.
     """
 
@@ -30,15 +30,15 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class _Blended:
-    """A function that depends on the step, linear in between; it compares by value."""
+    """A function of the step, interpolated linearly; it compares by value."""
 
     function: Callable[..., Array]
-    place: int
+    position: int
 
     def __call__(self, *arguments: Any) -> Array:
-        moment: Moment = arguments[self.place]
+        moment: Moment = arguments[self.position]
         before, after = list(arguments), list(arguments)
-        before[self.place], after[self.place] = moment.step, moment.step + 1
+        before[self.position], after[self.position] = moment.step, moment.step + 1
         begin, end = self.function(*before), self.function(*after)
         return begin + moment.fraction.astype(begin.dtype) * (end - begin)
 
@@ -46,8 +46,8 @@ class _Blended:
 def blended(objective: Objective) -> Partial:
     """F(θ, t + f) = (1 - f) F(θ, t) + f F(θ, t + 1), as a function of θ and a `Moment`.
 
-    A function of the parameters alone is the same at all times. Of a problem the class weights are
-    interpolated, so that the model is evaluated once.
+    A function of the parameters alone is the same at all times. For a problem the class weights are
+    interpolated, so that the model is evaluated only once.
     """
     if not isinstance(objective, Problem):
         return Partial(_steady, objective if isinstance(objective, Partial) else Partial(objective))

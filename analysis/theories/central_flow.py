@@ -1,4 +1,4 @@
-"""The central flow: how gradient descent moves on the average while it oscillates at the edge."""
+"""The central flow: how gradient descent moves on average while it oscillates at the edge."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from dlf_dynamics.analysis.theories.substep import Local, moved
 from dlf_dynamics.reprs import brief
 
 MODES = 8
-"""Critical modes at most, where no number is given."""
+"""Default for the largest number of critical modes."""
 
 FRACTION = 0.9
-"""Of the threshold, above which an eigenvalue is followed, where none is given."""
+"""Default fraction of the threshold above which an eigenvalue is followed."""
 
 SUBSTEPS = 4
-"""Of a step of gradient descent, where no number is given."""
+"""Default number of substeps of a step of gradient descent."""
 
-MISMATCH = 0.02
-"""Largest error of a curvature foreseen by a substep, with which the substep counts as short."""
+_MISMATCH = 0.02
+"""Largest error of the curvature predicted by a substep for which it counts as short enough."""
 
 CERTIFY_EVERY = 10
-"""Steps between two certified solves, where no number is given."""
+"""Default number of steps between two certified solves."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,22 @@ class FlowPoint:
         predicted_loss: F + ½ ⟨Λ, X⟩, the time average of the loss of the iterates.
         threshold: critical eigenvalue of the optimizer.
         sharpness: largest eigenvalue of the Hessian H of F(·, t) at w, or of RMSProp's P⁻¹ H.
-        eigenvalues: those that are followed, largest first.
-        modes: their eigenvectors, one per row. Where eigenvalues are equal, as those of two
-            critical modes are, they are a basis of the space and no more. Those of P⁻¹ H are
-            orthonormal in P.
-        covariance: X of the oscillation, in this basis, the mean of the substeps from t to t + 1;
+        eigenvalues: the followed eigenvalues, largest first.
+        modes: their eigenvectors, one per row. Where eigenvalues are equal, as for two critical
+            modes, these are just some basis of their space. Modes of P⁻¹ H are orthonormal in P.
+        covariance: X of the oscillation in this basis, averaged over the substeps from t to t + 1;
             in parameter space it is Σ = modesᵀ X modes.
         violation: largest violation of X ⪰ 0, S ⪰ 0 and ⟨X, S⟩ = 0 in these substeps, relative.
-        mismatch: largest difference between the k × k Hessian at the end of a substep and what the
-            substep had foreseen, relative to the largest eigenvalue, over the substeps that end
-            from t on and before t + 1. It falls with the square of the substep.
-        converged: whether all eigenpairs and all complementarity problems of these substeps did,
-            and the mismatch is at most 0.02.
+        mismatch: largest difference between the k × k Hessian at the end of a substep and its
+            prediction, relative to the largest eigenvalue, over the substeps that end from t on
+            and before t + 1. It falls with the square of the substep.
+        converged: whether all eigenpairs and all complementarity problems of these substeps
+            converged, and the mismatch is at most 0.02.
         looked_at: whether a certified solve was made at t.
-        complete: whether it showed that no eigenvalue above the threshold is left out; between two
-            such solves nothing is claimed, and it is false.
-        num_products: Hessian products that were made since the point before.
-        message: what is not as it should be, in words.
+        complete: whether it showed that no eigenvalue above the threshold is left out; false
+            between two such solves, where nothing is claimed.
+        num_products: number of Hessian products since the point before.
+        message: problems, in words.
         stopped: why the flow ends here; empty where it does not, or where all steps were made.
     """
 
@@ -97,10 +96,10 @@ class FlowPoint:
 
 @dataclass(frozen=True)
 class CentralFlow:
-    """A central flow, at each step; see `FlowPoint` for what is known of one.
+    """A central flow at each step; see `FlowPoint` for what is known about one.
 
     Attributes:
-        points: at the first step, and at each one after it.
+        points: points at the first step and at each one after it.
         stopped: why the flow ended early; empty where all steps were made.
     """
 
@@ -109,7 +108,7 @@ class CentralFlow:
     __repr__ = brief
 
     def column(self, name: str) -> np.ndarray:
-        """A number of all points, by its name in `FlowPoint`."""
+        """A quantity at all points, by its name in `FlowPoint`."""
         return np.array([getattr(point, name) for point in self.points])
 
     @property
@@ -149,29 +148,29 @@ class CentralFlow:
 
     @property
     def converged(self) -> Bool[np.ndarray, " points"]:
-        """Whether all eigenpairs and complementarity problems did."""
+        """Whether all eigenpairs and complementarity problems converged."""
         return self.column("converged")
 
     @property
     def eigenvalues(self) -> Float[np.ndarray, "points k"]:
-        """Those that are followed; NaN where fewer are."""
+        """The followed eigenvalues; NaN where there are fewer."""
         return self._filled("eigenvalues", 1)
 
     @property
     def modes(self) -> Float[np.ndarray, "points k params"]:
-        """Their eigenvectors; NaN where fewer are followed."""
+        """Their eigenvectors; NaN where there are fewer."""
         return self._filled("modes", 1)
 
     @property
     def covariance(self) -> Float[np.ndarray, "points k k"]:
-        """X in the basis of the modes; NaN where fewer are followed."""
+        """X in the basis of the modes; NaN where there are fewer."""
         return self._filled("covariance", 2)
 
     def _filled(self, name: str, axes: int) -> np.ndarray:
         parts = [getattr(point, name) for point in self.points]
-        most = max((len(part) for part in parts), default=0)
+        largest = max((len(part) for part in parts), default=0)
         tail = parts[0].shape[axes:] if parts else ()
-        whole = np.full((len(parts), *[most] * axes, *tail), np.nan)
+        whole = np.full((len(parts), *[largest] * axes, *tail), np.nan)
         for row, part in zip(whole, parts, strict=True):
             row[tuple(slice(size) for size in part.shape[:axes])] = part
         return whole
@@ -191,17 +190,17 @@ def central_flow(
     tol: float | None = None,
     seed: int = 0,
 ) -> CentralFlow:
-    """The time average of gradient descent at the edge of stability, as an equation of its own.
+    """The time average of gradient descent at the edge of stability, as a differential equation.
 
     w' = -η [∇F + ½ Σ_ij X_ij D³F[u_i, u_j, ·]] over the modes u_i near the threshold 2/η (Cohen,
     Damian, Talwalkar, Kolter and Lee 2024, arXiv 2410.24206). The covariance X ⪰ 0 of the
-    oscillation is what keeps their eigenvalues at or below the threshold: it has no memory, and
-    answers at once. Below the threshold this is gradient flow. Of RMSProp the mean squares ν of
-    the gradients move, too, by what the oscillation adds to them (see `rules.RMSProp`).
+    oscillation is whatever keeps their eigenvalues at or below the threshold: it has no memory and
+    responds immediately. Below the threshold this is gradient flow. For RMSProp the mean squares ν
+    of the gradients also move, by what the oscillation adds to them (see `rules.RMSProp`).
 
-    The equation is integrated in substeps of Euler, each of which holds the linearised condition
+    The equation is integrated in Euler substeps, each of which satisfies the linearised condition
     at its end; the error falls like the length of a substep. A loss that depends on the step is
-    linear between two steps.
+    interpolated linearly between two steps.
 
     It does not apply while an oscillation grows from rounding (the lag), where the loss has kinks
     that the oscillation crosses, beyond the second period doubling, and where the oscillation is
@@ -210,24 +209,24 @@ def central_flow(
     Args:
         objective: a problem of flat parameters, or a function of them.
         params: w at the first step.
-        learning_rate: of gradient descent, the average of an optimizer (`rules.averaged`), or
-            `rules.RMSProp` with its mean squares at the first step.
-        steps: how many are made.
+        learning_rate: learning rate of gradient descent, the average of another optimizer
+            (`rules.averaged`), or `rules.RMSProp` with its mean squares at the first step.
+        steps: number of steps.
         start: the first step, for losses and rules that depend on it.
-        modes: critical ones at most.
-        fraction: of the threshold, above which an eigenvalue is followed.
-        substeps: per step of gradient descent, 2 at least; with momentum there are more, as many
-            times as it moves faster at the same threshold: (1 + β)/(1 - β) of heavy ball.
+        modes: largest number of critical modes.
+        fraction: fraction of the threshold above which an eigenvalue is followed.
+        substeps: substeps per step of gradient descent, at least 2; momentum takes more, by the
+            factor by which it moves faster at the same threshold: (1 + β)/(1 - β) for heavy ball.
         certify_every: steps between two certified solves for eigenvalues that are not followed.
         tol: largest residual of an eigenpair, relative to the eigenvalue; none means 1e-4, or
             what the type of the parameters allows.
-        seed: of the random vectors of the eigensolver.
+        seed: seed for the random vectors of the eigensolver.
 
     Raises:
         ValueError: when a number is out of range, or the parameters are not a flat vector.
 
-    >>> found = central_flow(lambda x: (x[0] ** 2 - 1) ** 2 / 4, jnp.array([0.95]), 1.2, 60)
-    >>> round(float(found.states[-1, 0] ** 2), 6), round(float(found.energy[-1]), 6)
+    >>> flow = central_flow(lambda x: (x[0] ** 2 - 1) ** 2 / 4, jnp.array([0.95]), 1.2, 60)
+    >>> round(float(flow.states[-1, 0] ** 2), 6), round(float(flow.energy[-1]), 6)
     (0.888889, 0.037037)
     """
     points = list(
@@ -264,7 +263,7 @@ def flow_points(
 ) -> Iterator[FlowPoint]:
     """The points of a central flow, one after the other; see `central_flow`.
 
-    The last one tells why there are no more, where the flow ends early.
+    Where the flow ends early, the last point says why.
 
     Raises:
         ValueError: when a number is out of range, or the parameters are not a flat vector.
@@ -301,21 +300,21 @@ def _points(
 ) -> Iterator[FlowPoint]:
     settled = True
     for step in steps:
-        looked_at = (step - steps.start) % certify_every == 0 or not settled
-        made = _Step(followed, rule, step, _enough(substeps, rule.speed(step)))
-        state, point = made.advanced(state, looked_at=looked_at)
+        certifies = (step - steps.start) % certify_every == 0 or not settled
+        current = _Step(followed, rule, step, _enough(substeps, rule.speed(step)))
+        state, point = current.advanced(state, certifies=certifies)
         yield point
         if point.stopped:
             return
-        settled = made.settled
+        settled = current.settled
 
 
 def _enough(substeps: int, speed: float) -> int:
-    """Substeps of one step, of those that a step of gradient descent has.
+    """Number of substeps of one step, from the number for gradient descent.
 
-    Euler's method is stable up to a curvature of 2 over drift and substep: with a single one what
-    lies at the edge would not decay, and where momentum makes the drift larger than the threshold
-    allows for, what lies below the edge would grow.
+    Euler's method is stable up to a curvature of 2 over drift and substep: with a single substep
+    modes at the edge would not decay, and where momentum makes the drift larger than the threshold
+    corresponds to, modes below the edge would grow.
     """
     substeps = max(substeps, 2)
     return max(substeps, int(np.ceil(substeps * speed * (1 - 1e-9))))
@@ -332,28 +331,28 @@ class _Step:
         self.violation = 0.0
         self.settled, self.messages, self.stopped = True, [], ""
 
-    def advanced(self, state: State, *, looked_at: bool) -> tuple[State, FlowPoint]:
+    def advanced(self, state: State, *, certifies: bool) -> tuple[State, FlowPoint]:
         """The state a step later, and the point."""
         begin, before = state, self.followed.num_products
         self.followed.metric = metric = self.rule.metric(state.mean_squares)
         threshold = self.rule.at(self.step)[1]
         lowest = self.rule.lowest(self.step)
-        complete = looked_at and self._look(state.params, lowest)
-        first = found = self.followed.begin(state.params, self.step, lowest)
-        directions = np.asarray(scaled(found.rows, metric))
-        if self.followed.leaves_out(found, threshold):
+        complete = certifies and self._look(state.params, lowest)
+        first = derivatives = self.followed.begin(state.params, self.step, lowest)
+        directions = np.asarray(scaled(derivatives.vectors, metric))
+        if self.followed.leaves_out(derivatives, threshold):
             self.stopped = (
-                f"more modes come to the threshold than are followed (modes = {self.followed.most})"
+                f"more modes reach the threshold than are followed (modes = {self.followed.most})"
             )
         for substep in range(self.substeps):
             if self.stopped:
                 break
             if substep:
                 self.followed.metric = self.rule.metric(state.mean_squares)
-                found = self.followed.at(state.params, self.step, substep / self.substeps)
-            state = self._substep(state, found, substep)
-        made = self.followed.num_products - before
-        point = self._point(begin, first, directions, threshold, (looked_at, complete), made)
+                derivatives = self.followed.at(state.params, self.step, substep / self.substeps)
+            state = self._substep(state, derivatives, substep)
+        products = self.followed.num_products - before
+        point = self._point(begin, first, directions, threshold, (certifies, complete), products)
         return state, point
 
     def _look(self, params: Array, lowest: float) -> bool:
@@ -366,20 +365,20 @@ class _Step:
     def _point(
         self,
         state: State,
-        found: Local,
+        derivatives: Local,
         directions: Float[np.ndarray, "rows params"],
         threshold: float,
         certificate: tuple[bool, bool],
         num_products: int,
     ) -> FlowPoint:
-        """What is known of the step, from the derivatives where it begins and its substeps."""
-        ascending, vectors = np.linalg.eigh(found.hessian.astype(float))
+        """What is known about the step, from the derivatives at its start and its substeps."""
+        ascending, vectors = np.linalg.eigh(derivatives.hessian.astype(float))
         eigenvalues, rotation = ascending[::-1], vectors.T[::-1]
         covariance, mismatch = self._mean(rotation), self.followed.mismatch
         self.followed.mismatch = 0.0
-        if mismatch > MISMATCH:
-            self.messages.append(f"the curvature is not what a substep foresaw, by {mismatch:.1%}")
-        loss = float(found.loss)
+        if mismatch > _MISMATCH:
+            self.messages.append(f"the curvature is {mismatch:.1%} off its prediction by a substep")
+        loss = float(derivatives.loss)
         return FlowPoint(
             step=self.step,
             params=np.asarray(state.params),
@@ -387,13 +386,13 @@ class _Step:
             loss=loss,
             predicted_loss=loss + float(eigenvalues @ np.diagonal(covariance)) / 2,
             threshold=threshold,
-            sharpness=float(found.values[0]),
+            sharpness=float(derivatives.values[0]),
             eigenvalues=eigenvalues,
             modes=rotation.astype(directions.dtype) @ directions[: len(rotation)],
             covariance=covariance,
             violation=self.violation,
             mismatch=mismatch,
-            converged=self.settled and mismatch <= MISMATCH and not self.stopped,
+            converged=self.settled and mismatch <= _MISMATCH and not self.stopped,
             looked_at=certificate[0],
             complete=certificate[1],
             num_products=num_products,
@@ -402,39 +401,39 @@ class _Step:
         )
 
     def _mean(self, rotation: np.ndarray) -> np.ndarray:
-        """Covariance of all substeps in the basis of the eigenvectors."""
+        """Mean covariance of the substeps in the basis of the eigenvectors."""
         if self.stopped or not self.covariances:
             return np.full(rotation.shape, np.nan)
         return rotation @ np.mean(self.covariances, axis=0) @ rotation.T
 
-    def _substep(self, state: State, found: Local, substep: int) -> State:
-        """The state after a substep; what cannot be solved stops the flow."""
+    def _substep(self, state: State, derivatives: Local, substep: int) -> State:
+        """The state after a substep; the flow stops where there is no solution."""
         length = 1 / self.substeps
         drift, _ = self.rule.at(self.step, substep * length)
         _, threshold = self.rule.at(self.step, (substep + 1) * length)
-        if not found.finite:
+        if not derivatives.finite:
             self.stopped = "the loss or its gradient is not finite"
             return state
-        if not self.followed.is_converged(found):
+        if not self.followed.is_converged(derivatives):
             self.settled = False
             self.messages.append("eigenpairs have not converged")
         count = self.followed.count
-        counts = np.zeros(0) if count == 0 else self._weights(found, length, drift, threshold)
+        counts = np.zeros(0) if count == 0 else self._weights(derivatives, length, drift, threshold)
         if self.stopped:
             return state
         metric, mean_squares = self.followed.metric, state.mean_squares
-        if metric is not None and found.stiffening is not None:
-            squares = found.stiffening.squares
-            mean_squares = filled(metric, found.gradient, squares, counts, length)
+        if metric is not None and derivatives.stiffening is not None:
+            squares = derivatives.stiffening.squares
+            mean_squares = filled(metric, derivatives.gradient, squares, counts, length)
         step = length * drift
-        params = moved(state.params, found.gradient, found.thirds, counts, step, metric)
+        params = moved(state.params, derivatives.gradient, derivatives.thirds, counts, step, metric)
         return State(params, mean_squares)
 
     def _weights(
-        self, found: Local, length: float, drift: float, threshold: float
+        self, derivatives: Local, length: float, drift: float, threshold: float
     ) -> Float[np.ndarray, " pairs"]:
-        """What each G_ij with i ≤ j counts in the motion."""
-        solved = solve_complementarity(*condition(found, length, drift, threshold))
+        """Weight of each G_ij with i ≤ j in the motion."""
+        solved = solve_complementarity(*condition(derivatives, length, drift, threshold))
         if not solved.converged:
             self.stopped = f"no oscillation holds the curvature at the threshold: {solved.message}"
             return np.zeros(0)
@@ -442,5 +441,5 @@ class _Step:
             self.messages.append(solved.message)
         self.violation = max(self.violation, solved.residual)
         self.covariances.append(solved.covariance)
-        self.followed.expected = foreseen(found, length, threshold, solved)
+        self.followed.expected = foreseen(derivatives, length, threshold, solved)
         return weights(solved.covariance)

@@ -12,21 +12,21 @@ from jaxtyping import Float
 Matrix = Float[np.ndarray, "k k"]
 
 _ACCURACY = 1e-10
-"""Violation of the three conditions up to which a solution counts as one."""
+"""Largest violation of the three conditions for which a solution counts as converged."""
 
 _AIM = 1e-14
-"""At which the iteration ends."""
+"""Violation at which the iteration ends."""
 
 _MOST_ITERATIONS = 80
 
 _PATIENCE = 5
-"""Iterations without progress, after which rounding is all that is left."""
+"""Iterations without progress after which only rounding remains."""
 
 _UNBOUNDED = 1e9
-"""Size of X, where α and β have size 1, above which it is not bounded."""
+"""Size of X, for α and β of size 1, above which it counts as unbounded."""
 
 _SINGULAR = 1e-9
-"""Singular values of β, relative to the largest, that leave a part of X open."""
+"""Singular values of β, relative to the largest, below which a part of X is undetermined."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Complementarity:
         slack: S = α + β[X].
         gap: ⟨X, S⟩.
         residual: the largest violation of the three conditions, relative to the sizes of α and X.
-        unique: whether X is the only solution; else β[X] is the same for all of them (where β is
-            symmetric), and X one of them.
-        converged: whether it is a solution.
-        message: why not, or that it is not the only one; empty where there is nothing to tell.
+        unique: whether X is the only solution; otherwise it is one of several, for all of which
+            β[X] is the same (where β is symmetric).
+        converged: whether X is a solution.
+        message: why it is not, or that it is not the only one; empty otherwise.
     """
 
     covariance: Matrix
@@ -61,11 +61,11 @@ def solve_complementarity(alpha: Matrix, beta: Float[np.ndarray, "k k k k"]) -> 
     ⟨Y, β[Y]⟩ ≥ 0 for all symmetric Y; β need not be symmetric. A single mode has a closed form.
 
     Args:
-        alpha: α, of which the symmetric part counts.
-        beta: β, of which the part that maps symmetric matrices to symmetric ones counts.
+        alpha: α, of which only the symmetric part matters.
+        beta: β, of which only the part that maps symmetric matrices to symmetric ones matters.
 
-    >>> found = solve_complementarity(np.array([[-1.0]]), np.array([[[[4.0]]]]))
-    >>> float(found.covariance[0, 0]), found.converged
+    >>> solution = solve_complementarity(np.array([[-1.0]]), np.array([[[[4.0]]]]))
+    >>> float(solution.covariance[0, 0]), solution.converged
     (0.25, True)
     """
     size = len(alpha)
@@ -89,10 +89,10 @@ def _solved(alpha: Matrix, operator: np.ndarray) -> Complementarity:
         if operator[0, 0] <= 0:
             return _failed(alpha, _UNSOLVABLE)
         return _judged(alpha, operator, -alpha / operator[0, 0])
-    found = _interior_point(alpha / scale, operator / steepness)
-    if found is None:
+    scaled = _interior_point(alpha / scale, operator / steepness)
+    if scaled is None:
         return _failed(alpha, _UNSOLVABLE)
-    return _judged(alpha, operator, scale / steepness * found)
+    return _judged(alpha, operator, scale / steepness * scaled)
 
 
 _UNSOLVABLE = "no X ⪰ 0 makes α + β[X] ⪰ 0"
@@ -110,11 +110,15 @@ def _basis(size: int) -> Float[np.ndarray, "entries pairs"]:
     return np.array(columns).reshape(len(columns), size**2).T
 
 
+def _response(operator: np.ndarray, matrix: Matrix) -> Matrix:
+    """β[X]."""
+    basis = _basis(len(matrix))
+    return (basis @ (operator @ (basis.T @ matrix.reshape(-1)))).reshape(matrix.shape)
+
+
 def _judged(alpha: Matrix, operator: np.ndarray, covariance: Matrix) -> Complementarity:
-    """What a matrix is worth as a solution."""
-    size = len(alpha)
-    basis = _basis(size)
-    response = (basis @ (operator @ (basis.T @ covariance.reshape(-1)))).reshape(size, size)
+    """How well a matrix solves the problem."""
+    response = _response(operator, covariance)
     slack = alpha + response
     gap = float(np.sum(covariance * slack))
     spread = float(np.linalg.norm(covariance))
@@ -129,7 +133,7 @@ def _judged(alpha: Matrix, operator: np.ndarray, covariance: Matrix) -> Compleme
     unique = _is_unique(operator, covariance, slack / (force or 1))
     message = "" if converged else f"not solved: conditions are violated by {residual:.1e}"
     if converged and not unique:
-        message = "the conditions leave a part of X open"
+        message = "the conditions leave a part of X undetermined"
     return Complementarity(covariance, slack, gap, residual, unique, converged, message)
 
 
@@ -145,8 +149,8 @@ def _is_unique(operator: np.ndarray, covariance: Matrix, slack: Matrix) -> bool:
         return True
     free = vectors[:, values <= 1e-6]
     within = _basis(len(slack)).T @ np.kron(free, free) @ _basis(free.shape[1])
-    found = np.linalg.svd(operator @ within, compute_uv=False)
-    return bool(np.min(found, initial=np.inf) > _SINGULAR * np.linalg.norm(operator, 2))
+    singular = np.linalg.svd(operator @ within, compute_uv=False)
+    return bool(np.min(singular, initial=np.inf) > _SINGULAR * np.linalg.norm(operator, 2))
 
 
 class _Scaling(NamedTuple):
@@ -154,7 +158,7 @@ class _Scaling(NamedTuple):
 
     Attributes:
         factor: G.
-        values: what both become.
+        values: diagonal of both.
         lifted: Y ↦ G Y Gᵀ in the basis of symmetric matrices.
     """
 
@@ -174,14 +178,10 @@ class _Scaling(NamedTuple):
 def _interior_point(alpha: Matrix, operator: np.ndarray) -> Matrix | None:
     """X for α and β of size 1; none where there is no solution."""
     size = len(alpha)
-    basis = _basis(size)
     covariance, slack, best, least, since = np.eye(size), np.eye(size), None, np.inf, 0
 
-    def response(matrix: Matrix) -> Matrix:
-        return (basis @ (operator @ (basis.T @ matrix.reshape(-1)))).reshape(size, size)
-
     for _ in range(_MOST_ITERATIONS):
-        missed = alpha + response(covariance) - slack
+        missed = alpha + _response(operator, covariance) - slack
         spread = float(np.linalg.norm(covariance))
         gap = float(np.sum(covariance * slack))
         left = abs(gap) / spread + float(np.linalg.norm(missed))
@@ -194,18 +194,18 @@ def _interior_point(alpha: Matrix, operator: np.ndarray) -> Matrix | None:
             break
         try:
             length, step = _direction(covariance, slack, missed, operator)
-        except np.linalg.LinAlgError:  # as close as rounding lets it come
+        except np.linalg.LinAlgError:  # as close as rounding allows
             break
-        # By the equation, not by the direction, so that rounding does not add up in S.
+        # From the equation, not from the direction, so that rounding does not accumulate in S.
         covariance = covariance + length * step
-        slack = slack + length * (missed + response(step))
+        slack = slack + length * (missed + _response(operator, step))
     return best
 
 
 def _direction(
     covariance: Matrix, slack: Matrix, missed: Matrix, operator: np.ndarray
 ) -> tuple[float, Matrix]:
-    """How far to go, and a step of X."""
+    """Step length and direction of X."""
     size = len(covariance)
     basis, scaling = _basis(size), _Scaling.of(covariance, slack)
     values, lifted = scaling.values, scaling.lifted
@@ -214,7 +214,7 @@ def _direction(
     mean = (values[:, None] + values[None, :]) / 2
 
     def solved(target: Matrix) -> tuple[Matrix, Matrix]:
-        """Scaled steps whose sum with `values` has this symmetrised product."""
+        """Scaled steps of X and S to a symmetrised product equal to the target, to first order."""
         wanted = basis.T @ ((target - np.diag(values**2)) / mean).reshape(-1)
         step = np.linalg.solve(system, wanted - behind)
         first, second = ((basis @ part).reshape(size, size) for part in (step, wanted - step))

@@ -1,4 +1,4 @@
-"""The condition at the edge, of which the covariance of the oscillation is the solution."""
+"""The condition at the edge, which the covariance of the oscillation solves."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ Operator = Float[np.ndarray, "k k k k"]
 
 
 def condition(
-    found: Local, length: float, drift: float, threshold: float
+    local: Local, length: float, drift: float, threshold: float
 ) -> tuple[Matrix, Operator]:
-    """α and β, with which Uᵀ (threshold P - H) U is α + β[X] at the end of a substep.
+    """α and β such that Uᵀ (threshold P - H) U is α + β[X] at the end of a substep.
 
     Args:
-        found: derivatives where it begins.
-        length: of the substep.
-        drift: in it.
-        threshold: at its end.
+        local: derivatives at its start.
+        length: length of the substep.
+        drift: drift during the substep.
+        threshold: threshold at its end.
     """
-    count = len(found.hessian)
-    along, explicit = (_square(part, count) for part in (found.along, found.explicit))
-    hessian = np.asarray(found.hessian, float)
+    count = len(local.hessian)
+    along, explicit = (_square(part, count) for part in (local.along, local.explicit))
+    hessian = np.asarray(local.hessian, float)
     alpha = threshold * np.eye(count) - hessian + length * (drift * along - explicit)
-    beta = length * drift / 2 * _operator(found.inner, count)
-    if found.stiffening is not None:
-        alpha = alpha + length * _square(found.stiffening.steady, count)
-        beta = beta + length * _operator(found.stiffening.answer, count)
+    beta = length * drift / 2 * _operator(local.inner, count)
+    if local.stiffening is not None:
+        alpha = alpha + length * _square(local.stiffening.steady, count)
+        beta = beta + length * _operator(local.stiffening.answer, count)
     return alpha, beta
 
 
-def foreseen(found: Local, length: float, threshold: float, solved: Complementarity) -> Matrix:
+def foreseen(local: Local, length: float, threshold: float, solved: Complementarity) -> Matrix:
     """Uᵀ H U at the end of a substep, with U made orthonormal in the metric there."""
-    count, slack = len(found.hessian), solved.slack
-    if found.stiffening is not None:
-        answer = _operator(found.stiffening.answer, count)
-        change = _square(found.stiffening.steady, count)
+    count, slack = len(local.hessian), solved.slack
+    if local.stiffening is not None:
+        answer = _operator(local.stiffening.answer, count)
+        change = _square(local.stiffening.steady, count)
         change = change + np.einsum("ijkl,kl->ij", answer, solved.covariance)
         values, vectors = np.linalg.eigh(np.eye(count) + length / threshold * change)
         if np.all(values > 0):
@@ -51,25 +51,25 @@ def foreseen(found: Local, length: float, threshold: float, solved: Complementar
 
 
 def weights(covariance: Matrix) -> Float[np.ndarray, " pairs"]:
-    """What each G_ij with i ≤ j counts in ½ Σ_ij X_ij G_ij."""
+    """Weight of each G_ij with i ≤ j in ½ Σ_ij X_ij G_ij."""
     upper = np.triu_indices(len(covariance))
     return np.where(upper[0] == upper[1], 0.5, 1.0) * covariance[upper]
 
 
-def _places(count: int) -> Int[np.ndarray, "k k"]:
-    """Where each pair of modes is among those with i ≤ j."""
-    places = np.zeros((count, count), int)
+def _pair_indices(count: int) -> Int[np.ndarray, "k k"]:
+    """Index of each pair of modes among the pairs with i ≤ j."""
+    indices = np.zeros((count, count), int)
     upper = np.triu_indices(count)
-    places[upper] = np.arange(len(upper[0]))
-    return np.maximum(places, places.T)
+    indices[upper] = np.arange(len(upper[0]))
+    return np.maximum(indices, indices.T)
 
 
 def _square(pairs: Any, count: int) -> Matrix:
-    """Of the pairs with i ≤ j, the symmetric matrix."""
-    return np.asarray(pairs, float)[_places(count)]
+    """The symmetric matrix from its entries with i ≤ j."""
+    return np.asarray(pairs, float)[_pair_indices(count)]
 
 
 def _operator(pairs: Any, count: int) -> Operator:
-    """Of the pairs of pairs, what takes a symmetric matrix to one."""
-    places = _places(count)
-    return np.asarray(pairs, float)[places[:, :, None, None], places[None, None]]
+    """The map of symmetric matrices from its entries for pairs of pairs with i ≤ j."""
+    indices = _pair_indices(count)
+    return np.asarray(pairs, float)[indices[:, :, None, None], indices[None, None]]

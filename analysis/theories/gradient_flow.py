@@ -12,7 +12,7 @@ from dlf_dynamics.analysis.theories.blended import Moment, Vector, blended
 from dlf_dynamics.analysis.theories.rules import Averaged
 
 _STABLE = 2.0
-"""Drift times curvature over a substep at most; the method is stable up to 2.78."""
+"""Largest drift times curvature over a substep; the method is stable up to 2.78."""
 
 
 def gradient_flow(
@@ -30,12 +30,12 @@ def gradient_flow(
 
     Args:
         objective: a problem of flat parameters, or a function of them.
-        params: at the start.
-        learning_rate: of gradient descent, or the drift of another optimizer.
-        steps: number of updates in whose place the flow goes.
+        params: parameters at the start.
+        learning_rate: learning rate of gradient descent, or the drift of another optimizer.
+        steps: number of updates that the flow replaces.
         start: number of updates made before.
-        sharpness: largest curvature along the way, roughly, by which substeps are made short
-            enough; there are two in a step at least.
+        sharpness: approximate largest curvature along the way, which limits the length of substeps;
+            a step has at least two.
 
     Raises:
         ValueError: when the number of steps is negative.
@@ -46,8 +46,9 @@ def gradient_flow(
     """
     if steps < 0:
         raise ValueError(f"steps is {steps}; expected at least 0")
-    rule = learning_rate if isinstance(learning_rate, Averaged) else None
-    rule = Averaged.constant(float(learning_rate)) if rule is None else rule  # type: ignore[arg-type]
+    rule = learning_rate
+    if not isinstance(rule, Averaged):
+        rule = Averaged.constant(rule)
     loss, state = blended(objective), jnp.asarray(params)
     for step in range(start, start + steps):
         (before, _), (after, _) = rule.at(step), rule.at(step, 1.0)
@@ -65,7 +66,7 @@ def _advanced(
     drifts: Float[Array, " 2"],
     substeps: Int[Array, ""],
 ) -> Vector:
-    """One step."""
+    """The flow over one step."""
     length = 1 / substeps.astype(params.dtype)
 
     def velocity(params: Vector, fraction: Array) -> Vector:

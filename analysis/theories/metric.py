@@ -1,4 +1,4 @@
-"""The metric in which an optimizer descends, where mean squares of the gradients make it."""
+"""The metric in which an optimizer descends that divides by mean squares of the gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlf_dynamics.analysis.theories.blended import Vector
 
 
 class State(NamedTuple):
-    """What a flow moves.
+    """State of a flow.
 
     Attributes:
         params: the centre w.
@@ -30,13 +30,13 @@ class Metric(NamedTuple):
     Attributes:
         mean_squares: ν.
         scale: P^(-1/2).
-        slope: dP/dt for a ∇F² that is above ν by 1.
-        filling: dν/dt for the same.
+        sensitivity: dP/dt where ∇F² exceeds ν by 1.
+        filling: dν/dt where ∇F² exceeds ν by 1.
     """
 
     mean_squares: Vector
     scale: Vector
-    slope: Vector
+    sensitivity: Vector
     filling: Float[Array, ""]
 
 
@@ -46,7 +46,7 @@ class Stiffening(NamedTuple):
     Attributes:
         squares: Hu_i ⊙ Hu_j for i ≤ j, by which an oscillation raises the mean squares.
         steady: 2 u_iᵀ dP/dt u_j for i ≤ j, without an oscillation.
-        answer: 2 u_iᵀ dP/dt u_j for i ≤ j, by an oscillation of which only X_kl is 1.
+        answer: 2 u_iᵀ dP/dt u_j for i ≤ j, from an oscillation with X_kl = 1 alone.
     """
 
     squares: Float[Array, "pairs params"]
@@ -54,14 +54,14 @@ class Stiffening(NamedTuple):
     answer: Float[Array, "pairs pairs"]
 
 
-def scaled(rows: Array, metric: Metric | None) -> Array:
-    """P^(-1/2) times a vector, or each of several."""
-    return rows if metric is None else metric.scale * rows
+def scaled(vectors: Array, metric: Metric | None) -> Array:
+    """P^(-1/2) times one or several vectors."""
+    return vectors if metric is None else metric.scale * vectors
 
 
-def unscaled(rows: Array, metric: Metric | None) -> Array:
-    """P^(1/2) times a vector, or each of several."""
-    return rows if metric is None else rows / metric.scale
+def unscaled(vectors: Array, metric: Metric | None) -> Array:
+    """P^(1/2) times one or several vectors."""
+    return vectors if metric is None else vectors / metric.scale
 
 
 def stiffening(
@@ -70,10 +70,10 @@ def stiffening(
     directions: Float[Array, "k params"],
     images: Float[Array, "k params"],
 ) -> Stiffening | None:
-    """How the metric changes; nothing where there is none.
+    """How the metric changes; none without a metric.
 
     Args:
-        metric: at the point.
+        metric: metric at the point.
         gradient: ∇F.
         directions: u_i.
         images: H u_i.
@@ -82,7 +82,7 @@ def stiffening(
         return None
     first, second = np.triu_indices(len(directions))
     squares = images[first] * images[second]
-    sensitive = 2 * metric.slope * directions[first] * directions[second]
+    sensitive = 2 * metric.sensitivity * directions[first] * directions[second]
     steady = sensitive @ (gradient**2 - metric.mean_squares)
     return Stiffening(squares, steady, sensitive @ squares.T)
 

@@ -20,21 +20,20 @@ from dlf_dynamics.reprs import brief
 
 _NOT_RMSPROP = (
     "the optimizer's updates are not those of optax.rmsprop at a constant learning rate, without "
-    "momentum, centring, bias correction, clipping and weight decay; no equations of others are "
-    "known here"
+    "momentum, centring, bias correction, clipping and weight decay; no equations are known for "
+    "others"
 )
 
 
 @dataclass(frozen=True)
 class Averaged:
-    """An update rule on the average, θ' = -drift ∇F, stable up to the curvature 2 / critical_step.
+    """An averaged update rule, θ' = -drift ∇F, stable up to the curvature 2 / critical_step.
 
     Between two steps both are interpolated linearly.
 
     Attributes:
-        first: step of the first entry; before it the first one holds, and the last one after the
-            last.
-        drift: -θ' for a gradient of 1, per step: η of gradient descent, η/(1 - β) of momentum.
+        first: step of the first entry, which also holds before it, as the last one does after it.
+        drift: -θ' for a gradient of 1, per step: η for gradient descent, η/(1 - β) with momentum.
         critical_step: 2 over the critical eigenvalue: the learning rate of gradient descent that
             becomes unstable at the same curvature.
 
@@ -48,10 +47,10 @@ class Averaged:
     __repr__ = brief
 
     def __post_init__(self) -> None:
-        """Takes no numbers with which nothing moves as it should.
+        """Refuses invalid numbers.
 
         Raises:
-            ValueError: unless they are finite and at least 0, and as many of both kinds.
+            ValueError: unless both have the same length, and all are finite and at least 0.
         """
         numbers = np.stack([self.drift, self.critical_step])
         if not (numbers.size and np.all(np.isfinite(numbers)) and np.all(numbers >= 0)):
@@ -62,23 +61,23 @@ class Averaged:
 
     @classmethod
     def constant(cls, learning_rate: float) -> Averaged:
-        """Gradient descent."""
+        """Gradient descent with a constant learning rate."""
         rate = np.array([float(learning_rate)])
         return cls(0, rate, rate)
 
     def at(self, step: int, fraction: float = 0.0) -> tuple[float, float]:
         """Drift and critical eigenvalue; infinite where the learning rate is 0."""
-        places = np.clip(step - self.first + np.array([0, 1]), 0, len(self.drift) - 1)
+        indices = np.clip(step - self.first + np.array([0, 1]), 0, len(self.drift) - 1)
         weights = np.array([1 - fraction, fraction])
         drift, critical = (
-            float(weights @ column[places]) for column in (self.drift, self.critical_step)
+            float(weights @ column[indices]) for column in (self.drift, self.critical_step)
         )
         return drift, 2 / critical if critical > 0 else float("inf")
 
     def speed(self, step: int) -> float:
         """How much faster it moves than gradient descent with the same threshold.
 
-        Of heavy ball (1 + β)/(1 - β); the larger of a step and the one after it, 0 at rest.
+        This is (1 + β)/(1 - β) for heavy ball, 0 at rest; the larger of a step and the next one.
 
         >>> round(Averaged(0, np.array([1.0]), 2 / np.array([38.0])).speed(0), 9)
         19.0
@@ -87,11 +86,11 @@ class Averaged:
         return max(drift * min(critical, 1e300) / 2 for drift, critical in ends)
 
     def lowest(self, step: int) -> float:
-        """Critical eigenvalue, at its lowest until the next step."""
+        """Lowest critical eigenvalue until the next step."""
         return min(self.at(step)[1], self.at(step, 1.0)[1])
 
     def metric(self, mean_squares: Array) -> None:
-        """It has none."""
+        """None: the rule has no metric."""
 
     def begin(self, params: Array) -> State:
         """The state at the first step."""
@@ -100,7 +99,7 @@ class Averaged:
 
 @dataclass(frozen=True)
 class RMSProp:
-    """RMSProp on the average, θ' = -P(ν)⁻¹ ∇F, stable up to the eigenvalue 2 of P⁻¹ H.
+    """Averaged RMSProp, θ' = -P(ν)⁻¹ ∇F, stable up to the eigenvalue 2 of P⁻¹ H.
 
     ν' = (1 - β)/β (∇F² - ν) where nothing oscillates, with P = (√ν + ε)/η, or √(ν + ε)/η. The
     learning rate is constant.
@@ -109,9 +108,9 @@ class RMSProp:
         learning_rate: η.
         decay: β of the mean squares.
         epsilon: ε.
-        mean_squares: ν by which the update of the first step divides, after it took in the
-            gradient: in optax that of the state after this update.
-        in_root: whether ε is added in the root, as optax does where it is not told otherwise.
+        mean_squares: ν by which the update of the first step divides, including its gradient; in
+            optax it is found in the state after this update.
+        in_root: whether ε is added within the root, as optax does by default.
     """
 
     learning_rate: float
@@ -122,7 +121,7 @@ class RMSProp:
     __repr__ = brief
 
     def __post_init__(self) -> None:
-        """Takes no numbers with which the metric is not defined.
+        """Refuses numbers for which the metric is not defined.
 
         Raises:
             ValueError: unless P and its derivative are finite and positive.
@@ -147,14 +146,14 @@ class RMSProp:
     def of(
         cls, optimizer: optax.GradientTransformation, mean_squares: Float[np.ndarray, " params"]
     ) -> RMSProp:
-        """What `optax.rmsprop` does at a constant learning rate, read off its updates.
+        """The rule of `optax.rmsprop` with a constant learning rate, read off its updates.
 
         Args:
             optimizer: an optax transformation.
             mean_squares: ν, as above.
 
         Raises:
-            ValueError: when its updates are others: with momentum, centred, with a bias
+            ValueError: when its updates are different: with momentum, centred, with bias
                 correction, a schedule, clipping, or weight decay.
 
         >>> rule = RMSProp.of(optax.rmsprop(0.01, decay=0.99, eps=1e-6), np.ones(2))
@@ -165,7 +164,7 @@ class RMSProp:
 
     @property
     def filling(self) -> float:
-        """(1 - β)/β: how fast ν comes to ∇F²."""
+        """(1 - β)/β: how fast ν approaches ∇F²."""
         return (1 - self.decay) / self.decay
 
     def at(self, step: int, fraction: float = 0.0) -> tuple[float, float]:
@@ -177,7 +176,7 @@ class RMSProp:
         return max(1.0, self.filling)
 
     def lowest(self, step: int) -> float:
-        """What the decay of ν may raise to the critical eigenvalue until the next step."""
+        """Eigenvalue that the decay of ν may raise to the critical one until the next step."""
         return 2 * float(np.exp(-self.filling / 2))
 
     def begin(self, params: Array) -> State:
@@ -206,9 +205,10 @@ def _metric(
 ) -> Metric:
     root = jnp.sqrt(mean_squares + (epsilon if in_root else 0))
     divisor = root if in_root else root + epsilon
-    # A ν that vanishes is that of a parameter without a gradient, and P does not change.
-    slope = jnp.where(root > 0, filling / (2 * rate * root), 0)
-    return Metric(mean_squares, jnp.sqrt(rate / divisor), slope, jnp.asarray(filling, root.dtype))
+    # A parameter with ν = 0 has no gradient, and its P does not change.
+    sensitivity = jnp.where(root > 0, filling / (2 * rate * root), 0)
+    pace = jnp.asarray(filling, root.dtype)
+    return Metric(mean_squares, jnp.sqrt(rate / divisor), sensitivity, pace)
 
 
 def averaged(
@@ -220,16 +220,16 @@ def averaged(
     """The average motion of an optimizer at consecutive steps.
 
     Where the update is linear in the gradients, its velocity under a constant gradient and its
-    critical eigenvalue are all that the average motion needs: heavy ball and Nesterov drift with
-    η/(1 - β). How fast a momentum follows a schedule or the gradient is not in it.
+    critical eigenvalue determine the average motion: heavy ball and Nesterov drift with η/(1 - β).
+    The delay of a momentum behind a schedule or the gradient is not included.
 
     Args:
         optimizer: an optax transformation, or the learning rate of gradient descent.
         steps: the consecutive steps.
-        hyperparameters: those in its state, see `instability_threshold`.
+        hyperparameters: hyperparameters in its state, see `instability_threshold`.
 
     Raises:
-        ValueError: when no equations are known for the average of this optimizer.
+        ValueError: when no equations for the average of this optimizer are known.
 
     >>> rule = averaged(optax.sgd(0.1, momentum=0.9), range(2))
     >>> tuple(round(number, 9) for number in rule.at(0))
@@ -244,13 +244,13 @@ def averaged(
         )
     numbers = np.arange(steps.start, max(steps.stop, steps.start + 1))
     thresholds = instability_threshold(optimizer, numbers, hyperparameters=hyperparameters)
-    constant, slope = linear_maps(optimizer, numbers, hyperparameters)
-    drift = np.array([_drift(*pair) for pair in zip(constant, slope, strict=True)])
+    constant, linear = linear_maps(optimizer, numbers, hyperparameters)
+    drift = np.array([_drift(*pair) for pair in zip(constant, linear, strict=True)])
     return Averaged(steps.start, drift, 2 / thresholds)
 
 
-def _drift(constant: Float[np.ndarray, "n n"], slope: Float[np.ndarray, "n n"]) -> float:
-    """Velocity against a gradient of 1, once the state has come to rest.
+def _drift(constant: Float[np.ndarray, "n n"], linear: Float[np.ndarray, "n n"]) -> float:
+    """Velocity against a gradient of 1, once the state is at rest.
 
     Raises:
         ValueError: when the parameter moves without a gradient, or the state never rests.
@@ -258,9 +258,9 @@ def _drift(constant: Float[np.ndarray, "n n"], slope: Float[np.ndarray, "n n"]) 
     if abs(constant[0, 0] - 1) > 1e-12 or np.any(np.abs(constant[1:, 0]) > 1e-12):
         raise ValueError(
             "the update moves parameters without a gradient (weight decay outside of the loss), "
-            "which the equations of the average do not have; put the decay into the loss"
+            "which the averaged equations do not include; put the decay into the loss"
         )
-    memory, kick = constant[1:, 1:], slope[:, 0]
+    memory, kick = constant[1:, 1:], linear[:, 0]
     if len(memory) and np.max(np.abs(np.linalg.eigvals(memory))) > 1 - 1e-9:
         raise ValueError("the optimizer never forgets a gradient: it has no average velocity")
     rest = np.linalg.solve(np.eye(len(memory)) - memory, kick[1:])
@@ -280,7 +280,7 @@ def _rmsprop_numbers(optimizer: optax.GradientTransformation) -> dict[str, Any]:
     at_rest = at_rest if at_rest > 1e-90 else 0.0
     rng = np.random.default_rng(0)
     sizes, roots = 10 ** rng.uniform(-12, 12, (2, 60))
-    # ε counts where both are as small as it.
+    # ε matters where both are as small as it is.
     sizes[:20], roots[:20] = (1e-12 * (at_rest or 1) * part[:20] for part in (sizes, roots))
     roots[::7] = 0
     gradients, squares = sizes * rng.choice([-1, 1], 60), roots**2
@@ -290,7 +290,7 @@ def _rmsprop_numbers(optimizer: optax.GradientTransformation) -> dict[str, Any]:
         divisor = np.sqrt(filled + epsilon) if in_root else np.sqrt(filled) + epsilon
         expected = np.stack([-rate * gradients / divisor, filled])
         if np.allclose(np.stack([changes, afters]), expected, rtol=1e-9, atol=0):
-            # To the digits that are right, so that 0.01 is 0.01.
+            # Rounded to the digits that are certain, so that 0.01 is 0.01.
             names = ("learning_rate", "decay", "epsilon")
             numbers = (float(f"{number:.13g}") for number in (rate, decay, epsilon))
             return {**dict(zip(names, numbers, strict=True)), "in_root": in_root}
@@ -305,8 +305,8 @@ def _updated(
     """Changes of parameters, and mean squares, after an update from given mean squares.
 
     Raises:
-        ValueError: when the optimizer remembers more than one mean square of each parameter, or
-            treats a vector otherwise than a matrix.
+        ValueError: when the optimizer has more state than a mean square of each parameter, or
+            treats a vector differently from a matrix.
     """
     with jax.enable_x64(True):
 
@@ -320,7 +320,7 @@ def _updated(
             raise ValueError(_NOT_RMSPROP)
         state = jax.tree.unflatten(structure, jax.tree.leaves(form(squares)))
         changes, after = optimizer.update(form(gradients), state, params)
-        found = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves((changes, after))]
-    if len(found) != 4 or not all(map(np.array_equal, found[::2], found[1::2])):
+        arrays = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves((changes, after))]
+    if len(arrays) != 4 or not all(map(np.array_equal, arrays[::2], arrays[1::2])):
         raise ValueError(_NOT_RMSPROP)
-    return found[0], found[2]
+    return arrays[0], arrays[2]

@@ -20,13 +20,14 @@ from dlf_dynamics.analysis.bifurcation.directions import (
     hessian_product,
     second_eigenvalue,
     top_eigenvector,
+    unit_vector,
 )
 from dlf_dynamics.analysis.bifurcation.flip import Objective, as_function
 from dlf_dynamics.problem import Problem, Step
 from dlf_dynamics.reprs import brief
 
 _CHUNK = 32
-"""Steps of a loss that changes with time that one compiled call looks at."""
+"""Steps of a changing loss that one compiled call evaluates."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class SelfStabilization:
         steps: t.
         displacement: x_t, along the eigenvector, of the iterate from the centre.
         sharpness: 2/η + y_t, the curvature along the eigenvector at the centre.
-        loss: at the centre, to first order in the way that it has gone: F(w, t) + ∇F·(w_t - w).
+        loss: loss at the centre, to first order in its displacement: F(w, t) + ∇F·(w_t - w).
         push: Σ_(s<t) x_s²/2; the centre is w_t = w - η (k g + push n) with g and n below.
         centre: w, about which the loss was expanded.
         eigenvector: u, of unit length, at the start.
@@ -50,8 +51,8 @@ class SelfStabilization:
         eigenvalue: uᵀHu at the start.
         residual: ‖Hu - λu‖ of a fresh product.
         second_eigenvalue: largest eigenvalue on the complement of u.
-        converged: whether the eigenvector did, and it is the only one at or beyond 2/η.
-        message: in words.
+        converged: whether the eigenvector converged and is the only one at or beyond 2/η.
+        message: outcome, in words.
     """
 
     steps: Int[np.ndarray, " rows"]
@@ -73,12 +74,12 @@ class SelfStabilization:
 
     @property
     def alpha(self) -> float:
-        """α = -∇F·n, by which drift alone raises the sharpness in unit time."""
+        """α = -∇F·n, the rate at which drift alone raises the sharpness."""
         return float(-self.gradient @ self.sharpness_gradient)
 
     @property
     def beta(self) -> float:
-        """β = ‖n‖²; an oscillation x lowers the sharpness by β x²/2 in unit time."""
+        """β = ‖n‖²; an oscillation x lowers the sharpness at the rate β x²/2."""
         return float(self.sharpness_gradient @ self.sharpness_gradient)
 
     @property
@@ -94,7 +95,7 @@ class SelfStabilization:
 
     @property
     def predicted_loss(self) -> Float[np.ndarray, " rows"]:
-        """The loss averaged over the oscillation: that at the centre, and ½ S_t x_t²."""
+        """The loss averaged over the oscillation: the loss at the centre plus ½ S_t x_t²."""
         return self.loss + self.sharpness * self.energy / 2
 
     def centres(self, rows: Int[np.ndarray, " some"]) -> Float[np.ndarray, "some params"]:
@@ -120,19 +121,19 @@ def self_stabilization(
     """Gradient descent at the edge by the cubic expansion of its loss (Eq. 3 of the paper).
 
     y is the sharpness minus 2/η at the centre, n = ∇S - (u·∇S) u with ∇S = D³F[u, u, ·], α = -∇F·n
-    and β = ‖n‖². All are taken at the start and constant from there on. Of a loss that changes with
-    the step, the loss and the sharpness at the start are followed exactly, which the paper has not:
-    y also changes by uᵀ(H(w, t+1) - H(w, t))u, whereas α and β remain those of the first step.
+    and β = ‖n‖². All are evaluated at the start and then kept fixed. If the loss changes with the
+    step, the loss and the sharpness at the start are followed exactly, unlike in the paper: y also
+    changes by uᵀ(H(w, t+1) - H(w, t))u, whereas α and β remain those of the first step.
 
-    It assumes one mode at the edge, a gap between it and the rest of the spectrum, an η y that is
-    small, an x that is small, and that gradient and n lie where the Hessian is nearly 0: nothing
-    relaxes along the way. It is of gradient descent with a constant learning rate: momentum,
-    adaptive and mini-batch updates are other maps.
+    It assumes one mode at the edge, a gap between it and the rest of the spectrum, small η y, small
+    x, and that the gradient and n lie where the Hessian is nearly 0, so that nothing relaxes along
+    the way. It applies to gradient descent with a constant learning rate: momentum, adaptive and
+    mini-batch updates are different maps.
 
-    Refused, with NaN instead of numbers: where the eigenvector does not converge or its eigenvalue
-    is not positive, and where a second direction is at or beyond 2/η, or not surely below. It ends
-    where |η y| reaches 1, as there is no oscillation of period 2 any more (below), or the sharpness
-    is half as much again as 2/η (above).
+    The result is NaN instead of numbers where the eigenvector does not converge or its eigenvalue
+    is not positive, and where a second direction is at or beyond 2/η, or not surely below. The
+    prediction ends where |η y| reaches 1: there is no oscillation of period 2 any more (below), or
+    the sharpness is half as much again as 2/η (above).
 
     Args:
         objective: a problem of flat parameters, or a function of them.
@@ -140,21 +141,21 @@ def self_stabilization(
             where no displacement is given.
         learning_rate: η.
         steps: number of updates.
-        step: of the problem's weights at the start.
-        displacement: x at the start, or a vector, such as the deviation of the iterate from the
-            centre, whose part along u it is. None finds both: x = u·∇F/λ, and the centre is the
+        step: step of the problem's weights at the start.
+        displacement: x at the start, or a vector whose part along u it is, such as the deviation of
+            the iterate from the centre. None computes both: x = u·∇F/λ, and the centre is the
             iterate without it.
         eigenvector: u, of any length; none computes the top one.
-        key: for the random vectors of the eigensolver; none means `jax.random.key(0)`.
+        key: PRNG key for the random vectors of the eigensolver; none means `jax.random.key(0)`.
         tol: largest residual of a converged eigenvector, relative to λ; none means eps^0.4.
 
     Raises:
-        ValueError: when the learning rate is not positive, the number of steps negative, or a
-            vector of another shape.
+        ValueError: when the learning rate is not positive, the number of steps is negative, or a
+            vector has another shape.
 
     >>> loss = lambda p: p[1] * p[0] ** 2 / 2 - 0.01 * p[1]
-    >>> found = self_stabilization(loss, jnp.array([0.0, 6.5]), 0.3, 200, displacement=0.1)
-    >>> round(found.alpha, 9), round(found.beta, 9), round(found.balance, 6)
+    >>> theory = self_stabilization(loss, jnp.array([0.0, 6.5]), 0.3, 200, displacement=0.1)
+    >>> round(theory.alpha, 9), round(theory.beta, 9), round(theory.balance, 6)
     (0.01, 1.0, 0.141421)
     """
     params = jnp.asarray(params)
@@ -213,7 +214,7 @@ class _Start(NamedTuple):
         return float(np.linalg.norm(rest))
 
     def complaint(self, tol: float) -> str:
-        """Why nothing is predicted; empty where something is."""
+        """Why nothing is predicted; empty where there is a prediction."""
         parts = (self.gradient, self.product, self.bend, np.asarray(self.displacement))
         if not all(np.all(np.isfinite(part)) for part in parts):
             return "derivatives or displacement are not finite"
@@ -238,7 +239,8 @@ def _started(
     tol: float,
     key: PRNGKeyArray,
 ) -> _Start:
-    direction = _unit(_top(loss, params, tol, key) if eigenvector is None else eigenvector, params)
+    top = _top(loss, params, tol, key) if eigenvector is None else eigenvector
+    direction = unit_vector(top, params)
     derivatives = _derivatives(loss, params, direction)
     gradient, product, bend = (np.asarray(part, float) for part in derivatives)
     if displacement is not None:
@@ -260,19 +262,8 @@ def _started(
 
 def _top(loss: Partial, params: Vector, tol: float, key: PRNGKeyArray) -> Vector:
     """The top eigenvector, with the sign that makes its largest entry positive."""
-    found = np.asarray(top_eigenvector(loss, params, tol, key))
-    return jnp.asarray(found * np.sign(found[np.argmax(np.abs(found))]))
-
-
-def _unit(vector: Vector | np.ndarray, params: Vector) -> Vector:
-    vector = jnp.asarray(vector, params.dtype)
-    length = jnp.linalg.norm(vector)
-    if vector.shape != params.shape or length == 0:
-        raise ValueError(
-            f"the eigenvector has shape {vector.shape} and length {float(length)}; "
-            f"expected {params.shape} and more than 0"
-        )
-    return vector / length
+    vector = np.asarray(top_eigenvector(loss, params, tol, key))
+    return jnp.asarray(vector * np.sign(vector[np.argmax(np.abs(vector))]))
 
 
 @jax.jit
@@ -282,11 +273,11 @@ def _derivatives(loss: Partial, params: Vector, direction: Vector) -> tuple[Vect
     def gradient(s: Array) -> Vector:
         return jax.grad(loss)(params + s * direction)
 
-    def slope(s: Array) -> tuple[Vector, Vector]:
+    def along(s: Array) -> tuple[Vector, Vector]:
         return jax.jvp(gradient, (s,), (jnp.ones_like(s),))
 
     zero = jnp.zeros((), params.dtype)
-    (at, product), (_, bend) = jax.jvp(slope, (zero,), (jnp.ones_like(zero),))
+    (at, product), (_, bend) = jax.jvp(along, (zero,), (jnp.ones_like(zero),))
     return at, product, bend
 
 
@@ -337,7 +328,7 @@ def _iterated(
     rate: float,
     forces: tuple[float, float],
 ) -> tuple[Float[np.ndarray, "4 rows"], int]:
-    """x, sharpness and Σ x²/2 of each row, with a column to fill; and the row at which it ends."""
+    """x, sharpness and Σ x²/2 of each row, an empty column, and the row at which it ends."""
     alpha, beta = forces
     columns = np.full((4, len(curvatures)), np.nan)
     moved, push = displacement, 0.0
@@ -355,19 +346,19 @@ def _iterated(
 def _at_rest(
     objective: Objective, start: _Start, steps: Int[np.ndarray, " rows"]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Loss, and curvature along u, at the start as the loss of each step has them."""
+    """Loss and curvature along u at the start, by the loss of each step."""
     if not (
         isinstance(objective, Problem) and (objective.example_weights or objective.parameter_loss)
     ):
         loss = float(as_function(objective, 0)(start.centre))
         return np.full(len(steps), loss), np.full(len(steps), start.eigenvalue)
-    found = []
+    columns = []
     for first in range(0, len(steps), _CHUNK):
-        some = steps[first : first + _CHUNK]
-        padded = np.pad(some, (0, _CHUNK - len(some)), mode="edge").astype(np.int32)
-        rows = _in_time(objective, start.centre, start.direction, jnp.asarray(padded))
-        found.append(np.asarray(rows, float)[:, : len(some)])
-    losses, curvatures = np.concatenate(found, axis=1)
+        chunk = steps[first : first + _CHUNK]
+        padded = np.pad(chunk, (0, _CHUNK - len(chunk)), mode="edge").astype(np.int32)
+        column = _in_time(objective, start.centre, start.direction, jnp.asarray(padded))
+        columns.append(np.asarray(column, float)[:, : len(chunk)])
+    losses, curvatures = np.concatenate(columns, axis=1)
     return losses, curvatures
 
 

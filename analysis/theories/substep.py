@@ -1,4 +1,4 @@
-"""What a substep of the central flow needs of a loss at one point, in one compiled call."""
+"""Derivatives of a loss at one point for a substep of the central flow, in one compiled call."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dlf_dynamics.analysis.theories.metric import (
 from dlf_dynamics.analysis.theories.tracking import track
 
 _AT_ONCE = 200_000
-"""Parameters up to which products with several vectors are made at once."""
+"""Number of parameters up to which products with several vectors are computed at once."""
 
 
 class Local(NamedTuple):
@@ -35,17 +35,17 @@ class Local(NamedTuple):
         loss: F.
         gradient: ∇F.
         finite: whether both are finite.
-        values: leading Ritz values of P⁻¹ H, also of the guards behind the modes.
-        residuals: of the pairs.
-        rows: an orthonormal basis of the space of the first k Ritz vectors, that which is closest
-            to the basis that was given, and the vectors of the guards.
+        values: leading Ritz values of P⁻¹ H, including those of the guards behind the modes.
+        residuals: residuals of the Ritz pairs.
+        vectors: an orthonormal basis of the space of the first k Ritz vectors, the one closest to
+            the given basis, and the vectors of the guards.
         hessian: u_iᵀ H u_j in this basis.
         thirds: G_ij = D³F[u_i, u_j, ·] for i ≤ j, row by row.
         along: G_ij · P⁻¹ ∇F.
         inner: G_ij · P⁻¹ G_kl.
-        explicit: ∂_t u_iᵀ H u_j, of what depends on time in the loss.
-        num_products: Hessian products that were made.
-        stiffening: how the metric changes; none where there is no metric.
+        explicit: ∂_t u_iᵀ H u_j, from the explicit time dependence of the loss.
+        num_products: number of Hessian products.
+        stiffening: how the metric changes; none without a metric.
     """
 
     loss: Float[Array, ""]
@@ -53,7 +53,7 @@ class Local(NamedTuple):
     finite: Bool[Array, ""]
     values: Float[Array, " rows"]
     residuals: Float[Array, " rows"]
-    rows: Float[Array, "rows params"]
+    vectors: Float[Array, "rows params"]
     hessian: Float[Array, "k k"]
     thirds: Float[Array, "pairs params"]
     along: Float[Array, " pairs"]
@@ -63,8 +63,8 @@ class Local(NamedTuple):
     stiffening: Stiffening | None
 
     def on_host(self) -> Local:
-        """With all that is not as long as the parameters in the memory of the host."""
-        long = ("gradient", "rows", "thirds")
+        """The same with everything but the vectors of parameters in the memory of the host."""
+        long = ("gradient", "vectors", "thirds")
         short = {name: part for name, part in self._asdict().items() if name not in long}
         del short["stiffening"]
         return self._replace(**jax.device_get(short))
@@ -83,56 +83,56 @@ def local(
     *,
     count: int,
 ) -> Local:
-    """The derivatives.
+    """Computes the derivatives.
 
     Args:
-        loss: of `blended`.
+        loss: loss made by `blended`.
         params: θ.
         moment: the time.
         start: vectors close to the leading eigenvectors, more than there are modes if possible.
-        before: what they were a substep before; the first k are extrapolated.
-        basis: that of the modes before, to which the new one is aligned.
-        tol: largest residual of the leading pairs, one of them at least.
-        metric: P; none is 1.
+        before: the same vectors a substep earlier; the first k are extrapolated.
+        basis: previous basis of the modes, with which the new one is aligned.
+        tol: largest residual of the leading pairs, of which there is at least one.
+        metric: P; none means 1.
         count: k.
     """
     of_params = partial(loss, moment=moment)
     (value, gradient), push = jax.linearize(jax.value_and_grad(of_params), params)
     start = start.at[:count].add(start[:count] - before[:count])
     product = partial(_product, push, metric)
-    found = track(partial(_each, product), start, max(count, 1), jnp.asarray(tol))
-    rotation = _aligning(basis @ found.vectors[:count].T)
-    modes = rotation @ found.vectors[:count]
+    ritz = track(partial(_each, product), start, max(count, 1), jnp.asarray(tol))
+    rotation = _aligning(basis @ ritz.vectors[:count].T)
+    modes = rotation @ ritz.vectors[:count]
     directions = scaled(modes, metric)
-    images = unscaled(rotation @ found.products[:count], metric)
+    images = unscaled(rotation @ ritz.products[:count], metric)
     thirds, explicit = _third_derivatives(loss, params, moment, directions)
     forces = scaled(thirds, metric)
     return Local(
         loss=value,
         gradient=gradient,
         finite=jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient)),
-        values=found.values,
-        residuals=found.residuals,
-        rows=jnp.concatenate([modes, found.vectors[count:]]),
-        hessian=(rotation * found.values[:count]) @ rotation.T,
+        values=ritz.values,
+        residuals=ritz.residuals,
+        vectors=jnp.concatenate([modes, ritz.vectors[count:]]),
+        hessian=(rotation * ritz.values[:count]) @ rotation.T,
         thirds=thirds,
         along=forces @ scaled(gradient, metric),
         inner=forces @ forces.T,
         explicit=explicit,
-        num_products=found.num_products,
+        num_products=ritz.num_products,
         stiffening=stiffening(metric, gradient, directions, images),
     )
 
 
-def _product(push: Callable[..., Any], metric: Metric | None, row: Vector) -> Vector:
-    return scaled(push(scaled(row, metric))[1], metric)
+def _product(push: Callable[..., Any], metric: Metric | None, vector: Vector) -> Vector:
+    return scaled(push(scaled(vector, metric))[1], metric)
 
 
-def _each(function: Callable[..., Any], *rows: Array) -> Any:
-    """Of each row, all at once where they are short."""
-    if rows[0].shape[1] <= _AT_ONCE:
-        return jax.vmap(function)(*rows)
-    return jax.lax.map(lambda row: function(*row), rows)
+def _each(function: Callable[..., Any], *vectors: Array) -> Any:
+    """A function of each vector, of all at once where they are short."""
+    if vectors[0].shape[1] <= _AT_ONCE:
+        return jax.vmap(function)(*vectors)
+    return jax.lax.map(lambda vector: function(*vector), vectors)
 
 
 def _third_derivatives(
@@ -145,18 +145,18 @@ def _third_derivatives(
     def curvature(params: Vector, fraction: Array, first: Vector, second: Vector) -> Array:
         of_params = partial(loss, moment=moment._replace(fraction=fraction))
 
-        def slope(params: Vector) -> Array:
+        def first_derivative(params: Vector) -> Array:
             return jax.jvp(of_params, (params,), (first,))[1]
 
-        return jax.jvp(slope, (params,), (second,))[1]
+        return jax.jvp(first_derivative, (params,), (second,))[1]
 
     upper = np.triu_indices(len(modes))
-    slopes = partial(jax.grad(curvature, (0, 1)), params, moment.fraction)
-    return _each(slopes, modes[upper[0]], modes[upper[1]])
+    third_derivatives = partial(jax.grad(curvature, (0, 1)), params, moment.fraction)
+    return _each(third_derivatives, modes[upper[0]], modes[upper[1]])
 
 
 def _aligning(overlaps: Float[Array, "k k"]) -> Float[Array, "k k"]:
-    """The rotation that brings vectors closest to those before (Procrustes)."""
+    """The rotation that brings vectors closest to the previous ones (Procrustes)."""
     if not len(overlaps):
         return overlaps
     left, _, right = jnp.linalg.svd(overlaps)

@@ -14,8 +14,8 @@ from dlf_dynamics.analysis.linalg.vectors import rounding
 
 Rows = Float[Array, "rows n"]
 
-SWEEPS = 6
-"""Times at most that the residuals of all vectors join the basis."""
+_SWEEPS = 6
+"""Largest number of times that the residuals of all vectors join the basis."""
 
 
 class Tracked(NamedTuple):
@@ -24,9 +24,9 @@ class Tracked(NamedTuple):
     Attributes:
         values: Ritz values.
         vectors: orthonormal, one per row.
-        products: of the operator with them.
+        products: products of the operator with them.
         residuals: ‖A v - λ v‖.
-        num_products: that were made.
+        num_products: number of products.
     """
 
     values: Float[Array, " rows"]
@@ -37,17 +37,17 @@ class Tracked(NamedTuple):
 
 
 class _Basis(NamedTuple):
-    """Orthonormal rows, those not yet used 0, with their products, and the best pairs in them.
+    """An orthonormal basis, its unused rows being 0, with products and the best Ritz pairs.
 
     Attributes:
-        rows: the basis.
-        products: of the operator with it.
-        matrix: their inner products.
+        vectors: the basis.
+        products: products of the operator with it.
+        matrix: inner products of both.
         best: Ritz pairs.
-        size: rows that are used.
+        size: number of rows in use.
     """
 
-    rows: Rows
+    vectors: Rows
     products: Rows
     matrix: Float[Array, "rows rows"]
     best: Tracked
@@ -60,21 +60,21 @@ def track(
     wanted: int,
     tol: Float[Array | np.ndarray, ""],
 ) -> Tracked:
-    """Ritz pairs in the block Krylov space of some vectors that nearly are eigenvectors.
+    """Ritz pairs in the block Krylov space of some approximate eigenvectors.
 
     The residuals of all rows join the basis until those of the wanted ones are small (the
     generalised Davidson method without a preconditioner; Morgan and Scott, SIAM J. Sci. Stat.
-    Comput. 7, 1986, 817). Nothing shows that no larger eigenvalue was missed: the rows behind the
-    wanted ones are there to meet it.
+    Comput. 7, 1986, 817). Nothing proves that no larger eigenvalue was missed: the rows behind the
+    wanted ones are there to detect it.
 
     Args:
-        multiply: product with the operator, of all rows.
+        multiply: product of the operator with all rows.
         start: the vectors, linearly independent.
         wanted: how many of the largest must have small residuals.
         tol: largest residual of these.
     """
     count, size = start.shape
-    sweeps = min(SWEEPS, -(-size // count) - 1)
+    sweeps = min(_SWEEPS, -(-size // count) - 1)
     capacity = count * (sweeps + 1)
     first = _orthonormal(start, jnp.zeros((0, size), start.dtype), jnp.zeros((), start.dtype))
     empty = jnp.zeros((capacity, size), start.dtype)
@@ -89,51 +89,52 @@ def track(
         best = basis.best
         rest = best.products - best.values[:, None] * best.vectors
         floor = rounding(size, rest.dtype) * jnp.max(jnp.linalg.norm(best.products, axis=1))
-        added = _orthonormal(rest, basis.rows, floor)
+        added = _orthonormal(rest, basis.vectors, floor)
         return _joined(*basis[:3], added, multiply(added), basis.size)
 
     return jax.lax.while_loop(unfinished, grown, begin).best
 
 
 def _joined(
-    rows: Rows, products: Rows, matrix: Array, added: Rows, images: Rows, size: Int[Array, ""]
+    vectors: Rows, products: Rows, matrix: Array, added: Rows, images: Rows, size: Int[Array, ""]
 ) -> _Basis:
     """A basis with some more rows."""
-    rows = jax.lax.dynamic_update_slice(rows, added, (size, 0))
+    vectors = jax.lax.dynamic_update_slice(vectors, added, (size, 0))
     products = jax.lax.dynamic_update_slice(products, images, (size, 0))
-    columns = rows @ images.T
+    columns = vectors @ images.T
     matrix = jax.lax.dynamic_update_slice(matrix, columns, (0, size))
     matrix = jax.lax.dynamic_update_slice(matrix, columns.T, (size, 0))
-    made = size + len(added)
-    return _Basis(rows, products, matrix, _best(rows, products, matrix, len(added), made), made)
+    size = size + len(added)
+    best = _best(vectors, products, matrix, len(added), size)
+    return _Basis(vectors, products, matrix, best, size)
 
 
-def _orthonormal(rows: Rows, basis: Rows, floor: Array) -> Rows:
+def _orthonormal(vectors: Rows, basis: Rows, floor: Array) -> Rows:
     """The rows made orthonormal to the basis and each other; 0 where nothing is left."""
-    cleaned = rows
+    cleaned = vectors
     for _ in range(2):
         cleaned = cleaned - (cleaned @ basis.T) @ basis
     done: list[Array] = []
-    for index in range(len(rows)):
-        row = cleaned[index]
+    for index in range(len(vectors)):
+        vector = cleaned[index]
         for _ in range(2):
             for other in done:
-                row = row - (other @ row) * other
-        length = jnp.linalg.norm(row)
+                vector = vector - (other @ vector) * other
+        length = jnp.linalg.norm(vector)
         good = length > floor
-        done.append(jnp.where(good, row / jnp.where(good, length, 1), 0))
+        done.append(jnp.where(good, vector / jnp.where(good, length, 1), 0))
     return jnp.stack(done)
 
 
-def _best(rows: Rows, products: Rows, matrix: Array, count: int, made: Int[Array, ""]) -> Tracked:
-    """Rayleigh and Ritz in the rows, of which those that are 0 get values below all others."""
+def _best(basis: Rows, products: Rows, matrix: Array, count: int, size: Int[Array, ""]) -> Tracked:
+    """The Rayleigh-Ritz method in the basis, whose zero rows get values below all others."""
     matrix = matrix.astype(jnp.result_type(float))
     scale = jnp.max(jnp.abs(matrix)) + jnp.finfo(matrix.dtype).tiny
-    empty = jnp.sum(rows * rows, axis=1) < 0.5
-    matrix = (matrix + matrix.T) / 2 - jnp.diag(jnp.where(empty, 3 * len(rows) * scale, 0))
+    empty = jnp.sum(basis * basis, axis=1) < 0.5
+    matrix = (matrix + matrix.T) / 2 - jnp.diag(jnp.where(empty, 3 * len(basis) * scale, 0))
     ascending, rotation = jnp.linalg.eigh(matrix)
-    chosen = rotation[:, ::-1][:, :count].T.astype(rows.dtype)
-    vectors, images = chosen @ rows, chosen @ products
-    values = ascending[::-1][:count].astype(rows.dtype)
+    chosen = rotation[:, ::-1][:, :count].T.astype(basis.dtype)
+    vectors, images = chosen @ basis, chosen @ products
+    values = ascending[::-1][:count].astype(basis.dtype)
     residuals = jnp.linalg.norm(images - values[:, None] * vectors, axis=1)
-    return Tracked(values, vectors, images, residuals, made)
+    return Tracked(values, vectors, images, residuals, size)
