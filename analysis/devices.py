@@ -41,7 +41,7 @@ def map_over_devices(
     results do not depend on their number. Of several processes each does all of it.
 
     Args:
-        function: of an element of the batch.
+        function: function of an element of the batch.
         batch: leaves of the same leading size, a multiple of `jax.local_device_count()`.
         batch_size: elements that a device treats as one vector; none takes one after the other.
     """

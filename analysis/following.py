@@ -23,7 +23,7 @@ _POLL_SECONDS = 0.2
 _ON_ITS_WAY_SECONDS = 5.0
 """How long ago a file was written to at most that somebody may still be creating."""
 
-SHARE = 1.0
+_SHARE = 1.0
 """How long to wait after a look, as a part of the time that it took: half of a core goes to it."""
 
 
@@ -56,8 +56,8 @@ def awaited(path: Path, opened: Callable[[], Run]) -> Run:
 def _may_come(path: Path) -> bool:
     """Whether a run file that cannot be opened may be there, and whole, in a moment."""
     try:
-        found = path.stat()
-        if not path.is_file() or abs(time.time() - found.st_mtime) > _ON_ITS_WAY_SECONDS:
+        status = path.stat()
+        if not path.is_file() or abs(time.time() - status.st_mtime) > _ON_ITS_WAY_SECONDS:
             return False
         with path.open("rb") as raw:
             return SIGNATURE.startswith(raw.read(len(SIGNATURE)))
@@ -91,7 +91,7 @@ def states(
         if ended or stop():
             return
         now = time.monotonic()
-        wait = max(least, SHARE * (now - began))
+        wait = max(least, _SHARE * (now - began))
         while time.monotonic() - now < wait and not stop() and is_held(path):
             time.sleep(_POLL_SECONDS)
         if stop():
@@ -105,9 +105,9 @@ def _grown(run: Run, opened: Callable[[], Run], path: Path, stop: Callable[[], b
     while not stop():
         now, held = path.stat(), is_held(path)
         if seen != (now.st_mtime_ns, now.st_size) or not held:
-            found = opened()
-            if found.source != run.source or not held:
-                return found
+            reopened = opened()
+            if reopened.source != run.source or not held:
+                return reopened
             seen = now.st_mtime_ns, now.st_size
         time.sleep(_POLL_SECONDS)
     return run
@@ -137,7 +137,7 @@ def latest(
     Returns:
         What was found last, none where there was nothing yet; and the run of which it is.
     """
-    remembered, found, before = Remembered(), None, None
+    remembered, result, before = Remembered(), None, None
     run = None
     for run in states(path, opened, stop=stop):
         if len(run.checkpoint_steps) == 0 and is_held(path):
@@ -146,7 +146,7 @@ def latest(
         if anew:
             say(f"{path} was resumed or repaired; looking at all of it anew")
         remembered.next_round(anew=anew)
-        found = analysis.performed(
+        result = analysis.performed(
             run,
             settings,
             output,
@@ -158,9 +158,9 @@ def latest(
         after(run)
         if run.status == "running":
             looked = counted(len(run.checkpoint_steps), "checkpoint")
-            say(f"step {run.source.last_step:,}, {looked}: {analysis.now(found)}; wrote {output}")
+            say(f"step {run.source.last_step:,}, {looked}: {analysis.now(result)}; wrote {output}")
     assert run is not None
-    return found, run if before is None else before
+    return result, run if before is None else before
 
 
 def goes_on(before: Run, after: Run) -> bool:

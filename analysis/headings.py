@@ -72,19 +72,19 @@ def _folded(text: str, size: float, room: float) -> str:
 
 
 def _width(text: str, size: float) -> float:
-    """Of a line of text, in points."""
+    """Width of a line of text, in points."""
     return float(TextPath((0, 0), text, size=size).get_extents().width)
 
 
 def legend_entries(*axes: Axes) -> tuple[list[Any], list[str]]:
     """Handles and labels of what is drawn, each label once."""
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             y = np.asarray(handle.get_ydata(), float) if isinstance(handle, Line2D) else np.zeros(1)
             if np.any(np.isfinite(y)):
-                found.setdefault(label, handle)
-    return list(found.values()), list(found)
+                handles.setdefault(label, handle)
+    return list(handles.values()), list(handles)
 
 
 def legend_above(ax: Axes) -> None:

@@ -25,7 +25,7 @@ class RunInfo(TypedDict):
         last: what the last step recorded, and the last checkpoint of the examples held out.
         realized_edge: how many steps raised their own loss, as far as it was looked.
         data_sha256: digest of the data.
-        recording: what `Recorder` was told of a custom training loop; null for runs of `train`.
+        recording: what `Recorder` was given of a custom training loop; null for runs of `train`.
         config: configuration, or what the author of the loop wanted to be kept.
         provenance: versions, machine and command.
     """
@@ -90,4 +90,4 @@ class StudyInfo(TypedDict):
 
 
 INFO = {"run": RunInfo, "result": ResultInfo, "study": StudyInfo}
-"""By the kind of file."""
+"""The types by the kind of file."""

@@ -1,4 +1,4 @@
-"""Which panels a figure has: those that are asked for, or all that have something to show."""
+"""Which panels a figure has: those requested, or all that have something to show."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dlf_dynamics.errors import ConfigError, shortened
 def chosen_panels(
     names: Sequence[str], known: Collection[str], there: Sequence[str], where: str = ""
 ) -> list[str]:
-    """The panels that are asked for, in that order, or else all that have something to show.
+    """The requested panels, in that order, or else all that have something to show.
 
     Args:
-        names: those that are asked for; none takes all of `there`.
+        names: requested panels; none takes all of `there`.
         known: names of all panels.
         there: names of those that have something to show, from top to bottom.
-        where: what they show, for the message.
+        where: what they show, for the error message.
 
     Raises:
         ConfigError: when one is unknown, has nothing to show or is asked for twice.
     """
-    for place, name in enumerate(names):
+    for number, name in enumerate(names):
         told = shortened(name, 80)
         if name not in known:
             raise ConfigError(f"panel {told!r} is unknown; choices: {', '.join(known)}")
@@ -29,6 +29,6 @@ def chosen_panels(
             raise ConfigError(
                 f"panel {told!r} has nothing to show{where}; choices: {', '.join(there)}"
             )
-        if name in names[:place]:
+        if name in names[:number]:
             raise ConfigError(f"panel {told!r} is named twice; expected each panel once")
     return list(names or there)

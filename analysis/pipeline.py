@@ -1,26 +1,27 @@
 """What all analyses of a run share: their parts, locks, result files, figures and words.
 
 An analysis is a subclass of `Analysis` and a line in `registry`. Its command, `--resume`, `--json`,
-result file, `plot`, `info`, `validate` and documentation follow from these. Nothing here imports
-JAX, so that the command line can answer at once; the methods of an analysis import what they need.
+result file, `plot`, `info`, `validate` and documentation follow from these. What a command needs
+for its help stands in the class, and nothing there imports JAX, so that the command line answers at
+once; `Analysis.implementation`, `figures` and `report` import what they need when they are called.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from dlf_dynamics import resultfile
 from dlf_dynamics.errors import ConfigError, StaleError, shown
 from dlf_dynamics.jsontypes import document
 from dlf_dynamics.outputs import beside, hold
 from dlf_dynamics.parts import Parts
-from dlf_dynamics.progress import bar
+from dlf_dynamics.progress import Advance, bar
 from dlf_dynamics.registry import ANALYSES
 from dlf_dynamics.shown import Teller
 from dlf_dynamics.startup import leads, wait_for_others
@@ -35,11 +36,13 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config")
 Found = TypeVar("Found")
+Given = TypeVar("Given", contravariant=True)
+Computed = TypeVar("Computed", covariant=True)
 
 
 @dataclass(frozen=True)
 class View:
-    """Options of a command that change what is told and drawn, and nothing that is computed."""
+    """Options of a command that change text and figures, and nothing that is computed."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,56 @@ class Work:
 
     Attributes:
         parts: where finished parts are kept, so that an interrupted analysis goes on.
-        progress: told how many units of `Analysis.total` are done; it raises KeyboardInterrupt
-            when the work is to stop.
-        note: told what is to stand beside the progress bar.
+        progress: told how many units of `Implementation.total` are done, and what to write beside
+            the progress bar; it raises KeyboardInterrupt when the work is to stop.
     """
 
     parts: Parts
-    progress: Callable[[int], None] = lambda done: None
-    note: Callable[[str], None] = lambda text: None
+    progress: Advance
+
+
+class _Computing(Protocol[Given, Computed]):
+    """A function that computes a result."""
+
+    def __call__(self, run: Run, config: Given, *, parts: Parts, progress: Advance) -> Computed:
+        """Computes it, as `Work` says."""
+        ...
+
+
+class _Summary(Protocol[Given]):
+    """A module that puts a result into words."""
+
+    def lines(self, found: Given, /) -> Sequence[str | Table]:
+        """Text and tables for a person to read."""
+        ...
+
+    def as_dict(self, found: Given, /) -> dict[str, Any]:
+        """The same for a program, JSON-ready."""
+        ...
+
+
+@dataclass(frozen=True)
+class Implementation(Generic[Config, Found]):
+    """The types, functions and modules of an analysis.
+
+    Attributes:
+        result: dataclass of the result, as the codec stores it; it has a field `source`.
+        compute: computes the result.
+        total: number of units of the progress bar; raises ConfigError where the run holds nothing
+            that could be analysed.
+        summary: the result in words.
+        json_type: TypedDict of `as_dict`, whose docstring describes the keys.
+    """
+
+    result: type[Found]
+    compute: _Computing[Config, Found]
+    total: Callable[[Run, Config], int]
+    summary: _Summary[Found]
+    json_type: type
 
 
 class Analysis(Teller, ABC, Generic[Config, Found]):
-    """An analysis of a run: what it computes, and how that is told and drawn.
+    """An analysis of a run: what it computes, and how that is shown.
 
     The docstring of a subclass is the help of its command.
 
@@ -68,58 +109,41 @@ class Analysis(Teller, ABC, Generic[Config, Found]):
         config: dataclass of its settings; their docstrings are the help of the options.
         view: dataclass of the other options of its command.
         distributed: whether several processes can compute it together.
-        follows: whether it can be computed again and again of a run that is still being written.
+        follows: whether it can be computed repeatedly for a run that is still being written.
         needs_run: whether its figures show the run, too.
-        keys: what each key of `as_dict` is, for the documentation of `--json`.
     """
 
     name: ClassVar[str]
     config: ClassVar[type]
-    keys: ClassVar[dict[str, str]]
     view: ClassVar[type] = View
     distributed: ClassVar[bool] = False
     follows: ClassVar[bool] = False
     needs_run: ClassVar[bool] = True
 
     @abstractmethod
-    def result_type(self) -> type[Found]:
-        """Dataclass of what is found, as the codec keeps it; it has a field `source`."""
+    def implementation(self) -> Implementation[Config, Found]:
+        """Imports the modules that do the work, and names their types and functions."""
 
-    @abstractmethod
     def compute(self, run: Run, config: Config, work: Work) -> Found:
-        """Computes it."""
+        """Computes the result, all finished parts being kept."""
+        compute = self.implementation().compute
+        return compute(run, config, parts=work.parts, progress=work.progress)
 
-    @abstractmethod
-    def total(self, run: Run, config: Config) -> int:
-        """Units of the progress bar.
-
-        Raises:
-            ConfigError: when the run has nothing that could be analysed so.
-        """
-
-    @abstractmethod
     def lines(self, run: Run | None, found: Found) -> list[str | Table]:
-        """What a person reads; without the run, what only that tells is left out."""
+        """Text and tables for a person to read; without the run, what only it shows is missing."""
+        return list(self.implementation().summary.lines(found))
 
-    @abstractmethod
     def as_dict(self, found: Found) -> dict[str, Any]:
-        """What a program reads, JSON-ready."""
+        """The result for a program to read, JSON-ready."""
+        return self.implementation().summary.as_dict(found)
 
     def now(self, found: Found) -> str:
         """How the run stands, in a few words, for those who follow it."""
         return f"{self.name} computed"
 
-    def json_type(self) -> Any:
-        """Type of `as_dict`, such as a TypedDict, from which its JSON schema follows."""
-        return None
-
     def schema(self) -> dict[str, Any]:
-        """JSON schema of what `--json` prints; without a type, what its keys are."""
-        title = f"dlf-dynamics {self.name} --json"
-        if self.json_type() is not None:
-            return document(self.json_type(), title, self.keys)
-        properties = {name: {"description": text} for name, text in self.keys.items()}
-        return {"title": title, "type": "object", "properties": properties}
+        """JSON schema of what `--json` prints."""
+        return document(self.implementation().json_type, f"dlf-dynamics {self.name} --json")
 
     def figures(self, run: Run, found: Found, view: Any) -> Iterator[tuple[str, Figure]]:
         """Names and figures; `run.NAME.png` is drawn of `run.h5`, or `run.png` without a name."""
@@ -175,7 +199,7 @@ class Analysis(Teller, ABC, Generic[Config, Found]):
 
     def load(self, path: str | Path, run: Run | None = None) -> Found:
         """Reads a result file; see `resultfile.load`."""
-        return resultfile.load(path, self.name, self.result_type(), run)
+        return resultfile.load(path, self.name, self.implementation().result, run)
 
     def known(self, path: Path, run: Run) -> Found | None:
         """The result on file, of the run as it is now; none without it, once that was said."""
@@ -207,7 +231,7 @@ class Analysis(Teller, ABC, Generic[Config, Found]):
                 where they are of this run as it is now, and of these settings.
             quiet: whether to show no progress.
             stop: whether to stop, asked after each part.
-            work: what to do in the place of `compute`, such as to complete a result.
+            work: what to do instead of `compute`, such as to complete a result.
             total: units of the progress bar of that work.
 
         Raises:
@@ -215,7 +239,7 @@ class Analysis(Teller, ABC, Generic[Config, Found]):
             KeyboardInterrupt: when it was stopped.
         """
         settings = dataclasses.asdict(config)  # type: ignore[call-overload]
-        count = self.total(run, config) if total is None else total
+        count = self.implementation().total(run, config) if total is None else total
         with _kept_parts(output, self.name, run, settings, resume=resume) as parts:
             with bar(self.name, count, quiet=quiet or not leads()) as advance:
 
@@ -224,7 +248,7 @@ class Analysis(Teller, ABC, Generic[Config, Found]):
                     if stop():
                         raise KeyboardInterrupt
 
-                given = Work(parts, told, advance.note)
+                given = Work(parts, Advance(told, advance.note))
                 found = self.compute(run, config, given) if work is None else work(given)
             if leads():
                 self.save(self.joined(lambda: self.known(output, run), found), output)
@@ -258,7 +282,7 @@ def _kept_parts(
 
 
 def _usable(parts: Parts, folder: Path, resume: bool | None) -> bool:
-    """Whether to go on from the parts that are there; where it was asked for and is not, why."""
+    """Whether to resume from the parts that are there; says why not, if that was requested."""
     if resume is None:
         return parts.outdated() is None and not parts.of_other_settings()
     if not resume:

@@ -92,7 +92,7 @@ class Points(Line2D):
     Both are chosen when they are drawn, since limits and layout are final only then.
 
     Attributes:
-        among: horizontal places of the points that have one size with these; none means their own.
+        among: x values of the points that have one size with these; none means their own.
     """
 
     among: np.ndarray | None = None
@@ -122,12 +122,12 @@ def draw_points(
     """Draws points whose size follows from their number; NaN interrupts the line that joins few.
 
     Args:
-        ax: to draw on.
-        x: horizontal places.
-        y: heights.
-        colour: of the points.
-        label: in the legend.
-        among: horizontal places of all points of which these are some, to have the same size.
+        ax: axes to draw on.
+        x: values on the horizontal axis.
+        y: values on the vertical axis.
+        colour: colour of the points.
+        label: name in the legend; none leaves the points out of it.
+        among: x values of all points of which these are some, to have the same size.
     """
     line = Points(x, y, marker=".", ls="none", lw=0.5, color=colour, ms=4, mew=0.4)
     line.among = among
@@ -167,7 +167,7 @@ def class_colours(count: int) -> Sequence[Any]:
 
 
 def named_classes(count: int) -> list[int]:
-    """Those that a legend names: all, or a few spread over many."""
+    """Classes that a legend names: all of a few, a few of many."""
     if count <= _NAMED_CLASSES:
         return list(range(count))
     return np.unique(np.linspace(0, count - 1, 6).astype(int)).tolist()
@@ -215,8 +215,8 @@ def core_range(values: np.ndarray, always: np.ndarray | None = None) -> tuple[fl
     others is none.
 
     Args:
-        values: to be shown if possible.
-        always: to be shown in any case, and so in both ranges.
+        values: values to show if possible.
+        always: values to show in any case, and so in both ranges.
     """
     values = np.asarray(values, float)  # a range of float32 may overflow
     ordered = np.sort(values[np.isfinite(values)])
@@ -281,7 +281,7 @@ def fit_height(
     """Sets the limits of the vertical axis to what lies in the span of steps.
 
     Args:
-        ax: with lines on it.
+        ax: axes with lines on them.
         span: first and last step.
         without_outliers: leave out those `Points` that `core_range` leaves out; to be told by
             `mark_hidden`. Other lines stay in sight.
@@ -326,12 +326,12 @@ def mark_hidden(ax: Axes) -> None:
     low, high = ax.get_ylim()
     lines = [line for line in ax.get_lines() if isinstance(line, Points)]
     for above, marker in ((True, "^"), (False, "v")):
-        places, values = [np.zeros(0)], [np.zeros(0)]
+        x_values, values = [np.zeros(0)], [np.zeros(0)]
         for line in lines:
             x, y = (np.asarray(v, float) for v in line.get_data())
             beyond = _in_sight(line, ax.get_xlim()) & ((y > high) if above else (y < low))
             if np.any(beyond):
-                places.append(x[beyond])
+                x_values.append(x[beyond])
                 values.append(y[beyond])
                 caret = Line2D(
                     x[beyond],
@@ -346,20 +346,20 @@ def mark_hidden(ax: Axes) -> None:
                 )
                 caret.set_rasterized(len(x) > _VECTORS)
                 ax.add_artist(caret)
-        _tell_hidden(ax, np.concatenate(places), np.concatenate(values), above=above)
+        _tell_hidden(ax, np.concatenate(x_values), np.concatenate(values), above=above)
 
 
-def _tell_hidden(ax: Axes, places: np.ndarray, values: np.ndarray, *, above: bool) -> None:
+def _tell_hidden(ax: Axes, x_values: np.ndarray, values: np.ndarray, *, above: bool) -> None:
     if len(values) == 0:
         return
     extreme = int(np.argmax(values) if above else np.argmin(values))
     number = _number(float(values[extreme]))
     beyond = f"{len(values):,} {'above' if above else 'below'}, {'up' if above else 'down'} to "
     left, right = ax.get_xlim()
-    on_the_left = places[extreme] < (left + right) / 2
+    on_the_left = x_values[extreme] < (left + right) / 2
     ax.annotate(
         number if len(values) == 1 else beyond + number,
-        (float(places[extreme]), float(above)),
+        (float(x_values[extreme]), float(above)),
         xycoords=ax.get_xaxis_transform(),
         xytext=(3 if on_the_left else -3, -1 if above else 1),
         textcoords="offset points",

@@ -1,4 +1,4 @@
-"""What is told and drawn of results that no analysis of the registry has made."""
+"""Text, figures and tables of results that no analysis of the registry has made."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _RANGES = (
     *("accuracy", "validation_accuracy", "instabilities", "realized_above"),
     *("sharpness", "ntk"),
 )
-"""Columns of a study of which the summary tells the least and the largest value."""
+"""Columns of a study whose least and largest values the summary gives."""
 
 
 _FEW = 10
-"""Eigenvalues that a summary tells."""
+"""Eigenvalues that a summary lists."""
 
 
 def _refuse(options: dict[str, Any]) -> None:
@@ -38,10 +38,10 @@ def _refuse(options: dict[str, Any]) -> None:
 
 
 class RunTeller(Teller):
-    """Tells of a run what its file alone shows."""
+    """Describes a run by its file alone."""
 
     def lines(self, run: Run | None, found: Run) -> list[str | Table]:
-        """Where it is, what came of it, and what was trained."""
+        """Its file, its outcome, and what was trained."""
         return [
             f"{found.path}: {found.status}, {found.outcome}",
             found.subject,
@@ -64,7 +64,7 @@ class RunTeller(Teller):
 
 
 class StudyTeller(Teller):
-    """Tells of a study what came of its runs."""
+    """Describes a study by the outcomes of its runs."""
 
     def lines(self, run: Run | None, found: StudyResults) -> list[str | Table]:
         """How many runs there are, over what, and how far their results reach."""
@@ -81,7 +81,7 @@ class StudyTeller(Teller):
     def drawn(
         self, run: Run | None, found: StudyResults, **options: Any
     ) -> Iterator[tuple[str, Figure]]:
-        """Phase diagrams and curves, of the `quantities` that are asked for."""
+        """Phase diagrams and curves of the requested `quantities`."""
         from dlf_dynamics.analysis.studies.study_plots import draw_study
 
         quantities = options.pop("quantities", None)
@@ -131,7 +131,7 @@ def _texts(values: np.ndarray) -> np.ndarray:
 
 
 class MeasurementTeller(Teller):
-    """Tells what was measured at one point."""
+    """Describes what was measured at one point."""
 
     def lines(self, run: Run | None, found: Any) -> list[str | Table]:
         """Each eigenvalue with what is certain of it, the first ones of many."""

@@ -1,4 +1,4 @@
-"""Processes of this machine that work beside this one, leave Ctrl-C to it and end with it."""
+"""Processes and threads that work beside this one, leave Ctrl-C to it and end with it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from threading import Thread
@@ -66,3 +66,20 @@ def workers(count: int) -> Iterator[Submit]:
             for process in set(multiprocessing.active_children()) - others:
                 process.kill()
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def beside(work: Callable[[], object]) -> Iterator[None]:
+    """Does the work in a thread of its own while the block lasts, and waits for it at the end.
+
+    It gains time if the work leaves the interpreter alone, as XLA does while it compiles. What it
+    raises is raised at the end of the block. Where the block itself fails, as by Ctrl-C, nothing
+    waits for the work, which goes on to its end.
+    """
+    pool = ThreadPoolExecutor(1)
+    done = pool.submit(work)
+    try:
+        yield
+        done.result()
+    finally:
+        pool.shutdown(wait=False)

@@ -1,4 +1,4 @@
-"""`Batches`: how the mini-batches of a run are drawn, and which ones are asked for."""
+"""`Batches`: how the mini-batches of a run are drawn, and which ones are analysed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ INDEPENDENT, EPOCHS, FULL, UNKNOWN = "independent", "epochs", "full batch", "unk
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches whose stability is told.
+    """The batches whose stability is analysed.
 
     Attributes:
         size: examples in each.
         num_examples: number of examples of which they are drawn.
-        sampling: how those of the run are drawn: `independent`, `epochs`, `full batch`, or
+        sampling: how the run draws its batches: `independent`, `epochs`, `full batch`, or
             `unknown` where they were recorded.
-        own: whether the run's are of that size, as far as it tells.
+        own: whether the run's batches have that size, as far as is known.
     """
 
     size: int
@@ -51,7 +51,7 @@ class Batches:
         if self.is_threshold:
             return ""
         if not self.own:
-            return f"the run has other batches; told of {self}"
+            return f"the run has other batches; this is about {self}"
         if self.sampling == UNKNOWN:
             return "how the run's batches are drawn is not known; it holds if independently"
         return (
@@ -61,7 +61,7 @@ class Batches:
 
 
 def batches_of(run: Run, config: EdgeConfig) -> Batches:
-    """The batches of a run, or those of another size that are asked for.
+    """The batches of a run, or batches of another size that was requested.
 
     Raises:
         ConfigError: when the run has no examples, or fewer than that, or does not tell how many are

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dlf_dynamics import resultfile
-from dlf_dynamics.analysis.edge.batches import Batches, batches_of
+from dlf_dynamics.analysis.edge.batches import EPOCHS, Batches, batches_of
 from dlf_dynamics.analysis.edge.points import EdgePoint, Rule, mean_square_at
 from dlf_dynamics.analysis.linalg.certificate import CONVERGED
-from dlf_dynamics.analysis.spectra.checkpoints import evenly
+from dlf_dynamics.analysis.spectra.checkpoints import checkpoints_within, evenly
 from dlf_dynamics.analysis.spectra.curvature import run_threshold
 from dlf_dynamics.analysis.spectra.events import find_crossings
 from dlf_dynamics.analysis.spectra.segments import check_deterministic, solve_segment
@@ -23,7 +23,6 @@ from dlf_dynamics.analysis.spectra.solver import Solver
 from dlf_dynamics.codec import Arrays, decode, encode, typed
 from dlf_dynamics.config import EdgeConfig, SpectrumConfig
 from dlf_dynamics.edge_counts import EdgeCounts
-from dlf_dynamics.errors import ConfigError
 from dlf_dynamics.parts import Parts
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Checkpoints, Run
@@ -34,7 +33,7 @@ from dlf_dynamics.spans import span_of
 EVENT = "mean-square (independent batches)"
 """What a crossing of 1 by η over its threshold is called."""
 
-OPERATORS = ("hessian", "ggn")
+_OPERATORS = ("hessian", "ggn")
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Edge(Shown):
     Attributes:
         source: state of the run that was analysed.
         config: settings of the analysis.
-        batches: whose stability is told.
+        batches: batches whose stability is analysed.
         subject: what was trained, in a line.
         label: what the full-batch threshold is, or why there is none.
         preconditioned: whether all curvatures are those of P^-1 H, with the preconditioner P of the
@@ -99,7 +98,7 @@ class Edge(Shown):
 
     @property
     def steps(self) -> Int[np.ndarray, " points"]:
-        """Of the checkpoints."""
+        """Steps of the checkpoints."""
         return self.column("step")
 
     @property
@@ -112,24 +111,28 @@ class Edge(Shown):
         """Sides of the threshold of the run's own batches; 0 where only a reference is known."""
         if self.batches.is_threshold:
             return self.column("side")
-        if self.batches.own and self.batches.sampling == "epochs":
+        if self.batches.own and self.batches.sampling == EPOCHS:
             return self.column("epochs_side")
         return np.zeros(len(self.points), int)
 
 
-def chosen_checkpoints(run: Run, config: EdgeConfig) -> Checkpoints:
+def _chosen_checkpoints(run: Run, config: EdgeConfig) -> Checkpoints:
     """Indices of the checkpoints that are looked at.
 
     Raises:
         ConfigError: when none are within the steps.
     """
-    start, stop = span_of(config.steps, "steps")
-    steps = run.checkpoint_steps
-    within = np.flatnonzero((steps >= start) & (steps < stop))
-    if len(within) == 0:
-        there = f"{steps[0]} to {steps[-1]}" if len(steps) else "none"
-        raise ConfigError(f"steps {config.steps} holds no checkpoint; the run's are {there}")
-    return evenly(within, config.checkpoints)
+    return evenly(checkpoints_within(run, config.steps), config.checkpoints)
+
+
+def units(run: Run, config: EdgeConfig) -> int:
+    """Units of progress of `compute_edge`: each checkpoint once per operator, and once more.
+
+    Raises:
+        ConfigError: when no checkpoint is within the steps, or the batches are not known.
+    """
+    batches_of(run, config)
+    return (len(_OPERATORS) + 1) * len(_chosen_checkpoints(run, config))
 
 
 def compute_edge(
@@ -143,7 +146,7 @@ def compute_edge(
 
     Args:
         run: a run of `train` or `Recorder`.
-        config: where to look, and at which batches.
+        config: which checkpoints and batches to analyse.
         parts: where finished parts are kept, so that an interrupted analysis goes on.
         progress: told how many units are done: checkpoints, three times.
 
@@ -152,10 +155,10 @@ def compute_edge(
     """
     config = EdgeConfig() if config is None else config
     parts = Parts(None) if parts is None else parts
-    chosen, batches, rule = chosen_checkpoints(run, config), batches_of(run, config), Rule.of(run)
+    chosen, batches, rule = _chosen_checkpoints(run, config), batches_of(run, config), Rule.of(run)
     threshold, steps = run_threshold(run), run.checkpoint_steps[np.asarray(chosen)]
     columns = {"full_batch": threshold.of_full_batch_at(steps)}
-    for number, operator in enumerate(OPERATORS):
+    for number, operator in enumerate(_OPERATORS):
         columns |= _largest(run, operator, chosen, config, parts)
         progress((number + 1) * len(chosen))
     points: list[EdgePoint] = []
@@ -163,11 +166,11 @@ def compute_edge(
         row = {name: float(values[len(points)]) for name, values in columns.items()}
 
         def make(point=point, row=row) -> Arrays:
-            found = mean_square_at(run, rule, batches, point, config)
-            return encode(_Row([EdgePoint(step=point.step, **row, **found)]))
+            stability = mean_square_at(run, rule, batches, point, config)
+            return encode(_Row([EdgePoint(step=point.step, **row, **stability)]))
 
         points += parts.get_or_make(f"point-{point.step}", make, partial(decode, _Row)).points
-        progress(len(OPERATORS) * len(chosen) + len(points))
+        progress(len(_OPERATORS) * len(chosen) + len(points))
     return Edge(
         source=run.source,
         config=config,
@@ -190,7 +193,7 @@ class _Row:
 
 
 def _span(run: Run, config: EdgeConfig) -> tuple[int, int]:
-    """First and last step of the run that lie within those asked for."""
+    """First and last step of the run within the requested span."""
     start, stop = span_of(config.steps, "steps")
     last = int(run.steps[-1]) if len(run.steps) else int(run.checkpoint_steps[-1])
     return int(start), int(min(stop - 1, last))
@@ -217,10 +220,10 @@ def _largest(
 
     def make() -> Arrays:
         check_deterministic(run, solver)
-        found = solve_segment(run, solver, partial(run.points, chosen), points=("iterate",))
-        fine = found["status"][:, 0, 0] == CONVERGED
-        ends = np.where(fine[:, None], found["intervals"][:, 0, 0], np.nan)
-        return _Values(found["eigenvalues"][:, 0, 0], ends)._asdict()
+        solved = solve_segment(run, solver, partial(run.points, chosen), points=("iterate",))
+        fine = solved["status"][:, 0, 0] == CONVERGED
+        ends = np.where(fine[:, None], solved["intervals"][:, 0, 0], np.nan)
+        return _Values(solved["eigenvalues"][:, 0, 0], ends)._asdict()
 
     parse = partial(typed, _Values, lengths={"checkpoints": len(chosen)})
     values, ends = parts.get_or_make(operator, make, parse)
@@ -233,7 +236,7 @@ def _crossings(points: Sequence[EdgePoint]) -> list[EdgeCrossing]:
     sides = np.array([point.side for point in points])
     steps = np.array([point.step for point in points])
     nearest = np.array([p.ratio_high if p.side < 0 else p.ratio_low for p in points])
-    found = find_crossings(steps, nearest, sides, np.ones(len(points)), "iterate")
+    crossings = find_crossings(steps, nearest, sides, np.ones(len(points)), "iterate")
     return [
         EdgeCrossing(
             name=EVENT,
@@ -244,28 +247,10 @@ def _crossings(points: Sequence[EdgePoint]) -> list[EdgeCrossing]:
             ratio_after=crossing.value_after,
             state=crossing.state,
         )
-        for crossing in found
+        for crossing in crossings
     ]
 
 
-def save_edge(found: Edge, path: Path) -> None:
-    """Writes the result file.
-
-    Raises:
-        FileError: when it cannot be written.
-    """
-    resultfile.save(path, "edge", found)
-
-
 def load_edge(path: str | Path, run: Run | None = None) -> Edge:
-    """Reads a result file.
-
-    Args:
-        path: path of the file.
-        run: the run that it must be of, in its present state; none takes any.
-
-    Raises:
-        FileError: when it cannot be read or is damaged.
-        StaleError: when it is of another run, or of a state that the run is no longer in.
-    """
+    """Reads a result file of `dlf-dynamics edge`; parameters as of `load_spectrum`."""
     return resultfile.load(path, "edge", Edge, run)

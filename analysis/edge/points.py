@@ -29,7 +29,7 @@ from dlf_dynamics.optimizers import preconditioner
 from dlf_dynamics.run import Run
 
 _SAMPLES = 200
-"""Batches that are drawn to measure their sharpness, where it is not exact."""
+"""Batches that are drawn to measure their sharpness, where it is not computed exactly."""
 
 _NAN = float("nan")
 
@@ -66,8 +66,8 @@ class EdgePoint:
         epochs_side: side of shuffled epochs at the step's learning rate, as `side`.
         rank: order of the matrices on which second moments were taken.
         kept: share of the trace of the curvature that these have.
-        reason: why something of the mean-square threshold is not told; empty where it is.
-        epochs_reason: why nothing is told of shuffled epochs; empty where it is.
+        reason: why something about the mean-square threshold is not known; empty where all is.
+        epochs_reason: why nothing is known of shuffled epochs; empty where something is.
     """
 
     step: int
@@ -102,7 +102,7 @@ class Rule(NamedTuple):
     Attributes:
         optimizer: an optax transformation.
         preconditioned: whether it has a preconditioner.
-        reason: why nothing is told of it; empty where it is.
+        reason: why it has no such threshold; empty where it has one.
     """
 
     optimizer: optax.GradientTransformation
@@ -111,16 +111,16 @@ class Rule(NamedTuple):
 
     @classmethod
     def of(cls, run: Run) -> Rule:
-        """That of a run, whether its batches are all examples or some."""
-        found = run_threshold(run)
-        reason = "" if found.of_full_batch else found.reason
-        return cls(found.optimizer, found.preconditioned, reason)
+        """The rule of a run, whether its batches hold all examples or some."""
+        threshold = run_threshold(run)
+        reason = "" if threshold.of_full_batch else threshold.reason
+        return cls(threshold.optimizer, threshold.preconditioned, reason)
 
     def recursion(self, step: int) -> Recursion:
-        """What it is at a step.
+        """The update at a step as a recursion of second order.
 
         Raises:
-            ConfigError: when it is no such recursion.
+            ConfigError: when it is none.
         """
         if self.reason:
             raise ConfigError(self.reason)
@@ -130,12 +130,12 @@ class Rule(NamedTuple):
 def mean_square_at(
     run: Run, rule: Rule, batches: Batches, point: FlatState, config: EdgeConfig
 ) -> dict[str, Any]:
-    """What of an `EdgePoint` belongs to its batches, by name.
+    """The fields of an `EdgePoint` that depend on the batches, by name.
 
     Args:
         run: run with the point.
         rule: rule of its updates.
-        batches: batches that are asked about.
+        batches: batches whose stability is analysed.
         point: a checkpoint.
         config: how to look.
     """
@@ -160,7 +160,7 @@ def mean_square_at(
 
 
 def _rate(told: float, rule: Rule, recursion: Recursion) -> float:
-    """The learning rate, which the update tells where the run does not."""
+    """The learning rate, taken from the update where the run does not give it."""
     return told if np.isfinite(told) or rule.preconditioned else recursion.rate
 
 
@@ -175,9 +175,9 @@ def _factors(run: Run, rule: Rule, state: State, config: EdgeConfig) -> Curvatur
 
 @jax.jit
 def _preconditioner(dynamics: Dynamics, state: State) -> Float[Array, " params"]:
-    """P of the update that the run made next, of its own batch."""
-    slope = gradient(dynamics.problem_at(state.step), state.params, state.step)
-    return preconditioner(dynamics.update, state.optimizer_state, slope)
+    """P of the update that the run made next, on its own batch."""
+    batch_gradient = gradient(dynamics.problem_at(state.step), state.params, state.step)
+    return preconditioner(dynamics.update, state.optimizer_state, batch_gradient)
 
 
 def _sides(
@@ -210,7 +210,7 @@ def _epochs(
     batches: Batches,
     config: EdgeConfig,
 ) -> dict[str, Any]:
-    """The same of shuffled epochs, by all their orders."""
+    """The same for shuffled epochs, by enumerating all their orders."""
     if rule.preconditioned or recursion.memory or recursion.position != 1:
         plain = "orders of an epoch are enumerated for plain SGD only, without momentum or decay"
         return {"epochs_reason": plain}
@@ -232,7 +232,7 @@ def _measured(run: Run, batches: Batches, state: State, config: EdgeConfig) -> d
     measure = partial(batch_sharpness, definition="ratio-of-means", samples=_SAMPLES)
     at = run.problem, state.params, batches.size
     try:
-        found = measure(*at, step=int(state.step), seed=config.seed)
+        measured = measure(*at, step=int(state.step), seed=config.seed)
     except ConfigError:
         return {}
-    return {"batch_sharpness": found.value, "batch_sharpness_error": found.standard_error}
+    return {"batch_sharpness": measured.value, "batch_sharpness_error": measured.standard_error}

@@ -10,6 +10,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from dlf_dynamics.analysis.edge.batches import EPOCHS
 from dlf_dynamics.analysis.edge.edge import EVENT, Edge
 from dlf_dynamics.analysis.edge.points import SIDES
 from dlf_dynamics.analysis.spectra.checkpoints import evenly
@@ -24,36 +25,43 @@ _MOST_ROWS = 30
 """Checkpoints that the table shows."""
 
 
-def as_dict(found: Edge) -> dict[str, Any]:
+def as_dict(edge: Edge) -> dict[str, Any]:
     """The checkpoints and what they rest on, JSON-ready; what is unknown becomes null."""
-    answer, because = verdict(found)
+    answer, because = verdict(edge)
     return finite(
         {
-            "run_id": found.source.run_id,
-            "run": found.source.state,
-            "config": dataclasses.asdict(found.config),
-            "batches": dataclasses.asdict(found.batches),
-            "is_threshold": found.batches.is_threshold,
-            "reference": found.batches.why_reference,
-            "preconditioned": found.preconditioned,
-            "full_batch": found.label,
-            "realized_edge": dataclasses.asdict(found.realized),
+            "run_id": edge.source.run_id,
+            "run": edge.source.state,
+            "config": dataclasses.asdict(edge.config),
+            "batches": dataclasses.asdict(edge.batches),
+            "is_threshold": edge.batches.is_threshold,
+            "reference": edge.batches.why_reference,
+            "preconditioned": edge.preconditioned,
+            "full_batch": edge.label,
+            "realized_edge": dataclasses.asdict(edge.realized),
             "verdict": answer,
             "because": because,
-            "points": [dataclasses.asdict(point) for point in found.points],
-            "crossings": [dataclasses.asdict(crossing) for crossing in found.crossings],
+            "points": [dataclasses.asdict(point) for point in edge.points],
+            "crossings": [dataclasses.asdict(crossing) for crossing in edge.crossings],
         }
     )
 
 
-def points_table(found: Edge) -> Table:
+def lines(edge: Edge) -> list[str | Table]:
+    """The checkpoints as a table, and what it rests on."""
+    return [points_table(edge), *closing_lines(edge)]
+
+
+def points_table(edge: Edge) -> Table:
     """One line for each checkpoint, or for some that are evenly spaced."""
-    rows = evenly(np.arange(len(found.points)), _MOST_ROWS)
-    some = "" if len(rows) == len(found.points) else f"; {len(rows)} of {len(found.points)} shown"
-    operator = "P⁻¹" if found.preconditioned else ""
-    told = "threshold" if found.batches.is_threshold else "reference"
+    indices = evenly(np.arange(len(edge.points)), _MOST_ROWS)
+    some = (
+        "" if len(indices) == len(edge.points) else f"; {len(indices)} of {len(edge.points)} shown"
+    )
+    operator = "P⁻¹" if edge.preconditioned else ""
+    told = "threshold" if edge.batches.is_threshold else "reference"
     table = Table(
-        title=f"Mean-square {told}, {found.batches}",
+        title=f"Mean-square {told}, {edge.batches}",
         caption="η_ms: the two ends of its certified interval; side: of η; λ: largest eigenvalue "
         f"of {operator}GGN and {operator}H of all examples (*: not converged); full: "
         "critical eigenvalue of the full-batch update; batch: batch sharpness, a measurement"
@@ -63,8 +71,8 @@ def points_table(found: Edge) -> Table:
     )
     for heading in COLUMNS:
         table.add_column(heading, justify="right", overflow="fold")  # no digit is hidden
-    for row in rows:
-        point = found.points[int(row)]
+    for index in indices:
+        point = edge.points[int(index)]
         table.add_row(
             str(point.step),
             _number(point.learning_rate),
@@ -93,53 +101,53 @@ def _unsure(value: float, low: float) -> bool:
     return bool(np.isfinite(value) and np.isnan(low))
 
 
-def closing_lines(found: Edge) -> list[str]:
+def closing_lines(edge: Edge) -> list[str]:
     """What the table rests on, a line each."""
     return [
-        *_what(found),
-        *_reasons(found),
-        *_crossing_lines(found),
-        *_epoch_lines(found),
-        *_contradicted(found),
-        f"full batch: {found.label}",
-        realized_line(found),
-        *found.source.caution,
+        *_what(edge),
+        *_reasons(edge),
+        *_crossing_lines(edge),
+        *_epoch_lines(edge),
+        *_contradicted(edge),
+        f"full batch: {edge.label}",
+        _realized_line(edge),
+        *edge.source.caution,
     ]
 
 
-def realized_line(found: Edge) -> str:
+def _realized_line(edge: Edge) -> str:
     """How many steps raised their own loss."""
-    return str(found.realized) or "realized edge: none was recorded in this run"
+    return str(edge.realized) or "realized edge: none was recorded in this run"
 
 
-def _what(found: Edge) -> list[str]:
-    curvature = "GGN of each example" + (", P frozen" if found.preconditioned else "")
+def _what(edge: Edge) -> list[str]:
+    curvature = "GGN of each example" + (", P frozen" if edge.preconditioned else "")
     told = (
         "η_ms: learning rate at which second moments of a small deviation cease to decay; "
         f"curvature: {curvature}, which is its Hessian where the data are fitted"
     )
-    why = found.batches.why_reference
+    why = edge.batches.why_reference
     return [told, f"a reference, not this run's threshold: {why}"] if why else [told]
 
 
-def _reasons(found: Edge) -> list[str]:
-    """Why something is not told, a line for each reason."""
+def _reasons(edge: Edge) -> list[str]:
+    """Why something is not known, a line for each reason."""
     steps: dict[tuple[str, str], list[int]] = {}
-    for point in found.points:
+    for point in edge.points:
         if point.reason:
-            missing = "no interval of η_ms" if point.side else "nothing of η_ms is told"
+            missing = "no interval of η_ms" if point.side else "η_ms is not known"
             steps.setdefault((missing, point.reason), []).append(point.step)
-    return [f"{missing} {_at(some, found)}: {why}" for (missing, why), some in steps.items()]
+    return [f"{missing} {_at(some, edge)}: {why}" for (missing, why), some in steps.items()]
 
 
-def _contradicted(found: Edge) -> list[str]:
-    """Where the GGN calls stable what the Hessian does not, of which the mean of deviations is."""
-    column = found.column
+def _contradicted(edge: Edge) -> list[str]:
+    """Checkpoints that the GGN calls stable and the Hessian, which governs the mean, does not."""
+    column = edge.column
     sides = np.minimum(column("side"), column("epochs_side"))
     grows = (sides < 0) & ~(column("sharpness_high") < column("full_batch"))
     if not np.any(grows):
         return []
-    steps = found.steps[grows]
+    steps = edge.steps[grows]
     where = f"{counted(len(steps), 'checkpoint')}, first at step {steps[0]}"
     return [
         "λ(H) is not certified to be below the full-batch threshold where the GGN tells of "
@@ -147,23 +155,23 @@ def _contradicted(found: Edge) -> list[str]:
     ]
 
 
-def _at(steps: list[int], found: Edge) -> str:
-    if len(steps) == len(found.points):
+def _at(steps: list[int], edge: Edge) -> str:
+    if len(steps) == len(edge.points):
         return "at any checkpoint"
     shown = ", ".join(map(str, steps[:5])) + (", ..." if len(steps) > 5 else "")
     return f"at {counted(len(steps), 'checkpoint')} ({shown})"
 
 
-def _crossing_lines(found: Edge) -> list[str]:
-    """Where 1 is crossed by η over the threshold."""
-    sides = found.column("side")
+def _crossing_lines(edge: Edge) -> list[str]:
+    """Crossings of 1 by η over the threshold."""
+    sides = edge.column("side")
     undecided = int(np.sum(sides == 0))
     told = [
-        f"{counted(len(found.crossings), 'crossing')}, {EVENT}; η / η_ms certified below 1 at "
+        f"{counted(len(edge.crossings), 'crossing')}, {EVENT}; η / η_ms certified below 1 at "
         f"{np.sum(sides < 0)}, above at {np.sum(sides > 0)} of "
         f"{counted(len(sides), 'checkpoint')}, {undecided} undecided"
     ]
-    for crossing in found.crossings:
+    for crossing in edge.crossings:
         unsure = ", with checkpoints on neither side in between" * (crossing.state != "certain")
         told.append(
             f"{crossing.direction} between steps {crossing.step_before} and {crossing.step_after}: "
@@ -172,15 +180,15 @@ def _crossing_lines(found: Edge) -> list[str]:
     return told
 
 
-def _epoch_lines(found: Edge) -> list[str]:
-    """What is known of shuffled epochs, if that was asked for."""
-    if not found.config.epochs:
+def _epoch_lines(edge: Edge) -> list[str]:
+    """What is known of shuffled epochs, if their orders were enumerated."""
+    if not edge.config.epochs:
         return [
             "shuffled epochs: not told; --epochs enumerates their orders where these are few"
-        ] * (found.batches.sampling == "epochs" and not found.batches.whole)
-    reasons = list(dict.fromkeys(point.epochs_reason for point in found.points))
+        ] * (edge.batches.sampling == EPOCHS and not edge.batches.whole)
+    reasons = list(dict.fromkeys(point.epochs_reason for point in edge.points))
     lines = [f"shuffled epochs: not told: {reason}" for reason in reasons if reason]
-    known = [point for point in found.points if np.isfinite(point.epochs_high)]
+    known = [point for point in edge.points if np.isfinite(point.epochs_high)]
     return lines + [
         f"shuffled epochs, by enumeration, loss and η held at step {point.step}: stable at "
         f"{_number(point.epochs_low)}, unstable at {_number(point.epochs_high)} (below, rates were "
@@ -189,24 +197,24 @@ def _epoch_lines(found: Edge) -> list[str]:
     ]
 
 
-def verdict(found: Edge) -> tuple[str, list[str]]:
-    """Whether a run stayed below the mean-square threshold of its own batches, and the words.
+def verdict(edge: Edge) -> tuple[str, list[str]]:
+    """Whether a run stayed below the mean-square threshold of its own batches, and why.
 
     `above`: certified at one checkpoint at least. `below`: certified at each step, all of them
     being checkpoints that were looked at, of a run that did not diverge. `undecided` otherwise, and
     of each reason a line. Of shuffled epochs nothing but their enumeration decides.
     """
-    sides = found.deciding_sides
-    told = [realized_line(found), *_ratio_lines(found)]
+    sides = edge.deciding_sides
+    told = [_realized_line(edge), *_ratio_lines(edge)]
     flips = "flips and cycles are not told: each update is that of other examples"
     if np.any(sides > 0):
-        first = found.steps[sides > 0][0]
+        first = edge.steps[sides > 0][0]
         above = (
             f"unstable in mean square at {np.sum(sides > 0)} of "
             f"{counted(len(sides), 'checkpoint')}, first at step {first}{_BY_GGN}"
         )
         return "above", [above, *told, flips]
-    reasons = list(_undecided(found, sides))
+    reasons = list(_undecided(edge, sides))
     if reasons:
         lines = [f"cannot be told: {reason}" for reason in reasons]
         return "undecided", [*lines, *told, flips]
@@ -214,36 +222,36 @@ def verdict(found: Edge) -> tuple[str, list[str]]:
     return "below", [below, *told, flips]
 
 
-def _ratio_lines(found: Edge) -> list[str]:
+def _ratio_lines(edge: Edge) -> list[str]:
     """The range of η over its threshold, at the checkpoints at which it is known."""
-    low, high = found.ratio.T
+    low, high = edge.ratio.T
     known = np.isfinite(low) & np.isfinite(high)
     if not np.any(known):
-        return _reasons(found)[:1]
+        return _reasons(edge)[:1]
     least, most = np.argmin(np.where(known, low, np.inf)), np.argmax(np.where(known, high, -np.inf))
-    name = "η / η_ms" if found.batches.is_threshold else "η / η_ms (a reference)"
+    name = "η / η_ms" if edge.batches.is_threshold else "η / η_ms (a reference)"
     return [
-        f"{name} from {_interval(low[least], high[least])} at step {found.steps[least]} to "
-        f"{_interval(low[most], high[most])} at step {found.steps[most]}, at "
-        f"{counted(int(np.sum(known)), 'checkpoint')}; {found.batches}"
+        f"{name} from {_interval(low[least], high[least])} at step {edge.steps[least]} to "
+        f"{_interval(low[most], high[most])} at step {edge.steps[most]}, at "
+        f"{counted(int(np.sum(known)), 'checkpoint')}; {edge.batches}"
     ]
 
 
-def _undecided(found: Edge, sides: np.ndarray) -> Iterable[str]:
-    """Why it cannot be told that a run was stable which was not seen to be unstable."""
-    epochs = found.batches.own and found.batches.sampling == "epochs"
-    if not found.batches.is_threshold and not (epochs and np.any(sides)):
-        yield found.batches.why_reference
+def _undecided(edge: Edge, sides: np.ndarray) -> Iterable[str]:
+    """Why a run that was not seen to be unstable cannot be called stable."""
+    epochs = edge.batches.own and edge.batches.sampling == EPOCHS
+    if not edge.batches.is_threshold and not (epochs and np.any(sides)):
+        yield edge.batches.why_reference
         return
-    if found.source.status == "diverged":
+    if edge.source.status == "diverged":
         yield "the run diverged, though it was not seen to be unstable at these checkpoints"
-    elif found.source.status == "running":
+    elif edge.source.status == "running":
         yield "the run is still being written, or its writer was killed"
     if np.any(sides == 0):
-        steps = found.steps[sides == 0]
+        steps = edge.steps[sides == 0]
         yield (f"on neither side at {counted(len(steps), 'checkpoint')}, first at step {steps[0]}")
-    yield from _contradicted(found)
-    missing = found.span[1] - found.span[0] + 1 - len(found.points)
+    yield from _contradicted(edge)
+    missing = edge.span[1] - edge.span[0] + 1 - len(edge.points)
     if missing > 0:
         yield (
             f"nothing is known of the {counted(missing, 'step')} that are no checkpoints, or were "

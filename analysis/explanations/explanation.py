@@ -52,7 +52,7 @@ from dlf_dynamics.run import Run
 from dlf_dynamics.shown import Shown
 from dlf_dynamics.source import Source
 
-STAGES = 4
+_STAGES = 4
 """Stages of an explanation, for the progress bar: mode, surroundings, pieces, multipliers."""
 
 _SEGMENT = 25
@@ -63,7 +63,7 @@ Kept = TypeVar("Kept")
 
 @dataclass(frozen=True)
 class Explanation:
-    """One step; -1 and NaN stand for what there is not, or could not be told.
+    """One step; -1 and NaN stand for what does not exist or is not known.
 
     Attributes:
         step: the explained one, t.
@@ -81,15 +81,15 @@ class Explanation:
         amplitude: ‖θ_t - c_t‖, the distance from the centre.
         drift: ‖θ_(t+1) - θ_(t-1)‖ / 2.
         projection: projection of θ_t - c_t on the mode, without its sign.
-        origin: where crossings and oscillations are from, in words.
-        first_looked: first step at which was looked for these.
-        last_looked: last one.
-        unwatched: why no oscillations are told; empty where they are.
+        origin: source of crossings and oscillations, in words.
+        first_looked: first step at which these were looked for.
+        last_looked: last such step.
+        unwatched: why oscillations were not looked for; empty where they were.
         crossings: where the centres crossed the threshold.
         events: oscillations.
         pieces: gates that flip, and what they do.
         multipliers: multipliers of the updates from the step on.
-        not_told: what could not be told, and why, a line each.
+        not_told: what is not known, and why, a line each.
         note: how closely the replay met the checkpoints.
         around: the steps around it.
     """
@@ -158,7 +158,7 @@ class Explanations(Shown):
         raise ConfigError(f"step {step} is not explained; expected one of {known}")
 
 
-def step_of(run: Run, config: ExplainConfig) -> int:
+def _step_of(run: Run, config: ExplainConfig) -> int:
     """The step that is explained.
 
     Raises:
@@ -183,6 +183,12 @@ def step_of(run: Run, config: ExplainConfig) -> int:
     return step
 
 
+def units(run: Run, config: ExplainConfig) -> int:
+    """Units of progress of `explain`: its stages."""
+    _step_of(run, config)
+    return _STAGES
+
+
 def explain(
     run: Run,
     config: ExplainConfig | None = None,
@@ -190,29 +196,29 @@ def explain(
     parts: Parts | None = None,
     progress: Callable[[int], None] = lambda stage: None,
 ) -> Explanations:
-    """Why a run did what it did at one step, from its file and a replay of some steps.
+    """Explains why a run did what it did at one step, from its file and a replay of some steps.
 
     Args:
         run: a recorded run.
         config: which step, and how.
         parts: where finished parts are kept, so that an interrupted analysis goes on.
-        progress: told how many of the `STAGES` are done.
+        progress: told how many of the four stages are done.
 
     Raises:
         ConfigError: when the run has no such step, or its steps cannot be made again.
     """
     config = ExplainConfig() if config is None else config
     parts = Parts(None) if parts is None else parts
-    step, replay, solver = step_of(run, config), Replay(run), _solver(run, config)
+    step, replay, solver = _step_of(run, config), Replay(run), _solver(run, config)
     (here,) = replay.points(np.array([step]))
     mode = _kept(parts, f"mode-{step}", Mode, lambda: mode_of(run, solver, here))
     progress(1)
-    found = known_around(run, step, config)
-    found = found or look_around(replay, solver, step, config, parts)
+    surroundings = known_around(run, step, config)
+    surroundings = surroundings or look_around(replay, solver, step, config, parts)
     progress(2)
     period = 0
-    if not found.unwatched:
-        period = int(found.motion.periods[step - int(found.motion.steps[0])])
+    if not surroundings.unwatched:
+        period = int(surroundings.motion.periods[step - int(surroundings.motion.steps[0])])
     told = _of_updates(replay, solver, mode, step, period, parts, progress)
     one = Explanation(
         step=step,
@@ -224,12 +230,12 @@ def explain(
         period=period,
         **told,
         **_of_threshold(run, step, mode),
-        **_of_motion(found, step),
+        **_of_motion(surroundings, step),
         projection=abs(float((here.params - mode.centre) @ unit(mode))),
-        around=around_of(replay, found, step, config.window, unit(mode)),
+        around=around_of(replay, surroundings, step, config.window, unit(mode)),
         note=replay.note,
     )
-    progress(STAGES)
+    progress(_STAGES)
     return Explanations(run.source, config, [one])
 
 
@@ -239,7 +245,7 @@ def _kept(parts: Parts, name: str, kind: type[Kept], make: Callable[[], Kept]) -
 
 
 def _solver(run: Run, config: ExplainConfig) -> Solver:
-    """For the largest eigenvalues, at all steps that are looked at by one program."""
+    """The solver for the largest eigenvalues, one compiled program for all steps."""
     settings = SpectrumConfig(
         k=config.k, tol=config.tol, max_matvecs=config.max_matvecs, seed=config.seed
     )
@@ -255,7 +261,7 @@ def _of_updates(
     parts: Parts,
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Pieces and multipliers of the updates from the step on, and why something is not told."""
+    """Pieces and multipliers of the updates from the step on, and why something is missing."""
     run = replay.run
     missing = _why_not(run, solver, mode)
     pieces, multipliers = NO_PIECES, NO_MULTIPLIERS
@@ -289,20 +295,23 @@ def _of_threshold(run: Run, step: int, mode: Mode) -> dict[str, Any]:
     return {"label": threshold.label(), "threshold": limit, "growth": growth}
 
 
-def _of_motion(found: Surroundings, step: int) -> dict[str, Any]:
-    """What the motion tells of the step, and where that is from."""
-    motion, row = found.motion, step - int(found.motion.steps[0])
+def _of_motion(surroundings: Surroundings, step: int) -> dict[str, Any]:
+    """What the motion shows of the step, and where that comes from."""
+    motion, row = surroundings.motion, step - int(surroundings.motion.steps[0])
     names = ("update_cosine", "amplitude", "drift")
     return {
         **{name: float(getattr(motion, name)[row]) for name in names},
-        **{name: getattr(found, name) for name in ("origin", "unwatched", "crossings", "events")},
+        **{
+            name: getattr(surroundings, name)
+            for name in ("origin", "unwatched", "crossings", "events")
+        },
         "first_looked": int(motion.steps[0]),
         "last_looked": int(motion.steps[-1]),
     }
 
 
 def _why_not(run: Run, solver: Solver, mode: Mode) -> list[str]:
-    """Why pieces and multipliers cannot be told; empty where they can."""
+    """Why pieces and multipliers cannot be computed; empty where they can."""
     if not np.all(np.isfinite(mode.vector)):
         return ["pieces and multipliers: the mode is not known"]
     if run.dynamics.batch_size is not None:
@@ -313,7 +322,7 @@ def _why_not(run: Run, solver: Solver, mode: Mode) -> list[str]:
 
 
 def _left_out(run: Run, multipliers: Multipliers) -> list[str]:
-    """What of them is not told all the same, and why."""
+    """What is missing from them nevertheless, and why."""
     missing = [f"multipliers: {multipliers.reason}"] if multipliers.reason else []
     if run.kinks and gated_model(run) is None:
         missing.append("gates that flip: of the network of a recorded run they are not known")
@@ -329,34 +338,16 @@ def _pieces(run: Run, solver: Solver, mode: Mode, points: list[FlatState]) -> Pi
     )
 
 
-def added(before: Explanations | None, found: Explanations) -> Explanations:
-    """What was found, with the other steps that were explained before of the same state."""
-    if before is None or before.source != found.source:
-        return found
-    new = {one.step for one in found.explanations}
+def added(before: Explanations | None, explanations: Explanations) -> Explanations:
+    """The explanations together with those on file of other steps of the same state."""
+    if before is None or before.source != explanations.source:
+        return explanations
+    new = {one.step for one in explanations.explanations}
     kept = [one for one in before.explanations if one.step not in new]
-    whole = sorted([*kept, *found.explanations], key=lambda one: one.step)
-    return dataclasses.replace(found, explanations=whole)
-
-
-def save_explanations(found: Explanations, path: Path) -> None:
-    """Writes the result file.
-
-    Raises:
-        FileError: when it cannot be written.
-    """
-    resultfile.save(path, "explain", found)
+    whole = sorted([*kept, *explanations.explanations], key=lambda one: one.step)
+    return dataclasses.replace(explanations, explanations=whole)
 
 
 def load_explanations(path: str | Path, run: Run | None = None) -> Explanations:
-    """Reads a result file.
-
-    Args:
-        path: name of the file.
-        run: the run that it must be of, in its present state; none takes any.
-
-    Raises:
-        FileError: when it cannot be read or is damaged.
-        StaleError: when it is of another run, or of a state that the run is no longer in.
-    """
+    """Reads a result file of `dlf-dynamics explain`; parameters as of `load_spectrum`."""
     return resultfile.load(path, "explain", Explanations, run)

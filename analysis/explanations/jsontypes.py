@@ -30,14 +30,14 @@ class ExplanationDict(TypedDict):
         curvature: curvature along the mode.
         layers: shares of the mode by parameters.
         classes: parts of that curvature by class.
-        period: 2, 4 or 8; -1 irregular; 0 not oscillating, or not told.
+        period: 2, 4 or 8; -1 irregular; 0 not oscillating, or not known.
         update_cosine: cosine of the updates after and before the step.
         amplitude: distance of the iterate from its centre.
         projection: what of it is along the mode.
         drift: step of the motion that does not alternate.
-        origin: where crossings and oscillations are from.
+        origin: source of crossings and oscillations.
         looked: first and last step in which was looked for these.
-        unwatched: why no oscillations are told; empty where they are.
+        unwatched: why oscillations were not looked for; empty where they were.
         crossings: crossings of the centres, the last one before the step and the next one.
         events: the oscillation that the step lies in, else the last one before it and the next.
         kinks: operations in the loss whose derivative jumps.
@@ -90,7 +90,13 @@ class ExplanationDict(TypedDict):
 
 
 class ExplanationsDict(TypedDict):
-    """All of it; what the keys are stands in `ExplainAnalysis.keys`."""
+    """What `explain --json` prints.
+
+    Attributes:
+        run_id: id of the run
+        run: its status, last step and number of checkpoints when it was analysed
+        explanations: a list of steps: the requested one for the command, all steps of a file
+    """
 
     run_id: str
     run: State

@@ -1,4 +1,4 @@
-"""The mode of a step: on which side of the threshold, and which parameters and classes it is of."""
+"""The mode of a step: its side of the threshold, its parameters and its classes."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Mode(NamedTuple):
         centre: ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1).
         vector: direction in the parameters, of which the eigenvalue is the second derivative of the
             loss; a unit vector, but with a preconditioner.
-        curvature: that second derivative, by a pass of its own; NaN without a vector.
+        curvature: that second derivative, by a separate pass; NaN without a vector.
         classes: parts of the curvature by class; none without labels of examples.
         layers: shares of the direction by parameters.
     """
@@ -113,7 +113,7 @@ class Mode(NamedTuple):
 
 
 def mode_of(run: Run, solver: Solver, point: FlatState) -> Mode:
-    """The mode of a step, whose state it is given.
+    """The mode of a step.
 
     Args:
         run: the run.
@@ -124,9 +124,10 @@ def mode_of(run: Run, solver: Solver, point: FlatState) -> Mode:
     directions, vectors = _solved(run, solver, point)
     if not solver.curvature.preconditioned:
         sizes = np.abs(vectors @ (point.params - centre).astype(float))
-        rows = iter(sizes.tolist())
+        projections = iter(sizes.tolist())
         directions = [
-            replace(row, projection=next(rows)) if row.at == "centre" else row for row in directions
+            replace(row, projection=next(projections)) if row.at == "centre" else row
+            for row in directions
         ]
     if not 0 < np.linalg.norm(vectors[0]) < np.inf:  # of a loss that overflows
         return Mode(directions, centre, np.full_like(vectors[0], np.nan), float("nan"), [], [])
@@ -143,7 +144,7 @@ def mode_of(run: Run, solver: Solver, point: FlatState) -> Mode:
     # Without labels of examples there are no classes, and nothing has shares in nothing.
     known = parts.items() if run.num_classes and whole else ()
     classes = [ClassShare(label, value, value / whole) for label, value in known]
-    return Mode(directions, centre, along, whole, classes, layer_shares(run, along))
+    return Mode(directions, centre, along, whole, classes, _layer_shares(run, along))
 
 
 def _solved(
@@ -162,18 +163,20 @@ def _solved(
         vectors = arrays["eigenvectors"][0, POINTS.index("centre")]
         return _directions(arrays, limit[0]), vectors.astype(float)
 
-    found, vectors = solved(solver)
-    if any(_open(row) for row in _first(found)) and np.isfinite(limit[0]):
+    directions, vectors = solved(solver)
+    if any(_open(row) for row in _first(directions)) and np.isfinite(limit[0]):
         closer, tight = solved(solver.tightened(run))
         better = {
             row.at
-            for row, old in zip(_first(closer), _first(found), strict=True)
+            for row, old in zip(_first(closer), _first(directions), strict=True)
             if row.converged
             and (not old.converged or row.upper - row.lower < old.upper - old.lower)
         }
-        found = [new if new.at in better else old for new, old in zip(closer, found, strict=True)]
+        directions = [
+            new if new.at in better else old for new, old in zip(closer, directions, strict=True)
+        ]
         vectors = tight if "centre" in better else vectors
-    return found, vectors
+    return directions, vectors
 
 
 def _first(directions: list[Direction]) -> list[Direction]:
@@ -186,25 +189,27 @@ def _open(row: Direction) -> bool:
 
 
 def _directions(arrays: dict[str, Any], limit: float) -> list[Direction]:
-    found = []
-    for place, at in enumerate(POINTS):
-        fine = arrays["status"][0, place] == CONVERGED
-        intervals = arrays["intervals"][0, place]
+    directions = []
+    for point, at in enumerate(POINTS):
+        fine = arrays["status"][0, point] == CONVERGED
+        intervals = arrays["intervals"][0, point]
         side = sides(intervals, fine, np.full(len(fine), limit))
-        columns = arrays["eigenvalues"][0, place], *intervals.T, arrays["residuals"][0, place]
-        found += [
+        columns = arrays["eigenvalues"][0, point], *intervals.T, arrays["residuals"][0, point]
+        directions += [
             Direction(at, *map(float, row), bool(sure), int(where), float("nan"))  # type: ignore[reportCallIssue]
             for row, sure, where in zip(zip(*columns, strict=True), fine, side, strict=True)
         ]
-    return found
+    return directions
 
 
 @partial(jax.jit, static_argnames="batch_size")
 def _unscaled(dynamics: Dynamics, state: State, vector: Array, *, batch_size: int | None) -> Array:
     """P^-1/2 u: the direction in the parameters of an eigenvector of P^-1/2 H P^-1/2."""
     problem = dynamics.problem_at(state.step)
-    slope = gradient(problem, state.params, state.step, batch_size=batch_size)
-    return vector * jax.lax.rsqrt(preconditioner(dynamics.update, state.optimizer_state, slope))
+    batch_gradient = gradient(problem, state.params, state.step, batch_size=batch_size)
+    return vector * jax.lax.rsqrt(
+        preconditioner(dynamics.update, state.optimizer_state, batch_gradient)
+    )
 
 
 def _class_parts(
@@ -258,30 +263,28 @@ def _second(function: Any, params: Array, vector: Array) -> Array:
     return jax.jvp(first, (params,), (vector,))[1]
 
 
-def layer_shares(run: Run, vector: Float[np.ndarray, " params"]) -> list[LayerShare]:
+def _layer_shares(run: Run, vector: Float[np.ndarray, " params"]) -> list[LayerShare]:
     """Shares of a direction by leaf of the parameters, in their order; they sum to 1."""
     squares = vector**2 / np.sum(vector**2)
     leaves, _ = jax.tree_util.tree_flatten_with_path(run.unravel(np.zeros(run.num_params)))
-    found, start = [], 0
+    shares, start = [], 0
     for path, leaf in leaves:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if isinstance(run, TrainedRun):
             layer, kind = name.split("/")
             name = f"{_KINDS[int(kind)]} of layer {int(layer) + 1}"
-        found.append(LayerShare(name or "parameters", float(np.sum(squares[start:][: leaf.size]))))
+        shares.append(LayerShare(name or "parameters", float(np.sum(squares[start:][: leaf.size]))))
         start += leaf.size
-    return found
+    return shares
 
 
-def count_above(
-    directions: list[Direction], at: str = "centre", *, size: int | None = None
-) -> tuple[int, bool]:
-    """How many directions are surely above the threshold, and whether more may be.
+def count_above(directions: list[Direction], *, size: int | None = None) -> tuple[int, bool]:
+    """How many directions at the centre are surely above the threshold, and whether more may be.
 
     There are no more than the size, the number of parameters.
     """
-    mine = [row for row in directions if row.at == at]
-    above = next((place for place, row in enumerate(mine) if row.side <= 0), len(mine))
+    mine = [row for row in directions if row.at == "centre"]
+    above = next((number for number, row in enumerate(mine) if row.side <= 0), len(mine))
     if above == len(mine):
         return above, above != size
     return above, mine[above].side == 0

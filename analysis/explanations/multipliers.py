@@ -14,10 +14,10 @@ from dlf_dynamics.analysis.linalg.arnoldi import KrylovSpace, Product, random_st
 from dlf_dynamics.analysis.spectra.replay import Replay
 
 _PRODUCTS = 60
-"""Of Arnoldi's method."""
+"""Products of Arnoldi's method."""
 
 _SHOWN = 3
-"""Multipliers that are told at most."""
+"""Largest number of multipliers that are kept."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Multiplier:
 
 
 class Multipliers(NamedTuple):
-    """Of the updates of some steps.
+    """Leading multipliers of the updates of some steps.
 
     Attributes:
         steps: number of updates.
@@ -61,7 +61,7 @@ class Multipliers(NamedTuple):
 
 
 NO_MULTIPLIERS = Multipliers(0, [], float("nan"), float("nan"))
-"""Where nothing is told of them."""
+"""The record where multipliers are not known."""
 
 
 def multipliers_over(
@@ -85,11 +85,11 @@ def multipliers_over(
     if not np.all(np.isfinite(image)):
         reason = "the Jacobian of the update is not finite"
         return Multipliers(updates, [], float("nan"), float("nan"), reason)
-    # Slow directions move by as much at each update.
-    found = _leading(product, mode, start, matrix.rounding, updates * NEUTRAL)
+    # Slow directions move by about as much at each update.
+    multipliers = _leading(product, mode, start, matrix.rounding, updates * NEUTRAL)
     along, stretch = float(start @ image), float(np.linalg.norm(image[: len(mode)]))
-    reason = "" if found else "none apart from +1 converged"
-    return Multipliers(updates, found, along, stretch, reason)
+    reason = "" if multipliers else "none apart from +1 converged"
+    return Multipliers(updates, multipliers, along, stretch, reason)
 
 
 def _leading(
@@ -100,32 +100,32 @@ def _leading(
     neutral: float,
 ) -> list[Multiplier]:
     """Converged multipliers apart from +1, by one Arnoldi pass; residuals from fresh products."""
-    # Something random besides the mode, so that nothing is left out by symmetry.
+    # A random vector is added to the mode, so that symmetry excludes no direction.
     drawn = random_start(len(start))
     space = KrylovSpace(product, start + drawn / np.linalg.norm(drawn), _PRODUCTS, 10 * rounding)
     while not space.full:
         space.extend()
     ritz = space.ritz()
-    vectors = lambda place: ritz.coefficients[place] @ space.basis  # noqa: E731
-    # Of a conjugate pair one is enough.
+    vectors = lambda index: ritz.coefficients[index] @ space.basis  # noqa: E731
+    # One of each conjugate pair is enough.
     apart = (np.abs(ritz.values - 1) > neutral) & (np.imag(ritz.values) >= 0)
-    order = [int(place) for place in np.argsort(-np.abs(ritz.values)) if apart[place]]
-    overlaps = {place: _overlap(mode, vectors(place)) for place in order}
-    closest = max(order, key=lambda place: overlaps[place], default=None)
-    found: list[Multiplier] = []
-    for place in [*order, *([] if closest is None else [closest])]:
-        if len(found) >= _SHOWN and place != closest:
+    order = [int(index) for index in np.argsort(-np.abs(ritz.values)) if apart[index]]
+    overlaps = {index: _overlap(mode, vectors(index)) for index in order}
+    closest = max(order, key=lambda index: overlaps[index], default=None)
+    multipliers: list[Multiplier] = []
+    for index in [*order, *([] if closest is None else [closest])]:
+        if len(multipliers) >= _SHOWN and index != closest:
             continue
-        value = complex(ritz.values.item(place))
-        residual = _residual(product, value, vectors(place))
+        value = complex(ritz.values.item(index))
+        residual = _residual(product, value, vectors(index))
         if residual <= rounding**0.4 * max(abs(value), 1.0):
-            one = Multiplier(value.real, value.imag, abs(value), residual, overlaps[place])
-            found += [] if one in found else [one]
-    return found
+            one = Multiplier(value.real, value.imag, abs(value), residual, overlaps[index])
+            multipliers += [] if one in multipliers else [one]
+    return multipliers
 
 
 def _overlap(mode: np.ndarray, vector: np.ndarray) -> float:
-    """What of a vector's part in the parameters is along the mode."""
+    """Overlap of a vector's part in the parameters with the mode."""
     mine = vector[: len(mode)]
     return float(abs(mode @ mine) / max(float(np.linalg.norm(mine)), np.finfo(float).tiny))
 

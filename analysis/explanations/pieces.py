@@ -32,8 +32,8 @@ class GateFlips:
     Attributes:
         layer: number of the layer, from 1.
         gates: number of its gates.
-        next_step: how many are another way at θ_(t+1) than at θ_t.
-        over_period: how many are another way after the steps of the period.
+        next_step: number of gates that differ between θ_t and θ_(t+1).
+        over_period: number of gates that differ after the steps of the period.
     """
 
     layer: int
@@ -55,7 +55,7 @@ class GradientChange:
         about: where the gradient is linearised, the `iterate` θ_t or the `centre`.
         linear: share of the linearised gradient, H (θ_(t+1) - θ_t), within the piece there.
         within: what the loss bends further within this piece.
-        pieces: share of the gates that are another way; NaN where the gates are not known, or there
+        pieces: share of the gates that flip; NaN where the gates are not known, or there
             are none.
         left: norm of what the linearised gradient does not explain, as a part of the change.
         linear_curvature: curvature of the linear part along the step.
@@ -94,7 +94,7 @@ class Pieces(NamedTuple):
 
 
 NO_PIECES = Pieces([], [], float("nan"), float("nan"), np.zeros(0))
-"""Where nothing is told of them."""
+"""The record where pieces are not known."""
 
 
 def gated_model(run: Run) -> Model | None:
@@ -120,7 +120,7 @@ def pieces_between(
         step: t, for the weights of the loss.
         iterates: θ_t, θ_(t+1), ..., over the steps of the period, and one after.
         centre: centre of the step.
-        mode: direction v in the parameters, as long as its curvature is to be told.
+        mode: direction v in the parameters, of the length for which vᵀHv is wanted.
         precise: whether to compute in float64, whatever the run's type.
     """
     model, wide = gated_model(run), Wide(run, needed=precise)
@@ -133,13 +133,13 @@ def pieces_between(
         held = jnp.zeros((len(points), 0, 0), bool)
         if model is not None:
             held = _gates(problem, points, model=model, layout=layout)
-        found = _derivatives(
+        derivatives = _derivatives(
             problem, points, held, way, jnp.int32(step), model=model, layout=layout
         )
-        slopes, bent, curved, between = (np.asarray(part, float) for part in found)
+        gradients, bent, curved, between = (np.asarray(part, float) for part in derivatives)
     flips = [] if model is None else _flips(run, model, np.asarray(held[:-1]))
     move = np.asarray(iterates[1], float) - np.asarray(iterates[0], float)
-    changes = [_change(*part, move, known=model is not None) for part in _parts(slopes, bent)]
+    changes = [_change(*part, move, known=model is not None) for part in _parts(gradients, bent)]
     before, after = between if model is not None else (float("nan"),) * 2
     return Pieces(flips, changes, float(before), float(after), curved)
 
@@ -170,7 +170,7 @@ def _derivatives(
 ) -> tuple[Array, Array, Array, Array]:
     """Gradients, products with Hessians and curvatures along the mode, each with some gates held.
 
-    Places: 0 is θ_t, 1 is θ_(t+1), the last one the centre.
+    Point 0 is θ_t, 1 is θ_(t+1), the last one the centre.
     """
 
     def objective(params: Array, gates: Array) -> Array:
@@ -179,19 +179,19 @@ def _derivatives(
         piece = partial(_piece, model, layout, gates)
         return replace(problem, apply=piece).objective(params, step)
 
-    slope = jax.grad(objective)
+    gradient = jax.grad(objective)
 
-    def slope_at(places: tuple[Array, Array]) -> Array:
-        return slope(points[places[0]], held[places[1]])
+    def gradient_at(pair: tuple[Array, Array]) -> Array:
+        return gradient(points[pair[0]], held[pair[1]])
 
     def bent_at(given: tuple[Array, Array, Array]) -> Array:
         at, gates, way = given
-        return jax.jvp(lambda p: slope(p, held[gates]), (points[at],), (way,))[1]
+        return jax.jvp(lambda p: gradient(p, held[gates]), (points[at],), (way,))[1]
 
     last = len(points) - 1
     # At θ_t and θ_(t+1) with their own gates, with those of θ_t, and with those of the centre.
     pairs = jnp.array([(0, 0), (1, 1), (1, 0), (0, last), (1, last)])
-    slopes = jax.lax.map(slope_at, (pairs[:, 0], pairs[:, 1]))
+    gradients = jax.lax.map(gradient_at, (pairs[:, 0], pairs[:, 1]))
     move = points[1] - points[0]
     own = jnp.arange(last)
     at = jnp.concatenate([jnp.array([0, last, last, last]), own])
@@ -199,14 +199,14 @@ def _derivatives(
     ways = jnp.stack([move, move, *[mode] * (2 + last)])
     bent = jax.lax.map(bent_at, (at, gates, ways))
     curved = bent[2:] @ mode
-    return slopes, bent[:2], curved[2:], curved[:2]
+    return gradients, bent[:2], curved[2:], curved[:2]
 
 
 def _parts(
-    slopes: np.ndarray, bent: np.ndarray
+    gradients: np.ndarray, bent: np.ndarray
 ) -> list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-    """Of each linearisation the whole change of the gradient, the linear part, and that within."""
-    before, after, after_there, before_centre, after_centre = slopes
+    """The whole change of the gradient, the linear part and that within, by linearisation."""
+    before, after, after_there, before_centre, after_centre = gradients
     whole = after - before
     return [
         ("iterate", whole, bent[0], after_there - before - bent[0]),
@@ -232,7 +232,7 @@ def _change(
     for part in (linear, within, whole - linear - within):
         shares.append(float(part @ whole) / size)
         curvatures.append(float(part @ move) / length)
-    if not known:  # a smooth network has one piece, and of others they are not told apart
+    if not known:  # a smooth network has one piece; elsewhere the parts are not known separately
         shares[2] = curvatures[2] = float("nan")
     secant = float(whole @ move) / length
     return GradientChange(about, *(*shares, left, *curvatures, secant))
@@ -241,13 +241,13 @@ def _change(
 def _flips(
     run: Run, model: Model, held: Bool[np.ndarray, "phases examples units"]
 ) -> list[GateFlips]:
-    """By hidden layer, whose units follow each other."""
+    """Gates that flip, by hidden layer, whose units follow each other."""
     shape = run.problem.inputs.shape[1:]
     sizes = model.layer_sizes(shape, 1)
-    found, start = [], 0
+    flips, start = [], 0
     for number, (_, units) in enumerate(sizes[:-1], start=1):
         mine = held[:, :, start : start + units]
         start += units
-        changed = [int(np.sum(mine[0] != mine[place])) for place in (1, -1)]
-        found.append(GateFlips(number, mine[0].size, *changed))
-    return found
+        changed = [int(np.sum(mine[0] != mine[phase])) for phase in (1, -1)]
+        flips.append(GateFlips(number, mine[0].size, *changed))
+    return flips

@@ -14,14 +14,14 @@ from dlf_dynamics.analysis.report.content import Panel, Part, Series, Table, tol
 from dlf_dynamics.analysis.style import COLOURS
 
 
-def explanation_part(found: Explanations, results: Sequence[str | RichTable]) -> Part:
+def explanation_part(explanations: Explanations, results: Sequence[str | RichTable]) -> Part:
     """The paragraphs, a table whose rows lead to the steps, and the projections around them.
 
     Args:
-        found: what was found.
+        explanations: the explained steps.
         results: what a person reads of it.
     """
-    steps = found.explanations
+    steps = explanations.explanations
     table = Table(
         title="Explained steps",
         columns=["step", "in short"],

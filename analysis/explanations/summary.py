@@ -10,13 +10,13 @@ from dlf_dynamics.analysis.explanations.mode import count_above
 from dlf_dynamics.jsontypes import finite
 
 
-def as_dict(found: Explanations) -> dict[str, Any]:
+def as_dict(explanations: Explanations) -> dict[str, Any]:
     """Every step with its paragraph, JSON-ready; what is unknown becomes null."""
     return finite(
         {
-            "run_id": found.source.run_id,
-            "run": found.source.state,
-            "explanations": [_of_step(one) for one in found.explanations],
+            "run_id": explanations.source.run_id,
+            "run": explanations.source.state,
+            "explanations": [_of_step(one) for one in explanations.explanations],
         }
     )
 
@@ -60,8 +60,8 @@ def _rows(table: list[Any]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(row) for row in table]
 
 
-def lines(found: Explanations) -> list[str]:
+def lines(explanations: Explanations) -> list[str]:
     """The paragraph of each step, and what all of it rests on."""
-    told = [one.paragraph for one in found.explanations]
-    notes = dict.fromkeys(one.note for one in found.explanations)
-    return [*told, *notes, *found.source.caution]
+    told = [one.paragraph for one in explanations.explanations]
+    notes = dict.fromkeys(one.note for one in explanations.explanations)
+    return [*told, *notes, *explanations.source.caution]

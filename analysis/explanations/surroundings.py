@@ -38,7 +38,7 @@ from dlf_dynamics.run import Run
 
 @dataclass(frozen=True)
 class Event:
-    """An oscillation near the step; -1 and NaN stand for what there is not, or is not known.
+    """An oscillation near the step; -1 and NaN stand for what does not exist or is not known.
 
     Attributes:
         onset: first oscillating step.
@@ -74,7 +74,7 @@ class Around:
     """The steps around the explained one.
 
     Attributes:
-        steps: consecutive ones.
+        steps: consecutive steps.
         loss: F(θ_t, t), on the examples of the step.
         update_cosine: cosine of the updates θ_(t+1) - θ_t and θ_t - θ_(t-1).
         periods: periods of the oscillation at each; see `periods_of_iterates`.
@@ -103,12 +103,12 @@ class Surroundings(NamedTuple):
     """What is known around a step.
 
     Attributes:
-        origin: where it is from, in words.
+        origin: source of it, in words.
         motion: what the run does at the steps that were looked at.
         thresholds: thresholds at the steps whose curvature was.
         crossings: crossings at the centres, the last one before the step and the next one.
         events: the oscillation that the step lies in, else the last one before it and the next.
-        unwatched: why no oscillations are told; empty where they are.
+        unwatched: why oscillations were not looked for; empty where they were.
     """
 
     origin: str
@@ -119,55 +119,63 @@ class Surroundings(NamedTuple):
     unwatched: str
 
 
-def span_around(replay: Replay, step: int, reach: int) -> tuple[int, int]:
+def _span_around(replay: Replay, step: int, reach: int) -> tuple[int, int]:
     """First step around one, and the step after the last; within those that have a centre."""
     first = max(int(replay.run.checkpoint_steps[0]), step - reach)
     return first, min(step + reach + 1, replay.last)
 
 
 def known_around(run: Run, step: int, config: ExplainConfig) -> Surroundings | None:
-    """From RUN.bifurcations.h5, if that is of this run as it is now, and of the steps shown."""
+    """Reads RUN.bifurcations.h5, if it matches the run as it is now and covers the steps shown."""
     analysis = analysis_named("bifurcations")
     path = analysis.path(run.path)
     if not path.exists():
         return None
     try:
-        found: Bifurcations = analysis.load(path, run)
+        bifurcations: Bifurcations = analysis.load(path, run)
     except FileError:  # of an earlier state, damaged, or of another format: computed instead
         return None
-    first, stop = span_around(Replay(run), step, config.window)
-    steps = found.motion.steps
+    first, stop = _span_around(Replay(run), step, config.window)
+    steps = bifurcations.motion.steps
     if steps[0] > first or steps[-1] < stop - 1:
         return None
     events = [
-        _event(each, _cut(found.motion, each.onset, each.end))
-        for each in _nearest(found.instabilities, step)
+        _event(each, _cut(bifurcations.motion, each.onset, each.end))
+        for each in _nearest(bifurcations.instabilities, step)
     ]
-    near = _passed(found.crossings, step)
-    return Surroundings(path.name, found.motion, found.thresholds, near, events, found.unwatched)
+    near = _passed(bifurcations.crossings, step)
+    return Surroundings(
+        path.name,
+        bifurcations.motion,
+        bifurcations.thresholds,
+        near,
+        events,
+        bifurcations.unwatched,
+    )
 
 
 def look_around(
     replay: Replay, solver: Solver, step: int, config: ExplainConfig, parts: Parts
 ) -> Surroundings:
-    """From steps that are replayed, in parts.
+    """Replays the steps around one, in parts, and describes them.
 
     Args:
         replay: the run's steps, made again.
         solver: how the largest eigenvalues are found.
-        step: the one around which it is looked.
-        config: how far, and how often.
+        step: step in the middle.
+        config: how far to look, and at which steps.
         parts: where finished parts are kept.
     """
     run = replay.run
-    start, stop = span_around(replay, step, max(config.reach, config.window))
+    start, stop = _span_around(replay, step, max(config.reach, config.window))
     length = max(int(0.95 * replay.length) // config.every, 1) * config.every
-    looked_at = np.arange(-(-max(start, 1) // config.every) * config.every, stop, config.every)
-    looked_at = np.union1d(looked_at, [max(start, 1), stop - 1])
+    sampled_steps = np.arange(-(-max(start, 1) // config.every) * config.every, stop, config.every)
+    sampled_steps = np.union1d(sampled_steps, [max(start, 1), stop - 1])
     edges = [start, *range(start + length - config.every // 2, stop - 1, length), stop]
     pieces = []
     for first, last in pairwise(edges):
-        inside = looked_at[(looked_at >= first) & (looked_at < last)].tolist() or [last - 1]
+        within = (sampled_steps >= first) & (sampled_steps < last)
+        inside = sampled_steps[within].tolist() or [last - 1]
 
         def piece(first: int = first, last: int = last, inside: list[int] = inside) -> Arrays:
             made = follow(replay, solver, first, last, inside)._asdict()
@@ -203,11 +211,11 @@ def _told(
     if run.dynamics.batch_size is not None:
         return Surroundings(origin, motion, limits, near, [], BATCH_NOISE)
     windows = find_oscillations(motion.steps, motion.loss, motion.update_cosine)
-    events, whole = [], recorded_oscillations(run)
+    events, whole = [], _recorded_oscillations(run)
     for window in _nearest(join_crossings(windows, crossings), step):
         cut = _cut(motion, window.onset, window.end)
         event = Event(window.onset, window.end, *cut, crossed=window.crossed)
-        if not run.kinks:  # what else is told of it is the theory of smooth maps
+        if not run.kinks:  # the rest is theory of smooth maps
             how = BifurcationConfig(seed=config.seed, tol=config.tol)
             make = lambda w=window, how=how: encode_table(  # noqa: E731
                 Instability, [describe(replay, solver, how, motion, w, crossings)[0]]
@@ -216,14 +224,14 @@ def _told(
             (known,) = parts.get_or_make(f"event-{step}-{window.onset}", make, parse)
             event = _event(known, cut)
         events.append(_completed(event, whole))
-    found = _nearest(_beyond(events, whole, motion), step)
+    shown = _nearest(_beyond(events, whole, motion), step)
     if whole:
         origin += ", beyond them recorded rows"
-    return Surroundings(origin, motion, limits, near, found, "")
+    return Surroundings(origin, motion, limits, near, shown, "")
 
 
-def recorded_oscillations(run: Run) -> list[Oscillation]:
-    """Of the whole run, from the recorded rows; none where the cosines were not recorded."""
+def _recorded_oscillations(run: Run) -> list[Oscillation]:
+    """Oscillations of the whole run by its recorded rows; none without recorded cosines."""
     if run.dynamics.batch_size is not None or not len(run.steps):
         return []
     cosine = run.scalars["update_cosine"]
@@ -232,11 +240,11 @@ def recorded_oscillations(run: Run) -> list[Oscillation]:
     return find_oscillations(run.steps, run.scalars["loss"], cosine)
 
 
-def _event(found: Instability, cut: tuple[bool, bool, bool]) -> Event:
+def _event(instability: Instability, cut: tuple[bool, bool, bool]) -> Event:
     names = ("crossed", "returned", "predicted_lag", "settled")
     sizes = ("amplitude", "flip_amplitude", "rod_amplitude")
-    told = {name: getattr(found, name) for name in (*names, *sizes)}
-    return Event(found.onset, found.end, *cut, **told)
+    told = {name: getattr(instability, name) for name in (*names, *sizes)}
+    return Event(instability.onset, instability.end, *cut, **told)
 
 
 def _cut(motion: Motion, onset: int, end: int) -> tuple[bool, bool, bool]:
@@ -252,7 +260,7 @@ _CLOSE = 50
 
 
 def _completed(event: Event, whole: list[Oscillation]) -> Event:
-    """With onset and end as the recorded rows tell them, where they were not looked at."""
+    """Takes onset and end from the recorded rows where they lie beyond the steps looked at."""
     mine = [w for w in whole if w.onset <= event.end and w.end >= event.onset]
     if len(mine) != 1:
         return event
@@ -264,7 +272,7 @@ def _completed(event: Event, whole: list[Oscillation]) -> Event:
 
 
 def _beyond(events: list[Event], whole: list[Oscillation], motion: Motion) -> list[Event]:
-    """With the oscillations of the recorded rows before and after what was looked at."""
+    """Adds the oscillations of the recorded rows before and after the steps looked at."""
     first, last = int(motion.steps[0]), int(motion.steps[-1])
     before = [Event(w.onset, w.end) for w in whole if w.end < first][-1:]
     after = [Event(w.onset, w.end) for w in whole if w.onset > last][:1]
@@ -290,7 +298,7 @@ def _nearest(windows: list[Window], step: int) -> list[Window]:
 
 def around_of(
     replay: Replay,
-    found: Surroundings,
+    surroundings: Surroundings,
     step: int,
     window: int,
     direction: Float[np.ndarray, " params"],
@@ -299,29 +307,29 @@ def around_of(
 
     Args:
         replay: the run's steps, made again.
-        found: what is known around the step.
+        surroundings: what is known around the step.
         step: the explained one.
         window: steps before and after it.
         direction: unit mode.
     """
-    start, stop = span_around(replay, step, window)
-    motion = found.motion
-    rows = slice(start - int(motion.steps[0]), stop - int(motion.steps[0]))
-    looked = (motion.looked_at >= start) & (motion.looked_at < stop)
+    start, stop = _span_around(replay, step, window)
+    motion = surroundings.motion
+    shown = slice(start - int(motion.steps[0]), stop - int(motion.steps[0]))
+    sampled = (motion.looked_at >= start) & (motion.looked_at < stop)
     updates = [part.previous_update @ direction for part in replay.stretches(start, stop + 1)]
     along = np.concatenate(updates).astype(float)
     projection = (along[:-1] - along[1:]) / 4
     if start == 0:
         projection[0] = np.nan  # there is no step before it
     return Around(
-        motion.steps[rows],
-        motion.loss[rows],
-        motion.update_cosine[rows],
-        motion.periods[rows],
+        motion.steps[shown],
+        motion.loss[shown],
+        motion.update_cosine[shown],
+        motion.periods[shown],
         projection,
-        motion.gate_flips[rows],
-        motion.looked_at[looked],
-        motion.values[looked],
-        motion.converged[looked],
-        found.thresholds[looked],
+        motion.gate_flips[shown],
+        motion.looked_at[sampled],
+        motion.values[sampled],
+        motion.converged[sampled],
+        surroundings.thresholds[sampled],
     )

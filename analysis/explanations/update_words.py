@@ -8,18 +8,18 @@ from dlf_dynamics.analysis.explanations.explanation import Explanation
 from dlf_dynamics.analysis.explanations.multipliers import Multiplier
 
 _OF_MODE = 0.5
-"""Overlap of an eigenvector with the mode from which its multiplier is that of the mode."""
+"""Overlap with the mode from which an eigenvector's multiplier counts as the mode's."""
 
 
-def told_of_updates(found: Explanation) -> list[str]:
-    """What gates, linearised gradients and Jacobians tell; empty sentences for nothing."""
-    told = [_gates(found)] if found.pieces.gates else []
-    told += [_change(found)] if found.pieces.changes else []
-    return [*told, _multipliers(found)]
+def told_of_updates(explanation: Explanation) -> list[str]:
+    """Sentences on gates, linearised gradients and Jacobians; empty where nothing is known."""
+    told = [_gates(explanation)] if explanation.pieces.gates else []
+    told += [_change(explanation)] if explanation.pieces.changes else []
+    return [*told, _multipliers(explanation)]
 
 
 def percent(share: float) -> str:
-    """In per cent; nearly all of it is not all of it, and a little is not nothing.
+    """The share in per cent; nearly all is not rounded to 100, nor a little to 0.
 
     >>> percent(0.12345), percent(0.0123), percent(0.9996), percent(-0.5), percent(1e-5)
     ('12 %', '1.2 %', 'more than 99.9 %', '−50 %', 'less than 0.1 %')
@@ -38,34 +38,35 @@ def _number(value: float, form: str) -> str:
     return f"−{text[1:]}" if text.startswith("-") else text
 
 
-def _gates(found: Explanation) -> str:
+def _gates(explanation: Explanation) -> str:
     """How many flip, in which layers, and the curvature along the mode across them."""
-    rows, steps = found.pieces.gates, len(found.pieces.phases) - 1
-    flips, gates = sum(row.next_step for row in rows), sum(row.gates for row in rows)
-    layers = ", ".join(f"{row.next_step:,} in layer {row.layer}" for row in rows)
+    pieces = explanation.pieces
+    by_layer, steps = pieces.gates, len(pieces.phases) - 1
+    flips, gates = sum(row.next_step for row in by_layer), sum(row.gates for row in by_layer)
+    layers = ", ".join(f"{row.next_step:,} in layer {row.layer}" for row in by_layer)
     words = f"From this step to the next {flips:,} of {gates:,} gates flip"
-    words += f" ({layers})" if len(rows) > 1 else ""
+    words += f" ({layers})" if len(by_layer) > 1 else ""
     if steps > 1:
-        away = sum(row.over_period for row in rows)
-        words += f", and after {steps} steps {away:,} are another way than at first"
+        away = sum(row.over_period for row in by_layer)
+        words += f", and after {steps} steps {away:,} differ from their state at first"
     if flips:
         words += (
-            "; with the gates of the one and of the other, the curvature along the mode at the "
-            f"centre is {found.pieces.curvature_before:.4g} and {found.pieces.curvature_after:.4g}"
+            "; with the gates of this step and of the next, the curvature along the mode at the "
+            f"centre is {pieces.curvature_before:.4g} and {pieces.curvature_after:.4g}"
         )
-    phases = ", ".join(f"{value:.3g}" for value in found.pieces.phases)
+    phases = ", ".join(f"{value:.3g}" for value in pieces.phases)
     return f"{words}. The iterates from this step on have the curvatures {phases} along it."
 
 
-def _change(found: Explanation) -> str:
+def _change(explanation: Explanation) -> str:
     """Shares of the change of the gradient, about the centre."""
-    about = {row.about: row for row in found.pieces.changes}
+    about = {row.about: row for row in explanation.pieces.changes}
     centre, iterate = about["centre"], about["iterate"]
     if not np.isfinite(centre.linear):
         return ""
     known = np.isfinite(centre.pieces)
     rest = "bends of the loss within the linear piece" if known else "what is not linear"
-    rest += " (flipping gates included)" if found.kinks and not known else ""
+    rest += " (flipping gates included)" if explanation.kinks and not known else ""
     parts = [f"{percent(centre.within)} to {rest}"]
     if known:
         parts.append(f"{percent(centre.pieces)} to gates that flip")
@@ -74,7 +75,7 @@ def _change(found: Explanation) -> str:
         f"to the linearised gradient about the centre, {' and '.join(parts)}; about the iterate "
         f"the linearised gradient explains {percent(iterate.linear)}."
     )
-    if found.period == 0:  # then the step is mostly that of the drift
+    if explanation.period == 0:  # then the step is mostly that of the drift
         return words
     curvatures = [centre.linear_curvature, centre.within_curvature, centre.pieces_curvature]
     told = " + ".join(_number(value, ".3g") for value in curvatures if np.isfinite(value))
@@ -85,9 +86,9 @@ def _change(found: Explanation) -> str:
     )
 
 
-def _multipliers(found: Explanation) -> str:
-    """Leading multipliers of the updates made, and what becomes of the mode."""
-    told, steps = found.multipliers, found.multipliers.steps
+def _multipliers(explanation: Explanation) -> str:
+    """Leading multipliers of the updates that were made, and what they do to the mode."""
+    told, steps = explanation.multipliers, explanation.multipliers.steps
     if not steps:
         return ""
     over, jacobians = f"these {steps} updates", "their Jacobians at the replayed iterates"
@@ -103,9 +104,9 @@ def _multipliers(found: Explanation) -> str:
     return "; ".join([*parts, along if parts else f"Over {over} {along}"]) + "."
 
 
-def _largest(found: list[Multiplier], steps: int) -> str:
+def _largest(multipliers: list[Multiplier], steps: int) -> str:
     """The largest multiplier outside of the unit circle, and that of the mode."""
-    first, closest = found[0], max(found, key=lambda one: one.overlap)
+    first, closest = multipliers[0], max(multipliers, key=lambda one: one.overlap)
     outside = first.modulus > 1
     words = (
         f"the largest multiplier found is {_multiplier(first, steps)}"

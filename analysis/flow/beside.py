@@ -42,10 +42,10 @@ SELF_STABILIZATION = "self-stabilization"
 EXPANSIONS = ("linear model", "quadratic model")
 
 THEORIES = (ROD, FLIP, GRADIENT_FLOW, QUASI_STATIC, SELF_STABILIZATION, *EXPANSIONS)
-"""Names of all of them, in the order in which they are told."""
+"""Names of all of them, in the order of the tables."""
 
 _NEAR = 0.25
-"""|ηλ - 2| at most where the leading order of a flip is told."""
+"""Largest |ηλ - 2| at which the leading order of a flip is used."""
 
 _KINKS = "the loss has kinks, which derivatives do not see"
 
@@ -64,7 +64,7 @@ class Predicted:
         sharpness: largest eigenvalue at the centre.
         energy: size of the oscillation, |d|².
         distance: how far its centre is from the run's.
-        message: why it says nothing, or where it ended; empty where there is nothing to say.
+        message: why it predicts nothing, or where it ended; else empty.
     """
 
     name: str
@@ -88,8 +88,9 @@ def predicted_beside(
     theories: Collection[str] = THEORIES,
     every: int = 1,
     horizon: int = HORIZON,
+    between: Callable[[], None] = lambda: None,
 ) -> list[Predicted]:
-    """What other theories say of some steps.
+    """Predictions of other theories for some steps.
 
     Two are local, of the run's own centre at each step, and of an oscillation that is there. The
     rod equation, solved from the measured deviation, is that of two states about the centre that
@@ -98,7 +99,7 @@ def predicted_beside(
     the other parameters is in the centre already, where it keeps the sharpness below the threshold;
     the coefficient with the response is for a centre without it.
 
-    The others go on from the start, and are told nothing else of the run. Gradient flow has no
+    The others go on from the start, and use nothing else of the run. Gradient flow has no
     oscillation. The quasi-static flip adds to it the amplitude √(ε/c_N) of the orbit that a flip of
     its state would have, with the response of N steps. Self-stabilization, the linear and the
     quadratic model are as in `self_stabilization` and `trained_expansion`.
@@ -116,13 +117,14 @@ def predicted_beside(
         deviations: d_t = θ_t - c_t.
         oscillating: whether the run does; the local theories say nothing where it does not. None
             means that it does wherever the deviation is not 0.
-        theories: names of those that are told, of `THEORIES`.
+        theories: names of those to evaluate, from `THEORIES`.
         every: looks between those at which the local theories, the quasi-static flip and the
-            sharpness of gradient flow are told, counted from the first.
+            sharpness of gradient flow are evaluated, counted from the first.
         horizon: N.
+        between: called between looks, so that it can raise an exception to stop the work.
 
     Raises:
-        ConfigError: when the run has mini-batches, or an optimizer of which no theory is told here.
+        ConfigError: when the run has mini-batches, or an optimizer without a theory here.
         ValueError: when the first step is not that of the start, or `every` is less than 1.
     """
     require_measurable(run)
@@ -130,19 +132,19 @@ def predicted_beside(
         raise ValueError(f"every is {every}; expected at least 1")
     if len(steps) == 0 or steps[0] != start.step:
         raise ValueError(f"the first look is not at step {start.step}, that of the start")
-    looks = _Looks(run, steps, centres, deviations)
+    looks = _Looks(run, steps, centres, deviations, between)
     solved = np.arange(len(steps)) % every == 0
     chosen = solved if oscillating is None else solved & oscillating
-    found: list[Predicted] = []
+    predictions: list[Predicted] = []
     if ROD in theories:
-        found.append(looks.local(ROD, looks.rod, chosen))
+        predictions.append(looks.local(ROD, looks.rod, chosen))
     if FLIP in theories:
-        found.append(looks.local(FLIP, looks.flip, chosen))
-    found += _flowing(looks, theories, solved, horizon)
+        predictions.append(looks.local(FLIP, looks.flip, chosen))
+    predictions += _flowing(looks, theories, solved, horizon)
     if SELF_STABILIZATION in theories:
-        found.append(_stabilized(looks))
-    found += _expanded(looks, theories, start)
-    return found
+        predictions.append(_stabilized(looks))
+    predictions += _expanded(looks, theories, start)
+    return predictions
 
 
 class _Looks:
@@ -155,6 +157,7 @@ class _Looks:
         centres: c_t.
         deviations: d_t.
         rates: learning rates of gradient descent with the same orbits of period 2.
+        between: called between looks.
     """
 
     def __init__(
@@ -163,10 +166,11 @@ class _Looks:
         steps: Int[np.ndarray, " looks"],
         centres: Float[np.ndarray, "looks params"],
         deviations: Float[np.ndarray, "looks params"],
+        between: Callable[[], None],
     ) -> None:
         self.run, self.wide = run, Wide(run, needed=True)
         self.steps, self.centres, self.deviations = steps, centres, deviations
-        self.rates = 2 / run_threshold(run).at(steps)
+        self.rates, self.between = 2 / run_threshold(run).at(steps), between
 
     @property
     def problem(self) -> Problem:
@@ -184,7 +188,7 @@ class _Looks:
             return Averaged.constant(np.nan), str(error)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Of a theory that says nothing."""
+        """Columns of a theory that predicts nothing."""
         return {name: np.full(len(self.steps), np.nan) for name in QUANTITIES}
 
     def predicted(self, name: str, columns: dict[str, np.ndarray], message: str = "") -> Predicted:
@@ -204,6 +208,7 @@ class _Looks:
             return self.predicted(name, columns, _KINKS)
         with self.wide.enabled():
             for row in np.flatnonzero(chosen).tolist():
+                self.between()
                 size = np.linalg.norm(self.deviations[row])
                 if not (0 < size < np.inf and 0 < self.rates[row] < np.inf):
                     continue
@@ -245,7 +250,7 @@ def _alone(flip: FlipCoefficient) -> bool:
 
 @jax.jit
 def _losses(loss: Partial, centre: Array, difference: Array) -> Float[Array, " 3"]:
-    """At a centre, and on both sides of it."""
+    """The loss at a centre, and on both sides of it."""
     return jnp.stack([loss(centre), loss(centre + difference), loss(centre - difference)])
 
 
@@ -260,11 +265,11 @@ def _flowing(
     if not ended and wanted:
         with looks.wide.enabled():
             ended = _flow(looks, rule, solved, horizon, flow, {} if reason else flip)
-    found = (
+    predictions = (
         looks.predicted(GRADIENT_FLOW, flow, ended),
         looks.predicted(QUASI_STATIC, flip, reason or ended),
     )
-    return [one for one in found if one.name in theories]
+    return [one for one in predictions if one.name in theories]
 
 
 def _flow(
@@ -279,6 +284,7 @@ def _flow(
     params, sharpness = jnp.asarray(looks.centres[0], float), 0.0
     befores = np.append(looks.steps[:1], looks.steps[:-1]).tolist()
     for row, (before, step) in enumerate(zip(befores, looks.steps.tolist(), strict=True)):
+        looks.between()
         params = gradient_flow(
             looks.problem, params, rule, step - before, start=before, sharpness=sharpness
         )
@@ -313,23 +319,23 @@ def _stabilized(looks: _Looks) -> Predicted:
         reason = "the theory is of a constant learning rate"
     if reason:
         return looks.predicted(SELF_STABILIZATION, looks.columns(), reason)
-    first, rows = int(looks.steps[0]), looks.steps - looks.steps[0]
+    first, ahead = int(looks.steps[0]), looks.steps - looks.steps[0]
     with looks.wide.enabled():
-        found = self_stabilization(
+        stabilized = self_stabilization(
             looks.problem,
             jnp.asarray(looks.centres[0], float),
             rate,
-            int(rows[-1]),
+            int(ahead[-1]),
             step=first,
             displacement=looks.deviations[0],
         )
     columns = {
-        "loss": found.predicted_loss[rows],
-        "sharpness": found.sharpness[rows],
-        "energy": found.energy[rows],
-        "distance": np.linalg.norm(found.centres(rows) - looks.centres, axis=1),
+        "loss": stabilized.predicted_loss[ahead],
+        "sharpness": stabilized.sharpness[ahead],
+        "energy": stabilized.energy[ahead],
+        "distance": np.linalg.norm(stabilized.centres(ahead) - looks.centres, axis=1),
     }
-    ended = "" if found.message == "to the end" else found.message
+    ended = "" if stabilized.message == "to the end" else stabilized.message
     return looks.predicted(SELF_STABILIZATION, columns, ended)
 
 
@@ -342,7 +348,9 @@ def _expanded(looks: _Looks, theories: Collection[str], start: FlatState) -> Ite
         columns, message = looks.columns(), reason
         if not reason:
             at = looks.steps, looks.centres
-            columns |= trained_expansion(looks.run, start, order, *at)._asdict()
+            columns |= trained_expansion(
+                looks.run, start, order, *at, between=looks.between
+            )._asdict()
             if not np.isfinite(columns["loss"][-1]):
                 first = np.argmin(np.isfinite(columns["loss"]))
                 message = f"not finite at step {looks.steps[first]}"

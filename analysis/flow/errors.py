@@ -18,8 +18,8 @@ _NEGLIGIBLE = 1e-3
 """Part of the largest energy of the looks that count below which there is no oscillation to be
 right about."""
 
-AHEAD = (20, 50, 100, 200, 500, 1000, 2000, 5000)
-"""Ends of the spans of steps since the start over which errors are told apart."""
+_AHEAD = (20, 50, 100, 200, 500, 1000, 2000, 5000)
+"""Ends of the spans of steps since the start for which errors are given separately."""
 
 QUANTITIES = MappingProxyType(
     {
@@ -63,7 +63,7 @@ def counting(observed: Observed, segment: Segment) -> Bool[np.ndarray, " places"
 
 
 def errors_of(observed: Observed, segments: Sequence[Segment]) -> list[TheoryError]:
-    """Over all looks that count, and over those so many steps after the start of a theory.
+    """Errors over all looks that count, and by the steps since the start of a theory.
 
     Looks at the start itself are left out: there nothing is predicted.
     """
@@ -109,15 +109,15 @@ def _told(looks: _Looks, theory: str, quantity: str) -> list[TheoryError]:
     if silent or not np.any(used):
         return []
     last = int(looks.ahead[used].max())
-    ends = [0, *(end for end in AHEAD if end < last), last]
+    ends = [0, *(end for end in _AHEAD if end < last), last]
     spans = [(1, last), *((begin + 1, end) for begin, end in pairwise(ends))]
-    found = []
+    errors = []
     for begin, end in dict.fromkeys(spans):
         chosen = error[used & (looks.ahead >= begin) & (looks.ahead <= end)]
         known = chosen[~np.isnan(chosen)]
         if len(chosen) == 0:
             continue
-        found.append(
+        errors.append(
             TheoryError(
                 theory=theory,
                 quantity=quantity,
@@ -129,7 +129,7 @@ def _told(looks: _Looks, theory: str, quantity: str) -> list[TheoryError]:
                 largest=float(np.max(known)) if len(known) else float("nan"),
             )
         )
-    return found
+    return errors
 
 
 def _relative(looks: _Looks, theory: str, quantity: str) -> Float[np.ndarray, " looks"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,12 +20,12 @@ _CHUNK = 32
 
 
 class Trained(NamedTuple):
-    """A model about a start at some steps, averaged there as the run is when it is measured.
+    """A model about a start at some steps, averaged as the measured run is.
 
     Attributes:
         loss: (1, 2, 1) average over three steps of F(θ_t, t).
         energy: |d_t|², d_t being the deviation of the iterate from the centre.
-        distance: how far the centre is from the one given.
+        distance: distance of the centre from the given one.
     """
 
     loss: Float[np.ndarray, " looks"]
@@ -33,7 +34,7 @@ class Trained(NamedTuple):
 
 
 def no_expansion(run: Run) -> str:
-    """Why a run's network has no model of its own expansion; empty where it has one."""
+    """Why a run's network has no expanded model; empty where it has one."""
     dynamics = run.dynamics
     if not dynamics.problem.has_outputs:
         return "only the loss is known, and no outputs of a network to be expanded"
@@ -52,31 +53,35 @@ def trained_expansion(
     order: int,
     steps: Int[np.ndarray, " looks"],
     centres: Float[np.ndarray, "looks params"],
+    *,
+    between: Callable[[], None] = lambda: None,
 ) -> Trained:
-    """Trains the network's Taylor expansion about a state of the run, from that very state on.
+    """Trains the network's Taylor expansion about a state of the run, from that state on.
 
     The optimizer is the run's own, with the state that it had.
 
     Args:
-        run: whose network it is; see `no_expansion`.
+        run: run whose network is expanded; see `no_expansion`.
         start: state of the run, about whose parameters the network is expanded.
         order: 1 or 2.
         steps: steps to look at, increasing, none before that of the start.
         centres: c_t of the run at these.
+        between: called between some looks and the next, so that it can raise an exception to stop.
     """
     dynamics = run.dynamics
     state = run.state(start)
     expanded = replace(dynamics, problem=dynamics.problem.expanded(state.params, order))
     gaps = np.diff(steps, prepend=start.step).astype(np.int32)
-    found = []
+    chunks = []
     for first in range(0, len(steps), _CHUNK):
+        between()
         some = slice(first, first + _CHUNK)
         missing = (0, _CHUNK - len(gaps[some]))
         waits = np.pad(gaps[some], missing)
         beside = np.pad(centres[some], (missing, (0, 0)), mode="edge")
-        state, rows = _looked_at(expanded, state, waits, jnp.asarray(beside, run.dtype))
-        found.append(np.asarray(rows, float)[: len(gaps[some])])
-    return Trained(*np.concatenate(found).T)
+        state, chunk = _looked_at(expanded, state, waits, jnp.asarray(beside, run.dtype))
+        chunks.append(np.asarray(chunk, float)[: len(gaps[some])])
+    return Trained(*np.concatenate(chunks).T)
 
 
 @jax.jit
@@ -86,7 +91,7 @@ def _looked_at(
     gaps: Int[Array, " looks"],
     centres: Float[Array, "looks params"],
 ) -> tuple[State, Float[Array, "looks 3"]]:
-    """What `Trained` has, after so many steps each."""
+    """The columns of `Trained`, with so many steps before each look."""
     loss = dynamics.problem.objective
 
     def look(state: State, given: tuple[Array, Array]) -> tuple[State, Array]:

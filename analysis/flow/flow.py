@@ -28,13 +28,13 @@ from dlf_dynamics.source import Source
 from dlf_dynamics.spans import span_of
 
 _AUTOMATIC = 1000
-"""Steps that are compared where none are told."""
+"""Steps that are compared where none are requested."""
 
 _BEFORE = 100
-"""Steps from there to the onset of the oscillation."""
+"""Steps from their start to the onset of the oscillation."""
 
 _LOOKS = 5
-"""Looks in a row at which theories may be applied, after a break, for which they start anew."""
+"""Looks in a row at which theories may be applied; they start again at the first of them."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,12 @@ class Flow(Shown):
         return self.measured(segment, "step") - segment.start
 
 
+def units(run: Run, config: FlowConfig) -> int:
+    """Units of progress of `compute_flow`: each step twice, once measured and once predicted."""
+    start, stop = _chosen_span(run, config)
+    return 2 * (stop - start)
+
+
 def compute_flow(
     run: Run,
     config: FlowConfig | None = None,
@@ -100,7 +106,7 @@ def compute_flow(
     """
     config = FlowConfig() if config is None else config
     parts = Parts(None) if parts is None else parts
-    start, stop = chosen_span(run, config)
+    start, stop = _chosen_span(run, config)
     replay, length = Replay(run), stop - start
     observed = parts.get_or_make(
         "observed",
@@ -134,26 +140,25 @@ def compute_flow(
 
 
 def starts_of(observed: Observed, restart_every: int | None) -> list[int]:
-    """Places of the looks at which the theories start.
+    """Indices of the looks at which the theories start.
 
-    They do at the first look, and anew where they may be applied again after a break, for a few
-    looks at least, since what they said during the break is no fault of theirs. The run alone
-    decides that.
+    They start at the first look, and again after a break, once they may be applied at a few looks
+    in a row: what they said during the break is not held against them. The run alone decides where.
 
     Args:
         observed: the run.
-        restart_every: steps after which they start anew in any case; none for never.
+        restart_every: steps after which they start again in any case; none for never.
     """
     steps, valid, starts = observed.steps, observed.valid, [0]
-    for place in range(1, len(steps) - 1):
-        again = not valid[place - 1] and np.sum(valid[place : place + _LOOKS]) == _LOOKS
-        due = restart_every is not None and steps[place] - steps[starts[-1]] >= restart_every
+    for index in range(1, len(steps) - 1):
+        again = not valid[index - 1] and np.sum(valid[index : index + _LOOKS]) == _LOOKS
+        due = restart_every is not None and steps[index] - steps[starts[-1]] >= restart_every
         if again or due:
-            starts.append(place)
+            starts.append(index)
     return starts
 
 
-def chosen_span(run: Run, config: FlowConfig) -> tuple[int, int]:
+def _chosen_span(run: Run, config: FlowConfig) -> tuple[int, int]:
     """First step that is compared, and the one after the last.
 
     Raises:
@@ -191,7 +196,7 @@ def _require(run: Run) -> None:
 
 
 def _automatic(run: Run, first: int, last: int) -> tuple[int, int]:
-    """From a little before the longest oscillation begins, or the last steps where none is."""
+    """Steps from a little before the longest oscillation; the last steps if there is none."""
     loss, cosine = (np.asarray(run.scalars[name], float) for name in ("loss", "update_cosine"))
     windows = find_oscillations(run.steps, loss, cosine) if len(run.steps) else []
     longest = max(windows, key=lambda window: window.end - window.onset, default=None)

@@ -1,4 +1,4 @@
-"""`Forces`: what an oscillation adds to the gradient at its centre, and what that tells of it."""
+"""`Forces`: what an oscillation adds to the gradient at its centre, and what follows from that."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def forces(
     size = norm(deviation)
     unit = deviation / size
     across = lambda v: norm(v - jnp.vdot(unit, v) * unit)  # noqa: E731
-    found = {
+    fields = {
         "size": size,
         "along": jnp.vdot(unit, odd),
         "off": norm(odd - threshold * deviation),
@@ -85,13 +85,13 @@ def forces(
         "rest_across": across(even - cubic),
         "rounding": 16 * jnp.finfo(centre.dtype).eps * (norm(plus) + norm(minus) + norm(middle)),
     }
-    return jnp.stack([found[name] for name in Forces._fields])
+    return jnp.stack([fields[name] for name in Forces._fields])
 
 
 def numbers_of(
-    found: Sequence[Forces], maps: Maps, thresholds: Float[np.ndarray, " looks"]
+    measured: Sequence[Forces], maps: Maps, thresholds: Float[np.ndarray, " looks"]
 ) -> dict[str, Float[np.ndarray, " looks"]]:
-    """What the forces at some looks tell, by the names that it has in a `Look`.
+    """What follows from the forces at some looks, by the names of the fields of `Look`.
 
     The response is the frequency of small cycles about a settled oscillation: with ‖d‖ = e^u and
     the sharpness λ = 2/E + y along one mode, u' = g E y and y' = -v·∇λ, where g is the gain of the
@@ -99,16 +99,16 @@ def numbers_of(
     are η: Damian, Nichani and Lee 2022, arXiv 2209.15594). Along one mode ½D³F[d, d] is ½‖d‖² ∇λ.
 
     Args:
-        found: forces at each look.
+        measured: forces at each look.
         maps: linear maps of the optimizer there.
         thresholds: critical eigenvalues there.
     """
-    f: Any = Forces(*np.array(found).T)  # of all looks together
+    f: Any = Forces(*np.array(measured).T)  # of all looks together
     equivalent, radii = 2 / thresholds, partial(spectral_radii, maps)
     with np.errstate(all="ignore"):
         secant = f.along / f.size
         known = np.isfinite(secant)
-        # Of gradient descent 1; of momentum, how much faster an oscillation grows above the edge.
+        # 1 for gradient descent; how much faster an oscillation grows above the edge with momentum.
         gain = (radii(thresholds * (1 + _NEAR)) - 1) / (2 * _NEAR)
         even = (
             _part(f.even_rest, f.cubic, f.rounding),
@@ -123,23 +123,25 @@ def numbers_of(
             "even": np.fmax(*even),
             "rest": _part(f.odd_rest, np.fmax(f.linear, f.gradient), f.rounding),
         }
-    # Where nothing moves at all, nothing oscillates, and nothing of it is unknown.
+    # Where nothing moves at all, there is no oscillation, and all its numbers are known.
     return {name: np.where(f.size == 0, 0.0, column) for name, column in numbers.items()}
 
 
 def _part(rest: np.ndarray, whole: np.ndarray, rounding: np.ndarray) -> np.ndarray:
-    """What is left as a part of the whole; 0 where it is but rounding."""
+    """The rest as a part of the whole; 0 where it is rounding only."""
     beyond = np.maximum(rest - rounding, 0)
     return np.where(beyond == 0, 0.0, beyond / whole)
 
 
 _NEAR = 1e-6
-"""How far above the threshold the growth is looked at, relative."""
+"""Relative distance above the threshold at which the growth is evaluated."""
 
 
 def _drift(maps: Maps) -> Float[np.ndarray, " looks"]:
     """Parameters' change per step under a constant gradient of -1, once the state has settled."""
-    at_zero, slope = maps
+    at_zero, per_curvature = maps
     state = np.eye(at_zero.shape[1] - 1) - at_zero[:, 1:, 1:]
-    settled = np.linalg.pinv(state) @ slope[:, 1:, :1]  # what never settles counts for nothing
-    return -(at_zero[:, :1, 1:] @ settled + slope[:, :1, :1])[:, 0, 0]
+    settled = (
+        np.linalg.pinv(state) @ per_curvature[:, 1:, :1]
+    )  # what never settles counts for nothing
+    return -(at_zero[:, :1, 1:] @ settled + per_curvature[:, :1, :1])[:, 0, 0]

@@ -54,7 +54,24 @@ class SegmentDict(TypedDict):
 
 
 class FlowDict(TypedDict):
-    """All of it; what the keys are stands in `FlowAnalysis.keys`."""
+    """What `flow --json` prints.
+
+    Attributes:
+        run_id: id of the run
+        run: its status, last step and number of checkpoints when it was analysed
+        config: settings
+        threshold: what it is
+        replay: how closely the replayed steps meet the checkpoints
+        steps: the first and the last
+        looks: number of steps at which run and theories were compared
+        counted: number of them that count: the theory may be applied there, and at all looks since
+            its start
+        outside: number of looks outside of it by the rule that says so
+        errors: a list of `TheoryError`, field by field
+        observed: the run at each look, field by field
+        segments: a list, one for each start of the theories, with what they predict at the looks
+            from `first` on
+    """
 
     run_id: str
     run: State

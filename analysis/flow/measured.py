@@ -1,8 +1,8 @@
-"""`Piece`: what a run did, in the terms of the central flow: centres, and what oscillates."""
+"""`Piece`: what a run did in the terms of the central flow: centres, and what oscillates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,19 +25,20 @@ from dlf_dynamics.analysis.stability.linearised import linear_maps
 from dlf_dynamics.codec import Arrays
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.reprs import brief
 from dlf_dynamics.run import Run
 from dlf_dynamics.trained import TrainedRun
 
 MODES = 3
-"""Eigenvalues that are looked at; the last of them is to tell the others from the rest."""
+"""Eigenvalues that are computed; the last one separates the others from the rest."""
 
 _ROUNDING = 64
 """Spacings of floating-point numbers up to which a deviation is rounding. Below the edge, where the
 multiplier is -(1 - ε), it is kept alternating with up to 1/ε of the half spacing of each step."""
 
 _AHEAD = LAGS[-1] + 1
-"""Steps after the one at hand that its period is told from."""
+"""Steps after a step from which its period is determined."""
 
 
 class Piece(NamedTuple):
@@ -49,11 +50,11 @@ class Piece(NamedTuple):
         deviations: d_t = θ_t - c_t.
         loss: averaged as the centre is, over F(θ_t, t) of the three steps.
         energy: |d_t|².
-        period: of the oscillation, as `periods_of_iterates` tells it, from the updates, so that a
+        period: period of the oscillation by `periods_of_iterates`, from the updates, so that a
             drift does not matter.
         gate_flips: part of the gates that change side from θ_(t-1) to θ_t or from θ_t to θ_(t+1),
             the larger; 0 where the loss is smooth, NaN where it has kinks and no gates are known.
-        rounding: of d_t, as a part of it.
+        rounding: rounding error of d_t, relative to |d_t|.
         visible: whether successive updates point against each other, beyond rounding.
         looks: steps of the piece that were looked at closer, not yet `judged`.
     """
@@ -100,19 +101,21 @@ def measured(
     *,
     max_matvecs: int = 200,
     seed: int = 0,
+    between: Callable[[], None] = lambda: None,
 ) -> Iterator[Piece]:
     """Streams what a run did at the steps `start` to `stop` - 1, with looks at some of them.
 
     The first step of a run and its last one have no centre, and are left out.
 
     Args:
-        replay: of the run.
+        replay: replay of the run.
         start: first step.
         stop: the step after the last.
         every: steps between two looks; the first step and the last are looked at, too. Without a
             number there is no look.
         max_matvecs: products per look at most.
         seed: number from which the random directions of the solver come.
+        between: called between looks, so that it can raise an exception to stop the work.
 
     Raises:
         ConfigError: when the run has mini-batches, or an optimizer without a threshold, or no step
@@ -132,8 +135,9 @@ def measured(
     )
     solver = Solver.from_config(run, settings)
     regular = np.arange(start, stop - 1, every or stop)
-    looked_at = np.append(regular, stop - 1) if every else np.zeros(0, int)
-    return _pieces(replay, solver, start, stop, looked_at)
+    sampled_steps = np.append(regular, stop - 1) if every else np.zeros(0, int)
+    looks = partial(_looks, run, solver, between)
+    return _pieces(replay, looks, start, stop, sampled_steps)
 
 
 def require_measurable(run: Run) -> None:
@@ -150,9 +154,13 @@ def require_measurable(run: Run) -> None:
 
 
 def _pieces(
-    replay: Replay, solver: Solver, start: int, stop: int, looked_at: Int[np.ndarray, " looks"]
+    replay: Replay,
+    looks: Callable[..., list[Look]],
+    start: int,
+    stop: int,
+    sampled_steps: Int[np.ndarray, " looks"],
 ) -> Iterator[Piece]:
-    """As many steps at a time as the replay makes in a call, with some after them."""
+    """Pieces of as many steps as the replay makes in a call, each with some steps after it."""
     known: Stretch | None = None
     end = min(stop + _AHEAD, replay.last + 1)
     for stretch in replay.stretches(start - 1, end):
@@ -161,8 +169,8 @@ def _pieces(
         while len(known) >= replay.length + _AHEAD + 1 or (final and known.first + 1 < stop):
             count = min(replay.length, stop - known.first - 1)
             steps = np.arange(known.first + 1, known.first + 1 + count)
-            looks = np.intersect1d(looked_at, steps)
-            yield _piece(replay, solver, known, steps, looks)
+            sampled = np.intersect1d(sampled_steps, steps)
+            yield _piece(replay, looks, known, steps, sampled)
             known = Stretch(known.first + count, *(part[count:] for part in known[1:]))
 
 
@@ -173,12 +181,12 @@ def _joined(before: Stretch, after: Stretch) -> Stretch:
 
 def _piece(
     replay: Replay,
-    solver: Solver,
+    looks: Callable[..., list[Look]],
     known: Stretch,
     steps: Int[np.ndarray, " steps"],
-    looked_at: Int[np.ndarray, " looks"],
+    sampled_steps: Int[np.ndarray, " looks"],
 ) -> Piece:
-    """Of a stretch that begins with the step before the first, and goes on after the last."""
+    """The piece of a stretch that begins a step before the first and goes on after the last."""
     run, count = replay.run, len(steps)
     loss = known.loss.astype(float)
     params, updates = (part.astype(float) for part in known[1:3])
@@ -206,7 +214,7 @@ def _piece(
         looks=[],
     )
     hidden = np.where(beyond, periods_of_iterates(turned, recurrence), 0)
-    return piece._replace(looks=_looks(run, solver, known, piece, hidden, looked_at))
+    return piece._replace(looks=looks(known, piece, hidden, sampled_steps))
 
 
 def _recurrence(
@@ -217,11 +225,11 @@ def _recurrence(
     It is NaN where the run ends before; not for the first lag, whose updates have the step between.
     """
     norm = partial(np.linalg.norm, axis=1)
-    found, size = np.full((count, len(LAGS)), np.nan), norm(np.diff(updates, axis=0))
+    recurrence, size = np.full((count, len(LAGS)), np.nan), norm(np.diff(updates, axis=0))
     for column, lag in enumerate(LAGS):
         apart = norm(updates[lag:] - updates[:-lag])[:count]
-        found[: len(apart), column] = apart / size[: len(apart)]
-    return found
+        recurrence[: len(apart), column] = apart / size[: len(apart)]
+    return recurrence
 
 
 def _flips(
@@ -241,76 +249,90 @@ def _flips(
 def _looks(
     run: Run,
     solver: Solver,
+    between: Callable[[], None],
     known: Stretch,
     piece: Piece,
     hidden: Int[np.ndarray, " steps"],
-    looked_at: Int[np.ndarray, " looks"],
+    sampled_steps: Int[np.ndarray, " looks"],
 ) -> list[Look]:
-    """At some steps of a piece, with the periods of oscillations that a drift may hide."""
-    if len(looked_at) == 0:
+    """Looks at some steps of a piece; `hidden` are periods, also where a drift hides them."""
+    if len(sampled_steps) == 0:
         return []
-    states = [known.point(step) for step in looked_at.tolist()]
-    lists = lambda most: [states[i : i + most] for i in range(0, len(states), most)]  # noqa: E731
-    spectra = solve_segment(run, solver, lists, points=CENTRE, keep_vectors=True)
+    states = [known.point(step) for step in sampled_steps.tolist()]
+    spectra = _spectra(run, solver, states, between)
     rule = run_threshold(run)
-    thresholds = rule.at(looked_at)
-    maps = linear_maps(rule.optimizer, looked_at, rule.hyperparameters)
-    rows = (looked_at - piece.steps[0]).tolist()
-    found = [
-        _forces_at(run, solver, piece, row, threshold)
-        for row, threshold in zip(rows, thresholds, strict=True)
-    ]
-    numbers = numbers_of(found, maps, thresholds)
+    thresholds = rule.at(sampled_steps)
+    maps = linear_maps(rule.optimizer, sampled_steps, rule.hyperparameters)
+    rows = (sampled_steps - piece.steps[0]).tolist()
+    at_looks = []
+    for row, threshold in zip(rows, thresholds, strict=True):
+        between()
+        at_looks.append(_forces_at(run, solver, piece, row, threshold))
+    numbers = numbers_of(at_looks, maps, thresholds)
     effect = np.fmax(numbers["response"], numbers["odd"]) > LEAST_EFFECT
     oscillating = piece.visible[rows] | ((hidden[rows] != 0) & effect)
     return [
         Look(
             step=int(piece.steps[row]),
-            threshold=float(thresholds[place]),
-            oscillating=bool(oscillating[place]),
-            period=int(hidden[row] if oscillating[place] else 0),
+            threshold=float(thresholds[index]),
+            oscillating=bool(oscillating[index]),
+            period=int(hidden[row] if oscillating[index] else 0),
             gate_flips=float(piece.gate_flips[row]),
-            silent=_silent(spectra, place, piece.deviations[row]),
-            **_modes(spectra, place, float(thresholds[place]), run.num_params),
-            **_row(numbers, place),
+            silent=_silent(spectra, index, piece.deviations[row]),
+            **_modes(spectra, index, float(thresholds[index]), run.num_params),
+            **_row(numbers, index),
         )
-        for place, row in enumerate(rows)
+        for index, row in enumerate(rows)
     ]
 
 
-def _row(numbers: dict[str, Float[np.ndarray, " looks"]], place: int) -> dict[str, Any]:
-    return {name: float(column[place]) for name, column in numbers.items()}
+def _spectra(
+    run: Run, solver: Solver, states: list[FlatState], between: Callable[[], None]
+) -> Arrays:
+    """The largest eigenvalues and their eigenvectors at the centres."""
+
+    def groups(most: int) -> Iterator[list[FlatState]]:
+        for first in range(0, len(states), most):
+            between()
+            yield states[first : first + most]
+
+    watch = lambda products: between()  # noqa: E731
+    return solve_segment(run, solver, groups, points=CENTRE, keep_vectors=True, watch=watch)
 
 
-def _silent(spectra: Arrays, place: int, deviation: Float[np.ndarray, " params"]) -> float:
+def _row(numbers: dict[str, Float[np.ndarray, " looks"]], index: int) -> dict[str, Any]:
+    return {name: float(column[index]) for name, column in numbers.items()}
+
+
+def _silent(spectra: Arrays, index: int, deviation: Float[np.ndarray, " params"]) -> float:
     """Largest eigenvalue, at least, of those whose modes the oscillation does not hold."""
-    low, along = _intervals(spectra, place)[0], spectra["eigenvectors"][place, 0] @ deviation
+    low, along = _intervals(spectra, index)[0], spectra["eigenvectors"][index, 0] @ deviation
     with np.errstate(over="ignore", invalid="ignore"):
         quiet = low[along**2 < SILENT * (deviation @ deviation)]
     known = quiet[np.isfinite(quiet)]
     return float(np.max(known)) if len(known) else np.nan
 
 
-def _intervals(spectra: Arrays, place: int) -> Float[np.ndarray, "2 k"]:
+def _intervals(spectra: Arrays, index: int) -> Float[np.ndarray, "2 k"]:
     """Lower and upper ends of the largest eigenvalues at a look, NaN where not certified."""
-    fine = spectra["status"][place, 0] == CONVERGED
-    return np.where(fine, spectra["intervals"][place, 0].T, np.nan)
+    fine = spectra["status"][index, 0] == CONVERGED
+    return np.where(fine, spectra["intervals"][index, 0].T, np.nan)
 
 
-def _modes(spectra: Arrays, place: int, threshold: float, size: int) -> dict[str, Any]:
+def _modes(spectra: Arrays, index: int, threshold: float, size: int) -> dict[str, Any]:
     """What the largest eigenvalues at a look tell, by the names that they have in a `Look`."""
-    values = spectra["eigenvalues"][place, 0]
-    low, high = _intervals(spectra, place)
+    values = spectra["eigenvalues"][index, 0]
+    low, high = _intervals(spectra, index)
     below = np.append(high < TRACKED * threshold, True)
     count = int(np.argmax(below))
-    beyond = np.append(high, spectra["rank_bounds"][place, 0, 0])
+    beyond = np.append(high, spectra["rank_bounds"][index, 0, 0])
     gap = np.nan
     if 0 < count < size:
         apart = (low[count - 1] - beyond[count]) / threshold
         told = np.all(np.isfinite(low[:count])) and beyond[count] < TRACKED * threshold
         gap = apart if told and apart > 0 else 0.0
-    found = {"sharpness": values[0], "sharpness_low": low[0], "sharpness_high": high[0]}
-    return {"modes": count, "gap": float(gap)} | {n: float(v) for n, v in found.items()}
+    largest = {"sharpness": values[0], "sharpness_low": low[0], "sharpness_high": high[0]}
+    return {"modes": count, "gap": float(gap)} | {n: float(v) for n, v in largest.items()}
 
 
 def _forces_at(run: Run, solver: Solver, piece: Piece, row: int, threshold: float) -> Forces:
@@ -319,5 +341,5 @@ def _forces_at(run: Run, solver: Solver, piece: Piece, row: int, threshold: floa
     at = (part.astype(dtype) for part in (piece.centres[row], piece.deviations[row]))
     with wide.enabled():
         problem, batch_size = wide.dynamics.problem, solver.curvature.batch_size
-        found = forces(problem, *at, step, dtype.type(threshold), batch_size=batch_size)
-    return Forces(*np.asarray(found, float).tolist())
+        values = forces(problem, *at, step, dtype.type(threshold), batch_size=batch_size)
+    return Forces(*np.asarray(values, float).tolist())

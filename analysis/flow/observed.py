@@ -44,14 +44,14 @@ class Observed:
 
     @property
     def valid(self) -> Bool[np.ndarray, " looks"]:
-        """Where the central flow may be applied."""
+        """Whether the central flow may be applied at each look."""
         return self.column("reason") == ""
 
     @property
     def outside(self) -> dict[str, int]:
         """Number of looks outside, by the reason."""
-        found = Counter(look.reason for look in self.looks)
-        return {reason: found[reason] for reason in REASONS if found[reason]}
+        counts = Counter(look.reason for look in self.looks)
+        return {reason: counts[reason] for reason in REASONS if counts[reason]}
 
 
 def observe(
@@ -64,26 +64,27 @@ def observe(
     """Looks at a run, at the first step and every so many after it.
 
     Args:
-        replay: of the run.
+        replay: replay of the run.
         config: how often, and with how many products.
         start: first step.
         stop: the step after the last.
-        progress: told the step that was reached.
+        progress: told the step that was reached, between looks, too.
     """
     looks: list[Look] = []
     between, loss, energy = [], [], []
+    reached = lambda: progress(int(between[-1].steps[-1]) if between else start)  # noqa: E731
     limits = {"max_matvecs": config.max_matvecs, "seed": config.seed}
-    for piece in measured(replay, start, stop, config.every, **limits):
+    for piece in measured(replay, start, stop, config.every, **limits, between=reached):
         rows = np.array([look.step for look in piece.looks], int) - piece.steps[0]
         looks += piece.looks
         loss.append(piece.loss[rows])
         energy.append(piece.energy[rows])
         between.append(_steps(piece))
         progress(int(piece.steps[-1]))
-    found = _judged(replay, looks, _joined(between))
+    looks = _judged(replay, looks, _joined(between))
     return Observed(
-        looks=found,
-        steps=np.array([look.step for look in found]),
+        looks=looks,
+        steps=np.array([look.step for look in looks]),
         loss=np.concatenate(loss),
         energy=np.concatenate(energy),
         deviation=replay.deviation,
@@ -91,14 +92,14 @@ def observe(
 
 
 def _judged(replay: Replay, looks: list[Look], between: Steps) -> list[Look]:
-    """With their verdicts, which do not depend on where the steps that were asked for end.
+    """The looks with verdicts that do not depend on where the requested steps end.
 
-    Else a few steps at a turning point of an oscillation that grows and dies would count.
+    Otherwise a few steps at a turning point of an oscillation that grows and dies would count.
     """
     first = first_step(replay.run)
-    found = judged(looks, between, first)
+    verdicts = judged(looks, between, first)
     start, stop = int(between.steps[0]), int(between.steps[-1]) + 1
-    far = [(look.step, reach(look) + 2) for look in found if look.reason == "" and reach(look)]
+    far = [(look.step, reach(look) + 2) for look in verdicts if look.reason == "" and reach(look)]
     before = max(min([start, *(floor(step - away) for step, away in far)]), first + 1)
     after = min(max([stop, *(ceil(step + away) + 1 for step, away in far)]), replay.last)
     if before < start or after > stop:
@@ -107,10 +108,10 @@ def _judged(replay: Replay, looks: list[Look], between: Steps) -> list[Look]:
             for begin, end in ((before, start), (stop, after))
             if begin < end
         ]
-        # The steps at hand stay as they are: a replay may go another way to them.
+        # These steps are not replayed again: a second replay may differ in rounding.
         parts = [between, *(steps for side in sides for steps in side)]
-        found = judged(looks, _joined(sorted(parts, key=lambda part: part.steps[0])), first)
-    return found
+        verdicts = judged(looks, _joined(sorted(parts, key=lambda part: part.steps[0])), first)
+    return verdicts
 
 
 def _steps(piece: Piece) -> Steps:

@@ -32,18 +32,18 @@ class Segment:
 
     Attributes:
         start: step at whose centre the theories start.
-        first: place of its look among all looks of the run.
+        first: index of its look among all looks of the run.
         stopped: why the central flow ended early; empty where it did not.
         travelled: distance of the run's centre from the one at the start.
-        centre_loss: of the central flow's centre, without what the oscillation adds to it.
+        centre_loss: loss of the central flow's centre, without what the oscillation adds to it.
         tracked: directions that the central flow follows; 0 where it has ended.
         covariance_error: ‖UᵀddᵀU - X‖ / |d|² in these directions U, X being the predicted
             covariance and d the measured deviation, with X as it is at the look.
         converged: whether all equations of the central flow were solved since the look before.
         complete: whether the last certified solve until there showed that no eigenvalue above the
             threshold was left out; between two of them nothing is claimed.
-        num_products: with Hessians, that the central flow has made since the look before.
-        predictions: of the central flow, and of the other theories.
+        num_products: Hessian products that the central flow made since the look before.
+        predictions: predictions of the central flow, and of the other theories.
     """
 
     start: int
@@ -76,7 +76,7 @@ class At(NamedTuple):
     """The run at the looks of a segment.
 
     Attributes:
-        steps: of the looks.
+        steps: steps of the looks.
         centres: c_t.
         deviations: d_t = θ_t - c_t.
         oscillating: whether successive updates point against each other, beyond rounding.
@@ -98,41 +98,49 @@ def segment_of(
     """What the theories predict, from the first of some looks on.
 
     Args:
-        replay: of the run.
+        replay: replay of the run.
         config: how the flow is integrated.
-        steps: of the looks.
-        first: place of the first of them among all looks of the run.
-        progress: told the step that was reached.
+        steps: steps of the looks.
+        first: index of the first of them among all looks of the run.
+        progress: told the step that was reached, also while the other theories are at work.
     """
     run, at = replay.run, _at(replay, steps)
     rows = list(_central(replay, config, at, progress))
     columns = [np.array(column) for column in zip(*(row for row, _ in rows), strict=True)]
-    found = dict(zip(_Row._fields, columns, strict=True))
-    predicted = {name: found.pop(name) for name in ("loss", "sharpness", "energy", "distance")}
+    own_columns = dict(zip(_Row._fields, columns, strict=True))
+    predicted = {
+        name: own_columns.pop(name) for name in ("loss", "sharpness", "energy", "distance")
+    }
     stopped = next((stopped for _, stopped in rows if stopped), "")
     flow = Predicted(name=CENTRAL_FLOW, steps=steps, **predicted, message=stopped)
     (state,) = replay.points(steps[:1])
     beside: list[Predicted] = []
     if config.theories:
-        beside = predicted_beside(run, state, *at[:3], oscillating=at.oscillating)
+        beside = predicted_beside(
+            run,
+            state,
+            *at[:3],
+            oscillating=at.oscillating,
+            between=lambda: progress(int(steps[-1])),
+        )
     return Segment(
         start=int(steps[0]),
         first=first,
         stopped=stopped,
         travelled=np.linalg.norm(at.centres - at.centres[0], axis=1),
         predictions=[flow, *beside],
-        **found,
+        **own_columns,
     )
 
 
 def _at(replay: Replay, steps: Int[np.ndarray, " looks"]) -> At:
-    """The run at some steps, nothing being computed but its steps."""
-    found = []
+    """The run at some steps, without looks."""
+    pieces = []
     start, stop = int(steps[0]), int(steps[-1]) + 1
     for piece in measured(replay, start, stop, every=None):
-        rows = np.flatnonzero(np.isin(piece.steps, steps))
-        found.append((piece.centres[rows], piece.deviations[rows], piece.visible[rows]))
-    return At(steps, *(np.concatenate(column) for column in zip(*found, strict=True)))
+        sampled = np.flatnonzero(np.isin(piece.steps, steps))
+        pieces.append((piece.centres[sampled], piece.deviations[sampled], piece.visible[sampled]))
+    return At(steps, *(np.concatenate(column) for column in zip(*pieces, strict=True)))
 
 
 class _Row(NamedTuple):
@@ -219,7 +227,7 @@ def _flow(replay: Replay, config: FlowConfig, at: At) -> Iterator[FlowPoint]:
 
 
 def _row(point: FlowPoint, centre: np.ndarray, deviation: np.ndarray) -> _Row:
-    """The flow at a look beside the run there."""
+    """The flow at a look, compared with the run there."""
     within = restricted(deviation, np.asarray(point.modes, float))
     energy = float(deviation @ deviation)
     apart = np.linalg.norm(within - point.covariance)

@@ -25,29 +25,29 @@ _MOST_WINDOWS = 6
 """Windows of steps that a line lists."""
 
 
-def as_dict(found: Flow) -> dict[str, Any]:
+def as_dict(flow: Flow) -> dict[str, Any]:
     """All that was measured and predicted, JSON-ready; what is unknown becomes null."""
     return finite(
         {
-            "run_id": found.source.run_id,
-            "run": found.source.state,
-            "config": dataclasses.asdict(found.config),
-            "threshold": found.label,
-            "replay": found.replay,
-            "steps": list(found.span),
-            "looks": len(found.observed.looks),
-            "counted": int(np.sum(counting_looks(found))),
-            "outside": {name: int(np.sum(chosen)) for name, chosen in rules_of(found).items()},
-            "errors": [dataclasses.asdict(error) for error in found.errors],
-            "observed": _plain(dataclasses.asdict(found.observed)),
-            "segments": [_segment(found, segment) for segment in found.segments],
+            "run_id": flow.source.run_id,
+            "run": flow.source.state,
+            "config": dataclasses.asdict(flow.config),
+            "threshold": flow.label,
+            "replay": flow.replay,
+            "steps": list(flow.span),
+            "looks": len(flow.observed.looks),
+            "counted": int(np.sum(counting_looks(flow))),
+            "outside": {name: int(np.sum(chosen)) for name, chosen in rules_of(flow).items()},
+            "errors": [dataclasses.asdict(error) for error in flow.errors],
+            "observed": _plain(dataclasses.asdict(flow.observed)),
+            "segments": [_segment(flow, segment) for segment in flow.segments],
         }
     )
 
 
-def _segment(found: Flow, segment: Segment) -> dict[str, Any]:
+def _segment(flow: Flow, segment: Segment) -> dict[str, Any]:
     """Each field, arrays as lists, and whether looks count."""
-    counts = {"counts": found.counts(segment).tolist()}
+    counts = {"counts": flow.counts(segment).tolist()}
     return _plain(dataclasses.asdict(segment)) | counts
 
 
@@ -61,45 +61,45 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def lines(found: Flow) -> list[str | Table]:
+def lines(flow: Flow) -> list[str | Table]:
     """What counts and what does not, how far each theory is off there, and what that rests on."""
     told: list[str | Table] = []
-    if np.any(counting_looks(found)):
-        told += [_counted(found), *_outside(found), errors_table(found)]
-        if len(found.segments) > 1:
-            told.append(ahead_table(found))
-        told += _told(found)
+    if np.any(counting_looks(flow)):
+        told += [_counted(flow), *_outside(flow), _errors_table(flow)]
+        if len(flow.segments) > 1:
+            told.append(_ahead_table(flow))
+        told += _told(flow)
     else:
-        told += [_nothing(found), *_outside(found)]
+        told += [_nothing(flow), *_outside(flow)]
     return [
         *told,
-        *_ends(found),
-        *_silent(found),
-        *_solved(found),
-        *_covariance(found),
-        found.label,
-        found.replay,
-        *found.source.caution,
+        *_ends(flow),
+        *_silent(flow),
+        *_solved(flow),
+        *_covariance(flow),
+        flow.label,
+        flow.replay,
+        *flow.source.caution,
     ]
 
 
-def _nothing(found: Flow) -> str:
-    looks = counted(len(found.observed.looks), "look")
+def _nothing(flow: Flow) -> str:
+    looks = counted(len(flow.observed.looks), "look")
     return (
-        f"nothing counts: at none of {looks} in steps {found.span[0]}-{found.span[1]} is the run "
-        "what the theories are of, from their start on; no error is told"
+        f"nothing counts: at none of {looks} in steps {flow.span[0]}-{flow.span[1]} is the run "
+        "what the theories describe, from their start on; no error is given"
     )
 
 
-def _counted(found: Flow) -> str:
-    counts = counting_looks(found)
+def _counted(flow: Flow) -> str:
+    counts = counting_looks(flow)
     some = f"{int(np.sum(counts))} of {counted(len(counts), 'look')}"
-    return f"{some} count, a look every {found.config.every} steps: {_at(found, counts)}"
+    return f"{some} count, a look every {flow.config.every} steps: {_at(flow, counts)}"
 
 
-def _at(found: Flow, chosen: Bool[np.ndarray, " looks"]) -> str:
+def _at(flow: Flow, chosen: Bool[np.ndarray, " looks"]) -> str:
     """Windows of looks, from the first step of each to its last one."""
-    steps = found.observed.steps
+    steps = flow.observed.steps
     windows = [
         f"{steps[first]}-{steps[last]}" if last > first else str(steps[first])
         for first, last in stretches(chosen)
@@ -108,19 +108,19 @@ def _at(found: Flow, chosen: Bool[np.ndarray, " looks"]) -> str:
     return f"steps {', '.join(windows[:_MOST_WINDOWS])}{more}"
 
 
-def _outside(found: Flow) -> Iterator[str]:
+def _outside(flow: Flow) -> Iterator[str]:
     """Looks that do not count, a line for each rule, with the numbers that decide."""
-    for name, chosen in rules_of(found).items():
+    for name, chosen in rules_of(flow).items():
         looks = counted(int(np.sum(chosen)), "look")
         if name == LATER:
             why = (
-                "fit for the theories, but after one that is not, and too few in a row for a start "
-                "of their own; --restart-every starts them anew in any case"
+                "fit for the theories, but after one that is not, and too few in a row for a new "
+                "start; --restart-every starts them again in any case"
             )
         else:
-            seen = [found.observed.looks[place] for place in np.flatnonzero(chosen)]
+            seen = [flow.observed.looks[index] for index in np.flatnonzero(chosen)]
             why = _DECIDING[name](seen)
-        yield f"outside, {name}: {looks}, {_at(found, chosen)}: {why}"
+        yield f"outside, {name}: {looks}, {_at(flow, chosen)}: {why}"
 
 
 def _range(values: list[float], digits: str = ".2g") -> str:
@@ -214,7 +214,7 @@ _DECIDING: dict[str, Callable[[list[Look]], str]] = {
 """What decides, of each of `validity.REASONS`."""
 
 
-def errors_table(found: Flow) -> Table:
+def _errors_table(flow: Flow) -> Table:
     """A line for each theory and quantity, over all looks that count."""
     table = Table(
         title="Errors at the looks that count",
@@ -225,7 +225,7 @@ def errors_table(found: Flow) -> Table:
     for heading in ("theory", "of", "looks", "missing", "median", "largest"):
         table.add_column(heading, justify="left" if heading in ("theory", "of") else "right")
     before = ""
-    for error in _whole(found):
+    for error in _whole(flow):
         name = "" if error.theory == before else error.theory
         before = error.theory
         row = (error.quantity, str(error.looks), str(error.missing or "-"))
@@ -233,10 +233,10 @@ def errors_table(found: Flow) -> Table:
     return table
 
 
-def _whole(found: Flow) -> list[TheoryError]:
+def _whole(flow: Flow) -> list[TheoryError]:
     """Errors over all looks, not over those a few steps after the start."""
     last: dict[tuple[str, str], TheoryError] = {}
-    for error in found.errors:
+    for error in flow.errors:
         key = error.theory, error.quantity
         if key not in last or error.ahead_to - error.ahead_from > (
             last[key].ahead_to - last[key].ahead_from
@@ -245,7 +245,7 @@ def _whole(found: Flow) -> list[TheoryError]:
     return list(last.values())
 
 
-def ahead_table(found: Flow) -> Table:
+def _ahead_table(flow: Flow) -> Table:
     """Errors of the central flow by the number of steps since it was started."""
     table = Table(
         title=f"Errors of the {CENTRAL_FLOW} by steps since its start, in %: median (largest)",
@@ -254,9 +254,9 @@ def ahead_table(found: Flow) -> Table:
     )
     for heading in ("steps since", "looks", *QUANTITIES):
         table.add_column(heading, justify="right")
-    whole = _whole(found)
+    whole = _whole(flow)
     rows: dict[tuple[int, int], dict[str, TheoryError]] = {}
-    for error in found.errors:
+    for error in flow.errors:
         if error.theory == CENTRAL_FLOW and error not in whole:
             span = error.ahead_from, error.ahead_to
             rows.setdefault(span, {})[error.quantity] = error
@@ -277,53 +277,53 @@ def _percent(share: float) -> str:
 
 
 def _number(share: float) -> str:
-    """In per cent."""
+    """The share in per cent."""
     if not np.isfinite(share):
         return "-"
     return f"{100 * share:{'.0f' if 0.995 <= share < 1e4 else '.2g'}}"
 
 
-def _told(found: Flow) -> Iterator[str]:
-    """What theories know of the run beside its start."""
-    if any(name in found.theories for name in (ROD, FLIP)):
+def _told(flow: Flow) -> Iterator[str]:
+    """What theories use of the run other than its start."""
+    if any(name in flow.theories for name in (ROD, FLIP)):
         yield (
-            f"{ROD} and {FLIP} are told the run's own centre at each look; the other theories "
-            "nothing after their start"
+            f"{ROD} and {FLIP} use the run's own centre at each look; the other theories use "
+            "nothing of the run after their start"
         )
 
 
-def _ends(found: Flow) -> Iterator[str]:
-    """Where the flow ended before it was to."""
-    for segment in found.segments:
+def _ends(flow: Flow) -> Iterator[str]:
+    """Flows that ended early, and why."""
+    for segment in flow.segments:
         if segment.stopped:
             yield f"the {CENTRAL_FLOW} that starts at step {segment.start} ends: {segment.stopped}"
 
 
-def _silent(found: Flow) -> Iterator[str]:
-    """Why other theories say nothing, or where they end, a line for each reason."""
+def _silent(flow: Flow) -> Iterator[str]:
+    """Why other theories predict nothing, or where they end, a line for each reason."""
     told: dict[tuple[str, str], list[int]] = {}
-    for segment in found.segments:
+    for segment in flow.segments:
         for predicted in segment.predictions:
             if predicted.message and predicted.name != CENTRAL_FLOW:
                 told.setdefault((predicted.name, predicted.message), []).append(segment.start)
-    for name in found.theories:
-        columns = [segment.column(name, of) for segment in found.segments for of in QUANTITIES]
+    for name in flow.theories:
+        columns = [segment.column(name, of) for segment in flow.segments for of in QUANTITIES]
         if not np.any(np.isfinite(np.concatenate(columns))) and name not in {n for n, _ in told}:
-            yield f"{name}: says nothing here"
+            yield f"{name}: predicts nothing here"
     for (name, message), starts in told.items():
-        which = "" if len(starts) == len(found.segments) else f", from step {starts[0]}"
+        which = "" if len(starts) == len(flow.segments) else f", from step {starts[0]}"
         which += f" and {len(starts) - 1} more" * (bool(which) and len(starts) > 1)
         yield f"{name}{which}: {message}"
 
 
-def _solved(found: Flow) -> Iterator[str]:
-    """Whether its equations were solved, and how much of it is certified."""
+def _solved(flow: Flow) -> Iterator[str]:
+    """Whether the equations of the central flow were solved, and how much of it is certified."""
 
     def column(name: str) -> np.ndarray:
-        return np.concatenate([getattr(segment, name) for segment in found.segments])
+        return np.concatenate([getattr(segment, name) for segment in flow.segments])
 
-    goes_on = [np.isfinite(s.column(CENTRAL_FLOW, "loss")) for s in found.segments]
-    known = np.concatenate(goes_on) & np.concatenate([found.ahead(s) > 0 for s in found.segments])
+    goes_on = [np.isfinite(s.column(CENTRAL_FLOW, "loss")) for s in flow.segments]
+    known = np.concatenate(goes_on) & np.concatenate([flow.ahead(s) > 0 for s in flow.segments])
     tracked = column("tracked")[known]
     if not len(tracked):
         yield f"the {CENTRAL_FLOW} predicts nothing"
@@ -339,13 +339,13 @@ def _solved(found: Flow) -> Iterator[str]:
     )
 
 
-def _covariance(found: Flow) -> Iterator[str]:
+def _covariance(flow: Flow) -> Iterator[str]:
     errors = np.concatenate(
         [
             s.covariance_error[
-                found.counts(s) & (found.ahead(s) > 0) & found.measured(s, "oscillating")
+                flow.counts(s) & (flow.ahead(s) > 0) & flow.measured(s, "oscillating")
             ]
-            for s in found.segments
+            for s in flow.segments
         ]
     )
     known = errors[np.isfinite(errors)]

@@ -12,7 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 FIRST_STEPS = 150
 """Steps from the start of a run in which the network is not yet on a slow path."""
@@ -81,7 +81,7 @@ class Look:
         oscillating: whether successive updates point against each other; or successive d do, where
             a faster drift hides that, and have an effect.
         secant: dᵀ (odd force) / |d|², the curvature that the oscillation itself sees.
-        growth: by what part the oscillation grows per step at that curvature, negative where it
+        growth: relative growth of the oscillation per step at that curvature, negative where it
             dies.
         swing: largest growth or decay per step that the energy shows in the steps around the look,
             once it is `judged`.
@@ -95,8 +95,8 @@ class Look:
             which is what moves the centre slowly, if that is larger.
         rest: what of the odd force is not Hd, as a part of Hd or of ∇F(c), whichever is larger. It
             is asked for where nothing oscillates, as iterates may jump about without any order.
-        period: of the oscillation; of the steps around the look, once it is `judged`, the one that
-            decides.
+        period: period of the oscillation; once it is `judged`, the deciding one of the steps around
+            the look.
         gate_flips: part of the gates that change side in a step; around the look, once it is
             `judged`, the largest. NaN where the loss has kinks and the gates are not known.
         reason: one of `REASONS`; empty where the flow can hold.
@@ -129,11 +129,11 @@ class Steps(NamedTuple):
     """What is known of every step between looks.
 
     Attributes:
-        steps: consecutive ones.
+        steps: consecutive steps.
         energy: |d|².
-        period: of the oscillation.
+        period: period of the oscillation.
         gate_flips: part of the gates that change side in the step.
-        rounding: of d, as a part of it.
+        rounding: rounding error of d, relative to |d|.
     """
 
     steps: Int[np.ndarray, " steps"]
@@ -150,14 +150,14 @@ def judged(looks: Sequence[Look], between: Steps, first: int) -> list[Look]:
     to act back on the sharpness.
 
     Args:
-        looks: in the order of steps.
+        looks: looks in the order of steps.
         between: the steps from the first look to the last, and as far beyond as they `reach`.
         first: first step of the run.
     """
     at = [look.step for look in looks]
     growth, bend = np.abs(_growth(between.energy)), _bend(between)
     row = partial(np.searchsorted, between.steps)
-    found = []
+    verdicts = []
     for look, before, after in zip(looks, at[:1] + at[:-1], at[1:] + at[-1:], strict=True):
         near = slice(row(before), row(after, side="right"))
         start, stop = min(before, look.step - reach(look)), max(after, look.step + reach(look))
@@ -169,8 +169,8 @@ def judged(looks: Sequence[Look], between: Steps, first: int) -> list[Look]:
             swing=float(np.max(growth[far])),
             bend=float(np.max(bend[far])),
         )
-        found.append(replace(whole, reason=reason_of(whole, first)))
-    return found
+        verdicts.append(replace(whole, reason=reason_of(whole, first)))
+    return verdicts
 
 
 def reach(look: Look) -> float:
@@ -180,21 +180,21 @@ def reach(look: Look) -> float:
 
 
 def _growth(energy: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
-    """Of the amplitude per step, over two steps; 0 where a step before or after is not known."""
-    found = np.zeros(len(energy))
+    """Growth of the amplitude per step, over two steps; 0 where a neighbour is not known."""
+    growth = np.zeros(len(energy))
     with np.errstate(divide="ignore", invalid="ignore"):
-        found[1:-1] = np.log(energy[2:] / energy[:-2]) / 4
-    return found
+        growth[1:-1] = np.log(energy[2:] / energy[:-2]) / 4
+    return growth
 
 
 def _bend(between: Steps) -> Float[np.ndarray, " steps"]:
     """Change of the growth per step, over four steps, beyond rounding; 0 where it is not known."""
-    found = np.zeros(len(between.steps))
+    bend = np.zeros(len(between.steps))
     with np.errstate(divide="ignore", invalid="ignore"):
         size = np.log(between.energy) / 2
         curved = np.abs(size[4:] - 2 * size[2:-2] + size[:-4]) / 4
-        found[2:-2] = np.fmax(curved - _ROUNDINGS * between.rounding[2:-2], 0)
-    return found
+        bend[2:-2] = np.fmax(curved - _ROUNDINGS * between.rounding[2:-2], 0)
+    return bend
 
 
 def _deciding(periods: Int[np.ndarray, " steps"]) -> int:
@@ -206,7 +206,7 @@ def reason_of(look: Look, first: int) -> str:
     """The first of `REASONS` that applies to a look; empty where none does.
 
     Args:
-        look: with all of its numbers.
+        look: look with all of its numbers.
         first: first step of the run.
     """
     told = (look.sharpness, look.secant, look.growth, look.change, look.response)
@@ -220,7 +220,7 @@ def reason_of(look: Look, first: int) -> str:
         not (max(look.odd, look.even) if look.oscillating else look.rest) <= LARGEST_REST,
         look.gap == 0,
     )
-    return next((r for r, found in zip(REASONS, applies, strict=True) if found), "")
+    return next((r for r, it_applies in zip(REASONS, applies, strict=True) if it_applies), "")
 
 
 def _late(look: Look) -> bool:
@@ -239,22 +239,3 @@ def _unsettled(look: Look) -> bool:
     growth = max(abs(look.growth), look.swing)
     immediate = reach(look) == 0 or look.bend <= LARGEST_GROWTH * look.response**2
     return not (look.change <= LARGEST_CHANGE and growth <= allowed and immediate)
-
-
-def valid_steps(
-    looks: Sequence[Look], steps: Int[np.ndarray, " steps"]
-) -> Bool[np.ndarray, " steps"]:
-    """Whether the flow can hold at some steps: where it can at the looks before and after.
-
-    A step that is looked at needs its own alone; there is nothing before the first look or after
-    the last one.
-
-    Args:
-        looks: `judged`, in the order of steps.
-        steps: any steps.
-    """
-    at = np.array([look.step for look in looks])
-    fine = np.append([look.reason == "" for look in looks], False)
-    after = np.searchsorted(at, steps)
-    exact = np.append(at, -1)[after] == steps
-    return fine[after] & (fine[after - 1] | exact) & ((after > 0) | exact)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
-from dlf_dynamics.analysis.pipeline import Analysis, View, Work
+from dlf_dynamics.analysis.pipeline import Analysis, Implementation, View
 from dlf_dynamics.config import BifurcationConfig
 from dlf_dynamics.streams import say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
-    from rich.table import Table
 
     from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations
     from dlf_dynamics.analysis.report.content import Part
@@ -39,42 +38,15 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
     name = "bifurcations"
     needs_run = False
     config = BifurcationConfig
-    keys: ClassVar[dict[str, str]] = {
-        "run_id": "id of the run",
-        "run": "its status, last step and number of checkpoints when it was analysed",
-        "config": "settings",
-        "threshold": "what it is, or why there is none",
-        "replay": "how closely the replayed steps meet the checkpoints",
-        "steps": "the first and the last",
-        "looked_at": "number of steps at which the sharpness was computed",
-        "not_looked_at": "number of the other steps",
-        "not_converged": "steps looked at whose sharpness did not converge",
-        "verdict": "`below`, `above` or `undecided`, as `check` tells it",
-        "because": "lines that say why",
-        "instabilities_known": "false for mini-batches, whose noise alone alternates",
-        "crossings": "of the centres, a list of `Crossing`, field by field",
-        "instabilities": "a list of `Instability`, field by field, with `lag`, onset less crossing",
-        "directions": "a list of `UnstableDirection`, those of each onset, field by field",
-        "pulse_maps": "a list of `PulseMap`, field by field but for `directions`, multipliers as "
-        "pairs of real and imaginary part; empty without --pulses and --cycles",
-        "plane": "a `Plane`, field by field, critical multipliers as pairs of real and imaginary "
-        "part; null without --plane",
-        "edge": "of mini-batches, what `edge --json` prints; null of full batches",
-    }
 
-    def result_type(self) -> type[Bifurcations]:
-        """`Bifurcations`."""
-        from dlf_dynamics.analysis.instabilities.bifurcations import Bifurcations
+    def implementation(self) -> Implementation[BifurcationConfig, Bifurcations]:
+        """The motion, crossings and oscillations of the replayed steps."""
+        from dlf_dynamics.analysis.instabilities import bifurcations, jsontypes, summary
 
-        return Bifurcations
+        compute, json_type = bifurcations.compute_bifurcations, jsontypes.BifurcationsDict
+        return Implementation(bifurcations.Bifurcations, compute, self._total, summary, json_type)
 
-    def compute(self, run: Run, config: BifurcationConfig, work: Work) -> Bifurcations:
-        """The motion, crossings and oscillations of the steps that are asked for."""
-        from dlf_dynamics.analysis.instabilities.bifurcations import compute_bifurcations
-
-        return compute_bifurcations(run, config, parts=work.parts, progress=work.progress)
-
-    def total(self, run: Run, config: BifurcationConfig) -> int:
+    def _total(self, run: Run, config: BifurcationConfig) -> int:
         """Steps, and once more those of the pulses whose maps are computed."""
         from dlf_dynamics.analysis.instabilities.bifurcations import span_of_steps
         from dlf_dynamics.analysis.instabilities.pulse_maps import chosen_pulses, steps_of
@@ -92,35 +64,6 @@ class BifurcationAnalysis(Analysis[BifurcationConfig, "Bifurcations"]):
         for line in kept.lines:
             say(line)
         return kept.found
-
-    def lines(self, run: Run | None, found: Bifurcations) -> list[str | Table]:
-        """The instabilities and the maps of pulses as tables, and what all rests on."""
-        from dlf_dynamics.analysis.edge.summary import points_table
-        from dlf_dynamics.analysis.instabilities import plane_summary, pulse_summary, summary
-
-        tables = [summary.instabilities_table(found)]
-        if found.edge is not None:
-            tables = [points_table(found.edge)]
-        if found.pulse_maps:
-            tables.append(pulse_summary.pulses_table(found.pulse_maps))
-        lines = [
-            *summary.closing_lines(found),
-            *pulse_summary.pulse_lines(found.pulse_maps),
-            *pulse_summary.missing_lines(found.config, found.pulse_maps),
-        ]
-        return [*tables, *lines, *plane_summary.plane_lines(found.plane)]
-
-    def as_dict(self, found: Bifurcations) -> dict[str, Any]:
-        """The instabilities and what they rest on."""
-        from dlf_dynamics.analysis.instabilities import summary
-
-        return summary.as_dict(found)
-
-    def json_type(self) -> Any:
-        """`BifurcationsDict`."""
-        from dlf_dynamics.analysis.instabilities.jsontypes import BifurcationsDict
-
-        return BifurcationsDict
 
     def figures(self, run: Run, found: Bifurcations, view: View) -> Iterator[tuple[str, Figure]]:
         """The oscillations of the run, diagrams with the loss frozen, maps of pulses, the plane."""

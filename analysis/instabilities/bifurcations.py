@@ -1,4 +1,4 @@
-"""`Bifurcations`: the instabilities of a run, and the motion in which they are seen; its file."""
+"""`Bifurcations`: the instabilities of a run with the motion that shows them, and its file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -66,30 +66,32 @@ from dlf_dynamics.shown import Shown
 from dlf_dynamics.source import Source
 from dlf_dynamics.spans import span_of
 
+_Record = TypeVar("_Record", Motion, Curvatures)
+
 
 @dataclass(frozen=True)
 class Bifurcations(Shown):
-    """What `dlf-dynamics bifurcations` found.
+    """Result of `dlf-dynamics bifurcations`.
 
     Attributes:
         source: state of the run that was analysed.
-        config: of the analysis.
-        label: what the threshold is, or why none is used.
+        config: settings of the analysis.
+        label: description of the threshold, or why none is used.
         note: how closely the replay met the checkpoints.
-        deviation: relative distance by which it missed one, at most.
-        unwatched: why no instabilities are told; empty where they are.
-        motion: at every step, and the curvature at some.
-        thresholds: at the steps that were looked at; NaN where none may be used.
-        crossings: of the threshold at the centres, located.
-        instabilities: in the order of steps.
-        diagrams: with the loss frozen at some steps.
-        directions: directions that were unstable at the onset of each instability; none in files of
+        deviation: largest relative distance by which it missed one.
+        unwatched: why no instabilities are reported; empty where they are.
+        motion: motion at every step, with the curvature at some.
+        thresholds: thresholds at the sampled steps; NaN where none may be used.
+        crossings: located crossings of the threshold at the centres.
+        instabilities: instabilities, in the order of steps.
+        diagrams: diagrams with the loss frozen at some steps.
+        directions: directions that were unstable at the onset of each instability; none in files
             before version 4.2.
         pulse_maps: maps of perturbations, over pulses and then over cycles.
-        plane: curves of bifurcations in two parameters, with the loss frozen; none if it was not
-            asked for.
-        edge: stability of mini-batches in mean square; none of a run without them, or where no
-            checkpoint was within the steps.
+        plane: curves of bifurcations in two parameters, with the loss frozen; none if not
+            requested.
+        edge: stability of mini-batches in mean square; none for a run without them, or where no
+            checkpoint is within the steps.
     """
 
     source: Source
@@ -112,19 +114,19 @@ class Bifurcations(Shown):
 
     @property
     def not_converged(self) -> int:
-        """Steps that were looked at and whose largest eigenvalue did not converge."""
+        """Number of sampled steps whose largest eigenvalue did not converge."""
         return int(np.sum(~self.motion.converged))
 
     @property
     def sides(self) -> Int[np.ndarray, " looked"]:
-        """Of the steps that were looked at: 1 surely above the threshold, -1 surely below, or 0."""
+        """Side of each sampled step: 1 certainly above the threshold, -1 certainly below, or 0."""
         return sides(self.motion.intervals, self.motion.converged, self.thresholds)
 
 
 def span_of_steps(run: Run, config: BifurcationConfig) -> tuple[int, int]:
-    """First step to look at, and the step after the last.
+    """First step to analyse, and the step after the last.
 
-    The last one is that before the last step of the run: a centre needs the step after it.
+    The last step of the run is left out, as a centre needs the step after it.
 
     Raises:
         ConfigError: when `steps` is not a:b, or holds no step that has a centre.
@@ -152,12 +154,12 @@ def compute_bifurcations(
 
     Args:
         run: a recorded run.
-        config: how to look.
-        parts: where finished parts are kept, so that an interrupted analysis goes on.
-        progress: told how many steps are done.
+        config: settings of the analysis.
+        parts: storage for finished parts, from which an interrupted analysis resumes.
+        progress: called with the number of steps done.
 
     Raises:
-        ConfigError: when no recorded step is asked for.
+        ConfigError: when the settings select no recorded step.
     """
     config = BifurcationConfig() if config is None else config
     _require(run, config)
@@ -166,104 +168,110 @@ def compute_bifurcations(
     chosen = chosen_pulses(run, config)
     replay, length = Replay(run), _piece(run, config)
     solver = _solver(run, config, length // config.every)
-    looked_at = _looked_at(start, stop, config.every)
-    # In between two multiples of `every`, so that the nearest eigenvector is one of the piece's.
+    sampled_steps = _steps_to_sample(start, stop, config.every)
+    # Halfway between multiples of `every`, so that the nearest eigenvector is one of the piece.
     edges = np.arange(0, stop, length) - config.every // 2
     edges = [start, *edges[(edges > start) & (edges < stop)].tolist(), stop]
     pieces = []
     for first, last in pairwise(edges):
-        inside = looked_at[(looked_at >= first) & (looked_at < last)].tolist()
+        inside = sampled_steps[(sampled_steps >= first) & (sampled_steps < last)].tolist()
 
-        def piece(first: int = first, last: int = last, inside: list[int] = inside) -> Arrays:
-            made = follow(replay, solver, first, last, inside)
-            return made._asdict() | {"deviation": replay.deviation}
-
+        make = partial(follow, replay, solver, first, last, inside)
         parse = partial(as_piece, np.arange(first, last), np.array(inside), solver.size)
-        made, deviation = parts.get_or_make(f"motion-{first}", piece, parse)
-        replay.deviation = max(replay.deviation, deviation)
-        pieces.append(made)
+        pieces.append(_replayed(replay, parts, f"motion-{first}", make, parse))
         progress(last - start)
     motion = joined(pieces)
     if not run_threshold(run).reason:
         located = lambda: locate_crossings(replay, solver, motion).looks  # noqa: E731
         motion = parts.get_or_make("located", located, partial(as_located, motion))
-    found = _with_events(run, config, replay, solver, motion, parts)
+    result = _with_events(run, config, replay, solver, motion, parts)
     after = lambda steps: progress(stop - start + steps)  # noqa: E731
-    return dataclasses.replace(found, pulse_maps=pulse_maps(run, config, chosen, parts, after))
+    return dataclasses.replace(result, pulse_maps=pulse_maps(run, config, chosen, parts, after))
 
 
 def _require(run: Run, config: BifurcationConfig) -> None:
-    """Refuses, before anything is computed, what cannot be had of a run."""
+    """Raises, before anything is computed, for a run that cannot be analysed in this way."""
     if not run.own_updates:
         raise ConfigError(
-            f"{run.path} was recorded of mini-batches that are not known, or without its "
-            "optimizer or that one's state, or imported, or its optimizer wants more than "
-            "gradients; its steps cannot be made again, and nothing is known between checkpoints "
-            "(`dlf-dynamics edge` tells of mini-batches at these)"
+            f"{run.path} was recorded with unknown mini-batches, or without its optimizer or the "
+            "optimizer's state, or was imported, or its optimizer needs more than gradients; its "
+            "steps cannot be replayed, and nothing is known between checkpoints (`dlf-dynamics "
+            "edge` analyses mini-batches at checkpoints)"
         )
     require_plane(run, config)
 
 
 def look_at_each_step(
     run: Run,
-    found: Bifurcations,
+    result: Bifurcations,
     *,
     parts: Parts | None = None,
     progress: Callable[[int], None] = lambda step: None,
 ) -> Bifurcations:
-    """The same with the curvature at the centre of each step, up to the first that is above.
+    """The result with the curvature at the centre of each step, up to the first that is above.
 
-    Only steps that were not looked at are, and the events are told anew if crossings were found.
+    Only steps that were not sampled are solved; the events are found again if there are new
+    crossings.
 
     Args:
         run: the run that was analysed.
-        found: the result of `compute_bifurcations`.
-        parts: where finished parts are kept, so that an interrupted analysis goes on.
-        progress: told how many steps are done.
+        result: the result of `compute_bifurcations`.
+        parts: storage for finished parts, from which an interrupted analysis resumes.
+        progress: called with the number of steps done.
     """
     parts = Parts(None) if parts is None else parts
-    replay, motion, length = Replay(run), found.motion, _piece(run, found.config)
-    replay.deviation = found.deviation
-    solver, missing, done = _solver(run, found.config, length), not_looked_at(motion), 0
+    replay, motion, length = Replay(run), result.motion, _piece(run, result.config)
+    replay.deviation = result.deviation
+    solver, missing, done = _solver(run, result.config, length), not_looked_at(motion), 0
     for first in range(int(motion.steps[0]), int(motion.steps[-1]) + 1, length):
         steps = missing[(missing >= first) & (missing < first + length)]
         if not len(steps):
             continue
 
-        def piece(steps: np.ndarray = steps) -> Arrays:
-            made = look_at(replay, solver, steps)
-            return made._asdict() | {"deviation": replay.deviation}
-
+        make = partial(look_at, replay, solver, steps)
         lengths = {"looked": len(steps), "params": 0}
         parse = partial(with_deviation, Curvatures, lengths)
-        looks, deviation = parts.get_or_make(f"each-{first}", piece, parse)
-        replay.deviation = max(replay.deviation, deviation)
+        looks = _replayed(replay, parts, f"each-{first}", make, parse)
         motion = looked_further(motion, steps, looks)
         done += len(steps)
         progress(done)
         limits = thresholds_of(replay, motion)
         if np.any(sides(motion.intervals, motion.converged, limits) > 0):
             break
-    return _looked_closer(run, found, replay, solver, motion)
+    return _looked_closer(run, result, replay, solver, motion)
+
+
+def _replayed(
+    replay: Replay,
+    parts: Parts,
+    name: str,
+    make: Callable[[], Any],
+    parse: Callable[[Arrays], tuple[_Record, float]],
+) -> _Record:
+    """A record made by a replay, or read as a finished part with the replay's deviation."""
+    arrays = lambda: make()._asdict() | {"deviation": replay.deviation}  # noqa: E731
+    record, deviation = parts.get_or_make(name, arrays, parse)
+    replay.deviation = max(replay.deviation, deviation)
+    return record
 
 
 def _looked_closer(
-    run: Run, found: Bifurcations, replay: Replay, solver: Solver, motion: Motion
+    run: Run, result: Bifurcations, replay: Replay, solver: Solver, motion: Motion
 ) -> Bifurcations:
-    """What was found, with the curvature at more steps."""
+    """The result with the curvature at more steps."""
     limits = thresholds_of(replay, motion)
-    if crossings_of(motion, limits) != found.crossings:
-        config = dataclasses.replace(found.config, diagrams="none", plane="none")
+    if crossings_of(motion, limits) != result.crossings:
+        config = dataclasses.replace(result.config, diagrams="none", plane="none")
         again = _with_events(run, config, replay, solver, motion, Parts(None))
-        apart = ("config", "diagrams", "pulse_maps", "plane")  # of no crossing
-        kept: dict[str, Any] = {name: getattr(found, name) for name in apart}
+        apart = ("config", "diagrams", "pulse_maps", "plane")  # these do not depend on crossings
+        kept: dict[str, Any] = {name: getattr(result, name) for name in apart}
         return dataclasses.replace(again, **kept)
     return dataclasses.replace(
-        found, motion=motion, thresholds=limits, note=replay.note, deviation=replay.deviation
+        result, motion=motion, thresholds=limits, note=replay.note, deviation=replay.deviation
     )
 
 
-def _looked_at(start: int, stop: int, every: int) -> Int[np.ndarray, " looked"]:
+def _steps_to_sample(start: int, stop: int, every: int) -> Int[np.ndarray, " looked"]:
     """Multiples of `every`, the first step that has a centre, and the last."""
     first = max(start, 1)
     regular = np.arange(-(-first // every) * every, stop, every)
@@ -273,15 +281,16 @@ def _looked_at(start: int, stop: int, every: int) -> Int[np.ndarray, " looked"]:
 def _piece(run: Run, config: BifurcationConfig) -> int:
     """Steps that are analysed together, a multiple of `every`.
 
-    A few less than one call makes: it begins at the checkpoint before, and goes on beyond the last.
+    They are a few less than one call makes, which starts at the checkpoint before the piece and
+    continues beyond its end.
     """
     return max(int(0.95 * Replay(run).length) // config.every, 1) * config.every
 
 
 def _solver(run: Run, config: BifurcationConfig, looks: int) -> Solver:
-    """For the largest eigenvalue, at so many steps of a piece."""
+    """Solver for the largest eigenvalue, at this many steps of a piece."""
     settings = SpectrumConfig(k=1, tol=config.tol, max_matvecs=config.max_matvecs, seed=config.seed)
-    # Cold, as `check` says "below" of each step that was looked at.
+    # Not tracked, as `check` says "below" for each sampled step.
     return Solver.from_config(run, settings)._replace(segment_length=looks)
 
 
@@ -296,9 +305,9 @@ def _with_events(
     thresholds = thresholds_of(replay, motion)
     crossings = crossings_of(motion, thresholds)
     unwatched = "" if run.dynamics.batch_size is None else BATCH_NOISE
-    told = motion.steps, motion.loss, motion.update_cosine
-    windows = [] if unwatched else find_oscillations(*told)
-    found, directions = list[Instability](), list[UnstableDirection]()
+    series = motion.steps, motion.loss, motion.update_cosine
+    windows = [] if unwatched else find_oscillations(*series)
+    instabilities, directions = list[Instability](), list[UnstableDirection]()
     for window in join_crossings(windows, crossings):
         made = parts.get_or_make(
             f"instability-{window.onset}",
@@ -307,7 +316,7 @@ def _with_events(
             ),
             partial(as_described, window),
         )
-        found += made.instability
+        instabilities += made.instability
         directions += made.directions
     return Bifurcations(
         source=run.source,
@@ -319,16 +328,16 @@ def _with_events(
         motion=motion,
         thresholds=thresholds,
         crossings=crossings,
-        instabilities=found,
-        diagrams=_diagrams(replay, solver, config, found, parts),
+        instabilities=instabilities,
+        diagrams=_diagrams(replay, solver, config, instabilities, parts),
         directions=directions,
-        plane=_plane(replay, config, found, parts),
+        plane=_plane(replay, config, instabilities, parts),
         edge=_edge(run, config, parts),
     )
 
 
 def _edge(run: Run, config: BifurcationConfig, parts: Parts) -> Edge | None:
-    """Stability of mini-batches at checkpoints: it is what can be told of these."""
+    """Stability of mini-batches at checkpoints, which is all that is known of such runs."""
     if run.dynamics.batch_size is None:
         return None
     settings = EdgeConfig(steps=config.steps, max_matvecs=config.max_matvecs, seed=config.seed)
@@ -345,15 +354,15 @@ def _diagrams(
     events: list[Instability],
     parts: Parts,
 ) -> list[FrozenDiagram]:
-    """At the steps that were asked for; none for a run that has no map that stays the same."""
+    """Diagrams at the requested steps; none for a run whose map changes from step to step."""
     run = replay.run
     if config.diagrams == "none" or run_threshold(run).reason or run.dynamics.adaptive:
         return []
-    found: list[FrozenDiagram] = []
+    diagrams: list[FrozenDiagram] = []
     for step in _frozen_steps(replay, config, events):
         make = lambda step=step: encode(_Diagrams(frozen_diagrams(replay, solver, step)))  # noqa: E731
-        found += parts.get_or_make(f"diagrams-{step}", make, partial(decode, _Diagrams)).diagrams
-    return found
+        diagrams += parts.get_or_make(f"diagrams-{step}", make, partial(decode, _Diagrams)).diagrams
+    return diagrams
 
 
 def _frozen_steps(
@@ -373,7 +382,7 @@ def _frozen_steps(
 def _plane(
     replay: Replay, config: BifurcationConfig, events: list[Instability], parts: Parts
 ) -> Plane | None:
-    """At the first of the steps that have diagrams, or at the last one of the run."""
+    """The plane at the first step that has diagrams, or else at the last step of the run."""
     if config.plane == "none":
         return None
     step = next(iter(_frozen_steps(replay, config, events)), replay.last)
@@ -391,24 +400,6 @@ class _Diagrams:
     diagrams: list[FrozenDiagram]
 
 
-def save_bifurcations(found: Bifurcations, path: Path) -> None:
-    """Writes the result file.
-
-    Raises:
-        FileError: when it cannot be written.
-    """
-    resultfile.save(path, "bifurcations", found)
-
-
 def load_bifurcations(path: str | Path, run: Run | None = None) -> Bifurcations:
-    """Reads a result file.
-
-    Args:
-        path: of the file.
-        run: the run that it must be of, in its present state; none takes any.
-
-    Raises:
-        FileError: when it cannot be read or is damaged.
-        StaleError: when it is of another run, or of a state that the run is no longer in.
-    """
+    """Reads a result file of `dlf-dynamics bifurcations`; for parameters see `load_spectrum`."""
     return resultfile.load(path, "bifurcations", Bifurcations, run)

@@ -34,34 +34,34 @@ from dlf_dynamics.reprs import brief
 Stability = Literal["", "stable", "none found", "unstable", "unknown"]
 
 _AT_REST = 1e-6
-"""Oscillations smaller than this part of the parameters' norm, at the start or at the centre, are
-none."""
+"""Oscillations smaller than this fraction of the parameters' norm, at the start or at the centre,
+count as none."""
 
 _NEARLY = 1e-3
 """Residual of the rod equation up to which a solution is drawn: where Newton's method ends at a
-kink, the two states change places but for this part of their distance."""
+kink, the two states are exchanged up to this fraction of their distance."""
 
 _ALONG = 0.5
-"""Least overlap of an orbit with the direction on which it is projected, else it is not drawn."""
+"""Least overlap of an orbit with the direction of projection for it to be drawn."""
 
 BEYOND = 1e-3
-"""Distance from the unit circle from which on a Ritz value is held to be outside."""
+"""Distance from the unit circle beyond which a Ritz value counts as outside."""
 
 _DENSE = 100
 """Order up to which all multipliers are computed."""
 
 PRODUCTS = 40
-"""Of Arnoldi's method, where they are not."""
+"""Products of Arnoldi's method, where not all multipliers are computed."""
 
 LOOKED_AT = 20
-"""Updates that are compared with the ones before."""
+"""Updates whose directions are compared with the updates before."""
 
 _DAMPED = 30
 """Steps of the averaged map."""
 
 _WEIGHTS = (1, 6, 15, 20, 15, 6, 1)
-"""Of successive iterates in their mean: period 2 cancels and period 4 nearly does, and in the
-alternating sum the drift does."""
+"""Binomial weights of successive iterates: period 2 cancels in the mean and period 4 nearly does,
+and the drift cancels in the alternating sum."""
 
 
 class Branches(NamedTuple):
@@ -70,17 +70,17 @@ class Branches(NamedTuple):
     With momentum E is the learning rate of gradient descent with the same orbits of period 2.
 
     Attributes:
-        values: of the parameter.
-        centre: 1 - Eλ of the largest eigenvalue λ at the centre: below -1 the centre is beyond its
+        values: values of the parameter.
+        centre: 1 - Eλ for the largest eigenvalue λ at the centre: below -1 the centre is beyond its
             flip.
-        opposed: part of the last updates that point against the one before, as where a run
+        opposed: fraction of the last updates that point against the one before, as where a run
             oscillates: 1 on an orbit of period 2 or 4, less in irregular motion, 0 where nothing
             oscillates by more than `_AT_REST`.
-        amplitude: of the orbit of period 2, along the top eigenvector of the diagram; NaN where
-            nothing oscillates, no orbit was found, or it lies across this direction.
+        amplitude: amplitude of the orbit of period 2 along the top eigenvector of the diagram; NaN
+            where nothing oscillates, no orbit was found, or it lies across this direction.
         residual: relative residual of the rod equation.
-        multiplier: of two steps on the orbit, the one of largest modulus that was found, but for
-            the neutral ones.
+        multiplier: multiplier of largest modulus of two steps on the orbit, among those that were
+            found and are not neutral.
         multiplier_residual: ‖Jx - μx‖ for its eigenvector x of unit length, from fresh products;
             0 where all multipliers were computed.
         neutral: multipliers within `NEUTRAL` of +1; -1 where they were not counted.
@@ -105,9 +105,9 @@ class Frozen(NamedTuple):
     """Training at one value of the parameter.
 
     Attributes:
-        value: of the parameter.
+        value: value of the parameter.
         rate: learning rate E of gradient descent with the same orbits of period 2.
-        step: of the loss's weights.
+        step: step whose class weights the loss has.
     """
 
     value: float
@@ -116,14 +116,14 @@ class Frozen(NamedTuple):
 
 
 Sharpness = Callable[
-    [Float[np.ndarray, "places params"], list[Frozen]], Float[np.ndarray, " places"]
+    [Float[np.ndarray, "values params"], list[Frozen]], Float[np.ndarray, " values"]
 ]
-"""Largest Hessian eigenvalue at some parameters, each in the loss of its place; NaN where the
+"""Largest Hessian eigenvalue at each row of parameters, of the loss of its `Frozen`; NaN where the
 parameters are not finite, or it did not converge."""
 
 
 class Multipliers(NamedTuple):
-    """Of an orbit of period 2; see `Branches`."""
+    """Multipliers of an orbit of period 2; see `Branches`."""
 
     multiplier: complex
     multiplier_residual: float
@@ -136,7 +136,7 @@ def follow_branches(
     problem: Problem,
     start: Float[Array, " n"],
     direction: Float[Array, " params"],
-    places: list[Frozen],
+    frozen: list[Frozen],
     settle: int,
     sharpness: Sharpness,
     *,
@@ -146,30 +146,30 @@ def follow_branches(
 
     Args:
         map_: the training map.
-        problem: whose loss it is.
-        start: parameters, and the velocity after them where there is one.
-        direction: unit, on which amplitudes are projected.
-        places: values of the parameter, and what they mean for gradient descent.
+        problem: problem whose loss is frozen.
+        start: parameters, followed by the velocity where there is one.
+        direction: unit vector on which amplitudes are projected.
+        frozen: values of the parameter, with the learning rate and step that they stand for.
         settle: updates before the oscillation counts as settled.
         sharpness: function that gives the largest Hessian eigenvalue at the centres.
-        smooth: whether the loss has no kinks. With kinks multipliers tell nothing of a finite
+        smooth: whether the loss has no kinks. With kinks multipliers say nothing about a finite
             neighbourhood, and the stability is `unknown`.
     """
-    rows, centres = list[_Row](), []
-    after = _settled(map_, start, places, settle, len(direction))
-    for place, settled in zip(places, after, strict=True):
+    entries, centres = list[_Row](), []
+    after = _settled(map_, start, frozen, settle, len(direction))
+    for at, settled in zip(frozen, after, strict=True):
         centre, half = _averages(settled.states[:, : len(direction)], _WEIGHTS)
-        rows.append(_at(map_, problem, start, direction, place, settled, (centre, half), smooth))
+        entries.append(_at(map_, problem, start, direction, at, settled, (centre, half), smooth))
         centres.append(centre)
-    columns = dict(zip(_Row._fields, map(np.array, zip(*rows, strict=True)), strict=True))
-    rates = np.array([place.rate for place in places])
-    columns["centre"] = 1 - rates * sharpness(np.stack(centres), places)
+    columns = dict(zip(_Row._fields, map(np.array, zip(*entries, strict=True)), strict=True))
+    rates = np.array([at.rate for at in frozen])
+    columns["centre"] = 1 - rates * sharpness(np.stack(centres), frozen)
     columns["stability"] = columns["stability"].astype("S")
-    return Branches(np.array([place.value for place in places]), **columns)
+    return Branches(np.array([at.value for at in frozen]), **columns)
 
 
 class _Row(NamedTuple):
-    """One entry of each column of `Branches` but for the first two."""
+    """One entry of each column of `Branches`, except values and centre."""
 
     opposed: float = float("nan")
     amplitude: float = float("nan")
@@ -185,7 +185,7 @@ def _at(
     problem: Problem,
     start: Array,
     direction: Array,
-    place: Frozen,
+    at: Frozen,
     settled: _Settled,
     mean: tuple[np.ndarray, np.ndarray],
     smooth: bool,
@@ -202,7 +202,7 @@ def _at(
     if not opposed:
         return row
     means = _averages(damped[:, :num_params], (1, 2, 1)), mean
-    orbit = _orbit(problem, means, place, float(_AT_REST * size))
+    orbit = _orbit(problem, means, at, float(_AT_REST * size))
     if orbit is None:
         return row
     centre, rod = orbit
@@ -212,21 +212,21 @@ def _at(
     row = row._replace(amplitude=along, residual=rod.residual, stability="unknown")
     if not smooth:
         return row
-    # Updates are linear in the velocity: the Jacobian is the same whatever that is.
+    # Updates are linear in the velocity, so that the Jacobian does not depend on it.
     ends = [states[-1].copy(), states[-1].copy()]
     for end, sign in zip(ends, (1, -1), strict=True):
         end[:num_params] = centre + sign * rod.difference
-    twice = Partial(_two_steps, map_, *map(jnp.asarray, ends), jnp.asarray(place.value))
+    twice = Partial(_two_steps, map_, *map(jnp.asarray, ends), jnp.asarray(at.value))
     return row._replace(**_multipliers(twice, states[0].dtype, len(start))._asdict())
 
 
 class _Settled(NamedTuple):
-    """Of one value of the parameter, once the oscillation has settled.
+    """Iterates at one value of the parameter, once the oscillation has settled.
 
     Attributes:
         cosines: cosines between successive updates from there on.
-        states: iterates that follow.
-        damped: three of the averaged map.
+        states: iterates after these updates.
+        damped: three iterates after steps of the averaged map.
     """
 
     cosines: Float[np.ndarray, " cosines"]
@@ -235,21 +235,21 @@ class _Settled(NamedTuple):
 
 
 def _settled(
-    map_: Map, start: Array, places: list[Frozen], settle: int, num_params: int
+    map_: Map, start: Array, frozen: list[Frozen], settle: int, num_params: int
 ) -> Iterator[_Settled]:
-    """At each of some places, on all devices."""
-    for some, count in in_groups(places):
-        values = np.array([place.value for place in some], start.dtype)
-        found = jax.device_get(_settle(map_, start, values, settle, num_params))
-        for place in range(count):
-            yield _Settled(*(leaf[place] for leaf in found))
+    """The settled iterates at each value, computed on all devices."""
+    for some, count in in_groups(frozen):
+        values = np.array([at.value for at in some], start.dtype)
+        leaves = jax.device_get(_settle(map_, start, values, settle, num_params))
+        for index in range(count):
+            yield _Settled(*(leaf[index] for leaf in leaves))
 
 
 @partial(jax.jit, static_argnames="num_params")
 def _settle(
     map_: Map, start: Array, values: Float[Array, " devices"], settle: int, num_params: int
 ) -> tuple[Array, Array, Array]:
-    """What `_Settled` has, of one value of the parameter on each device."""
+    """The arrays of `_Settled`, for one value of the parameter on each device."""
 
     def at_value(value: Array) -> tuple[Array, Array, Array]:
         def move(carry: tuple[Array, Array], _: Any) -> tuple[tuple[Array, Array], Array]:
@@ -283,15 +283,15 @@ def _averages(iterates: np.ndarray, weights: tuple[int, ...]) -> tuple[np.ndarra
 
 
 def _orbit(
-    problem: Problem, means: Sequence[tuple[np.ndarray, np.ndarray]], place: Frozen, least: float
+    problem: Problem, means: Sequence[tuple[np.ndarray, np.ndarray]], at: Frozen, least: float
 ) -> tuple[np.ndarray, Rod] | None:
-    """The centre and the orbit of period 2 about it, from the first mean from which it is found."""
+    """The centre and the orbit of period 2 about it, from the first mean that leads to one."""
     for centre, half in means:
         size = np.linalg.norm(half)
         if not least < size < np.inf:
             continue
         start = jnp.asarray(half)
-        rod = rod_amplitude(problem, jnp.asarray(centre), place.rate, start, step=place.step)
+        rod = rod_amplitude(problem, jnp.asarray(centre), at.rate, start, step=at.step)
         if rod.converged or (rod.residual <= _NEARLY and rod.error <= _NEARLY**0.5):
             return centre, rod
     return None
@@ -299,7 +299,7 @@ def _orbit(
 
 @jax.jit
 def _two_steps(map_: Map, first: Array, second: Array, value: Array, vector: Array) -> Array:
-    """Jacobian of two steps of the map, at these two states in turn, times a vector."""
+    """Product of a vector with the Jacobians of the map at these two states in turn."""
     for state in (first, second):
         vector = jax.jvp(lambda x: map_(x, value), (state,), (vector,))[1]
     return vector
@@ -311,33 +311,33 @@ def _matrix(product: Partial, identity: Float[Array, "n n"]) -> Float[Array, "n 
 
 
 def _multipliers(product: Partial, dtype: np.dtype, size: int) -> Multipliers:
-    """What is known of the eigenvalues of a product: all of them, or what Arnoldi's method finds.
+    """Eigenvalues of a matrix by its products: all of them, or those that Arnoldi's method finds.
 
-    They are those of the product of the two Jacobians, which is not symmetric: products of the
-    two Rayleigh quotients are none of them.
+    The product of the two Jacobians is not symmetric; its eigenvalues are no products of the two
+    Rayleigh quotients.
     """
     eps = float(jnp.finfo(dtype).eps)
     if size <= _DENSE:
         matrix = np.asarray(_matrix(product, jnp.eye(size, dtype=dtype)), float)
         return _told(multipliers_of(matrix), np.zeros(size), max(MARGIN, eps**0.5), True)
     inner = lambda vector: np.asarray(product(jnp.asarray(vector, dtype)), float)  # noqa: E731
-    # Neutral multipliers lie together, so that those apart from them are found first.
+    # Neutral multipliers are clustered, so that Arnoldi finds those outside the cluster first.
     space = KrylovSpace(inner, random_start(size), PRODUCTS, 10 * eps)
     while not space.full:
         space.extend()
     if not space.finite:
         return Multipliers(complex("nan"), float("nan"), -1, "unknown")
     values, residuals, _, coefficients = space.ritz()
-    # Ritz values that have not converged may be anywhere: those outside leave it open.
+    # An unconverged Ritz value may be anywhere; one outside the unit circle decides nothing.
     residuals = np.where(residuals <= eps**0.4, residuals, np.inf)
-    found = _told(values, residuals, BEYOND, False)
-    if not np.isfinite(found.multiplier_residual):
-        return found
-    vector = coefficients[int(np.argmin(np.abs(values - found.multiplier)))] @ space.basis
+    verdict = _told(values, residuals, BEYOND, False)
+    if not np.isfinite(verdict.multiplier_residual):
+        return verdict
+    vector = coefficients[int(np.argmin(np.abs(values - verdict.multiplier)))] @ space.basis
     image = inner(np.real(vector)) + 1j * inner(np.imag(vector))
-    fresh = float(np.linalg.norm(image - found.multiplier * vector))
-    stability = found.stability if fresh <= 10 * eps**0.4 else "unknown"
-    return found._replace(multiplier_residual=fresh, stability=stability)
+    fresh = float(np.linalg.norm(image - verdict.multiplier * vector))
+    stability = verdict.stability if fresh <= 10 * eps**0.4 else "unknown"
+    return verdict._replace(multiplier_residual=fresh, stability=stability)
 
 
 def _told(
@@ -346,7 +346,7 @@ def _told(
     margin: float,
     all_of_them: bool,
 ) -> Multipliers:
-    """The verdict on eigenvalues, or on Ritz values; infinite residuals: not converged."""
+    """The verdict on eigenvalues or Ritz values; the residual is infinite if not converged."""
     if not np.all(np.isfinite(values)):
         return Multipliers(complex("nan"), float("nan"), -1, "unknown")
     apart, sizes = np.abs(values - 1) > NEUTRAL, np.abs(values)

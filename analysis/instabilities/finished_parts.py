@@ -22,7 +22,7 @@ from dlf_dynamics.hdf5 import ContentError
 def with_deviation(
     kind: type[Record], lengths: Mapping[str, int], arrays: Arrays
 ) -> tuple[Record, float]:
-    """A record of what was looked at, and by how much the replay missed a checkpoint."""
+    """A record, and by how much the replay missed a checkpoint while it was made."""
     fields = {name: array for name, array in arrays.items() if name != "deviation"}
     return typed(kind, fields, lengths), in_type(
         np.asarray(arrays["deviation"]).item(), float, "deviation"
@@ -30,25 +30,27 @@ def with_deviation(
 
 
 def as_piece(
-    steps: np.ndarray, looked_at: np.ndarray, size: int, arrays: Arrays
+    steps: np.ndarray, sampled_steps: np.ndarray, size: int, arrays: Arrays
 ) -> tuple[Motion, float]:
-    """The motion at these steps, looked at at some; raises where the arrays are not that."""
-    lengths = {"params": size, "followed": len(looked_at), "lags": len(LAGS)}
-    found, deviation = with_deviation(Motion, lengths, arrays)
-    if not (np.array_equal(found.steps, steps) and np.array_equal(found.looked_at, looked_at)):
+    """The motion at these steps, with the curvature at some; raises for any other arrays."""
+    lengths = {"params": size, "followed": len(sampled_steps), "lags": len(LAGS)}
+    motion, deviation = with_deviation(Motion, lengths, arrays)
+    if not (
+        np.array_equal(motion.steps, steps) and np.array_equal(motion.looked_at, sampled_steps)
+    ):
         raise ContentError("it is of other steps")
-    return found, deviation
+    return motion, deviation
 
 
 def as_located(motion: Motion, arrays: Arrays) -> Motion:
-    """The motion, looked at at more steps; raises where the arrays are not that."""
+    """The motion with the curvature at more steps; raises for any other arrays."""
     if set(arrays) != set(motion.looks):
         raise ContentError(f"it has {', '.join(arrays)}; expected {', '.join(motion.looks)}")
-    found = typed(Motion, motion._asdict() | arrays)
-    looked_at = set(found.looked_at.tolist())
-    if not set(motion.looked_at.tolist()) <= looked_at <= set(motion.steps.tolist()):
+    located = typed(Motion, motion._asdict() | arrays)
+    sampled_steps = set(located.looked_at.tolist())
+    if not set(motion.looked_at.tolist()) <= sampled_steps <= set(motion.steps.tolist()):
         raise ContentError("it is of other steps")
-    return found
+    return located
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,15 @@ class Described:
 
     @classmethod
     def of(cls, replay: Replay, *given: Any) -> Described:
-        """What `describe` makes of these."""
+        """The result of `describe` for these arguments."""
         instability, directions = describe(replay, *given)
         return cls([instability], directions)
 
 
 def as_described(window: Oscillation, arrays: Arrays) -> Described:
-    """What is known of a window; raises where the arrays are not that."""
+    """The description of a window; raises for any other arrays."""
     described = decode(Described, arrays)
-    (found,) = described.instability
-    if (found.onset, found.end) != (window.onset, window.end):
+    (instability,) = described.instability
+    if (instability.onset, instability.end) != (window.onset, window.end):
         raise ContentError("it is of another oscillation")
     return described

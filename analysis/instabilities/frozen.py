@@ -27,7 +27,7 @@ from dlf_dynamics.analysis.instabilities.training_map import (
 )
 from dlf_dynamics.analysis.linalg.certificate import CONVERGED
 from dlf_dynamics.analysis.spectra.replay import Replay
-from dlf_dynamics.analysis.spectra.segments import solve_segment
+from dlf_dynamics.analysis.spectra.segments import as_source, solve_segment
 from dlf_dynamics.analysis.spectra.solver import Solver
 from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.reprs import brief
@@ -35,20 +35,19 @@ from dlf_dynamics.run import Run
 from dlf_dynamics.schedules import Triangle
 
 VALUES = 100
-"""Values of the parameter."""
+"""Number of values of the parameter."""
 
 TRANSIENT, RECORDED = 200, 60
-"""Updates at each value before the orbit is recorded, and while it is."""
+"""Updates at each value before the orbit is recorded, and while it is recorded."""
 
 REST, APART = 1e-3, 2.0
 """Distances from the centre at which orbits begin, in units of the run's own oscillation there."""
 
 _LEAST_APART = 5e-3
-"""Least such unit, as a part of the norm of the parameters: that of a run which does not oscillate.
-"""
+"""Least such unit, as a fraction of the parameters' norm, for runs that do not oscillate."""
 
 EXPONENTS = 25
-"""Values of the parameter at which the largest Lyapunov exponent is computed."""
+"""Number of values of the parameter at which the largest Lyapunov exponent is computed."""
 
 _EXPONENT_STEPS = 300
 
@@ -59,7 +58,7 @@ class Orbits(NamedTuple):
     Attributes:
         projections: θ_t - c_t, with c_t = ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1), along the top eigenvector
             at the centre of the step; NaN where the orbit diverged.
-        diverged: whether it did.
+        diverged: whether the orbit diverged.
     """
 
     projections: Float[np.ndarray, "values recorded"]
@@ -69,42 +68,43 @@ class Orbits(NamedTuple):
 
 @dataclass(frozen=True)
 class FrozenDiagram:
-    """What gradient descent would do on the loss of one step, were that frozen.
+    """Orbits of gradient descent on the frozen loss of one step.
 
     Orbits start about the centre of the run at that step, close to it and apart from it: where they
-    end differently, the calm state and the oscillation are both there, or one of them had not yet
-    died out. A sweep, in which each orbit starts where the last one ended, could not tell that:
-    cross entropy has no minimum on data that can be separated, so that orbits do not come to rest,
-    and a sweep would come back to another place. What is shown is their oscillation about a centre
-    that goes on moving. Exponents and branches start from the state of the run itself.
+    end differently, the calm state and the oscillation coexist, or one of them has not yet died
+    out. A sweep, in which each orbit starts where the last one ended, could not show that: cross
+    entropy has no minimum on separable data, so that orbits do not come to rest and a sweep would
+    return to a different point. The diagram shows the oscillation about a centre that keeps moving.
+    Exponents and branches start from the state of the run itself.
 
     Attributes:
         step: number of the update whose loss is frozen.
-        parameter: `learning_rate`, or `rate_factor` where a recorded optimizer keeps that to
-            itself; `time` inside the pulse.
-        actual: the run's own value of it at that step.
-        values: of the parameter, increasing, `actual` among them; of the time, whole steps.
-        orbits: projections, as in `Orbits`, of those that start at the centre, but for a thousandth
-            of the run's oscillation; in files of before version 4.2, at the state of the run.
-        diverged: whether the orbit did.
+        parameter: `learning_rate`, or `rate_factor` where the learning rate of a recorded optimizer
+            is not known; `time` inside the pulse.
+        actual: the run's own value of the parameter at that step.
+        values: increasing values of the parameter, with `actual` among them; whole steps for the
+            time.
+        orbits: projections, as in `Orbits`, of the orbits that start at the centre, displaced by a
+            thousandth of the run's oscillation; in files before version 4.2, at the run's state.
+        diverged: whether the orbit diverged.
         exponent_values: values of the parameter at which there are exponents and branches, `actual`
             among them.
         exponents: largest Lyapunov exponent per update.
         overlap: mean squared overlap of its tangent vector with the top eigenvector, with momentum
-            in the parameters and in the velocity together. A positive
-            exponent of small overlap is a slow direction of negative curvature, not chaos.
-        converged: whether the exponents did.
-        branch_centre: 1 - Eλ of the largest eigenvalue λ at the centre; below -1 it is beyond its
+            in the parameters and in the velocity together. A positive exponent of small overlap is
+            a slow direction of negative curvature, not chaos.
+        converged: whether the exponents converged.
+        branch_centre: 1 - Eλ for the largest eigenvalue λ at the centre; below -1 it is beyond its
             flip.
-        branch_opposed: part of the last updates that point against the one before: 1 on an orbit of
-            period 2 or 4, less in irregular motion, 0 where nothing oscillates.
+        branch_opposed: fraction of the last updates that point against the one before: 1 on an
+            orbit of period 2 or 4, less in irregular motion, 0 where nothing oscillates.
         branch_amplitude: amplitude of the orbit of period 2.
         branch_residual: residual of the rod equation.
-        branch_multiplier: complex.
+        branch_multiplier: multiplier of that orbit, see `Branches`.
         branch_multiplier_residual: residual of its eigenvector.
-        branch_neutral: multipliers that were counted near +1.
-        branch_stability: what is known of them, as bytes.
-        apart: orbits that start from the centre by twice the run's oscillation; none in files of
+        branch_neutral: number of multipliers near +1, or -1 where they were not counted.
+        branch_stability: stability of that orbit, as bytes.
+        apart: orbits that start at twice the run's oscillation from the centre; none in files
             before version 4.2.
     """
 
@@ -131,18 +131,18 @@ class FrozenDiagram:
 
     @property
     def changes(self) -> list[Change]:
-        """Bifurcations between neighbouring values of the parameter; see `changes_of`."""
-        return changes_of(self)
+        """Bifurcations between neighbouring values of the parameter; see `_changes_of`."""
+        return _changes_of(self)
 
 
 class Change(NamedTuple):
     """A bifurcation between two values of the parameter.
 
     Attributes:
-        label: PD of the centre or of the orbit of period 2, NS or LP/BP of that orbit.
+        label: PD of the centre or of the orbit of period 2; NS or LP/BP of that orbit.
         low: the smaller value.
-        high: the larger one.
-        height: where it is drawn: 0 of the centre, else the amplitude of the orbit.
+        high: the larger value.
+        height: where it is drawn: at 0 for the centre, else at the amplitude of the orbit.
     """
 
     label: str
@@ -151,17 +151,17 @@ class Change(NamedTuple):
     height: float
 
 
-def changes_of(diagram: FrozenDiagram) -> list[Change]:
+def _changes_of(diagram: FrozenDiagram) -> list[Change]:
     """Bifurcations between neighbouring values of the parameter.
 
-    The centre flips where its multiplier, 1 - Eλ, passes -1 and nothing oscillates: between two
-    calm values, or between a calm one and an oscillation, in which the centre is another one, if
-    extrapolated from the two nearest calm values it passes -1 between these. An oscillation that
-    begins otherwise, as at kinks, is no flip. The orbit of period 2 loses or gains stability where
-    `unstable` follows or precedes another verdict; what its multiplier passes is told by the one
-    outside: -1, +1, or the circle as a pair.
+    The centre flips where its multiplier, 1 - Eλ, passes -1: between two calm values, or between a
+    calm value and an oscillation, which has another centre, if the extrapolation from the two
+    nearest calm values passes -1. An oscillation that begins otherwise, as at kinks, is no flip.
+    The orbit of period 2 loses or gains stability where `unstable` follows or precedes another
+    verdict; the multiplier outside the unit circle shows where it was passed: at -1, at +1, or as a
+    pair.
     """
-    values, found = diagram.exponent_values, list[Change]()
+    values, changes = diagram.exponent_values, list[Change]()
     calm = diagram.branch_opposed == 0
     unstable = diagram.branch_stability == b"unstable"
     quiet = np.isin(diagram.branch_stability, (b"stable", b"none found"))
@@ -169,11 +169,11 @@ def changes_of(diagram: FrozenDiagram) -> list[Change]:
         span = float(values[here]), float(values[here + 1])
         for at, beyond, further in ((here, here + 1, here - 1), (here + 1, here, here + 2)):
             if calm[at] and _flips(diagram, at, beyond, further):
-                found.append(Change("PD", *span, 0.0))
+                changes.append(Change("PD", *span, 0.0))
             if unstable[at] and quiet[beyond]:
                 height = float(np.mean(diagram.branch_amplitude[here : here + 2]))
-                found.append(Change(_passed(diagram.branch_multiplier[at]), *span, height))
-    return found
+                changes.append(Change(_passed(diagram.branch_multiplier[at]), *span, height))
+    return changes
 
 
 def _flips(diagram: FrozenDiagram, at: int, beyond: int, further: int) -> bool:
@@ -185,8 +185,8 @@ def _flips(diagram: FrozenDiagram, at: int, beyond: int, further: int) -> bool:
         return bool(centre[beyond] < -1)
     if not (0 <= further < len(values) and opposed[further] == 0 and opposed[beyond] > 0):
         return False
-    slope = (centre[at] - centre[further]) / (values[at] - values[further])
-    return bool(centre[at] + slope * (values[beyond] - values[at]) <= -1)
+    dcentre_dvalue = (centre[at] - centre[further]) / (values[at] - values[further])
+    return bool(centre[at] + dcentre_dvalue * (values[beyond] - values[at]) <= -1)
 
 
 def _passed(multiplier: complex) -> str:
@@ -197,17 +197,17 @@ def _passed(multiplier: complex) -> str:
 
 
 def frozen_diagrams(replay: Replay, solver: Solver, step: int) -> list[FrozenDiagram]:
-    """Against the learning rate, and against the time inside the pulse where there are pulses.
+    """Diagrams over the learning rate, and over the time inside the pulse where there are pulses.
 
-    Where the learning rate is not known, against the factor by which it is multiplied.
+    Where the learning rate is not known, the parameter is a factor that multiplies it.
 
     Args:
-        replay: of a run of full-batch gradient descent, with momentum or without.
-        solver: for the top eigenvector.
+        replay: replay of a run of full-batch gradient descent, with momentum or without.
+        solver: solver for the top eigenvector.
         step: number of the update whose loss is frozen.
 
     Raises:
-        ValueError: for other runs, as `training_map`.
+        ValueError: for other runs, see `training_map`.
     """
     run = replay.run
     rate = rate_at(run, step)
@@ -244,8 +244,8 @@ def _diagram(
         run.problem,
         state,
         direction,
-        _places(run, step, parameter, some, actual),
-        TRANSIENT,  # and a few more, into the steps that are recorded
+        _as_frozen(run, step, parameter, some, actual),
+        TRANSIENT,  # and a few more, which are then recorded
         partial(_sharpness, run, solver, point),
         smooth=not run.kinks,
     )
@@ -268,17 +268,18 @@ def _diagram(
 def _values(
     parameter: TrainingParameter, low: float, high: float, actual: float
 ) -> tuple[Float[np.ndarray, " values"], Float[np.ndarray, " exponents"]]:
-    """Values for orbits, and for exponents and branches, the run's own among both."""
+    """Values for orbits, and for exponents and branches, with the run's own among both."""
     evenly = np.linspace(low, high, VALUES)
-    if parameter == "time":  # the weights of whole steps are those of the run
+    if parameter == "time":  # only at whole steps the weights are those of the run
         evenly = np.round(evenly)
     return np.union1d(evenly, actual), np.union1d(evenly[:: VALUES // EXPONENTS], actual)
 
 
 def _displaced(state: Array, centre: Centre, part: float) -> Array:
-    """The state with parameters off the centre by a part of the oscillation, along its top mode.
+    """The state with parameters displaced from the centre along the top eigenvector.
 
-    A velocity stays that of the state, which the direction does not know of.
+    The displacement is a part of the oscillation. A velocity stays that of the state, as the
+    eigenvector has no such components.
     """
     least = _LEAST_APART * float(np.linalg.norm(centre.params))
     distance = part * max(abs(float(centre.vector @ centre.offset)), least)
@@ -289,9 +290,9 @@ def _displaced(state: Array, centre: Centre, part: float) -> Array:
 def _orbits(
     map_: Map, state: Array, centre: Centre, part: float, values: Float[np.ndarray, " values"]
 ) -> Orbits:
-    """Orbits that start off the centre by a part of the oscillation, along its top mode."""
+    """Orbits that start displaced from the centre by a part of the oscillation."""
     direction = jnp.asarray(centre.vector)
-    found = orbit_diagram(
+    diagram = orbit_diagram(
         map_,
         _displaced(state, centre, part),
         values,
@@ -300,12 +301,12 @@ def _orbits(
         recorded=RECORDED + 2,
         follow=False,
     )
-    before, now, after = found.up[:, :-2], found.up[:, 1:-1], found.up[:, 2:]
-    return Orbits((2 * now - before - after) / 4, found.diverged_up)
+    before, now, after = diagram.up[:, :-2], diagram.up[:, 1:-1], diagram.up[:, 2:]
+    return Orbits((2 * now - before - after) / 4, diagram.diverged_up)
 
 
 def _basis(direction: Array, size: int) -> Float[Array, "parts n"]:
-    """The direction in the parameters and in the velocity: with momentum deviations are in both."""
+    """The direction in the parameters and in the velocity, as with momentum both deviate."""
     basis = jnp.kron(jnp.eye(size // len(direction)), direction)
     return jnp.pad(basis, ((0, 0), (0, size - basis.shape[1])))
 
@@ -314,18 +315,18 @@ def _projection(direction: Array, state: Array) -> Array:
     return direction @ state[: len(direction)]
 
 
-def _places(
+def _as_frozen(
     run: Run,
     step: int,
     parameter: TrainingParameter,
     values: Float[np.ndarray, " values"],
     actual: float,
 ) -> list[Frozen]:
-    """What values of the parameter mean for gradient descent."""
+    """The values of the parameter, with the learning rate and step that they stand for."""
     if parameter == "time":
         rate = equivalent_rate(run, step)
         return [Frozen(float(value), rate, round(float(value))) for value in values]
-    # The critical eigenvalue 2/E is a number plus one over the factor: plain, or with decay.
+    # The critical eigenvalue is 2/E = a + b/factor, with a = 0 without weight decay.
     whole, half = (2 / equivalent_rate(run, step, factor) for factor in (1.0, 0.5))
     limits = 2 * whole - half + (half - whole) * actual / values
     return [
@@ -353,16 +354,15 @@ def _sharpness(
     solver: Solver,
     point: FlatState,
     centres: Float[np.ndarray, "places params"],
-    places: list[Frozen],
+    frozen: list[Frozen],
 ) -> Float[np.ndarray, " places"]:
-    """See `branches.Sharpness`; found as at iterates of the run, by the same compiled program."""
+    """See `branches.Sharpness`; uses the compiled program for iterates of the run."""
     tol = float(jnp.finfo(run.dtype).eps) ** 0.4
     solver = solver._replace(goal=solver.goal._replace(tol=tol))
     points = [
-        dataclasses.replace(point, step=place.step, params=centre)
-        for place, centre in zip(places, centres, strict=True)
+        dataclasses.replace(point, step=at.step, params=centre)
+        for at, centre in zip(frozen, centres, strict=True)
     ]
-    lists = lambda most: [points[i : i + most] for i in range(0, len(points), most)]  # noqa: E731
-    found = solve_segment(run, solver, lists, points=("iterate",))
-    values, status = (found[name][:, 0, 0] for name in ("eigenvalues", "status"))
+    arrays = solve_segment(run, solver, as_source(points), points=("iterate",))
+    values, status = (arrays[name][:, 0, 0] for name in ("eigenvalues", "status"))
     return np.where(status == CONVERGED, values, np.nan)

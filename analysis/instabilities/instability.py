@@ -48,47 +48,47 @@ NON_SMOOTH = "non-smooth"
 
 @dataclass(frozen=True)
 class Instability:
-    """A window of oscillation; -1 and NaN stand for what there is not, or could not be told.
+    """A window of oscillation; -1 and NaN where something does not exist or is not known.
 
     Attributes:
         onset: first oscillating step.
         end: last oscillating step.
         crossed: first step after the crossing at which the centre is surely above the threshold.
         returned: first step after the last crossing down in the window, or else after it.
-        predicted_lag: from `crossed` to the onset, from the growth of rounding errors; -1 where
+        predicted_lag: steps from `crossed` to the onset, by the growth of rounding errors; -1 where
             they would not be seen before the next crossing down or the end of the window, and where
-            something of an earlier oscillation may be left at the crossing.
-        log_growth: Σ ln |m_t| from the crossing to the onset; its exponential is by how much a
-            deviation has grown.
-        growth: factor per step of the oscillation before the onset, as measured.
+            some of an earlier oscillation may be left at the crossing.
+        log_growth: Σ ln |m_t| from the crossing to the onset, the logarithm of the factor by which
+            a deviation has grown.
+        growth: measured growth factor per step of the oscillation before the onset.
         predicted_growth: |m_t|, |1 - ηλ| for gradient descent, over the same steps.
-        period_2: part of the oscillating steps at which the period is 2.
-        period_4: likewise.
-        period_8: likewise.
-        irregular: likewise, none of these.
-        seen_in_loss: part of the oscillating steps at which the loss alone shows period 2 or 4.
+        period_2: fraction of the oscillating steps at which the period is 2.
+        period_4: fraction at which it is 4.
+        period_8: fraction at which it is 8.
+        irregular: fraction at which it is none of these.
+        seen_in_loss: fraction of the oscillating steps at which the loss alone shows period 2 or 4.
         symmetric: whether an orbit of period 2 leaves the loss constant.
-        gate_flips: part of the hidden units times examples that change side from one step to the
-            next, mean over the oscillating steps; NaN for smooth activations.
+        gate_flips: fraction of the hidden units times examples that change side from one step to
+            the next, mean over the oscillating steps; NaN for smooth activations.
         sharpness: largest eigenvalue at the centre of the onset.
         settled: step at which the size is measured, that of the largest ‖θ_t - c_t‖ soon after the
             onset.
-        amplitude: projection of θ_t - c_t there on what the top eigenvector at the centre of the
-            onset has become, without its sign, or another one that was above the threshold there
-            if it is larger along that; NaN where they were lost, see `UnstableDirection`. In files
-            of before version 4.2, on the top eigenvector at the centre of this very step.
-        alignment: that as a part of ‖θ_t - c_t‖.
+        amplitude: largest |projection| of θ_t - c_t there on the eigenvectors that were above the
+            threshold at the centre of the onset, as they have become since, or on the top one; NaN
+            where they were lost, see `UnstableDirection`. In files before version 4.2, the
+            projection on the top eigenvector at the centre of `settled` itself.
+        alignment: the amplitude as a fraction of ‖θ_t - c_t‖.
         flip_amplitude: √(ε/c) predicted from the flip coefficient c at the onset.
         coefficient: c at the configured horizon.
         c_0: flip coefficient without the response of the other parameters.
-        c_5: with their answer after 5 steps.
-        c_20: after 20 steps.
-        drift: of the flip coefficient.
+        c_5: flip coefficient with their response after 5 steps.
+        c_20: flip coefficient with their response after 20 steps.
+        drift: drift of the flip coefficient.
         criticality: `supercritical`, `subcritical`, `non-smooth` for a piecewise-linear activation,
-            or empty where it could not be told.
-        criticality_reason: why it could not be told; empty where it was.
-        rod_amplitude: of the rod equation at the centre of the settled step, if the period is 2.
-        rod_residual: of that, relative.
+            or empty where it is not known.
+        criticality_reason: why it is not known; empty where it is.
+        rod_amplitude: amplitude by the rod equation at the centre of `settled`, if the period is 2.
+        rod_residual: relative residual of the rod equation.
     """
 
     onset: int
@@ -138,19 +138,19 @@ def describe(
     """All that is known of one window, and the directions that are unstable at its onset.
 
     Args:
-        replay: of the run.
-        solver: for the largest eigenvalue.
-        config: of the analysis.
-        motion: over the whole run.
-        window: of oscillation, with the crossing that belongs to it.
-        crossings: at the centres, located.
+        replay: replay of the run.
+        solver: solver for the largest eigenvalue.
+        config: settings of the analysis.
+        motion: motion over the whole run.
+        window: window of oscillation, with the crossing that belongs to it.
+        crossings: located crossings at the centres.
     """
     facts: dict[str, object] = {"onset": window.onset, "end": window.end}
     facts |= _crossed(window, crossings)
     facts |= _periods(motion, window)
     if 0 <= window.crossed < window.onset:
         facts |= _growth(replay.run, motion, window)
-        if not replay.run.kinks:  # it is the theory of smooth maps
+        if not replay.run.kinks:  # the theory is one of smooth maps
             facts |= _predicted(replay, solver, motion, window, crossings)
     settled = _settled(motion, window)
     there = centre_of(replay, solver, settled)
@@ -161,7 +161,7 @@ def describe(
         facts |= {"amplitude": largest.amplitude, "alignment": largest.alignment}
     facts |= _kind(replay, solver, config, window.onset)
     if "coefficient" in facts and motion.periods[settled - int(motion.steps[0])] == 2:
-        facts |= _rod(replay.run, there, settled)  # the equation is about orbits of that period
+        facts |= _rod(replay.run, there, settled)  # the equation holds for orbits of that period
     missing = {f.name: _MISSING[str(f.type)] for f in fields(Instability) if f.name not in facts}
     return Instability(**(missing | facts)), directions  # type: ignore[arg-type]
 
@@ -179,12 +179,12 @@ def _crossed(window: Oscillation, crossings: list[Crossing]) -> dict[str, object
 
 def _periods(motion: Motion, window: Oscillation) -> dict[str, object]:
     first = int(motion.steps[0])
-    rows = slice(window.onset - first, window.end + 1 - first)
-    loss, period = motion.loss, motion.periods[rows]
-    shown = periods_of_loss(loss)[rows]
+    in_window = slice(window.onset - first, window.end + 1 - first)
+    loss, period = motion.loss, motion.periods[in_window]
+    shown = periods_of_loss(loss)[in_window]
     oscillating = period != 0
     share = lambda mask: float(np.mean(mask[oscillating]))  # noqa: E731
-    change = np.abs(np.diff(loss[rows], prepend=np.nan)) / np.abs(loss[rows])
+    change = np.abs(np.diff(loss[in_window], prepend=np.nan)) / np.abs(loss[in_window])
     two = period == 2
     return {
         "period_2": share(two),
@@ -193,12 +193,12 @@ def _periods(motion: Motion, window: Oscillation) -> dict[str, object]:
         "irregular": share(period == IRREGULAR),
         "seen_in_loss": share(shown > 0),
         "symmetric": bool(np.any(two) and np.nanmedian(change[two]) < _SYMMETRIC),
-        "gate_flips": float(np.mean(motion.gate_flips[rows][oscillating])),
+        "gate_flips": float(np.mean(motion.gate_flips[in_window][oscillating])),
     }
 
 
 def _factors(run: Run, motion: Motion, steps: Int[np.ndarray, " steps"]) -> Float[np.ndarray, " s"]:
-    """Growth factors at steps, by the curvature of the centres looked at, linear in between."""
+    """Growth factors at steps; between sampled centres the curvature is interpolated linearly."""
     good = motion.converged
     if not np.any(good):
         return np.full(len(steps), np.nan)
@@ -210,15 +210,15 @@ def _growth(run: Run, motion: Motion, window: Oscillation) -> dict[str, object]:
     """Growth from the crossing to the onset, measured and predicted."""
     first, crossed, onset = int(motion.steps[0]), window.crossed, window.onset
     logs = np.log(_factors(run, motion, np.arange(crossed, onset)))
-    found: dict[str, object] = {"log_growth": float(np.sum(logs))}
+    facts: dict[str, object] = {"log_growth": float(np.sum(logs))}
     if onset - crossed > _GROWTH_STEPS:
         last = slice(onset - _GROWTH_STEPS - first, onset - first)
         signed = motion.projection[last] * (-1.0) ** np.arange(_GROWTH_STEPS)
         if np.all(signed > 0) or np.all(signed < 0):
-            slope = np.polyfit(np.arange(_GROWTH_STEPS), np.log(np.abs(signed)), 1)[0]
-            found["growth"] = float(np.exp(slope))
-            found["predicted_growth"] = float(np.exp(np.mean(logs[-_GROWTH_STEPS:])))
-    return found
+            rate = np.polyfit(np.arange(_GROWTH_STEPS), np.log(np.abs(signed)), 1)[0]
+            facts["growth"] = float(np.exp(rate))
+            facts["predicted_growth"] = float(np.exp(np.mean(logs[-_GROWTH_STEPS:])))
+    return facts
 
 
 def _predicted(
@@ -228,7 +228,7 @@ def _predicted(
     window: Oscillation,
     crossings: list[Crossing],
 ) -> dict[str, object]:
-    """The lag, within the window itself: later ones have nothing to say of this one."""
+    """The predicted lag; only this window counts, as later ones say nothing about it."""
     first, crossed = int(motion.steps[0]), window.crossed
     downs = [c.step_after for c in crossings if c.direction == "down" and c.step_after > crossed]
     stop = min([*downs[:1], window.end]) + 1
@@ -261,7 +261,7 @@ def _settled(motion: Motion, window: Oscillation) -> int:
 def _kind(
     replay: Replay, solver: Solver, config: BifurcationConfig, onset: int
 ) -> dict[str, object]:
-    """The flip coefficient at the onset, or why it is not told."""
+    """The flip coefficient at the onset, or why it is not known."""
     run, threshold = replay.run, run_threshold(replay.run)
     if threshold.reason or run.dynamics.adaptive:
         reason = threshold.reason and threshold.label()
@@ -284,7 +284,7 @@ def _kind(
 def _normal_form(run: Run, flip: FlipCoefficient) -> dict[str, object]:
     if not flip.converged:
         return {"criticality_reason": flip.reason}
-    found: dict[str, object] = {
+    facts: dict[str, object] = {
         "coefficient": flip.coefficient,
         **{f"c_{n}": float(flip.finite_time[n]) for n in (0, 5, 20)},
         "drift": flip.drift,
@@ -293,10 +293,10 @@ def _normal_form(run: Run, flip: FlipCoefficient) -> dict[str, object]:
         "flip_amplitude": flip.amplitude(),
     }
     if run.kinks:
-        # The derivatives do not see the kinks that the oscillation crosses.
-        found |= {"criticality": NON_SMOOTH, "criticality_reason": ""}
-        found["flip_amplitude"] = float("nan")
-    return found
+        # The derivatives miss the kinks that the oscillation crosses.
+        facts |= {"criticality": NON_SMOOTH, "criticality_reason": ""}
+        facts["flip_amplitude"] = float("nan")
+    return facts
 
 
 def _rod(run: Run, centre: Centre, step: int) -> dict[str, object]:

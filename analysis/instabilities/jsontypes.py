@@ -19,14 +19,14 @@ class LaggedInstability(Instability):
     """An instability as it is printed.
 
     Attributes:
-        lag: onset less crossing, in steps; null without a crossing.
+        lag: onset minus crossing, in steps; null without a crossing.
     """
 
     lag: int | None  # type: ignore[reportIncompatibleMethodOverride]
 
 
 class PulseMapDict(TypedDict):
-    """The map of a pulse or a cycle, as `PulseMap` has it."""
+    """The map of a pulse or a cycle; see `PulseMap`."""
 
     kind: Literal["pulse", "cycle"]
     number: int
@@ -56,7 +56,7 @@ class PulseMapDict(TypedDict):
 
 
 class PlaneCurveDict(TypedDict):
-    """A curve of bifurcations, as `PlaneCurve` has it."""
+    """A curve of bifurcations; see `PlaneCurve`."""
 
     kind: Literal["fold", "flip", "neimark-sacker"]
     parameters: list[list[float]]
@@ -71,7 +71,7 @@ class PlaneCurveDict(TypedDict):
 
 
 class PlaneDict(TypedDict):
-    """A plane of two parameters, as `Plane` has it."""
+    """A plane of two parameters; see `Plane`."""
 
     step: int
     names: list[str]
@@ -88,7 +88,30 @@ class PlaneDict(TypedDict):
 
 
 class BifurcationsDict(TypedDict):
-    """All of it; what the keys are stands in `BifurcationAnalysis.keys`."""
+    """What `bifurcations --json` prints.
+
+    Attributes:
+        run_id: id of the run
+        run: its status, last step and number of checkpoints when it was analysed
+        config: settings
+        threshold: what it is, or why there is none
+        replay: how closely the replayed steps meet the checkpoints
+        steps: first and last step
+        looked_at: number of steps at which the sharpness was computed
+        not_looked_at: number of the other steps
+        not_converged: number of steps whose sharpness did not converge
+        verdict: `below`, `above` or `undecided`, as `check` tells it
+        because: lines that say why
+        instabilities_known: false for mini-batches, whose noise alone alternates
+        crossings: crossings at the centres, a list of `Crossing`, field by field
+        instabilities: a list of `Instability`, field by field, with `lag`, onset minus crossing
+        directions: a list of `UnstableDirection`, those of each onset, field by field
+        pulse_maps: a list of `PulseMap`, field by field without `directions`, multipliers as pairs
+            of real and imaginary part; empty without --pulses and --cycles
+        plane: a `Plane`, field by field, critical multipliers as pairs of real and imaginary part;
+            null without --plane
+        edge: output of `edge --json` for mini-batches; null for full batches
+    """
 
     run_id: str
     run: State

@@ -1,4 +1,4 @@
-"""What of an earlier result of the same state of a run stays when another one takes its place."""
+"""Which parts of a result on file are kept when a new one of the same run replaces it."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from dlf_dynamics.errors import counted
 
 
 class Kept(NamedTuple):
-    """A result with what was kept of the one before.
+    """A result with the parts that were kept of the one before.
 
     Attributes:
-        found: both together.
-        lines: what was kept, and what was not and why.
+        found: new and kept parts together.
+        lines: what was kept, and what was not, and why.
     """
 
     found: Bifurcations
     lines: list[str]
 
 
-def with_kept(before: Bifurcations | None, found: Bifurcations) -> Kept:
-    """The maps of pulses and the plane of before, where they were not asked for anew.
+def with_kept(before: Bifurcations | None, new: Bifurcations) -> Kept:
+    """The new result, with pulse maps and plane of the old one where it was not to compute them.
 
-    They are of the run and of settings of their own, which the result then has, too: of other
-    settings, such as the steps looked at, they do not depend.
+    These depend on the run and on a few settings, which are kept with them; other settings, such as
+    the steps to look at, do not matter.
 
     Args:
-        before: the result on file; none without one.
-        found: what takes its place.
+        before: the result on file; none if there is none.
+        new: the result that replaces it.
     """
-    if before is None or before.source != found.source:
-        return Kept(found, [])
+    if before is None or before.source != new.source:
+        return Kept(new, [])
     kept, dropped, changes = list[str](), list[str](), dict[str, Any]()
     maps, settings = list[PulseMap](), dict[str, Any]()
     for kind in ("pulse", "cycle"):
-        mine, old = _of_kind(found, kind), _of_kind(before, kind)
-        if mine or getattr(found.config, f"{kind}s") != "none" or not old:
+        mine, old = _of_kind(new, kind), _of_kind(before, kind)
+        if mine or getattr(new.config, f"{kind}s") != "none" or not old:
             maps += mine
-        elif _alike(before, found):
+        elif _alike(before, new):
             maps += old
             numbers = [one.number for one in old]
             settings |= {f"{kind}s": f"{min(numbers)}:{max(numbers) + 1}"}
@@ -48,7 +48,7 @@ def with_kept(before: Bifurcations | None, found: Bifurcations) -> Kept:
             kept.append(counted(len(old), f"{kind} map"))
         else:
             dropped.append(counted(len(old), f"{kind} map"))
-    if found.config.plane == "none" and before.plane is not None:
+    if new.config.plane == "none" and before.plane is not None:
         changes, settings = {"plane": before.plane}, settings | {"plane": before.config.plane}
         kept.append("the plane")
     lines = [f"kept of the result on file: {', '.join(kept)}"] if kept else []
@@ -57,16 +57,16 @@ def with_kept(before: Bifurcations | None, found: Bifurcations) -> Kept:
             f"left out, as seed or pulse_modes are others now: {', '.join(dropped)}; to keep them "
             "write elsewhere, with --output"
         )
-    config = replace(found.config, **settings)
-    return Kept(replace(found, config=config, pulse_maps=maps, **changes), lines)
+    config = replace(new.config, **settings)
+    return Kept(replace(new, config=config, pulse_maps=maps, **changes), lines)
 
 
-def _of_kind(found: Bifurcations, kind: str) -> list[PulseMap]:
-    return [one for one in found.pulse_maps if one.kind == kind]
+def _of_kind(result: Bifurcations, kind: str) -> list[PulseMap]:
+    return [one for one in result.pulse_maps if one.kind == kind]
 
 
-def _alike(before: Bifurcations, found: Bifurcations) -> bool:
-    """Whether maps of both can stand in one result: of the same seed, and as many modes."""
-    old, new = before.config, found.config
+def _alike(before: Bifurcations, after: Bifurcations) -> bool:
+    """Whether one result can hold the maps of both: they need the same seed and number of modes."""
+    old, new = before.config, after.config
     same = new.pulse_modes == old.pulse_modes or new.pulses == new.cycles == "none"
     return same and new.seed == old.seed

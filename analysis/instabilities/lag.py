@@ -1,8 +1,8 @@
 """The lag between a crossing of the threshold and the oscillation that follows.
 
-Above the threshold a deviation along the top eigenvector grows by a factor a step, but from the
-noise: the oscillation is seen long after the crossing, the later the less noise there is. In a run
-without noise of its own that is the rounding of floating-point numbers.
+Above the threshold a deviation along the top eigenvector grows by a factor per step, but it starts
+from the noise: the oscillation is seen long after the crossing, the later the less noise there is.
+In a deterministic run the noise is the rounding of floating-point numbers.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from jaxtyping import Float
 VISIBLE_RATIO = np.sqrt(3) / 2
 """Amplitude, in units of the drift, at which the update cosine passes -0.5.
 
-Successive updates are d ± 2a, a being orthogonal to the drift d; their cosine is
+Successive updates are d ± 2a, with a orthogonal to the drift d; their cosine is
 (d² - 4a²) / (d² + 4a²)."""
 
 _MEDIAN_RATIO = 0.6744897501960817
-"""Median of |x| in standard deviations, x being normal.
+"""Median of |x| in standard deviations, for normal x.
 
-All of a deviation comes from the noise around the crossing and grows as one; so half of all runs
-are seen by the time at which this part of the standard deviation is visible."""
+A deviation comes from the noise around the crossing alone and then grows by the same factors in all
+runs; so half of them are seen once this fraction of the standard deviation is visible."""
 
 
 def deviations(
@@ -35,7 +35,7 @@ def deviations(
     Args:
         factors: m at each step.
         noise: σ, standard deviation of what each step adds along the eigenvector.
-        start: standard deviation before the first step; none is the stationary one of the first
+        start: standard deviation before the first step; none means the stationary one of the first
             factor, or the noise where that factor is not below 1.
 
     >>> deviations(np.array([2.0, 2.0]), noise=1.0, start=0.0).round(6).tolist()
@@ -43,44 +43,44 @@ def deviations(
     """
     first = float(factors[0])
     stationary = noise / (1 - first**2) ** 0.5 if first < 1 else noise
-    found, variance = np.empty(len(factors)), (stationary if start is None else start) ** 2
+    variances, variance = np.empty(len(factors)), (stationary if start is None else start) ** 2
     for index, factor in enumerate(factors):
         variance = factor**2 * variance + noise**2
-        found[index] = variance
-    return np.sqrt(found)
+        variances[index] = variance
+    return np.sqrt(variances)
 
 
 def predicted_onset(
     factors: Float[np.ndarray, " steps"], noise: float, visible: Float[np.ndarray, " steps"]
 ) -> int | None:
-    """The step, as an index, by which half of all runs would be seen to oscillate; none if never.
+    """Index of the step by which half of all runs would be seen to oscillate; none if never.
 
     Args:
-        factors: growth factor of each step; begin where it is still below 1.
+        factors: growth factor of each step; the first ones must be below 1.
         noise: see `deviations`.
-        visible: amplitude that is seen at each step.
+        visible: smallest amplitude that is seen, at each step.
 
     >>> predicted_onset(np.full(100, 2.0), 1e-6, np.full(100, 1.0))
     21
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        # What a step makes of the deviation is there at the next one.
-        found = _MEDIAN_RATIO * deviations(factors, noise)[:-1]
-        seen = np.flatnonzero(found >= visible[1:])
+        # The deviation after a step is the one at the next step.
+        expected = _MEDIAN_RATIO * deviations(factors, noise)[:-1]
+        seen = np.flatnonzero(expected >= visible[1:])
     return int(seen[0]) + 1 if len(seen) else None
 
 
 def forgotten_from(
     factors: Float[np.ndarray, " steps"], amplitude: Float[np.ndarray, " steps"], noise: float
 ) -> int | None:
-    """The last step, as an index, whose oscillation has sunk below the noise by the last factor.
+    """Index of the last step whose oscillation has sunk below the noise by the last factor.
 
-    What an oscillation grows from is the noise only if nothing is left of what was there before;
-    none where something may be.
+    An oscillation grows from the noise only if nothing is left of an earlier one; none where
+    something may be left.
 
     Args:
         factors: growth factor of each step.
-        amplitude: of the oscillation at each step, or more.
+        amplitude: amplitude of the oscillation at each step, or an upper bound on it.
         noise: standard deviation of what each step adds.
 
     >>> forgotten_from(np.full(10, 0.1), np.ones(10), 2e-6)
@@ -95,10 +95,10 @@ def forgotten_from(
 def rounding_noise(
     params: Float[np.ndarray, " params"], direction: Float[np.ndarray, " params"], dtype: Any
 ) -> float:
-    """Standard deviation along a unit direction of what rounding adds to the parameters at a step.
+    """Standard deviation, along a unit direction, of the rounding error of the parameters per step.
 
     The sum θ + Δθ is rounded to the spacing of floating-point numbers at each θ_i, an error uniform
-    over one spacing; that of the gradient itself is not counted.
+    over one spacing; rounding of the gradient itself is not counted.
 
     >>> noise = rounding_noise(np.array([1.0, 0.25]), np.array([1.0, 0.0]), "float64")
     >>> bool(np.isclose(noise, 2.0**-52 / 12**0.5))

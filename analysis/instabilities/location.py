@@ -1,4 +1,4 @@
-"""Looks at the curvature of single steps: crossings of the threshold located, gaps filled."""
+"""The curvature at single steps: locates crossings of the threshold, fills gaps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from dlf_dynamics.analysis.instabilities.oscillation import (
     Curvatures,
@@ -27,11 +27,10 @@ class Centre(NamedTuple):
 
     Attributes:
         params: ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1).
-        vector: top eigenvector, unit.
+        vector: top eigenvector, of unit length.
         value: its eigenvalue.
-        converged: whether that is to be relied on.
-        offset: of the iterate θ_t from it; on an orbit of period 2 half the difference of the two
-            states.
+        converged: whether the eigenvalue is certified.
+        offset: θ_t minus the centre; on an orbit of period 2 half the difference of the two states.
     """
 
     params: Float[np.ndarray, " params"]
@@ -42,82 +41,87 @@ class Centre(NamedTuple):
 
 
 def centre_of(replay: Replay, solver: Solver, step: int) -> Centre:
-    """The centre of a step, which is replayed."""
+    """The centre of a step, from the replayed run."""
     (stretch,) = replay.stretches(step, step + 1)
-    found = curvatures(replay.run, solver, [stretch.point(step)])
+    curvature = curvatures(replay.run, solver, [stretch.point(step)])
     iterate, centre = map(
         np.asarray, both_points(replay.run.dynamics, replay.run.state(stretch.point(step)))
     )
     return Centre(
         params=centre,
-        vector=found.vectors[0],
-        value=float(found.values[0]),
-        converged=bool(found.converged[0]),
+        vector=curvature.vectors[0],
+        value=float(curvature.values[0]),
+        converged=bool(curvature.converged[0]),
         offset=iterate - centre,
     )
 
 
 def look_at(replay: Replay, solver: Solver, steps: Int[np.ndarray, " steps"]) -> Curvatures:
-    """The curvature at the centres of some steps, in increasing order, which are replayed.
+    """The curvature at the centres of some replayed steps, in increasing order.
 
-    Where an interval does not clear the threshold, it is looked at closer. Eigenvectors are left
-    out.
+    Where an interval does not clear the threshold, a tighter tolerance is tried. Eigenvectors are
+    left out.
     """
-    found = _seen(replay, solver, steps)
-    limits = run_threshold(replay.run).at(steps)
-    undecided = sides(found.intervals, found.converged, limits) == 0
-    undecided &= np.isfinite(found.values)
+    looks = _seen(replay, solver, steps)
+    undecided = _undecided(looks, run_threshold(replay.run).at(steps))
     if not np.any(undecided):
-        return found
+        return looks
     closer = _seen(replay, solver.tightened(replay.run), steps[undecided])
-    width = lambda looks: np.where(looks.converged, np.diff(looks.intervals)[:, 0], np.inf)  # noqa: E731
-    narrower = width(closer) < width(found)[undecided]
-    rows = np.flatnonzero(undecided)[narrower]
+    width = lambda each: np.where(each.converged, np.diff(each.intervals)[:, 0], np.inf)  # noqa: E731
+    narrower = width(closer) < width(looks)[undecided]
+    indices = np.flatnonzero(undecided)[narrower]
 
     def put(old: np.ndarray, new: np.ndarray) -> np.ndarray:
         old = np.array(old)
-        old[rows] = new[narrower]
+        old[indices] = new[narrower]
         return old
 
-    return Curvatures(*map(put, found, closer))
+    return Curvatures(*map(put, looks, closer))
+
+
+def _undecided(
+    looks: Curvatures | Motion, thresholds: Float[np.ndarray, " looked"]
+) -> Bool[np.ndarray, " looked"]:
+    """Whether a value is known, but not on which side of the threshold it is."""
+    side = sides(looks.intervals, looks.converged, thresholds)
+    return (side == 0) & np.isfinite(looks.values)
 
 
 def _seen(replay: Replay, solver: Solver, steps: Int[np.ndarray, " steps"]) -> Curvatures:
     parts, states = [], replay.points(steps)
     while some := list(itertools.islice(states, replay.length)):
-        found = curvatures(replay.run, solver, some)
-        parts.append(found._replace(vectors=found.vectors[:, :0]))
+        curvature = curvatures(replay.run, solver, some)
+        parts.append(curvature._replace(vectors=curvature.vectors[:, :0]))
     return Curvatures(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def thresholds_of(replay: Replay, motion: Motion) -> Float[np.ndarray, " looked"]:
-    """Of the run's optimizer at the steps that were looked at."""
+    """Thresholds of the run's optimizer at the sampled steps."""
     return run_threshold(replay.run).at(motion.looked_at)
 
 
 def crossings_of(motion: Motion, thresholds: Float[np.ndarray, " looked"]) -> list[Crossing]:
-    """Changes of side at the centres, between steps that were looked at.
+    """Crossings of the threshold at the centres, between sampled steps.
 
-    What changes side and back between two of them is not seen.
+    Two crossings between neighbouring sampled steps are not seen.
     """
     side = sides(motion.intervals, motion.converged, thresholds)
     return find_crossings(motion.looked_at, motion.values, side, thresholds, "centre")
 
 
 def locate_crossings(replay: Replay, solver: Solver, motion: Motion) -> Motion:
-    """The motion, looked at step by step wherever the centre changes side.
+    """The motion with the curvature at every step between sampled steps on different sides.
 
-    So each crossing is between two successive steps, where the intervals allow. Steps that were on
-    neither side are looked at closer first.
+    So each crossing is located between two successive steps, where the intervals allow it. Sampled
+    steps on neither side are first solved to a tighter tolerance.
 
     Args:
-        replay: of the run.
-        solver: for the largest eigenvalue.
-        motion: the curvature at some steps.
+        replay: replay of the run.
+        solver: solver for the largest eigenvalue.
+        motion: motion with the curvature at some steps.
     """
     limits = thresholds_of(replay, motion)
-    undecided = sides(motion.intervals, motion.converged, limits) == 0
-    undecided &= np.isfinite(motion.values)
+    undecided = _undecided(motion, limits)
     if np.any(undecided):
         steps = motion.looked_at[undecided]
         motion = looked_again(motion, steps, look_at(replay, solver, steps))
@@ -129,5 +133,5 @@ def locate_crossings(replay: Replay, solver: Solver, motion: Motion) -> Motion:
 
 
 def not_looked_at(motion: Motion) -> Int[np.ndarray, " steps"]:
-    """The steps of the motion whose centres were not looked at; step 0 has none."""
+    """The steps of the motion whose centres were not sampled; step 0 has no centre."""
     return np.setdiff1d(motion.steps[motion.steps > 0], motion.looked_at)

@@ -17,6 +17,7 @@ from dlf_dynamics.analysis.bifurcation.curves import Curve, continue_curve
 from dlf_dynamics.analysis.bifurcation.cycles import MAX_UNKNOWNS, Cycle, find_cycle
 from dlf_dynamics.analysis.bifurcation.maps import Map
 from dlf_dynamics.analysis.bifurcation.normal_forms import Bifurcation
+from dlf_dynamics.analysis.instabilities.moving import num_moving
 from dlf_dynamics.analysis.instabilities.training_map import (
     TrainingParameter,
     rate_at,
@@ -31,20 +32,20 @@ from dlf_dynamics.run import Run
 from dlf_dynamics.schedules import Triangle
 from dlf_dynamics.spans import plane_of
 
-MOST_CURVES = 4
-"""Curves that are followed, those that start closest to the run's own values."""
+_MOST_CURVES = 4
+"""Number of curves that are followed at most, the closest to the run's own values first."""
 
 _LINE_POINTS = 10
-"""Points along each line through the run's own values, on which bifurcations are looked for."""
+"""Points on each line through the run's own values on which bifurcations are searched."""
 
 _SAME = 2e-3
-"""Distance from a curve, as a part of the ranges, within which a bifurcation is one of its own."""
+"""Distance from a curve, relative to the ranges, within which a bifurcation lies on it."""
 
 _ISOLATED = 1e-9
-"""Distance of all multipliers from +1 without which a fixed point is none to continue."""
+"""Least distance of all multipliers from +1 for a fixed point to be continued."""
 
 _EVALUATIONS = 20_000
-"""Of loss and gradient, on the way to the minimum."""
+"""Evaluations of loss and gradient on the way to the minimum, at most."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class PlanePoint:
         kind: its name.
         first: the first parameter.
         second: the second parameter.
-        residual: its error, as a part of the ranges.
+        residual: its error, relative to the ranges.
         converged: whether it was located.
     """
 
@@ -70,20 +71,20 @@ class PlanePoint:
 
 @dataclass(frozen=True)
 class PlaneCurve:
-    """A curve of bifurcations, as `Curve` has it but for the states.
+    """A curve of bifurcations: a `Curve` without its states.
 
     Attributes:
         kind: which bifurcation it is.
-        parameters: both, at each point.
+        parameters: both parameters at each point.
         critical: the multiplier on the unit circle, as an eigenvalue.
         angles: angles of the critical multiplier, in radians.
         coefficients: coefficients of the normal form; NaN where it has none.
-        unstable: other multipliers outside the unit circle: where there are any, no stability
-            changes.
+        unstable: number of other multipliers outside the unit circle: where there are any,
+            stability does not change.
         residuals: residuals of cycle and bordered determinant.
         special: points of codimension two.
-        status: how its ends came about, in a word or two.
-        message: the same in words.
+        status: why the curve ends, in a word or two.
+        message: the same in a sentence.
     """
 
     kind: str
@@ -101,21 +102,21 @@ class PlaneCurve:
 
 @dataclass(frozen=True)
 class Plane:
-    """What gradient descent would do on the loss of one step, were that frozen, by two parameters.
+    """Bifurcations of gradient descent on the frozen loss of one step, in two parameters.
 
     Attributes:
         step: number of the update whose loss is frozen.
         names: names of the two parameters.
-        class_label: the class whose weight is one of them, if it is.
+        class_label: the class whose weight is a parameter, if `class_weight` is one.
         ranges: lowest and highest value of each.
         actual: the run's own values at that step.
         path_steps: steps of the run at which its own values change.
-        path: its values from these steps on.
+        path: the values from these steps on.
         reason: why there are no curves; empty where the fixed point was found.
         largest: largest modulus of the fixed point's multipliers at the run's own values; NaN
             without one.
         distance: distance of the fixed point from the run's parameters, relative to the latter.
-        curves: those that start closest to the run's own values first.
+        curves: the curves, those that start closest to the run's own values first.
         left_out: bifurcations whose curves were not followed.
     """
 
@@ -135,7 +136,7 @@ class Plane:
 
 
 class _Axes(NamedTuple):
-    """The plane, before anything is computed in it."""
+    """Names, ranges and actual values of the two parameters."""
 
     names: tuple[TrainingParameter, TrainingParameter]
     label: int
@@ -144,10 +145,10 @@ class _Axes(NamedTuple):
 
 
 def require_plane(run: Run, config: BifurcationConfig) -> None:
-    """Refuses a plane that a run does not have, before anything is computed.
+    """Raises for a plane that cannot be computed for a run, before anything else is computed.
 
     Raises:
-        ConfigError: when it has no such parameters, too many unknowns, or no float64.
+        ConfigError: when the run has no such parameters, too many unknowns, or no float64.
     """
     if config.plane == "none":
         return
@@ -155,7 +156,7 @@ def require_plane(run: Run, config: BifurcationConfig) -> None:
     _map(run, 0, names, 0)
     if str(run.dtype) != "float64":
         raise ConfigError(f"plane: the run is of {run.dtype}; expected one of dtype float64")
-    size = run.num_params + _moving(run)
+    size = run.num_params + _num_moving(run)
     if size > MAX_UNKNOWNS:
         raise ConfigError(
             f"plane: the state has {size} components; Jacobians are formed up to {MAX_UNKNOWNS}: "
@@ -180,12 +181,12 @@ def plane(replay: Replay, config: BifurcationConfig, step: int) -> Plane:
     (stretch,) = replay.stretches(step, step + 1)
     params = np.asarray(stretch.point(step).params)
     path_steps, path = _path(run, axes)
-    found, reason = _fixed_point(run, map_, axes, params, step)
+    cycle, reason = _fixed_point(run, map_, axes, params, step)
     curves, left_out, largest, distance = list[Curve](), 0, float("nan"), float("nan")
-    if found is not None:
-        curves, left_out = _curves(map_, found, axes)
-        largest = float(np.max(np.abs(found.multipliers)))
-        apart = found.points[0, : len(params)] - params
+    if cycle is not None:
+        curves, left_out = _curves(map_, cycle, axes)
+        largest = float(np.max(np.abs(cycle.multipliers)))
+        apart = cycle.points[0, : len(params)] - params
         distance = float(np.linalg.norm(apart) / np.linalg.norm(params))
     return Plane(
         step=step,
@@ -204,7 +205,7 @@ def plane(replay: Replay, config: BifurcationConfig, step: int) -> Plane:
 
 
 def _axes(run: Run, config: BifurcationConfig, step: int) -> _Axes:
-    """Names, ranges and the run's own values."""
+    """The parameters of the plane, checked against the run's own values."""
     (first, low_high), (second, other) = plane_of(config.plane)
     names: tuple = first, second
     weights = np.asarray(run.dynamics.schedule(jnp.int32(step)))
@@ -239,12 +240,12 @@ def _actual(run: Run, name: str, step: int, label: int) -> float:
 
 
 def _usual(run: Run, name: str, value: float, step: int) -> tuple[float, float]:
-    """The range of a parameter if none is given."""
+    """The default range of a parameter."""
     schedule = run.dynamics.schedule
     if name == "amplitude":
         return 1.0, 2 * max(value, 2.0)
     if name == "period" and isinstance(schedule, Triangle):
-        # A shorter pulse is over at the frozen step, and the loss depends on its period no more.
+        # A shorter pulse is over by the frozen step, whose loss no longer depends on the period.
         since = step % schedule.pulse_steps
         return max(min(1.1 * since, (since + value) / 2), 1.0), 2 * value
     if name == "momentum":
@@ -264,7 +265,7 @@ def _map(
 
 
 def _path(run: Run, axes: _Axes) -> tuple[Int[np.ndarray, " path"], Float[np.ndarray, "path 2"]]:
-    """The run's own values along its steps, where they change."""
+    """The run's own values at the steps where they change."""
     steps = np.arange(run.source.last_step + 1)
     columns = []
     for name, value in zip(axes.names, axes.actual, strict=True):
@@ -298,13 +299,13 @@ def _fixed_point(
         )
 
     def value(point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = _loss_and_gradient(run.problem, jnp.asarray(point), jnp.int32(step))
-        return np.asarray(found[0]), np.asarray(found[1])
+        loss, gradient = _loss_and_gradient(run.problem, jnp.asarray(point), jnp.int32(step))
+        return np.asarray(loss), np.asarray(gradient)
 
     options = {"maxfun": _EVALUATIONS, "maxiter": _EVALUATIONS, "maxcor": 20, "gtol": 1e-10}
     options["ftol"] = 0.0
     lowest = scipy.optimize.minimize(value, params, jac=True, method="L-BFGS-B", options=options).x
-    start = np.pad(lowest, (0, _moving(run)))  # at rest
+    start = np.pad(lowest, (0, _num_moving(run)))  # at rest
     line, rate = map_.along(axes.actual, 0), float(axes.actual[0])
     cycle = find_cycle(line, start, rate, 1)
     why = ""
@@ -323,11 +324,9 @@ def _fixed_point(
     return None, f"no fixed point to continue from: {why} ({advice})"
 
 
-def _moving(run: Run) -> int:
-    """Numbers of the optimizer's state that are part of the map's."""
-    layout = run.dynamics.state_layout(jnp.zeros(run.num_params, run.dtype))
-    shapes = zip(layout.shapes, layout.dtypes, strict=True)
-    return sum(int(np.prod(shape)) for shape, kind in shapes if kind.startswith("float"))
+def _num_moving(run: Run) -> int:
+    """Components of the optimizer's state that are part of the map's state."""
+    return num_moving(run.dynamics.state_layout(jnp.zeros(run.num_params, run.dtype)))
 
 
 def _curves(map_: Map, cycle: Cycle, axes: _Axes) -> tuple[list[Curve], int]:
@@ -338,28 +337,33 @@ def _curves(map_: Map, cycle: Cycle, axes: _Axes) -> tuple[list[Curve], int]:
         line, parameter = map_.along(axes.actual, index), float(axes.actual[index])
         step = float(spans[index]) / _LINE_POINTS
         branch = continue_cycle(line, cycle.points, parameter, 1, until=until, step=step)
-        for found in branch.bifurcations:
+        for bifurcation in branch.bifurcations:
             at = axes.actual.copy()
-            at[index] = found.parameter
-            if found.converged and found.kind in get_args(CurveKind):
-                starts.append((at, found))
+            at[index] = bifurcation.parameter
+            if bifurcation.converged and bifurcation.kind in get_args(CurveKind):
+                starts.append((at, bifurcation))
     starts.sort(key=lambda start: float(np.linalg.norm((start[0] - axes.actual) / spans)))
     curves, left_out = list[Curve](), 0
-    for at, found in starts:
-        if any(_lies_on(at, found, curve, spans) for curve in curves):
+    for at, bifurcation in starts:
+        if any(_lies_on(at, bifurcation, curve, spans) for curve in curves):
             continue
-        if len(curves) == MOST_CURVES:
+        if len(curves) == _MOST_CURVES:
             left_out += 1
             continue
-        curves.append(continue_curve(map_, found, at, until=axes.ranges, parameters=axes.names))
+        curves.append(
+            continue_curve(map_, bifurcation, at, until=axes.ranges, parameters=axes.names)
+        )
     return curves, left_out
 
 
 def _lies_on(
-    at: Float[np.ndarray, "2"], found: Bifurcation, curve: Curve, spans: Float[np.ndarray, "2"]
+    at: Float[np.ndarray, "2"],
+    bifurcation: Bifurcation,
+    curve: Curve,
+    spans: Float[np.ndarray, "2"],
 ) -> bool:
-    """Whether a bifurcation is on a curve of its kind, between two of its points."""
-    if curve.kind != found.kind or len(curve.parameters) < 2:
+    """Whether a bifurcation lies on a curve of its kind, between two of its points."""
+    if curve.kind != bifurcation.kind or len(curve.parameters) < 2:
         return False
     points = (curve.parameters - at) / spans
     sides = np.diff(points, axis=0)
@@ -369,7 +373,7 @@ def _lies_on(
 
 
 def _recorded(curve: Curve) -> PlaneCurve:
-    """What is kept of a curve."""
+    """The parts of a curve that are kept."""
     sizes = np.sort(np.abs(curve.multipliers), axis=1)
     apart = np.abs(sizes - 1) > 1e-7
     return PlaneCurve(

@@ -26,8 +26,8 @@ def plane_figure(plane: Plane) -> Figure:
     """Curves of bifurcations, points of codimension two, and the run's own values.
 
     A curve is solid where no other multiplier is outside the unit circle, so that stability ends
-    there, and dotted elsewhere. Flips are dashed where their coefficient is negative: what branches
-    off is not stable.
+    there, and dotted elsewhere. Flips are dashed where their coefficient is negative, as the orbit
+    that branches off is then unstable.
     """
     with styled():
         figure = new_figure(4.2, 3.4)

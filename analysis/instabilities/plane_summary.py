@@ -1,4 +1,4 @@
-"""What a person or a program reads of the plane of two parameters of a run."""
+"""Lines and JSON for the plane of two parameters of a run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def plane_lines(plane: Plane | None) -> list[str]:
     if plane.reason:
         return [f"{head}: {plane.reason}"]
     fixed = "stable" if plane.largest < 1 else "unstable"
-    found = counted(len(plane.curves), "curve")
+    count = counted(len(plane.curves), "curve")
     left = f"; {plane.left_out} more not followed" if plane.left_out else ""
     lines = [
-        f"{head}: {found}{left}, of the minimum downhill of the run, {plane.distance:.2g} of its "
+        f"{head}: {count}{left}, of the minimum downhill of the run, {plane.distance:.2g} of its "
         f"parameters' length away, which at the run's own values is {fixed} (largest modulus of a "
         f"multiplier {plane.largest:.6g})"
     ]
@@ -46,7 +46,7 @@ def _line(curve: PlaneCurve) -> str:
 
 
 def plane_dict(plane: Plane | None) -> dict[str, Any] | None:
-    """The plane, JSON-ready."""
+    """The plane as JSON values."""
     if plane is None:
         return None
     kept = {

@@ -30,13 +30,13 @@ from dlf_dynamics.paper import this_paper
 from dlf_dynamics.streams import drawable
 
 _OVERLAP = 0.5
-"""Mean squared overlap from which an exponent is drawn as that of the oscillating direction."""
+"""Mean squared overlap above which an exponent is drawn as one of the oscillating direction."""
 
 _LEAST, _LEAST_DIAGRAM = 1.5, 2.4
-"""Inches of a column of panels at least: of an instability, of a diagram."""
+"""Least width of a column of panels, in inches: of an instability, of a diagram."""
 
 MOST = 4
-"""Instabilities that are drawn, the longest ones."""
+"""Largest number of instabilities that are drawn, the longest ones."""
 
 PERIOD_COLOURS = {2: COLOURS[0], 4: COLOURS[1], 8: COLOURS[2], -1: COLOURS[3], 0: "#999999"}
 PARAMETERS = {
@@ -53,26 +53,26 @@ STABILITIES = {
 PERIOD_NAMES = {0: "not oscillating", 2: "period 2", 4: "period 4", 8: "period 8", -1: "irregular"}
 
 
-def instability_figure(found: Bifurcations) -> Figure:
+def instability_figure(bifurcations: Bifurcations) -> Figure:
     """A column for each of the longest instabilities: loss, projection, sharpness at the centres.
 
-    The crossing of the threshold, the onset and the end are marked, and the amplitudes that the
-    flip coefficient and the rod equation predict.
+    Crossing of the threshold, onset and end are marked, as are the amplitudes that the flip
+    coefficient and the rod equation predict.
     """
-    longest = sorted(found.instabilities, key=lambda event: event.onset - event.end)[:MOST]
+    longest = sorted(bifurcations.instabilities, key=lambda event: event.onset - event.end)[:MOST]
     shown = sorted(longest, key=lambda event: event.onset)
     with styled():
         figure, axes = _columns_of(3, len(shown), usual=(1.2, 2.3, 6.0), least=_LEAST)
         beside = this_paper().columns(_LEAST, len(shown))
         for column, event in zip(axes, shown, strict=True):
-            _draw_loss(column[0], found, event)
-            _draw_projection(column[1], found, event)
-            _draw_sharpness(column[2], found, event)
+            _draw_loss(column[0], bifurcations, event)
+            _draw_projection(column[1], bifurcations, event)
+            _draw_sharpness(column[2], bifurcations, event)
             kind = event.criticality or "kind not told"
             column[0].set_title(drawable(f"onset {event.onset}\n{kind}"))
             column[-1].set_xlabel("step")
             few_steps(column[-1], 4, beside)
-            steps = found.motion.steps[_rows(found, event)]
+            steps = bifurcations.motion.steps[_around(bifurcations, event)]
             for ax in column:
                 _mark(ax, event)
                 set_span(ax, int(steps[0]), int(steps[-1]))
@@ -89,15 +89,15 @@ def instability_figure(found: Bifurcations) -> Figure:
 def _columns_of(
     rows: int, count: int, usual: tuple[float, float, float], least: float
 ) -> tuple[Figure, list[np.ndarray]]:
-    """A figure of some columns of panels that share their horizontal axis, and these.
+    """A figure of columns of panels that share their horizontal axis, and the columns.
 
     Columns for which the page is too narrow go below the others.
 
     Args:
         rows: panels of a column, the first one twice as high where there are two.
-        count: columns.
-        usual: width of the margin, of a column, and height, in inches.
-        least: width of a column.
+        count: number of columns.
+        usual: width of the margin, width of a column, and height, in inches.
+        least: least width of a column, in inches.
     """
     margin, width, height = usual
     beside = this_paper().columns(least, count)
@@ -107,9 +107,9 @@ def _columns_of(
     grid = figure.add_gridspec(rows * groups, beside, height_ratios=heights)
     columns = []
     for number in range(count):
-        start, place = rows * (number // beside), number % beside
-        first = figure.add_subplot(grid[start, place])
-        below = [figure.add_subplot(grid[start + r, place], sharex=first) for r in range(1, rows)]
+        start, column = rows * (number // beside), number % beside
+        first = figure.add_subplot(grid[start, column])
+        below = [figure.add_subplot(grid[start + r, column], sharex=first) for r in range(1, rows)]
         for ax in (first, *below[:-1]):
             ax.tick_params(labelbottom=False)
         columns.append(np.array([first, *below]))
@@ -117,21 +117,21 @@ def _columns_of(
 
 
 def _name_heights(columns: list[np.ndarray], names: tuple[str, ...]) -> None:
-    """Names the vertical axes of the panels that stand first in their rows."""
+    """Names the vertical axes of the panels that are first in their rows."""
     for column in columns:
         for ax, name in zip(column, names, strict=True):
             if ax.get_subplotspec().is_first_col():
                 ax.set_ylabel(name)
 
 
-def diagram_figure(found: Bifurcations) -> Figure:
-    """Orbit diagrams with the loss frozen, the largest Lyapunov exponent underneath."""
+def diagram_figure(bifurcations: Bifurcations) -> Figure:
+    """Orbit diagrams with the loss frozen, with the largest Lyapunov exponent underneath."""
     with styled():
         figure, axes = _columns_of(
-            2, len(found.diagrams), usual=(1, 3.2, 4.6), least=_LEAST_DIAGRAM
+            2, len(bifurcations.diagrams), usual=(1, 3.2, 4.6), least=_LEAST_DIAGRAM
         )
-        beside = this_paper().columns(_LEAST_DIAGRAM, len(found.diagrams))
-        for (above, below), diagram in zip(axes, found.diagrams, strict=True):
+        beside = this_paper().columns(_LEAST_DIAGRAM, len(bifurcations.diagrams))
+        for (above, below), diagram in zip(axes, bifurcations.diagrams, strict=True):
             _draw_orbits(above, diagram)
             _draw_exponents(below, diagram)
             _mark_changes(above, diagram)
@@ -203,7 +203,7 @@ def _draw_branch(
     colour: str,
     name: str,
 ) -> None:
-    """Where it is shown, with dots, so that single values are seen; named only if anywhere."""
+    """A branch where it is shown, with dots, so that single values can be seen."""
     for number, height in enumerate(heights if np.any(shown) else ()):
         line = np.where(shown, height, np.nan)
         label = name if number == 0 else None
@@ -211,7 +211,7 @@ def _draw_branch(
 
 
 def _draw_exponents(ax: Axes, diagram: FrozenDiagram) -> None:
-    """Open where not converged; red where the tangent vector is the oscillating one."""
+    """Exponents, hollow where not converged; coloured if the tangent vector oscillates."""
     ax.axhline(0, color="#999999", lw=0.6)
     oscillating = diagram.overlap > _OVERLAP
     for mask, colour, name in (
@@ -222,39 +222,39 @@ def _draw_exponents(ax: Axes, diagram: FrozenDiagram) -> None:
             (diagram.converged, colour, ""),
             (~diagram.converged, "none", ", not converged"),
         ):
-            places = mask & fine & np.isfinite(diagram.exponents)
-            if np.any(places):
-                values, exponents = diagram.exponent_values[places], diagram.exponents[places]
+            chosen = mask & fine & np.isfinite(diagram.exponents)
+            if np.any(chosen):
+                values, exponents = diagram.exponent_values[chosen], diagram.exponents[chosen]
                 label = name + words
                 ax.plot(
                     values, exponents, "o", ms=3, mec=colour, mfc=fill, color=colour, label=label
                 )
 
 
-def _rows(found: Bifurcations, event: Instability) -> slice:
-    """Rows of the window, with a fifth of its length around it and the crossing before it."""
-    steps = found.motion.steps
+def _around(bifurcations: Bifurcations, event: Instability) -> slice:
+    """Indices of the window, a fifth of its length on either side, and the crossing before."""
+    steps = bifurcations.motion.steps
     around = max((event.end - event.onset) // 5, 50)
     begin = min(event.onset - around, event.crossed if event.crossed >= 0 else event.onset)
     first, last = np.searchsorted(steps, [begin - 20, event.end + around])
     return slice(int(first), int(last))
 
 
-def _draw_loss(ax: Axes, found: Bifurcations, event: Instability) -> None:
+def _draw_loss(ax: Axes, bifurcations: Bifurcations, event: Instability) -> None:
     """The loss at each step, coloured by the period."""
-    rows = _rows(found, event)
-    steps = found.motion.steps[rows]
-    loss = found.motion.loss[rows]
-    _coloured(ax, steps, loss, found.motion.periods[rows])
+    around = _around(bifurcations, event)
+    steps = bifurcations.motion.steps[around]
+    loss = bifurcations.motion.loss[around]
+    _coloured(ax, steps, loss, bifurcations.motion.periods[around])
     scale_height(ax, loss)
 
 
-def _draw_projection(ax: Axes, found: Bifurcations, event: Instability) -> None:
-    """Both branches of the oscillation, with the amplitudes that were predicted."""
-    rows = _rows(found, event)
-    motion = found.motion
-    projection = motion.projection[rows]
-    _coloured(ax, motion.steps[rows], projection, motion.periods[rows])
+def _draw_projection(ax: Axes, bifurcations: Bifurcations, event: Instability) -> None:
+    """Both branches of the oscillation, with the predicted amplitudes."""
+    around = _around(bifurcations, event)
+    motion = bifurcations.motion
+    projection = motion.projection[around]
+    _coloured(ax, motion.steps[around], projection, motion.periods[around])
     predictions = {
         "flip coefficient": (event.flip_amplitude, event.onset, "v", COLOURS[5]),
         "rod equation": (event.rod_amplitude, event.settled, "D", COLOURS[7]),
@@ -265,12 +265,12 @@ def _draw_projection(ax: Axes, found: Bifurcations, event: Instability) -> None:
     ax.set_ylim(-limit, limit)
 
 
-def _draw_sharpness(ax: Axes, found: Bifurcations, event: Instability) -> None:
-    """The sharpness at the centres that were looked at, with the threshold."""
-    motion, steps = found.motion, found.motion.steps[_rows(found, event)]
+def _draw_sharpness(ax: Axes, bifurcations: Bifurcations, event: Instability) -> None:
+    """The sharpness at the sampled centres, with the threshold."""
+    motion, steps = bifurcations.motion, bifurcations.motion.steps[_around(bifurcations, event)]
     inside = (motion.looked_at >= steps[0]) & (motion.looked_at <= steps[-1]) & motion.converged
     ax.plot(motion.looked_at[inside], motion.values[inside], ".-", color=COLOURS[0], ms=2, lw=0.6)
-    ax.plot(motion.looked_at[inside], found.thresholds[inside], color=COLOURS[5], lw=1)
+    ax.plot(motion.looked_at[inside], bifurcations.thresholds[inside], color=COLOURS[5], lw=1)
 
 
 def _coloured(ax: Axes, steps: np.ndarray, values: np.ndarray, periods: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""`Propagator`: the linearised updates of some steps of a run, one after the other, as products."""
+"""`Propagator`: products with the linearised updates of consecutive steps of a run."""
 
 from __future__ import annotations
 
@@ -15,34 +15,38 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dlf_dynamics.analysis.devices import map_over_devices, rounded_up
+from dlf_dynamics.analysis.instabilities.moving import (
+    moving_forms,
+    moving_numbers,
+    num_moving,
+    with_moving,
+)
 from dlf_dynamics.analysis.instabilities.training_map import training_state
 from dlf_dynamics.analysis.spectra.curvature import Curvature
 from dlf_dynamics.analysis.spectra.float64 import Wide, computes_in_float64
 from dlf_dynamics.analysis.spectra.replay import Replay
 from dlf_dynamics.dynamics import Dynamics, State
 from dlf_dynamics.flatstate import FlatState
-from dlf_dynamics.hyperparameters import is_injected
 from dlf_dynamics.layout import Layout
-from dlf_dynamics.leaves import Name, words
 
 _LINK = 16
-"""Steps of a link, after which vectors are made orthogonal again: growth by 3 at each comes to
-4e7, half of the digits of a number."""
+"""Steps of a link, after which vectors are orthogonalised again: growth by 3 per step gives 4e7,
+half of the digits of a number."""
 
 _HELD = 2**27
-"""Numbers that are held of the states, at most (1 GiB): of longer stretches each product makes them
-again, some links at a time."""
+"""Numbers of the states that are held, at most (1 GiB): on longer stretches each product replays
+them, some links at a time."""
 
 _BASES = 2**27 // 40
 """Numbers of vectors that are held for each direction of a search, at most (1 GiB for 40)."""
 
 
 class States(NamedTuple):
-    """States of the consecutive steps of a link, filled up to a length that all links have.
+    """States of the consecutive steps of a link, padded to the length that all links have.
 
     Attributes:
         first: step of the first row.
-        filled: rows that count; the others repeat the last.
+        filled: number of rows that count; the others repeat the last.
         params: θ_t.
         optimizer: the optimizer's state as a vector.
     """
@@ -56,13 +60,13 @@ class States(NamedTuple):
 class Propagator:
     """Products with M = J_(stop-1) ... J_first, and with Mᵀ.
 
-    J_t is the derivative of update t of the whole state, at the state that the replay has there:
-    parameters and then what moves of the optimizer's state, such as a velocity or Adam's two means,
-    all in float64 where the model can. Counts and hyperparameters are not perturbed; where numbers
-    are rounded to fewer digits after each update that is left out, as it has no derivative.
+    J_t is the derivative of update t of the whole state at the replayed state: of the parameters,
+    and of the moving parts of the optimizer's state, such as a velocity or Adam's two means, in
+    float64 where the model can. Counts and hyperparameters are not perturbed. Rounding to fewer
+    digits after each update has no derivative and is left out.
 
     Args:
-        replay: a full-batch run, made again.
+        replay: replay of a full-batch run.
         first: step of the first update.
         stop: step after the last update.
 
@@ -72,7 +76,7 @@ class Propagator:
         start: the state before the first update.
         end: the state after the last update.
         size: order of M.
-        products: number of products that were made, of single vectors.
+        products: number of products with single vectors that were made.
     """
 
     def __init__(self, replay: Replay, first: int, stop: int) -> None:
@@ -105,23 +109,23 @@ class Propagator:
 
     @property
     def parts(self) -> dict[str, slice]:
-        """Where in a state's vector the parameters are, and each moving leaf of the optimizer."""
-        found = {"the parameters": slice(0, self._replay.run.num_params)}
+        """Slices of a state's vector: the parameters, and each moving leaf of the optimizer."""
+        slices = {"the parameters": slice(0, self._replay.run.num_params)}
         stop = self._replay.run.num_params
-        for name, shape in _moving(self.layout):
-            found[name] = slice(stop, stop + prod(shape))
+        for name, shape in moving_forms(self.layout):
+            slices[name] = slice(stop, stop + prod(shape))
             stop += prod(shape)
-        return found
+        return slices
 
     def vector(self, point: FlatState) -> Float[np.ndarray, " n"]:
-        """A state of the run as the vector that is perturbed."""
+        """A state of the run as a vector of the components that are perturbed."""
         return np.asarray(_vectors(self.layout, *_rows(point)), float)[0]
 
     def states(self) -> Iterator[Float[np.ndarray, "some n"]]:
-        """States before each update, some at a time."""
+        """The states before each update, some at a time."""
         for link in map(self._link, range(len(self))):
-            rows = link.params[: link.filled], link.optimizer[: link.filled]
-            yield np.asarray(_vectors(self.layout, *rows), float)
+            states = link.params[: link.filled], link.optimizer[: link.filled]
+            yield np.asarray(_vectors(self.layout, *states), float)
 
     def through(self, link: int, vectors: Float[np.ndarray, "b n"]) -> Float[np.ndarray, "b n"]:
         """Products of the rows with the updates of a link."""
@@ -146,16 +150,17 @@ class Propagator:
         return vectors
 
     def repeats(self, seed: int = 0) -> tuple[Float[np.ndarray, " n"], float]:
-        """How much the updates differ from those that come as many steps later at the same states.
+        """How much the updates differ from those one period later, at the same states.
 
-        They do where class weights, learning rate or bias corrections are others then.
+        They differ where class weights, learning rate or bias corrections have changed.
 
         Args:
             seed: seed of a random direction.
 
         Returns:
-            The largest difference of each number of the state after an update; and the largest
-            relative difference of what the derivative of an update has beside 1, in the direction.
+            The largest difference of each component of the state after an update; and the largest
+            difference between the derivatives of the updates in the direction, relative to the
+            derivative less the identity.
         """
         later = np.asarray(self._after.optimizer, float) - np.asarray(self._before.optimizer, float)
         direction = np.random.default_rng(seed).standard_normal(self.size)
@@ -163,13 +168,13 @@ class Propagator:
         for link in map(self._link, range(len(self))):
             with self._wide.enabled():
                 given = self._given(link), later, self.stop - self.first, direction
-                found = _differences(self._dynamics, self.layout, *given)
-                moved = np.maximum(moved, np.asarray(found[0]))
-                turned = float(np.maximum(turned, np.asarray(found[1])))
+                differences = _differences(self._dynamics, self.layout, *given)
+                moved = np.maximum(moved, np.asarray(differences[0]))
+                turned = float(np.maximum(turned, np.asarray(differences[1])))
         return moved, turned
 
     def _link(self, number: int) -> States:
-        """The states of a link, from those that are held or made again."""
+        """The states of a link, replayed unless they are held."""
         group = number // self._together
         if group != self._group:
             edges = self._edges[group * self._together :][: self._together + 1]
@@ -189,7 +194,7 @@ class Propagator:
         return States(first, len(params), *parts)
 
     def _given(self, link: States) -> States:
-        """A link as compiled functions take it."""
+        """A link in the types that compiled functions take."""
         wide = (np.asarray(part, self._dtype) for part in (link.params, link.optimizer))
         return States(np.int32(link.first), np.int32(link.filled), *wide)  # type: ignore[arg-type]
 
@@ -199,61 +204,35 @@ class Propagator:
 
     def _carried(self, link: int, vectors: np.ndarray, *, transposed: bool) -> np.ndarray:
         blank = np.zeros((rounded_up(len(vectors)) - len(vectors), self.size))
-        rows = np.concatenate([vectors, blank]).astype(self._dtype)
-        shared = rows.reshape(jax.local_device_count(), -1, self.size)
+        padded = np.concatenate([vectors, blank]).astype(self._dtype)
+        shared = padded.reshape(jax.local_device_count(), -1, self.size)
         states, how = self._given(self._link(link)), {"transposed": transposed}
         with self._wide.enabled():
-            found = _carry(self._dynamics, states, shared, layout=self.layout, **how)
-            return np.asarray(found, float).reshape(-1, self.size)[: len(vectors)]
+            carried = _carry(self._dynamics, states, shared, layout=self.layout, **how)
+            return np.asarray(carried, float).reshape(-1, self.size)[: len(vectors)]
 
 
 def _rows(point: FlatState) -> tuple[np.ndarray, np.ndarray]:
     return point.params[None], point.optimizer[None]
 
 
-def _moving(layout: Layout) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the leaves of an optimizer's state that move, in their order."""
-    forms = map(jax.ShapeDtypeStruct, layout.shapes, layout.dtypes)
-    leaves = jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(layout.structure, forms))
-    named = [(words(jax.tree_util.keystr(path)), leaf) for path, leaf in leaves]
-    return [(name[-1], leaf.shape) for name, leaf in named if _moves(name, leaf)]
-
-
-def _moves(name: Name, leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating) and not is_injected(name)
-
-
 def _vectors(layout: Layout, params: np.ndarray, optimizer: np.ndarray) -> np.ndarray:
-    """States of rows as the vectors that are perturbed."""
-    kept, start = [params], 0
-    forms = map(jax.ShapeDtypeStruct, layout.shapes, layout.dtypes)
-    leaves = jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(layout.structure, forms))
-    for path, leaf in leaves:
-        stop = start + prod(leaf.shape)
-        if _moves(words(jax.tree_util.keystr(path)), leaf):
-            kept.append(optimizer[:, start:stop])
-        start = stop
-    return np.concatenate(kept, axis=1)
+    """States as vectors of the components that are perturbed, a row for each state."""
+    return np.concatenate([params, optimizer[:, moving_numbers(layout)]], axis=1)
 
 
 def _update(dynamics: Dynamics, layout: Layout, row: Array, step: Array, vector: Array) -> Array:
-    """One update of the vector that is perturbed; all else of the optimizer's state is the row's.
+    """One update of the perturbed components; the rest of the optimizer's state is the row's.
 
     Args:
         dynamics: dynamics of the run.
         layout: layout of the optimizer's state.
-        row: that state as a vector.
+        row: optimizer's state as a vector.
         step: number of updates made before.
-        vector: parameters, and what moves of the optimizer's state.
+        vector: parameters, and the moving parts of the optimizer's state.
     """
-    params = vector[: len(vector) - sum(prod(shape) for _, shape in _moving(layout))]
-    leaves, start = [], len(params)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(layout.unflatten(row)):
-        if _moves(words(jax.tree_util.keystr(path)), leaf):
-            stop = start + prod(leaf.shape)
-            leaf, start = vector[start:stop].reshape(leaf.shape), stop
-        leaves.append(leaf)
-    state = jax.tree.unflatten(layout.structure, leaves)
+    params, moving = jnp.split(vector, [len(vector) - num_moving(layout)])
+    state = with_moving(layout.unflatten(row), moving)
     return training_state(dynamics.step(State(params, jnp.zeros_like(params), state, step))[0])
 
 
@@ -266,14 +245,14 @@ def _carry(
     layout: Layout,
     transposed: bool,
 ) -> Float[Array, "devices vectors n"]:
-    """Vectors through the updates of a link, or back; each device takes some of them.
+    """Vectors after the updates of a link, or after their transposes; each device takes some.
 
-    One after the other: several at a time, as a batch, take twice as long (600 parameters).
+    They go one after the other, as a batch takes twice as long (600 parameters).
     """
 
     def carry(vectors: Float[Array, "vectors n"]) -> Float[Array, "vectors n"]:
-        def through(vectors: Array, place: tuple[Array, ...]) -> Array:
-            index, params, row = place
+        def through(vectors: Array, state: tuple[Array, ...]) -> Array:
+            index, params, row = state
             start = _as_vector(layout, params, row)
             update = partial(_update, dynamics, layout, row, link.first + index)
             if transposed:
@@ -281,12 +260,12 @@ def _carry(
                 return jax.lax.map(lambda vector: back(vector)[0], vectors)
             return jax.lax.map(jax.linearize(update, start)[1], vectors)
 
-        def one(vectors: Array, place: tuple[Array, ...]) -> tuple[Array, None]:
+        def one(vectors: Array, state: tuple[Array, ...]) -> tuple[Array, None]:
             kept = lambda vectors, _: vectors  # noqa: E731
-            return jax.lax.cond(place[0] < link.filled, through, kept, vectors, place), None
+            return jax.lax.cond(state[0] < link.filled, through, kept, vectors, state), None
 
-        places: Any = (jnp.arange(len(link.params)), link.params, link.optimizer)
-        return jax.lax.scan(one, vectors, places, reverse=transposed)[0]
+        states: Any = (jnp.arange(len(link.params)), link.params, link.optimizer)
+        return jax.lax.scan(one, vectors, states, reverse=transposed)[0]
 
     return map_over_devices(carry, shared)
 
@@ -305,14 +284,14 @@ def _differences(
     period: Int[Array, ""],
     direction: Float[Array, " n"],
 ) -> tuple[Float[Array, " n"], Float[Array, ""]]:
-    """See `Propagator.repeats`; counts are moved on by what they were over the period."""
+    """See `Propagator.repeats`; counts are advanced by their change over the period."""
     forms = zip(layout.shapes, layout.dtypes, strict=True)
     whole = jnp.concatenate(
         [jnp.zeros(0), *[jnp.full(prod(shape), "int" in dtype, float) for shape, dtype in forms]]
     )
 
-    def one(place: tuple[Array, ...]) -> tuple[Array, Array]:
-        index, params, row = place
+    def one(state: tuple[Array, ...]) -> tuple[Array, Array]:
+        index, params, row = state
         start, step = _as_vector(layout, params, row), link.first + index
         now = partial(_update, dynamics, layout, row, step)
         then = partial(_update, dynamics, layout, row + whole * later, step + period)
@@ -324,6 +303,6 @@ def _differences(
         counts = index < link.filled
         return jnp.where(counts, jnp.abs(other - value), 0.0), jnp.where(counts, relative, 0.0)
 
-    places: Any = (jnp.arange(len(link.params)), link.params, link.optimizer)
-    moved, turned = jax.lax.map(one, places)
+    states: Any = (jnp.arange(len(link.params)), link.params, link.optimizer)
+    moved, turned = jax.lax.map(one, states)
     return jnp.max(moved, axis=0), jnp.max(turned)

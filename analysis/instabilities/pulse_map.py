@@ -1,4 +1,4 @@
-"""`pulse_map`: what becomes of a perturbation over a pulse of a run, or over a cycle of pulses."""
+"""`pulse_map`: growth of perturbations over a pulse of a run, or over a cycle of pulses."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ CLOSED = 1e-6
 """Distance by which an orbit may miss its start, relative to how far it gets from there."""
 
 BEYOND = 1e-3
-"""Distance from the unit circle from which on a multiplier is held to be off it: an orbit closes to
+"""Distance from the unit circle beyond which a multiplier counts as off it, as an orbit closes to
 some digits only."""
 
 _DENSE = 200
 """Order up to which all multipliers are computed."""
 
 _ROUNDING = 8
-"""Units in the last place of a state within which it counts as the same."""
+"""Units in the last place within which two states count as the same."""
 
 _ROUGHLY = 1e-2
-"""Where rounding decides, part of its size by which an orbit may miss its start at most."""
+"""Fraction of its size by which an orbit may miss its start at most, where rounding decides."""
 
 
 @dataclass(frozen=True)
@@ -52,31 +52,32 @@ class PulseMap:
         last_step: step of the state after its last update, and so the first of the next one.
         class_label: the class that is emphasised; -1 for a cycle.
         num_params: length of the parameter vector, with which a state begins.
-        singular_values: σ, growth of a perturbation over these steps, in decreasing order; infinite
-            where it is beyond the largest number. In the length of the whole state.
-        decades: log10 of them, which are finite then; NaN where products are not finite.
+        singular_values: σ, growth of a perturbation over these steps in the norm of the whole
+            state, in decreasing order; infinite where it exceeds the largest number.
+        decades: log10 of the singular values, also where these are infinite; NaN where products are
+            not finite.
         residuals: ‖Mᵀu - σv‖/σ, from products made anew; see `graded.SingularTriplets`.
         converged: whether the residual is at most the tolerance of the search.
-        directions: v, unit vectors of the state: the perturbations that grow so.
-        parameter_share: squared length of v in the parameters.
-        closed: whether the orbit closes, all of the state, and the updates repeat.
-        reason: why it does not, or why it is not known; empty where it closes.
-        distance: how far the state misses its start, relative to how far it gets from there; of
-            the parameters, or of the part of the optimizer's state that misses it most.
-        tolerance: up to which that counts as closed; larger where rounding decides.
-        multipliers: Floquet multipliers of largest modulus but for neutral ones; empty unless the
+        directions: v, the perturbations that grow by these factors, of unit length.
+        parameter_share: fraction of |v|² that lies in the parameters.
+        closed: whether the orbit closes, in all of the state, and the updates repeat.
+        reason: why it does not close, or why that is not known; empty where it closes.
+        distance: how far the state misses its start, relative to how far it gets from there; that
+            of the parameters or of a part of the optimizer's state, whichever misses it most.
+        tolerance: largest distance that counts as closed; larger where rounding decides.
+        multipliers: Floquet multipliers of largest modulus, without neutral ones; empty unless the
             orbit closes.
         multiplier_residuals: ‖Mx - μx‖, from products made anew.
-        multiplier_errors: ten times that and the condition number of the multiplier.
+        multiplier_errors: ten times the residual times the condition number of the multiplier.
         neutral: multipliers within 0.02 of +1 that were found and are not listed, being not surely
             outside the unit circle; -1 unless the orbit closes.
         stability: `stable`, `none found`, `unstable` or `unknown`; empty unless the orbit closes.
         crossing: where an unstable multiplier lies: `flip` (beyond -1), `+1`, or `Neimark-Sacker`
             (a pair); else empty.
-        products: products with M and its transpose that were made, of single vectors.
+        products: number of products of M and its transpose with single vectors that were made.
         note: how closely the replay met the checkpoints.
-        deviation: relative distance by which it missed one, at most.
-        kinks: operations of the loss whose derivative jumps; where there are any, M speaks of
+        deviation: largest relative distance by which it missed one.
+        kinks: operations of the loss whose derivative jumps; where there are any, M holds for
             perturbations that flip no gate.
     """
 
@@ -113,7 +114,7 @@ class Pulses(NamedTuple):
     """Where the pulses of a run are.
 
     Attributes:
-        steps: number of those of a pulse.
+        steps: steps of a pulse.
         classes: pulses of a cycle.
         start: first step whose state is known.
         stop: step from which on there are no pulses, or no states.
@@ -127,7 +128,7 @@ class Pulses(NamedTuple):
     static: bool
 
     def span(self, kind: str, number: int) -> tuple[int, int]:
-        """First step of a pulse or a cycle, and the first of the next."""
+        """First step of a pulse or a cycle, and first step of the next one."""
         length = self.steps * (self.classes if kind == "cycle" else 1)
         return number * length, (number + 1) * length
 
@@ -139,14 +140,14 @@ class Pulses(NamedTuple):
 
 
 def pulses_of(run: Run) -> Pulses:
-    """Where the pulses of a run are, all of whose steps can be made again.
+    """Where the pulses of a run are, if its steps can be replayed.
 
     Raises:
-        ConfigError: when it has none, or its updates have no derivative along its steps.
+        ConfigError: when the run has no pulses, or its updates have no derivative.
     """
     if not run.own_updates or run.dynamics.batch_size is not None:
         raise ConfigError(
-            f"{run.path} has mini-batches, or updates that cannot be made again; expected a "
+            f"{run.path} has mini-batches, or updates that cannot be replayed; expected a "
             "full-batch run of pulses with its optimizer"
         )
     precision = run.dynamics.precision
@@ -183,22 +184,22 @@ def pulse_map(
 ) -> PulseMap:
     """The map of perturbations over a pulse of a run, or over a cycle of pulses.
 
-    Where the orbit closes, all of the state and to a tolerance, and the updates repeat, the
-    eigenvalues of the map are its Floquet multipliers. Where it does not, only the growth is told:
-    singular values and the directions that grow so.
+    Where the orbit closes to a tolerance, in all of the state, and the updates repeat, the
+    eigenvalues of the map are its Floquet multipliers. Where it does not close, only the growth is
+    computed: singular values and directions.
 
     Args:
         run: a full-batch run with triangular pulses.
-        pulse: its number, from 0.
+        pulse: number of the pulse, from 0.
         k: number of singular values, and of multipliers.
-        cycle: number of a cycle, in the place of a pulse.
+        cycle: number of a cycle, in place of a pulse.
         tol: residual that counts as converged, relative to each singular value; none means 1e-4.
         closing: distance by which a closed orbit may miss its start, relative to its size.
         max_products: products at most for the singular values.
         seed: seed of the random start.
 
     Raises:
-        ConfigError: when there is no such pulse, or its steps cannot be made again.
+        ConfigError: when there is no such pulse, or its steps cannot be replayed.
     """
     if (pulse is None) == (cycle is None):
         raise ConfigError("pulse and cycle are both given, or neither is; expected one of them")
@@ -208,7 +209,7 @@ def pulse_map(
     first, stop = _span(run, pulses, kind, number)
     chain = Propagator(replay, first, stop)
     k = min(k, chain.size)
-    found = top_singular(
+    triplets = top_singular(
         chain, k, tol=1e-4 if tol is None else tol, max_products=max_products, seed=seed
     )
     closed = _closing(chain, pulses, kind, replay, closing)
@@ -220,7 +221,7 @@ def pulse_map(
         last_step=stop,
         class_label=-1 if kind == "cycle" else number % pulses.classes,
         num_params=run.num_params,
-        **_of_growth(found, run.num_params),
+        **_of_growth(triplets, run.num_params),
         closed=not closed.reason,
         **closed._asdict(),
         **_of_multipliers(multipliers),
@@ -231,17 +232,17 @@ def pulse_map(
     )
 
 
-def _of_growth(found: SingularTriplets, num_params: int) -> dict[str, Any]:
-    """The fields that tell of growth."""
+def _of_growth(triplets: SingularTriplets, num_params: int) -> dict[str, Any]:
+    """The fields of `PulseMap` on growth."""
     with np.errstate(over="ignore"):
-        values = np.exp(found.logarithms)
+        values = np.exp(triplets.logarithms)
     return {
         "singular_values": values,
-        "decades": found.logarithms / np.log(10),
-        "residuals": found.residuals,
-        "converged": found.converged,
-        "directions": found.right,
-        "parameter_share": np.sum(found.right[:, :num_params] ** 2, axis=1),
+        "decades": triplets.logarithms / np.log(10),
+        "residuals": triplets.residuals,
+        "converged": triplets.converged,
+        "directions": triplets.right,
+        "parameter_share": np.sum(triplets.right[:, :num_params] ** 2, axis=1),
     }
 
 
@@ -258,15 +259,15 @@ def _multipliers(chain: Propagator, k: int) -> Leading:
     )
 
 
-def _of_multipliers(found: Leading | None) -> dict[str, Any]:
-    """The fields that tell of multipliers; without any, that nothing is said of them."""
+def _of_multipliers(leading: Leading | None) -> dict[str, Any]:
+    """The fields of `PulseMap` on multipliers; empty where the orbit does not close."""
     return {
-        "multipliers": np.zeros(0, complex) if found is None else found.values,
-        "multiplier_residuals": np.zeros(0) if found is None else found.residuals,
-        "multiplier_errors": np.zeros(0) if found is None else found.errors,
-        "neutral": -1 if found is None else found.neutral,
-        "stability": "" if found is None else found.stability,
-        "crossing": "" if found is None else found.crossing,
+        "multipliers": np.zeros(0, complex) if leading is None else leading.values,
+        "multiplier_residuals": np.zeros(0) if leading is None else leading.residuals,
+        "multiplier_errors": np.zeros(0) if leading is None else leading.errors,
+        "neutral": -1 if leading is None else leading.neutral,
+        "stability": "" if leading is None else leading.stability,
+        "crossing": "" if leading is None else leading.crossing,
     }
 
 
@@ -274,7 +275,7 @@ def _span(run: Run, pulses: Pulses, kind: str, number: int) -> tuple[int, int]:
     """The steps of a pulse or a cycle.
 
     Raises:
-        ConfigError: when they are not all there.
+        ConfigError: when the run does not have all of them.
     """
     first, stop = pulses.span(kind, number)
     there = pulses.whole(kind, 0, np.inf)
@@ -297,7 +298,7 @@ class _Closing(NamedTuple):
 
 
 def _closing(chain: Propagator, pulses: Pulses, kind: str, replay: Replay, tol: float) -> _Closing:
-    """Whether an orbit closes, each part of its state by itself, and its updates repeat."""
+    """Whether an orbit closes, each part of its state on its own scale, and its updates repeat."""
     far = dict.fromkeys(chain.parts, 0.0)
     for states in chain.states():
         for name, part in chain.parts.items():
@@ -330,7 +331,7 @@ def _closing(chain: Propagator, pulses: Pulses, kind: str, replay: Replay, tol: 
 def _why_not_repeated(
     chain: Propagator, pulses: Pulses, kind: str, tol: float, rest: dict[str, float]
 ) -> str:
-    """Why a state that returns goes on otherwise; empty where it does not."""
+    """Why the updates after a state that returns are others; empty where they repeat."""
     moved, turned = chain.repeats()
     same = all(np.linalg.norm(moved[part]) <= rest[name] for name, part in chain.parts.items())
     if same and turned <= tol:

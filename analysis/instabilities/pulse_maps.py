@@ -1,4 +1,4 @@
-"""The maps of several pulses and cycles of a run, as `dlf-dynamics bifurcations` computes them."""
+"""The maps of several pulses and cycles of a run, for `dlf-dynamics bifurcations`."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from dlf_dynamics.startup import open_recorded
 from dlf_dynamics.trained import TrainedRun
 
 Chosen = list[tuple[str, int]]
-"""Kinds and numbers."""
+"""Kinds and numbers of pulses and cycles."""
 
 _SMALL = 20_000
-"""Parameters up to which processes that share a machine do not stand in each other's way."""
+"""Parameters up to which processes on one machine do not slow each other down."""
 
 
 def chosen_pulses(run: Run, config: BifurcationConfig) -> Chosen:
-    """The pulses and cycles whose maps are asked for.
+    """The pulses and cycles whose maps the settings request.
 
     Raises:
-        ConfigError: when the run has no pulses, or not those that are asked for; or when modes of
-            maps are asked for without maps.
+        ConfigError: when the run has no pulses, or not those requested; or when modes of maps are
+            requested without maps.
     """
     asked = {"pulse": config.pulses, "cycle": config.cycles}
     asked = {kind: numbers for kind, numbers in asked.items() if numbers != "none"}
     if not asked and config.pulse_modes != BifurcationConfig.pulse_modes:
         raise ConfigError(
-            f"pulse_modes is {config.pulse_modes}, but no maps are asked for; expected --pulses or "
+            f"pulse_modes is {config.pulse_modes}, but no maps are requested; expected --pulses or "
             "--cycles with it, such as --pulses auto"
         )
     pulses = pulses_of(run) if asked else None
-    found: Chosen = []
+    chosen: Chosen = []
     for kind, numbers in asked.items():
         assert pulses is not None
-        found += [(kind, number) for number in _numbers(run, config, pulses, kind, numbers)]
-    return found
+        chosen += [(kind, number) for number in _numbers(run, config, pulses, kind, numbers)]
+    return chosen
 
 
 def _numbers(
@@ -61,11 +61,11 @@ def _numbers(
         return pulses.whole(kind, low, high)
     there = pulses.whole(kind, 0, math.inf)
     low, high = span_of(numbers, f"{kind}s")
-    found = [number for number in there if low <= number < high]
-    if not found or found[0] != low or (high != math.inf and found[-1] != high - 1):
+    chosen = [number for number in there if low <= number < high]
+    if not chosen or chosen[0] != low or (high != math.inf and chosen[-1] != high - 1):
         known = f"{there[0]} to {there[-1]}" if there else "none"
         raise ConfigError(f"{kind}s is {numbers}; the whole ones of {run.path} are {known}")
-    return found
+    return chosen
 
 
 def steps_of(run: Run, chosen: Chosen) -> int:
@@ -86,32 +86,34 @@ def pulse_maps(
     """The maps of some pulses and cycles.
 
     Args:
-        run: whose pulses they are.
+        run: run with pulses.
         config: settings of the analysis.
-        chosen: which ones.
-        parts: where those that are finished are kept.
-        progress: told how many steps are done.
+        chosen: pulses and cycles to compute.
+        parts: storage for finished maps.
+        progress: called with the number of steps done.
     """
-    found: list[PulseMap] = []
+    maps: list[PulseMap] = []
     with _makers(run, config, chosen) as maker:
         for kind, number in chosen:
             make, parse = partial(maker, kind, number), partial(_parsed, kind, number)
-            found.append(parts.get_or_make(f"{kind}-{number}", make, parse))
-            progress(sum(each.last_step - each.first_step for each in found))
-    return found
+            maps.append(parts.get_or_make(f"{kind}-{number}", make, parse))
+            progress(sum(each.last_step - each.first_step for each in maps))
+    return maps
 
 
 @contextmanager
 def _makers(
     run: Run, config: BifurcationConfig, chosen: Chosen
 ) -> Iterator[Callable[[str, int], Arrays]]:
-    """A function that makes a map: here, or in processes that make the following ones meanwhile.
+    """A function that computes a map: here, or in processes that also work on the following ones.
 
-    Devices that are parts of a CPU share the threads of their process: for small networks two of
-    them take as long as one, where two processes take half as long.
+    Devices that are parts of a CPU share the threads of their process: for small networks two
+    devices take as long as one, whereas two processes take half as long.
     """
     count = min(jax.local_device_count(), len(chosen))
-    alone = isinstance(run, TrainedRun) and jax.process_count() == 1  # the file tells all
+    alone = (
+        isinstance(run, TrainedRun) and jax.process_count() == 1
+    )  # the file has all that the run needs
     if count < 2 or not alone or run.num_params > _SMALL or jax.default_backend() != "cpu":
         yield partial(_made, run, config)
         return
@@ -119,13 +121,13 @@ def _makers(
     with workers(count) as submit:
 
         def ahead(kind: str, number: int) -> Arrays:
-            place = chosen.index((kind, number))
+            index = chosen.index((kind, number))
             try:
-                for which in chosen[place : place + count]:
+                for which in chosen[index : index + count]:
                     if which not in futures:
                         futures[which] = submit(_made_elsewhere, run.path, config, *which)
                 return futures[kind, number].result()
-            except BrokenProcessPool:  # one was killed, for want of memory say
+            except BrokenProcessPool:  # a process was killed, for lack of memory perhaps
                 return _made(run, config, kind, number)
 
         yield ahead
@@ -137,13 +139,13 @@ def _made(run: Run, config: BifurcationConfig, kind: str, number: int) -> Arrays
 
 
 def _made_elsewhere(path: Path, config: BifurcationConfig, kind: str, number: int) -> Arrays:
-    """The same in a process of its own, with one thread."""
+    """The same in another process, with one thread."""
     return _made(open_recorded(path, 1), config, kind, number)
 
 
 def _parsed(kind: str, number: int, arrays: Arrays) -> PulseMap:
-    """The map of a pulse; raises where the arrays are not that."""
-    found = decode(PulseMap, arrays)
-    if (found.kind, found.number) != (kind, number):
-        raise ContentError(f"it is of {found.kind} {found.number}")
-    return found
+    """The map of a pulse; raises for any other arrays."""
+    pulse = decode(PulseMap, arrays)
+    if (pulse.kind, pulse.number) != (kind, number):
+        raise ContentError(f"it is of {pulse.kind} {pulse.number}")
+    return pulse

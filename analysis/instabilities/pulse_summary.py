@@ -1,4 +1,4 @@
-"""What a person or a program reads of the maps of pulses: table, lines, JSON."""
+"""Table, lines and JSON for the maps of pulses."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _WORDS = {
 }
 
 
-def pulse_dict(found: PulseMap) -> dict[str, Any]:
-    """A map, but for its directions, multipliers as pairs of real and imaginary part."""
+def pulse_dict(pulse: PulseMap) -> dict[str, Any]:
+    """A map as JSON values, without directions; multipliers as real and imaginary parts."""
     content = {
-        field.name: getattr(found, field.name)
-        for field in dataclasses.fields(found)
+        field.name: getattr(pulse, field.name)
+        for field in dataclasses.fields(pulse)
         if field.name not in ("directions", "multipliers")
     }
-    pairs = [[float(value.real), float(value.imag)] for value in found.multipliers]
+    pairs = [[float(value.real), float(value.imag)] for value in pulse.multipliers]
     arrays = {name: part.tolist() for name, part in content.items() if hasattr(part, "tolist")}
     return content | arrays | {"multipliers": pairs}
 
@@ -47,14 +47,14 @@ def pulses_table(maps: Sequence[PulseMap]) -> Table:
     )
     for heading in ("", "steps", "class", "growth", "closed", "multipliers"):
         table.add_column(heading, justify="right", no_wrap=heading != "growth")
-    for found in maps:
+    for pulse in maps:
         table.add_row(
-            f"{found.kind} {found.number}",
-            f"{found.first_step}-{found.last_step - 1}",
-            "-" if found.class_label < 0 else str(found.class_label),
-            ", ".join(map(_growth, found.decades, found.converged)),
-            "yes" if found.closed else "no",
-            _multipliers(found) if found.closed else "-",
+            f"{pulse.kind} {pulse.number}",
+            f"{pulse.first_step}-{pulse.last_step - 1}",
+            "-" if pulse.class_label < 0 else str(pulse.class_label),
+            ", ".join(map(_growth, pulse.decades, pulse.converged)),
+            "yes" if pulse.closed else "no",
+            _multipliers(pulse) if pulse.closed else "-",
         )
     return table
 
@@ -69,41 +69,41 @@ def _growth(decades: float, converged: bool) -> str:
     return text + "?" * (not converged)
 
 
-def _multipliers(found: PulseMap) -> str:
-    """The largest modulus, and what is known."""
-    words = _WORDS.get(found.stability, found.stability)
-    words += f" ({found.crossing})" * bool(found.crossing)
-    if not len(found.multipliers):
+def _multipliers(pulse: PulseMap) -> str:
+    """The multiplier of largest modulus, and the stability."""
+    words = _WORDS.get(pulse.stability, pulse.stability)
+    words += f" ({pulse.crossing})" * bool(pulse.crossing)
+    if not len(pulse.multipliers):
         return f"neutral only; {words}"
-    value = found.multipliers[0]
+    value = pulse.multipliers[0]
     real = abs(value.imag) <= 1e-9 * abs(value)
     shown = f"{value.real:.4g}" if real else f"{value.real:.4g}{value.imag:+.4g}i"
     return f"{shown}; {words}"
 
 
 def pulse_lines(maps: Sequence[PulseMap]) -> list[str]:
-    """What the table rests on, a line each; none without maps."""
+    """Products, convergence and caveats of the maps; empty without maps."""
     if not maps:
         return []
-    values = [converged for found in maps for converged in found.converged]
-    products = sum(found.products for found in maps)
+    values = [converged for pulse in maps for converged in pulse.converged]
+    products = sum(pulse.products for pulse in maps)
     lines = [
         f"maps of {_of_kinds(maps)}: {counted(products, 'product')} along the replayed steps; "
         f"{len(values) - sum(values)} of {len(values)} singular values not converged"
     ]
-    closed = [found for found in maps if found.closed]
+    closed = [pulse for pulse in maps if pulse.closed]
     if len(closed) < len(maps):
         lines.append(
             f"{len(maps) - len(closed)} of {len(maps)} orbits do not close, and nothing is said of "
             f"multipliers: {_reasons(maps)}"
         )
     if closed:
-        neutral = max(found.neutral for found in closed)
+        neutral = max(pulse.neutral for pulse in closed)
         lines.append(
-            f"closed to {max(found.distance for found in closed):.1e} of their size at most; "
+            f"closed to {max(pulse.distance for pulse in closed):.1e} of their size at most; "
             f"multipliers within {NEUTRAL:g} of +1 are counted apart, up to {neutral} of them"
         )
-    lost = [found for found in maps if np.any(np.isnan(found.decades))]
+    lost = [pulse for pulse in maps if np.any(np.isnan(pulse.decades))]
     if lost:
         lines.append(f"growth beyond the largest number in {_named(lost)}")
     if maps[0].kinks:
@@ -111,16 +111,16 @@ def pulse_lines(maps: Sequence[PulseMap]) -> list[str]:
             f"the loss has kinks ({maps[0].kinks}): the maps speak of perturbations so small that "
             "they flip no gate"
         )
-    unfaithful = [found for found in maps if found.deviation > FAITHFUL]
+    unfaithful = [pulse for pulse in maps if pulse.deviation > FAITHFUL]
     if unfaithful:
         lines.append(f"not surely of the run itself: {_named(unfaithful)}; {unfaithful[0].note}")
     return lines
 
 
 def missing_lines(config: BifurcationConfig, maps: Sequence[PulseMap]) -> list[str]:
-    """What was asked for and is not there: no pulse or cycle lies whole within the steps."""
+    """A line for each kind that was requested without one lying whole within the steps."""
     asked = {"pulse": config.pulses, "cycle": config.cycles}
-    there = {found.kind for found in maps}
+    there = {pulse.kind for pulse in maps}
     return [
         f"no map of a {kind}: none lies whole within the steps {config.steps}"
         for kind, numbers in asked.items()
@@ -129,18 +129,18 @@ def missing_lines(config: BifurcationConfig, maps: Sequence[PulseMap]) -> list[s
 
 
 def _of_kinds(maps: Sequence[PulseMap]) -> str:
-    counts = {kind: sum(found.kind == kind for found in maps) for kind in ("pulse", "cycle")}
+    counts = {kind: sum(pulse.kind == kind for pulse in maps) for kind in ("pulse", "cycle")}
     return " and ".join(counted(count, kind) for kind, count in counts.items() if count)
 
 
 def _named(maps: Sequence[PulseMap]) -> str:
-    return ", ".join(f"{found.kind} {found.number}" for found in maps)
+    return ", ".join(f"{pulse.kind} {pulse.number}" for pulse in maps)
 
 
 def _reasons(maps: Sequence[PulseMap]) -> str:
-    """Why orbits do not close, of the one that comes closest."""
+    """Why the orbit that comes closest to closing does not close."""
     nearest = min(
-        (found for found in maps if not found.closed),
-        key=lambda found: np.nan_to_num(found.distance, nan=np.inf),
+        (pulse for pulse in maps if not pulse.closed),
+        key=lambda pulse: np.nan_to_num(pulse.distance, nan=np.inf),
     )
     return f"of {nearest.kind} {nearest.number}, {nearest.reason}"

@@ -1,4 +1,4 @@
-"""What the report of a run shows of its instabilities."""
+"""The instabilities of a run in its report."""
 
 from __future__ import annotations
 
@@ -26,29 +26,30 @@ from dlf_dynamics.analysis.report.content import (
     table_of,
     told,
 )
+from dlf_dynamics.analysis.spectra.report import not_converged
 from dlf_dynamics.analysis.style import COLOURS, spans_decades
 
 
-def bifurcation_part(found: Bifurcations, results: Sequence[str | RichTable]) -> Part:
+def bifurcation_part(bifurcations: Bifurcations, results: Sequence[str | RichTable]) -> Part:
     """Words and tables, the motion along the run, and the diagrams with the loss frozen.
 
     Args:
-        found: what was found.
-        results: what a person reads of it; its tables are that of the instabilities, and that of
-            the maps of pulses if there are any.
+        bifurcations: result of the analysis.
+        results: its lines and tables, first the table of the instabilities, then that of the maps
+            of pulses if there are any.
     """
     part = told("Instabilities", results)
-    events = found.instabilities
+    events = bifurcations.instabilities
     spans = [around(min(e.onset, e.crossed if e.crossed >= 0 else e.onset), e.end) for e in events]
-    of_maps = [around(each.first_step, each.last_step) for each in found.pulse_maps]
+    of_maps = [around(each.first_step, each.last_step) for each in bifurcations.pulse_maps]
     told_tables = [each for each in results if isinstance(each, RichTable)]
     tables = [
-        table_of(table, places if table.row_count == len(places) else ())
-        for table, places in zip(told_tables, (spans, of_maps), strict=False)
+        table_of(table, linked if table.row_count == len(linked) else ())
+        for table, linked in zip(told_tables, (spans, of_maps), strict=False)
     ]
-    panels = [_projection(found), _sharpness(found)]
-    panels += [_growth(found, kind) for kind in ("pulse", "cycle")]
-    for diagram in found.diagrams:
+    panels = [_projection(bifurcations), _sharpness(bifurcations)]
+    panels += [_growth(bifurcations, kind) for kind in ("pulse", "cycle")]
+    for diagram in bifurcations.diagrams:
         panels += [_orbits(diagram), _exponents(diagram)]
     return replace(
         part,
@@ -58,9 +59,9 @@ def bifurcation_part(found: Bifurcations, results: Sequence[str | RichTable]) ->
     )
 
 
-def _projection(found: Bifurcations) -> Panel:
+def _projection(bifurcations: Bifurcations) -> Panel:
     """The oscillation at each step, a colour for each period, with the predicted sizes."""
-    motion, periods = found.motion, found.motion.periods
+    motion, periods = bifurcations.motion, bifurcations.motion.periods
     series = []
     for period, name in PERIOD_NAMES.items():
         chosen = (periods == period) & np.isfinite(motion.projection)
@@ -71,7 +72,7 @@ def _projection(found: Bifurcations) -> Panel:
         ("flip coefficient", "onset", "flip_amplitude", "inverted_triangle", COLOURS[5]),
         ("rod equation", "settled", "rod_amplitude", "diamond", COLOURS[7]),
     ):
-        known = [e for e in found.instabilities if np.isfinite(getattr(e, size))]
+        known = [e for e in bifurcations.instabilities if np.isfinite(getattr(e, size))]
         known.sort(key=lambda event: getattr(event, step))
         steps = np.array([getattr(event, step) for event in known])
         sizes = np.array([getattr(event, size) for event in known])
@@ -91,40 +92,28 @@ def _projection(found: Bifurcations) -> Panel:
     return Panel("projection of the oscillation on the top eigenvector", series)
 
 
-def _sharpness(found: Bifurcations) -> Panel:
-    """At the centres that were looked at, with the threshold."""
-    motion = found.motion
+def _sharpness(bifurcations: Bifurcations) -> Panel:
+    """The sharpness at the sampled centres, with the threshold."""
+    motion = bifurcations.motion
     fine, steps = motion.converged, motion.looked_at
     values = np.where(fine, motion.values, np.nan)
     intervals = np.where(fine[:, None], motion.intervals, np.nan)
     series = []
     if np.any(np.isfinite(values)):
         series.append(Series("at the centre", steps, values, COLOURS[0], intervals=intervals))
-    bad = ~fine & np.isfinite(motion.values)
-    if np.any(bad):
-        series.append(
-            Series(
-                "not converged",
-                steps[bad],
-                motion.values[bad],
-                COLOURS[0],
-                "marks",
-                marker="x",
-                filled=False,
-            )
-        )
-    if np.any(np.isfinite(found.thresholds)):
-        series.append(Series("threshold", steps, found.thresholds, COLOURS[5], "line"))
+    series += not_converged(steps, motion.values, fine)
+    if np.any(np.isfinite(bifurcations.thresholds)):
+        series.append(Series("threshold", steps, bifurcations.thresholds, COLOURS[5], "line"))
     title = "sharpness at the replayed centres"
     return Panel(title, series, spans_decades(motion.values))
 
 
-def _growth(found: Bifurcations, kind: str) -> Panel:
+def _growth(bifurcations: Bifurcations, kind: str) -> Panel:
     """Singular values of the map of each pulse or cycle, at its middle; hollow where not converged.
 
-    They are logarithms, as they may be beyond the largest number.
+    They are logarithms, as the values may exceed the largest number.
     """
-    maps = [each for each in found.pulse_maps if each.kind == kind]
+    maps = [each for each in bifurcations.pulse_maps if each.kind == kind]
     series = []
     for mode in range(max((len(each.decades) for each in maps), default=0)):
         for fine in (True, False):
@@ -184,7 +173,7 @@ def _orbits(diagram: FrozenDiagram) -> Panel:
 
 
 def _exponents(diagram: FrozenDiagram) -> Panel:
-    """Hollow where not converged."""
+    """Lyapunov exponents, hollow where not converged."""
     series = []
     for fine, words in ((diagram.converged, ""), (~diagram.converged, ", not converged")):
         chosen = fine & np.isfinite(diagram.exponents)

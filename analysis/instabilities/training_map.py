@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -15,14 +13,13 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from dlf_dynamics.analysis.bifurcation.maps import Map, Parameter, Vector
+from dlf_dynamics.analysis.instabilities.moving import moving_leaves, num_moving, with_moving
 from dlf_dynamics.analysis.stability.linearised import with_counts
 from dlf_dynamics.analysis.stability.threshold import instability_threshold
 from dlf_dynamics.assembly import UpdateRule
 from dlf_dynamics.config import OptimizerConfig
 from dlf_dynamics.dynamics import Dynamics, State
-from dlf_dynamics.hyperparameters import is_injected
 from dlf_dynamics.layout import Layout
-from dlf_dynamics.leaves import words
 from dlf_dynamics.losses import ClassWeights
 from dlf_dynamics.problem import Problem
 from dlf_dynamics.run import Run
@@ -42,7 +39,7 @@ TrainingParameter = Literal[
 TrainingParameters = TrainingParameter | tuple[TrainingParameter, TrainingParameter]
 
 _PACES = ("learning_rate", "rate_factor", "time")
-"""Parameters of maps that are one program, all others being named for what they are."""
+"""Parameters whose maps share one compiled program; each of the others has its own."""
 
 
 def training_map(
@@ -55,16 +52,15 @@ def training_map(
 
     * `learning_rate`, where it is known: of runs of `train`, and of recorded ones whose optimizer
       has no state;
-    * `rate_factor`, by which each update is multiplied: 1 is the run itself, and the learning rate
-      is that of the run times this;
+    * `rate_factor`, by which each update is multiplied: 1 is the run itself;
     * `amplitude` of the pulse, at the frozen step;
-    * `period` of the pulse, in steps, so many steps after it began as the frozen step is; once a
-      pulse is over, all weights are 1;
+    * `period` of the pulse, in steps; the frozen step is as long after the start of the pulse as in
+      the run, and once a pulse is over, all weights are 1;
     * `momentum`, of heavy ball and Nesterov in runs of `train`;
-    * `class_weight` of one class, all others being those of the frozen step;
+    * `class_weight` of one class, with all others those of the frozen step;
     * `time`: the step itself, a real number; class weights are linear between whole steps.
 
-    Two of them but for the time make a map whose parameter is an array of both, in their order.
+    Two of them, except the time, make a map whose parameter is an array of both, in their order.
 
     Args:
         run: a recorded run of gradient descent, with momentum or without.
@@ -91,7 +87,7 @@ def training_map(
 
 
 def _require(run: Run, step: int, names: tuple[str, ...]) -> None:
-    """Raises ValueError where there is no such map."""
+    """Raises ValueError if there is no such map."""
     dynamics, choices = run.dynamics, get_args(TrainingParameter)
     for name in names:
         if name not in choices:
@@ -105,8 +101,8 @@ def _require(run: Run, step: int, names: tuple[str, ...]) -> None:
         raise ValueError(f"{' and '.join(names)}: expected two different parameters")
     if dynamics.adaptive:
         raise ValueError(
-            f"{run.optimizer_name} has no map that stays the same: it changes with the step count "
-            "and the preconditioner; expected gradient descent, with momentum or without"
+            f"{run.optimizer_name} has no fixed map: it changes with the step count and the "
+            "preconditioner; expected gradient descent, with momentum or without"
         )
     if dynamics.batch_size is not None:
         raise ValueError("mini-batches: each update is another map; expected a full-batch run")
@@ -115,27 +111,27 @@ def _require(run: Run, step: int, names: tuple[str, ...]) -> None:
             raise ValueError(f"the run's schedule has no {name}; expected one of triangular pulses")
     if "class_weight" in names and not isinstance(run.problem.example_weights, ClassWeights):
         raise ValueError("the run's loss has no class weights that could be the parameter")
-    if "momentum" in names and not has_momentum(run):
+    if "momentum" in names and not _has_momentum(run):
         raise ValueError(
             f"the momentum of {run.optimizer_name} is not known or there is none; expected a run "
             "of train with the optimizer heavy-ball or nesterov"
         )
     if "learning_rate" in names and rate_at(run, step) is None:
         raise ValueError(
-            "the optimizer of a recorded run with momentum keeps its learning rate to itself; "
-            "expected the parameter rate_factor, which multiplies it"
+            "the learning rate of a recorded optimizer with momentum is not known; expected the "
+            "parameter rate_factor, which multiplies it"
         )
 
 
-def has_momentum(run: Run) -> bool:
-    """Whether its configuration tells a momentum that its updates have."""
+def _has_momentum(run: Run) -> bool:
+    """Whether the run's configuration has the momentum of its updates."""
     return isinstance(run, TrainedRun) and run.optimizer_name in ("heavy-ball", "nesterov")
 
 
 def rate_at(run: Run, step: int) -> float | None:
-    """Learning rate at a step; none where the optimizer keeps it to itself.
+    """Learning rate at a step; none where it cannot be read off the optimizer.
 
-    Of an optimizer without state it is what a gradient of 1 is multiplied by.
+    For an optimizer without state it is the factor by which a gradient of 1 is multiplied.
     """
     known = float(run.dynamics.learning_rate(step))
     if not np.isnan(known):
@@ -144,9 +140,12 @@ def rate_at(run: Run, step: int) -> float | None:
     layout = run.dynamics.state_layout(params)
     if any(dtype.startswith("float") for dtype in layout.dtypes):
         return None
-    counts = [jnp.full(shape, step, dtype) for shape, dtype in _leaves(layout)]
+    forms = zip(layout.shapes, layout.dtypes, strict=True)
+    counts = [jnp.full(shape, step, dtype) for shape, dtype in forms]
     state = jax.tree.unflatten(layout.structure, counts)
-    changes = [run.dynamics.update(params + slope, state, params)[0][0] for slope in (0.0, 1.0)]
+    changes = [
+        run.dynamics.update(params + gradient, state, params)[0][0] for gradient in (0.0, 1.0)
+    ]
     return float(changes[0] - changes[1])
 
 
@@ -154,7 +153,7 @@ def equivalent_rate(run: Run, step: int, factor: float = 1.0) -> float:
     """Learning rate of gradient descent that has the same orbits of period 2.
 
     Args:
-        run: whose optimizer it is.
+        run: run with the optimizer.
         step: number of updates made before.
         factor: number by which each update is multiplied.
     """
@@ -165,24 +164,13 @@ def equivalent_rate(run: Run, step: int, factor: float = 1.0) -> float:
 
 
 def training_state(state: State) -> Vector:
-    """A state of a run as a state of its training map: parameters, then the velocity if any."""
-    return jnp.concatenate([state.params, *_moving_leaves(state.optimizer_state)])
+    """A state of a run as a state of its training map: parameters, then the velocity, if any."""
+    return _joined(state.params, state.optimizer_state)
 
 
-def _moving_leaves(state: Any) -> list[Array]:
-    """What an optimizer's state has beside counts and hyperparameters."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return [leaf.ravel() for path, leaf in leaves if _moves(path, leaf)]
-
-
-def _moves(path: Any, leaf: Any) -> bool:
-    kept = is_injected(words(jax.tree_util.keystr(path)))
-    return jnp.issubdtype(leaf.dtype, jnp.floating) and not kept
-
-
-def _leaves(layout: Layout) -> Iterable[tuple[tuple[int, ...], str]]:
-    """Shape and type of each leaf of an optimizer's state."""
-    return zip(layout.shapes, layout.dtypes, strict=True)
+def _joined(params: Array, optimizer_state: Any) -> Vector:
+    leaves = moving_leaves(optimizer_state)
+    return jnp.concatenate([params, *[leaf.ravel() for _, leaf in leaves]])
 
 
 class _Frozen(NamedTuple):
@@ -190,8 +178,8 @@ class _Frozen(NamedTuple):
 
     Attributes:
         step: number of updates made before.
-        rate: value of the parameter with which updates are those of the run.
-        moves: whether the parameter is the time, and does not scale updates.
+        rate: value of the parameter at which updates are those of the run.
+        moves: whether the parameter is the time, which does not scale updates.
     """
 
     step: Int[Array, ""]
@@ -201,15 +189,15 @@ class _Frozen(NamedTuple):
 
 @dataclass(frozen=True)
 class _Update:
-    """One update with the loss frozen; what is static of it, so that compilations are shared.
+    """One update with the loss frozen; holds the static parts, so that maps share compilations.
 
-    Maps in the learning rate and in the time, of the kind `pace`, are one program.
+    Maps in the learning rate and in the time, both of kind `pace`, are one program.
 
     Attributes:
         layout: layout of the optimizer's state.
         kinds: kinds of the parameters.
-        class_label: the class whose weight may be one.
-        rule: what the optimizer is made of, with the number of steps, if its momentum is one.
+        class_label: the class whose weight may be a parameter.
+        rule: settings of the optimizer and number of steps, if its momentum is a parameter.
     """
 
     layout: Layout
@@ -222,7 +210,7 @@ class _Update:
     ) -> Vector:
         values = jnp.asarray(value, state.dtype).reshape(len(self.kinds))
         given = dict(zip(self.kinds, values, strict=True))
-        step, num_params = self._time(frozen, given), len(state) - self._moving
+        step, num_params = self._time(frozen, given), len(state) - num_moving(self.layout)
         problem = self._frozen(dynamics, frozen, given)
         if self.rule is not None:
             config, steps = self.rule
@@ -230,45 +218,23 @@ class _Update:
             dynamics = replace(dynamics, optimizer=rule.optimizer)
         params = state[:num_params]
         gradient = jax.grad(problem.objective)(params, step)
-        start = dynamics.initial_state(params).optimizer_state
-        inner = self._inner(start, state[num_params:], frozen.step)
+        # Counts are at the frozen step, hyperparameters those that the optimizer starts with.
+        start = with_counts(dynamics.initial_state(params).optimizer_state, frozen.step)
+        inner = with_moving(start, state[num_params:])
         change, inner = dynamics.update(gradient, inner, params)
         # A velocity does not depend on the learning rate, which scales the update as a whole.
         if "pace" in given:
             change = jnp.where(frozen.moves, 1.0, given["pace"] / frozen.rate) * change
-        return jnp.concatenate([params + change, *_moving_leaves(inner)])
-
-    @property
-    def _moving(self) -> int:
-        """Numbers of the optimizer's state that are part of the map's state."""
-        blank = [jax.ShapeDtypeStruct(*form) for form in _leaves(self.layout)]
-        tree = jax.tree.unflatten(self.layout.structure, blank)
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return sum(prod(leaf.shape) for path, leaf in leaves if _moves(path, leaf))
-
-    def _inner(self, initial: Any, velocity: Array, step: Array) -> Any:
-        """The optimizer's state, with its counts at the frozen step.
-
-        Hyperparameters are those that it starts with.
-        """
-        leaves, start = [], 0
-        for path, leaf in jax.tree_util.tree_leaves_with_path(with_counts(initial, step)):
-            if _moves(path, leaf):
-                count = prod(leaf.shape)
-                leaves.append(velocity[start : start + count].reshape(leaf.shape))
-                start += count
-            else:
-                leaves.append(leaf)
-        return jax.tree.unflatten(self.layout.structure, leaves)
+        return _joined(params + change, inner)
 
     def _time(self, frozen: _Frozen, given: dict[str, Array]) -> Int[Array, ""]:
-        """The step whose loss it is, or the one before."""
+        """The step whose class weights the loss has, or the whole step before it."""
         if "pace" not in given:
             return frozen.step
         return jnp.where(frozen.moves, jnp.floor(given["pace"]).astype(jnp.int32), frozen.step)
 
     def _frozen(self, dynamics: Dynamics, frozen: _Frozen, given: dict[str, Array]) -> Problem:
-        """The problem with the class weights of the frozen step, or as the parameter has them."""
+        """The problem with the class weights of the frozen step, changed by the parameters."""
         problem, weights = dynamics.problem, dynamics.problem.example_weights
         if not isinstance(weights, ClassWeights):
             return problem
@@ -298,12 +264,12 @@ class _Update:
 def _in_pulse(
     schedule: Triangle, step: Int[Array, ""], period: Array, amplitude: Array | None
 ) -> Float[Array, " classes"]:
-    """Class weights as long after a pulse of another period began as after the run's own."""
+    """Class weights in a pulse of another period, as long after its start as in the run."""
     since, label = step % schedule.pulse_steps, step // schedule.pulse_steps
     changed = replace(schedule, period=period, static_from=None)
     if amplitude is not None:
         changed = replace(changed, amplitude=amplitude)
-    # It is the class after `label` others, and in the first pulse class 0.
+    # The first pulse emphasises class 0, this one the class `label` further on.
     weights = jnp.roll(changed(jnp.minimum(since, period)), label)
     if schedule.static_from is None:
         return weights

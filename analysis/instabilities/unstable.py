@@ -1,4 +1,4 @@
-"""The directions that are beyond the threshold when an oscillation begins, each followed on."""
+"""The directions above the threshold when an oscillation begins, each followed onwards."""
 
 from __future__ import annotations
 
@@ -15,34 +15,37 @@ from dlf_dynamics.analysis.spectra.curvature import run_threshold
 from dlf_dynamics.analysis.spectra.events import sides
 from dlf_dynamics.analysis.spectra.points import CENTRE
 from dlf_dynamics.analysis.spectra.replay import Replay
-from dlf_dynamics.analysis.spectra.segments import solve_segment
+from dlf_dynamics.analysis.spectra.segments import as_source, solve_segment
 from dlf_dynamics.analysis.spectra.solver import MOST, Solver
 
-_FEWEST = 3
-"""Eigenvalues at a centre at least; twice as many where all are above the threshold."""
+_FEWEST = 6
+"""Eigenvalues at a centre at least; twice as many where all are above the threshold.
+
+Three more take a third more products, and a program for another number takes seconds to compile.
+"""
 
 _SAME = 0.5
-"""Squared overlap above which an eigenvector is that of another step."""
+"""Squared overlap above which two eigenvectors at different steps are the same mode."""
 
 
 @dataclass(frozen=True)
 class UnstableDirection:
-    """A direction that was followed from the onset of an oscillation to where its size is measured.
+    """A direction, followed from the onset of an oscillation to where its size is measured.
 
-    The first of each oscillation is its top eigenvector at the onset, above the threshold or not;
-    the others are those that were surely above it, too.
+    The first of each oscillation is the top eigenvector at the onset, above the threshold or not;
+    the others are those that were certainly above it.
 
     Attributes:
         onset: onset of the oscillation.
-        rank: among the eigenvalues at the centre of the onset, 1 the largest.
+        rank: rank of its eigenvalue at the centre of the onset, 1 for the largest.
         sharpness: its eigenvalue there.
-        low: lower end of that one's interval.
-        high: upper end.
-        above: whether it was surely above the threshold there.
+        low: lower end of the interval of the eigenvalue.
+        high: upper end of the interval of the eigenvalue.
+        above: whether it was certainly above the threshold there.
         settled: step at which the size of the oscillation is measured.
-        amplitude: projection of θ_t - c_t there on the eigenvector at that centre that this one has
-            become, without its sign; NaN where it was lost on the way.
-        alignment: that as a part of ‖θ_t - c_t‖.
+        amplitude: |projection| of θ_t - c_t at that step on the eigenvector that the direction has
+            become; NaN where it was lost on the way.
+        alignment: the amplitude as a fraction of ‖θ_t - c_t‖.
     """
 
     onset: int
@@ -61,15 +64,15 @@ def unstable_directions(
 ) -> list[UnstableDirection]:
     """The directions of an oscillation, largest eigenvalue first.
 
-    An eigenvector is followed by its overlap with those of a later step, by way of steps in between
+    An eigenvector is followed by its overlap with those of a later step, through steps in between
     where that is not clear; it is lost where it is not clear from one step to the next.
 
     Args:
-        replay: the run's steps, made again.
-        solver: how the largest eigenvalue is found.
+        replay: replay of the run.
+        solver: solver for the largest eigenvalue.
         onset: onset of the oscillation.
         settled: centre of the step at which its size is measured.
-        step: the number of that one.
+        step: number of that step.
     """
     looks = _Looks(replay, solver)
     at_onset = looks.at(onset)
@@ -77,15 +80,16 @@ def unstable_directions(
         return []
     threshold = np.repeat(run_threshold(replay.run).at(np.array([onset])), len(at_onset.values))
     above = sides(at_onset.intervals, at_onset.converged, threshold) > 0
-    above = np.logical_and.accumulate(above)  # one that is not told hides those below it
+    above = np.logical_and.accumulate(above)  # an undecided one hides those below it
     chosen = np.union1d([0], np.flatnonzero(above))
-    looks.fewest = max(len(chosen) + 2, _FEWEST)
+    while looks.fewest < len(chosen) + 2:
+        looks.fewest *= 2
     size = float(np.linalg.norm(settled.offset))
-    found = []
+    directions = []
     for rank in chosen.tolist():
         vector = looks.followed(onset, at_onset.vectors[rank], step)
         projection = np.nan if vector is None else abs(float(vector @ settled.offset))
-        found.append(
+        directions.append(
             UnstableDirection(
                 onset=onset,
                 rank=rank + 1,
@@ -98,12 +102,12 @@ def unstable_directions(
                 alignment=projection / size if size else np.nan,
             )
         )
-    return found
+    return directions
 
 
 @dataclass(frozen=True)
 class _Look:
-    """The largest eigenvalues at a centre, those that are certified with a True."""
+    """The largest eigenvalues at a centre, and whether each is certified."""
 
     values: Float[np.ndarray, " k"]
     intervals: Float[np.ndarray, "k 2"]
@@ -112,14 +116,14 @@ class _Look:
 
 
 class _Looks:
-    """Centres that were looked at, each once."""
+    """The eigenvalues at centres, each computed once."""
 
     def __init__(self, replay: Replay, solver: Solver) -> None:
         self.replay, self.solver, self.fewest = replay, solver, _FEWEST
         self.known: dict[int, _Look] = {}
 
     def at(self, step: int) -> _Look:
-        """The largest eigenvalues at a centre, with one below the threshold if there is."""
+        """The largest eigenvalues at a centre, down to one below the threshold if there is one."""
         if step not in self.known:
             threshold = run_threshold(self.replay.run).at(np.array([step]))[0]
             self.known[step] = self._solved(step)
@@ -139,15 +143,16 @@ class _Looks:
         goal = self.solver.goal._replace(ends=ends)
         solver = self.solver._replace(goal=goal, max_matvecs=products)
         (point,) = self.replay.points(np.array([step]))
-        found = solve_segment(run, solver, lambda most: [[point]], points=CENTRE, keep_vectors=True)
-        columns = (found[n][0, 0] for n in ("eigenvalues", "intervals", "status", "eigenvectors"))
+        source = as_source([point])
+        arrays = solve_segment(run, solver, source, points=CENTRE, keep_vectors=True)
+        columns = (arrays[n][0, 0] for n in ("eigenvalues", "intervals", "status", "eigenvectors"))
         values, intervals, status, vectors = columns
         return _Look(values, intervals, status == CONVERGED, vectors)
 
     def followed(
         self, start: int, vector: Float[np.ndarray, " params"], stop: int
     ) -> Float[np.ndarray, " params"] | None:
-        """What an eigenvector of one step has become at another; none where it was lost."""
+        """The eigenvector at a step that one of an earlier step has become; none if it was lost."""
         if start == stop:
             return vector
         there = self.at(stop).vectors

@@ -25,7 +25,7 @@ _FADED = 0.55
 
 
 def draw_cells(cells: Cells) -> tuple[Any, list[str]]:
-    """Cells as a figure, and what is to be said under it."""
+    """Cells as a figure, and the notes below it."""
     (left, right), (bottom, top) = ((float(e[0]), float(e[-1])) for e in cells.edges)
     across = Range1d(start=left, end=right)
     plot = frame(_HEIGHT, across, (bottom, top), logarithmic=cells.logarithmic[:2])
@@ -38,10 +38,10 @@ def draw_cells(cells: Cells) -> tuple[Any, list[str]]:
         cells.logarithmic,
         strict=False,
     ):
-        places = _middles(edges, logarithmic=logarithmic)
+        middles = _middles(edges, logarithmic=logarithmic)
         axis.axis_label = name
-        axis.ticker = FixedTicker(ticks=places)
-        axis.major_label_overrides = dict(zip(places, values, strict=True))
+        axis.ticker = FixedTicker(ticks=middles)
+        axis.major_label_overrides = dict(zip(middles, values, strict=True))
     mapper = (LogColorMapper if cells.logarithmic[2] else LinearColorMapper)(
         palette=list(cells.palette),
         low=cells.limits[0],
@@ -75,16 +75,16 @@ def _draw_quads(plot: Any, cells: Cells, mapper: Any) -> Any:
 
 def _hover(cells: Cells, quads: Any) -> HoverTool:
     """Values of the axes, and all numbers of the cell."""
-    rows = [(name, f"@{column}") for name, column in zip(cells.axes, ("x", "y"), strict=True)]
+    tooltips = [(name, f"@{column}") for name, column in zip(cells.axes, ("x", "y"), strict=True)]
     names = {"number": cells.title} | {f"b{k}": name for k, name in enumerate(cells.beside)}
-    rows += [(name, f"@{column}{{%g}}") for column, name in names.items()]
+    tooltips += [(name, f"@{column}{{%g}}") for column, name in names.items()]
     formatters: Any = {f"@{column}": "printf" for column in names}
-    return HoverTool(renderers=[quads], tooltips=rows, formatters=formatters)
+    return HoverTool(renderers=[quads], tooltips=tooltips, formatters=formatters)
 
 
 def _middles(edges: np.ndarray, *, logarithmic: bool) -> list[float]:
-    places = np.sqrt(edges[1:] * edges[:-1]) if logarithmic else (edges[1:] + edges[:-1]) / 2
-    return places.tolist()
+    middles = np.sqrt(edges[1:] * edges[:-1]) if logarithmic else (edges[1:] + edges[:-1]) / 2
+    return middles.tolist()
 
 
 def _columns(cells: Cells) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _columns(cells: Cells) -> dict[str, Any]:
     ny, nx = cells.numbers.shape
     row, column = np.repeat(np.arange(ny), nx), np.tile(np.arange(nx), ny)
     x_edges, y_edges = cells.edges
-    found: dict[str, Any] = {
+    columns: dict[str, Any] = {
         "left": x_edges[column],
         "right": x_edges[column + 1],
         "bottom": y_edges[row],
@@ -103,4 +103,4 @@ def _columns(cells: Cells) -> dict[str, Any]:
         "hatch": ["/" if few else " " for few in (cells.missing > 0).ravel()],
         RUNS: listed(cells.runs),
     }
-    return found | {f"b{k}": values.ravel() for k, values in enumerate(cells.beside.values())}
+    return columns | {f"b{k}": values.ravel() for k, values in enumerate(cells.beside.values())}

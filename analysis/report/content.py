@@ -1,4 +1,4 @@
-"""What a report shows, in terms of no library: words, tables, panels.
+"""What a report shows, independent of any library: words, tables, panels.
 
 A run, each of its analyses and a study give a `Part` of it; pages and figures are made of these.
 """
@@ -20,7 +20,7 @@ Style = Literal["points", "cloud", "line", "marks"]
 
 @dataclass(frozen=True)
 class Series:
-    """Values against the steps, or against what else is the axis of the panel.
+    """Values against the steps, or against another axis of the panel.
 
     Attributes:
         name: what the legend calls it.
@@ -32,7 +32,7 @@ class Series:
         dash: pattern of lines.
         marker: shape of points, by its name in Bokeh.
         filled: whether markers are.
-        beside: what is told of each point beside its value, by name.
+        beside: further values of each point for its tooltip, by name.
         intervals: lower and upper ends, shape (points, 2); none where there are none.
         band: whether the intervals are drawn as a band, not as a bar at each point.
         runs: numbers of the runs of each point, in a study.
@@ -59,12 +59,12 @@ class Panel:
     Attributes:
         title: what is on the vertical axis.
         series: what is drawn, from back to front.
-        logarithmic: whether the vertical axis is.
-        note: what is to be known of it.
-        x_label: name of an axis of its own; empty where it is the steps, which such panels share.
-        ticks: places and labels of the ticks of an axis of its own; none chooses them.
-        logarithmic_x: whether an axis of its own is logarithmic.
-        lines: places at which there is a vertical line, with a name in the legend.
+        logarithmic: whether the vertical axis is logarithmic.
+        note: note below it.
+        x_label: name of a separate axis; empty for the axis of steps, which panels share.
+        ticks: positions and labels of the ticks of a separate axis; none chooses them.
+        logarithmic_x: whether a separate axis is logarithmic.
+        lines: positions of vertical lines, by their names in the legend.
     """
 
     title: str
@@ -85,15 +85,15 @@ class Cells:
         title: what the numbers are.
         axes: names of the horizontal and the vertical axis.
         values: labels of the horizontal and the vertical axis.
-        edges: where the cells of both axes end.
+        edges: ends of the cells on both axes.
         numbers: shape (rows, columns); NaN where there is none.
         palette: colours from the least to the largest.
         limits: numbers at both ends of the palette.
         logarithmic: whether the horizontal axis, the vertical one, and the colours are.
         missing: what is hatched, as numbers are not of all that belongs there, (rows, columns).
-        beside: what is told of each cell, by name, (rows, columns).
+        beside: further values of each cell for its tooltip, by name, (rows, columns).
         runs: numbers of the runs of each cell, row by row.
-        note: what is to be known of it.
+        note: note below it.
     """
 
     title: str
@@ -115,10 +115,10 @@ class Table:
     """Rows of text.
 
     Attributes:
-        title: above it.
+        title: text above it.
         columns: headings.
         rows: cells of each row.
-        caption: below it.
+        caption: text below it.
         spans: first and last step that the panels show when a row is chosen, one for each row;
             empty for a table whose rows lead nowhere.
     """
@@ -152,10 +152,10 @@ class Part:
     Attributes:
         title: heading.
         lines: sentences, a line each.
-        tables: what stands below the lines.
+        tables: tables below the lines.
         panels: figures; those on the axis of steps stand with those of all other parts.
         cells: figures of a plane.
-        windows: shaded in all panels on the axis of steps.
+        windows: windows that are shaded in all panels on the axis of steps.
         facts: names and values, such as settings, to be looked up.
     """
 
@@ -169,7 +169,7 @@ class Part:
 
 
 def told(title: str, results: Iterable[str | RichTable]) -> Part:
-    """A part of what the terminal shows: its lines and its tables.
+    """The lines and tables of the terminal as a part of a report.
 
     Args:
         title: heading.
@@ -184,7 +184,7 @@ def table_of(table: RichTable, spans: Sequence[tuple[float, float]] = ()) -> Tab
     """A table of the terminal as one of a report.
 
     Args:
-        table: whose cells are text.
+        table: table whose cells are text.
         spans: see `Table`.
     """
     cells = [[str(cell) for cell in column.cells] for column in table.columns]
@@ -215,10 +215,10 @@ def flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     >>> flat({"optimizer": {"name": "sgd"}, "steps": 10})
     {'optimizer.name': 'sgd', 'steps': '10'}
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
+            texts |= flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = str(value)
-    return found
+            texts[f"{prefix}{key}"] = str(value)
+    return texts

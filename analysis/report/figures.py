@@ -24,7 +24,7 @@ STEPS = "steps"
 """Name of the range that all panels of steps share."""
 
 _HEIGHT, _OWN_HEIGHT, _LEFT = 170, 300, 68
-"""Pixels of a panel of steps, of one with an axis of its own, and beside it for numbers."""
+"""Pixels of a panel of steps, of one with a separate axis, and beside it for numbers."""
 
 _SHADE, _SHADES = "#888888", {False: 0.12, True: 0.22}
 _LINE = "#D55E00"
@@ -34,7 +34,7 @@ class StepAxis:
     """The axis of steps of a page, and what its panels share.
 
     Attributes:
-        range: of the axis.
+        range: range of the axis.
     """
 
     def __init__(self, first: float, last: float, windows: Sequence[Window]) -> None:
@@ -70,12 +70,12 @@ class StepAxis:
 
 
 def draw(panel: Panel, sources: Sources, steps: StepAxis | None) -> tuple[Any, list[str]]:
-    """A panel as a figure, and what is to be said under it.
+    """A panel as a figure, and the notes below it.
 
     Args:
-        panel: with at least one series.
-        sources: of the page.
-        steps: the axis of steps; none where the panel has an axis of its own.
+        panel: panel with at least one series.
+        sources: sources of the page.
+        steps: the axis of steps; none where the panel has a separate axis.
     """
     low, high, notes = heights(panel)
     of_steps = steps is not None
@@ -93,24 +93,22 @@ def draw(panel: Panel, sources: Sources, steps: StepAxis | None) -> tuple[Any, l
     for number, series in enumerate(panel.series):
         drawn = draw_series(plot, panel, number, sources, (low, high))
         groups.setdefault(id(series.x), []).append(drawn)
-    for name, place in panel.lines.items():
-        plot.add_layout(
-            Span(location=place, dimension="height", line_color=_LINE, line_dash="dashed")
-        )
+    for name, x in panel.lines.items():
+        plot.add_layout(Span(location=x, dimension="height", line_color=_LINE, line_dash="dashed"))
         notes.append(f"dashed line: {name}")
-    # The places on an axis with ticks of its own are not those that their labels tell.
-    place = "step" if of_steps else panel.x_label if panel.ticks is None else ""
+    # On an axis with its own ticks, labels do not show the numerical position.
+    x_name = "step" if of_steps else panel.x_label if panel.ticks is None else ""
     for group in groups.values():
-        add_hover(plot, place, group)
+        add_hover(plot, x_name, group)
     _label_axes(plot, panel, of_steps=of_steps)
     return plot, [note for note in [panel.note, *notes] if note]
 
 
 def _own_range(panel: Panel) -> Range1d:
-    """From the first to the last place of all series."""
-    places = np.concatenate([np.asarray(series.x, float) for series in panel.series])
-    places = places[np.isfinite(places)]
-    first, last = (float(places.min()), float(places.max())) if len(places) else (0.0, 1.0)
+    """Range from the least to the largest x of all series."""
+    positions = np.concatenate([np.asarray(series.x, float) for series in panel.series])
+    positions = positions[np.isfinite(positions)]
+    first, last = (float(positions.min()), float(positions.max())) if len(positions) else (0.0, 1.0)
     if panel.logarithmic_x:
         margin = max((last / first) ** 0.03, 1.05)
         return Range1d(start=first / margin, end=last * margin)

@@ -34,9 +34,9 @@ def frame(
     """A figure without anything in it, which the script of the page knows.
 
     Args:
-        height: in pixels; it is as wide as the page lets it be.
-        x_range: of the horizontal axis.
-        limits: of the vertical axis.
+        height: height in pixels; it is as wide as the page allows.
+        x_range: range of the horizontal axis.
+        limits: limits of the vertical axis.
         logarithmic: whether the horizontal and the vertical axis are.
         of_steps: whether the horizontal axis is that of the steps.
     """
@@ -71,16 +71,16 @@ def frame(
 
 @dataclass
 class Sources:
-    """Columns of numbers that figures draw from; series of the same places share theirs.
+    """Columns of numbers that figures draw from; series with the same x values share theirs.
 
     Attributes:
-        known: the places and their columns, by the identity of the array of places.
+        known: x values and their columns, by the identity of the array of x values.
     """
 
     known: dict[int, tuple[np.ndarray, Any]] = field(default_factory=dict)
 
     def source(self, x: np.ndarray) -> Any:
-        """The columns beside these places."""
+        """The columns for these x values."""
         if id(x) not in self.known:  # the array is kept, so that no other has its identity
             self.known[id(x)] = (x, ColumnDataSource(data={"x": _column(x)}))
         return self.known[id(x)][1]
@@ -93,7 +93,7 @@ class Sources:
 
 
 def _column(content: Column) -> Any:
-    """As the page gets it: numbers bit for bit, whole ones as far as they fit into 32 bits."""
+    """The values as the page gets them: bit for bit, integers as far as they fit into 32 bits."""
     if not isinstance(content, np.ndarray):
         return list(content)
     if content.dtype.kind == "b":

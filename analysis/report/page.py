@@ -23,16 +23,16 @@ from dlf_dynamics.analysis.report.frame import Sources
 
 @dataclass(frozen=True)
 class Page:
-    """What is on a page.
+    """The content of a page.
 
     Attributes:
         title: heading.
-        parts: from top to bottom; their panels of steps stand together, and so do the others.
+        parts: parts from top to bottom; their panels of steps stand together, and so do the others.
         first: step at which the axis of steps begins.
         last: step at which it ends.
         subtitle: lines below the title.
-        own_title: heading of the panels with axes of their own.
-        runs: of a study, as the script reads them: `common` and `runs`; none without them.
+        own_title: heading of the panels with separate axes.
+        runs: runs of a study, as the script reads them: `common` and `runs`; none without them.
     """
 
     title: str
@@ -62,7 +62,7 @@ def _text(name: str) -> str:
 
 @cache
 def _template() -> Template:
-    """Everything that is put into it is escaped, but for what is marked as safe there."""
+    """The template, which escapes all that is put into it, unless marked as safe."""
     return Environment(autoescape=True, trim_blocks=True).from_string(_text("page.html"))
 
 
@@ -71,7 +71,7 @@ def render(page: Page, *, several: bool = False) -> str:
 
     Args:
         page: what is on it.
-        several: whether it is of several runs, so that single series are named as well.
+        several: whether it shows several runs, so that single series are named as well.
     """
     windows = list(dict.fromkeys(window for part in page.parts for window in part.windows))
     steps, sources = StepAxis(page.first, page.last, windows), Sources()
@@ -97,7 +97,7 @@ def render(page: Page, *, several: bool = False) -> str:
 
 
 def _content(page: Page, shown: Mapping[bool, Sequence[_Shown]]) -> dict[str, Any]:
-    """What the template tells, but for the figures themselves."""
+    """The values that the template needs, except the figures themselves."""
     return {
         "title": page.title,
         "subtitle": page.subtitle,
@@ -136,18 +136,18 @@ _GLYPHS = {
     "y": "⅄⅄",
     "dash": "––",
 }
-"""What stands for a marker in a legend: filled, and hollow."""
+"""Characters for markers in a legend: filled, and hollow."""
 
 _LINES = {"solid": "━", "dashed": "╍", "dotted": "┅", "dotdash": "┉"}
 
 
 def _legend(panel: Panel) -> list[dict[str, Any]]:
     """An entry for each name, with the numbers of the series that have it."""
-    found: dict[str, dict[str, Any]] = {}
+    legend: dict[str, dict[str, Any]] = {}
     for number, series in enumerate(panel.series):
         sign = _GLYPHS[series.marker][not series.filled]
         if series.style == "line":
             sign = _LINES[series.dash]
         entry = {"name": series.name, "colour": series.colour, "sign": sign, "series": []}
-        found.setdefault(series.name, entry)["series"].append(number)
-    return list(found.values())
+        legend.setdefault(series.name, entry)["series"].append(number)
+    return list(legend.values())

@@ -27,11 +27,11 @@ _MARKERS = ("square", "circle", "triangle", "diamond")
 def write_report(runs: Sequence[Run], output: Path) -> list[FileError]:
     """Writes the report of a run, or of several beside each other.
 
-    It may be called again while a run is still being written, with the run opened anew: the file is
+    It may be called again while a run is still being written, with the run reopened: the file is
     replaced by a whole one each time.
 
     Args:
-        runs: as they were opened; results are those beside their files.
+        runs: opened runs; their results are those beside their files.
         output: name of the HTML file.
 
     Returns:
@@ -49,8 +49,8 @@ def write_report(runs: Sequence[Run], output: Path) -> list[FileError]:
     parts, refused = [], []
     names = _names([run.path for run in runs])
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
-        found, wrong = run_parts(run)
-        parts.append(found if len(runs) == 1 else [_of_run(p, name, number) for p in found])
+        of_run, wrong = run_parts(run)
+        parts.append(of_run if len(runs) == 1 else [_of_run(p, name, number) for p in of_run])
         refused += wrong
     page = Page(
         title=" · ".join(names),
@@ -72,14 +72,14 @@ def run_parts(run: Run) -> tuple[list[Part], list[FileError]]:
             missing.append(f"no {path.name}, which `dlf-dynamics {name} {run.path.name}` makes")
             continue
         try:
-            found = analysis.load(path, run)
+            result = analysis.load(path, run)
         except FileError as error:  # the rest of the report does not depend on it
             refused.append(error)
             missing.append(f"not shown: {error}")
             continue
-        part = analysis.report(run, found)
+        part = analysis.report(run, result)
         origin = json.loads(resultfile.read(path, name, None).provenance)
-        settings = dataclasses.asdict(found.config)
+        settings = dataclasses.asdict(result.config)
         facts = flat({"settings": settings, "provenance": origin})
         parts.append(replace(part, facts={**part.facts, **facts}))
     first = parts[0]
@@ -89,7 +89,7 @@ def run_parts(run: Run) -> tuple[list[Part], list[FileError]]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Of the files, each once: the whole path where two have the same."""
+    """Names of the files, each once: the whole path where two have the same name."""
     short = [path.name for path in paths]
     names = [str(p) if short.count(p.name) > 1 else p.name for p in paths]
     seen: dict[str, count[int]] = {}
@@ -106,7 +106,7 @@ def _of_run(part: Part, name: str, number: int) -> Part:
 
 
 def _recoloured(panel: Panel, name: str, colour: str) -> Panel:
-    """Of panels of steps the series are told apart by dashes and marks, of others by colour."""
+    """Distinguishes the series of runs by dashes and marks in panels of steps, else by colour."""
     if panel.x_label:
         return replace(panel, title=f"{name}: {panel.title}")
     series = [
@@ -114,10 +114,10 @@ def _recoloured(panel: Panel, name: str, colour: str) -> Panel:
             each,
             name=f"{name}: {each.name}",
             colour=colour,
-            dash=_DASHES[place % len(_DASHES)],
-            marker=_MARKERS[place % len(_MARKERS)] if each.marker == "square" else each.marker,
+            dash=_DASHES[number % len(_DASHES)],
+            marker=_MARKERS[number % len(_MARKERS)] if each.marker == "square" else each.marker,
         )
-        for place, each in enumerate(panel.series)
+        for number, each in enumerate(panel.series)
     ]
     return replace(panel, series=series)
 

@@ -83,7 +83,7 @@ def _loss(run: Run) -> Panel | None:
 
 
 def _loss_change(run: Run) -> Panel | None:
-    """So that an alternation is seen; of steps that follow each other."""
+    """The change of the loss between successive steps, which shows an alternation."""
     change = np.where(np.diff(run.steps) == 1, changes(run.scalars["loss"]), np.nan)
     if not _known(change):
         return None
@@ -107,7 +107,7 @@ def _cosine(run: Run) -> Panel | None:
 
 
 def _edge(run: Run) -> Panel | None:
-    """ζ of the steps at which it was looked, with what rounding can do to it where that is seen."""
+    """ζ of the evaluated steps, with what rounding can do to it."""
     value, error = (np.asarray(run.scalars[name], float) for name in EDGE)
     known = np.isfinite(value)
     if not np.any(known):
@@ -122,7 +122,7 @@ def _edge(run: Run) -> Panel | None:
 
 
 def _own(run: Run) -> list[Panel]:
-    """What else the author of a custom training loop has recorded."""
+    """Further values that a custom training loop recorded."""
     own = {name: v for name, v in run.scalars.items() if name not in (*SCALARS, "class_weights")}
     return [
         Panel(name, [_series(name, run.steps, values)], spans_decades(values))

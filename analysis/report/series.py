@@ -1,4 +1,4 @@
-"""Series as glyphs of Bokeh, with what is told of them under the pointer."""
+"""Series as glyphs of Bokeh, with their tooltips."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Drawn:
 
     Attributes:
         series: which one.
-        line: through its points; the script takes values, and the pointer places, from it.
-        rows: what is told of a point: name, column, and whether it is a number.
+        line: line through its points, from which the script takes values and the pointer positions.
+        tooltips: values of a point under the pointer: name, column, and whether it is a number.
     """
 
     series: Series
     line: Any
-    rows: list[tuple[str, str, bool]]
+    tooltips: list[tuple[str, str, bool]]
 
     @property
     def num_values(self) -> int:
@@ -54,27 +54,27 @@ def draw_series(
     """Draws a series.
 
     Args:
-        plot: to draw on.
-        panel: that it belongs to.
-        number: its place there.
-        sources: of the page.
-        limits: of the vertical axis.
+        plot: plot to draw on.
+        panel: panel of the series.
+        number: its index there.
+        sources: sources of the page.
+        limits: limits of the vertical axis.
     """
     series = panel.series[number]
     source = sources.source(series.x)
     y = sources.add(source, series.y)
-    rows = [(series.name, y, True)]
+    tooltips = [(series.name, y, True)]
     common = {"source": source, "name": f"series-{number}"}
     if series.intervals is not None:
         low, high = (sources.add(source, np.ascontiguousarray(e)) for e in series.intervals.T)
-        rows += [("from", low, True), ("to", high, True)]
+        tooltips += [("from", low, True), ("to", high, True)]
         _draw_intervals(plot, series, (low, high), common)
     line = _draw_line(plot, series, y, common)
     if series.style != "line":
         _draw_markers(plot, panel, series, y, limits, common)
     for name, column in series.beside.items():
-        rows.append((name, sources.add(source, column), isinstance(column, np.ndarray)))
-    return Drawn(series, line, rows)
+        tooltips.append((name, sources.add(source, column), isinstance(column, np.ndarray)))
+    return Drawn(series, line, tooltips)
 
 
 def _draw_line(plot: Any, series: Series, y: str, common: dict[str, Any]) -> Any:
@@ -100,7 +100,7 @@ def _draw_markers(
     limits: tuple[float, float],
     common: dict[str, Any],
 ) -> None:
-    """All marks; of points those that can be told apart, which the script chooses anew."""
+    """All marks; of points only distinguishable ones, which the script chooses again on zoom."""
     size, view = _MARK, {}
     if series.style != "marks":
         size = _SMALL if len(series.x) > _DENSE else _PLAIN
@@ -137,19 +137,19 @@ def _draw_intervals(
         )
 
 
-def add_hover(plot: Any, place: str, drawn: list[Drawn]) -> None:
-    """One text for all series of the same places, at the one that has most values.
+def add_hover(plot: Any, x_name: str, drawn: list[Drawn]) -> None:
+    """One tooltip for all series with the same x values, at the one that has most values.
 
     Args:
-        plot: that they are drawn on.
-        place: name of the places; empty where they are not told.
-        drawn: the series, which share their places.
+        plot: plot on which they are drawn.
+        x_name: name of the values of x; empty where tooltips leave them out.
+        drawn: the series, which share their values of x.
     """
     at = max(drawn, key=lambda one: one.num_values)
-    rows, formatters = ([(place, "@x{%g}")] if place else []), {"@x": "printf"}
+    tooltips, formatters = ([(x_name, "@x{%g}")] if x_name else []), {"@x": "printf"}
     for one in drawn:
-        for name, column, is_number in one.rows:
-            rows.append((name, f"@{column}{{%g}}" if is_number else f"@{column}"))
+        for name, column, is_number in one.tooltips:
+            tooltips.append((name, f"@{column}{{%g}}" if is_number else f"@{column}"))
             if is_number:  # all digits that it takes to tell the number from its neighbours
                 formatters[f"@{column}"] = "printf"
     plot.add_tools(
@@ -157,7 +157,7 @@ def add_hover(plot: Any, place: str, drawn: list[Drawn]) -> None:
             renderers=[at.line],
             mode="vline",
             line_policy="nearest",
-            tooltips=rows,
+            tooltips=tooltips,
             formatters=formatters,  # type: ignore[arg-type]
         )
     )

@@ -14,7 +14,6 @@ from matplotlib.colors import LogNorm, to_hex
 
 from dlf_dynamics.analysis.report.content import Cells, Panel, Part, Series, Table, flat
 from dlf_dynamics.analysis.report.page import Page, render
-from dlf_dynamics.analysis.spectra.summary import finite
 from dlf_dynamics.analysis.studies.diagram_plots import (
     DiagramPanel,
     axis_label,
@@ -48,6 +47,7 @@ from dlf_dynamics.analysis.studies.study_plots import (
 from dlf_dynamics.analysis.studies.studyfile import StudyResults
 from dlf_dynamics.analysis.style import COLOURS
 from dlf_dynamics.errors import counted
+from dlf_dynamics.jsontypes import finite
 from dlf_dynamics.resultfile import write_whole
 
 _COLOURS = 64
@@ -60,7 +60,7 @@ def study_diagrams(
     """The diagrams of a study, as `draw_study` chooses them; none where nothing but seeds varies.
 
     Args:
-        results: of the study.
+        results: results of the study.
         quantities: names of `NUMBERS`; none means those of general interest.
 
     Raises:
@@ -83,8 +83,8 @@ def write_study_report(
     """Writes the report of a study.
 
     Args:
-        results: of the study.
-        diagrams: that it shows, by name.
+        results: results of the study.
+        diagrams: diagrams to show, by name.
         output: name of the HTML file.
 
     Raises:
@@ -188,7 +188,7 @@ def _lines(results: StudyResults) -> list[str]:
 
 
 def _runs(results: StudyResults) -> dict[str, Any]:
-    """What every run shares, and of each what differs, with its numbers."""
+    """What all runs share, and for each run what differs, with its numbers."""
     configs = [flat(json.loads(config)) for config in results.configs]
     common = configs[0] if configs else {}
     runs = [
@@ -197,9 +197,9 @@ def _runs(results: StudyResults) -> dict[str, Any]:
             "without": [key for key in common if key not in config],
             "status": status or "not done",
             "message": message,
-            "numbers": finite({k: float(v[place]) for k, v in results.columns.items()}),
+            "numbers": finite({k: float(v[number]) for k, v in results.columns.items()}),
         }
-        for place, (config, status, message) in enumerate(
+        for number, (config, status, message) in enumerate(
             zip(configs, results.statuses, results.messages, strict=True)
         )
     ]
@@ -209,16 +209,16 @@ def _runs(results: StudyResults) -> dict[str, Any]:
 def _members(results: StudyResults, diagram: PhaseDiagram) -> list[list[int]]:
     """Numbers of the runs of each cell, row by row."""
     selection = select(results, diagram.fixed)
-    columns = selection.places(diagram.x_key)
-    rows = [None] if diagram.y_key is None else selection.places(diagram.y_key)
-    found = []
-    for row in rows:
+    columns = selection.indices(diagram.x_key)
+    indices_of_y = [None] if diagram.y_key is None else selection.indices(diagram.y_key)
+    runs = []
+    for row in indices_of_y:
         for column in columns:
-            place = {diagram.x_key: int(column)}
+            cell = {diagram.x_key: int(column)}
             if diagram.y_key is not None and row is not None:
-                place[diagram.y_key] = int(row)
-            found.append(np.flatnonzero(selection.moving & selection.agrees(place)).tolist())
-    return found
+                cell[diagram.y_key] = int(row)
+            runs.append(np.flatnonzero(selection.moving & selection.agrees(cell)).tolist())
+    return runs
 
 
 def _cells(results: StudyResults, diagram: PhaseDiagram, panel: DiagramPanel) -> Cells:
@@ -262,38 +262,25 @@ def _told(diagram: PhaseDiagram) -> dict[str, np.ndarray]:
 def _row(results: StudyResults, diagram: PhaseDiagram) -> Panel:
     """Means with their standard errors against the only axis, and those of the static runs."""
     scale = axis_scale(diagram.x)
-    places = np.arange(len(diagram.x), dtype=float) if scale == "category" else diagram.x
+    positions = np.arange(len(diagram.x), dtype=float) if scale == "category" else diagram.x
     told, values = _told(diagram), [describe(value) for value in diagram.x]
-    series = [
-        Series(
-            told_name,
-            places,
-            mean,
-            colour,
-            "marks",
-            marker="circle",
-            beside=beside,
-            intervals=np.stack([mean - error, mean + error], axis=1),
-            runs=runs,
+    beside = {axis_label(diagram.x_key): values}
+    beside |= {name: told[name][0] for name in ("runs", "missing")}
+
+    def means(name: str, mean: np.ndarray, error: np.ndarray, colour: str, **more: Any) -> Series:
+        ends = np.stack([mean - error, mean + error], axis=1)
+        return Series(
+            name, positions, mean, colour, "marks", marker="circle", intervals=ends, **more
         )
-        for told_name, mean, error, colour, beside, runs in (
-            ("static (A = 1)", diagram.static, diagram.static_error, COLOURS[5], {}, ()),
-            (
-                "mean",
-                diagram.mean[0],
-                diagram.standard_error[0],
-                COLOURS[0],
-                {axis_label(diagram.x_key): values}
-                | {name: told[name][0] for name in ("runs", "missing")},
-                _members(results, diagram),
-            ),
-        )
-        if np.any(np.isfinite(mean))
-    ]
-    ticks = {float(p): text for p, text in zip(places, values, strict=True)}
+
+    static = means("static (A = 1)", diagram.static, diagram.static_error, COLOURS[5])
+    mean, error = diagram.mean[0], diagram.standard_error[0]
+    runs = _members(results, diagram)
+    series = [static, means("mean", mean, error, COLOURS[0], beside=beside, runs=runs)]
+    ticks = {float(p): text for p, text in zip(positions, values, strict=True)}
     return Panel(
         diagram_title(diagram),
-        series,
+        [one for one in series if np.any(np.isfinite(one.y))],
         x_label=axis_label(diagram.x_key),
         ticks=ticks,
         logarithmic_x=scale == "log",
@@ -301,7 +288,7 @@ def _row(results: StudyResults, diagram: PhaseDiagram) -> Panel:
 
 
 def _static(diagrams: Mapping[str, PhaseDiagram]) -> list[Table]:
-    """The static runs of each column, where they know no row."""
+    """The static runs of each column, where they do not depend on the row."""
     rows = [
         [
             name,

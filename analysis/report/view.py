@@ -1,4 +1,4 @@
-"""What is seen of a panel before anyone zooms in: its limits, and points that can be told apart.
+"""What is seen of a panel before anyone zooms in: its limits, and distinguishable points.
 
 Nothing is hidden in silence: what lies outside the limits or cannot be drawn is counted in a note.
 """
@@ -73,7 +73,7 @@ def _heights_of(y: np.ndarray, panel: Panel) -> Float[np.ndarray, " shown"]:
 def _beyond(
     inside: Float[np.ndarray, " shown"], limits: tuple[float, float], panel: Panel
 ) -> list[str]:
-    """How many points lie outside the limits, and how far."""
+    """Notes on points that lie outside the limits, and how far."""
     parts = []
     for beyond, word, extreme in (
         (inside > limits[1], "above, up to", np.max),
@@ -88,7 +88,7 @@ def _beyond(
 
 
 def _not_drawn(panel: Panel) -> list[str]:
-    """How many values no axis, or no logarithmic one, can show."""
+    """Notes on values that no axis, or no logarithmic one, can show."""
     values = [np.asarray(series.y, float) for series in panel.series if series.style != "marks"]
     together = np.concatenate([np.zeros(0), *values])
     beyond, negative = int((np.abs(together) >= LARGEST).sum()), int((together <= 0).sum())
@@ -106,18 +106,18 @@ def distinct(
     """The first of all points that fall into the same pixel, and so look like one.
 
     Args:
-        x: of the points, from one end of the horizontal axis to the other.
-        y: of the points.
-        limits: of the vertical axis.
-        logarithmic: whether that is.
+        x: x values of the points, in increasing order over the whole axis.
+        y: y values of the points.
+        limits: limits of the vertical axis.
+        logarithmic: whether the vertical axis is logarithmic.
     """
     values = np.asarray(y, float)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        places = np.log(values) if logarithmic else values
+        heights_on_axis = np.log(values) if logarithmic else values
         low, high = np.log(limits) if logarithmic else limits
-        there = np.isfinite(places) & (places >= low) & (places <= high)
+        there = np.isfinite(heights_on_axis) & (heights_on_axis >= low) & (heights_on_axis <= high)
         across = (np.asarray(x, float) - x[0]) / max(float(x[-1] - x[0]), 1.0) * (_WIDTH - 1)
-        up = (places - low) / (high - low) * (_HEIGHT - 1)
+        up = (heights_on_axis - low) / (high - low) * (_HEIGHT - 1)
     kept = np.flatnonzero(there)
     cells = across[kept].astype(int) * _HEIGHT + up[kept].astype(int)
     return np.sort(kept[np.unique(cells, return_index=True)[1]])

@@ -11,13 +11,13 @@ from jaxtyping import Int
 from dlf_dynamics.analysis.instabilities.periods import IRREGULAR, LAGS
 
 KINDS = (*LAGS, IRREGULAR)
-"""Periods that are told apart, and what has none of them."""
+"""Periods that are distinguished, and motion that has none of them."""
 
 WINDOW = 32
-"""Steps that speak for a period together."""
+"""Successive steps from which a period is established."""
 
 _MAJORITY = 0.75
-"""Part of them that must have it."""
+"""Fraction of these steps that must have the period."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Burst:
 
     Attributes:
         first: first step of the span.
-        length: its steps.
-        counts: steps of each of KINDS.
-        stretches: first and last step of the stretches of each kind: of 32 steps, 24 at least are
-            of the kind, wherever the 32 lie in a stretch. Kinds without are left out.
+        length: number of steps in the span.
+        counts: number of steps of each of KINDS.
+        stretches: first and last step of each stretch, by kind; in every window of 32 steps within
+            a stretch at least 24 are of its kind. Kinds without a stretch are left out.
     """
 
     first: int
@@ -48,7 +48,7 @@ class Burst:
     @property
     def reached(self) -> dict[int, int]:
         """The first step of the first stretch of each kind."""
-        return {kind: found[0][0] for kind, found in self.stretches.items()}
+        return {kind: spans[0][0] for kind, spans in self.stretches.items()}
 
     def middle(self, kind: int) -> int:
         """The middle of the longest stretch of a kind."""
@@ -74,8 +74,8 @@ def bursts_of(
     """The spans from peak to peak of the pulses of a run; the last one ends half a pulse later.
 
     Args:
-        steps: consecutive ones.
-        periods: period of the iterates at each, by `periods_of_iterates`.
+        steps: consecutive steps.
+        periods: period of the iterates at each step, from `periods_of_iterates`.
         length: steps of a pulse.
         end: first step that is in no pulse.
 
@@ -86,19 +86,19 @@ def bursts_of(
     """
     for first in range(length // 2, end, length):
         inside = (steps >= first) & (steps < first + length)
-        found, own = periods[inside], steps[inside]
+        kinds, own_steps = periods[inside], steps[inside]
         counts, stretches = {}, {}
         for kind in KINDS:
-            here = found == kind
+            here = kinds == kind
             counts[kind] = int(np.count_nonzero(here))
             spans = _stretches(here)
             if spans:
-                stretches[kind] = tuple((int(own[a]), int(own[b])) for a, b in spans)
+                stretches[kind] = tuple((int(own_steps[a]), int(own_steps[b])) for a, b in spans)
         yield Burst(first, int(np.count_nonzero(inside)), counts, stretches)
 
 
 def _stretches(here: np.ndarray) -> list[tuple[int, int]]:
-    """First and last places of successive windows in which the kind has the majority."""
+    """First and last index of each stretch whose windows all have the majority."""
     if len(here) < WINDOW:
         return []
     share = np.convolve(here, np.ones(WINDOW), "valid") / WINDOW

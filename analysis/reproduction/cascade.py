@@ -21,11 +21,9 @@ from dlf_dynamics.analysis.instabilities.training_map import (
     training_state,
 )
 from dlf_dynamics.analysis.reproduction.bursts import KINDS, WINDOW, Burst, bursts_of
-from dlf_dynamics.analysis.reproduction.fig4 import PAPER
-from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture
-from dlf_dynamics.analysis.reproduction.published import Published
+from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture, unfinished
+from dlf_dynamics.analysis.reproduction.published import PAPER, Published
 from dlf_dynamics.analysis.reproduction.task import Budget, Reproduction, Task
-from dlf_dynamics.analysis.reproduction.under_parameterised import unfinished
 from dlf_dynamics.analysis.spectra.replay import Replay
 from dlf_dynamics.analysis.spectra.solver import Solver
 from dlf_dynamics.analysis.style import COLOURS, styled
@@ -38,14 +36,14 @@ from dlf_dynamics.schedules import Triangle
 NAME = "cascade"
 
 EVERY = 501
-"""Steps between two looks at the curvature, which this page does not need."""
+"""Steps between computations of the curvature, which this page does not need."""
 
 EXPONENT_STEPS, TRANSIENT = 300, 200
-"""Updates over which an exponent is averaged, and before."""
+"""Updates over which an exponent is averaged, and updates made before that."""
 
-OVERLAP = 0.5
-"""Mean squared overlap with the top eigenvector from which a tangent vector is one of the
-oscillation."""
+_OVERLAP = 0.5
+"""Mean squared overlap with the top eigenvector from which a tangent vector counts as one
+of the oscillation."""
 
 _ERRORS = 2.0
 """Standard errors by which an exponent must be above 0."""
@@ -69,7 +67,7 @@ _SIZES: dict[Budget, _Size] = {
 
 
 def config_of(seed: int, steps: int) -> RunConfig:
-    """The headline run from other initial values."""
+    """The headline run from the initial values of a seed."""
     base = PRESETS["published"]
     return replace(base, model=replace(base.model, seed=seed), steps=steps)
 
@@ -82,9 +80,9 @@ class Exponent(NamedTuple):
         kind: what the iterates of the run itself do there, one of KINDS.
         step: number of the step whose loss is frozen, and from whose state the orbit starts.
         value: exponent per update.
-        error: its standard error.
-        converged: whether it is.
-        overlap: mean squared overlap of its tangent vector with the top eigenvector at the centre.
+        error: standard error of the exponent.
+        converged: whether the exponent converged.
+        overlap: mean squared overlap of the tangent vector with the top eigenvector at the centre.
     """
 
     burst: int
@@ -98,7 +96,7 @@ class Exponent(NamedTuple):
     @property
     def chaotic(self) -> bool:
         """Whether it is above 0 by two standard errors, along the oscillation."""
-        return self.value > _ERRORS * self.error and self.overlap >= OVERLAP
+        return self.value > _ERRORS * self.error and self.overlap >= _OVERLAP
 
 
 @dataclass(frozen=True)
@@ -106,10 +104,10 @@ class Cascade:
     """The bursts of one run, with exponents.
 
     Attributes:
-        seed: number that the initial values are drawn from.
+        seed: seed of the initial values.
         bursts: spans of the run, from peak to peak.
-        exponents: those in the middle of the longest stretch of period 2 and of the longest
-            without a period, of each burst that has them.
+        exponents: exponents in the middle of each burst's longest stretch of period 2 and of its
+            longest irregular one.
     """
 
     seed: int
@@ -117,15 +115,15 @@ class Cascade:
     exponents: tuple[Exponent, ...]
 
 
-def cascade_of(task: Task, seed: int, steps: int) -> Cascade:
-    """Trains, replays and computes exponents, as far as that is not done."""
+def _cascade_of(task: Task, seed: int, steps: int) -> Cascade:
+    """The cascade of one seed; trains, replays and computes what is not on file."""
     run = task.trained(config_of(seed, steps), f"seed-{seed}")
     settings = BifurcationConfig(every=EVERY, diagrams="none")
-    found = task.analysed(run, settings, "bifurcations")
+    bifurcations = task.analysed(run, settings, "bifurcations")
     schedule = run.dynamics.schedule
     assert isinstance(schedule, Triangle)
     end = min(schedule.static_from or steps, steps)
-    motion = found.motion
+    motion = bifurcations.motion
     bursts = tuple(bursts_of(motion.steps, motion.periods, schedule.pulse_steps, end))
     wanted = [
         (number, kind, burst.middle(kind))
@@ -148,7 +146,7 @@ def _exponent(run: Run, burst: int, kind: int, step: int) -> Exponent:
     centre = centre_of(replay, Solver.from_config(run, SpectrumConfig(k=1)), step)
     rate = rate_at(run, step)
     assert rate is not None
-    found = lyapunov_exponents(
+    spectrum = lyapunov_exponents(
         training_map(run, step),
         state,
         rate,
@@ -158,15 +156,15 @@ def _exponent(run: Run, burst: int, kind: int, step: int) -> Exponent:
         key=jax.random.key(step),
         basis=jnp.asarray(centre.vector)[None],
     )
-    numbers = (found.exponents[0], found.errors[0], found.converged[0], found.overlap[0])
-    value, error, converged, overlap = (each.item() for each in numbers)
+    columns = spectrum.exponents, spectrum.errors, spectrum.converged, spectrum.overlap
+    value, error, converged, overlap = (column[0].item() for column in columns)
     return Exponent(burst, kind, step, value, error, converged, overlap)
 
 
-def how_many(count: int, total: int) -> str:
-    """In words, by a rule: all, most (more than half), some, or none.
+def _how_many(count: int, total: int) -> str:
+    """A count in words, by a rule: all, most (more than half), some, or none.
 
-    >>> [how_many(count, 4) for count in (4, 3, 2, 0)]
+    >>> [_how_many(count, 4) for count in (4, 3, 2, 0)]
     ['all (4 of 4)', 'most (3 of 4)', 'some (2 of 4)', 'none (0 of 4)']
     """
     words = "all" if count == total else "most" if 2 * count > total else "some"
@@ -180,14 +178,14 @@ def compare(cascades: Sequence[Cascade]) -> Iterator[Comparison]:
     yield Comparison(
         "changes of the emphasised class with oscillation, 24 of 32 successive steps at least",
         None,
-        how_many(len(seen), len(bursts)),
+        _how_many(len(seen), len(bursts)),
     )
     if not seen:
         return
     yield Comparison(
         "of these: period 2 first, then period 4, then period 8 or none",
         CLAIM,
-        how_many(sum(burst.cascades for burst in seen), len(seen)),
+        _how_many(sum(burst.cascades for burst in seen), len(seen)),
         _without_first(cascades),
     )
     for kind in KINDS:
@@ -198,7 +196,7 @@ def compare(cascades: Sequence[Cascade]) -> Iterator[Comparison]:
         yield Comparison(
             f"of these: {_WORDS[kind]} in 24 of 32 successive steps",
             None,
-            how_many(reached, len(seen)),
+            _how_many(reached, len(seen)),
             f"{share:.0%} of the oscillating steps",
         )
     exponents = [each for cascade in cascades for each in cascade.exponents]
@@ -209,16 +207,16 @@ def compare(cascades: Sequence[Cascade]) -> Iterator[Comparison]:
 
 
 def _without_first(cascades: Sequence[Cascade]) -> str:
-    """The same without the seed on which the rules were fixed."""
+    """How many bursts cascade, without the seed on which the rules were fixed."""
     seen = [burst for cascade in cascades[1:] for burst in cascade.bursts if burst.oscillates]
     if not seen:
         return ""
-    return f"without seed {cascades[0].seed}: " + how_many(
+    return f"without seed {cascades[0].seed}: " + _how_many(
         sum(burst.cascades for burst in seen), len(seen)
     )
 
 
-def burst_by_burst(cascade: Cascade) -> Iterator[Comparison]:
+def _burst_by_burst(cascade: Cascade) -> Iterator[Comparison]:
     """Each burst of one run: steps of each kind, where each is reached, and exponents."""
     for number, burst in enumerate(cascade.bursts):
         kinds = [
@@ -252,7 +250,7 @@ def _about_exponents(kind: int, exponents: Sequence[Exponent]) -> Comparison:
         if kind != IRREGULAR
         else "exponents where the run is irregular",
         None,
-        f"positive along the oscillation: {how_many(chaotic, len(values))}",
+        f"positive along the oscillation: {_how_many(chaotic, len(values))}",
         f"{remark}median {np.nanmedian(values):+.4f} per step (overlap "
         f"{np.nanmedian(overlaps):.2f}), from {np.nanmin(values):+.4f} to "
         f"{np.nanmax(values):+.4f}; {converged} converged",
@@ -262,9 +260,9 @@ def _about_exponents(kind: int, exponents: Sequence[Exponent]) -> Comparison:
 def draw(cascades: Sequence[Cascade]) -> Figure:
     """The stretches of each kind by burst, and the exponents with their overlaps."""
     with styled():
-        rows = len(cascades)
-        figure = Figure(figsize=(7.0, 1.0 + 1.7 * rows), layout="constrained")
-        axes = figure.subplots(rows, 2, squeeze=False, width_ratios=(3, 2), sharex="col")
+        count = len(cascades)
+        figure = Figure(figsize=(7.0, 1.0 + 1.7 * count), layout="constrained")
+        axes = figure.subplots(count, 2, squeeze=False, width_ratios=(3, 2), sharex="col")
         for (left, right), cascade in zip(axes, cascades, strict=True):
             _draw_stretches(left, cascade)
             _draw_exponents(right, cascade)
@@ -283,8 +281,8 @@ def _draw_stretches(ax, cascade: Cascade) -> None:
                 ((first - burst.first) / burst.length, (last - first + 1) / burst.length)
                 for first, last in burst.stretches.get(kind, ())
             ]
-            place = number + 0.2 * KINDS.index(kind) - 0.4
-            ax.broken_barh(spans, (place, 0.2), color=colour, lw=0.3)
+            height = number + 0.2 * KINDS.index(kind) - 0.4
+            ax.broken_barh(spans, (height, 0.2), color=colour, lw=0.3)
     ax.set(xlim=(0, 1), ylim=(-0.6, len(cascade.bursts) - 0.4), ylabel="burst")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.invert_yaxis()
@@ -303,7 +301,7 @@ def _draw_exponents(ax, cascade: Cascade) -> None:
             lw=0.7,
         )
     ax.axhline(0, color="black", lw=0.6)
-    ax.axvline(OVERLAP, color="black", lw=0.6, ls=":")
+    ax.axvline(_OVERLAP, color="black", lw=0.6, ls=":")
     ax.set(xlim=(-0.02, 1.02), ylabel="exponent per step")
     ax.set_yscale("symlog", linthresh=1e-3)
 
@@ -312,7 +310,7 @@ def make(task: Task) -> Page:
     """Trains what is missing, replays, draws, and compares."""
     size = _SIZES[task.budget]
     seeds = task.of_seeds(size.seeds, "exponents")
-    cascades = [cascade_of(task, seed, size.steps) for seed in seeds]
+    cascades = [_cascade_of(task, seed, size.steps) for seed in seeds]
     first = task.folder / f"seed-{seeds[0]}.h5"
     picture = task.drawn(draw(cascades), NAME)
     return Page(
@@ -322,7 +320,7 @@ def make(task: Task) -> Page:
         published="The abstract says that, as the loss oscillates, instabilities develop in the "
         "form of *bifurcation cascades*. We know no published number on which periods occur and in "
         "which order.",
-        comparisons=(*compare(cascades), *burst_by_burst(cascades[0])),
+        comparisons=(*compare(cascades), *_burst_by_burst(cascades[0])),
         differs=(*unfinished(len(seeds) == len(size.seeds)), *_DIFFERS),
         pictures=(
             Picture(
@@ -338,7 +336,6 @@ def make(task: Task) -> Page:
             {
                 "runs": f"the preset `published`, {size.steps:,} steps, seeds "
                 + ", ".join(map(str, seeds)),
-                "cost": task.cost(),
                 "what would need more": "10 seeds, with `--budget full`: on the same core, in "
                 "proportion. A GPU gains nothing for a network of 603 parameters.",
             },
@@ -355,7 +352,7 @@ _DIFFERS = (
     "Irregular is not chaotic. An exponent is that of the training map with the loss *frozen* at "
     f"one step, over {EXPONENT_STEPS} updates after {TRANSIENT}, in the middle of the longest "
     "stretch. It counts as one of the oscillation only where its tangent vector has a mean "
-    f"squared overlap of {OVERLAP:g} with the top eigenvector: slow directions of negative "
+    f"squared overlap of {_OVERLAP:g} with the top eigenvector: slow directions of negative "
     "curvature grow as well.",
     "Of ReLU networks no step is a smooth map: the oscillation crosses kinks, and the order of "
     "periods is an observation, not the cascade of a theorem.",

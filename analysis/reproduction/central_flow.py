@@ -35,18 +35,18 @@ SOURCE = (
 
 CLAIM = Published("a high degree of numerical accuracy", "text")
 
-WITHIN = {"loss": 0.01, "energy": 0.1}
-"""Errors up to which a prediction is counted as one that holds, by the quantity."""
+_WITHIN = {"loss": 0.01, "energy": 0.1}
+"""Largest error of a prediction that counts as correct, by quantity."""
 
 
-class _Asked(NamedTuple):
-    """How long a run is, and where its flow is held against it.
+class _Setting(NamedTuple):
+    """How long a run is, and where its flow is compared with it.
 
     Attributes:
         steps: updates of the run.
         window: steps a:b of the flow.
         restart_every: steps from one start of the flow to the next.
-        every: steps from one look to the next.
+        every: steps between two looks.
     """
 
     steps: int
@@ -55,35 +55,36 @@ class _Asked(NamedTuple):
     every: int = 10
 
 
-_SIZES: dict[Budget, dict[str, _Asked]] = {
+_SIZES: dict[Budget, dict[str, _Setting]] = {
     "tiny": {
-        "headline-tanh": _Asked(200, "150:170", 10),
-        "chebyshev": _Asked(100, "50:60", 10),
-        "digits": _Asked(420, "400:420", 10),
+        "headline-tanh": _Setting(200, "150:170", 10),
+        "chebyshev": _Setting(100, "50:60", 10),
+        "digits": _Setting(450, "400:420", 10),
     },
     "small": {
-        "headline-tanh": _Asked(15_000, "9300:10500", 600, 20),
-        "chebyshev": _Asked(15_000, "13000:14000", 500, 20),
-        "digits": _Asked(2000, "500:900", 200, 20),
+        "headline-tanh": _Setting(15_000, "9300:10500", 600, 20),
+        "chebyshev": _Setting(15_000, "13000:14000", 500, 20),
+        "digits": _Setting(2000, "500:900", 200, 20),
     },
     "full": {
-        "headline-tanh": _Asked(15_000, "9000:10500", 100),
-        "chebyshev": _Asked(15_000, "2000:14000", 1000),
-        "digits": _Asked(3000, "200:2800", 200),
+        "headline-tanh": _Setting(15_000, "9000:10500", 100),
+        "chebyshev": _Setting(15_000, "2000:14000", 1000),
+        "digits": _Setting(3000, "200:2800", 200),
     },
 }
-"""The windows of `small` begin where the oscillation has settled by the rule of validity, the first
-one of the headline run at the step that is asked for; they were chosen by the runs alone."""
+"""The windows of `small` were chosen by the runs alone. They begin where the oscillation has
+settled by the rule of validity, but for the first one of the headline run, which begins at a given
+step."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """A run with what its central flow and other theories say of it.
+    """A run with the predictions of its central flow and of other theories.
 
     Attributes:
         subject: the run.
-        flow: what was found.
-        cost: of a substep of the central flow.
+        flow: predictions and measurements.
+        cost: cost of a substep of the central flow.
     """
 
     subject: EdgeRun
@@ -104,7 +105,7 @@ def compare(runs: Sequence[Held]) -> Iterator[Comparison]:
 
 
 def _window(each: Held, segment: Segment) -> Iterator[Comparison]:
-    """The central flow from one start on."""
+    """The central flow from one of its starts."""
     flow, what = each.flow, f"{each.subject.name}, from step {segment.start:,}"
     after = flow.ahead(segment) > 0
     counts = flow.counts(segment) & after
@@ -122,8 +123,8 @@ def _window(each: Held, segment: Segment) -> Iterator[Comparison]:
         yield _mean_energy(flow, segment, what, counts)
 
 
-def _followed(segment: Segment, counts: Bool[np.ndarray, " places"]) -> str:
-    """How many directions, and whether all equations were solved and no direction left out."""
+def _followed(segment: Segment, counts: Bool[np.ndarray, " looks"]) -> str:
+    """Number of directions, and whether all equations were solved and no direction left out."""
     numbers = segment.tracked[counts]
     few, many = int(np.min(numbers)), int(np.max(numbers))
     told = f"{few} to {many}" if few < many else f"{few}"
@@ -132,9 +133,9 @@ def _followed(segment: Segment, counts: Bool[np.ndarray, " places"]) -> str:
 
 
 def _mean_energy(
-    flow: Flow, segment: Segment, what: str, counts: Bool[np.ndarray, " places"]
+    flow: Flow, segment: Segment, what: str, counts: Bool[np.ndarray, " looks"]
 ) -> Comparison:
-    """Over the looks that count and that the flow tells of."""
+    """Mean energies over the looks that count and at which the flow has one."""
     energies = segment.column(CENTRAL_FLOW, "energy"), flow.measured(segment, "energy")
     known = counts & np.isfinite(energies[0])
     predicted, measured = (float(np.mean(energy[known])) for energy in energies)
@@ -147,7 +148,7 @@ def _mean_energy(
 
 
 def _why(flow: Flow, segment: Segment) -> str:
-    """From where on looks do not count, and why."""
+    """The first step from which looks do not count, and why."""
     stopped = f"; the flow ended: {segment.stopped}" if segment.stopped else ""
     lost = np.flatnonzero(~flow.counts(segment))
     if not len(lost):
@@ -157,12 +158,12 @@ def _why(flow: Flow, segment: Segment) -> str:
 
 
 def whole(errors: Sequence[TheoryError], theory: str) -> dict[str, TheoryError]:
-    """Of a theory the errors over all looks that count, by quantity; not over spans of steps."""
-    found: dict[str, TheoryError] = {}
+    """Errors of a theory over all looks that count, by quantity; not those over spans of steps."""
+    by_quantity: dict[str, TheoryError] = {}
     for error in errors:
         if error.theory == theory and error.looks:
-            found.setdefault(error.quantity, error)
-    return found
+            by_quantity.setdefault(error.quantity, error)
+    return by_quantity
 
 
 def _listed(errors: dict[str, TheoryError]) -> str:
@@ -170,19 +171,19 @@ def _listed(errors: dict[str, TheoryError]) -> str:
 
 
 def _spread(error: TheoryError) -> str:
-    """Median, and the largest."""
+    """The median and the largest error."""
     missing = f", says nothing at {error.missing}" if error.missing else ""
     return f"{error.median:.1%} (at most {error.largest:.1%}{missing})"
 
 
 def _verdict(errors: dict[str, TheoryError]) -> str:
-    """The rule: loss and energy within `WITHIN`, at every look that counts or at the median one."""
-    asked = {name: limit for name, limit in WITHIN.items() if name in errors}
-    told = ", ".join(f"{name} within {limit:.0%}" for name, limit in asked.items())
-    far = [name for name, limit in asked.items() if not errors[name].median <= limit]
+    """The rule: loss and energy within `_WITHIN`, at every look that counts or in the median."""
+    limits = {name: limit for name, limit in _WITHIN.items() if name in errors}
+    told = ", ".join(f"{name} within {limit:.0%}" for name, limit in limits.items())
+    far = [name for name, limit in limits.items() if not errors[name].median <= limit]
     if far:
         return f"differs: not {' nor '.join(far)} ({told} asked for)"
-    missed = [name for name, limit in asked.items() if not errors[name].largest <= limit]
+    missed = [name for name, limit in limits.items() if not errors[name].largest <= limit]
     if missed:
         return f"agrees at the median, not at every look: {', '.join(missed)} ({told} asked for)"
     return f"agrees: {told}"
@@ -229,7 +230,7 @@ _PANELS = {"loss": "loss", "sharpness": "sharpness", "energy": "energy |d|²"}
 
 
 def _draw(ax: Axes, flow: Flow, quantity: str) -> None:
-    """Grey, and the flow thin, where looks do not count; limits by what does, and by the run."""
+    """A quantity of a run and of its flow: grey, and the flow thin, where looks do not count."""
     steps, measured = flow.observed.steps, flow.observed.column(quantity)
     ax.plot(steps, measured, color="black", lw=1.2, label="measured")
     if quantity == "sharpness":
@@ -257,10 +258,10 @@ def _draw(ax: Axes, flow: Flow, quantity: str) -> None:
 def make(task: Task) -> Page:
     """Trains the runs that are missing, integrates their flows, draws, and compares."""
     runs = []
-    for name, asked in _SIZES[task.budget].items():
-        subject = RUNS[name](task, asked.steps)
+    for name, setting in _SIZES[task.budget].items():
+        subject = RUNS[name](task, setting.steps)
         config = FlowConfig(
-            steps=asked.window, restart_every=asked.restart_every, every=asked.every
+            steps=setting.window, restart_every=setting.restart_every, every=setting.every
         )
         flow = task.analysed(subject.run, config, "flow")
         runs.append(Held(subject, flow, cost_of(task, subject, config)))
@@ -281,7 +282,7 @@ def make(task: Task) -> Page:
                 "the dotted lines; thin where looks do not count, which is grey.",
             ),
         ),
-        made=task.made(NAME, json.loads(provenance()), _facts(task, runs)),
+        made=task.made(NAME, json.loads(provenance()), _facts(runs)),
     )
 
 
@@ -309,9 +310,9 @@ def _differs(runs: Sequence[Held]) -> tuple[str, ...]:
     )
 
 
-def _facts(task: Task, runs: Sequence[Held]) -> dict[str, str]:
+def _facts(runs: Sequence[Held]) -> dict[str, str]:
     costs = {f"a substep, {each.subject.name}": str(each.cost) for each in runs}
-    return {**costs, "precision": "float64", "cost": task.cost()}
+    return {**costs, "precision": "float64"}
 
 
 REPRODUCTION = Reproduction(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlf_dynamics.analysis.reproduction.fig4 import PAPER
 from dlf_dynamics.analysis.reproduction.grids import Grid, compare, diagrams_of, pictures_of
 from dlf_dynamics.analysis.reproduction.page import Page
+from dlf_dynamics.analysis.reproduction.published import PAPER
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task, counted
 from dlf_dynamics.analysis.studies.study import Study
 from dlf_dynamics.config import (
@@ -23,14 +23,14 @@ from dlf_dynamics.errors import ConfigError
 NAME = "cifar10-myrtle5"
 
 EPOCHS, PEAK_EPOCH, STATIC_EPOCH = 700, 300, 600
-"""Epochs of training, those of warm-up, and the one from which the loss is static."""
+"""Epochs of training, epochs of warm-up, and the epoch from which the loss is static."""
 
 PEAK_RATE, FINAL_RATE, MOMENTUM = 0.02, 0.002, 0.9
 CHANNELS, BATCH_SIZE = 64, 512
 
 _AMPLITUDES = tuple(10.0 * k for k in range(1, 16))
 _PERIODS = (20, 33, 54, 90, 148, 244, 404, 668, 1098, 1818, 3063)
-"""In mini-batch steps."""
+"""Periods in mini-batch steps."""
 
 SEEDS = 20
 
@@ -41,12 +41,12 @@ class Size:
 
     Attributes:
         grid: amplitudes, periods of the script and seeds.
-        scale: by which epochs and periods alike are shortened, so that runs keep their number of
+        scale: factor by which epochs and periods are shortened, so that runs keep their number of
             pulses.
-        channels: of each convolution.
+        channels: channels of each convolution.
         batch_size: examples per update.
-        examples: trained on, the first ones; none means all.
-        validated: test images, the first ones; none means all.
+        examples: number of training images, the first ones; none means all.
+        validated: number of test images, the first ones; none means all.
     """
 
     grid: Grid
@@ -65,10 +65,10 @@ _SIZES = {
 
 
 def data_config(size: Size, path: Path | None) -> DataConfig:
-    """The images: an .npz file, or else a folder.
+    """Settings of the images: an .npz file, or else a folder.
 
     Raises:
-        ConfigError: when no place is given.
+        ConfigError: when no path is given.
     """
     if path is None:
         raise ConfigError(
@@ -85,9 +85,9 @@ def study(size: Size, data: DataConfig, num_examples: int) -> Study:
     """The protocol of the script at a size.
 
     Args:
-        size: of the sweep.
-        data: to train on.
-        num_examples: of them.
+        size: size of the sweep.
+        data: settings of the images.
+        num_examples: number of training images.
     """
     batches = num_examples // size.batch_size
     steps = round(EPOCHS * batches * size.scale)
@@ -146,12 +146,12 @@ def make(task: Task) -> Page:
             {
                 "grid": scaled(size).told,
                 "runs": counted(results.statuses),
-                "cost": task.cost(results),
                 "steps of each": f"{base.steps:,}, {base.schedule.static_from:,} of them dynamical",
                 "data": f"{num_examples:,} images, {size.channels} channels, batches of "
                 f"{size.batch_size}",
                 "precision": base.dtype,
             },
+            results,
         ),
     )
 

@@ -26,18 +26,18 @@ RATE = 0.1
 """Learning rate of the regressions."""
 
 _DEGREE, _POINTS, _IMAGES, _WIDTHS = 4, 20, 200, (100, 100)
-"""Of Chebyshev's polynomial, the digits, and the networks that are fitted to them."""
+"""Degree and points of Chebyshev's polynomial, number of digits, hidden layers of the networks."""
 
 
 @dataclass(frozen=True)
 class EdgeRun:
-    """A run, and how it is spoken of.
+    """A run, and how it is described.
 
     Attributes:
-        name: in tables and figures, and of its file.
-        about: what was trained, in a sentence without an end.
+        name: name in tables and figures, and of the file.
+        about: what was trained, as the beginning of a sentence.
         run: the run.
-        rate: learning rate of gradient descent.
+        rate: learning rate.
     """
 
     name: str
@@ -111,4 +111,4 @@ def _recorded(task: Task, setup: Setup, steps: int, name: str, what: str) -> Edg
 RUNS: Mapping[str, Callable[[Task, int], EdgeRun]] = MappingProxyType(
     {"headline-tanh": headline, "chebyshev": fitted, "digits": parity}
 )
-"""What trains each of them, so many steps."""
+"""Functions that train the runs for a number of steps, by name."""

@@ -35,18 +35,18 @@ class Minimum:
     Attributes:
         config: settings of the network and its data.
         params: the minimum, flat.
-        loss: there.
-        slope: Euclidean norm of the gradient there.
+        loss: loss at the minimum.
+        gradient_norm: Euclidean norm of the gradient there.
     """
 
     config: RunConfig
     params: Float[np.ndarray, " params"]
     loss: float
-    slope: float
+    gradient_norm: float
 
     @property
     def problem(self) -> Problem:
-        """The whole loss, of flat parameters."""
+        """The full-batch loss of flat parameters."""
         return build(self.config, load_dataset(self.config.data), None).problem
 
     def threshold(self, batch_size: int) -> MeanSquareThreshold:
@@ -58,12 +58,12 @@ def minimum_of(task: Task, config: RunConfig, name: str) -> Minimum:
     """A minimum, by Levenberg-Marquardt steps from the configuration's initial parameters.
 
     Args:
-        task: keeps it.
+        task: task that keeps it.
         config: settings of a network with squared error.
         name: name of the file in which it is kept.
     """
-    found = task.kept(name, to_json(config), partial(_minimised, config))
-    return Minimum(config, np.array(found["params"]), found["loss"], found["slope"])
+    kept = task.kept(name, to_json(config), partial(_minimised, config))
+    return Minimum(config, np.array(kept["params"]), kept["loss"], kept["slope"])
 
 
 def _minimised(config: RunConfig) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _minimised(config: RunConfig) -> dict[str, Any]:
     jacobian = jax.jit(jax.jacrev(outputs))
     initial = np.asarray(Layout.of(tree).flatten(tree))
     wanted = np.eye(problem.outputs(initial).shape[1])[dataset.labels].ravel()
-    found = least_squares(
+    solution = least_squares(
         lambda params: np.asarray(outputs(params)) - wanted,
         initial,
         lambda params: np.asarray(jacobian(params)),  # type: ignore[arg-type]  # SciPy says str
@@ -84,27 +84,27 @@ def _minimised(config: RunConfig) -> dict[str, Any]:
         gtol=1e-12,
         max_nfev=500,
     )
-    loss, slope = jax.value_and_grad(problem.objective)(found.x, 0)
+    loss, gradient = jax.value_and_grad(problem.objective)(solution.x, 0)
     return {
-        "params": found.x.tolist(),
+        "params": solution.x.tolist(),
         "loss": float(loss),
-        "slope": float(np.linalg.norm(slope)),
+        "slope": float(np.linalg.norm(gradient)),
     }
 
 
 @dataclass(frozen=True)
 class Escapes:
-    """Runs from near a minimum, of one batch size, at some learning rates.
+    """Runs of one batch size that started near a minimum, at several learning rates.
 
     Attributes:
         batch_size: examples per update, drawn independently.
         stable: certified learning rate below which second moments decay.
-        unstable: certified one from which on they grow.
+        unstable: certified learning rate from which they grow.
         rates: learning rates, in units of the nearer of the two.
-        distances: distance from the minimum at the end, over that at the start; infinite where a
-            run was not finite any more.
-        raised: share of a run's steps that raised their own loss (ζ > 1), of those where rounding
-            does not hide it; NaN where there are none.
+        distances: distance from the minimum at the end, relative to the start; infinite where a
+            run is no longer finite.
+        raised: fraction of a run's steps that raised their own loss (ζ > 1), among those where
+            rounding does not hide it; NaN where there are none.
     """
 
     batch_size: int
@@ -116,7 +116,7 @@ class Escapes:
 
     @property
     def moved_away(self) -> Float[np.ndarray, " rates"]:
-        """Share of the runs that ended further from the minimum than they started."""
+        """Fraction of the runs that ended further from the minimum than they started."""
         return np.mean(self.distances > 1, axis=1)
 
 
@@ -126,11 +126,12 @@ def escapes(
     """Runs with batches drawn independently, at multiples of the certified learning rates.
 
     Args:
-        task: keeps what comes of them.
-        minimum: near which they start.
+        task: task that keeps their results.
+        minimum: minimum near which they start.
         batch_size: examples per update.
-        rates: below 1 in units of the certified stable learning rate, above 1 of the unstable one.
-        seeds: seeds of the batches, for each rate.
+        rates: learning rates, below 1 in units of the certified stable one, above 1 in units of
+            the certified unstable one.
+        seeds: number of seeds of the batches, for each rate.
         steps: steps of each run.
     """
     config = replace(
@@ -142,9 +143,9 @@ def escapes(
     )
     of = {"config": to_json(config), "rates": list(rates), "seeds": seeds}
     name = f"escapes-{config.data.name}-{batch_size}"
-    found = task.kept(name, of, partial(_escaped, task, minimum, config, rates, seeds))
-    arrays = {name: np.array(found[name]) for name in ("rates", "distances", "raised")}
-    return Escapes(batch_size, found["stable"], found["unstable"], **arrays)
+    kept = task.kept(name, of, partial(_escaped, task, minimum, config, rates, seeds))
+    arrays = {name: np.array(kept[name]) for name in ("rates", "distances", "raised")}
+    return Escapes(batch_size, kept["stable"], kept["unstable"], **arrays)
 
 
 def _escaped(
@@ -184,8 +185,8 @@ def _trained(
 
 
 def _share_raised(history: History) -> float:
-    """Of the steps that are known to have raised their own loss or not, those that did."""
-    # The last row is that of the parameters after the last update.
+    """Fraction of the steps that raised their own loss, among those for which that is known."""
+    # The last row belongs to the parameters after the last update, which no update follows.
     counts = EdgeCounts.of(*(history.columns[name][:-1] for name in EDGE))
     known = counts.evaluated - counts.undefined - counts.within_rounding
     return counts.above / known if known else float("nan")

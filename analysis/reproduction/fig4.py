@@ -15,19 +15,13 @@ from dlf_dynamics.analysis.reproduction.headline import (
     program_beside,
 )
 from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture
-from dlf_dynamics.analysis.reproduction.published import published_figure
+from dlf_dynamics.analysis.reproduction.published import PAPER, published_figure
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task
 from dlf_dynamics.analysis.spectra.plots import run_figure
 from dlf_dynamics.analysis.spectra.spectrum import Spectrum
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.presets import PRESETS
 from dlf_dynamics.run import Run
-
-PAPER = (
-    "M. Ruiz-Garcia, G. Zhang, S. S. Schoenholz, A. J. Liu, *Tilting the playing field: Dynamical "
-    "loss functions for machine learning*, ICML 2021, "
-    "[arXiv 2102.03793](https://arxiv.org/abs/2102.03793)."
-)
 
 TINY_STEPS = 10_000
 
@@ -47,13 +41,13 @@ _PUBLISHED = {
     "weights, biases N(0, 1e-4). The updated program computes **neither Hessian nor NTK**, so that "
     "there is nothing to compare ours with. Nor have we run it: what is exact below is of a port.",
 }
-"""What is known of each figure."""
+"""What was published of each figure."""
 
 
 def compare(
     run: Run, spectrum: Spectrum, name: Literal["fig4", "fig4-updated"]
 ) -> list[Comparison]:
-    """All rows; of those for which the run is too short, that they are not reached."""
+    """All rows; those for which the run is too short say so."""
     figure = published_figure("fig4" if name == "fig4" else "fig4_updated")
     exact = program_beside(run, spectrum) if name == "fig4" else port_beside(run)
     return [*exact, *bursts_beside(run, spectrum, figure), *picture_beside(run, spectrum, figure)]

@@ -30,13 +30,13 @@ _BEFORE, _GRADIENTS = 2, 20
 
 @dataclass(frozen=True)
 class FlowCost:
-    """A substep, on the average over steps with a certified solve among them.
+    """Cost of a substep, averaged over steps with a certified solve among them.
 
     Attributes:
-        seconds: of a substep.
-        gradient: seconds of one gradient of the whole loss.
-        products: with Hessians, in a substep.
-        modes: directions that are followed.
+        seconds: seconds for a substep.
+        gradient: seconds for one gradient of the full-batch loss.
+        products: Hessian products in a substep.
+        modes: number of directions that are followed.
     """
 
     seconds: float
@@ -56,13 +56,13 @@ def cost_of(task: Task, subject: EdgeRun, config: FlowConfig) -> FlowCost:
     """The cost at the first start of a flow.
 
     Args:
-        task: keeps it.
+        task: task that keeps the result.
         subject: the run.
         config: where the flow starts, and how it is integrated.
     """
     of = {"run": subject.run.source.run_id, "config": asdict(config)}
-    found = task.kept(f"cost-{subject.name}", of, partial(_timed, subject, config))
-    return FlowCost(**found)
+    cost = task.kept(f"cost-{subject.name}", of, partial(_timed, subject, config))
+    return FlowCost(**cost)
 
 
 def _timed(subject: EdgeRun, config: FlowConfig) -> dict[str, Any]:
@@ -71,11 +71,14 @@ def _timed(subject: EdgeRun, config: FlowConfig) -> dict[str, Any]:
     (piece,) = measured(Replay(run), start, start + 1, every=None)
     centre = jax.numpy.asarray(piece.centres[0])
     steps = (_BEFORE + 1) * CERTIFY_EVERY
-    told = threshold.hyperparameters
     points = flow_points(
         problem,
         centre,
-        averaged(threshold.optimizer, range(start, start + steps + 1), hyperparameters=told),
+        averaged(
+            threshold.optimizer,
+            range(start, start + steps + 1),
+            hyperparameters=threshold.hyperparameters,
+        ),
         steps,
         start=start,
         modes=config.modes,
@@ -85,14 +88,14 @@ def _timed(subject: EdgeRun, config: FlowConfig) -> dict[str, Any]:
     )
     for _ in islice(points, _BEFORE * CERTIFY_EVERY):
         pass
-    found = []
-    seconds = _seconds(lambda: found.extend(islice(points, CERTIFY_EVERY)))
-    substeps = config.substeps * len(found)
+    timed = []
+    seconds = _seconds(lambda: timed.extend(islice(points, CERTIFY_EVERY)))
+    substeps = config.substeps * len(timed)
     return {
         "seconds": seconds / substeps,
         "gradient": _of_a_gradient(problem, centre, start),
-        "products": sum(point.num_products for point in found) / substeps,
-        "modes": max(len(point.eigenvalues) for point in found),
+        "products": sum(point.num_products for point in timed) / substeps,
+        "modes": max(len(point.eigenvalues) for point in timed),
     }
 
 

@@ -1,4 +1,4 @@
-"""Sweeps over amplitude and period beside the static loss, as both phase diagrams need them."""
+"""Sweeps over amplitude and period with the static loss beside them, and their comparison."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from dlf_dynamics.analysis.reproduction.page import Comparison, Picture, with_error
-from dlf_dynamics.analysis.reproduction.published import Published
 from dlf_dynamics.analysis.reproduction.task import Task
 from dlf_dynamics.analysis.studies.diagram_plots import draw_phase_diagram
 from dlf_dynamics.analysis.studies.phase_diagram import PhaseDiagram, phase_diagram
@@ -17,7 +16,7 @@ from dlf_dynamics.analysis.studies.study import Overrides
 from dlf_dynamics.analysis.studies.studyfile import StudyResults
 
 _SIGNIFICANT = 2.0
-"""Combined standard errors from which a cell is said to differ from the static loss."""
+"""Combined standard errors by which a cell must differ from the static loss."""
 
 
 _QUANTITIES = {"accuracy": "training accuracy", "validation_accuracy": "validation accuracy"}
@@ -28,9 +27,9 @@ class Grid:
     """Amplitudes, periods and seeds.
 
     Attributes:
-        amplitudes: above 1; the static loss is added.
-        periods: steps of a pulse.
-        seeds: of the initial parameters.
+        amplitudes: amplitudes above 1; the static loss is added.
+        periods: periods, in steps of a pulse.
+        seeds: number of seeds of the initial parameters.
     """
 
     amplitudes: tuple[float, ...]
@@ -38,17 +37,17 @@ class Grid:
     seeds: int
 
     def cells(self) -> tuple[Overrides, ...]:
-        """The keys of each cell. The static loss is one of them, as it does not know a period."""
-        places = [(1.0, self.periods[0])]
-        places += [(amplitude, period) for amplitude in self.amplitudes for period in self.periods]
+        """The keys of each cell. The static loss is a single cell, as it has no period."""
+        cells = [(1.0, self.periods[0])]
+        cells += [(amplitude, period) for amplitude in self.amplitudes for period in self.periods]
         return tuple(
             (("schedule.amplitude", amplitude), ("schedule.period", period))
-            for amplitude, period in places
+            for amplitude, period in cells
         )
 
     @property
     def told(self) -> str:
-        """In words."""
+        """The grid in words."""
         amplitudes = ", ".join(f"{a:g}" for a in (1, *self.amplitudes))
         periods = ", ".join(map(str, self.periods))
         return f"A in {{{amplitudes}}}, T in {{{periods}}}, seeds: {self.seeds}"
@@ -62,7 +61,7 @@ def diagrams_of(results: StudyResults) -> list[tuple[str, PhaseDiagram]]:
 def pictures_of(
     diagrams: Sequence[tuple[str, PhaseDiagram]], task: Task, name: str
 ) -> tuple[Picture, ...]:
-    """Draws them; validation, which the page is named after, comes first."""
+    """Draws the diagrams; validation, whose file has the name of the page, comes first."""
     files = (f"{name}.training", name)
     pictures = [
         Picture(task.drawn(draw_phase_diagram(diagram), file), f"{words} by amplitude and period")
@@ -77,14 +76,11 @@ def above_static(diagram: PhaseDiagram) -> Bool[np.ndarray, "ny nx"]:
         return diagram.difference > _SIGNIFICANT * diagram.difference_error
 
 
-def compare(
-    diagrams: Sequence[tuple[str, PhaseDiagram]], claim: Published | None = None
-) -> Iterator[Comparison]:
+def compare(diagrams: Sequence[tuple[str, PhaseDiagram]]) -> Iterator[Comparison]:
     """Rows on the static loss, on the best cell, and on how many cells are better.
 
     Args:
-        diagrams: by what they are of.
-        claim: what the paper says of the best cell; none where that is not known.
+        diagrams: each with the name of its quantity in words.
     """
     for what, diagram in diagrams:
         first = np.flatnonzero(diagram.static_count > 0)[0]
@@ -95,7 +91,7 @@ def compare(
             _told(static, error),
             f"runs: {diagram.static_count[first]}",
         )
-        yield _best(what, diagram, claim)
+        yield _best(what, diagram)
         known = int(np.sum(np.isfinite(diagram.difference_error)))
         count = int(np.sum(above_static(diagram)))
         yield Comparison(
@@ -106,7 +102,7 @@ def compare(
         )
 
 
-def _best(what: str, diagram: PhaseDiagram, claim: Published | None) -> Comparison:
+def _best(what: str, diagram: PhaseDiagram) -> Comparison:
     mean: Float[np.ndarray, "ny nx"] = np.where(np.isfinite(diagram.mean), diagram.mean, -np.inf)
     row, column = np.unravel_index(int(np.argmax(mean)), mean.shape)
     value, error, more, combined = (
@@ -121,11 +117,9 @@ def _best(what: str, diagram: PhaseDiagram, claim: Published | None) -> Comparis
     difference = f"{more:+.3f} from the static loss"
     if np.isfinite(combined):
         difference += f", combined standard error {combined:.3f}"
-        if claim is not None:
-            difference = ("agrees: " if more > combined else "does not show it: ") + difference
     return Comparison(
         f"{what}: best cell, A = {diagram.y[row]:g}, T = {diagram.x[column]:g}",
-        claim,
+        None,
         _told(value, error),
         difference,
     )

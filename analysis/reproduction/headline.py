@@ -10,25 +10,26 @@ from jaxtyping import Float, Int
 
 from dlf_dynamics.analysis.reproduction.page import Comparison, compared
 from dlf_dynamics.analysis.reproduction.published import Published, authors_program, digitised
+from dlf_dynamics.analysis.reproduction.spiral_study import EXAMPLES
 from dlf_dynamics.analysis.spectra.oneshot import sharpness
 from dlf_dynamics.analysis.spectra.spectrum import Spectrum
 from dlf_dynamics.presets import PRESETS, PULSE_STEPS_PUBLISHED
 from dlf_dynamics.run import Run
 
 EXACT = 5500
-"""Updates for which a run can be compared number by number."""
+"""Updates for which a run can be compared number by number, before bursts amplify rounding."""
 
-PULSES = 13
-"""Of the whole run; its last steps are static."""
+_PULSES = 13
+"""Pulses of the whole run; its last steps are static."""
 
 _SETTLED = 100
 """Updates after which F changes slowly, until a burst."""
 
 _CURVATURES = 10
-"""The eigenvalues of the authors' program are looked at in every so many of its points."""
+"""Every so many of the points with eigenvalues of the authors' program are compared."""
 
 _KERNEL_READING = 26.0
-"""How far eigenvalues of the NTK that were read are from the program's, where both are known."""
+"""Error of NTK eigenvalues read from the figure, where the program's own are known."""
 
 
 def _recorded(run: Run, name: str) -> Float[np.ndarray, " updates"]:
@@ -37,7 +38,7 @@ def _recorded(run: Run, name: str) -> Float[np.ndarray, " updates"]:
 
 
 def _drawn_changes(loss: Float[np.ndarray, " updates"]) -> tuple[float, float]:
-    """Least and largest F(i) - F(i + 1), as the authors' program draws it, by update `EXACT`."""
+    """Least and largest F(i) - F(i + 1), as the authors' program draws it, up to update `EXACT`."""
     changes = -np.diff(loss[:EXACT])[_SETTLED:]
     return float(changes.min()), float(changes.max())
 
@@ -101,19 +102,19 @@ def _everywhere(
 
 
 def _examples(accuracy: Float[np.ndarray, " updates"]) -> Float[np.ndarray, " updates"]:
-    """How many of the 300 are told right; the authors' program has its accuracy in float32."""
-    return np.round(300 * accuracy.astype(np.float64))
+    """How many examples are classified correctly; the program has its accuracy in float32."""
+    return np.round(EXAMPLES * accuracy.astype(np.float64))
 
 
 def _sharpness(run: Run, indices: Int[np.ndarray, " indices"]) -> Float[np.ndarray, " indices"]:
     """The largest eigenvalue at the authors' indices, which lie one update after checkpoints."""
     checkpoints = np.searchsorted(run.checkpoint_steps, indices)
-    found = []
+    values = []
     for points in run.points(checkpoints.tolist(), len(checkpoints)):
         for point in points:
             after = run.dynamics.step(run.state(point))[0].params
-            found.append(sharpness(run.problem, after, step=point.step + 1).value)
-    return np.array(found)
+            values.append(sharpness(run.problem, after, step=point.step + 1).value)
+    return np.array(values)
 
 
 _PORT = {"start": 4374.0, "change": 0.0347}
@@ -137,7 +138,7 @@ def port_beside(run: Run) -> Iterator[Comparison]:
 
 
 def bursts_beside(run: Run, spectrum: Spectrum, figure: dict[str, Any]) -> Iterator[Comparison]:
-    """Start and end of each burst of a picture, beside the nearest one here."""
+    """Start and end of each burst in a published figure, with those of the nearest burst here."""
     here = {burst.burst_start: burst.burst_end for burst in spectrum.bursts}
     for number, (start, end) in enumerate(figure["bursts"], 1):
         what = f"burst {number}: first and last step"
@@ -156,23 +157,23 @@ _IN_WORDS = ("first", "second")
 
 
 def picture_beside(run: Run, spectrum: Spectrum, figure: dict[str, Any]) -> Iterator[Comparison]:
-    """What else was read from a picture."""
+    """The other numbers that were read from a published figure."""
     whole = run.config.steps == PRESETS["published"].steps
     yield compared(
         "number of bursts",
         Published(float(len(figure["bursts"])), "digitised"),
         float(len(spectrum.bursts)) if whole else None,
     )
-    for place, word in enumerate(_IN_WORDS):
+    for index, word in enumerate(_IN_WORDS):
         if (read := figure.get(f"{word}_burst_dF")) is not None:
             yield compared(
                 f"{word} burst: F(i) − F(i + 1), least and largest",
                 digitised(read),
-                _changes(run, spectrum, place),
+                _changes(run, spectrum, index),
             )
     for what, name, measured in _in_the_middle(run, spectrum):
         if name in figure:
-            what = f"{what} in the middle of each of the {PULSES} pulses"
+            what = f"{what} in the middle of each of the {_PULSES} pulses"
             yield compared(what, digitised(figure[name]), measured if whole else None)
     accuracy = float(run.scalars["accuracy"][-1])
     what = "training accuracy after the last update"
@@ -181,11 +182,11 @@ def picture_beside(run: Run, spectrum: Spectrum, figure: dict[str, Any]) -> Iter
         yield from _late_spectra(spectrum, figure, whole)
 
 
-def _changes(run: Run, spectrum: Spectrum, place: int) -> tuple[float, float] | None:
+def _changes(run: Run, spectrum: Spectrum, index: int) -> tuple[float, float] | None:
     """Least and largest F(i) - F(i + 1) of a burst that is over before the run ends."""
-    if place >= len(spectrum.bursts) or spectrum.bursts[place].end >= run.config.steps - 1:
+    if index >= len(spectrum.bursts) or spectrum.bursts[index].end >= run.config.steps - 1:
         return None
-    burst = spectrum.bursts[place]
+    burst = spectrum.bursts[index]
     changes = -np.diff(run.scalars["loss"][burst.onset : burst.end + 1])
     return float(changes.min()), float(changes.max())
 
@@ -193,8 +194,8 @@ def _changes(run: Run, spectrum: Spectrum, place: int) -> tuple[float, float] | 
 def _in_the_middle(
     run: Run, spectrum: Spectrum
 ) -> Iterator[tuple[str, str, Float[np.ndarray, " pulses"]]]:
-    """Quantities in the middle of the pulses that the run has: in words, and as the figure says."""
-    middle = ((np.arange(PULSES) + 0.5) * PULSE_STEPS_PUBLISHED).astype(int)
+    """Quantities in the middle of the run's pulses: words, name in the figure's file, values."""
+    middle = ((np.arange(_PULSES) + 0.5) * PULSE_STEPS_PUBLISHED).astype(int)
     middle = middle[middle < run.config.steps]
     yield "F", "mid_pulse_loss", _recorded(run, "loss")[middle]
     yield "training accuracy", "mid_pulse_accuracy", _recorded(run, "accuracy")[middle]
@@ -205,7 +206,7 @@ def _in_the_middle(
 
 
 def _late_spectra(spectrum: Spectrum, figure: dict[str, Any], whole: bool) -> Iterator[Comparison]:
-    """The last curvature, and the kernel all along."""
+    """The last curvature, and the kernel along the run."""
     least, largest = figure["hessian_max_at_the_end"]
     last = float(spectrum.hessian.iterate.eigenvalues[-1, 0])
     yield compared(
@@ -215,9 +216,9 @@ def _late_spectra(spectrum: Spectrum, figure: dict[str, Any], whole: bool) -> It
     )
     assert spectrum.ntk is not None
     steps = [int(step) for step in figure["ntk_max"]]
-    rows = np.searchsorted(spectrum.ntk.steps, steps)
+    indices = np.searchsorted(spectrum.ntk.steps, steps)
     yield compared(
         f"NTK λ_max at steps {', '.join(map(str, steps))}",
         Published(tuple(figure["ntk_max"].values()), "digitised", _KERNEL_READING, form=".0f"),
-        spectrum.ntk.eigenvalues[rows, 0] if whole else None,
+        spectrum.ntk.eigenvalues[indices, 0] if whole else None,
     )

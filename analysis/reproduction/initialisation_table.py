@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from dlf_dynamics.analysis.reproduction.fig4 import PAPER
 from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture, with_error
-from dlf_dynamics.analysis.reproduction.published import Published
+from dlf_dynamics.analysis.reproduction.published import PAPER, Published
+from dlf_dynamics.analysis.reproduction.spiral_study import FRESH_POINTS
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task, counted
 from dlf_dynamics.analysis.studies.study import Study
 from dlf_dynamics.analysis.studies.studyfile import StudyResults
@@ -23,9 +23,6 @@ NAME = "initialisation-table"
 LEARNED = 0.95
 """Training accuracy above which a run has learned."""
 
-FRESH_POINTS = 3000
-"""Points from the same distribution on which the networks are validated."""
-
 _SIZES = {"tiny": (2, 3000), "small": (10, 70_000), "full": (10, 70_000)}
 
 
@@ -34,10 +31,10 @@ class Reference:
     """What a port of the authors' program gave in ten runs.
 
     Attributes:
-        accuracy: mean of the training accuracy after the last update.
-        spread: what stands behind its ±.
-        learned: runs that learn, or none where it is not told.
-        validation: mean of the accuracy on the fresh points.
+        accuracy: mean training accuracy after the last update.
+        spread: the number after its ±.
+        learned: number of runs that learn, or none where that is not known.
+        validation: mean accuracy on the fresh points.
     """
 
     accuracy: float
@@ -53,7 +50,7 @@ REFERENCE = {
     ("published-updated", 70.0): Reference(0.992, 0.003, None, 0.959),
 }
 """By initialisation and amplitude: ten seeds of the configuration of arXiv 2102.03793, Fig. 4, by a
-port of the authors' program, apart from this package. Nothing of it was published."""
+port of the authors' program, apart from this package. None of these numbers was published."""
 
 _REFERENCE_SEEDS = 10
 
@@ -78,8 +75,8 @@ class Cell:
 
     Attributes:
         init: the initialisation.
-        amplitude: of the schedule.
-        accuracy: of each run on the training data after the last update; of those that diverged, 0.
+        amplitude: amplitude of the schedule.
+        accuracy: training accuracy of each run after the last update; 0 for those that diverged.
         validation: the same on the fresh points.
     """
 
@@ -95,7 +92,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """In words."""
+        """Initialisation and amplitude in words."""
         return f"`{self.init}`, A = {self.amplitude:g}"
 
 
@@ -109,23 +106,23 @@ def cells(results: StudyResults) -> Iterator[Cell]:
 
 
 def compare(cell: Cell, whole: bool) -> Iterator[Comparison]:
-    """Rows of the table.
+    """Rows of the table for one group of runs.
 
     Args:
-        cell: of them.
+        cell: the runs.
         whole: whether the runs are as long as those of the reference.
     """
-    told, count = cell.reference, len(cell.accuracy)
+    reference, count = cell.reference, len(cell.accuracy)
     mean, deviation = float(np.mean(cell.accuracy)), float(np.std(cell.accuracy, ddof=1))
-    combined = np.sqrt(deviation**2 / count + told.spread**2 / _REFERENCE_SEEDS)
-    away = mean - told.accuracy
+    combined = np.sqrt(deviation**2 / count + reference.spread**2 / _REFERENCE_SEEDS)
+    away = mean - reference.accuracy
     difference = "runs are shorter than those of the reference"
     if whole:
         inside = "within" if abs(away) <= combined else "not within"
         difference = f"{away:+.3f}, {inside} the combined standard error, {combined:.3f}"
     yield Comparison(
         f"{cell.label}: training accuracy, mean ± standard deviation",
-        Published(with_error(told.accuracy, told.spread), "port"),
+        Published(with_error(reference.accuracy, reference.spread), "port"),
         with_error(mean, deviation),
         difference,
     )
@@ -133,31 +130,31 @@ def compare(cell: Cell, whole: bool) -> Iterator[Comparison]:
     yield Comparison(
         f"{cell.label}: seeds that learn (training accuracy above {LEARNED:g})",
         None
-        if told.learned is None
-        else Published(f"{told.learned} of {_REFERENCE_SEEDS}", "port"),
+        if reference.learned is None
+        else Published(f"{reference.learned} of {_REFERENCE_SEEDS}", "port"),
         f"{learned} of {count}",
     )
     mean, deviation = float(np.mean(cell.validation)), float(np.std(cell.validation, ddof=1))
     if whole:
         error = deviation / np.sqrt(count)
-        difference = f"{mean - told.validation:+.3f}, standard error here {error:.3f}"
+        difference = f"{mean - reference.validation:+.3f}, standard error here {error:.3f}"
     yield Comparison(
         f"{cell.label}: accuracy on {FRESH_POINTS:,} fresh points, mean ± standard deviation",
-        Published(f"{told.validation:.3f}", "port"),
+        Published(f"{reference.validation:.3f}", "port"),
         with_error(mean, deviation),
         difference,
     )
 
 
-def kind_of_spread(found: list[Cell]) -> str:
-    """Whether the ± of the reference are standard deviations or errors, as the runs here tell."""
-    told = np.array([cell.reference.spread for cell in found])
-    deviations = np.array([np.std(cell.accuracy, ddof=1) for cell in found])
+def kind_of_spread(groups: list[Cell]) -> str:
+    """Whether the reference's ± are standard deviations or errors, judged by the runs here."""
+    published = np.array([cell.reference.spread for cell in groups])
+    deviations = np.array([np.std(cell.accuracy, ddof=1) for cell in groups])
     errors = deviations / np.sqrt(_REFERENCE_SEEDS)
     with np.errstate(divide="ignore"):
-        far = [np.mean(np.abs(np.log(told / spread))) for spread in (deviations, errors)]
+        far = [np.mean(np.abs(np.log(published / spread))) for spread in (deviations, errors)]
     nearer = "deviations" if far[0] < far[1] else "errors"
-    listed = [", ".join(f"{value:.3f}" for value in row) for row in (told, deviations, errors)]
+    listed = [", ".join(f"{value:.3f}" for value in row) for row in (published, deviations, errors)]
     return (
         f"The numbers after ± of the reference, {listed[0]}, are taken for standard deviations "
         f"over the seeds. Those measured here are {listed[1]}, the standard errors {listed[2]}: "
@@ -166,23 +163,23 @@ def kind_of_spread(found: list[Cell]) -> str:
     )
 
 
-def draw(found: list[Cell]) -> Figure:
-    """Every run as a point, with the means of the groups and those of the reference."""
+def draw(groups: list[Cell]) -> Figure:
+    """Every run as a point, with the means of the groups and of the reference."""
     with styled():
         figure = Figure(figsize=(7.2, 3.0), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
         titles = ("training accuracy", f"accuracy on {FRESH_POINTS:,} fresh points")
         for panel, (ax, title) in enumerate(zip(axes, titles, strict=True)):
-            for place, cell in enumerate(found):
+            for position, cell in enumerate(groups):
                 values = (cell.accuracy, cell.validation)[panel]
-                told = (cell.reference.accuracy, cell.reference.validation)[panel]
+                reference = (cell.reference.accuracy, cell.reference.validation)[panel]
                 beside = np.linspace(-0.22, 0.22, len(values))
                 colour = COLOURS[0] if cell.amplitude == 1 else COLOURS[5]
-                ax.plot(place + beside, values, ".", color=colour, ms=5, alpha=0.8)
-                ax.hlines(np.mean(values), place - 0.32, place + 0.32, color=colour, lw=1.2)
-                ax.plot(place, told, "D", color="black", mfc="none", ms=6, mew=0.8)
-            labels = [f"{cell.init}\nA = {cell.amplitude:g}" for cell in found]
-            ax.set_xticks(range(len(found)), labels, fontsize=6)
+                ax.plot(position + beside, values, ".", color=colour, ms=5, alpha=0.8)
+                ax.hlines(np.mean(values), position - 0.32, position + 0.32, color=colour, lw=1.2)
+                ax.plot(position, reference, "D", color="black", mfc="none", ms=6, mew=0.8)
+            labels = [f"{cell.init}\nA = {cell.amplitude:g}" for cell in groups]
+            ax.set_xticks(range(len(groups)), labels, fontsize=6)
             ax.set_title(title)
         axes[0].set_ylabel("accuracy after the last update")
         ax = axes[1]
@@ -197,8 +194,8 @@ def make(task: Task) -> Page:
     """Trains what is missing, draws, and compares."""
     seeds, steps = _SIZES[task.budget]
     results = task.swept(study(seeds, steps))
-    found, whole = list(cells(results)), steps == _SIZES["full"][1]
-    picture = task.drawn(draw(found), NAME)
+    groups, whole = list(cells(results)), steps == _SIZES["full"][1]
+    picture = task.drawn(draw(groups), NAME)
     return Page(
         name=NAME,
         title="Who learns the spiral",
@@ -211,9 +208,9 @@ def make(task: Task) -> Page:
         "paper's program (`published`) and with those of its update of July 2022 "
         "(`published-updated`), with the static loss (A = 1) and the dynamical one (A = 70, "
         "T = 5000).",
-        comparisons=tuple(row for cell in found for row in compare(cell, whole)),
+        comparisons=tuple(row for cell in groups for row in compare(cell, whole)),
         differs=(
-            *((kind_of_spread(found),) if whole else ()),
+            *((kind_of_spread(groups),) if whole else ()),
             "The fresh points of the reference are not known; these are others from the same "
             "distribution.",
             "With A = 70, rounding is amplified by the bursts: from about step 5,500 on, runs of "
@@ -227,10 +224,10 @@ def make(task: Task) -> Page:
             results.provenance,
             {
                 "runs": counted(results.statuses),
-                "cost": task.cost(results),
                 "steps of each": f"{steps:,}",
                 "precision": results.study.base.dtype,
             },
+            results,
         ),
     )
 

@@ -9,13 +9,12 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float
 
-from dlf_dynamics.analysis.reproduction.fig4 import PAPER
 from dlf_dynamics.analysis.reproduction.maps import ValueMap, draw_maps
-from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture
+from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture, titled
+from dlf_dynamics.analysis.reproduction.published import PAPER
 from dlf_dynamics.analysis.reproduction.spiral_phase_diagram import differs, facts, share
 from dlf_dynamics.analysis.reproduction.spiral_study import SpiralRuns, swept
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task
-from dlf_dynamics.analysis.reproduction.under_parameterised import titled
 from dlf_dynamics.analysis.spectra.events import OSCILLATING_COSINE
 from dlf_dynamics.analysis.studies.ensemble import Ensemble, Stopped
 from dlf_dynamics.analysis.studies.statistics import Interval, mean_interval
@@ -32,7 +31,7 @@ class Quantity:
     Attributes:
         what: name in words.
         values: number of each run; NaN where it has none.
-        limits: ends of the scale of colours of its map.
+        limits: ends of the colour scale of its map.
     """
 
     what: str
@@ -41,7 +40,7 @@ class Quantity:
 
 
 def quantities(runs: SpiralRuns) -> list[Quantity]:
-    """What is told of each run."""
+    """The quantities that the page shows."""
     oscillating = runs.column("oscillating_steps")
     static_from = runs.results.study.base.schedule.static_from or 0
     pulses = static_from / runs.results.study.values("schedule.period")
@@ -58,21 +57,21 @@ def quantities(runs: SpiralRuns) -> list[Quantity]:
 
 
 def shortest(runs: SpiralRuns, quantity: Quantity) -> int:
-    """The shortest period at which half of the runs that are done have the quantity."""
+    """The shortest period at which at least half of the finished runs have the quantity."""
     done = np.asarray(runs.results.done)
     for period in runs.periods[:-1]:
-        rows = done & np.any([runs.cell(a, period) for a in runs.amplitudes], axis=0)
-        if np.any(rows) and np.mean(np.isfinite(quantity.values[rows])) >= 0.5:
+        of_period = done & np.any([runs.cell(a, period) for a in runs.amplitudes], axis=0)
+        if np.any(of_period) and np.mean(np.isfinite(quantity.values[of_period])) >= 0.5:
             return period
     return runs.periods[0]
 
 
-def effects(
+def _effects(
     runs: SpiralRuns, quantity: Quantity
 ) -> tuple[dict[int, Interval], dict[float, Interval]]:
-    """Largest less smallest amplitude at each period, and longest less shortest period likewise.
+    """Difference between largest and smallest amplitude at each period, and the other way round.
 
-    Paired by the initial values; the intervals of both together hold together.
+    Runs are paired by their initial values; all intervals of both kinds hold together.
     """
     count = len(runs.periods) + len(runs.amplitudes)
 
@@ -99,7 +98,7 @@ def compare(runs: SpiralRuns) -> Iterator[Comparison]:
     long = runs.periods[-1]
     for quantity in quantities(runs):
         short = shortest(runs, quantity)
-        by_period, by_amplitude = effects(runs, quantity)
+        by_period, by_amplitude = _effects(runs, quantity)
         yield Comparison(
             f"{quantity.what}: A = {high:g} less A = {low:g}",
             None,
@@ -119,34 +118,33 @@ def _told(interval: Interval) -> str:
 
 
 def _direction(intervals: list[Interval]) -> str:
-    """The rule: one direction for all that can be told, or none."""
-    found = [each.direction for each in intervals if each.direction != "too few runs"]
-    if not found:
+    """The verdict by a rule: the direction of all effects that are significant, if it is one."""
+    directions = [each.direction for each in intervals if each.direction != "too few runs"]
+    if not directions:
         return "too few runs"
-    up, down = found.count("higher"), found.count("lower")
+    up, down = directions.count("higher"), directions.count("lower")
     if up and down:
-        return f"no one direction: up in {up}, down in {down} of {len(found)}"
+        return f"no one direction: up in {up}, down in {down} of {len(directions)}"
     if up or down:
-        return (
-            f"{'up' if up else 'down'} in {up or down} of {len(found)}, the others not told apart"
-        )
+        way = "up" if up else "down"
+        return f"{way} in {up or down} of {len(directions)}, the others not told apart"
     return "not told apart"
 
 
 def opposed(task: Task, runs: SpiralRuns) -> Float[np.ndarray, "amplitudes periods"]:
-    """Part of the steps whose own update opposes the one before, of the first seed of each cell.
+    """Fraction of the steps whose update opposes the one before, for the first seed of each cell.
 
-    The runs are made again for it, as a study does not keep their steps.
+    These runs are made again, as a study does not keep their steps.
     """
-    found = []
+    shares = []
     for amplitude, period in runs.cells:
         config = runs.results.study.configs[int(np.argmax(runs.cell(amplitude, period)))]
         name = f"opposed-{amplitude:g}-{period}"
         if task.partial and not task.has(name):
-            found.append(np.nan)
+            shares.append(np.nan)
             continue
-        found.append(task.kept(name, to_json(config), partial(_opposed, task, config)))
-    return np.array(found, float).reshape(len(runs.amplitudes), len(runs.periods))
+        shares.append(task.kept(name, to_json(config), partial(_opposed, task, config)))
+    return np.array(shares, float).reshape(len(runs.amplitudes), len(runs.periods))
 
 
 def _opposed(task: Task, config: RunConfig) -> float:
@@ -162,17 +160,8 @@ def make(task: Task) -> Page:
     """Trains what is missing, draws, and compares."""
     results = swept(task)
     runs = SpiralRuns(results)
-    shape, each_step = (len(runs.amplitudes), len(runs.periods)), opposed(task, runs)
-    maps = [
-        ValueMap(
-            each.what,
-            np.array(
-                [mean_interval(each.values[runs.cell(*cell)]).value for cell in runs.cells]
-            ).reshape(shape),
-            each.limits,
-        )
-        for each in quantities(runs)
-    ]
+    each_step = opposed(task, runs)
+    maps = [ValueMap(each.what, runs.means(each.values), each.limits) for each in quantities(runs)]
     maps.append(ValueMap("steps that oppose the one before, first seed", each_step))
     figure = draw_maps(maps, runs.amplitudes, runs.periods)
     return Page(
@@ -187,7 +176,7 @@ def make(task: Task) -> Page:
         pictures=(
             Picture(task.drawn(figure, NAME), "Means over the seeds, by amplitude and period"),
         ),
-        made=task.made(NAME, results.provenance, facts(task, runs)),
+        made=task.made(NAME, results.provenance, facts(task.budget, runs), results),
     )
 
 

@@ -16,7 +16,7 @@ from dlf_dynamics.analysis.style import COLOURS, styled
 
 _COLUMNS = 3
 _DARK = 0.55
-"""Part of the scale below which numbers are written in white."""
+"""Fraction of the colour scale below which numbers are written in white."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,17 @@ class ValueMap:
 
     Attributes:
         title: what it is.
-        values: NaN where there is none, shape (rows, columns).
-        limits: ends of the scale of colours; none takes those of the values.
+        values: the number of each cell, NaN where there is none.
+        limits: ends of the colour scale; none takes the least and the largest value.
     """
 
     title: str
-    values: Float[np.ndarray, "rows columns"]
+    values: Float[np.ndarray, "amplitudes periods"]
     limits: tuple[float, float] | None = (0.0, 1.0)
 
 
 def draw_maps(
-    maps: Sequence[ValueMap],
-    rows: Sequence[float],
-    columns: Sequence[float],
-    names: tuple[str, str] = ("amplitude A", "period T (steps)"),
+    maps: Sequence[ValueMap], amplitudes: Sequence[float], periods: Sequence[float]
 ) -> Figure:
     """A panel for each number, with the numbers written into the cells."""
     with styled():
@@ -48,15 +45,17 @@ def draw_maps(
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(height, width, squeeze=False, sharex=True, sharey=True)
         for ax, each in zip(axes.flat, maps, strict=False):
-            _draw_map(ax, each, rows, columns)
+            _draw_map(ax, each, amplitudes, periods)
         for ax in axes.flat[len(maps) :]:
             ax.set_axis_off()
-        figure.supylabel(names[0], fontsize=8)
-        figure.supxlabel(names[1], fontsize=8)
+        figure.supylabel("amplitude A", fontsize=8)
+        figure.supxlabel("period T (steps)", fontsize=8)
         return figure
 
 
-def _draw_map(ax: Axes, each: ValueMap, rows: Sequence[float], columns: Sequence[float]) -> None:
+def _draw_map(
+    ax: Axes, each: ValueMap, amplitudes: Sequence[float], periods: Sequence[float]
+) -> None:
     known = each.values[np.isfinite(each.values)]
     low, high = each.limits or (min(known, default=0.0), max(known, default=1.0))
     ax.imshow(each.values, vmin=low, vmax=high, cmap="cividis", aspect="auto", origin="lower")
@@ -72,24 +71,24 @@ def _draw_map(ax: Axes, each: ValueMap, rows: Sequence[float], columns: Sequence
                 fontsize=6,
                 color="white" if dark else "black",
             )
-    ax.set_xticks(range(len(columns)), [describe(value) for value in columns])
-    ax.set_yticks(range(len(rows)), [describe(value) for value in rows])
+    ax.set_xticks(range(len(periods)), [describe(value) for value in periods])
+    ax.set_yticks(range(len(amplitudes)), [describe(value) for value in amplitudes])
     ax.set_title(each.title, fontsize=8)
 
 
 def draw_bands(
     ax: Axes,
-    places: Sequence[float],
+    x: Sequence[float],
     intervals: Sequence[Interval],
     label: str,
     colour: int,
     style: str = ".-",
 ) -> None:
-    """A mean at each place, with the band of its interval."""
+    """Means against x, with a band for their intervals."""
     shade = COLOURS[colour % len(COLOURS)]
-    ax.plot(places, [each.value for each in intervals], style, color=shade, lw=1, ms=4, label=label)
+    ax.plot(x, [each.value for each in intervals], style, color=shade, lw=1, ms=4, label=label)
     ax.fill_between(
-        places,
+        x,
         [each.low for each in intervals],
         [each.high for each in intervals],
         color=shade,

@@ -9,29 +9,28 @@ from dataclasses import dataclass, replace
 import numpy as np
 from matplotlib.figure import Figure
 
-from dlf_dynamics.analysis.reproduction.fig4 import PAPER
-from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture
-from dlf_dynamics.analysis.reproduction.published import Published
-from dlf_dynamics.analysis.reproduction.spiral_study import SpiralRuns
+from dlf_dynamics.analysis.reproduction.grids import Grid
+from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture, titled, unfinished
+from dlf_dynamics.analysis.reproduction.published import PAPER, Published
+from dlf_dynamics.analysis.reproduction.spiral_study import (
+    EXAMPLES,
+    FRESH_POINTS,
+    SpiralRuns,
+    config_of,
+)
 from dlf_dynamics.analysis.reproduction.task import Budget, Reproduction, Task, counted
-from dlf_dynamics.analysis.reproduction.under_parameterised import titled, unfinished
 from dlf_dynamics.analysis.reproduction.width_study import parameters_of
 from dlf_dynamics.analysis.studies.statistics import Interval, mean_interval
 from dlf_dynamics.analysis.studies.study import Measures, Study
 from dlf_dynamics.analysis.studies.studyfile import StudyResults
 from dlf_dynamics.analysis.style import COLOURS, styled
-from dlf_dynamics.presets import PRESETS
 
 NAME = "over-parameterised"
 
-WIDTH = 500
-
-FITTED = 0.98
+_FITTED = 0.98
 """Training accuracy from which a run has fitted its data."""
 
 STATIC_PART = 5
-FRESH_POINTS = 3000
-_EXAMPLES = 300
 
 CLAIM = Published("can lead to better generalisation", "text")
 
@@ -39,79 +38,65 @@ CLAIM = Published("can lead to better generalisation", "text")
 @dataclass(frozen=True)
 class _Size:
     width: int
-    amplitudes: tuple[float, ...]
-    periods: tuple[int, ...]
-    seeds: int
+    grid: Grid
     steps: int
 
 
 _SIZES: dict[Budget, _Size] = {
-    "tiny": _Size(20, (3.0, 30.0), (100,), 2, 500),
-    "small": _Size(WIDTH, (3.0, 30.0), (100, 2000), 10, 20_000),
-    "full": _Size(5000, (3.0, 10.0, 30.0, 70.0), (100, 500, 2000, 5000), 20, 70_000),
+    "tiny": _Size(20, Grid((3.0, 30.0), (100,), 2), 500),
+    "small": _Size(500, Grid((3.0, 30.0), (100, 2000), 10), 20_000),
+    "full": _Size(5000, Grid((3.0, 10.0, 30.0, 70.0), (100, 500, 2000, 5000), 20), 70_000),
 }
 
 
 def study(size: _Size) -> Study:
     """A wide network, static and with some amplitudes and periods."""
-    base = PRESETS["published-updated"]
-    schedule = replace(
-        base.schedule, counting="exact", static_from=size.steps - size.steps // STATIC_PART
-    )
-    cells = [(1.0, size.periods[0])]
-    cells += [(a, period) for a in size.amplitudes for period in size.periods]
+    config = config_of("published-updated", size.steps, STATIC_PART)
     return Study(
-        replace(
-            base,
-            data=replace(base.data, validation=FRESH_POINTS),
-            model=replace(base.model, widths=(size.width,)),
-            schedule=schedule,
-            steps=size.steps,
-            checkpoint_every=501,
-        ),
-        (("model.seed", tuple(range(size.seeds))),),
-        tuple((("schedule.amplitude", a), ("schedule.period", period)) for a, period in cells),
+        replace(config, model=replace(config.model, widths=(size.width,))),
+        (("model.seed", tuple(range(size.grid.seeds))),),
+        size.grid.cells(),
         Measures(sharpness=True),
     )
 
 
 def gain(runs: SpiralRuns, cell: tuple[float, int], *, fitted: bool) -> Interval:
-    """Held-out accuracy less that of the static loss, of the same initial values.
+    """Held-out accuracy minus that with the static loss, for the same initial values.
 
     Args:
-        runs: of the study.
+        runs: runs of the study.
         cell: amplitude and period.
-        fitted: whether to take only pairs of which both runs have fitted their data.
+        fitted: whether to take only pairs in which both runs have fitted their data.
     """
     held_out, training = map(runs.column, ("validation_accuracy", "accuracy"))
     moving, static = runs.cell(*cell), runs.static("gd")
     change = held_out[moving] - held_out[static]
     if fitted:
-        both = (training[moving] >= FITTED) & (training[static] >= FITTED)
+        both = (training[moving] >= _FITTED) & (training[static] >= _FITTED)
         change = change[both]
     return mean_interval(change, comparisons=len(runs.cells))
 
 
 def compare(runs: SpiralRuns) -> Iterator[Comparison]:
-    """The claim by a rule, then each cell."""
+    """The verdict on the claim by a rule, then each cell."""
     for fitted in (True, False):
-        found = [gain(runs, cell, fitted=fitted) for cell in runs.cells]
-        counts = Counter(each.direction for each in found)
+        gains = [gain(runs, cell, fitted=fitted) for cell in runs.cells]
+        counts = Counter(each.direction for each in gains)
         pairs = "pairs of which both have fitted" if fitted else "all pairs"
         yield Comparison(
             f"cells by held-out accuracy, dynamical minus static, {pairs}",
             CLAIM if fitted else None,
             ", ".join(f"{direction} in {count}" for direction, count in counts.most_common()),
-            f"of {len(found)} cells",
+            f"of {len(gains)} cells",
         )
     held_out, training = map(runs.column, ("validation_accuracy", "accuracy"))
-    for cell, rows in _rows(runs):
-        known = training[rows][np.isfinite(training[rows])]
+    for cell, of_cell in _cells(runs):
+        known = training[of_cell][np.isfinite(training[of_cell])]
         yield Comparison(
             f"{cell}: held-out accuracy",
             None,
-            mean_interval(held_out[rows]).told(),
-            f"{int(np.sum(known >= FITTED))} of {len(known)} have fitted; training accuracy "
+            mean_interval(held_out[of_cell]).told(),
+            f"{int(np.sum(known >= _FITTED))} of {len(known)} have fitted; training accuracy "
             f"{mean_interval(known).told()}",
         )
     for amplitude, period in runs.cells:
@@ -124,7 +109,7 @@ def compare(runs: SpiralRuns) -> Iterator[Comparison]:
         )
 
 
-def _rows(runs: SpiralRuns) -> Iterator[tuple[str, np.ndarray]]:
+def _cells(runs: SpiralRuns) -> Iterator[tuple[str, np.ndarray]]:
     yield "static loss", runs.static("gd")
     for amplitude, period in runs.cells:
         yield f"A = {amplitude:g}, T = {period}", runs.cell(amplitude, period)
@@ -137,17 +122,17 @@ def draw(runs: SpiralRuns) -> Figure:
         figure = Figure(figsize=(6.4, 3.0), layout="constrained")
         ax = figure.subplots()
         labels = []
-        for place, (name, rows) in enumerate(_rows(runs)):
-            values, fitted = held_out[rows], training[rows] >= FITTED
-            beside = place + np.linspace(-0.22, 0.22, len(values))
-            colour = COLOURS[0] if place == 0 else COLOURS[5]
+        for position, (name, of_cell) in enumerate(_cells(runs)):
+            values, fitted = held_out[of_cell], training[of_cell] >= _FITTED
+            beside = position + np.linspace(-0.22, 0.22, len(values))
+            colour = COLOURS[0] if position == 0 else COLOURS[5]
             ax.plot(beside[fitted], values[fitted], "o", color=colour, ms=4)
             ax.plot(beside[~fitted], values[~fitted], "o", color=colour, ms=4, mfc="none")
-            found = mean_interval(values)
+            mean = mean_interval(values)
             ax.errorbar(
-                [place + 0.35],
-                [found.value],
-                [[found.value - found.low], [found.high - found.value]],
+                [position + 0.35],
+                [mean.value],
+                [[mean.value - mean.low], [mean.high - mean.value]],
                 fmt="_",
                 color="black",
                 lw=1,
@@ -173,10 +158,10 @@ def make(task: Task) -> Page:
         comparisons=tuple(compare(runs)),
         differs=(
             *unfinished(results.complete),
-            f"The data are the spiral, {_EXAMPLES} examples, not images; the network has width "
+            f"The data are the spiral, {EXAMPLES} examples, not images; the network has width "
             f"{size.width} and {parameters_of(size.width):,} parameters. Amplitudes, periods and "
             "steps are ours.",
-            f"A run has fitted with a training accuracy of at least {FITTED:g}. To generalise "
+            f"A run has fitted with a training accuracy of at least {_FITTED:g}. To generalise "
             "better is a statement on runs that have fitted: pairs of which one has not are told "
             "apart, as there the difference is one of training. Choosing pairs by how they were "
             "trained is a selection; the rows on all pairs are without it.",
@@ -193,22 +178,21 @@ def make(task: Task) -> Page:
                 "means with 95 % intervals",
             ),
         ),
-        made=task.made(NAME, results.provenance, _facts(task, size, results)),
+        made=task.made(NAME, results.provenance, _facts(size, results), results),
     )
 
 
-def _facts(task: Task, size: _Size, results: StudyResults) -> dict[str, str]:
+def _facts(size: _Size, results: StudyResults) -> dict[str, str]:
     return {
         "schedules": "A = 1; A in "
-        + ", ".join(f"{a:g}" for a in size.amplitudes)
+        + ", ".join(f"{a:g}" for a in size.grid.amplitudes)
         + " with T in "
-        + ", ".join(map(str, size.periods)),
+        + ", ".join(map(str, size.grid.periods)),
         "runs": counted(results.statuses),
         "steps of each": f"{size.steps:,}",
         "held out": f"{FRESH_POINTS:,} fresh points",
         "initial values": f"`{results.study.base.model.init}`",
         "precision": results.study.base.dtype,
-        "cost": task.cost(results),
         "what would need more": "images and the published network: `cifar10-myrtle5` on a "
         "GPU. `--budget full` here is width 5,000 on the spiral, 340 runs of 70,000 "
         "steps: a GPU, too (not measured).",

@@ -10,8 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+PAPER = (
+    "M. Ruiz-Garcia, G. Zhang, S. S. Schoenholz, A. J. Liu, *Tilting the playing field: Dynamical "
+    "loss functions for machine learning*, ICML 2021, "
+    "[arXiv 2102.03793](https://arxiv.org/abs/2102.03793)."
+)
+"""Source of most pages."""
+
 Numbers = float | Sequence[float] | np.ndarray
-"""One, or several that belong together."""
+"""One number, or several that belong together."""
 
 KnownBy = Literal["text", "program", "digitised", "inferred", "port", "theorem"]
 
@@ -27,22 +34,22 @@ KNOWN_BY: Mapping[KnownBy, str] = {
     "program.",
     "theorem": "proved in the paper, for the linearised updates.",
 }
-"""What the word behind a number means, by the word."""
+"""Meaning of the words behind published numbers."""
 
 _PICTURE_STEPS, _PICTURE_VALUES = 20.0, 0.03
-"""How well a step and a value were read from a picture; the latter relative."""
+"""Reading errors of a step and, relative, of a value in a published figure."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A number, some numbers or a statement of the literature.
+    """A number, several numbers or a statement from the literature.
 
     Attributes:
-        value: of it; a statement in words has no error.
+        value: the numbers, or the statement in words, which has no error.
         known_by: how we know it, a word of KNOWN_BY.
-        error: by which the numbers may be off.
-        relative: whether the error, and so the difference from what is measured, is relative.
-        form: of the numbers, as `format` takes it.
+        error: error of the numbers.
+        relative: whether the error, and so the difference from the measured number, is relative.
+        form: format specification for the numbers.
     """
 
     value: float | tuple[float, ...] | str
@@ -65,7 +72,7 @@ class Published:
         return "; ".join(format(each, self.form) for each in np.atleast_1d(value))
 
     def difference(self, measured: Numbers) -> str:
-        """Measured minus published, relative where the error is."""
+        """Measured minus published, relative where the error is relative."""
         assert not isinstance(self.value, str)
         published = np.atleast_1d(self.value)
         apart = np.atleast_1d(measured) - published
@@ -76,11 +83,11 @@ class Published:
 
 
 def digitised(value: float | Sequence[float], *, steps: bool = False) -> Published:
-    """Numbers that were read from a picture, with the error of the reading.
+    """Numbers that were read from a published figure, with the reading error.
 
     Args:
-        value: as read.
-        steps: whether they are steps, not values.
+        value: the numbers as read.
+        steps: whether they are steps.
 
     >>> digitised([4203, 5083], steps=True).told
     '4,203; 5,083 ± 20 (digitised)'
@@ -106,6 +113,6 @@ def authors_program() -> dict[str, np.ndarray]:
 
 
 def published_figure(name: Literal["fig4", "fig4_updated"]) -> dict[str, Any]:
-    """Numbers that were read by hand from a published picture, by their names."""
+    """Numbers that were read by hand from a published figure, by their names."""
     file = resources.files("dlf_dynamics.data").joinpath("published_figures.json")
     return json.loads(file.read_text("utf-8"))[name]

@@ -9,10 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from dlf_dynamics.analysis.reproduction.fig4 import PAPER
 from dlf_dynamics.analysis.reproduction.maps import ValueMap, draw_bands, draw_maps
-from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture
-from dlf_dynamics.analysis.reproduction.published import Published
+from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture, titled, unfinished
+from dlf_dynamics.analysis.reproduction.published import PAPER, Published
 from dlf_dynamics.analysis.reproduction.spiral_study import (
     FRESH_POINTS,
     OTHERS,
@@ -21,15 +20,14 @@ from dlf_dynamics.analysis.reproduction.spiral_study import (
     SpiralRuns,
     swept,
 )
-from dlf_dynamics.analysis.reproduction.task import Reproduction, Task, counted
-from dlf_dynamics.analysis.reproduction.under_parameterised import titled
+from dlf_dynamics.analysis.reproduction.task import Budget, Reproduction, Task, counted
 from dlf_dynamics.analysis.studies.statistics import Interval, mean_interval
 from dlf_dynamics.analysis.style import styled
 
 NAME = "spiral-phase-diagram"
 
 CLAIM = Published("above the static loss", "text")
-"""Of the accuracy, at the right amplitude and period."""
+"""What the abstract says of the accuracy, at the right amplitude and period."""
 
 QUANTITIES = {"accuracy": "training", "validation_accuracy": "held-out"}
 
@@ -37,18 +35,11 @@ OPTIMIZERS = {
     "gd": "gradient descent",
     **{name: f"{name} {rate:g}" for name, rate in OTHERS},
 }
-"""With which the static loss is trained, in words."""
-
-
-def means(runs: SpiralRuns, name: str) -> Float[np.ndarray, "amplitudes periods"]:
-    """Over the seeds, of each cell."""
-    column, shape = runs.column(name), (len(runs.amplitudes), len(runs.periods))
-    found = [mean_interval(column[runs.cell(*cell)]).value for cell in runs.cells]
-    return np.array(found).reshape(shape)
+"""Optimizers that train with the static loss, in words."""
 
 
 def gains(runs: SpiralRuns, name: str, optimizer: str) -> dict[tuple[float, int], Interval]:
-    """Of each cell: its accuracy less that of the static loss from the same initial values.
+    """Accuracy of each cell minus that of the static loss from the same initial values.
 
     The intervals of all cells hold together.
     """
@@ -66,14 +57,14 @@ def compare(runs: SpiralRuns) -> Iterator[Comparison]:
     for name, words in QUANTITIES.items():
         column = runs.column(name)
         for optimizer, told in OPTIMIZERS.items():
-            found = mean_interval(column[runs.static(optimizer)])
+            mean = mean_interval(column[runs.static(optimizer)])
             yield Comparison(
-                f"{words} accuracy, static loss, {told}", None, found.told(), f"{found.size} seeds"
+                f"{words} accuracy, static loss, {told}", None, mean.told(), f"{mean.size} seeds"
             )
-        values = means(runs, name)
-        if not np.any(np.isfinite(values)):
+        means = runs.means(column)
+        if not np.any(np.isfinite(means)):
             continue
-        best = runs.cells[int(np.nanargmax(values))]
+        best = runs.cells[int(np.nanargmax(means))]
         yield Comparison(
             f"{words} accuracy, best cell{so_far}: A = {best[0]:g}, T = {best[1]}",
             None,
@@ -87,10 +78,10 @@ def compare(runs: SpiralRuns) -> Iterator[Comparison]:
 def _against(
     runs: SpiralRuns, name: str, optimizer: str, best: tuple[float, int], what: str, told: str
 ) -> Comparison:
-    found = gains(runs, name, optimizer)
-    counts = Counter(interval.direction for interval in found.values())
+    by_cell = gains(runs, name, optimizer)
+    counts = Counter(interval.direction for interval in by_cell.values())
     words = ", ".join(f"{direction} in {count}" for direction, count in counts.most_common())
-    gain = found[best]
+    gain = by_cell[best]
     verdict = {
         "higher": "agrees: ",
         "lower": "contradicts: ",
@@ -98,7 +89,7 @@ def _against(
         "too few runs": "",
     }[gain.direction]
     return Comparison(
-        f"{what} of the {len(found)} cells, against static {told}",
+        f"{what} of the {len(by_cell)} cells, against static {told}",
         CLAIM if optimizer == "gd" else None,
         words,
         f"{verdict if optimizer == 'gd' else ''}best cell {gain.told(sign=True)}",
@@ -106,23 +97,23 @@ def _against(
 
 
 def share(runs: SpiralRuns) -> Float[np.ndarray, " runs"]:
-    """Of the steps of each run, those within instabilities."""
+    """Fraction of each run's steps that are within instabilities."""
     return runs.column("oscillating_steps") / runs.column("steps")
 
 
 def draw(runs: SpiralRuns) -> Figure:
-    """Means with bands against the period, static runs as lines across."""
+    """Means with bands against the period, static runs as horizontal lines."""
     with styled():
         figure = Figure(figsize=(7.2, 3.2), layout="constrained")
         axes = figure.subplots(1, len(QUANTITIES), sharey=True)
         for ax, (name, words) in zip(axes, QUANTITIES.items(), strict=True):
             column = runs.column(name)
-            for place, amplitude in enumerate(runs.amplitudes):
+            for number, amplitude in enumerate(runs.amplitudes):
                 cells = [mean_interval(column[runs.cell(amplitude, t)]) for t in runs.periods]
-                draw_bands(ax, runs.periods, cells, f"A = {amplitude:g}", place)
-            for place, (optimizer, told) in enumerate(OPTIMIZERS.items()):
+                draw_bands(ax, runs.periods, cells, f"A = {amplitude:g}", number)
+            for number, (optimizer, told) in enumerate(OPTIMIZERS.items()):
                 across = [mean_interval(column[runs.static(optimizer)])] * len(runs.periods)
-                draw_bands(ax, runs.periods, across, f"static, {told}", place + 4, "--")
+                draw_bands(ax, runs.periods, across, f"static, {told}", number + 4, "--")
             ax.set(xscale="log", xlabel="period T (steps)", title=f"{words} accuracy")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
@@ -130,12 +121,13 @@ def draw(runs: SpiralRuns) -> Figure:
 
 
 def _maps(runs: SpiralRuns) -> Figure:
-    shape = len(runs.amplitudes), len(runs.periods)
-    shares = [mean_interval(share(runs)[runs.cell(*cell)]).value for cell in runs.cells]
     return draw_maps(
         [
-            *(ValueMap(f"{words} accuracy", means(runs, n)) for n, words in QUANTITIES.items()),
-            ValueMap("oscillating part of the steps", np.array(shares).reshape(shape)),
+            *(
+                ValueMap(f"{words} accuracy", runs.means(runs.column(name)))
+                for name, words in QUANTITIES.items()
+            ),
+            ValueMap("oscillating part of the steps", runs.means(share(runs))),
         ],
         runs.amplitudes,
         runs.periods,
@@ -165,13 +157,13 @@ def make(task: Task) -> Page:
                 "Means by amplitude and period; right, the oscillating part of the steps",
             ),
         ),
-        made=task.made(NAME, results.provenance, facts(task, runs)),
+        made=task.made(NAME, results.provenance, facts(task.budget, runs), results),
     )
 
 
-def facts(task: Task, runs: SpiralRuns) -> dict[str, str]:
-    """About the study, for the pages that read it."""
-    size, results = SIZES[task.budget], runs.results
+def facts(budget: Budget, runs: SpiralRuns) -> dict[str, str]:
+    """Facts of the study, for the pages that read it."""
+    size, results = SIZES[budget], runs.results
     return {
         "grid": size.grid.told,
         "static loss": ", ".join(OPTIMIZERS.values()),
@@ -180,20 +172,15 @@ def facts(task: Task, runs: SpiralRuns) -> dict[str, str]:
         "initial values": f"`{results.study.base.model.init}`",
         "held out": f"{FRESH_POINTS:,} fresh points",
         "precision": results.study.base.dtype,
-        "cost": task.cost(results),
         "what would need more": "`--budget full`: 16 amplitudes, 11 periods and 20 seeds are 3,360 "
         "runs; on one core, fifteen times this cost, or 32 runs at a time on a GPU (not measured).",
     }
 
 
 def differs(complete: bool) -> tuple[str, ...]:
-    """What is to be known of the study, for the pages that read it."""
-    unfinished = (
-        "**The study is not finished.** What stands here is from the runs that are done, and says "
-        "nothing of the other cells.",
-    )
+    """Caveats of the study, for the pages that read it."""
     return (
-        *(() if complete else unfinished),
+        *unfinished(complete),
         "Grid, number of steps and number of seeds are ours: we had no access to the text, and "
         "know no diagram of the spiral.",
         "Runs are as long as the headline run, and end with its static part: pulses last exactly T "

@@ -10,12 +10,17 @@ from jaxtyping import Bool, Float
 
 from dlf_dynamics.analysis.reproduction.grids import Grid
 from dlf_dynamics.analysis.reproduction.task import Budget, Task
+from dlf_dynamics.analysis.studies.statistics import mean_interval
 from dlf_dynamics.analysis.studies.study import Measures, Overrides, Study
 from dlf_dynamics.analysis.studies.studyfile import StudyResults
+from dlf_dynamics.config import RunConfig
 from dlf_dynamics.presets import PRESETS
 
 STATIC_PART = 14
-"""The last one of so many equal parts of a run is static, as in the headline run."""
+"""The last 1/14 of a run is static, as in the headline run."""
+
+EXAMPLES = PRESETS["published"].data.points_per_class * PRESETS["published"].data.num_classes
+"""Points of the spiral that the networks are trained on."""
 
 FRESH_POINTS = 3000
 """Points from the same distribution on which the networks are validated."""
@@ -23,7 +28,7 @@ FRESH_POINTS = 3000
 CURVE_POINTS = 15
 
 OTHERS: tuple[tuple[str, float], ...] = (("heavy-ball", 0.1), ("adam", 0.01))
-"""Optimizers that train with the static loss as well, and their learning rates."""
+"""Other optimizers that train with the static loss, and their learning rates."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Size:
 
     Attributes:
         grid: amplitudes, periods and seeds.
-        steps: of each run.
+        steps: steps of each run.
     """
 
     grid: Grid
@@ -53,19 +58,31 @@ SIZES: dict[Budget, Size] = {
 }
 
 
+def config_of(preset: str, steps: int, static_part: int, checkpoint_every: int = 501) -> RunConfig:
+    """A preset with fresh points for validation, and pulses of exactly T steps.
+
+    Args:
+        preset: name of the preset.
+        steps: number of updates.
+        static_part: the last 1/static_part of the run is static.
+        checkpoint_every: steps between two checkpoints, from which curves are made; odd, or all
+            points would be on one branch of a period-2 orbit.
+    """
+    base = PRESETS[preset]
+    static_from = steps - steps // static_part
+    return replace(
+        base,
+        data=replace(base.data, validation=FRESH_POINTS),
+        schedule=replace(base.schedule, counting="exact", static_from=static_from),
+        steps=steps,
+        checkpoint_every=checkpoint_every,
+    )
+
+
 def study(size: Size) -> Study:
     """The headline run with other amplitudes and periods, and static with other optimizers."""
-    base = PRESETS["published"]
-    static_from = size.steps - size.steps // STATIC_PART
     return Study(
-        replace(
-            base,
-            data=replace(base.data, validation=FRESH_POINTS),
-            schedule=replace(base.schedule, counting="exact", static_from=static_from),
-            steps=size.steps,
-            # Odd, or all points of the curves would be on one branch of a period-2 orbit.
-            checkpoint_every=501,
-        ),
+        config_of("published", size.steps, STATIC_PART),
         (("model.seed", tuple(range(size.grid.seeds))),),
         (*size.grid.cells(), *map(_static, OTHERS)),
         measures(),
@@ -87,40 +104,40 @@ def _static(optimizer: tuple[str, float]) -> Overrides:
 
 
 PAGES = ("spiral-phase-diagram", "instability-onsets")
-"""Folders of the pages that read this study; the first that is made does its runs."""
+"""Folders of the pages that share this study; the page that is made first does its runs."""
 
 
 def swept(task: Task) -> StudyResults:
-    """The outcomes; those of a page beside this one are used."""
+    """The outcomes of the study, from the folder of another page where they are there."""
     return task.swept(study(SIZES[task.budget]), beside=PAGES)
 
 
 @dataclass(frozen=True)
 class SpiralRuns:
-    """The runs of the study by what they are of.
+    """The runs of the study, by amplitude and period or by optimizer.
 
     Attributes:
-        results: of the study.
+        results: outcomes of the study.
     """
 
     results: StudyResults
 
     @cached_property
     def amplitudes(self) -> list[float]:
-        """Those above 1, sorted."""
+        """Amplitudes above 1, sorted."""
         values = self.results.study.values("schedule.amplitude")
         return sorted({value for value in values.tolist() if value > 1})
 
     @cached_property
     def periods(self) -> list[int]:
-        """Of the runs with these amplitudes, sorted."""
+        """Periods of the runs with these amplitudes, sorted."""
         values = self.results.study.values("schedule.period")
         moving = self.results.study.values("schedule.amplitude") > 1
         return sorted(set(values[moving].tolist()))
 
     @property
     def cells(self) -> list[tuple[float, int]]:
-        """Amplitudes and periods."""
+        """All pairs of amplitude and period."""
         return [(amplitude, period) for amplitude in self.amplitudes for period in self.periods]
 
     def cell(self, amplitude: float, period: int) -> Bool[np.ndarray, " runs"]:
@@ -137,11 +154,16 @@ class SpiralRuns:
         """A number of each run; an accuracy of a run that diverged is 0, not left out."""
         return column_of(self.results, name)
 
+    def means(self, values: Float[np.ndarray, " runs"]) -> Float[np.ndarray, "amplitudes periods"]:
+        """The mean over the seeds in each cell of a number of each run."""
+        means = [mean_interval(values[self.cell(*cell)]).value for cell in self.cells]
+        return np.array(means).reshape(len(self.amplitudes), len(self.periods))
+
 
 def column_of(results: StudyResults, name: str) -> Float[np.ndarray, " runs"]:
     """A number of each run of a study; an accuracy of a run that diverged is 0, not left out.
 
-    NaN stands for runs that failed, or are not done.
+    Runs that failed or are not done have NaN.
     """
     diverged = np.array([status == "diverged" for status in results.statuses])
     values = results.columns[name]

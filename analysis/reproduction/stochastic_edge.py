@@ -46,7 +46,7 @@ CLAIM = Published("stable in mean square exactly below η_ms", "theorem")
 RATES = {"digits": 0.02, "spiral": 0.05}
 """Learning rates of the runs from initial values, by data."""
 
-INTERPOLATES = 1e-12
+_INTERPOLATES = 1e-12
 """Loss below which a minimum interpolates its data."""
 
 
@@ -56,12 +56,12 @@ class _Size:
 
     Attributes:
         rates: learning rates in units of the certified ones, on both sides of 1.
-        seeds: seeds of the batches, for each rate.
+        seeds: number of seeds of the batches, for each rate.
         steps: steps of the runs from near a minimum.
-        divisors: batch sizes are the number of examples divided by these, and 1.
-        examples: examples of the digits; the spiral has nine tenths as many.
+        divisors: the batch sizes are 1 and the number of examples divided by these.
+        examples: number of digits; the spiral has nine tenths as many points.
         trained: updates of the runs from initial values.
-        checkpoints: checkpoints at which their thresholds are computed.
+        checkpoints: number of checkpoints at which their thresholds are computed.
     """
 
     rates: tuple[float, ...]
@@ -106,84 +106,85 @@ def networks(size: _Size) -> dict[str, RunConfig]:
     }
 
 
-def batch_sizes(examples: int, size: _Size) -> list[int]:
-    """1, and parts of the whole batch."""
+def _batch_sizes(examples: int, size: _Size) -> list[int]:
+    """1, and fractions of the full batch."""
     return sorted({1, *(examples // divisor for divisor in size.divisors)})
 
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """What became of runs that started near one minimum.
+    """Runs that started near one minimum.
 
     Attributes:
-        minimum: near which.
-        found: runs of each batch size.
+        minimum: the minimum.
+        groups: runs of each batch size.
     """
 
     minimum: Minimum
-    found: tuple[Escapes, ...]
+    groups: tuple[Escapes, ...]
 
     @property
     def name(self) -> str:
-        """Of the data."""
+        """Name of the data."""
         return self.minimum.config.data.name
 
     @property
     def interpolates(self) -> bool:
         """Whether the network fits its data at the minimum, so that batches have no noise there."""
-        return self.minimum.loss < INTERPOLATES
+        return self.minimum.loss < _INTERPOLATES
 
-    def noiseless(self, found: Escapes) -> bool:
+    def noiseless(self, group: Escapes) -> bool:
         """Whether the gradient of every batch is 0 at the minimum."""
-        return self.interpolates or found.batch_size == len(self.minimum.problem.targets)
+        return self.interpolates or group.batch_size == len(self.minimum.problem.targets)
 
 
-def compare(places: Sequence[Neighbourhood]) -> Iterator[Comparison]:
-    """Of each minimum and batch size what became of the runs, by learning rate."""
-    for place in places:
-        fits = "interpolates" if place.interpolates else "does not interpolate"
-        for each in place.found:
-            yield _of_runs(f"{place.name} ({fits}), B = {each.batch_size}", place, each)
+def compare(neighbourhoods: Sequence[Neighbourhood]) -> Iterator[Comparison]:
+    """Outcomes of the runs by learning rate, for each minimum and batch size."""
+    for neighbourhood in neighbourhoods:
+        fits = "interpolates" if neighbourhood.interpolates else "does not interpolate"
+        for group in neighbourhood.groups:
+            what = f"{neighbourhood.name} ({fits}), B = {group.batch_size}"
+            yield _of_runs(what, group, noiseless=neighbourhood.noiseless(group))
             yield Comparison(
-                f"{place.name}, B = {each.batch_size}: steps with ζ > 1, by η/η_ms",
+                f"{neighbourhood.name}, B = {group.batch_size}: steps with ζ > 1, by η/η_ms",
                 None,
-                _by_rate(each, [_share(row) for row in each.raised]),
-                f"η_ms in [{each.stable:.6g}, {each.unstable:.6g}]",
+                _by_rate(group, [_share(row) for row in group.raised]),
+                f"η_ms in [{group.stable:.6g}, {group.unstable:.6g}]",
             )
 
 
-def _of_runs(what: str, place: Neighbourhood, found: Escapes) -> Comparison:
-    """Runs that moved away; with noise all do, and it is told how far."""
-    if not place.noiseless(found):
+def _of_runs(what: str, group: Escapes, *, noiseless: bool) -> Comparison:
+    """Fraction of the runs that moved away; with noise all do, and the row says how far."""
+    if not noiseless:
         return Comparison(
             f"{what}: median distance at the end over that at the start, by η/η_ms",
             None,
-            _by_rate(found, [f"{far:.2g}" for far in np.median(found.distances, axis=1)]),
+            _by_rate(group, [f"{far:.2g}" for far in np.median(group.distances, axis=1)]),
             "the noise of the batches moves runs at every rate; no line is expected",
         )
     return Comparison(
         f"{what}: runs that moved away, by η/η_ms",
         CLAIM,
-        _by_rate(found, [f"{share:.0%}" for share in found.moved_away]),
-        _verdict(found),
+        _by_rate(group, [f"{share:.0%}" for share in group.moved_away]),
+        _verdict(group),
     )
 
 
-def _by_rate(found: Escapes, told: Sequence[str]) -> str:
-    return "; ".join(f"{rate:g}: {each}" for rate, each in zip(found.rates, told, strict=True))
+def _by_rate(group: Escapes, told: Sequence[str]) -> str:
+    return "; ".join(f"{rate:g}: {each}" for rate, each in zip(group.rates, told, strict=True))
 
 
 def _share(raised: np.ndarray) -> str:
-    """Mean over the runs that have one."""
+    """Mean fraction of steps, over the runs that have one."""
     known = raised[np.isfinite(raised)]
     return f"{np.mean(known):.0%}" if len(known) else "none defined"
 
 
-def _verdict(found: Escapes) -> str:
-    """The rule: without noise no run moves away below the line."""
-    if np.any(found.moved_away[found.rates < 1] > 0):
+def _verdict(group: Escapes) -> str:
+    """The verdict by a rule: without noise no run moves away below the threshold."""
+    if np.any(group.moved_away[group.rates < 1] > 0):
         return "contradicts: runs moved away below the line"
-    if np.all(found.moved_away[found.rates > 1] == 1):
+    if np.all(group.moved_away[group.rates > 1] == 1):
         return "agrees on both sides"
     return "agrees below; above, some runs shrink while the moment grows"
 
@@ -194,7 +195,7 @@ class Trained:
 
     Attributes:
         config: settings of the run.
-        edge: along it.
+        edge: stability along the run.
     """
 
     config: RunConfig
@@ -207,7 +208,7 @@ class Trained:
 
 
 def trained(task: Task, config: RunConfig, batch_size: int, size: _Size) -> Trained:
-    """Trains and analyses it, where that is not done."""
+    """A run with its analysis; computes what is not on file."""
     config = replace(
         config,
         batch_size=batch_size,
@@ -220,8 +221,8 @@ def trained(task: Task, config: RunConfig, batch_size: int, size: _Size) -> Trai
     return Trained(config, task.analysed(run, EdgeConfig(checkpoints=size.checkpoints), "edge"))
 
 
-def compare_trained(runs: Sequence[Trained]) -> Iterator[Comparison]:
-    """Where runs from initial values are, and how many of their steps raised their loss."""
+def _compare_trained(runs: Sequence[Trained]) -> Iterator[Comparison]:
+    """η/η_ms of runs from initial values, and how many of their steps raised their loss."""
     for each in runs:
         low, high = each.edge.ratio[each.late].T
         above = int(np.sum(each.edge.column("side")[each.late] == 1))
@@ -235,15 +236,16 @@ def compare_trained(runs: Sequence[Trained]) -> Iterator[Comparison]:
         )
 
 
-def draw(places: Sequence[Neighbourhood], runs: Sequence[Trained]) -> Figure:
+def draw(neighbourhoods: Sequence[Neighbourhood], runs: Sequence[Trained]) -> Figure:
     """Above, distances at the end over those at the start, by learning rate; below, real runs."""
     with styled():
         figure = Figure(figsize=(6.8, 5.6), layout="constrained")
-        panels = figure.subplots(2, len(places), squeeze=False)
-        for (above, below), place in zip(panels.T, places, strict=True):
-            _draw(above, place)
+        panels = figure.subplots(2, len(neighbourhoods), squeeze=False)
+        for (above, below), neighbourhood in zip(panels.T, neighbourhoods, strict=True):
+            _draw(above, neighbourhood)
             above.legend(fontsize="small")
-            _draw_trained(below, [run for run in runs if run.config.data.name == place.name])
+            name = neighbourhood.name
+            _draw_trained(below, [run for run in runs if run.config.data.name == name])
         panels[0, 0].set_ylabel("distance from the minimum, end over start")
         panels[1, 0].set_ylabel("η/η_ms")
         return figure
@@ -263,18 +265,18 @@ def _draw_trained(ax: Axes, runs: Sequence[Trained]) -> None:
 
 
 _FAR = 1e9
-"""Distances beyond, and runs that were not finite any more, are drawn here."""
+"""Larger distances, and runs that are no longer finite, are drawn here."""
 
 
-def _draw(ax: Axes, place: Neighbourhood) -> None:
-    count = len(place.found)
-    for index, each in enumerate(place.found):
+def _draw(ax: Axes, neighbourhood: Neighbourhood) -> None:
+    count = len(neighbourhood.groups)
+    for index, group in enumerate(neighbourhood.groups):
         shift = 1.02 ** (index - (count - 1) / 2)
-        rates = np.repeat(each.rates * shift, each.distances.shape[1])
-        far = np.minimum(each.distances, _FAR)
-        colour, label = COLOURS[index % len(COLOURS)], f"B = {each.batch_size}"
+        rates = np.repeat(group.rates * shift, group.distances.shape[1])
+        far = np.minimum(group.distances, _FAR)
+        colour, label = COLOURS[index % len(COLOURS)], f"B = {group.batch_size}"
         ax.plot(rates, far.ravel(), "o", ms=3, mfc="none", color=colour)
-        ax.plot(each.rates * shift, np.median(far, axis=1), lw=1, color=colour, label=label)
+        ax.plot(group.rates * shift, np.median(far, axis=1), lw=1, color=colour, label=label)
     ax.axvline(1, color="black", lw=0.8)
     ax.axhline(1, color="black", lw=0.5, ls=":")
     ax.set_xscale("log")
@@ -282,23 +284,23 @@ def _draw(ax: Axes, place: Neighbourhood) -> None:
     ticks = [0.5, 1.0, 2.0]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.xaxis.set_minor_formatter(NullFormatter())
-    fits = "interpolates" if place.interpolates else "does not interpolate"
-    ax.set_title(f"{place.name}: the minimum {fits}")
+    fits = "interpolates" if neighbourhood.interpolates else "does not interpolate"
+    ax.set_title(f"{neighbourhood.name}: the minimum {fits}")
     ax.set_xlabel("η/η_ms")
 
 
 def make(task: Task) -> Page:
     """Finds the minima, starts and trains what is missing, draws, and compares."""
     size = _SIZES[task.budget]
-    places, runs = [], []
+    neighbourhoods, runs = [], []
     for name, config in networks(size).items():
         minimum = minimum_of(task, config, f"minimum-{name}")
-        batches = batch_sizes(len(minimum.problem.targets), size)
-        found = [
+        batches = _batch_sizes(len(minimum.problem.targets), size)
+        groups = [
             escapes(task, minimum, batch_size, size.rates, size.seeds, size.steps)
             for batch_size in batches
         ]
-        places.append(Neighbourhood(minimum, tuple(found)))
+        neighbourhoods.append(Neighbourhood(minimum, tuple(groups)))
         runs += [trained(task, config, batch_size, size) for batch_size in batches]
     return Page(
         name=NAME,
@@ -307,28 +309,28 @@ def make(task: Task) -> Page:
         published="With batches drawn independently at each step, the second moment of a small "
         "deviation from a minimum that interpolates its data decays below one learning rate η_ms, "
         "and grows above it (Theorems 3 and 4). No run of the paper is made again here.",
-        comparisons=(*compare(places), *compare_trained(runs)),
-        differs=_differs(places, size),
+        comparisons=(*compare(neighbourhoods), *_compare_trained(runs)),
+        differs=_differs(neighbourhoods, size),
         pictures=(
             Picture(
-                task.drawn(draw(places, runs), NAME),
+                task.drawn(draw(neighbourhoods, runs), NAME),
                 "Above: runs that start near a minimum, by learning rate; lines are medians over "
                 f"the seeds, what is beyond {_FAR:g} is drawn there. Below: η/η_ms along runs from "
                 "initial values.",
             ),
         ),
-        made=task.made(NAME, json.loads(provenance()), _facts(task, places, size)),
+        made=task.made(NAME, json.loads(provenance()), _facts(neighbourhoods, size)),
     )
 
 
-def _differs(places: Sequence[Neighbourhood], size: _Size) -> tuple[str, ...]:
-    noisy = [place for place in places if not place.interpolates]
+def _differs(neighbourhoods: Sequence[Neighbourhood], size: _Size) -> tuple[str, ...]:
+    noisy = [each.name for each in neighbourhoods if not each.interpolates]
     return (
         "Minima are found by Levenberg-Marquardt steps, squared error, tanh, "
         + "; ".join(
-            f"{place.name}: {len(place.minimum.params):,} parameters, "
-            f"loss {place.minimum.loss:.3g}, gradient {place.minimum.slope:.1g}"
-            for place in places
+            f"{each.name}: {len(each.minimum.params):,} parameters, "
+            f"loss {each.minimum.loss:.3g}, gradient {each.minimum.gradient_norm:.1g}"
+            for each in neighbourhoods
         )
         + ".",
         f"Runs start at a distance of {FROM_MINIMUM:g} in a random direction and make "
@@ -338,23 +340,22 @@ def _differs(places: Sequence[Neighbourhood], size: _Size) -> tuple[str, ...]:
         "The threshold is one of second moments. Just above it a single run may shrink for its "
         "whole length while rare ones grow: less than all of them move away there.",
         *(
-            f"The minimum of the {place.name} does not interpolate (some points coincide and have "
+            f"The minimum of the {name} does not interpolate (some points coincide and have "
             "different labels). Batches have noise there, which moves runs away from it at every "
             "learning rate; how far grows towards η_ms, and no jump is to be seen."
-            for place in noisy
+            for name in noisy
         ),
         "Where runs from initial values are at other learning rates was not looked at. ζ is of "
         "their own batches: it says which steps raised their own loss, not which were unstable.",
     )
 
 
-def _facts(task: Task, places: Sequence[Neighbourhood], size: _Size) -> dict[str, str]:
-    count = sum(each.distances.size for place in places for each in place.found)
+def _facts(neighbourhoods: Sequence[Neighbourhood], size: _Size) -> dict[str, str]:
+    count = sum(group.distances.size for each in neighbourhoods for group in each.groups)
     return {
         "runs near a minimum": f"{count}, {size.seeds} seeds of the batches each",
         "runs from initial values": f"{size.trained:,} updates each",
-        "precision": places[0].minimum.config.dtype,
-        "cost": task.cost(),
+        "precision": neighbourhoods[0].minimum.config.dtype,
     }
 
 

@@ -1,7 +1,7 @@
-"""`Task`: where and how large a reproduction is made; runs and studies of it, found again if done.
+"""`Task`: folder and size of a reproduction; its runs, analyses and studies, computed only once.
 
 Everything that takes long is kept in files of the folder. What is finished there is not computed
-again, and what was interrupted goes on, so that a reproduction is continued by starting it again.
+again, and what was interrupted is continued, so that starting a reproduction again resumes it.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ Budget = Literal["tiny", "small", "full"]
 """How much is computed: to try it out, within hours of one core, or as published."""
 
 _SECONDS = "seconds.json"
-"""What was computed beside studies, whose files tell their own seconds."""
+"""File with the seconds that everything but studies took, whose files have their own."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a reproduction is given.
+    """Folder, size and options of a reproduction.
 
     Attributes:
-        folder: for data and figures; it exists.
+        folder: existing folder for data and figures.
         budget: how much is computed.
         data: file or folder of data that are not part of this package.
-        processes: of a study, on this machine; 0 chooses one per core.
-        overwrite: whether to start anew instead of going on.
+        processes: number of processes for a study, on this machine; 0 chooses one per core.
+        overwrite: whether to start anew instead of resuming.
         quiet: whether to show no progress.
-        stop: asked from time to time; when true, what is computed raises KeyboardInterrupt.
-        partial: whether to take of a study what is done, and to compute nothing more of it.
+        stop: called from time to time; when it returns true, KeyboardInterrupt is raised.
+        partial: whether to make a page from what is on file, and to compute nothing.
     """
 
     folder: Path
@@ -85,10 +85,7 @@ class Task:
                 raise FileError(_of_another(path))
             if known.status == "complete":
                 return known
-        with (
-            self._spent(f"{name}: training"),
-            bar("training", config.steps, quiet=self.quiet) as advance,
-        ):
+        with self._training(path, config.steps) as advance:
             if anew:
                 run = train(
                     config, path, overwrite=self.overwrite, progress=advance, stop=self.stop
@@ -100,13 +97,13 @@ class Task:
         return run
 
     def recorded(self, setup: Setup, steps: int, every: int, name: str) -> Run:
-        """The run of a custom training loop, in NAME.h5; one that was stopped is made anew.
+        """The run of a custom training loop, in NAME.h5; one that was stopped starts anew.
 
         Args:
             setup: full-batch problem, optimizer and initial parameters.
             steps: number of updates.
             every: steps between checkpoints.
-            name: of the file.
+            name: name of the file.
 
         Raises:
             FileError: when the file is of another loop.
@@ -128,11 +125,7 @@ class Task:
             name=name,
             overwrite=True,
         )
-        with (
-            self._spent(f"{name}: training"),
-            bar("training", steps, quiet=self.quiet) as advance,
-            recorder,
-        ):
+        with self._training(path, steps) as advance, recorder:
             for step, state in enumerate(islice(_states(setup), steps + 1)):
                 recorder.record(step, *state)
                 if step % every == 0:
@@ -141,15 +134,33 @@ class Task:
                         raise KeyboardInterrupt
         return open_run(path, setup)
 
+    @contextmanager
+    def _training(self, path: Path, steps: int) -> Iterator[Callable[[int], None]]:
+        """Shows and times the training of a run; yields the function that takes the steps done."""
+        self._refuse_if_partial(path)
+        with (
+            self._spent(f"{path.stem}: training"),
+            bar("training", steps, quiet=self.quiet) as advance,
+        ):
+            yield advance
+
+    def _refuse_if_partial(self, path: Path) -> None:
+        """Raises FileError for a partial page, for which nothing is computed."""
+        if self.partial:
+            raise FileError(
+                f"{path} is not there, or not finished; leave out --partial to compute it"
+            )
+
     def analysed(self, run: Run, config: Any, name: str = "spectrum") -> Any:
         """The result of an analysis of a run, such as its spectrum, in a file beside the run's.
 
-        One that is there is used if it is of the run as it is now, and of these settings.
+        A result on file is used if it belongs to the run in its present state, and has these
+        settings.
 
         Args:
-            run: to be analysed.
+            run: run to be analysed.
             config: settings of the analysis.
-            name: of the analysis.
+            name: name of the analysis.
 
         Raises:
             FileError: when another process writes it.
@@ -162,6 +173,7 @@ class Task:
                 known = analysis.load(path, run)
                 if getattr(known, "asked", getattr(known, "config", None)) == config:
                     return known
+        self._refuse_if_partial(path)
         with self._spent(f"{run.path.stem}: {name}"):
             return analysis.performed(
                 run,
@@ -176,38 +188,37 @@ class Task:
         """The outcomes of a study, in NAME.h5.
 
         Args:
-            study: its runs and measures.
-            name: of the file.
-            beside: folders next to this one; where one has the same study under this name, that is
-                gone on with instead.
+            study: runs and measures.
+            name: name of the file.
+            beside: folders next to this one; the file of one that has the same study under this
+                name is used instead.
 
         Raises:
-            FileError: when the file is of another study.
+            FileError: when the file is of another study, or all its runs failed.
             KeyboardInterrupt: when it was stopped.
         """
         path = self._study_path(study, name, beside)
         if self.partial:
             if not path.exists():
-                raise FileError(
-                    f"{path} does not exist: nothing is finished; leave out --partial to compute it"
-                )
+                self._refuse_if_partial(path)
             results = read_study(path)
             if results.study != study:
                 raise FileError(f"{path} is of another study; name another folder with -o")
-            return results
+            return _not_all_failed(results)
         with bar("runs", len(study), quiet=self.quiet) as advance:
             results = sweep(
                 study,
                 path,
                 processes=self.processes,
                 resume=not self.overwrite,
+                retry_failed=True,
                 overwrite=self.overwrite,
                 progress=advance,
                 stop=self.stop,
             )
-        if not results.complete:
+        if not results.complete or self.stop():  # failed runs keep their rows while retried
             raise KeyboardInterrupt
-        return results
+        return _not_all_failed(results)
 
     def _study_path(self, study: Study, name: str, beside: Sequence[str]) -> Path:
         own = self.folder / f"{name}.h5"
@@ -220,12 +231,12 @@ class Task:
         return own
 
     def kept(self, name: str, of: Any, compute: Callable[[], Any]) -> Any:
-        """Something small that takes long, in NAME.json, found again if it is of the same.
+        """A small value that takes long to compute, kept in NAME.json.
 
         Args:
-            name: of the file.
-            of: what decides it, as JSON has it.
-            compute: makes it, as JSON has it.
+            name: name of the file.
+            of: JSON value that determines the result; a file with another one is replaced.
+            compute: function that returns the result as a JSON value.
 
         Raises:
             KeyboardInterrupt: when it was stopped.
@@ -235,6 +246,7 @@ class Task:
             known = json.loads(path.read_text("utf-8"))
             if known["of"] == of:
                 return known["value"]
+        self._refuse_if_partial(path)
         if self.stop():
             raise KeyboardInterrupt
         with self._spent(name):
@@ -247,21 +259,21 @@ class Task:
         return (self.folder / f"{name}.json").exists()
 
     def of_seeds(self, seeds: Sequence[int], name: str) -> list[int]:
-        """The seeds; of a page that is to be partial, those with something kept as NAME-SEED.
+        """The seeds; for a partial page, those with a value kept as NAME-SEED.
 
         Raises:
             FileError: when there is none.
         """
-        known = [seed for seed in seeds if not self.partial or self.has(f"{name}-{seed}")]
+        if not self.partial:
+            return list(seeds)
+        known = [seed for seed in seeds if self.has(f"{name}-{seed}")]
         if not known:
-            raise FileError(
-                f"{self.folder} has nothing that is finished; leave out --partial to compute it"
-            )
+            self._refuse_if_partial(self.folder / f"{name}-{seeds[0]}.json")
         return known
 
     @contextmanager
     def _spent(self, part: str) -> Iterator[None]:
-        """Adds the seconds within the block to those of this part, also when it is stopped."""
+        """Adds the seconds spent in the block to those of a part, also when it is interrupted."""
         start, path = time.monotonic(), self.folder / _SECONDS
         try:
             yield
@@ -271,13 +283,13 @@ class Task:
             known[part] = before + time.monotonic() - start
             write_whole(path, json.dumps(known, indent=1).encode())
 
-    def cost(self, *studies: StudyResults) -> str:
-        """What it took: seconds of the runs of studies, and of what was computed beside them."""
+    def _cost(self, *studies: StudyResults) -> str:
+        """Time that the reproduction took: the runs of studies, and all else."""
         runs = sum(float(np.nansum(results.columns["seconds"])) for results in studies)
         parts = runs + sum(_seconds_in(self.folder / _SECONDS).values())
         if not parts:
             return "not measured"
-        return f"{in_words(parts)} of wall time, runs one after the other, on the machine below"
+        return f"{_in_words(parts)} of wall time, runs one after the other, on the machine below"
 
     def drawn(self, figure: Figure, name: str) -> str:
         """Writes a figure; returns the name of the file.
@@ -288,8 +300,14 @@ class Task:
         (path,) = save(figure, self.folder / name, formats=("png",))
         return path.name
 
-    def made(self, name: str, provenance: Mapping[str, Any], facts: Mapping[str, str]):
-        """How a page was made: command and versions, and facts of the reproduction itself."""
+    def made(
+        self,
+        name: str,
+        provenance: Mapping[str, Any],
+        facts: Mapping[str, str],
+        *studies: StudyResults,
+    ) -> dict[str, str]:
+        """How a page was made: command, versions, cost, machine, and facts of the reproduction."""
         options = ["--data PATH"] if self.data is not None else []
         options += ["--partial"] if self.partial else []
         command = " ".join([f"dlf-dynamics reproduce {name} --budget {self.budget}", *options])
@@ -300,7 +318,7 @@ class Task:
         return {
             "command": f"`{command}`",
             "versions": ", ".join(versions),
-            "cost": self.cost(),
+            "cost": self._cost(*studies),
             **facts,
             "machine": machine,
         }
@@ -311,12 +329,12 @@ class Reproduction:
     """A published result that can be made again.
 
     Attributes:
-        name: by which it is asked for.
-        about: what it is, in a line.
-        make: computes what is missing, draws, and compares.
-        takes: how long that is at the budget `small`, in words.
-        dtype: in which it computes.
-        sweeps: whether it is a study, the runs of which are shared out over processes.
+        name: name for the command line.
+        about: description in a line.
+        make: function that computes what is missing, draws, and compares.
+        takes: how long that takes at the budget `small`, in words.
+        dtype: type of numbers.
+        sweeps: whether it is a study, whose runs are distributed over processes.
     """
 
     name: str
@@ -328,7 +346,7 @@ class Reproduction:
 
 
 def counted(statuses: Sequence[str | None]) -> str:
-    """The number of runs, and of those that diverged, failed or are not done.
+    """The number of runs, and how many of them diverged, failed or are not done.
 
     >>> counted(["complete", "complete", "diverged"])
     '3, 1 of which diverged'
@@ -341,10 +359,10 @@ def counted(statuses: Sequence[str | None]) -> str:
     return ", ".join([str(len(statuses)), *lost])
 
 
-def in_words(seconds: float) -> str:
-    """A time as people say it.
+def _in_words(seconds: float) -> str:
+    """A time in seconds, minutes or hours.
 
-    >>> in_words(40), in_words(600), in_words(9000)
+    >>> _in_words(40), _in_words(600), _in_words(9000)
     ('40 s', '10 min', '2.5 h')
     """
     if seconds < 120:
@@ -368,6 +386,22 @@ def _states(setup: Setup) -> Iterator[tuple[PyTree, Any]]:
         params, state = updated(setup.problem, params, state)
 
 
+def _not_all_failed(results: StudyResults) -> StudyResults:
+    """The results, unless all runs failed: there is no page then.
+
+    Raises:
+        FileError: when all runs failed.
+    """
+    statuses = [status for status in results.statuses if status is not None]
+    if statuses and set(statuses) == {"failed"}:
+        first = results.messages[results.statuses.index("failed")]
+        raise FileError(
+            f"{results.path}: all {len(statuses)} runs failed, the first with: {first}; remove the "
+            "cause and start again, which repeats them"
+        )
+    return results
+
+
 def _of_another(path: Path) -> str:
     return (
         f"{path} is of another budget or version; write elsewhere with -o, or replace it with "
@@ -376,7 +410,7 @@ def _of_another(path: Path) -> str:
 
 
 def _processor() -> str:
-    """Name of the processor, where the system tells it."""
+    """Name of the processor, as far as the system gives it."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

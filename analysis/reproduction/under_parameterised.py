@@ -7,20 +7,18 @@ from collections.abc import Iterator
 import numpy as np
 from matplotlib.figure import Figure
 
-from dlf_dynamics.analysis.reproduction.fig4 import PAPER
 from dlf_dynamics.analysis.reproduction.maps import draw_bands
-from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture
-from dlf_dynamics.analysis.reproduction.published import Published
+from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture, titled, unfinished
+from dlf_dynamics.analysis.reproduction.published import PAPER, Published
+from dlf_dynamics.analysis.reproduction.spiral_study import EXAMPLES
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task, counted
 from dlf_dynamics.analysis.reproduction.width_study import (
     AMPLITUDE,
-    FRESH_POINTS,
     PERIOD,
-    PLATEAU,
     SIZES,
-    STATIC_PART,
     Size,
     WidthRuns,
+    conditions,
     parameters_of,
     swept,
 )
@@ -35,31 +33,29 @@ LEARNED = 0.95
 
 CLAIM = Published("can lead to successful training where the static loss fails", "text")
 
-_EXAMPLES = 300
-
 _NAMES = {1.0: "static", AMPLITUDE: "dynamical"}
 
 
 def learned(runs: WidthRuns, width: int, rate: float, amplitude: float) -> Interval:
-    """Part of the runs that learn, with its exact interval."""
+    """Fraction of the runs that learn, with its exact interval."""
     accuracy = runs.column("accuracy")[runs.cell(width, rate, amplitude)]
     known = accuracy[np.isfinite(accuracy)]
     return share_interval(int(np.sum(known > LEARNED)), len(known))
 
 
 def gain(runs: WidthRuns, size: Size, width: int, rate: float) -> Interval:
-    """Training accuracy with the dynamical loss less static, of the same initial values."""
+    """Training accuracy, dynamical minus static, for the same initial values."""
     column = runs.column("accuracy")
     moving, static = (column[runs.cell(width, rate, a)] for a in (AMPLITUDE, 1.0))
     return mean_interval(moving - static, comparisons=len(size.widths) * len(size.rates))
 
 
 def compare(runs: WidthRuns, size: Size) -> Iterator[Comparison]:
-    """Training accuracy and shares that learn, of each width at each rate."""
+    """Training accuracy and fractions that learn, for each width at each rate."""
     plateau = runs.plateau()
     for width in size.widths:
         for rate in size.rates:
-            found = gain(runs, size, width, rate)
+            difference = gain(runs, size, width, rate)
             static, moving = (learned(runs, width, rate, a) for a in (1.0, AMPLITUDE))
             settled = [
                 np.nansum(plateau[runs.cell(width, rate, amplitude)])
@@ -68,26 +64,26 @@ def compare(runs: WidthRuns, size: Size) -> Iterator[Comparison]:
             yield Comparison(
                 f"width {width} ({parameters_of(width)} parameters), rate {rate:g}: training "
                 "accuracy, dynamical minus static",
-                CLAIM if parameters_of(width) < _EXAMPLES else None,
-                f"{found.told(sign=True)}: {found.direction}",
+                CLAIM if parameters_of(width) < EXAMPLES else None,
+                f"{difference.told(sign=True)}: {difference.direction}",
                 f"learned: static {static.told(2)}, dynamical {moving.told(2)}; at a plateau: "
-                f"{settled[0]:.0f} and {settled[1]:.0f} of {found.size}",
+                f"{settled[0]:.0f} and {settled[1]:.0f} of {difference.size}",
             )
 
 
 def draw(runs: WidthRuns, size: Size) -> Figure:
-    """Mean training accuracies and shares that learn, against the width."""
+    """Mean training accuracies and fractions that learn, against the width."""
     with styled():
         figure = Figure(figsize=(7.0, 4.6), layout="constrained")
         axes = figure.subplots(2, len(size.rates), sharex=True, sharey="row", squeeze=False)
         column = runs.column("accuracy")
         for (upper, lower), rate in zip(axes.T, size.rates, strict=True):
-            for place, (amplitude, name) in enumerate(_NAMES.items()):
+            for number, (amplitude, name) in enumerate(_NAMES.items()):
                 cells = [runs.cell(width, rate, amplitude) for width in size.widths]
                 shares = [learned(runs, width, rate, amplitude) for width in size.widths]
                 means = [mean_interval(column[cell]) for cell in cells]
-                draw_bands(upper, size.widths, means, name, 5 * place)
-                draw_bands(lower, size.widths, shares, name, 5 * place)
+                draw_bands(upper, size.widths, means, name, 5 * number)
+                draw_bands(lower, size.widths, shares, name, 5 * number)
             upper.set(title=f"learning rate {rate:g}", xscale="log")
             lower.set(xlabel="width", ylim=(-0.02, 1.02))
             lower.set_xticks(size.widths, map(str, size.widths))
@@ -98,26 +94,26 @@ def draw(runs: WidthRuns, size: Size) -> Figure:
 
 
 def verdict(runs: WidthRuns, size: Size) -> Comparison:
-    """What comes out for the networks with fewer parameters than examples, by a rule.
+    """The verdict on networks with fewer parameters than examples, by a rule.
 
     The claim holds where the interval of the gain is above 0 and more runs learn; it is
     contradicted where the interval is below 0.
     """
-    small = [width for width in size.widths if parameters_of(width) < _EXAMPLES]
-    found = {(w, r): gain(runs, size, w, r) for w in small for r in size.rates}
-    directions = [each.direction for each in found.values()]
+    small = [width for width in size.widths if parameters_of(width) < EXAMPLES]
+    gains = {(w, r): gain(runs, size, w, r) for w in small for r in size.rates}
+    directions = [each.direction for each in gains.values()]
     succeeds = [
         cell
-        for cell, each in found.items()
+        for cell, each in gains.items()
         if each.direction == "higher"
         and learned(runs, *cell, AMPLITUDE).value > learned(runs, *cell, 1.0).value
     ]
     told = ", ".join(f"width {width} at rate {rate:g}" for width, rate in succeeds)
     return Comparison(
-        f"fewer parameters than the {_EXAMPLES} examples: cells in which the dynamical loss trains "
+        f"fewer parameters than the {EXAMPLES} examples: cells in which the dynamical loss trains "
         "better and more runs learn",
         CLAIM,
-        f"{len(succeeds)} of {len(found)}" + (f": {told}" if told else ""),
+        f"{len(succeeds)} of {len(gains)}" + (f": {told}" if told else ""),
         f"training accuracy higher in {directions.count('higher')}, lower in "
         f"{directions.count('lower')}, not told apart in {directions.count('not told apart')}"
         + (
@@ -144,7 +140,7 @@ def make(task: Task) -> Page:
         differs=(
             *unfinished(results.complete),
             "Widths, learning rates, amplitude and period are ours. A network of width W has 6 W "
-            f"+ 3 parameters for {_EXAMPLES} examples; those with fewer parameters than examples "
+            f"+ 3 parameters for {EXAMPLES} examples; those with fewer parameters than examples "
             "are called under-parameterised here.",
             f"A run has learned with a training accuracy above {LEARNED:g}; shares have exact 95 % "
             "intervals (Clopper and Pearson), one by one.",
@@ -157,11 +153,11 @@ def make(task: Task) -> Page:
                 "seeds",
             ),
         ),
-        made=task.made(NAME, results.provenance, _facts(task, size, results)),
+        made=task.made(NAME, results.provenance, _facts(size, results), results),
     )
 
 
-def _facts(task: Task, size: Size, results: StudyResults) -> dict[str, str]:
+def _facts(size: Size, results: StudyResults) -> dict[str, str]:
     return {
         "widths": ", ".join(map(str, size.widths)),
         "learning rates": ", ".join(f"{rate:g}" for rate in size.rates),
@@ -171,41 +167,10 @@ def _facts(task: Task, size: Size, results: StudyResults) -> dict[str, str]:
         "steps of each": f"{size.steps:,}",
         "initial values": f"`{results.study.base.model.init}`",
         "precision": results.study.base.dtype,
-        "cost": task.cost(results),
         "what would need more": "`--budget full`: seven widths, 50 seeds and 200,000 steps "
         "are about twelve times this cost. A GPU trains many such networks at a time (not "
         "measured).",
     }
-
-
-def unfinished(complete: bool) -> tuple[str, ...]:
-    """A sentence on a study that is not."""
-    if complete:
-        return ()
-    return (
-        "**The study is not finished.** What stands here is from the runs that are done, and says "
-        "nothing of the others.",
-    )
-
-
-def titled(title: str, *studies: StudyResults) -> str:
-    """The title, and of what part of the runs the page is, where they are not all done."""
-    done, every = (sum(int(f(each.done)) for each in studies) for f in (np.sum, len))
-    return title if done == every else f"{title}: unfinished, {done} of {every} runs"
-
-
-def conditions(comparisons: int) -> tuple[str, ...]:
-    """What is to be known of intervals and plateaus."""
-    return (
-        "Differences are those of pairs of runs with the same initial values and data; pairs at "
-        "different rates are never put together. Their intervals are Student's, widened for "
-        f"{comparisons} comparisons (Bonferroni), so that all hold together with 95 %. Accuracies "
-        "are not normal, so that this is approximate.",
-        f"The last 1/{STATIC_PART} of each run is static. A run is at a plateau where the mean "
-        f"held-out accuracies ({FRESH_POINTS:,} fresh points) of the halves of this part differ by "
-        f"{PLATEAU:g} at most.",
-        "A run that diverged has accuracy 0, is at no plateau, and is not left out.",
-    )
 
 
 REPRODUCTION = Reproduction(

@@ -11,10 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture
+from dlf_dynamics.analysis.reproduction.page import Comparison, Page, Picture, titled, unfinished
 from dlf_dynamics.analysis.reproduction.published import Published
 from dlf_dynamics.analysis.reproduction.task import Reproduction, Task, counted
-from dlf_dynamics.analysis.reproduction.under_parameterised import conditions, titled, unfinished
 from dlf_dynamics.analysis.reproduction.width_study import (
     AMPLITUDE,
     PERIOD,
@@ -23,6 +22,7 @@ from dlf_dynamics.analysis.reproduction.width_study import (
     Size,
     WidthRuns,
     base_of,
+    conditions,
     measures,
     swept,
 )
@@ -45,10 +45,10 @@ RATES: dict[LossName, tuple[float, float]] = {
 WIDTHS = (20, 50, 100)
 
 _IMPROVEMENT = Published("improves", "text")
-"""Of the validation accuracy, by the dynamical losses."""
+"""What the dynamical losses do to the validation accuracy."""
 
 _MOST = Published("the smallest", "inferred")
-"""The network that profits most."""
+"""The network that benefits most."""
 
 _RATE_NAMES = ("lower", "higher")
 _COMPARISONS = len(RATES) * len(WIDTHS) * len(_RATE_NAMES)
@@ -78,43 +78,47 @@ class Losses:
     """The runs of all losses.
 
     Attributes:
-        cross_entropy: runs with it.
+        cross_entropy: runs with the cross entropy.
         squared: runs with the squared errors.
     """
 
     cross_entropy: WidthRuns
     squared: WidthRuns
 
-    def rows(self, name: str, loss: str, width: int, rate: float, amplitude: float) -> np.ndarray:
+    def runs(self, loss: str) -> WidthRuns:
+        """The study that a loss is part of."""
+        return self.cross_entropy if loss == "cross-entropy" else self.squared
+
+    def values(
+        self, name: str, loss: str, width: int, rate: float, amplitude: float
+    ) -> Float[np.ndarray, " seeds"]:
         """A number of each run of a cell, or `plateau`, in the order of the seeds."""
-        runs = self.cross_entropy if loss == "cross-entropy" else self.squared
-        keys = {} if loss == "cross-entropy" else {"loss_name": loss}
-        if amplitude == 1 and keys:
-            keys = {"loss_name": "squared-error"}
+        runs = self.runs(loss)
+        if amplitude == 1 and loss != "cross-entropy":
+            loss = "squared-error"  # static they are one and the same, and trained once
         column = runs.plateau() if name == "plateau" else runs.column(name)
-        return column[runs.cell(width, rate, amplitude, **keys)]
+        return column[runs.cell(width, rate, amplitude, loss)]
 
     def curves(
         self, name: str, loss: str, width: int, rate: float, amplitude: float
     ) -> Float[np.ndarray, "seeds points"]:
         """A curve of each run of a cell."""
-        runs = self.cross_entropy if loss == "cross-entropy" else self.squared
-        keys = {} if loss == "cross-entropy" else {"loss_name": loss}
-        values = runs.results.curves
-        assert values is not None
-        return values[runs.cell(width, rate, amplitude, **keys)][..., CURVES.index(name)]
+        runs = self.runs(loss)
+        curves = runs.results.curves
+        assert curves is not None
+        return curves[runs.cell(width, rate, amplitude, loss)][..., CURVES.index(name)]
 
     def gain(self, loss: str, width: int, rate: float) -> Interval:
-        """Held-out accuracy with the dynamical loss less static, of the same initial values."""
+        """Held-out accuracy, dynamical minus static, for the same initial values."""
         moving, static = (
-            self.rows("validation_accuracy", loss, width, rate, a) for a in (AMPLITUDE, 1.0)
+            self.values("validation_accuracy", loss, width, rate, a) for a in (AMPLITUDE, 1.0)
         )
         return mean_interval(moving - static, comparisons=_COMPARISONS)
 
     def settled(self, loss: str, width: int, rate: float) -> tuple[float, float]:
-        """Parts of the static and of the dynamical runs that are at a plateau."""
-        found = [self.rows("plateau", loss, width, rate, a) for a in (1.0, AMPLITUDE)]
-        known = [values[np.isfinite(values)] for values in found]
+        """Fractions of the static and of the dynamical runs that are at a plateau."""
+        plateaus = [self.values("plateau", loss, width, rate, a) for a in (1.0, AMPLITUDE)]
+        known = [values[np.isfinite(values)] for values in plateaus]
         static, moving = (float(np.mean(v)) if len(v) else np.nan for v in known)
         return static, moving
 
@@ -124,14 +128,14 @@ def compare(losses: Losses) -> Iterator[Comparison]:
     for loss, rates in RATES.items():
         for rate in rates:
             gains = {width: losses.gain(loss, width, rate) for width in WIDTHS}
-            for width, found in gains.items():
+            for width, difference in gains.items():
                 static, moving = losses.settled(loss, width, rate)
                 yield Comparison(
                     f"{loss}, width {width}, rate {rate:g}: held-out accuracy, dynamical minus "
                     "static",
                     _IMPROVEMENT,
-                    f"{found.told(sign=True)} ({_level(losses, loss, width, rate)})",
-                    _verdict(found, static, moving),
+                    f"{difference.told(sign=True)} ({_level(losses, loss, width, rate)})",
+                    _verdict(difference, static, moving),
                 )
             yield Comparison(
                 f"{loss}, rate {rate:g}: width that improves most",
@@ -142,15 +146,15 @@ def compare(losses: Losses) -> Iterator[Comparison]:
 
 def _level(losses: Losses, loss: str, width: int, rate: float) -> str:
     means = [
-        mean_interval(losses.rows("validation_accuracy", loss, width, rate, a)).value
+        mean_interval(losses.values("validation_accuracy", loss, width, rate, a)).value
         for a in (1.0, AMPLITUDE)
     ]
     return f"{means[0]:.3f} to {means[1]:.3f}"
 
 
-def _verdict(found: Interval, static: float, moving: float) -> str:
+def _verdict(difference: Interval, static: float, moving: float) -> str:
     """The direction, and whether the runs are at a plateau."""
-    told = f"{found.direction}; at a plateau: static {static:.0%}, dynamical {moving:.0%}"
+    told = f"{difference.direction}; at a plateau: static {static:.0%}, dynamical {moving:.0%}"
     if min(static, moving) >= PLATEAU_SHARE:
         return told
     return f"{told}, so that this is no statement on the end of learning"
@@ -159,7 +163,7 @@ def _verdict(found: Interval, static: float, moving: float) -> str:
 def most_improved(gains: dict[int, Interval]) -> tuple[str, str]:
     """The width with the largest gain, and whether it is told apart from the others.
 
-    Intervals that hold together and do not overlap tell two widths apart.
+    Two widths are told apart by simultaneous intervals that do not overlap.
     """
     known = {width: each for width, each in gains.items() if np.isfinite(each.low)}
     if len(known) < len(gains):
@@ -180,9 +184,9 @@ def draw(losses: Losses, curve: str, label: str, *, threshold: bool) -> Figure:
         shape = len(WIDTHS), len(_RATE_NAMES)
         axes = figure.subplots(*shape, sharex=True, sharey=True, squeeze=False)
         for row, width in zip(axes, WIDTHS, strict=True):
-            for place, ax in enumerate(row):
-                _draw_panel(ax, losses, curve, (width, place), threshold=threshold)
-                ax.set_title(f"width {width}, {_RATE_NAMES[place]} learning rate", fontsize=8)
+            for column, ax in enumerate(row):
+                _draw_panel(ax, losses, curve, (width, column), threshold=threshold)
+                ax.set_title(f"width {width}, {_RATE_NAMES[column]} learning rate", fontsize=8)
             row[0].set_ylabel(label)
         for ax in axes[-1]:
             ax.set_xlabel("step")
@@ -195,16 +199,15 @@ def draw(losses: Losses, curve: str, label: str, *, threshold: bool) -> Figure:
 
 
 def _draw_panel(
-    ax: Axes, losses: Losses, curve: str, place: tuple[int, int], *, threshold: bool
+    ax: Axes, losses: Losses, curve: str, panel: tuple[int, int], *, threshold: bool
 ) -> None:
-    width, column = place
+    width, column = panel
     for (loss, rates), colour in zip(RATES.items(), COLOURS, strict=False):
         for amplitude, style in ((1.0, "--"), (AMPLITUDE, "-")):
             if loss == "squared-error-per-output" and amplitude == 1:
-                continue  # the same as that of the other one
+                continue  # the same runs as with the other squared error
             values = losses.curves(curve, loss, width, rates[column], amplitude)
-            runs = losses.cross_entropy if loss == "cross-entropy" else losses.squared
-            steps = curve_steps(runs.results.study.base, values.shape[1])
+            steps = curve_steps(losses.runs(loss).results.study.base, values.shape[1])
             name = "static" if amplitude == 1 else "dynamical"
             low, middle, high = _band(values)
             ax.plot(steps, middle, style, color=colour, lw=0.9, label=f"{loss}, {name}")
@@ -217,12 +220,12 @@ def _draw_panel(
 
 def _band(values: Float[np.ndarray, "seeds points"]) -> Float[np.ndarray, "3 points"]:
     """Quartiles and median over the runs that have a value; NaN where none has."""
-    found = np.full((3, values.shape[1]), np.nan)
+    quartiles = np.full((3, values.shape[1]), np.nan)
     for point, column in enumerate(values.T):
         known = column[np.isfinite(column)]
         if len(known):
-            found[:, point] = np.quantile(known, (0.25, 0.5, 0.75))
-    return found
+            quartiles[:, point] = np.quantile(known, (0.25, 0.5, 0.75))
+    return quartiles
 
 
 def make(task: Task) -> Page:
@@ -259,16 +262,16 @@ def make(task: Task) -> Page:
                 "steps of each": f"{size.steps:,}",
                 "eigenvalues": "Hessian of the loss as weighted at the step, converged ones only",
                 "precision": results[1].study.base.dtype,
-                "cost": task.cost(*results),
                 "what would need more": "`--budget full`: 50 seeds and 200,000 steps are about ten "
                 "times this cost.",
             },
+            *results,
         ),
     )
 
 
 def _pictures(task: Task, losses: Losses) -> tuple[Picture, Picture]:
-    """The figures, written."""
+    """Writes the figures."""
     loss = draw(losses, "loss", "loss F", threshold=False)
     curvature = draw(losses, "sharpness", "λ_max (weighted loss)", threshold=True)
     return (

@@ -1,4 +1,4 @@
-"""Cross entropy by width and learning rate, static and dynamical: the study of two pages."""
+"""Cross entropy by width and learning rate, static and dynamical: a study for two pages."""
 
 from __future__ import annotations
 
@@ -7,27 +7,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float
 
-from dlf_dynamics.analysis.reproduction.spiral_study import column_of
+from dlf_dynamics.analysis.reproduction.spiral_study import FRESH_POINTS, column_of, config_of
 from dlf_dynamics.analysis.reproduction.task import Budget, Task
 from dlf_dynamics.analysis.studies.histories import curve_steps
 from dlf_dynamics.analysis.studies.outcome import CURVES
 from dlf_dynamics.analysis.studies.study import Measures, Study
 from dlf_dynamics.analysis.studies.studyfile import StudyResults
 from dlf_dynamics.config import RunConfig
-from dlf_dynamics.presets import PRESETS
 
 AMPLITUDE, PERIOD = 30.0, 2000
 
 STATIC_PART = 5
-"""The last one of so many equal parts of a run is static, and tells whether it is at a plateau."""
+"""The last 1/5 of a run is static, and shows whether the run is at a plateau."""
 
 PLATEAU = 0.01
-"""Change of the held-out accuracy between the halves of the static part, at most."""
+"""Largest change of the held-out accuracy between the halves of the static part at a plateau."""
 
 PLATEAU_SHARE = 0.9
-"""Part of the runs that must be at a plateau for something to be said of the end of learning."""
-
-FRESH_POINTS = 3000
+"""Fraction of runs at a plateau from which a difference is one at the end of learning."""
 
 PAGES = ("under-parameterised", "width-learning-rate")
 """Folders of the pages that read the study of the cross entropy."""
@@ -38,13 +35,13 @@ class Size:
     """How much is computed.
 
     Attributes:
-        widths: of the study of the cross entropy.
-        rates: its learning rates.
-        seeds: of the initial values.
-        steps: of each run.
-        every: steps between checkpoints, of which the curves are made; odd, or all would be on one
-            branch of a period-2 orbit.
-        points: of the curves.
+        widths: widths in the study of the cross entropy.
+        rates: learning rates in it.
+        seeds: number of seeds of the initial values.
+        steps: steps of each run.
+        every: steps between checkpoints, from which the curves are made; odd, or all points would
+            be on one branch of a period-2 orbit.
+        points: points of each curve.
     """
 
     widths: tuple[int, ...]
@@ -63,21 +60,9 @@ SIZES: dict[Budget, Size] = {
 
 
 def base_of(size: Size) -> RunConfig:
-    """What all runs have in common."""
-    base = PRESETS["published-updated"]
-    schedule = replace(
-        base.schedule,
-        period=PERIOD,
-        counting="exact",
-        static_from=size.steps - size.steps // STATIC_PART,
-    )
-    return replace(
-        base,
-        data=replace(base.data, validation=FRESH_POINTS),
-        schedule=schedule,
-        steps=size.steps,
-        checkpoint_every=size.every,
-    )
+    """The configuration that all runs have in common."""
+    config = config_of("published-updated", size.steps, STATIC_PART, size.every)
+    return replace(config, schedule=replace(config.schedule, period=PERIOD))
 
 
 def study(size: Size) -> Study:
@@ -100,22 +85,22 @@ def measures(size: Size) -> Measures:
 
 
 def swept(task: Task) -> StudyResults:
-    """The outcomes; those of a page beside this one are used."""
+    """The outcomes of the study, from the folder of another page where they are there."""
     return task.swept(study(SIZES[task.budget]), "cross-entropy", PAGES)
 
 
 @dataclass(frozen=True)
 class WidthRuns:
-    """Runs of one study of these, by width, rate and amplitude.
+    """The runs of a study, by width, rate and amplitude.
 
     Attributes:
-        results: of the study.
+        results: outcomes of the study.
     """
 
     results: StudyResults
 
     def cell(
-        self, width: int, rate: float, amplitude: float, **keys: str
+        self, width: int, rate: float, amplitude: float, loss: str = "cross-entropy"
     ) -> Bool[np.ndarray, " runs"]:
         """The runs with these, in the order of the seeds."""
         values = self.results.study.values
@@ -123,7 +108,7 @@ class WidthRuns:
             (values("model.widths") == str(width))
             & (values("optimizer.learning_rate") == rate)
             & (values("schedule.amplitude") == amplitude)
-            & np.all([values(k.replace("_", ".")) == v for k, v in keys.items()], axis=0)
+            & (values("loss.name") == loss)
         )
 
     def column(self, name: str) -> Float[np.ndarray, " runs"]:
@@ -131,7 +116,7 @@ class WidthRuns:
         return column_of(self.results, name)
 
     def plateau(self) -> Float[np.ndarray, " runs"]:
-        """1 for runs at a plateau, 0 for others and those that diverged, NaN for those not done.
+        """1 for runs at a plateau, 0 for others and those that diverged, else NaN.
 
         The mean held-out accuracies of the two halves of the static part differ by PLATEAU at most.
         """
@@ -151,3 +136,17 @@ class WidthRuns:
 def parameters_of(width: int) -> int:
     """Weights and biases of the network on the spiral: two inputs, three outputs."""
     return 6 * width + 3
+
+
+def conditions(comparisons: int) -> tuple[str, ...]:
+    """Caveats on intervals and plateaus."""
+    return (
+        "Differences are those of pairs of runs with the same initial values and data; pairs at "
+        "different rates are never put together. Their intervals are Student's, widened for "
+        f"{comparisons} comparisons (Bonferroni), so that all hold together with 95 %. Accuracies "
+        "are not normal, so that this is approximate.",
+        f"The last 1/{STATIC_PART} of each run is static. A run is at a plateau where the mean "
+        f"held-out accuracies ({FRESH_POINTS:,} fresh points) of the halves of this part differ by "
+        f"{PLATEAU:g} at most.",
+        "A run that diverged has accuracy 0, is at no plateau, and is not left out.",
+    )

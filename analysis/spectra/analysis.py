@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
-from dlf_dynamics.analysis.pipeline import Analysis, View, Work
+from dlf_dynamics.analysis.pipeline import Analysis, Implementation, View
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.spans import span_of
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from dlf_dynamics.analysis.report.content import Part
     from dlf_dynamics.analysis.spectra.spectrum import Spectrum
+    from dlf_dynamics.parts import Parts
+    from dlf_dynamics.progress import Advance
     from dlf_dynamics.run import Run
 
 
@@ -58,49 +60,18 @@ class SpectrumAnalysis(Analysis[SpectrumConfig, "Spectrum"]):
     view = SpectrumView
     distributed = True
     follows = True
-    keys: ClassVar[dict[str, str]] = {
-        "run_id": "id of the run",
-        "run": "its status, last step and number of checkpoints when it was analysed",
-        "config": "settings, with `k`, `tol` and `ntk_examples` as they came out",
-        "threshold": "`label`, what it is or why there is none; `first` and `last` value",
-        "reference": "of a run with mini-batches, the threshold of full-batch updates, against "
-        "which nothing is decided; null elsewhere",
-        "checkpoints": "number of checkpoints that were analysed",
-        "operator": "in words",
-        "values": "eigenvalues at iterates and centres",
-        "values_not_converged": "how many of them did not converge",
-        "not_converged": "checkpoints at which any value did not converge",
-        "centres": "whether there are centres: not of mini-batches that are not known",
-        "above": "with `above`: the `fraction`, `incomplete_steps` at which values above it may be "
-        "missing, and `smallest_there`, the smallest value at these; else null",
-        "failed": "steps at which the loss or its curvature is not finite",
-        "unresolved": "checkpoints on neither side of the threshold",
-        "statuses": "number of values by status",
-        "failure_probability": "that any upper bound fails, at most",
-        "precision": "type of numbers in which eigenvalues and residuals were computed",
-        "matvecs_per_checkpoint_and_point": "products, on average",
-        "largest_sharpness_at_centres": "over all checkpoints",
-        "largest_ntk_eigenvalue": "over all checkpoints; null without the kernel",
-        "ntk": "at each of the `steps`: `trace`, `captured`, `effective_rank`, `alignment`; and "
-        "`class_examples`; null without the kernel",
-        "infinite_width": "at each of the `steps`: `distance`, `alignment`, `movement`; and the "
-        "eigenvalues `ntk` and `nngp` of the limits; null without them",
-        "densities": "by operator, at each of the `steps`: `trace` and `frobenius` norm with half "
-        "widths of their intervals of 95 %; `num_probes`, `num_steps`",
-        "oscillations_known": "false for mini-batches, whose noise alone alternates",
-        "bursts": "number of oscillations that are seen in the loss",
-        "oscillations": "a list of `Oscillation`, field by field",
-        "crossings": "a list of `Crossing`, field by field",
-    }
 
-    def result_type(self) -> type[Spectrum]:
-        """`Spectrum`."""
-        from dlf_dynamics.analysis.spectra.spectrum import Spectrum
+    def implementation(self) -> Implementation[SpectrumConfig, Spectrum]:
+        """NTK, Hessian, densities and limits at the chosen checkpoints, one after the other."""
+        from dlf_dynamics.analysis.spectra import jsontypes, spectrum, summary
 
-        return Spectrum
+        json_type = jsontypes.SpectrumDict
+        return Implementation(spectrum.Spectrum, self._compute, self._total, summary, json_type)
 
-    def compute(self, run: Run, config: SpectrumConfig, work: Work) -> Spectrum:
-        """Hessian, NTK, densities and limits at the chosen checkpoints, one after the other."""
+    def _compute(
+        self, run: Run, config: SpectrumConfig, *, parts: Parts, progress: Advance
+    ) -> Spectrum:
+        """Notes beside the progress bar how long the products will take."""
         from dlf_dynamics.analysis.spectra.spectrum import compute_spectrum
         from dlf_dynamics.progress import ProductMeter
 
@@ -111,18 +82,18 @@ class SpectrumAnalysis(Analysis[SpectrumConfig, "Spectrum"]):
         def told(what: str, done: int) -> None:
             if what == "hessian":
                 meter.expect(points * (count - done))
-                work.note("")
-            work.progress(before[what] + done)
+                progress.note("")
+            progress(before[what] + done)
 
         return compute_spectrum(
             run,
             config,
-            parts=work.parts,
+            parts=parts,
             progress=told,
-            watch=lambda made: work.note(meter(made)),
+            watch=lambda made: progress.note(meter(made)),
         )
 
-    def total(self, run: Run, config: SpectrumConfig) -> int:
+    def _total(self, run: Run, config: SpectrumConfig) -> int:
         """Checkpoints, once for each kind of spectrum."""
         last = self._before(run, config)["infinite-width"]
         return last + self._chosen(run, config) * config.infinite_width
@@ -142,39 +113,27 @@ class SpectrumAnalysis(Analysis[SpectrumConfig, "Spectrum"]):
 
         chosen = select_checkpoints(run, config)
         densities = len(DENSITIES) * len(density_checkpoints(config, chosen)) * config.density
-        both = 2 * len(chosen)
+        kernels = len(chosen) if config.ntk_examples and run.problem.has_outputs else 0
+        both = kernels + len(chosen)
         return {
-            "hessian": 0,
-            "ntk": len(chosen),
+            "ntk": 0,
+            "hessian": kernels,
             "density": both,
             "infinite-width": both + densities,
         }
 
     def lines(self, run: Run | None, found: Spectrum) -> list[str | Table]:
-        """The events as a table, and what they rest on."""
-        from dlf_dynamics.analysis.spectra import summary
+        """The events as a table, what they rest on, and what the run has that changes them."""
+        from dlf_dynamics.analysis.spectra.summary import saturation_lines
 
-        table = [summary.events_table(found)] if not found.unwatched else []
-        saturated = [] if run is None else summary.saturation_lines(run, found.hessian.steps)
-        return [*table, *summary.closing_lines(found), *saturated]
+        saturated = [] if run is None else saturation_lines(run, found.hessian.steps)
+        return [*super().lines(run, found), *saturated]
 
     def now(self, found: Spectrum) -> str:
         """The last value beside the threshold, and what has crossed."""
         from dlf_dynamics.analysis.spectra import summary
 
         return summary.last_line(found)
-
-    def as_dict(self, found: Spectrum) -> dict[str, Any]:
-        """The events and what they rest on."""
-        from dlf_dynamics.analysis.spectra import summary
-
-        return summary.as_dict(found)
-
-    def json_type(self) -> Any:
-        """`SpectrumDict`."""
-        from dlf_dynamics.analysis.spectra.jsontypes import SpectrumDict
-
-        return SpectrumDict
 
     def figures(
         self, run: Run, found: Spectrum, view: SpectrumView

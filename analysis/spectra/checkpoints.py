@@ -11,18 +11,27 @@ from dlf_dynamics.spans import span_of
 
 
 def select_checkpoints(run: Run, config: SpectrumConfig) -> Checkpoints:
-    """Indices of the checkpoints that the configuration asks for.
+    """Indices of the checkpoints that the configuration selects.
 
     Raises:
         ConfigError: when `steps` is not a:b, or nothing is left.
     """
-    start, stop = span_of(config.steps, "steps")
+    return checkpoints_within(run, config.steps)[:: config.every]
+
+
+def checkpoints_within(run: Run, span: str) -> Checkpoints:
+    """Indices of the checkpoints within some steps.
+
+    Raises:
+        ConfigError: when `span` is not a:b, or holds no checkpoint.
+    """
+    start, stop = span_of(span, "steps")
     steps = run.checkpoint_steps
     within = np.flatnonzero((steps >= start) & (steps < stop))
     if len(within) == 0:
         there = f"{steps[0]} to {steps[-1]}" if len(steps) else "none"
-        raise ConfigError(f"steps {config.steps} holds no checkpoint; the run's are {there}")
-    return within[:: config.every]
+        raise ConfigError(f"steps {span} holds no checkpoint; the run's are {there}")
+    return within
 
 
 def density_checkpoints(config: SpectrumConfig, chosen: Checkpoints) -> Checkpoints:

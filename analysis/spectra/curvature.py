@@ -1,4 +1,4 @@
-"""`Curvature`: which symmetric operator of a run is looked at, as one hashable choice."""
+"""`Curvature`: a symmetric operator of a run, as one hashable choice."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _OPERATORS = {"hessian": hessian, "ggn": ggn, "remainder": remainder}
 
 
 def run_threshold(run: Run) -> Threshold:
-    """The threshold of a run's optimizer, or why none may be drawn into the run's spectrum."""
+    """The threshold of a run's optimizer, or why the run's spectrum has none."""
     dynamics = run.dynamics
     if dynamics.optimizer is NO_OPTIMIZER:
         reason = "the run was recorded without its optimizer"
@@ -68,7 +68,7 @@ def run_threshold(run: Run) -> Threshold:
 
 
 def _unrecorded(rule: optax.GradientTransformation, *, adaptive: bool) -> str:
-    """What of a state that was not recorded the threshold needs, in words; empty for nothing."""
+    """What the threshold needs of a state that was not recorded, in words; empty for nothing."""
     if adaptive:
         return "the preconditioner is made of the optimizer's state, which was not recorded"
     if names := deciding(rule):
@@ -80,30 +80,32 @@ def _unrecorded(rule: optax.GradientTransformation, *, adaptive: bool) -> str:
 
 
 def _unlike(run: Run, rule: optax.GradientTransformation) -> str:
-    """Where recorded states are not those that the threshold is told of, in words."""
-    if not isinstance(run, RecordedRun):  # nothing but its updates changes the state of others
+    """How recorded states differ from those that the threshold assumes, in words; empty if not."""
+    if not isinstance(
+        run, RecordedRun
+    ):  # the state of a trained run is changed by its updates alone
         return ""
     steps = run.recorded_steps
     if not counts_updates(rule) and not deciding(rule, tuple(steps.tolist())):
-        return ""  # and no states are read
-    found = run.optimizer_numbers
-    told = unlike_own(rule, found.own, found.hyperparameters, steps)
-    return told or unlike_counted(rule, found.counts, steps)
+        return ""  # no states need be read
+    numbers = run.optimizer_numbers
+    told = unlike_own(rule, numbers.own, numbers.hyperparameters, steps)
+    return told or unlike_counted(rule, numbers.counts, steps)
 
 
 @dataclass(frozen=True)
 class Curvature:
     """An operator at any state of a run: called with one, it gives its products.
 
-    For an adaptive optimizer it is P^-1/2 A P^-1/2, P being the preconditioner of the next update,
+    For an adaptive optimizer it is P^-1/2 A P^-1/2, with P the preconditioner of the next update,
     because the optimizer's threshold applies to that.
 
     Attributes:
-        preconditioned: whether the optimizer's preconditioner is in it.
-        operator: `hessian`, `ggn` or `remainder` (the Hessian less the GGN).
-        static: of the static loss instead of that of the step.
-        class_label: of one class's part of the loss; none takes the whole.
-        span: first position of a block of parameters and the one after its last; none takes all.
+        preconditioned: whether the operator includes the optimizer's preconditioner.
+        operator: `hessian`, `ggn` or `remainder` (the Hessian minus the GGN).
+        static: whether the loss is the static one instead of that of the step.
+        class_label: class whose part of the loss is taken; none takes the whole.
+        span: first position of a block of parameters and the position after it; none takes all.
         batch_size: examples that go through the network at a time; none takes all at once.
     """
 
@@ -142,8 +144,8 @@ class Curvature:
         return curvature._within(run, config) if config.batch_size is None else curvature
 
     def _within(self, run: Run, config: SpectrumConfig) -> Curvature:
-        """With as many examples at a time as memory holds."""
-        # What is certified in float64 takes twice the memory of a product in float32.
+        """The same with as many examples at a time as memory holds."""
+        # A certificate in float64 takes twice the memory of a product in float32.
         doubled = config.certificate == "float64" and run.dtype != "float64"
         problem, several = self._chosen(run.dynamics.problem), mesh()
         if several is not None and self.size(run.num_params) > PASS_SIZE:
@@ -187,14 +189,14 @@ class Curvature:
         params: Float[Array, " params"],
         shared: SharedProblem | None = None,
     ) -> Matvec:
-        """Products with the operator at `params`, in the loss and with the P of `state`.
+        """Products with the operator at `params`, with the loss and the preconditioner of `state`.
 
         Args:
-            dynamics: problem and rule of updates of the run.
-            state: what the run had before the update of a step.
-            params: where the operator is.
+            dynamics: problem and update rule of the run.
+            state: state of the run before the update of a step.
+            params: parameters at which the operator is taken.
             shared: the problem of the dynamics with its examples on several devices; none where
-                there is one.
+                there is one device.
         """
         matvec: Matvec
         if shared is None:
@@ -203,8 +205,8 @@ class Curvature:
             matvec = partial(shared.product, self._made, (params, state.step))
         if self.preconditioned:
             updated = dynamics.problem_at(state.step)
-            slope = gradient(updated, state.params, state.step, batch_size=self.batch_size)
-            scale = preconditioner(dynamics.update, state.optimizer_state, slope)
+            grad = gradient(updated, state.params, state.step, batch_size=self.batch_size)
+            scale = preconditioner(dynamics.update, state.optimizer_state, grad)
             matvec = preconditioned(matvec, scale)
         if self.span is None:
             return matvec
@@ -215,6 +217,6 @@ class Curvature:
         return make(self._chosen(problem), params, step, batch_size=self.batch_size)
 
     def _chosen(self, problem: Problem) -> Problem:
-        """The loss whose curvature it is."""
+        """The problem whose curvature is taken."""
         problem = problem.static() if self.static else problem
         return problem if self.class_label is None else problem.of_class(self.class_label)

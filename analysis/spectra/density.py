@@ -32,19 +32,19 @@ _WIDTHS_PER_RANGE = 100
 
 @dataclass(frozen=True)
 class Density:
-    """The spectral density along a run, with trace and Frobenius norm and what they hold to.
+    """The spectral density along a run, with trace and Frobenius norm and their errors.
 
     All is NaN at a checkpoint where the operator is not finite.
 
     Attributes:
-        steps: step of each checkpoint that it was computed at.
-        nodes: nodes of the Gauss rule of each probe; `evaluate` makes a curve of them.
+        steps: step of each checkpoint at which it was computed.
+        nodes: nodes of the Gauss rule of each probe; `evaluate` turns them into a curve.
         weights: weights of these nodes.
         trace: sum of the eigenvalues.
-        trace_radius: half width of the interval about `trace` that holds the exact one with 95 %.
+        trace_radius: half width of the 95 % interval for the exact trace about `trace`.
         frobenius: root of the sum of the squared eigenvalues.
-        frobenius_radius: likewise of `frobenius`.
-        operator: which one.
+        frobenius_radius: half width of the 95 % interval for the exact norm about `frobenius`.
+        operator: `hessian`, `ggn` or `ntk`.
         static: whether the loss is the static one instead of that of the step.
         num_probes: random vectors per checkpoint.
         num_steps: products per probe.
@@ -90,21 +90,21 @@ def density(
         run: a recorded run.
         checkpoints: indices into `run.checkpoint_steps`; none means all.
         operator: `hessian`, `ggn` or `ntk`.
-        static: whether to take the static loss; the kernel knows no loss.
+        static: whether to take the static loss; the kernel has no loss.
         num_steps: products per probe; no more than the order of the operator are made.
         num_probes: random vectors per checkpoint.
-        num_examples: of the kernel, the first ones; none means all.
+        num_examples: number of examples for the kernel, the first ones; none means all.
         batch_size: examples that go through the network at a time; none takes as many as memory
-            holds, and all of the kernel's.
-        max_memory: what products and their vectors may take on a device, such as "4GB"; none means
-            three quarters of what there is.
-        seed: of the probes; each checkpoint's own depend on its step.
-        progress: told how many checkpoints are done.
+            holds, and all of them for the kernel.
+        max_memory: memory for products and their vectors on a device, such as "4GB"; none means
+            three quarters of the memory there is.
+        seed: seed of the probes; those of a checkpoint depend on its step, too.
+        progress: called with the number of checkpoints done.
 
     Raises:
         ConfigError: when not even one example fits into the memory.
-        ValueError: when there is no such operator, or `num_examples` is given for another one than
-            the kernel.
+        ValueError: when there is no such operator, or `num_examples` is given for an operator other
+            than the kernel.
     """
     if operator not in get_args(Operator):
         raise ValueError(f"operator is {operator!r}; expected one of {get_args(Operator)}")
@@ -120,16 +120,16 @@ def density(
     elif batch_size is None:
         batch_size = _fitting(run, problem, operator, num_steps, max_memory)
     form = (operator, size, min(num_steps, size), num_probes, str(run.dtype), batch_size)
-    settings, found, chunk = _Settings(*form), [], jax.device_count()
+    settings, single, chunk = _Settings(*form), [], jax.device_count()
     # One checkpoint takes hundreds of products: a device has enough to do with one in a call.
     for points in run.points(indices, chunk):
         some = filled(points, chunk)
         params = np.stack([point.params for point in some])
         steps = np.array([point.step for point in some], np.int32)
         parts = jax.device_get(_analyse(problem, params, steps, seed, settings=settings))
-        found += [jax.tree.map(lambda leaf, i=i: leaf[i], parts) for i in range(len(points))]
-        progress(len(found))
-    rules = jax.tree.map(lambda *parts: np.stack(parts), *found)
+        single += [jax.tree.map(lambda leaf, i=i: leaf[i], parts) for i in range(len(points))]
+        progress(len(single))
+    rules = jax.tree.map(lambda *parts: np.stack(parts), *single)
     steps = run.checkpoint_steps[np.asarray(indices)]
     return _summarise(rules, steps, settings, static=static)
 
@@ -137,14 +137,14 @@ def density(
 def _fitting(
     run: Run, problem: Problem, operator: str, num_steps: int, max_memory: str | None
 ) -> int | None:
-    """Examples at a time that fit; none for all."""
+    """Number of examples at a time that fit into memory; none for all."""
     # The basis of a probe has a vector for each step, about as solves keep for a quarter of it.
     count, limit, make = -(-num_steps // 4), memory_limit(max_memory), _OPERATORS[operator]
     return choose_batch_size(make, problem, run.num_params, run.dtype, limit, count=count)
 
 
 class _Settings(NamedTuple):
-    """What is fixed for all checkpoints, hashable for `jax.jit`."""
+    """Settings that are the same for all checkpoints, hashable for `jax.jit`."""
 
     operator: Operator
     size: int
@@ -163,7 +163,7 @@ def _analyse(
     *,
     settings: _Settings,
 ) -> Quadrature:
-    """Rules of several checkpoints, each leaf with these in its leading axis."""
+    """Quadrature rules of several checkpoints, along the leading axis of each leaf."""
 
     def at_checkpoint(checkpoint: tuple[Array, Array]) -> Quadrature:
         params, step = checkpoint
@@ -187,11 +187,11 @@ def _analyse(
 def _summarise(
     rules: Quadrature, steps: Int[np.ndarray, " checkpoints"], settings: _Settings, *, static: bool
 ) -> Density:
-    """Means over the probes, and the intervals about them.
+    """Means over the probes, with their intervals.
 
-    Where few eigenvalues lie outside of the first probe's basis, such as equal ones, the estimates
-    are skewed and Student's interval is too narrow. The spread of the squares tells how few. Over
-    1,000 keys the intervals held the exact value in 94 to 100 % of the cases, for 14 spectra.
+    Where few distinct eigenvalues lie outside the basis of the first probe, the estimates are
+    skewed and Student's interval is too narrow; the spread of the squares shows how few they are.
+    Over 1,000 keys the intervals held the exact value in 94 to 100 % of the cases, for 14 spectra.
     """
     mean, error = _mean(np.asarray(rules.outside), axis=-2)
     square, (spread, square_spread) = mean[..., 1], np.moveaxis(error, -1, 0)
@@ -236,16 +236,16 @@ def evaluate(
     constant, or of constant width on an asinh axis that is linear up to `linear`, where the bulk at
     0 is resolved together with outliers.
 
-    The error is that of the probes alone. Structure that is finer than the Lanczos steps resolve is
-    off by more: with 40 steps on a net of 603 parameters, where `linear` is below a fortieth of the
+    The error is that of the probes alone. Structure finer than the Lanczos steps resolve is off by
+    more: with 40 steps on a network of 603 parameters, where `linear` is below a fortieth of the
     largest eigenvalue.
 
     Args:
-        nodes: of a `Density` or a `Quadrature`.
-        weights: likewise.
+        nodes: nodes of a `Density` or a `Quadrature`.
+        weights: weights of the nodes.
         grid: values of λ.
         width: standard deviation at λ = 0, in the units of the operator.
-        linear: |λ| from which on widths are relative.
+        linear: |λ| beyond which widths are relative.
     """
     if nodes.ndim > 2:
         pairs = zip(nodes, weights, strict=True)
@@ -260,14 +260,14 @@ def evaluate(
 def default_grid(
     density: Density, linear: float = np.inf
 ) -> tuple[Float[np.ndarray, " grid"], float]:
-    """A grid for all checkpoints and the width that goes with it, for `evaluate`.
+    """A grid for all checkpoints with the width that suits it, for `evaluate`.
 
     The width is a hundredth of the range of the nodes, on an asinh axis where `linear` is given.
     The grid has two points per width and reaches five widths beyond the nodes, so that trapezoidal
     sums over it are integrals (to 0.1 % on an asinh axis).
 
     Args:
-        density: of a run.
+        density: density of a run.
         linear: |λ| up to which the axis is linear.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Int
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm
@@ -18,12 +19,12 @@ from dlf_dynamics.paper import this_paper
 DECADES = 6
 """Decades of the density that are drawn."""
 
-CURVES = 4
+_CURVES = 4
 """Steps at which the density is drawn as a curve."""
 
 _LINEAR_SHARE = 1 / 40
-"""Where the axis turns from linear to logarithmic, as a share of the largest |eigenvalue|: what the
-default number of Lanczos steps resolves."""
+"""Where the axis turns from linear to logarithmic, as a fraction of the largest |eigenvalue|: the
+resolution of the default number of Lanczos steps."""
 
 NAMES = {"hessian": "Hessian", "ggn": "GGN", "ntk": "NTK"}
 
@@ -32,7 +33,7 @@ def density_figure(spectrum: Spectrum) -> Figure:
     """A row for each operator: its density over time, and at some steps.
 
     Args:
-        spectrum: with densities.
+        spectrum: spectrum with densities.
     """
     with styled():
         count, columns = len(spectrum.densities), this_paper().columns(2.6, 2)
@@ -42,7 +43,7 @@ def density_figure(spectrum: Spectrum) -> Figure:
         )
         axes = grid.reshape(count, 2)
         for row, (name, density) in zip(axes, spectrum.densities.items(), strict=True):
-            draw_over_time(row[0], density)
+            _draw_over_time(row[0], density)
             draw_curves(row[1], density, spectrum)
             set_panel_title(row[0], f"{NAMES[name]}, {density.size} eigenvalues")
             last = columns == 1 or row[0] is axes[-1, 0]
@@ -68,34 +69,45 @@ def evaluated(density: Density) -> tuple[np.ndarray, np.ndarray, np.ndarray, flo
     return grid, mean, error, linear
 
 
-def _decades(axis: Axis, grid: np.ndarray, linear: float, apart: float) -> None:
-    """Ticks at 0 and at 1 and 3 times the powers of ten beyond the linear part.
-
-    Args:
-        axis: to be labelled.
-        grid: of eigenvalues, in order.
-        linear: where the axis turns logarithmic.
-        apart: distance of two ticks at least, as a part of the axis.
-    """
+def decade_ticks(grid: np.ndarray, linear: float) -> np.ndarray:
+    """0, and 1 and 3 times the powers of ten beyond the linear part, within the grid."""
     powers = 10.0 ** np.arange(np.floor(np.log10(linear)), np.log10(linear) + 8)
     beyond = np.sort(np.concatenate([powers, 3 * powers]))
     beyond = beyond[beyond > linear]
     ticks = np.concatenate([-beyond[::-1], [0.0], beyond])
+    return ticks[(ticks >= grid[0]) & (ticks <= grid[-1])]
+
+
+def drawn_as_curves(density: Density) -> Int[np.ndarray, " curves"]:
+    """Indices of the steps at which the density is drawn as a curve, evenly spaced."""
+    return np.unique(np.linspace(0, len(density.steps) - 1, _CURVES).astype(int))
+
+
+def _decades(axis: Axis, grid: np.ndarray, linear: float, apart: float) -> None:
+    """Labels the ticks of `decade_ticks` that are far enough apart.
+
+    Args:
+        axis: axis to be labelled.
+        grid: increasing eigenvalues.
+        linear: where the axis turns logarithmic.
+        apart: least distance of two ticks, as a fraction of the axis.
+    """
+    ticks = decade_ticks(grid, linear)
     ends = np.arcsinh(grid[[0, -1]] / linear)
     kept = [0.0]
     for side in (ticks[ticks > 0], ticks[ticks < 0][::-1]):
         last = 0.0
-        for tick in side[(side >= grid[0]) & (side <= grid[-1])].tolist():
-            place = np.arcsinh(tick / linear) / (ends[1] - ends[0])
-            if abs(place - last) >= apart:
+        for tick in side.tolist():
+            position = np.arcsinh(tick / linear) / (ends[1] - ends[0])
+            if abs(position - last) >= apart:
                 kept.append(tick)
-                last = place
+                last = position
     axis.set_major_locator(FixedLocator(sorted(kept)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
 
-def draw_over_time(ax: Axes, density: Density) -> None:
+def _draw_over_time(ax: Axes, density: Density) -> None:
     """The density as a heat map: steps to the right, eigenvalues upwards, colours logarithmic."""
     grid, mean, _, linear = evaluated(density)
     top = float(np.nanmax(mean))
@@ -118,12 +130,11 @@ def draw_over_time(ax: Axes, density: Density) -> None:
 def draw_curves(ax: Axes, density: Density, spectrum: Spectrum) -> None:
     """The density at a few steps, with bands of one standard error."""
     grid, mean, error, linear = evaluated(density)
-    places = np.unique(np.linspace(0, len(density.steps) - 1, CURVES).astype(int))
     floor = float(np.nanmax(mean)) / 10**DECADES
-    for place, colour in zip(places, COLOURS, strict=False):
-        label = f"step {density.steps[place]}"
-        ax.plot(grid, np.maximum(mean[place], floor), color=colour, lw=0.8, label=label)
-        low, high = mean[place] - error[place], mean[place] + error[place]
+    for index, colour in zip(drawn_as_curves(density), COLOURS, strict=False):
+        label = f"step {density.steps[index]}"
+        ax.plot(grid, np.maximum(mean[index], floor), color=colour, lw=0.8, label=label)
+        low, high = mean[index] - error[index], mean[index] + error[index]
         ax.fill_between(
             grid, np.maximum(low, floor), np.maximum(high, floor), color=colour, alpha=0.25, lw=0
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from dlf_dynamics.analysis.linalg.certificate import CONVERGED, NOT_FINITE, STATUSES
 from dlf_dynamics.analysis.linalg.modes import follow_modes
@@ -22,6 +23,7 @@ from dlf_dynamics.analysis.spectra.segments import (
     as_segment,
     below_cut,
     check_deterministic,
+    compiled_beside,
     solve_segment,
     unwatched,
 )
@@ -41,10 +43,10 @@ class Eigenvalues(NamedTuple):
         eigenvalues: eigenvalues, in descending order.
         residuals: ‖A v - λ v‖ from fresh products.
         intervals: lower and upper ends of the interval of each value.
-        status: what is certain of each value, a place in `certificate.STATUSES`.
-        upper_bound: what no eigenvalue exceeds; infinite where nothing bounds them.
-        lower_bound: what none is below.
-        rank_bounds: bounds on the next ones beyond those wanted at the top and at the bottom.
+        status: how certain each value is, an index into `certificate.STATUSES`.
+        upper_bound: upper bound on all eigenvalues; infinite where there is none.
+        lower_bound: lower bound on all eigenvalues; infinite where there is none.
+        rank_bounds: bounds on the next eigenvalues beyond those wanted, at the top and bottom.
         num_matvecs: number of products with the operator.
         modes: number of the mode that each eigenvector continues, or -1 where there is none.
     """
@@ -73,18 +75,18 @@ class HessianSpectrum:
 
     Attributes:
         steps: step of each checkpoint.
-        iterate: at θ_t.
-        centre: at ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1), where an oscillation of period 2 cancels; NaN and
-            not converged at step 0, which has no step before it, and throughout where the updates
-            are not known, as those of recorded mini-batches.
-        curvature: which operator.
-        ends: how many eigenvalues were asked for from the top and from the bottom.
+        iterate: eigenvalues at θ_t.
+        centre: eigenvalues at ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1), where an oscillation of period 2
+            cancels; NaN and not converged at step 0, which has no step before it, and throughout
+            where the updates are not known, as with recorded mini-batches.
+        curvature: the operator.
+        ends: number of eigenvalues requested from the top and from the bottom.
         tol: relative residual that counts as converged.
-        failure_probability: how often each bound may fail, at each checkpoint and point.
+        failure_probability: probability that a bound fails, for each checkpoint and point.
         precision: type of numbers in which eigenvalues and residuals were computed.
-        incomplete: where more eigenvalues may lie above the fraction of the threshold that was
-            asked for than are there, as the limit on their number was met or a value above it did
-            not converge; false without such a fraction.
+        incomplete: where eigenvalues above the requested fraction of the threshold may be missing,
+            because their number reached its limit or a value above it did not converge; false
+            without such a fraction.
     """
 
     steps: Int[np.ndarray, " checkpoints"]
@@ -98,6 +100,15 @@ class HessianSpectrum:
     incomplete: Bool[np.ndarray, " checkpoints"]
     __repr__ = brief
 
+    def at_points(self, name: str) -> Shaped[np.ndarray, "checkpoints points *k"]:
+        """A field of the eigenvalues, at iterates and centres."""
+        return np.stack([getattr(getattr(self, at), name) for at in POINTS], axis=1)
+
+    @property
+    def known(self) -> Bool[np.ndarray, "checkpoints points"]:
+        """Where there is a value at all: not at the centre of step 0, nor where the loss failed."""
+        return np.isfinite(self.at_points("eigenvalues")[..., 0])
+
 
 def hessian_spectrum(
     run: Run,
@@ -108,6 +119,7 @@ def hessian_spectrum(
     parts: Parts | None = None,
     progress: Callable[[int], None] = lambda done: None,
     watch: Watch = unwatched,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> HessianSpectrum:
     """Extreme eigenvalues of the loss at each checkpoint's step.
 
@@ -117,14 +129,15 @@ def hessian_spectrum(
     Args:
         run: a recorded run.
         checkpoints: indices into `run.checkpoint_steps`, in any order; none means all.
-        config: which operator, how many eigenvalues and how precisely.
-        thresholds: critical eigenvalue at each chosen checkpoint, for `config.above`, and so that
-            the side of a single eigenvalue is told, by tolerances a thousandth as large if need
-            be; NaN for none.
-        parts: where finished parts are kept, so that an interrupted analysis goes on.
-        progress: told how many checkpoints are done.
-        watch: told how many products were made so far, at one point of one checkpoint after
-            another; small networks, which go through compiled passes, say nothing.
+        config: operator, number of eigenvalues and precision.
+        thresholds: critical eigenvalue at each chosen checkpoint, NaN for none; used by
+            `config.above`, and to decide the side of a single eigenvalue, if need be with
+            tolerances a thousandth as large.
+        parts: storage for finished parts, from which an interrupted analysis resumes.
+        progress: called with the number of checkpoints done.
+        watch: called with the number of products made so far at a point of a checkpoint; not
+            called for small networks, which go through compiled passes.
+        meanwhile: called before the passes, while XLA compiles them.
 
     Raises:
         ConfigError: for a class or a block of parameters that the run does not have, or when the
@@ -133,22 +146,26 @@ def hessian_spectrum(
     config = SpectrumConfig() if config is None else config
     solver = Solver.from_config(run, config)
     chosen = range(len(run.checkpoint_steps)) if checkpoints is None else checkpoints
-    order, place = np.unique(np.asarray(chosen), return_inverse=True)
+    order, positions = np.unique(np.asarray(chosen), return_inverse=True)
     limits = np.full(len(order), np.nan)
     if thresholds is not None:
-        limits[place] = thresholds
+        limits[positions] = thresholds
     parts = Parts(None) if parts is None else parts
-    check_deterministic(run, solver)
-    found: list[Arrays] = []
-    for start in range(0, len(order), solver.segment_length):
+    starts = range(0, len(order), solver.segment_length)
+    complete = all(parts.holds(f"hessian-{number}") for number in range(len(starts)))
+    with nullcontext() if complete else compiled_beside(run, solver):
+        check_deterministic(run, solver)
+        meanwhile()
+    segments: list[Arrays] = []
+    for start in starts:
         span = slice(start, start + solver.segment_length)
         make = partial(
-            _enough, run, solver, order[span], limits[span], found[-1:], config.above, watch
+            _enough, run, solver, order[span], limits[span], segments[-1:], config.above, watch
         )
         parse = partial(as_segment, solver=solver, checkpoints=len(order[span]))
-        found.append(parts.get_or_make(f"hessian-{len(found)}", make, parse))
+        segments.append(parts.get_or_make(f"hessian-{len(segments)}", make, parse))
         progress(min(span.stop, len(order)))
-    return _joined(run, solver, order, place, found, _cuts(limits, config.above))
+    return _joined(run, solver, order, positions, segments, _cuts(limits, config.above))
 
 
 def _enough(
@@ -160,7 +177,7 @@ def _enough(
     above: float | None,
     watch: Watch,
 ) -> Arrays:
-    """A segment, with so many eigenvalues that all above the fraction of the threshold are in."""
+    """A segment with enough eigenvalues to hold all above the fraction of the threshold."""
     source: Source = partial(run.points, indices)
     told = thresholds if solver.curvature.has_threshold else None
     while True:
@@ -174,37 +191,37 @@ def _enough(
 def _cuts(
     thresholds: Float[np.ndarray, " checkpoints"], above: float | None
 ) -> Float[np.ndarray, " checkpoints"]:
-    """Above which every eigenvalue is wanted; infinite where none are asked for."""
+    """Cuts above which every eigenvalue is wanted; infinite where that is not requested."""
     return np.full(len(thresholds), np.inf) if above is None else above * thresholds
 
 
 def _incomplete(
-    found: Eigenvalues, cuts: Float[np.ndarray, " checkpoints"], size: int
+    solved: Eigenvalues, cuts: Float[np.ndarray, " checkpoints"], size: int
 ) -> Bool[np.ndarray, " checkpoints"]:
     """Where all values are above the cut, or one above it did not converge."""
     with np.errstate(invalid="ignore"):
-        above = found.eigenvalues > cuts[:, None]
-    counts = np.sum(np.isfinite(found.eigenvalues), axis=1)
+        above = solved.eigenvalues > cuts[:, None]
+    counts = np.sum(np.isfinite(solved.eigenvalues), axis=1)
     short = (counts > 0) & (counts < size) & (np.sum(above, axis=1) == counts)
-    return short | np.any(above & ~found.converged, axis=1)
+    return short | np.any(above & ~solved.converged, axis=1)
 
 
 def _joined(
     run: Run,
     solver: Solver,
     order: Int[np.ndarray, " sorted"],
-    place: Int[np.ndarray, " checkpoints"],
+    positions: Int[np.ndarray, " checkpoints"],
     segments: list[Arrays],
     cuts: Float[np.ndarray, " sorted"],
 ) -> HessianSpectrum:
-    """The segments one after another, in the order that was asked for."""
+    """The segments one after another, in the requested order of checkpoints."""
     steps = run.checkpoint_steps[order]
-    iterate, centre = (_at_point(segments, point, place) for point in range(len(POINTS)))
-    first = steps[place] == 0
+    iterate, centre = (_at_point(segments, point, positions) for point in range(len(POINTS)))
+    first = steps[positions] == 0
     blank = {name: _without(getattr(centre, name), first, missing) for name, missing in _BLANK}
     centre = centre._replace(**blank)
     return HessianSpectrum(
-        steps[place],
+        steps[positions],
         iterate,
         centre,
         solver.curvature,
@@ -212,7 +229,7 @@ def _joined(
         solver.goal.tol,
         solver.goal.failure_probability,
         solver.dtype(run).name,
-        np.any([_incomplete(at, cuts[place], solver.size) for at in (iterate, centre)], axis=0),
+        np.any([_incomplete(at, cuts[positions], solver.size) for at in (iterate, centre)], axis=0),
     )
 
 
@@ -224,23 +241,23 @@ _BLANK = (
     ("upper_bound", np.inf),
     ("lower_bound", -np.inf),
 )
-"""What stands where nothing was computed."""
+"""Values where nothing was computed."""
 
 
-def _at_point(segments: list[Arrays], point: int, place: np.ndarray) -> Eigenvalues:
+def _at_point(segments: list[Arrays], point: int, positions: np.ndarray) -> Eigenvalues:
     count = max(arrays["eigenvalues"].shape[2] for arrays in segments)
     columns = {}
     for name, missing in _BLANK:
         padded = [_padded(arrays[name][:, point], count, missing) for arrays in segments]
-        columns[name] = np.concatenate(padded)[place]
+        columns[name] = np.concatenate(padded)[positions]
     for name in ("rank_bounds", "num_matvecs"):
-        columns[name] = np.concatenate([arrays[name][:, point] for arrays in segments])[place]
+        columns[name] = np.concatenate([arrays[name][:, point] for arrays in segments])[positions]
     modes = follow_modes([m[point] for arrays in segments for m in arrays["overlaps"]], count)
-    return Eigenvalues(**columns, modes=modes[place])
+    return Eigenvalues(**columns, modes=modes[positions])
 
 
 def _padded(array: np.ndarray, count: int, missing: float) -> np.ndarray:
-    """More columns, where another segment needed more eigenvalues."""
+    """The array with more columns, where another segment needed more eigenvalues."""
     if array.ndim == 1:
         return array
     widths = [(0, 0), (0, count - array.shape[1]), *[(0, 0)] * (array.ndim - 2)]
@@ -248,9 +265,9 @@ def _padded(array: np.ndarray, count: int, missing: float) -> np.ndarray:
 
 
 def _without(
-    array: np.ndarray, rows: Bool[np.ndarray, " checkpoints"], missing: float
+    array: np.ndarray, blank: Bool[np.ndarray, " checkpoints"], missing: float
 ) -> np.ndarray:
     """The array with some rows blank."""
     return np.where(
-        rows.reshape(-1, *[1] * (array.ndim - 1)), np.asarray(missing, array.dtype), array
+        blank.reshape(-1, *[1] * (array.ndim - 1)), np.asarray(missing, array.dtype), array
     )

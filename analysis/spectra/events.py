@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 OSCILLATING_COSINE = -0.5
-"""Successive updates at a larger angle than this cosine's count as oscillating."""
+"""Successive updates whose cosine is below this count as oscillating."""
 
 _THRESHOLD_ROUNDING = 1e-12
 """Relative error of a threshold, which is the root of a function."""
@@ -27,10 +27,10 @@ BATCH_NOISE = (
     "with mini-batches successive updates point against each other by the noise of the batches "
     "alone, which is no instability"
 )
-"""Why no oscillations are told of a run of mini-batches."""
+"""Why no oscillations are reported for a run with mini-batches."""
 
 _BURST_LOSS = 0.01
-"""Second difference of the loss from which an oscillation is a burst, seen in the loss."""
+"""Second difference of the loss above which an oscillation is a burst, seen in the loss."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Crossing:
 
     Attributes:
         direction: `up` or `down`.
-        step_before: last step looked at that is surely on the old side.
-        step_after: first step looked at that is surely on the new side.
-        value_before: largest eigenvalue there.
-        value_after: largest eigenvalue there.
-        threshold: at `step_after`.
+        step_before: last sampled step that is certainly on the old side.
+        step_after: first sampled step that is certainly on the new side.
+        value_before: largest eigenvalue at `step_before`.
+        value_after: largest eigenvalue at `step_after`.
+        threshold: threshold at `step_after`.
         at: the points whose eigenvalues were compared, `iterate` or `centre`.
-        state: `certain`; `refined`, where a tighter tolerance or finer steps were needed for it; or
-            `unresolved`, where between the two steps lie others that are on neither side.
+        state: `certain`; `refined`, if a tighter tolerance or finer steps were needed; or
+            `unresolved`, if sampled steps between the two are on neither side.
     """
 
     direction: str
@@ -69,13 +69,12 @@ class Oscillation:
         onset: first oscillating step.
         end: last oscillating step.
         burst: whether the oscillation is seen in the loss.
-        burst_start: first step at which it is, or -1.
-        burst_end: last step at which it is, or -1.
+        burst_start: first step at which it is seen in the loss, or -1.
+        burst_end: last step at which it is seen in the loss, or -1.
         max_change: largest |F(t) - F(t-1)| in the window.
-        crossed: first step looked at that is surely above the threshold after the upward crossing
-            at the centres that belongs to the window (its `step_after`): the one before the onset
-            if the threshold was still exceeded at the onset, else the first in the window; -1
-            without either.
+        crossed: first sampled step that is certainly above the threshold after the upward crossing
+            at the centres that belongs to the window: the one before the onset if the threshold was
+            still exceeded at the onset, else the first in the window; -1 without either.
     """
 
     onset: int
@@ -92,7 +91,7 @@ def sides(
     converged: Bool[np.ndarray, " checkpoints"],
     thresholds: Float[np.ndarray, " checkpoints"],
 ) -> Int[np.ndarray, " checkpoints"]:
-    """1 surely above the threshold, -1 surely below, 0 unresolved or not converged."""
+    """1 certainly above the threshold, -1 certainly below, 0 unresolved or not converged."""
     with np.errstate(invalid="ignore"):
         rounding = _THRESHOLD_ROUNDING * np.nan_to_num(np.abs(thresholds), posinf=0.0)
         above = converged & (intervals[:, 0] > thresholds + rounding)
@@ -107,13 +106,13 @@ def find_crossings(
     thresholds: Float[np.ndarray, " checkpoints"],
     at: str,
 ) -> list[Crossing]:
-    """Changes of side between steps that are surely on one side.
+    """Changes of side between steps that are certainly on one side.
 
     Args:
-        steps: at which was looked, increasing.
-        values: largest eigenvalue at each.
-        side: as `sides` gives it.
-        thresholds: at each step.
+        steps: sampled steps, increasing.
+        values: largest eigenvalue at each step.
+        side: side of the threshold at each step, from `sides`.
+        thresholds: threshold at each step.
         at: which points the values belong to, `iterate` or `centre`.
 
     >>> found = find_crossings(
@@ -143,12 +142,12 @@ def find_crossings(
 def why_unwatched(
     batch_size: int | None, update_cosine: Float[np.ndarray, " steps"], *, replayed: bool
 ) -> str:
-    """Why no oscillations can be told from the update cosines of a run; empty where they can.
+    """Why a run's update cosines do not show oscillations; empty where they do.
 
     Args:
         batch_size: examples per update; none means all.
-        update_cosine: as recorded, NaN where it was not.
-        replayed: whether the steps of the run can be made again.
+        update_cosine: recorded cosines, NaN where there are none.
+        replayed: whether the steps of the run can be replayed.
     """
     if batch_size is not None:
         return BATCH_NOISE
@@ -168,19 +167,19 @@ def find_oscillations(
     """Windows of oscillation from the recorded update cosine, with those seen in the loss marked.
 
     Args:
-        steps: of the rows, consecutive.
-        loss: F(θ_t, t).
+        steps: consecutive steps.
+        loss: F(θ_t, t) at each step.
         update_cosine: cosine of successive updates; NaN where an update is 0.
-        burst_loss: second difference of the loss from which a window is a burst.
+        burst_loss: second difference of the loss above which a window is a burst.
     """
     bending, change = np.zeros(len(loss)), np.zeros(len(loss))
     with np.errstate(invalid="ignore"):  # a run that diverged ends with an infinite loss
         bending[1:-1] = np.abs(np.diff(loss, 2))
         change[1:] = np.abs(np.diff(loss))
-    found = []
+    windows = []
     for first, last in _windows(update_cosine < OSCILLATING_COSINE):
         seen = first + np.flatnonzero(bending[first : last + 1] > burst_loss)
-        found.append(
+        windows.append(
             Oscillation(
                 onset=int(steps[first]),
                 end=int(steps[last]),
@@ -190,11 +189,11 @@ def find_oscillations(
                 max_change=float(np.max(change[first : last + 1])),
             )
         )
-    return found
+    return windows
 
 
 def join_crossings(windows: list[Oscillation], crossings: list[Crossing]) -> list[Oscillation]:
-    """Tells each window the upward crossing of the centres that belongs to it."""
+    """The windows with the upward crossing at the centres that belongs to each."""
     centre = sorted((c for c in crossings if c.at == "centre"), key=lambda c: c.step_after)
     joined, previous_end = [], -1
     for window in windows:
@@ -208,7 +207,7 @@ def join_crossings(windows: list[Oscillation], crossings: list[Crossing]) -> lis
 
 
 def _windows(mask: Bool[np.ndarray, " steps"]) -> list[tuple[int, int]]:
-    """First and last index of each group of true entries, near groups merged, short ones left."""
+    """First and last index of each group of true entries; merges near groups, drops short ones."""
     indices = np.flatnonzero(mask)
     groups = np.split(indices, np.flatnonzero(np.diff(indices) > _MERGE_STEPS) + 1)
     return [

@@ -1,4 +1,4 @@
-"""float64 for the analysis of runs of another type, at the numbers that they recorded."""
+"""float64 for the analysis of runs of another type, at their recorded numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dlf_dynamics.trained import TrainedRun
 
 
 class Wide:
-    """Where float64 is computed for a run of another type, at the numbers that it has."""
+    """Computes in float64 for a run of another type, if needed."""
 
     def __init__(self, run: Run, *, needed: bool) -> None:
         self.run, self.needed = run, needed and run.dtype != "float64"
@@ -28,7 +28,7 @@ class Wide:
 
     @property
     def dynamics(self) -> Dynamics:
-        """Of the run."""
+        """Dynamics of the run, in float64 if needed."""
         return self.run.precise if self.needed else self.run.dynamics
 
     def __call__(self, tree: Any) -> Any:
@@ -40,9 +40,9 @@ class Wide:
 
 
 def computes_in_float64(run: Run, curvature: Curvature) -> bool:
-    """Whether a model does where it is given float64: those of others may have types of their own.
+    """Whether a model computes in float64 when its inputs are float64; user models may cast.
 
-    Conversions of single numbers, such as steps, are no matter.
+    Conversions of scalars, such as steps, do not matter.
     """
     if run.dtype == "float64" or isinstance(run, TrainedRun):
         return True

@@ -1,8 +1,8 @@
 """The neural tangent kernel of some examples: its matrix, its products and sums of its entries.
 
-The kernel is Θ = J Jᵀ of the Jacobian J of all outputs (Jacot, Gabriel and Hongler, 2018, Eq. 4).
-Traced it is averaged over the outputs, K_nm = Σ_i J_ni · J_mi / C, one row per example. Full it has
-rows for the outputs of the first example, then of the second, and so on.
+The kernel is Θ = J Jᵀ, with the Jacobian J of all outputs (Jacot, Gabriel and Hongler, 2018, Eq.
+4). The traced kernel is averaged over the outputs, K_nm = Σ_i J_ni · J_mi / C, one row per example.
+The full kernel has rows for the outputs of the first example, then of the second, and so on.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ MAX_DENSE = 1_000
 """Rows up to which a kernel is formed and all its eigenvalues are found, in a second or two."""
 
 DEFAULT_K = 10
-"""Eigenvalues of a larger one."""
+"""Number of eigenvalues of a larger kernel, by default."""
 
 _BLOCK_NUMBERS = 2**24
 """Numbers at most in each of the two blocks of the Jacobian that are held at once: 128 MiB in
 float64. A block has one example at least."""
 
-Carry = TypeVar("Carry")
+_Carry = TypeVar("_Carry")
 
 
 def gram_matrix(
@@ -45,7 +45,7 @@ def gram_matrix(
     """The kernel as a matrix, by pairs of blocks of examples.
 
     Args:
-        problem: of flat parameters; outputs must not depend on the other examples.
+        problem: problem with flat parameters; outputs must not depend on other examples.
         params: θ.
         trace_outputs: whether the kernel is averaged over the outputs.
         block_numbers: numbers at most in a block of the Jacobian.
@@ -59,27 +59,27 @@ def gram_matrix(
     side = 1 if trace_outputs else blocks.num_outputs
     start = jnp.zeros((blocks.number * blocks.size * side,) * 2, params.dtype)
 
-    def place(kernel: Array, block: Array, i: Array, j: Array) -> Array:
+    def put(kernel: Array, block: Array, i: Array, j: Array) -> Array:
         if blocks.number == 1:
             return block
         at, across = i * len(block), j * len(block)
         kernel = jax.lax.dynamic_update_slice(kernel, block, (at, across))
         return jax.lax.dynamic_update_slice(kernel, block.T, (across, at))
 
-    kernel = _over_pairs(place, start, blocks, problem, params, trace_outputs)
-    rows = blocks.num_examples * side
-    return kernel[:rows, :rows]
+    kernel = _over_pairs(put, start, blocks, problem, params, trace_outputs)
+    size = blocks.num_examples * side
+    return kernel[:size, :size]
 
 
 @dataclass(frozen=True)
 class KernelProduct:
-    """Products with the kernel, never formed, as a function of problem, θ and vector.
+    """Products with the kernel, which is not formed, as a function of problem, θ and vector.
 
     It compares by value, so that one compilation serves all problems of one shape and all θ.
 
     Attributes:
         trace_outputs: whether the kernel is averaged over the outputs.
-        batch_size: examples that a pass takes at most; none means all.
+        batch_size: largest number of examples in a pass; none means all.
 
     >>> inputs = jnp.array([[1.0, 0.0], [2.0, 1.0]])
     >>> problem = Problem(lambda w, x: (x @ w)[:, None], jnp.subtract, inputs, jnp.zeros(2))
@@ -116,11 +116,11 @@ class KernelSums(NamedTuple):
     """Sums over the entries of a kernel; leading axes are those of several kernels.
 
     Attributes:
-        trace: of the kernel, which is the sum of its eigenvalues.
-        square: of its Frobenius norm, which is the sum of the squared eigenvalues.
-        centred_square: of the Frobenius norm of the traced kernel, centred: H K H, H = 1 - 11ᵀ/N.
-        centred_within: sum of the entries of that between examples of one class.
-        class_sums: of the traced kernel, over the examples of one class and those of another.
+        trace: trace of the kernel, the sum of its eigenvalues.
+        square: squared Frobenius norm of the kernel, the sum of its squared eigenvalues.
+        centred_square: squared Frobenius norm of the centred traced kernel, H K H, H = 1 - 11ᵀ/N.
+        centred_within: sum of the entries of H K H between examples of the same class.
+        class_sums: sums of the entries of the traced kernel between the examples of two classes.
     """
 
     trace: Float[Array | np.ndarray, "*kernels"]
@@ -131,13 +131,13 @@ class KernelSums(NamedTuple):
 
 
 class KernelStatistics(NamedTuple):
-    """What a kernel is like as a whole; leading axes are those of several kernels.
+    """Statistics of a kernel; leading axes are those of several kernels.
 
     Attributes:
-        trace: of the kernel.
+        trace: trace of the kernel.
         effective_rank: participation ratio (Σ λ)² / Σ λ² of its eigenvalues, (tr K)² / ‖K‖_F²: r
             for r equal ones and zeros.
-        alignment: of the traced kernel with the labels, ⟨HKH, YYᵀ⟩ / (‖HKH‖ ‖HYYᵀH‖), centred by
+        alignment: ⟨HKH, YYᵀ⟩ / (‖HKH‖ ‖HYYᵀH‖), of the traced kernel with the labels, centred by
             H = 1 - 11ᵀ/N (Cortes, Mohri and Rostamizadeh, 2012; uncentred: Cristianini and others,
             2001), Y the labels one-hot; NaN when the examples are of one class.
         class_blocks: mean of the traced kernel between the examples of one class and those of
@@ -172,7 +172,7 @@ def kernel_statistics(
 def dense_eigenvalues(
     kernels: Float[np.ndarray, "kernels size size"],
 ) -> Float[np.ndarray, "kernels size"]:
-    """All eigenvalues, descending; NaN where a kernel is not finite."""
+    """All eigenvalues, in descending order; NaN where a kernel is not finite."""
     finite = np.all(np.isfinite(kernels), axis=(1, 2))
     values = np.full(kernels.shape[:2], np.nan)
     # XLA's dense eigensolver is several times slower than LAPACK through NumPy.
@@ -181,7 +181,7 @@ def dense_eigenvalues(
 
 
 def drawn_evenly(labels: Int[np.ndarray, " examples"], count: int) -> Int[np.ndarray, " count"]:
-    """Indices of the first examples of each class, so many from each as there are and fit in.
+    """Indices of the first examples of each class, as equal in number as possible.
 
     >>> drawn_evenly(np.array([0, 0, 0, 0, 1, 2, 2]), 5).tolist()
     [0, 1, 4, 5, 6]
@@ -198,7 +198,7 @@ def dense_sums(
     labels: Int[np.ndarray, " examples"],
     num_classes: int,
 ) -> KernelSums:
-    """Sums over kernels that are at hand, traced ones or full ones."""
+    """Sums over kernels that were formed, traced ones or full ones."""
     kernels = kernels.astype(np.float64, copy=False)
     traced, (count, size, _), num_examples = kernels, kernels.shape, len(labels)
     if size > num_examples:
@@ -227,16 +227,17 @@ def sums_by_blocks(
     batch_size: int | None = None,
     block_numbers: int = _BLOCK_NUMBERS,
 ) -> KernelSums:
-    """The same of a kernel that is never held, exact but for rounding.
+    """Sums over a kernel that is too large to be held, exact but for rounding.
 
-    It takes the time in which the kernel could be formed: that of all its entries.
+    It takes as long as forming the kernel, as all entries are computed.
 
     Args:
-        problem: of flat parameters and class labels; outputs must not depend on other examples.
+        problem: problem with flat parameters and class labels; outputs must not depend on other
+            examples.
         params: θ.
-        num_classes: of the labels.
+        num_classes: number of classes.
         trace_outputs: whether the kernel is averaged over the outputs.
-        batch_size: examples at most in a pass over all of them; none means all.
+        batch_size: largest number of examples in a pass; none means all.
         block_numbers: numbers at most in a block of the Jacobian.
 
     Raises:
@@ -261,7 +262,7 @@ def sums_by_blocks(
 def _sums_of_block(
     block: Array, blocks: _Blocks, means: Array, members: Array, i: Array, j: Array
 ) -> KernelSums:
-    """Sums over the block (i, j), whose rows are zeros where they fill it up."""
+    """Sums over the block (i, j), whose padding rows are zero."""
     (at, inside), (across, inside_too) = blocks.rows(i), blocks.rows(j)
     traced = block
     if len(block) > blocks.size:
@@ -285,7 +286,7 @@ def output_shape(problem: Problem, params: Array | jax.ShapeDtypeStruct) -> tupl
 
 
 class _Blocks(NamedTuple):
-    """Examples in blocks of equal size, the last one filled up."""
+    """Examples in blocks of equal size, the last one padded."""
 
     num_examples: int
     num_outputs: int
@@ -300,34 +301,34 @@ class _Blocks(NamedTuple):
         return cls(num_examples, num_outputs, -(-num_examples // number), number)
 
     def rows(self, block: Array) -> tuple[Array, Array]:
-        """Examples of a block, and which of them do not only fill it up."""
-        rows = block * self.size + jnp.arange(self.size)
-        return jnp.minimum(rows, self.num_examples - 1), rows < self.num_examples
+        """Examples of a block, and which of them are not padding."""
+        examples = block * self.size + jnp.arange(self.size)
+        return jnp.minimum(examples, self.num_examples - 1), examples < self.num_examples
 
 
 def _over_pairs(
-    visit: Callable[[Carry, Array, Array, Array], Carry],
-    start: Carry,
+    visit: Callable[[_Carry, Array, Array, Array], _Carry],
+    start: _Carry,
     blocks: _Blocks,
     problem: Problem,
     params: Array,
     trace_outputs: bool,
-) -> Carry:
-    """Hands the blocks (i, j) of the kernel over, j up to i; zeros fill the last ones up."""
+) -> _Carry:
+    """Passes the blocks (i, j) of the kernel, j up to i, to `visit`; zeros pad the last ones."""
 
     def jacobian_of(i: Array) -> Array:
         if blocks.number == 1:
             jac = jacobian(problem, params)
         else:
-            rows, inside = blocks.rows(i)
-            jac = jnp.where(inside[:, None, None], jacobian(problem.take(rows), params), 0)
+            examples, inside = blocks.rows(i)
+            jac = jnp.where(inside[:, None, None], jacobian(problem.take(examples), params), 0)
         return jac.reshape(blocks.size if trace_outputs else blocks.size * blocks.num_outputs, -1)
 
-    def entry(i: Array, j: Array, left: Array, right: Array, carry: Carry) -> Carry:
+    def entry(i: Array, j: Array, left: Array, right: Array, carry: _Carry) -> _Carry:
         block = _matmul(left, right.T)
         return visit(carry, block / blocks.num_outputs if trace_outputs else block, i, j)
 
-    def row(i: Array, carry: Carry) -> Carry:
+    def row(i: Array, carry: _Carry) -> _Carry:
         left = jacobian_of(i)
         return jax.lax.fori_loop(
             0, i + 1, lambda j, carry: entry(i, j, left, jacobian_of(j), carry), carry
@@ -340,5 +341,5 @@ def _over_pairs(
 
 
 def _matmul(a: Array, b: Array) -> Array:
-    """In full precision; accelerators round float32 to fewer digits by default."""
+    """Matrix product in full precision; accelerators round float32 to fewer digits by default."""
     return jnp.matmul(a, b, precision="highest")

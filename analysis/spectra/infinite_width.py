@@ -44,7 +44,7 @@ WEIGHT_VARIANCES: dict[InitName, Callable[[int, int], float]] = {
     "he-uniform": lambda fan_in, fan_out: 2 / fan_in,
     "lecun-normal": lambda fan_in, fan_out: 1 / fan_in,
 }
-"""Of one initial weight of a layer, by the name of the initialisation."""
+"""Variance of an initial weight of a layer, by the name of the initialisation."""
 
 BIAS_STD: dict[InitName, float] = {"published-updated": 1e-2}
 """Standard deviation of the initial biases, where they are not 0."""
@@ -58,17 +58,17 @@ class InfiniteWidth:
     """Kernels at infinite width, and the empirical NTK of a run beside them.
 
     All kernels are traced: averaged over the outputs, one row for each example. Where the network
-    or its derivatives are not finite, what is of the run is NaN.
+    or its derivatives are not finite, the run's numbers are NaN.
 
     Attributes:
         steps: step of each checkpoint.
         eigenvalues: eigenvalues of the run's kernel K_t, in descending order.
-        distance: ‖K_t − Θ‖ / ‖Θ‖ in the Frobenius norm. That of step 0 is due to finite width.
-        alignment: ⟨K_t, Θ⟩ / (‖K_t‖ ‖Θ‖), at most 1; whatever the scale of K_t.
+        distance: ‖K_t − Θ‖ / ‖Θ‖ in the Frobenius norm. At step 0 it is due to finite width.
+        alignment: ⟨K_t, Θ⟩ / (‖K_t‖ ‖Θ‖), at most 1; it does not depend on the scale of K_t.
         movement: ‖K_t − K_0‖ / ‖K_0‖, from the run's own kernel at its first checkpoint.
         ntk: eigenvalues of Θ, in descending order.
         nngp: eigenvalues of the NNGP kernel, the covariance of each output, descending.
-        num_examples: the kernels are taken on the first examples, this many.
+        num_examples: number of examples that the kernels are taken on, the first ones.
         normal_weights: whether the run's initial weights are drawn from a normal distribution, as
             those of the limit are; else see `limit_kernels`.
     """
@@ -96,8 +96,8 @@ def infinite_width(
         num_examples: number of examples, the first ones of the data.
 
     Raises:
-        ConfigError: when neural-tangents is not there, the run's network is not one of
-            `FullyConnected`, or there are more examples than kernels are formed for.
+        ConfigError: when neural-tangents is not installed, the run's network is not a
+            `FullyConnected`, or there are too many examples to form the kernels.
     """
     model = check_network(run, num_examples)
     indices = np.arange(len(run.checkpoint_steps)) if checkpoints is None else checkpoints
@@ -133,7 +133,7 @@ def infinite_width(
 
 
 def check_kernels(run: Run, config: SpectrumConfig) -> None:
-    """Refuses kernels that cannot be had, before anything is computed.
+    """Raises for kernels that are not available, before anything is computed.
 
     Raises:
         ConfigError: as `infinite_width` and `ntk_spectrum` do.
@@ -146,7 +146,7 @@ def check_kernels(run: Run, config: SpectrumConfig) -> None:
 
 
 def check_network(run: Run, num_examples: int) -> FullyConnected:
-    """The run's network, if its kernels at infinite width can be had.
+    """The run's network, if its kernels at infinite width are available.
 
     Raises:
         ConfigError: as `infinite_width` does.
@@ -160,7 +160,7 @@ def check_network(run: Run, num_examples: int) -> FullyConnected:
     if not isinstance(model, FullyConnected):
         raise ConfigError(
             f"infinite_width: the run's model.name is {run.config.model.name!r}; expected "
-            "'fully-connected', of which alone the kernels are known here: leave it out"
+            "'fully-connected', the only one whose kernels are known here: leave it out"
         )
     examples = min(num_examples, len(run.problem.targets))
     if examples > MAX_DENSE:
@@ -177,19 +177,19 @@ def limit_kernels(
 ) -> tuple[Float[np.ndarray, "examples examples"], Float[np.ndarray, "examples examples"]]:
     """The NTK Θ and the NNGP kernel of a network with infinitely many units, in float64.
 
-    Θ is that of the network's own widths but without its fluctuations, which are of relative size
-    1/√width: the mean of the empirical NTK over the initial parameters, exactly so for one hidden
-    layer and to O(1/width) for more.
+    Θ keeps the network's own widths and leaves out its fluctuations, which are of relative size
+    1/√width: it is the mean of the empirical NTK over the initial parameters, exactly for one
+    hidden layer and to O(1/width) for more.
 
     The weights are taken as normal with the variances of `model.weights`. In the first layer, whose
-    number of inputs is finite, truncated normal or uniform ones have a limit of their own: on the
+    number of inputs is finite, truncated normal or uniform weights have another limit: on the
     published spiral, which has two inputs, with ReLU and Glorot's variance, it is 0.2 % (truncated)
-    and 0.8 % (uniform) away in the Frobenius norm. The more inputs, the less.
+    and 0.8 % (uniform) away in the Frobenius norm. With more inputs it is closer.
 
     Args:
         model: the network.
-        inputs: of the examples; flattened.
-        num_outputs: of the network.
+        inputs: inputs of the examples, which are flattened.
+        num_outputs: number of outputs of the network.
 
     Raises:
         ConfigError: when neural-tangents is not installed, or does not import on this JAX.
@@ -197,8 +197,8 @@ def limit_kernels(
     package = neural_tangents()
     with jax.enable_x64(True):
         kernel = jax.jit(_layers(package.stax, model, math.prod(inputs.shape[1:]), num_outputs))
-        found = kernel(jnp.asarray(np.reshape(inputs, (len(inputs), -1)), float))
-    return np.asarray(found.ntk), np.asarray(found.nngp)
+        kernels = kernel(jnp.asarray(np.reshape(inputs, (len(inputs), -1)), float))
+    return np.asarray(kernels.ntk), np.asarray(kernels.nngp)
 
 
 def _layers(stax: Any, model: FullyConnected, num_inputs: int, num_outputs: int) -> Callable:
@@ -221,18 +221,19 @@ def _layers(stax: Any, model: FullyConnected, num_inputs: int, num_outputs: int)
 
 
 def _activation(stax: Any, function: Callable[[Array], Array]) -> Any:
-    """The layer of an activation, as `stax` has it.
+    """The `stax` layer of an activation.
 
-    The layers that `stax` brings are not used: at an example that is exactly 0, as the published
-    spiral has, its ReLU takes 1/4 for E[φ'φ'] where JAX's ReLU has derivative 0, and its numerical
-    one is not a number. It has no other for tanh, softplus, SiLU, sigmoid, ELU and JAX's GELU.
+    The activations of `stax` itself are not used: at an example that is exactly 0, such as one of
+    the published spiral, its ReLU takes 1/4 for E[φ'φ'] where JAX's ReLU has derivative 0, and its
+    numerical layer gives NaN. For tanh, softplus, SiLU, sigmoid, ELU and JAX's GELU it has no other
+    layer.
     """
     derivative = jnp.vectorize(jax.grad(function))
     return stax.Elementwise(function, _dual(function), _dual(derivative))
 
 
 def _dual(function: Callable[[Array], Array]) -> Callable[[Array, Array, Array], Array]:
-    """E[φ(u) φ(v)] of normal u and v with zero means, by their covariance and variances.
+    """E[φ(u) φ(v)] for normal u and v with zero means, by their covariance and variances.
 
     In polar coordinates, u = σ₁ r cos(a) and v = σ₂ r cos(a − θ) with cos θ their correlation, the
     rays on which one of them is 0 are ends of the four sectors that Gauss-Legendre rules take, so
@@ -245,7 +246,7 @@ def _dual(function: Callable[[Array], Array]) -> Callable[[Array, Array, Array],
         product = jnp.sqrt(var1 * var2)
         theta = jnp.arccos(jnp.clip(cov / jnp.where(product > 0, product, 1), -1, 1))
 
-        # Node by node: all at once would not fit the memory for a thousand examples.
+        # Node by node: all at once would not fit into memory for a thousand examples.
         def along_ray(total: Array, ray: Array) -> tuple[Array, None]:
             start, turns, share, part = ray
             width = jnp.where(turns == 1, jnp.pi - theta, theta)
@@ -256,8 +257,8 @@ def _dual(function: Callable[[Array], Array]) -> Callable[[Array, Array, Array],
                 radius, density = node
                 return total + density * function(radius * u) * function(radius * v), None
 
-            found, _ = jax.lax.scan(at_radius, jnp.zeros_like(theta), radial)
-            return total + part * width * found, None
+            integral, _ = jax.lax.scan(at_radius, jnp.zeros_like(theta), radial)
+            return total + part * width * integral, None
 
         return jax.lax.scan(along_ray, jnp.zeros_like(theta), rays)[0]
 
@@ -272,9 +273,9 @@ def _radial() -> Float[np.ndarray, "nodes 2"]:
 
 
 def _rays() -> Float[np.ndarray, "nodes 4"]:
-    """Nodes of all sectors: start of the sector, 1 if θ is to be added to it, place, and weight.
+    """Nodes of all sectors: start of the sector, 1 if θ is to be added to it, position, and weight.
 
-    Place and weight are fractions of the sector.
+    Position and weight are fractions of the sector.
     """
     nodes, weights = np.polynomial.legendre.leggauss(_ANGLES)
     starts, turns = np.pi * np.array([-0.5, 0.5, 0.5, 1.5]), np.array([1.0, 0.0, 1.0, 0.0])
@@ -285,7 +286,7 @@ def _rays() -> Float[np.ndarray, "nodes 4"]:
 def _distance(
     kernels: Float[np.ndarray, "kernels size size"], from_kernel: Float[np.ndarray, "size size"]
 ) -> Float[np.ndarray, " kernels"]:
-    """Relative, in the Frobenius norm."""
+    """Relative distance in the Frobenius norm."""
     return np.linalg.norm(kernels - from_kernel, axis=(1, 2)) / np.linalg.norm(from_kernel)
 
 

@@ -14,8 +14,8 @@ class ThresholdDict(TypedDict):
 
     Attributes:
         label: what it is, or why there is none.
-        first: at the first checkpoint.
-        last: at the last one.
+        first: value at the first checkpoint.
+        last: value at the last checkpoint.
     """
 
     label: str
@@ -24,12 +24,12 @@ class ThresholdDict(TypedDict):
 
 
 class AboveDict(TypedDict):
-    """How far the values go that were to be all above a fraction of the threshold.
+    """Whether all values above a fraction of the threshold were found.
 
     Attributes:
-        fraction: of the threshold.
-        incomplete_steps: at which values above it may be missing.
-        smallest_there: smallest value at these.
+        fraction: fraction of the threshold.
+        incomplete_steps: steps at which values above it may be missing.
+        smallest_there: smallest value at these steps.
     """
 
     fraction: float
@@ -43,9 +43,9 @@ class KernelDict(TypedDict):
     Attributes:
         steps: step of each checkpoint.
         trace: sum of all eigenvalues.
-        captured: part of the trace that the eigenvalues which converged make up.
+        captured: fraction of the trace in the converged eigenvalues.
         effective_rank: participation ratio of all eigenvalues.
-        alignment: with the labels, centred.
+        alignment: centred alignment with the labels.
         class_examples: indices of the examples for the alignment.
     """
 
@@ -62,9 +62,9 @@ class LimitsDict(TypedDict):
 
     Attributes:
         steps: step of each checkpoint.
-        distance: relative to the kernel at infinite width.
-        alignment: with that kernel, at most 1.
-        movement: away from the run's first kernel, relative to it.
+        distance: distance from the kernel at infinite width, relative to that kernel.
+        alignment: alignment with the kernel at infinite width, at most 1.
+        movement: distance from the run's first kernel, relative to that kernel.
         ntk: eigenvalues of the kernel at infinite width.
         nngp: eigenvalues of the NNGP kernel.
     """
@@ -81,11 +81,11 @@ class DensityDict(TypedDict):
     """Moments of a spectral density, at each step.
 
     Attributes:
-        steps: step of each checkpoint that it was computed at.
+        steps: step of each checkpoint at which it was computed.
         trace: sum of the eigenvalues.
-        trace_radius: half width of its interval of 95 %.
+        trace_radius: half width of its 95 % interval.
         frobenius: root of the sum of the squared eigenvalues.
-        frobenius_radius: half width of its interval of 95 %.
+        frobenius_radius: half width of its 95 % interval.
         num_probes: random vectors per checkpoint.
         num_steps: products per probe.
     """
@@ -100,7 +100,42 @@ class DensityDict(TypedDict):
 
 
 class SpectrumDict(TypedDict):
-    """All of it; what the keys are stands in `SpectrumAnalysis.keys`."""
+    """What `spectrum --json` prints.
+
+    Attributes:
+        run_id: id of the run
+        run: its status, last step and number of checkpoints when it was analysed
+        config: settings, with the values of `k`, `tol` and `ntk_examples` that were used
+        threshold: `label`, what it is or why there is none; `first` and `last` value
+        reference: threshold of full-batch updates for a run with mini-batches, against which
+            nothing is decided; null otherwise
+        checkpoints: number of checkpoints that were analysed
+        operator: the operator in words
+        values: number of eigenvalues at iterates and centres
+        values_not_converged: how many of them did not converge
+        not_converged: number of checkpoints at which any value did not converge
+        centres: whether there are centres; false for unknown mini-batches
+        above: with `above`: the `fraction`, `incomplete_steps` at which values above it may be
+            missing, and `smallest_there`, the smallest value at these; else null
+        failed: steps at which the loss or its curvature is not finite
+        unresolved: number of checkpoints on neither side of the threshold
+        statuses: number of values by status
+        failure_probability: bound on the probability that any upper bound fails
+        precision: type of numbers in which eigenvalues and residuals were computed
+        matvecs_per_checkpoint_and_point: mean number of products
+        largest_sharpness_at_centres: largest sharpness over all checkpoints
+        largest_ntk_eigenvalue: largest value over all checkpoints; null without the kernel
+        ntk: values at each of the `steps`: `trace`, `captured`, `effective_rank`, `alignment`; and
+            `class_examples`; null without the kernel
+        infinite_width: values at each of the `steps`: `distance`, `alignment`, `movement`; and the
+            eigenvalues `ntk` and `nngp` of the limits; null without them
+        densities: values by operator, at each of the `steps`: `trace` and `frobenius` norm with
+            half widths of their 95 % intervals; `num_probes`, `num_steps`
+        oscillations_known: false for mini-batches, whose noise alone alternates
+        bursts: number of oscillations that are seen in the loss
+        oscillations: a list of `Oscillation`, field by field
+        crossings: a list of `Crossing`, field by field
+    """
 
     run_id: str
     run: State

@@ -1,4 +1,4 @@
-"""The figure of what was measured at one point: eigenvalues, their intervals, and the threshold."""
+"""The figure of a measurement at one point: eigenvalues, their intervals, and the threshold."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from dlf_dynamics.analysis.style import COLOURS, STYLE
 from dlf_dynamics.streams import drawable
 
 
-def measurement_figure(found: Measurement | ParameterEigenpairs | KernelSpectrum) -> Figure:
+def measurement_figure(measured: Measurement | ParameterEigenpairs | KernelSpectrum) -> Figure:
     """Each eigenvalue in its interval; those that did not converge are hollow.
 
     Args:
-        found: what was measured.
+        measured: result of the measurement.
     """
-    if isinstance(found, Measurement):
-        values, intervals = np.array([found.value]), np.array([found.interval])
-        converged = np.array([found.converged])
+    if isinstance(measured, Measurement):
+        values, intervals = np.array([measured.value]), np.array([measured.interval])
+        converged = np.array([measured.converged])
     else:
-        values, intervals, converged = found.eigenvalues, found.intervals, found.converged
+        values, intervals, converged = measured.eigenvalues, measured.intervals, measured.converged
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.0, 3.0), layout="constrained")
         ax = figure.subplots()
@@ -46,9 +46,9 @@ def measurement_figure(found: Measurement | ParameterEigenpairs | KernelSpectrum
                     edgecolor=COLOURS[0],
                     label=label,
                 )
-        if isinstance(found, Stability) and np.isfinite(found.threshold):
-            ax.axhline(found.threshold, color=COLOURS[5], linestyle="--", label="threshold")
-            ax.set_title(drawable(f"{found.verdict}: {found.label}", 60), fontsize="medium")
+        if isinstance(measured, Stability) and np.isfinite(measured.threshold):
+            ax.axhline(measured.threshold, color=COLOURS[5], linestyle="--", label="threshold")
+            ax.set_title(drawable(f"{measured.verdict}: {measured.label}", 60), fontsize="medium")
         ax.set(xlabel="number, from the largest", ylabel="λ", xlim=(0.5, len(values) + 0.5))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend()

@@ -47,29 +47,29 @@ _ENGINES: dict[EngineName, Callable[..., Array]] = {
 
 @dataclass(frozen=True)
 class NTKSpectrum:
-    """Eigenvalues of the empirical NTK along a run, and what the kernels are like.
+    """Eigenvalues and statistics of the empirical NTK along a run.
 
     Where the network or its derivatives are not finite all values are NaN and none has converged.
 
     Attributes:
         steps: step of each checkpoint.
         eigenvalues: eigenvalues, in descending order.
-        num_examples: the kernel is taken on the first examples, this many.
+        num_examples: number of examples that the kernel is taken on, the first ones.
         trace_outputs: whether the kernel is averaged over the outputs; else it is the full one on
             examples and outputs.
-        residuals: from fresh products; 0 for a kernel that was formed.
-        intervals: lower and upper ends of the interval of each value; for a
-            kernel that was formed, what rounding can do.
-        converged: per value; the others are Ritz values, not to be relied on.
-        trace: of the kernel, ‖J‖_F², divided by the number of outputs if the kernel is traced.
-        captured: part of the trace that the eigenvalues which converged make up.
+        residuals: residuals from fresh products; 0 for a kernel that was formed.
+        intervals: lower and upper ends of the interval of each value; for a kernel that was formed,
+            the range of rounding.
+        converged: whether each value converged; the others are Ritz values, not to be relied on.
+        trace: trace of the kernel, ‖J‖_F², divided by the number of outputs if it is traced.
+        captured: fraction of the trace in the converged eigenvalues.
         effective_rank: participation ratio of all eigenvalues, as in `KernelStatistics`.
-        alignment: of the traced kernel on `class_examples` with the labels, centred; NaN where all
-            are of one class, and at checkpoints where it was not asked for.
-        class_blocks: mean of that kernel between classes;
-            where targets are not labels, all examples are of one class.
-        class_examples: indices of the examples for these two; empty where they are those of the
-            eigenvalues.
+        alignment: centred alignment of the traced kernel on `class_examples` with the labels; NaN
+            where all are of one class, and at checkpoints where it was not requested.
+        class_blocks: mean of that kernel between classes; where targets are not labels, all
+            examples are of one class.
+        class_examples: indices of the examples for alignment and class blocks; empty where they are
+            those of the eigenvalues.
     """
 
     steps: Int[np.ndarray, " checkpoints"]
@@ -107,33 +107,33 @@ def ntk_spectrum(
 ) -> NTKSpectrum:
     """Eigenvalues of the NTK of the first examples, and its trace, rank, alignment and blocks.
 
-    A kernel of at most `max_dense` rows is formed and solved by LAPACK. Of a larger one the top
-    eigenvalues come from products. Its other statistics stay exact, and take the time of all its
-    entries.
+    A kernel of at most `max_dense` rows is formed and solved by LAPACK. The top eigenvalues of a
+    larger one come from products; its other statistics stay exact, and take as long as computing
+    all its entries.
 
     Sorted data begin with examples of one class, with which no kernel can be aligned. Alignment and
-    class blocks are therefore taken on as many, drawn evenly: see `balanced_examples`.
+    class blocks are therefore taken on as many drawn evenly; see `balanced_examples`.
 
     Args:
         run: a recorded run.
         checkpoints: increasing indices into `run.checkpoint_steps`; none means all.
-        num_examples: number of examples; published is 50.
+        num_examples: number of examples; 50 in the published figures.
         trace_outputs: whether to average the kernel over the outputs, as neural-tangents'
             `trace_axes=(-1,)` does.
         k: number of eigenvalues; none means all of a kernel that is formed and 10 of a larger one.
-        max_dense: rows up to which it is formed.
+        max_dense: number of rows up to which the kernel is formed.
         tol: relative residual that counts as converged; none means 1e-6, or 1e-3 in float32.
         max_matvecs: products per checkpoint at most.
-        batch_size: examples that a pass of a product takes at most; none means all.
-        seed: of the random start vectors; each checkpoint's own start depends on its step.
-        engine: what forms the kernels.
+        batch_size: largest number of examples in a pass of a product; none means all.
+        seed: seed of the random start vectors; that of a checkpoint depends on its step, too.
+        engine: program that forms the kernels.
         aligned: indices of the checkpoints at which alignment and class blocks are computed where
             they need a kernel of their own; none means all.
-        progress: told how many checkpoints are done.
+        progress: called with the number of checkpoints done.
 
     Raises:
-        ConfigError: when neural-tangents is to form a kernel and is not there, or when the kernel
-            is too large to be formed.
+        ConfigError: when neural-tangents is to form a kernel and is not installed, or when the
+            kernel is too large to be formed.
         ValueError: when `k` or `batch_size` is less than 1.
     """
     for name, value in (("k", k), ("batch_size", batch_size)):
@@ -143,29 +143,29 @@ def ntk_spectrum(
     asked: dict[str, Any] = {"num_examples": num_examples, "trace_outputs": trace_outputs}
     check_engine(run, engine, **asked, max_dense=max_dense)
     problem = first_examples(run, num_examples)
-    rows = _num_rows(run, problem, trace_outputs)
+    size = _num_rows(run, problem, trace_outputs)
     classes = max(run.num_classes, 1)
-    task = _Task(run, np.asarray(indices), problem, classes, trace_outputs, rows, engine)
-    if rows <= max_dense:
-        parts = _dense(task, min(k or rows, rows))
+    task = _Task(run, np.asarray(indices), problem, classes, trace_outputs, size, engine)
+    if size <= max_dense:
+        parts = _dense(task, min(k or size, size))
     else:
         if tol is None:
             tol = 1e-6 if run.dtype == "float64" else 1e-3
-        count = min(k or DEFAULT_K, rows)
+        count = min(k or DEFAULT_K, size)
         solver = _Solver(count, tol, max(max_matvecs, 2 * count + 2), batch_size, seed)
         parts = _by_products(task, solver)
-    found = []
+    done = []
     for part in parts:
-        found.append(part)
-        progress(sum(len(part.pairs.eigenvalues) for part in found))
-    spectrum = _spectrum(task, jax.tree.map(lambda *arrays: np.concatenate(arrays), *found))
+        done.append(part)
+        progress(sum(len(part.pairs.eigenvalues) for part in done))
+    spectrum = _spectrum(task, jax.tree.map(lambda *arrays: np.concatenate(arrays), *done))
     return _with_classes(spectrum, task, balanced_examples(run, num_examples), aligned)
 
 
 def balanced_examples(run: Run, num_examples: int) -> list[int]:
     """Indices of examples drawn evenly from the classes, at most `MAX_DENSE`.
 
-    Empty where they would be the first `num_examples`, and where targets are not labels.
+    Empty if they would be the first `num_examples`, and if targets are not labels.
     """
     if not run.num_classes:
         return []
@@ -179,25 +179,25 @@ def balanced_examples(run: Run, num_examples: int) -> list[int]:
 def _with_classes(
     spectrum: NTKSpectrum, task: _Task, examples: list[int], aligned: Checkpoints | None
 ) -> NTKSpectrum:
-    """Alignment and class blocks on other examples, if any; NaN where not asked for."""
+    """Alignment and class blocks on other examples, if any; NaN where not requested."""
     if not examples:
         return spectrum
-    asked = np.isin(task.indices, task.indices if aligned is None else aligned)
+    chosen = np.isin(task.indices, task.indices if aligned is None else aligned)
     problem = task.run.problem.take(np.array(examples))
-    kernels = kernels_along(task.run, task.indices[asked], problem, engine=task.engine)
+    kernels = kernels_along(task.run, task.indices[chosen], problem, engine=task.engine)
     labels, classes = np.asarray(problem.targets), task.num_classes
-    found = [kernel_statistics(dense_sums(k, labels, classes), labels, classes) for k in kernels]
+    parts = [kernel_statistics(dense_sums(k, labels, classes), labels, classes) for k in kernels]
     names = ("alignment", "class_blocks")
     columns = {name: np.full_like(getattr(spectrum, name), np.nan) for name in names}
     for name, column in columns.items():
-        column[asked] = np.concatenate([column[:0], *(getattr(some, name) for some in found)])
+        column[chosen] = np.concatenate([column[:0], *(getattr(some, name) for some in parts)])
     return replace(spectrum, **columns, class_examples=tuple(examples))
 
 
 def first_examples(run: Run, num_examples: int) -> Problem:
     """The run's problem on its first examples, or on all where there are fewer.
 
-    Where targets are not the labels of classes, all examples count as of one class.
+    Where targets are not class labels, all examples count as of one class.
     """
     problem = run.problem.take(np.arange(min(num_examples, run.problem.num_examples)))
     if run.num_classes:
@@ -213,18 +213,18 @@ def check_engine(
     trace_outputs: bool = True,
     max_dense: int = MAX_DENSE,
 ) -> None:
-    """Refuses, before any work, kernels that the engine cannot form; arguments: `ntk_spectrum`.
+    """Raises for kernels that the engine cannot form; for arguments see `ntk_spectrum`.
 
     Raises:
-        ConfigError: when neural-tangents is to form kernels and is not there, or they have more
+        ConfigError: when neural-tangents is to form kernels and is not installed, or they have more
             than `max_dense` rows.
     """
     if engine == "own":
         return
-    rows = _num_rows(run, first_examples(run, num_examples), trace_outputs)
-    if rows > max_dense:
+    size = _num_rows(run, first_examples(run, num_examples), trace_outputs)
+    if size > max_dense:
         raise ConfigError(
-            f"ntk_engine is {engine!r} for a kernel of {rows:,} rows; expected at most "
+            f"ntk_engine is {engine!r} for a kernel of {size:,} rows; expected at most "
             f"{max_dense:,}, as it forms them: take fewer ntk_examples, or ntk_engine own"
         )
     tangents.neural_tangents()
@@ -243,17 +243,17 @@ def kernels_along(
     trace_outputs: bool = True,
     engine: EngineName = "own",
 ) -> Iterator[Float[np.ndarray, "kernels size size"]]:
-    """The kernels of checkpoints in their order, formed so many at a time that they stay small.
+    """The kernels of checkpoints in their order, formed a few at a time to limit memory.
 
     Args:
         run: a recorded run.
         checkpoints: increasing indices into `run.checkpoint_steps`.
-        problem: the run's, on the examples of the kernel.
+        problem: problem of the run, on the examples of the kernel.
         trace_outputs: whether to average the kernel over the outputs.
-        engine: what forms the kernels.
+        engine: program that forms the kernels.
     """
-    rows = _num_rows(run, problem, trace_outputs)
-    chunk = rounded_up(int(np.clip(_CHUNK_NUMBERS // (run.num_params + rows**2), 1, 100)))
+    size = _num_rows(run, problem, trace_outputs)
+    chunk = rounded_up(int(np.clip(_CHUNK_NUMBERS // (run.num_params + size**2), 1, 100)))
 
     def begun() -> Iterator[tuple[int, Array]]:
         for points in run.points(checkpoints, chunk):
@@ -265,7 +265,7 @@ def kernels_along(
 
 
 class _Pairs(NamedTuple):
-    """Eigenvalues and what is certain of them, as in `NTKSpectrum`."""
+    """Eigenvalues with residuals and intervals, as in `NTKSpectrum`."""
 
     eigenvalues: Float[np.ndarray, "kernels k"]
     residuals: Float[np.ndarray, "kernels k"]
@@ -274,14 +274,14 @@ class _Pairs(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What is found of some kernels."""
+    """Eigenvalues and sums of some kernels."""
 
     pairs: _Pairs
     sums: KernelSums
 
 
 class _Task(NamedTuple):
-    """The kernels that are asked for, and their number of rows."""
+    """The kernels to analyse, and their number of rows."""
 
     run: Run
     indices: Int[np.ndarray, " checkpoints"]
@@ -293,7 +293,7 @@ class _Task(NamedTuple):
 
 
 class _Solver(NamedTuple):
-    """How the eigenvalues are found by products."""
+    """Settings of the search for eigenvalues by products."""
 
     k: int
     tol: float
@@ -344,7 +344,7 @@ def _dense_pairs(kernels: Float[np.ndarray, "kernels size size"], k: int) -> _Pa
 
 
 def _by_products(task: _Task, solver: _Solver) -> Iterator[_Part]:
-    """One checkpoint after another, by programs that are compiled for all of them."""
+    """One checkpoint after another, by programs that are compiled once for all of them."""
     product = KernelProduct(task.trace_outputs, solver.batch_size)
     for (point,) in task.run.points(task.indices, 1):
         params = jnp.asarray(point.params)
@@ -365,18 +365,18 @@ def _by_products(task: _Task, solver: _Solver) -> Iterator[_Part]:
 
 
 def _top_pairs(
-    matvec: Partial, rows: int, solver: _Solver, key: PRNGKeyArray, dtype: Any
+    matvec: Partial, size: int, solver: _Solver, key: PRNGKeyArray, dtype: Any
 ) -> _Pairs:
-    found = top_eigenpairs(
+    pairs = top_eigenpairs(
         matvec,
-        rows,
+        size,
         solver.k,
         tol=solver.tol,
         max_matvecs=solver.max_matvecs,
         key=key,
         dtype=dtype,
     )
-    return _Pairs(*(np.asarray(getattr(found, name))[None] for name in _Pairs._fields))
+    return _Pairs(*(np.asarray(getattr(pairs, name))[None] for name in _Pairs._fields))
 
 
 def _nothing(k: int) -> _Pairs:
@@ -384,10 +384,10 @@ def _nothing(k: int) -> _Pairs:
     return _Pairs(nan, nan, np.full((1, k, 2), np.nan), np.zeros((1, k), bool))
 
 
-def _spectrum(task: _Task, found: _Part) -> NTKSpectrum:
-    pairs = found.pairs
+def _spectrum(task: _Task, part: _Part) -> NTKSpectrum:
+    pairs = part.pairs
     labels = np.asarray(task.problem.targets)
-    statistics = kernel_statistics(found.sums, labels, task.num_classes)
+    statistics = kernel_statistics(part.sums, labels, task.num_classes)
     good = np.sum(np.where(pairs.converged, pairs.eigenvalues, 0), axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         captured = good / statistics.trace

@@ -62,10 +62,10 @@ def sharpness(
     max_memory: str | None = None,
     seed: int = 0,
 ) -> Measurement:
-    """The largest eigenvalue of the Hessian of the loss as it is weighted at a step.
+    """The largest eigenvalue of the Hessian of the loss, as weighted at a step.
 
     Args:
-        problem: with a model and data, or of a loss alone.
+        problem: problem with a model and data, or a loss alone.
         params: any pytree of floating-point arrays.
         step: t, for the weights.
         tol: residual that counts as converged, relative to the norm of the Hessian; none means
@@ -73,9 +73,9 @@ def sharpness(
         max_matvecs: Hessian-vector products at most.
         batch_size: examples that go through the model at a time; none takes as many as memory
             holds.
-        max_memory: what products and their vectors may take on a device, such as "4GB", from which
-            `batch_size` is chosen; none means three quarters of what there is.
-        seed: of the random start vectors.
+        max_memory: memory for products and their vectors on a device, such as "4GB", by which
+            `batch_size` is chosen; none means three quarters of the memory there is.
+        seed: seed of the random start vectors.
 
     Raises:
         ConfigError: when not even one example fits into the memory.
@@ -107,17 +107,17 @@ def top_hessian(
     """Extreme eigenvalues of the Hessian, with eigenvectors flat and as pytrees.
 
     Args:
-        problem: see `sharpness`, like what is not explained here.
+        problem: see `sharpness`, as for all that is not explained here.
         params: any pytree of floating-point arrays.
         k: number of eigenvalues.
         which: end of the spectrum; `both` gives k from each.
-        operator: `hessian`, `ggn` (Gauss-Newton) or `remainder` (the Hessian less the GGN).
+        operator: `hessian`, `ggn` (Gauss-Newton) or `remainder` (the Hessian minus the GGN).
         step: t, for the weights.
         tol: residual that counts as converged.
         max_matvecs: products at most.
         batch_size: examples at a time; none chooses, like the next one.
         max_memory: what it may take.
-        seed: of the random start vectors.
+        seed: seed of the random start vectors.
 
     Raises:
         ConfigError: for a GGN or remainder of a problem without outputs, or when not even one
@@ -134,8 +134,8 @@ def top_hessian(
     """
     solver = _Solver(tol, max_matvecs, batch_size, seed, max_memory=max_memory)
     point = _Point.of(problem, params)
-    found = solver.pairs(point, step, k=k, which=which, operator=operator)
-    return ParameterEigenpairs(**_attributes(found), layout=point.layout)
+    pairs = solver.pairs(point, step, k=k, which=which, operator=operator)
+    return ParameterEigenpairs(**_attributes(pairs), layout=point.layout)
 
 
 def ntk_spectrum(
@@ -152,12 +152,12 @@ def ntk_spectrum(
 ) -> KernelSpectrum:
     """Eigenvalues of the empirical NTK on the first examples; see `spectra.gram`.
 
-    A kernel of up to 1,000 rows is formed. Of a larger one the top eigenvalues come from products,
-    and its trace and rank take the time of all its entries. Outputs may have any shape, and must
-    not depend on the other examples.
+    A kernel of up to 1,000 rows is formed. The top eigenvalues of a larger one come from products;
+    its trace and rank take as long as computing all its entries. Outputs may have any shape, and
+    must not depend on other examples.
 
     Args:
-        problem: with a model and data.
+        problem: problem with a model and data.
         params: any pytree of floating-point arrays.
         num_examples: number of examples; none means all.
         trace_outputs: whether to average the kernel over the outputs.
@@ -165,7 +165,7 @@ def ntk_spectrum(
         tol: see `sharpness`, like the next three.
         max_matvecs: products at most.
         batch_size: examples at a time.
-        seed: of the random start vectors.
+        seed: seed of the random start vectors.
 
     Raises:
         ConfigError: for a problem without outputs, or when `num_examples` or `k` is less than 1.
@@ -181,15 +181,15 @@ def ntk_spectrum(
             raise ConfigError(f"{name} is {value}; expected at least 1")
     flat, vector, *_ = _Point.flat(problem, params)
     count = min(num_examples or problem.num_examples, problem.num_examples)
-    rows = replace(flat, apply=_Rows(flat.apply)).take(jnp.arange(count))
-    num_outputs = output_shape(rows, vector)[1]
+    part = replace(flat, apply=_Rows(flat.apply)).take(jnp.arange(count))
+    num_outputs = output_shape(part, vector)[1]
     size = count if trace_outputs else count * num_outputs
     if size <= MAX_DENSE:
-        found = _dense_kernel(rows, vector, trace_outputs, k or size)
+        facts = _dense_kernel(part, vector, trace_outputs, k or size)
     else:
         solver = _Solver(tol, max_matvecs, batch_size, seed)
-        found = _large_kernel(rows, vector, size, trace_outputs, min(k or DEFAULT_K, size), solver)
-    return KernelSpectrum(**found, num_examples=count, trace_outputs=trace_outputs)
+        facts = _large_kernel(part, vector, size, trace_outputs, min(k or DEFAULT_K, size), solver)
+    return KernelSpectrum(**facts, num_examples=count, trace_outputs=trace_outputs)
 
 
 def stability(
@@ -213,19 +213,19 @@ def stability(
     another map.
 
     Args:
-        problem: whose loss the optimizer minimises.
-        params: before the update of this step.
+        problem: problem whose loss the optimizer minimises.
+        params: parameters before the update of this step.
         optimizer: an optax transformation, linear in the gradients but for a preconditioner, and
-            the same for all parameters; make it once, as each one is tried (see
+            the same for all parameters; make it only once, as each new one is tested (see
             `instability_threshold`).
-        opt_state: its state before that update; needed where it has a preconditioner, or
-            hyperparameters that may change in it (`optax.inject_hyperparams`), which then count.
-        step: t, the number of updates made: for weights, and learning rates that change.
+        opt_state: its state before that update; needed if it holds a preconditioner, or
+            hyperparameters that may change (`optax.inject_hyperparams`) and are then used.
+        step: t, the number of updates made, for weights and for learning rates that change.
         tol: see `sharpness`, like the next three.
         max_matvecs: products at most; four times as many where an interval holds the threshold.
         batch_size: examples at a time; none chooses, like the next one.
         max_memory: what it may take.
-        seed: of the random start vectors.
+        seed: seed of the random start vectors.
 
     Raises:
         ConfigError: when the optimizer has no such threshold, `opt_state` is missing, or not even
@@ -257,21 +257,21 @@ def stability(
         )
         scale = scale if point.is_flat else layout.unflatten(scale)
         label = "preconditioned Hessian of the weighted loss, frozen preconditioner"
-    found = solver.pairs(point, step, scale=scale)
-    judged = Stability(**_largest(found), threshold=threshold, label=label)
+    pairs = solver.pairs(point, step, scale=scale)
+    judged = Stability(**_largest(pairs), threshold=threshold, label=label)
     if judged.converged and judged.verdict == "undecided":
         closer = solver._replace(
             rank_tolerance=TIGHTER * RANK_TOLERANCE, max_matvecs=4 * max_matvecs
         )
-        found = closer.pairs(point, step, scale=scale)
-        closer = Stability(**_largest(found), threshold=threshold, label=label)
+        pairs = closer.pairs(point, step, scale=scale)
+        closer = Stability(**_largest(pairs), threshold=threshold, label=label)
         judged = closer if closer.converged else judged
     return judged
 
 
 @dataclass(frozen=True)
 class _Product:
-    """Products with an operator, as a function of all it depends on; it compares by value."""
+    """Products with an operator, as a function of all it depends on; compares by value."""
 
     operator: Operator
     batch_size: int | None
@@ -286,7 +286,7 @@ class _Product:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A model whose outputs are made one row per example; it compares by value."""
+    """A model with its outputs flattened to one row per example; compares by value."""
 
     apply: Any
 
@@ -306,7 +306,7 @@ class _Solver(NamedTuple):
     max_memory: str | None = None
 
     def within(self, point: _Point, operator: Operator = "hessian", count: int = 1) -> _Solver:
-        """With as many examples at a time as memory holds, unless it is said how many."""
+        """The same with as many examples at a time as memory holds, unless the number is given."""
         if self.batch_size is not None or not point.is_flat:
             return self
         limit, make = memory_limit(self.max_memory), _OPERATORS[operator]
@@ -324,7 +324,7 @@ class _Solver(NamedTuple):
         operator: Operator = "hessian",
         scale: PyTree | None = None,
     ) -> Eigenpairs:
-        """Of an operator at a point."""
+        """Eigenpairs of an operator at a point."""
         if operator not in _OPERATORS:
             raise ConfigError(f"operator is {operator!r}; expected one of {', '.join(_OPERATORS)}")
         count = k * (2 if which == "both" else 1)
@@ -343,7 +343,7 @@ class _Solver(NamedTuple):
         dtype: Any,
         like: PyTree | None = None,
     ) -> Eigenpairs:
-        """Of any symmetric operator."""
+        """Eigenpairs of any symmetric operator."""
         usual = 1e-6 if dtype == np.float64 else 1e-3
         return top_eigenpairs(
             matvec,
@@ -360,7 +360,7 @@ class _Solver(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """A problem and its parameters: flat, or as they lie on several devices."""
+    """A problem and its parameters: flat, or as they are laid out on several devices."""
 
     problem: Problem
     params: Any
@@ -369,7 +369,7 @@ class _Point(NamedTuple):
 
     @classmethod
     def of(cls, problem: Problem, params: PyTree) -> _Point:
-        """Flat where all is on one device."""
+        """The point, flat where all is on one device."""
         check_parameters(params)
         if Form.like(params).mesh is None:
             return cls.flat(problem, params)
@@ -377,26 +377,26 @@ class _Point(NamedTuple):
 
     @classmethod
     def flat(cls, problem: Problem, params: PyTree) -> _Point:
-        """One vector, wherever it lay."""
+        """The point as one vector."""
         check_parameters(params)
         layout = Layout.of(params)
         return cls(problem.flat(layout), layout.flatten(params), layout, is_flat=True)
 
 
-def _attributes(found: Eigenpairs) -> dict[str, Any]:
-    return {field.name: getattr(found, field.name) for field in fields(found)}
+def _attributes(pairs: Eigenpairs) -> dict[str, Any]:
+    return {field.name: getattr(pairs, field.name) for field in fields(pairs)}
 
 
-def _largest(found: Eigenpairs) -> dict[str, Any]:
-    """What a `Measurement` says of the first pair."""
-    low, high = found.intervals[0].tolist()
+def _largest(pairs: Eigenpairs) -> dict[str, Any]:
+    """The fields of `Measurement` for the first pair."""
+    low, high = pairs.intervals[0].tolist()
     return {
-        "value": float(found.eigenvalues[0]),
+        "value": float(pairs.eigenvalues[0]),
         "interval": (low, high),
-        "residual": float(found.residuals[0]),
-        "converged": bool(found.converged[0]),
-        "num_matvecs": found.num_matvecs,
-        "message": found.message,
+        "residual": float(pairs.residuals[0]),
+        "converged": bool(pairs.converged[0]),
+        "num_matvecs": pairs.num_matvecs,
+        "message": pairs.message,
     }
 
 
@@ -431,7 +431,7 @@ def _large_kernel(
     k: int,
     solver: _Solver,
 ) -> dict[str, Any]:
-    # The sums are also taken by classes, which are not wanted: all examples are of one.
+    # The sums are also taken by class, which is not needed: all examples get one class.
     single = replace(problem, targets=jnp.zeros(problem.num_examples, jnp.int32))
     sums = sums_by_blocks(
         single,
@@ -441,9 +441,9 @@ def _large_kernel(
         batch_size=solver.batch_size,
     )
     product = KernelProduct(trace_outputs, solver.batch_size)
-    found = solver.solve(Partial(product, problem, params), size, k, "largest", params.dtype)
+    pairs = solver.solve(Partial(product, problem, params), size, k, "largest", params.dtype)
     names = ("eigenvalues", "residuals", "intervals", "converged")
-    return {name: getattr(found, name) for name in names} | {
+    return {name: getattr(pairs, name) for name in names} | {
         "trace": float(sums.trace),
         "effective_rank": float(sums.trace**2 / sums.square),
     }

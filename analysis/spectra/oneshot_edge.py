@@ -1,4 +1,4 @@
-"""The realized edge of one update, beside its quadratic relatives, without a run."""
+"""The realized edge of one update, and its quadratic approximations, without a run."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from dlf_dynamics.realized import edge_of, loss_change
 
 @dataclass(frozen=True)
 class RealizedEdge:
-    """What one update Δ did to the loss L that it was made for, and its curvature before.
+    """Effect of one update Δ on the loss L that it was made for, and the curvature before it.
 
-    It speaks of this step alone, and is no threshold: `value` above 1 says that the step raised its
-    own loss, not that training is unstable.
+    It describes this step alone and is not a threshold: `value` above 1 means that the step raised
+    its own loss, not that training is unstable.
 
     Attributes:
         value: ζ = 1 + (L(θ + Δ) - L(θ)) / (-gᵀΔ) = ½ ΔᵀH̄Δ / (-gᵀΔ), with H̄ the mean of the Hessian
-            on the way, weighted by 2(1 - t); NaN where `reason` says why it is undefined.
-        error: what rounding can do to it, infinite where ζ is undefined or the slope may be 0 but
-            for rounding, NaN where that is not known: of `Problem.from_loss`, inside of which large
-            terms may cancel. The rounding of derivatives inside of the network is not in it, so
-            that where tanh units saturate in float32, ζ - 1 is off by up to some percent.
+            along the update, weighted by 2(1 - t); NaN where `reason` says why it is undefined.
+        error: bound on its rounding error; infinite where ζ is undefined, or where the slope is 0
+            within rounding; NaN where it is not known, as for `Problem.from_loss`, in which large
+            terms may cancel. Rounding of derivatives inside the network is not included, so that
+            where tanh units saturate in float32, ζ - 1 is off by up to a few percent.
         loss_before: L(θ).
         loss_after: L(θ + Δ), with the same weights and examples.
         slope: gᵀΔ, g the gradient of L at θ.
         update_sharpness: ΔᵀHΔ / ΔᵀΔ at θ, the directional sharpness along the update.
-        gradient_sharpness: gᵀHg / gᵀg at θ, the one along the gradient.
-        quadratic: ½ ΔᵀHΔ / (-gᵀΔ), which ζ would be if the loss were quadratic; NaN like it.
+        gradient_sharpness: gᵀHg / gᵀg at θ, the directional sharpness along the gradient.
+        quadratic: ½ ΔᵀHΔ / (-gᵀΔ), the value of ζ if the loss were quadratic; NaN where ζ is.
         reason: why ζ is undefined; else empty.
     """
 
@@ -52,7 +52,7 @@ class RealizedEdge:
     reason: str = ""
 
     def gradient_quadratic(self, learning_rate: float) -> float:
-        """η gᵀHg / (2 gᵀg): what ζ of a step of gradient descent would be on the quadratic."""
+        """η gᵀHg / (2 gᵀg): ζ of a step of gradient descent if the loss were quadratic."""
         return learning_rate * self.gradient_sharpness / 2
 
     def __str__(self) -> str:
@@ -73,11 +73,11 @@ class RealizedEdge:
 def realized_edge(problem: Problem, params: PyTree, update: PyTree, step: Step = 0) -> RealizedEdge:
     """The realized edge of one update of any optimizer, with the curvature along it.
 
-    It takes a gradient, a loss and two products with the Hessian. After Lee & Lee (2026, The Road
+    It costs a gradient, a loss and two products with the Hessian. After Lee & Lee (2026, The Road
     Taken) and Kalra and others (2026, arXiv 2601.16979).
 
     Args:
-        problem: whose loss the update is made for; of a mini-batch, `problem.take(batch)`.
+        problem: problem whose loss the update is made for; `problem.take(batch)` for a mini-batch.
         params: θ, any pytree of floating-point arrays.
         update: Δ, in the form of the parameters, as an optax transformation gives it.
         step: t, for the weights of the loss on both sides.
@@ -94,9 +94,9 @@ def realized_edge(problem: Problem, params: PyTree, update: PyTree, step: Step =
     """
     check_parameters(params)
     layout = Layout.of(params)
-    if (found := Layout.of(update)) != layout:
+    if (form := Layout.of(update)) != layout:
         raise ConfigError(
-            f"the update has {found.size} numbers in {len(found.shapes)} leaves; expected the form "
+            f"the update has {form.size} numbers in {len(form.shapes)} leaves; expected the form "
             f"and the types of the parameters, {layout.size} in {len(layout.shapes)}"
         )
     vector = layout.flatten(params)
@@ -106,9 +106,9 @@ def realized_edge(problem: Problem, params: PyTree, update: PyTree, step: Step =
     reason = ""
     if np.isnan(measured["value"]):
         measured["quadratic"] = float("nan")
-        slope = measured["slope"]
-        downhill = f"-gᵀΔ is {-slope:.3g}, and the update does not go downhill"
-        reason = downhill if not slope < 0 else "the losses are not finite"
+        derivative = measured["slope"]
+        downhill = f"-gᵀΔ is {-derivative:.3g}, and the update does not go downhill"
+        reason = downhill if not derivative < 0 else "the losses are not finite"
     return RealizedEdge(**measured, reason=reason)
 
 
@@ -122,14 +122,14 @@ def _measured(
     multiply = hessian(problem, params, step)
     along = {"update": update, "gradient": gradient}
     bent = {name: jnp.vdot(v, multiply(v)) for name, v in along.items()}
-    slope = jnp.vdot(gradient, update)
+    derivative = jnp.vdot(gradient, update)
     return {
         "value": edge.value,
         "error": edge.error,
         "loss_before": loss,
         "loss_after": problem.objective(after, step),
-        "slope": slope,
+        "slope": derivative,
         "update_sharpness": bent["update"] / jnp.vdot(update, update),
         "gradient_sharpness": bent["gradient"] / jnp.vdot(gradient, gradient),
-        "quadratic": bent["update"] / (-2 * slope),
+        "quadratic": bent["update"] / (-2 * derivative),
     }

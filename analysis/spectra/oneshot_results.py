@@ -1,4 +1,4 @@
-"""What is measured of a model at one point, and how far it can be trusted."""
+"""Measurements of a model at one point, and how far they can be trusted."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Measurement(Shown):
 
     Attributes:
         value: the eigenvalue where `converged`; else a Ritz value, not to be relied on.
-        interval: contains an eigenvalue.
-        residual: ‖Av - λv‖ of a fresh product.
+        interval: interval that contains an eigenvalue.
+        residual: ‖Av - λv‖, from a fresh product.
         converged: whether the residual is at most `tol` times the norm of the operator, and a
             random vector that was followed showed no larger eigenvalue.
-        num_matvecs: products that were made.
+        num_matvecs: number of products that were made.
         message: what was done and, where needed, what to try.
 
     >>> print(Measurement(2.0, (1.9, 2.1), 0.1, False, 6, "0 of 1 converged"))
@@ -59,7 +59,7 @@ class ParameterEigenpairs(Eigenpairs, Shown):
     """Eigenvalues with eigenvectors in the form of the parameters.
 
     Attributes:
-        layout: of the parameters.
+        layout: layout of the parameters.
     """
 
     layout: Layout
@@ -81,7 +81,7 @@ class Stability(Measurement):
 
     Attributes:
         threshold: critical eigenvalue; infinite where the learning rate is 0.
-        label: of which matrix the eigenvalue is, and to what the threshold applies.
+        label: the matrix of the eigenvalue, to which the threshold applies.
     """
 
     threshold: float
@@ -94,7 +94,7 @@ class Stability(Measurement):
 
     @property
     def relative_margin(self) -> float:
-        """The margin as a part of the threshold; 1 where that is infinite."""
+        """The margin as a fraction of the threshold; 1 where that is infinite."""
         return 1 - self.value / self.threshold
 
     @property
@@ -114,14 +114,14 @@ class KernelSpectrum(Shown):
     """Eigenvalues of the empirical NTK on some examples.
 
     Attributes:
-        eigenvalues: descending.
-        residuals: from fresh products; 0 for a kernel that was formed.
-        intervals: lower and upper ends; for a kernel that was formed, what rounding can do.
-        converged: per value; the others are Ritz values, not to be relied on.
-        num_examples: the kernel is taken on the first examples, this many.
+        eigenvalues: eigenvalues, in descending order.
+        residuals: residuals from fresh products; 0 for a kernel that was formed.
+        intervals: lower and upper ends; for a kernel that was formed, the range of rounding.
+        converged: whether each value converged; the others are Ritz values, not to be relied on.
+        num_examples: number of examples that the kernel is taken on, the first ones.
         trace_outputs: whether it is averaged over the outputs; else it has a row for each output of
             each example.
-        trace: of the kernel, the sum of all eigenvalues.
+        trace: trace of the kernel, the sum of all eigenvalues.
         effective_rank: participation ratio (Σ λ)² / Σ λ² of all eigenvalues.
     """
 

@@ -40,7 +40,7 @@ class Overlaid(NamedTuple):
 
 
 Curve = Callable[[Axes, Overlaid, str, str], np.ndarray]
-"""Draws a run on a panel in a colour and under a name; gives the values that were drawn."""
+"""Draws a run on a panel in a colour and under a name; returns the values that were drawn."""
 
 
 def _loss(ax: Axes, one: Overlaid, colour: str, name: str) -> np.ndarray:
@@ -58,8 +58,8 @@ def _sharpness(ax: Axes, one: Overlaid, colour: str, name: str) -> np.ndarray:
     if one.spectrum is None or one.spectrum.hessian.ends.top == 0:
         return np.zeros(0)
     hessian = one.spectrum.hessian
-    found = hessian.centre if _has_centres(one.spectrum) else hessian.iterate
-    values = np.where(found.converged[:, 0], found.eigenvalues[:, 0], np.nan)
+    solved = hessian.centre if _has_centres(one.spectrum) else hessian.iterate
+    values = np.where(solved.converged[:, 0], solved.eigenvalues[:, 0], np.nan)
     draw_points(ax, hessian.steps, values, colour, name)
     if one.spectrum.comparable:
         draw_curve(ax, hessian.steps, one.spectrum.thresholds, color=colour, lw=0.8, ls="--")
@@ -86,7 +86,7 @@ OVERLAID: dict[str, tuple[Curve, str]] = {
 """Panels by name, from top to bottom: how a run is drawn on it, and its label."""
 
 _ROBUST = ("loss", "sharpness", "ntk")
-"""Panels in which a few values far from all others are told and not drawn to scale."""
+"""Panels in which a few values far from all others are indicated and not drawn to scale."""
 
 
 def overlay_figure(
@@ -96,12 +96,12 @@ def overlay_figure(
 ) -> Figure:
     """Loss, accuracy, sharpness and NTK of several runs on one axis of steps.
 
-    Values that did not converge are left out; how many, stands in the legend. So does the operator
-    where the spectra are not all of the same, and that values are at the iterates where there are
-    no centres.
+    Values that did not converge are left out; the legend says how many. It also has the operator
+    where the spectra are of different ones, and says which values are at the iterates because there
+    are no centres.
 
     Args:
-        runs: in the order of their colours.
+        runs: the runs, in the order of their colours.
         zoom: first and last step that are shown; none means all.
         panels: names of `OVERLAID`; none takes those that have something to show.
 
@@ -142,7 +142,7 @@ def overlay_figure(
 
 
 def _chosen(runs: Sequence[Overlaid], names: Sequence[str]) -> list[str]:
-    """The panels that are asked for, or all with something in them."""
+    """The requested panels, or all that have something to show."""
     blank = Figure().subplots()
     there = []
     for name, (curve, _) in OVERLAID.items():
@@ -160,7 +160,7 @@ def _has_centres(spectrum: Spectrum) -> bool:
 
 
 def _names(runs: Sequence[Overlaid]) -> list[str]:
-    """Of the files, whole where two have the same, with what is to be said of their spectra."""
+    """Names of the files, as paths where two are equal, with remarks on their spectra."""
     operators = {str(one.spectrum.hessian.curvature) for one in runs if one.spectrum is not None}
     short = [one.run.path.stem for one in runs]
     seen: dict[Path, count[int]] = {}

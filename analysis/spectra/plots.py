@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecBase
@@ -54,16 +56,16 @@ from dlf_dynamics.streams import drawable
 _SHADE, _THRESHOLD, _MARK = COLOURS[4], COLOURS[5], COLOURS[5]
 
 _WIDE = 1.01
-"""Ratio of the ends of an interval from which it is seen on the panel."""
+"""Ratio of the ends of an interval above which it can be seen on the panel."""
 
 _MOST_BURSTS = 6
-"""Bursts that have a panel of their own in the bifurcation figure."""
+"""Largest number of bursts that have a panel each in the bifurcation figure."""
 
 _CHANGE = 0.25
-"""Share of the first loss up to which its changes are drawn; the published limits are 0.25."""
+"""Fraction of the first loss up to which its changes are drawn; the published limits are 0.25."""
 
 _BURST = 1.5
-"""Inches of the panel of a burst at least."""
+"""Least width of the panel of a burst, in inches."""
 
 Panel = Callable[[Axes, Run, Spectrum | None], None]
 
@@ -85,10 +87,10 @@ def draw_loss(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
 
 
 def draw_loss_change(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
-    """F(t) - F(t-1), so that most changes are in sight and an alternation is seen.
+    """F(t) - F(t-1), scaled so that most changes and an alternation can be seen.
 
-    The limits are a quarter of the first loss, as they were published, but at least what 98 % of
-    the changes stay below, and at most three times that.
+    The limits are a quarter of the first loss, as published, but at least the 98 % quantile of the
+    changes, and at most three times that.
     """
     loss = np.asarray(run.scalars["loss"], float)
     change = changes(loss)
@@ -112,7 +114,7 @@ def draw_accuracy(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
 
 
 def draw_realized_edge(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
-    """ζ of the steps at which it was looked: above 1, a step raised its own loss."""
+    """ζ of the sampled steps: above 1, a step raised its own loss."""
     draw_points(ax, run.steps, run.scalars[EDGE[0]])
     draw_curve(ax, run.steps, np.ones(len(run.steps)), color=_THRESHOLD, lw=0.8)
     ax.set_ylabel(r"realized $\zeta$")
@@ -121,7 +123,7 @@ def draw_realized_edge(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
 def draw_sharpness(ax: Axes, run: Run, spectrum: Spectrum | None) -> None:
     """Largest Hessian eigenvalue at iterates and centres, with the threshold where it applies.
 
-    With mini-batches that of full-batch updates is a dashed line.
+    With mini-batches the threshold of full-batch updates is a dashed line.
     """
     if spectrum is None:
         return
@@ -148,21 +150,21 @@ def _draw_eigenvalues(
 ) -> None:
     """One of the extreme eigenvalues: dots where it is certified, other marks elsewhere."""
     hessian = spectrum.hessian
-    for found, colour, label in (
+    for solved, colour, label in (
         (hessian.iterate, COLOURS[4], "at the iterate"),
         (hessian.centre, COLOURS[0], "at the 1:2:1 centre"),
     ):
-        fine = found.converged[:, column]
-        values = np.where(fine, found.eigenvalues[:, column], np.nan)
+        fine = solved.converged[:, column]
+        values = np.where(fine, solved.eigenvalues[:, column], np.nan)
         draw_points(ax, hessian.steps, values, colour, label)
-        _bands(ax, hessian.steps[fine], found.intervals[fine, column], colour)
+        _bands(ax, hessian.steps[fine], solved.intervals[fine, column], colour)
         for status, (marker, meaning) in _UNSURE.items():
-            bad = found.status[:, column] == status
-            if np.any(bad & np.isfinite(found.eigenvalues[:, column])):
-                ritz = found.eigenvalues[bad, column]
+            bad = solved.status[:, column] == status
+            if np.any(bad & np.isfinite(solved.eigenvalues[:, column])):
+                ritz = solved.eigenvalues[bad, column]
                 ax.plot(hessian.steps[bad], ritz, marker, color=colour, ms=3, label=meaning)
     points = (hessian.iterate, hessian.centre)
-    scale_height(ax, *(found.eigenvalues[:, column] for found in points), beside)
+    scale_height(ax, *(solved.eigenvalues[:, column] for solved in points), beside)
     symbol = {"hessian": "H", "ggn": "G", "remainder": "H-G"}[hessian.curvature.operator]
     operator = f"P^{{-1}}{symbol}" if hessian.curvature.preconditioned else symbol
     name = rf"\lambda_{{{which}}}"
@@ -192,7 +194,7 @@ _UNSURE = {
     TRACKED: ("1", STATUSES[TRACKED]),
     BUDGET: ("x", "not converged"),
 }
-"""How values that are not certified are marked and called."""
+"""Marker and name of values that are not certified, by status."""
 
 PANELS: dict[str, Panel] = {
     "class-weights": draw_class_weights,
@@ -204,7 +206,7 @@ PANELS: dict[str, Panel] = {
     "ntk": draw_ntk,
     "realized-edge": draw_realized_edge,
 }
-"""By name, from top to bottom."""
+"""Panels by name, from top to bottom."""
 
 _ROBUST: tuple[Panel, ...] = (
     draw_loss,
@@ -213,15 +215,18 @@ _ROBUST: tuple[Panel, ...] = (
     draw_ntk,
     draw_realized_edge,
 )
-"""Panels in which a few values far from all others are told and not drawn to scale."""
+"""Panels in which a few values far from all others are indicated and not drawn to scale."""
 
 
 def shade_oscillations(ax: Axes, spectrum: Spectrum) -> None:
     """Windows of oscillation: dark where seen in the loss (bursts), light elsewhere."""
-    for window in spectrum.oscillations:
-        ax.axvspan(window.onset, window.end, color=_SHADE, alpha=0.13, lw=0)
-        if window.burst:
-            ax.axvspan(window.burst_start, window.burst_end, color=_SHADE, alpha=0.2, lw=0)
+    windows = [(window.onset, window.end) for window in spectrum.oscillations]
+    bursts = [(burst.burst_start, burst.burst_end) for burst in spectrum.bursts]
+    style: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "color": _SHADE, "lw": 0}
+    for spans, alpha in ((windows, 0.13), (bursts, 0.2)):
+        boxes = [[(start, 0), (end, 0), (end, 1), (start, 1)] for start, end in spans]
+        # One artist for all, as each artist takes time in layout and drawing.
+        ax.add_collection(PolyCollection(boxes, alpha=alpha, **style), autolim=False)
 
 
 def mark_crossings(ax: Axes, spectrum: Spectrum) -> None:
@@ -229,16 +234,16 @@ def mark_crossings(ax: Axes, spectrum: Spectrum) -> None:
     for direction, marker in (("up", "^"), ("down", "v")):
         for sure in (True, False):
             kind = (direction, "centre", sure)
-            found = [
+            crossings = [
                 c
                 for c in spectrum.crossings
                 if (c.direction, c.at, c.state != "unresolved") == kind
             ]
-            middle = [(c.step_before + c.step_after) / 2 for c in found]
-            heights = [c.threshold for c in found]
+            middle = [(c.step_before + c.step_after) / 2 for c in crossings]
+            heights = [c.threshold for c in crossings]
             label = f"crossing {direction}" + ("" if sure else ", unresolved")
             face = _MARK if sure else "none"
-            if found:
+            if crossings:
                 ax.plot(
                     middle, heights, marker, color=_MARK, ms=3.5, mew=0.5, mfc=face, label=label
                 )
@@ -257,14 +262,14 @@ def run_figure(
 
     Args:
         run: the run.
-        spectrum: its spectrum; none draws what the run file alone tells.
+        spectrum: its spectrum; none draws the run file alone.
         zoom: first and last step of the second column; none means around the second burst.
         panels: names of `PANELS`, from top to bottom; none takes all that have something to show.
 
     Raises:
         ConfigError: when a panel is unknown, has nothing to show or is named twice.
         FileError: when the run has no rows yet.
-        StaleError: when the run is no longer in the state of which the spectrum is.
+        StaleError: when the run has changed since the spectrum was computed.
     """
     if len(run.steps) == 0:
         raise FileError(f"{run.path} has no rows; expected at least one to draw; train on or anew")
@@ -313,17 +318,19 @@ def _draw_panel(ax: Axes, draw: Panel, run: Run, spectrum: Spectrum | None, span
 
 
 def _panels(run: Run, spectrum: Spectrum | None, names: Sequence[str]) -> list[Panel]:
-    """Those that are asked for, or all with something in them."""
+    """The requested panels, or all that have something to show."""
     shown = _with_content(run, spectrum)
     there = [name for name, panel in PANELS.items() if shown[panel]]
     return [PANELS[name] for name in chosen_panels(names, PANELS, there, f" in {run.path}")]
 
 
 def _with_content(run: Run, spectrum: Spectrum | None) -> dict[Panel, bool]:
-    """Which have something in them; a recording has what its author's loop gave."""
+    """Which panels have something to show; a recorded run has what its training loop recorded."""
     known = {name: bool(np.any(np.isfinite(v))) for name, v in run.scalars.items()}
     return {
-        draw_class_weights: bool(np.any(run.scalars["class_weights"] != 1)),  # not: static
+        draw_class_weights: bool(
+            np.any(run.scalars["class_weights"] != 1)
+        ),  # 1 throughout for the static loss
         draw_loss: known["loss"],
         draw_loss_change: bool(np.any(np.isfinite(changes(run.scalars["loss"])))),
         draw_accuracy: known["accuracy"],
@@ -341,22 +348,22 @@ def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
     period 2, four for period 4, a cloud where the motion is irregular.
 
     Raises:
-        StaleError: when the run is no longer in the state of which the spectrum is.
+        StaleError: when the run has changed since the spectrum was computed.
     """
     spectrum.source.require(run, "the spectrum", "compute it anew")
     length, count = _pulses(run)
     bursts, columns = spectrum.bursts[:_MOST_BURSTS], this_paper().columns(_BURST, 3)
-    rows = -(-len(bursts) // columns)
-    heights = [3.2, 1.3 * rows][: 1 + bool(bursts)]
+    burst_rows = -(-len(bursts) // columns)
+    heights = [3.2, 1.3 * burst_rows][: 1 + bool(bursts)]
     with styled():
         figure = new_figure(7.2, 1.0 + 1.25 * sum(heights))
-        # Grids of their own, so that the colour bar takes no room beside the bursts.
+        # Separate grids, so that the colour bar takes no room beside the bursts.
         grids = figure.add_gridspec(len(heights), 1, height_ratios=heights)
         pulses = grids[0].subgridspec(2, 1, height_ratios=[2.0, 1.2])
         top = figure.add_subplot(pulses[0])
         bottom = figure.add_subplot(pulses[1], sharex=top)
         for ax, name in ((top, "loss"), (bottom, "update_cosine")):
-            draw_pulses(ax, run, name, length, count)
+            _draw_pulses(ax, run, name, length, count)
         top.set_ylabel("$F$")
         bottom.set_ylabel("cosine of\nsuccessive updates")
         bottom.axhline(OSCILLATING_COSINE, color="#000000", lw=0.5, ls=":")
@@ -365,7 +372,7 @@ def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
         _fit_loss(top, run.scalars["loss"], (first, min(length - 1, int(run.steps[-1]))))
         top.tick_params(labelbottom=False)
         if bursts:
-            _draw_bursts(figure, grids[1].subgridspec(rows, columns), run, spectrum)
+            _draw_bursts(figure, grids[1].subgridspec(burst_rows, columns), run, spectrum)
         letter_panels(figure.axes)
         if count > 1:
             colours = ScalarMappable(BoundaryNorm(np.arange(count + 1) + 0.5, 256))
@@ -376,10 +383,10 @@ def bifurcation_figure(run: Run, spectrum: Spectrum) -> Figure:
 
 
 def _draw_bursts(figure: Figure, grid: GridSpecBase, run: Run, spectrum: Spectrum) -> None:
-    """The first bursts in the places of a grid, their legend below the figure."""
+    """The first bursts in the cells of a grid, with the legend below the figure."""
     for number, burst in enumerate(spectrum.bursts[:_MOST_BURSTS]):
         ax = figure.add_subplot(grid[number // grid.ncols, number % grid.ncols])
-        draw_burst(ax, run, spectrum, burst)
+        _draw_burst(ax, run, spectrum, burst)
         few_steps(ax, 3, grid.ncols)
         of = f" of {len(spectrum.bursts)}" if len(spectrum.bursts) > _MOST_BURSTS else ""
         set_panel_title(ax, f"burst {number + 1}{of}")
@@ -396,7 +403,7 @@ def _fit_loss(ax: Axes, loss: np.ndarray, span: Span) -> None:
     mark_hidden(ax)
 
 
-def draw_pulses(ax: Axes, run: Run, name: str, length: int, count: int) -> None:
+def _draw_pulses(ax: Axes, run: Run, name: str, length: int, count: int) -> None:
     """A recorded scalar against the step inside the pulse, one colour per pulse."""
     colours = mpl.colormaps["viridis"](np.linspace(0, 1, count) if count > 1 else [0.3])
     for pulse in reversed(range(count)):
@@ -405,7 +412,7 @@ def draw_pulses(ax: Axes, run: Run, name: str, length: int, count: int) -> None:
         draw_points(ax, phase, run.scalars[name][inside], colours[pulse])
 
 
-def draw_burst(ax: Axes, run: Run, spectrum: Spectrum, burst: Oscillation) -> None:
+def _draw_burst(ax: Axes, run: Run, spectrum: Spectrum, burst: Oscillation) -> None:
     """The loss around one burst, step by step, and where the centres cross the threshold."""
     margin = (burst.burst_end - burst.burst_start) // 5 + 5
     inside = (run.steps >= burst.burst_start - margin) & (run.steps <= burst.burst_end + margin)
@@ -432,7 +439,8 @@ def _title(run: Run, spectrum: Spectrum | None) -> str:
     if run.status == "diverged":
         lines[0] += f"; diverged at step {run.steps[-1]}"
     if spectrum is not None:
-        lines.append(f"eigenvalues of the {spectrum.hessian.curvature}; {threshold_line(spectrum)}")
+        threshold = threshold_line(spectrum.thresholds, spectrum.label)
+        lines.append(f"eigenvalues of the {spectrum.hessian.curvature}; {threshold}")
         if spectrum.not_converged:
             lines.append(f"{spectrum.not_converged} checkpoints not converged")
     return drawable("\n".join(lines))

@@ -1,4 +1,4 @@
-"""Where at a checkpoint the curvature is taken: at the iterate, and at the centre about it."""
+"""Points of a checkpoint at which the curvature is taken: the iterate, and the centre about it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CENTRE = ("centre",)
 
 
 @partial(jax.jit, static_argnames="points")
-def places_of(
+def points_of(
     dynamics: Dynamics, states: State, *, points: tuple[str, ...]
 ) -> Float[Array, "states points params"]:
     """Some points of each state of a batch."""
@@ -32,7 +32,7 @@ def places_of(
 def both_points(dynamics: Dynamics, state: State) -> Float[Array, "points params"]:
     """The iterate, and the centre ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1).
 
-    It is NaN where the update before is not known; at step 0 that is 0.
+    The centre is NaN where the update before is not known; at step 0 that update is 0.
     """
     following, _ = dynamics.step(state)
     centre = state.params + (following.previous_update - state.previous_update) / 4

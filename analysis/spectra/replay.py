@@ -19,16 +19,16 @@ from dlf_dynamics.flatstate import FlatState
 from dlf_dynamics.run import Run
 
 _NUMBERS = 2**20
-"""Parameters of the states that one call makes, at most."""
+"""Numbers in the parameters of all states that one call makes, at most."""
 
 _MOST = 1000
 """Steps that one call makes, at most, on all devices together."""
 
 _FAR = 20
-"""A new call takes as long as this part of the steps that one call makes at most, roughly."""
+"""The overhead of a call is about 1/20 of the time of the most steps that it makes."""
 
 FAITHFUL = 1e-4
-"""Relative distance from a checkpoint up to which replayed steps speak for those of the run."""
+"""Relative distance from a checkpoint up to which replayed steps stand for those of the run."""
 
 
 class Stretch(NamedTuple):
@@ -40,7 +40,7 @@ class Stretch(NamedTuple):
         previous_update: θ_t - θ_(t-1).
         optimizer: the optimizer's state as a vector.
         loss: F(θ_t, t), on the examples of the step.
-        update_cosine: of the updates θ_(t+1) - θ_t and θ_t - θ_(t-1).
+        update_cosine: cosine between the updates θ_(t+1) - θ_t and θ_t - θ_(t-1).
     """
 
     first: int
@@ -60,18 +60,18 @@ class Stretch(NamedTuple):
 
 
 class Replay:
-    """Makes recorded steps again, and looks whether they land on the recorded checkpoints.
+    """Makes the steps of a run again, and checks whether they meet the recorded checkpoints.
 
-    Each device makes the steps from a checkpoint of its own. On the machine that trained they do
-    bit for bit. Elsewhere rounding may differ and grow; then the replay starts anew from each
-    checkpoint, and tells by how much it was off.
+    Each device starts from a different checkpoint. On the machine that trained, the steps meet the
+    checkpoints bit for bit. Elsewhere rounding may differ and grow; then the replay starts anew
+    from each checkpoint, and says by how much it was off.
 
     Attributes:
-        run: whose steps are made.
-        deviation: largest relative difference from a checkpoint, of all that were passed.
+        run: run whose steps are made.
+        deviation: largest relative difference from a checkpoint, among all that were passed.
         exact: whether all of them were met bit for bit.
-        last: last step that the run made, as far as it is known: also one after the last
-            checkpoint, where a run was killed or diverged.
+        last: last step that the run made, as far as known; after the last checkpoint where a run
+            was killed or diverged.
     """
 
     def __init__(self, run: Run) -> None:
@@ -79,7 +79,7 @@ class Replay:
         self.run = run
         self.deviation = 0.0
         self.last = _last_step(run)
-        # The very program that trained: what else it computes may change the rounding of a step.
+        # The same program that trained: what it computes besides may change the rounding of a step.
         self._dynamics = replace(run.dynamics, edge_every=run.edge_every)
         self.length = int(np.clip(_NUMBERS // run.num_params, 4, _MOST))
 
@@ -90,7 +90,7 @@ class Replay:
 
     @property
     def note(self) -> str:
-        """What is to be known of it, for a report."""
+        """How closely the replay met the checkpoints, for a report."""
         if self.exact:
             return "replayed steps meet the checkpoints bit for bit"
         return (
@@ -109,7 +109,7 @@ class Replay:
         while int(state.step) < stop:
             for following, made, passed in self._made(self._planned(state, stop)):
                 if not self._meets(made, following, passed):
-                    # Once more, only as far as the next checkpoint, and on from what was recorded.
+                    # Again, only as far as the next checkpoint; then on from the recorded state.
                     again = [(state, passed[0] - made.first)]
                     ((_, made, _),) = self._made(again)
                     following = self.run.state(self._recorded(passed[0]))
@@ -123,7 +123,7 @@ class Replay:
     def points(self, steps: Int[np.ndarray, " steps"]) -> Iterator[FlatState]:
         """States of some steps, in increasing order.
 
-        Between two that are far apart nothing is made where a checkpoint is.
+        Between steps that are far apart, the replay jumps to the checkpoint before the later one.
         """
         recorded = np.searchsorted(self.run.checkpoint_steps, steps, side="right")
         apart = (np.diff(steps) > self.length // _FAR) & (np.diff(recorded) > 0)
@@ -133,9 +133,10 @@ class Replay:
                 yield from map(stretch.point, group[inside].tolist())
 
     def _planned(self, state: State, stop: int) -> list[tuple[State, int]]:
-        """States to go on from at once, one on each device, with the steps to make from each.
+        """States to continue from in parallel, one on each device, with the number of steps.
 
-        They are this one and checkpoints after it, each as far away as a device gets.
+        They are this state and checkpoints after it, each about as far from the one before as a
+        device gets in a call.
         """
         starts, end = [int(state.step)], min(int(state.step) + self._most, stop)
         passed = self._passed(starts[0], end)
@@ -149,26 +150,26 @@ class Replay:
         return list(zip(states, np.diff([*starts, end]).tolist(), strict=True))
 
     def _made(self, plan: list[tuple[State, int]]) -> list[tuple[State, Stretch, list[int]]]:
-        """Of each state the one after so many steps, those before, and the checkpoints passed."""
+        """For each state: the state after its steps, the states before, the checkpoints passed."""
         begins = filled(plan, jax.local_device_count())
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for state, _ in begins))
         counts = np.array([count for _, count in begins], np.int32)
-        found = _advance(self._dynamics, states, counts, most=self._most)
-        following, snapshots, rows = jax.tree.map(np.asarray, found)
+        made_steps = _advance(self._dynamics, states, counts, most=self._most)
+        following, snapshots, scalars_of_steps = jax.tree.map(np.asarray, made_steps)
         vectors = snapshots.params, snapshots.previous_update, snapshots.optimizer
         made = []
-        for place, (state, count) in enumerate(plan):
-            scalars = scalar_columns(rows[place, :, 0])
-            columns = *(part[place] for part in vectors), scalars["loss"], scalars["update_cosine"]
+        for device, (state, count) in enumerate(plan):
+            scalars = scalar_columns(scalars_of_steps[device, :, 0])
+            columns = *(part[device] for part in vectors), scalars["loss"], scalars["update_cosine"]
             stretch = Stretch(int(state.step), *(column[:count] for column in columns))
-            after = jax.tree.map(lambda leaf, place=place: jnp.asarray(leaf[place]), following)
+            after = jax.tree.map(lambda leaf, device=device: jnp.asarray(leaf[device]), following)
             passed = self._passed(stretch.first, stretch.first + count)
             made.append((after, stretch, passed))
         return made
 
     @property
     def _most(self) -> int:
-        """Steps that a device makes in one call, at most."""
+        """Largest number of steps that a device makes in one call."""
         return -(-self.length // jax.local_device_count())
 
     def _before(self, step: int) -> State:
@@ -181,7 +182,7 @@ class Replay:
         return point
 
     def _all_recorded(self, steps: list[int]) -> list[FlatState]:
-        """Checkpoints, which are read together: to open the file takes longer than to read one."""
+        """Checkpoints, read together, as opening the file takes longer than reading one."""
         if not steps:
             return []
         indices = np.searchsorted(self.run.checkpoint_steps, steps)
@@ -193,7 +194,7 @@ class Replay:
         return recorded[(recorded > step) & (recorded <= end)].tolist()
 
     def _meets(self, stretch: Stretch, following: State, passed: list[int]) -> bool:
-        """Whether the recorded parameters were met, as far as they should be."""
+        """Whether the recorded parameters were met bit for bit."""
         missed = 0.0
         for step, point in zip(passed, self._all_recorded(passed), strict=True):
             recorded = point.params
@@ -212,7 +213,7 @@ class Replay:
 
 
 def _last_step(run: Run) -> int:
-    """The last checkpoint, or a later step whose row was recorded; none beyond a failed loss."""
+    """The last checkpoint, or a later recorded step, up to the first whose loss failed."""
     last = int(run.checkpoint_steps[-1]) if len(run.checkpoint_steps) else 0
     later = run.steps > last
     if not np.any(later):
@@ -220,7 +221,7 @@ def _last_step(run: Run) -> int:
     failed = np.flatnonzero(later & ~np.isfinite(run.scalars["loss"]))
     if not len(failed):
         return int(run.steps[-1])
-    # Without any recorded loss it is not known where a run that diverged failed.
+    # Without recorded losses it is not known at which step a run diverged.
     unknown = not np.any(np.isfinite(run.scalars["loss"]))
     if unknown:
         return last if run.status == "diverged" else int(run.steps[-1])
@@ -231,7 +232,7 @@ def _last_step(run: Run) -> int:
 def _advance(
     dynamics: Dynamics, states: State, counts: Int[Array, " devices"], *, most: int
 ) -> tuple[State, Snapshots, Float[Array, "devices most 1 scalars"]]:
-    """`dynamics.stretch` from a state on each device, so many steps; nothing is validated."""
+    """`dynamics.stretch` from a state on each device, for a number of steps; no validation."""
 
     def make(begin: tuple[State, Array]) -> tuple[State, Snapshots, Array]:
         state, count = begin

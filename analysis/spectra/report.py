@@ -1,4 +1,4 @@
-"""What the report of a run shows of its spectrum."""
+"""The spectrum of a run in its report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ from dlf_dynamics.analysis.report.content import (
     told,
 )
 from dlf_dynamics.analysis.spectra.density import Density
-from dlf_dynamics.analysis.spectra.density_plots import CURVES, DECADES, NAMES, evaluated
+from dlf_dynamics.analysis.spectra.density_plots import (
+    DECADES,
+    NAMES,
+    decade_ticks,
+    drawn_as_curves,
+    evaluated,
+)
 from dlf_dynamics.analysis.spectra.eigenvalues import Eigenvalues
 from dlf_dynamics.analysis.spectra.events import Crossing
 from dlf_dynamics.analysis.spectra.infinite_width import InfiniteWidth
@@ -39,7 +45,7 @@ _COLOURS = {"iterate": COLOURS[4], "centre": COLOURS[0]}
 _WHERE = {"iterate": "at the iterate", "centre": "at the 1:2:1 centre"}
 _THRESHOLD = COLOURS[5]
 _SEPARATE = 6
-"""Eigenvalues that have a colour each."""
+"""Number of eigenvalues that have a colour each."""
 
 _MARKERS = {UNRANKED: "cross", TRACKED: "y", BUDGET: "x"}
 
@@ -48,15 +54,15 @@ def spectrum_part(spectrum: Spectrum, results: Sequence[str | RichTable]) -> Par
     """Words and tables, the eigenvalues along the run, densities, and infinite width.
 
     Args:
-        spectrum: what was found.
-        results: what a person reads of it; its first table is that of the oscillations.
+        spectrum: result of the analysis.
+        results: its lines and tables, first the table of the oscillations.
     """
     part = told("Spectra and oscillations", results)
     tables = [t for t in results if isinstance(t, RichTable)]
     spans = [around(window.onset, window.end) for window in spectrum.oscillations]
     linked = [table_of(t, spans if t.row_count == len(spans) else ()) for t in tables]
     if spectrum.crossings:
-        linked.append(crossings_table(spectrum.crossings))
+        linked.append(_crossings_table(spectrum.crossings))
     hessian = spectrum.hessian
     panels = []
     if hessian.ends.top > 0:
@@ -69,7 +75,7 @@ def spectrum_part(spectrum: Spectrum, results: Sequence[str | RichTable]) -> Par
         panels.append(_kernel(spectrum.ntk))
     if spectrum.infinite_width is not None:
         panels += _limits(spectrum.infinite_width)
-    panels += [_density(name, found) for name, found in spectrum.densities.items()]
+    panels += [_density(name, density) for name, density in spectrum.densities.items()]
     return replace(
         part,
         tables=linked,
@@ -80,11 +86,11 @@ def spectrum_part(spectrum: Spectrum, results: Sequence[str | RichTable]) -> Par
 
 def _windows(spectrum: Spectrum) -> list[Window]:
     """The oscillations, darker where they are seen in the loss."""
-    found = [Window(window.onset, window.end) for window in spectrum.oscillations]
-    return found + [Window(w.burst_start, w.burst_end, strong=True) for w in spectrum.bursts]
+    windows = [Window(window.onset, window.end) for window in spectrum.oscillations]
+    return windows + [Window(w.burst_start, w.burst_end, strong=True) for w in spectrum.bursts]
 
 
-def crossings_table(crossings: Sequence[Crossing]) -> Table:
+def _crossings_table(crossings: Sequence[Crossing]) -> Table:
     """A row for each crossing of the threshold, with the values on both sides of it."""
     rows = [
         [
@@ -112,8 +118,8 @@ def _extreme(spectrum: Spectrum, column: int) -> Panel:
     """The largest or the smallest eigenvalue, with its intervals, its bound and the threshold."""
     hessian, series = spectrum.hessian, []
     for at in POINTS:
-        found = getattr(hessian, at)
-        series += _values(found, hessian.steps, column, at)
+        solved = getattr(hessian, at)
+        series += _values(solved, hessian.steps, column, at)
     shown = [getattr(hessian, at).eigenvalues[:, column] for at in POINTS]
     which = "largest" if column == 0 else "smallest"
     logarithmic = spans_decades(*shown)
@@ -131,20 +137,20 @@ def _extreme(spectrum: Spectrum, column: int) -> Panel:
     return Panel(title, series, logarithmic)
 
 
-def _values(found: Eigenvalues, steps: np.ndarray, column: int, at: str) -> list[Series]:
-    """Certified values as points, the others as marks of their own."""
-    values, status = found.eigenvalues[:, column], found.status[:, column]
+def _values(solved: Eigenvalues, steps: np.ndarray, column: int, at: str) -> list[Series]:
+    """Certified values as points, the others as different marks."""
+    values, status = solved.eigenvalues[:, column], solved.status[:, column]
     if not np.any(np.isfinite(values)):
         return []
-    fine = found.converged[:, column]
-    intervals = np.where(fine[:, None], found.intervals[:, column], np.nan)
+    fine = solved.converged[:, column]
+    intervals = np.where(fine[:, None], solved.intervals[:, column], np.nan)
     series = [
         Series(
             _WHERE[at],
             steps,
             np.where(fine, values, np.nan),
             _COLOURS[at],
-            beside={"residual": found.residuals[:, column]},
+            beside={"residual": solved.residuals[:, column]},
             intervals=intervals,
         )
     ]
@@ -152,7 +158,7 @@ def _values(found: Eigenvalues, steps: np.ndarray, column: int, at: str) -> list
         bad = (status == kind) & np.isfinite(values)
         if np.any(bad):
             meaning = "not converged" if kind == BUDGET else STATUSES[kind]
-            beside = {"residual": found.residuals[bad, column]}
+            beside = {"residual": solved.residuals[bad, column]}
             name = f"{_WHERE[at]}: {meaning}"
             series.append(
                 Series(
@@ -170,7 +176,7 @@ def _values(found: Eigenvalues, steps: np.ndarray, column: int, at: str) -> list
 
 
 def _bounds(spectrum: Spectrum) -> list[Series]:
-    """What no eigenvalue exceeds, at either point."""
+    """Upper bounds on the eigenvalues, at either point."""
     steps, series = spectrum.hessian.steps, []
     for at in POINTS:
         bound = getattr(spectrum.hessian, at).upper_bound
@@ -182,7 +188,7 @@ def _bounds(spectrum: Spectrum) -> list[Series]:
 
 
 def _crossings(spectrum: Spectrum) -> list[Series]:
-    """Those of the centres, hollow where unresolved."""
+    """Crossings at the centres, hollow where unresolved."""
     series = []
     for direction, marker in (("up", "triangle"), ("down", "inverted_triangle")):
         for sure in (True, False):
@@ -210,33 +216,33 @@ def _crossings(spectrum: Spectrum) -> list[Series]:
 
 
 def _all_values(spectrum: Spectrum) -> Panel:
-    """All values at the centres, or where these are not known at the iterates."""
+    """All values at the centres, or at the iterates where these are not known."""
     hessian = spectrum.hessian
     centres = np.any(np.isfinite(hessian.centre.eigenvalues))
     at = "centre" if centres else "iterate"
-    found = getattr(hessian, at)
+    solved = getattr(hessian, at)
     series = []
-    for rank, values in enumerate(found.eigenvalues.T[:_SEPARATE]):
+    for rank, values in enumerate(solved.eigenvalues.T[:_SEPARATE]):
         if np.any(np.isfinite(values)):
-            status, colour = [STATUSES[s] for s in found.status[:, rank]], COLOURS[rank]
+            status, colour = [STATUSES[s] for s in solved.status[:, rank]], COLOURS[rank]
             beside = {} if set(status) == {STATUSES[CONVERGED]} else {f"status {rank + 1}": status}
             name = f"value {rank + 1}"
             series.append(Series(name, hessian.steps, values, colour, beside=beside))
-    series += _others(hessian.steps, found)
+    series += _others(hessian.steps, solved)
     title = f"all eigenvalues found {_WHERE[at]}"
-    return Panel(title, series, spans_decades(found.eigenvalues))
+    return Panel(title, series, spans_decades(solved.eigenvalues))
 
 
-def _others(steps: np.ndarray, found: Eigenvalues) -> list[Series]:
-    """The values beyond those that have a colour each, as one cloud."""
-    values = found.eigenvalues[:, _SEPARATE:]
-    rows, ranks = np.nonzero(np.isfinite(values))
-    if not len(rows):
+def _others(steps: np.ndarray, solved: Eigenvalues) -> list[Series]:
+    """The values beyond those with a colour each, as one cloud."""
+    values = solved.eigenvalues[:, _SEPARATE:]
+    checkpoints, ranks = np.nonzero(np.isfinite(values))
+    if not len(checkpoints):
         return []
-    status = [STATUSES[s] for s in found.status[:, _SEPARATE:][rows, ranks]]
+    status = [STATUSES[s] for s in solved.status[:, _SEPARATE:][checkpoints, ranks]]
     beside = {"number": ranks + _SEPARATE + 1, "status": status}
-    name, shown = f"values from {_SEPARATE + 1} on", values[rows, ranks]
-    return [Series(name, steps[rows], shown, "#888888", "cloud", beside=beside)]
+    name, shown = f"values from {_SEPARATE + 1} on", values[checkpoints, ranks]
+    return [Series(name, steps[checkpoints], shown, "#888888", "cloud", beside=beside)]
 
 
 def _kernel(ntk: NTKSpectrum) -> Panel:
@@ -248,80 +254,71 @@ def _kernel(ntk: NTKSpectrum) -> Panel:
         "alignment": ntk.alignment,
     }
     series = [Series("NTK", ntk.steps, np.where(fine, values, np.nan), COLOURS[0], beside=beside)]
-    bad = ~fine & np.isfinite(values)
-    if np.any(bad):
-        series.append(
-            Series(
-                "not converged",
-                ntk.steps[bad],
-                values[bad],
-                COLOURS[0],
-                "marks",
-                marker="x",
-                filled=False,
-            )
-        )
+    series += not_converged(ntk.steps, values, fine)
     return Panel("largest eigenvalue of the NTK", series, spans_decades(values))
 
 
-def _limits(found: InfiniteWidth) -> list[Panel]:
-    """How far the NTK is from that of infinite width, and the eigenvalues by rank."""
-    ranks = np.arange(1, len(found.ntk) + 1)
-    kernels = {
-        "infinite width, Θ": found.ntk,
-        f"run, step {found.steps[0]}": found.eigenvalues[0],
-        f"run, step {found.steps[-1]}": found.eigenvalues[-1],
-        "NNGP": found.nngp,
+def not_converged(steps: np.ndarray, values: np.ndarray, fine: np.ndarray) -> list[Series]:
+    """The values that did not converge, as crosses, if there are any."""
+    bad = ~fine & np.isfinite(values)
+    if not np.any(bad):
+        return []
+    given = "not converged", steps[bad], values[bad], COLOURS[0]
+    return [Series(*given, "marks", marker="x", filled=False)]
+
+
+def _limits(kernels: InfiniteWidth) -> list[Panel]:
+    """Distance of the NTK from the kernel at infinite width, and the eigenvalues by rank."""
+    ranks = np.arange(1, len(kernels.ntk) + 1)
+    eigenvalues = {
+        "infinite width, Θ": kernels.ntk,
+        f"run, step {kernels.steps[0]}": kernels.eigenvalues[0],
+        f"run, step {kernels.steps[-1]}": kernels.eigenvalues[-1],
+        "NNGP": kernels.nngp,
     }
     colours = (COLOURS[5], COLOURS[4], COLOURS[0], COLOURS[3])
     distance = [
-        Series("‖K−Θ‖ / ‖Θ‖", found.steps, found.distance, COLOURS[5]),
-        Series("‖K−K₀‖ / ‖K₀‖", found.steps, found.movement, COLOURS[0]),
+        Series("‖K−Θ‖ / ‖Θ‖", kernels.steps, kernels.distance, COLOURS[5]),
+        Series("‖K−K₀‖ / ‖K₀‖", kernels.steps, kernels.movement, COLOURS[0]),
     ]
     return [
         Panel("distance of the NTK from infinite width", distance),
         Panel(
             "alignment of the NTK with infinite width",
-            [Series("alignment", found.steps, found.alignment, COLOURS[5])],
+            [Series("alignment", kernels.steps, kernels.alignment, COLOURS[5])],
         ),
         Panel(
-            f"eigenvalues of the kernels of {found.num_examples} examples",
+            f"eigenvalues of the kernels of {kernels.num_examples} examples",
             [
                 Series(name, ranks, values, colour)
-                for (name, values), colour in zip(kernels.items(), colours, strict=True)
+                for (name, values), colour in zip(eigenvalues.items(), colours, strict=True)
             ],
-            logarithmic=bool(np.any(found.ntk > 0)),
+            logarithmic=bool(np.any(kernels.ntk > 0)),
             x_label="rank",
         ),
     ]
 
 
 def _density(name: str, density: Density) -> Panel:
-    """The density at a few steps, with bands of one standard error, on an axis of inverse sinh."""
+    """The density at a few steps, with bands of one standard error, on an asinh axis."""
     grid, mean, error, linear = evaluated(density)
     x, floor = np.arcsinh(grid / linear), float(np.nanmax(mean)) / 10**DECADES
-    places = np.unique(np.linspace(0, len(density.steps) - 1, CURVES).astype(int))
     series = [
         Series(
-            f"step {density.steps[place]}",
+            f"step {density.steps[index]}",
             x,
-            np.maximum(mean[place], floor),
+            np.maximum(mean[index], floor),
             COLOURS[number],
             "line",
             beside={"eigenvalue": grid} if number == 0 else {},
             intervals=np.maximum(
-                np.stack([mean[place] - error[place], mean[place] + error[place]], axis=1), floor
+                np.stack([mean[index] - error[index], mean[index] + error[index]], axis=1), floor
             ),
             band=True,
         )
-        for number, place in enumerate(places)
+        for number, index in enumerate(drawn_as_curves(density))
     ]
-    powers = 10.0 ** np.arange(np.floor(np.log10(linear)), np.log10(linear) + 8)
-    beyond = np.sort(np.concatenate([powers, 3 * powers]))
-    beyond = beyond[beyond > linear]
-    marks = np.concatenate([-beyond[::-1], [0.0], beyond])
-    marks = marks[(marks >= grid[0]) & (marks <= grid[-1])]
-    ticks = {float(np.arcsinh(m / linear)): f"{m:g}" for m in marks}
+    ticks = {float(np.arcsinh(tick / linear)): f"{tick:g}" for tick in decade_ticks(grid, linear)}
     return Panel(
         f"density of the {NAMES[name]}'s {density.size} eigenvalues",
         series,

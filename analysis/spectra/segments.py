@@ -1,14 +1,15 @@
 """Segments of a run: eigenvalues of the curvature at neighbouring checkpoints.
 
 Small networks go through one compiled Lanczos pass for many checkpoints. Large ones, and what a
-pass left open, are solved one after another. Each has random vectors of its own, so that nothing
-depends on what was found before; only a `tracked` run follows the eigenvectors of the checkpoint
-before, and claims nothing.
+pass left open, are solved one after another. Each solve has its own random vectors, so that nothing
+depends on earlier results; only a `tracked` analysis starts from the eigenvectors of the checkpoint
+before, and certifies nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,8 +29,9 @@ from dlf_dynamics.analysis.linalg.solution import solve
 from dlf_dynamics.analysis.linalg.vectors import Form, Operator
 from dlf_dynamics.analysis.spectra.curvature import Curvature
 from dlf_dynamics.analysis.spectra.float64 import Wide
-from dlf_dynamics.analysis.spectra.points import POINTS, both_points, places_of
+from dlf_dynamics.analysis.spectra.points import POINTS, both_points, points_of
 from dlf_dynamics.analysis.spectra.solver import Solver, key_at
+from dlf_dynamics.analysis.workers import beside
 from dlf_dynamics.codec import Arrays, typed
 from dlf_dynamics.dynamics import Dynamics, State
 from dlf_dynamics.errors import ConfigError
@@ -39,15 +41,20 @@ from dlf_dynamics.operators import check_operator
 from dlf_dynamics.run import Run
 
 Watch = Callable[[int], None]
-"""Told how many products a solve has made so far."""
+"""Called with the number of products that a solve has made so far."""
 
 
 def unwatched(matvecs: int) -> None:
-    """Hears of products, and does nothing."""
+    """Ignores the number of products."""
 
 
 Source = Callable[[int], Iterable[list[FlatState]]]
-"""States of a run, in lists of at most so many."""
+"""States of a run, in lists of at most a given length."""
+
+
+def as_source(states: list[FlatState]) -> Source:
+    """A list of states as a source."""
+    return lambda most: (states[i : i + most] for i in range(0, len(states), most))
 
 
 class _Solved(NamedTuple):
@@ -60,11 +67,11 @@ class _Solved(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """The arrays that `solve_segment` gives; see `eigenvalues.Eigenvalues`.
+    """The arrays that `solve_segment` returns; see `eigenvalues.Eigenvalues`.
 
     Attributes:
         overlaps: inner products with the eigenvectors of the checkpoint before.
-        vectors: eigenvectors of the last checkpoint, to go on from.
+        vectors: eigenvectors of the last checkpoint, which the next segment follows.
     """
 
     eigenvalues: Float[np.ndarray, "checkpoints points k"]
@@ -80,16 +87,16 @@ class Segment(NamedTuple):
 
 
 def as_segment(arrays: Arrays, solver: Solver, checkpoints: int) -> Arrays:
-    """The arrays, if they are a segment of so many checkpoints, with all values that are wanted.
+    """The arrays, if they are a segment of this many checkpoints with all values that are wanted.
 
     Raises:
         ContentError: when they are not.
     """
     lengths = {"checkpoints": checkpoints, "points": len(POINTS), "n": solver.size}
-    found = typed(Segment, arrays, lengths)
-    if found.eigenvalues.shape[-1] < solver.ends.total:
+    segment = typed(Segment, arrays, lengths)
+    if segment.eigenvalues.shape[-1] < solver.ends.total:
         raise ContentError(f"it has fewer eigenvalues than the {solver.ends.total} that are wanted")
-    return found._asdict()
+    return segment._asdict()
 
 
 def solve_segment(
@@ -106,15 +113,15 @@ def solve_segment(
     """Eigenvalues at neighbouring checkpoints, at the iterates and at their centres.
 
     Args:
-        run: that they belong to.
-        solver: what to compute.
-        source: of the checkpoints.
-        before: of the segment before, whose last eigenvectors are followed.
-        points: where at each checkpoint, of POINTS.
+        run: run of the checkpoints.
+        solver: what to compute, and how.
+        source: states of the checkpoints.
+        before: arrays of the segment before, whose last eigenvectors are followed.
+        points: points at each checkpoint, out of POINTS.
         thresholds: critical eigenvalue at each checkpoint, NaN for none; where one eigenvalue is
-            wanted, its side is told, if tolerances a thousandth as large are enough for that.
+            wanted, its side is decided if tolerances a thousandth as large suffice.
         keep_vectors: whether to return the eigenvectors at all checkpoints.
-        watch: told of the products of single solves; compiled passes say nothing.
+        watch: called with the products of single solves, not in compiled passes.
 
     Returns:
         The arrays of `Segment`, and `eigenvectors` (checkpoints, points, k, n) if kept.
@@ -148,12 +155,12 @@ def _rows_of(
 
 
 def _overlaps(solved: list[_Solved], last: np.ndarray | None) -> np.ndarray:
-    found = []
+    products = []
     for vectors in (v for s in solved for v in s.vectors):
         before = vectors[:, :0] if last is None else last
-        found.append([overlaps(before[i], vectors[i]) for i in range(len(vectors))])
+        products.append([overlaps(before[i], vectors[i]) for i in range(len(vectors))])
         last = vectors
-    return np.array(found)
+    return np.array(products)
 
 
 def _by_passes(
@@ -165,25 +172,27 @@ def _by_passes(
     watch: Watch,
 ) -> list[_Solved]:
     plan, recorded, passes = solver.plan(run), [], []
-    for some, (places, found) in one_ahead(_passes(run, solver, source, points, thresholds, plan)):
+    for some, (params_at, passed) in one_ahead(
+        _passes(run, solver, source, points, thresholds, plan)
+    ):
         shape = len(some), len(points)
         recorded += some
-        rows = jax.tree.map(partial(_first_rows, shape=shape), found)
-        passes.append((np.asarray(places)[: len(some)], rows))
-    # All of them at once: what NumPy does takes about as long for many checkpoints as for few.
-    places, found = jax.tree.map(lambda *leaves: np.concatenate(leaves), *passes)
-    evidence = evidence_of(found, plan)
+        outcome = jax.tree.map(partial(_first_rows, shape=shape), passed)
+        passes.append((np.asarray(params_at)[: len(some)], outcome))
+    # All at once, as NumPy takes about as long for many checkpoints as for few.
+    params_at, passed = jax.tree.map(lambda *leaves: np.concatenate(leaves), *passes)
+    evidence = evidence_of(passed, plan)
     certificate = certify(evidence, solver.goal)
     pairs = evidence.pairs
     result = _Solved(certificate, pairs.values, evidence.num_matvecs, pairs.vectors)
     again = worth_going_on(evidence, certificate, solver.max_matvecs)
-    for row, place in np.argwhere(again).tolist():
-        spent = int(evidence.num_matvecs[row, place])
-        state, params = run.state(recorded[row]), places[row, place]
+    for row, point in np.argwhere(again).tolist():
+        spent = int(evidence.num_matvecs[row, point])
+        state, params = run.state(recorded[row]), params_at[row, point]
         (threshold,) = _rows_of(thresholds, row, 1)
         told = solver.telling(threshold)
-        better = _solve(run, told, state, place, params, spent=spent, watch=watch)
-        result = _replaced(result, row, place, better, solver)
+        better = _solve(run, told, state, point, params, spent=spent, watch=watch)
+        result = _replaced(result, row, point, better, solver)
     return [result]
 
 
@@ -195,45 +204,76 @@ def _passes(
     thresholds: Float[np.ndarray, " checkpoints"] | None,
     plan: Plan,
 ) -> Iterator[tuple[list[FlatState], tuple[Array, Pass]]]:
-    """Chunks of checkpoints, with the points of each and what a pass brought from there."""
-    wide, count, chunk = Wide(run, needed=solver.precise), len(points), solver.chunk(len(points))
-    first = 0
+    """Chunks of checkpoints, with their points and the result of the pass at these."""
+    wide, chunk, first = Wide(run, needed=solver.precise), solver.chunk(len(points)), 0
     for some in source(chunk):
-        states = run.dynamics.restored_all(filled(some, chunk))
-        places = places_of(run.dynamics, states, points=points)
-        each = jax.tree.map(lambda leaf: np.repeat(leaf, count, axis=0), states)
-        wanted = np.arange(count * chunk) < count * len(some)
-        numbers = np.where(wanted, np.tile(np.arange(count), chunk), _IDLE)
+        params_at, given = _given(
+            run, solver, wide, some, points, _rows_of(thresholds, first, chunk)
+        )
         with wide.enabled():
-            found = _analyse(
-                wide.dynamics,
-                wide(each),
-                wide(places.reshape(-1, places.shape[-1])),
-                numbers,
-                np.repeat(_rows_of(thresholds, first, chunk), count),
-                solver.goal.tolerances,
-                solver.root,
-                curvature=solver.curvature,
-                plan=plan,
-            )
-        yield some, (places, found)
+            passed = _analyse(*given, curvature=solver.curvature, plan=plan)
+        yield some, (params_at, passed)
         first += len(some)
 
 
-def _replaced(solved: _Solved, row: int, place: int, evidence: Evidence, solver: Solver) -> _Solved:
-    """With one checkpoint and point solved anew."""
+def _given(
+    run: Run,
+    solver: Solver,
+    wide: Wide,
+    some: list[FlatState],
+    points: tuple[str, ...],
+    thresholds: Float[np.ndarray, " chunk"],
+) -> tuple[Array, tuple[Any, ...]]:
+    """The points of a chunk of checkpoints, and the padded arguments of the pass there."""
+    count, chunk = len(points), len(thresholds)
+    states = run.dynamics.restored_all(filled(some, chunk))
+    params_at = points_of(run.dynamics, states, points=points)
+    each = jax.tree.map(lambda leaf: np.repeat(leaf, count, axis=0), states)
+    wanted = np.arange(count * chunk) < count * len(some)
+    numbers = np.where(wanted, np.tile(np.arange(count), chunk), _IDLE)
+    return params_at, (
+        wide.dynamics,
+        wide(each),
+        wide(params_at.reshape(-1, params_at.shape[-1])),
+        numbers,
+        np.repeat(thresholds, count),
+        solver.goal.tolerances,
+        solver.root,
+    )
+
+
+@contextmanager
+def compiled_beside(run: Run, solver: Solver) -> Iterator[None]:
+    """Compiles the pass for small networks while the block runs; JAX caches the program.
+
+    XLA takes seconds for it, and leaves the interpreter alone.
+    """
+    if not solver.one_pass:
+        yield
+        return
+    wide, chunk = Wide(run, needed=solver.precise), solver.chunk(len(POINTS))
+    (point,) = run.points([0], 1)
+    _, given = _given(run, solver, wide, point, POINTS, _rows_of(None, 0, chunk))
+    with wide.enabled():
+        lowered = _analyse.lower(*given, curvature=solver.curvature, plan=solver.plan(run))
+    with beside(lowered.compile):
+        yield
+
+
+def _replaced(solved: _Solved, row: int, point: int, evidence: Evidence, solver: Solver) -> _Solved:
+    """The result with one checkpoint and point solved anew."""
     new = _of_one(evidence, solver)
 
     def put(old: np.ndarray, value: np.ndarray) -> np.ndarray:
         old = np.array(old)
-        old[row, place] = value[0, 0]
+        old[row, point] = value[0, 0]
         return old
 
     return jax.tree.map(put, solved, new)
 
 
 def _of_one(evidence: Evidence, solver: Solver) -> _Solved:
-    """Of one checkpoint and point."""
+    """The result at one checkpoint and point."""
     certificate = certify(evidence, solver.goal, tracked=solver.tracked)
     pairs = evidence.pairs
     solved = _Solved(certificate, pairs.values, evidence.num_matvecs, pairs.vectors)
@@ -241,19 +281,19 @@ def _of_one(evidence: Evidence, solver: Solver) -> _Solved:
 
 
 def _first_rows(leaf: Array, *, shape: tuple[int, int]) -> np.ndarray:
-    """Of what came back, without what filled up the call; axes (checkpoints, points, ...)."""
+    """A leaf of the result without padding; axes (checkpoints, points, ...)."""
     return np.asarray(leaf)[: shape[0] * shape[1]].reshape(*shape, *leaf.shape[1:])
 
 
 _IDLE = -1
-"""In place of a point's number, where there is nothing to solve."""
+"""Stands for the number of a point where there is nothing to solve."""
 
 
 @partial(jax.jit, static_argnames=("curvature", "plan"))
 def _analyse(
     dynamics: Dynamics,
     states: State,
-    places: Float[Array, "points params"],
+    params_at: Float[Array, "points params"],
     numbers: Int[Array, " points"],
     thresholds: Float[Array, " points"],
     tolerances: tuple[Array, Array, Array],
@@ -262,9 +302,9 @@ def _analyse(
     curvature: Curvature,
     plan: Plan,
 ) -> Pass:
-    """What Lanczos passes tell at some points, each with its state, its number and a threshold."""
+    """Lanczos passes at some points, each with its state, its number and a threshold."""
 
-    @jax.jit  # traced once, though its form is asked for first
+    @jax.jit  # so that it is traced once, by eval_shape
     def solve(point: tuple[State, Array, Array, Array]) -> Pass:
         state, params, number, threshold = point
         operator = partial(curvature, dynamics, state, params)
@@ -276,11 +316,11 @@ def _analyse(
         return jax.lax.cond(there, solve, lambda _: nothing, point)
 
     # One loop over all points: a loop over those of each state would take longer to compile.
-    return map_over_devices(at_point, (states, places, numbers, thresholds))
+    return map_over_devices(at_point, (states, params_at, numbers, thresholds))
 
 
 def _missing(leaf: jax.ShapeDtypeStruct) -> Array:
-    """Of what was not computed: NaN, false or no products."""
+    """A leaf where nothing was computed: NaN, false or 0 products."""
     fill = jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
     return jnp.full(leaf.shape, fill, leaf.dtype)
 
@@ -299,19 +339,19 @@ def _one_by_one(
     for row, (point,) in enumerate(source(1)):
         (threshold,) = _rows_of(thresholds, row, 1)
         told = solver.telling(threshold)
-        state, found = run.state(point), []
-        places = np.asarray(both_points(run.dynamics, state))[chosen]
-        for place, params in enumerate(places):
-            start = _usable(last[place]) if solver.tracked and last is not None else None
-            evidence = _solve(run, told, state, place, params, start, watch=watch)
-            found.append(_of_one(evidence, solver))
-        solved.append(jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *found))
+        state, at_points = run.state(point), []
+        params_at = np.asarray(both_points(run.dynamics, state))[chosen]
+        for index, params in enumerate(params_at):
+            start = _usable(last[index]) if solver.tracked and last is not None else None
+            evidence = _solve(run, told, state, index, params, start, watch=watch)
+            at_points.append(_of_one(evidence, solver))
+        solved.append(jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *at_points))
         last = solved[-1].vectors[0]
     return solved
 
 
 def _usable(vectors: np.ndarray) -> np.ndarray | None:
-    """Vectors to start from; there are none of a failed checkpoint or a centre that is missing."""
+    """Vectors to start from; none after a failed checkpoint or a missing centre."""
     return vectors if np.all(np.isfinite(vectors)) else None
 
 
@@ -319,7 +359,7 @@ def _solve(
     run: Run,
     solver: Solver,
     state: State,
-    place: int,
+    index: int,
     params: np.ndarray,
     start: np.ndarray | None = None,
     *,
@@ -328,7 +368,7 @@ def _solve(
 ) -> Evidence:
     if not np.all(np.isfinite(params)):
         return _nothing(solver, solver.dtype(run))
-    wide, key = Wide(run, needed=solver.precise), key_at(solver.root, int(state.step), place)
+    wide, key = Wide(run, needed=solver.precise), key_at(solver.root, int(state.step), index)
     settings: dict[str, Any] = {
         "max_matvecs": solver.max_matvecs,
         "key": key,
@@ -352,13 +392,13 @@ def _solve(
 
 
 def _product_in(wide: Wide, operator: Operator, vector: Float[np.ndarray, " n"]) -> np.ndarray:
-    """A product in float64, from outside of its context."""
+    """A product in float64, called from outside its context."""
     with wide.enabled():
         return np.asarray(_product(operator, jnp.asarray(vector)))
 
 
 def _nothing(solver: Solver, dtype: Any) -> Evidence:
-    """Of a point that does not exist; no product is made."""
+    """The evidence for a point that does not exist; no product is made."""
     count, nan = solver.ends.total, np.full((), np.nan)
     vectors = np.full((count, solver.size), nan)
     blank = RitzPairs(vectors[:, 0], vectors, np.full((count, count), nan), nan, nan, nan)
@@ -380,11 +420,11 @@ def below_cut(
 def check_deterministic(run: Run, solver: Solver) -> None:
     """Makes a few products at the first checkpoint, unless its parameters are not finite.
 
-    There, and not where the analysis begins: of a network that has died or saturated since then,
-    rounding may be all that is left of the products.
+    It is the first checkpoint of the run, not of the analysis: in a network that has died or
+    saturated since, products may consist of rounding alone.
 
     Raises:
-        ConfigError: when they are not those of a symmetric, linear, deterministic operator.
+        ConfigError: when the operator is not symmetric, linear and deterministic.
     """
     ((point,),) = run.points([0], 1)
     if not np.all(np.isfinite(point.params)):

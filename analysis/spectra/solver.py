@@ -21,30 +21,30 @@ from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.run import Run
 
 MOST = 64
-"""Eigenvalues to which k grows at most, to have all above a fraction of the threshold."""
+"""Largest k to which the search for all eigenvalues above a fraction of the threshold grows."""
 
 _STREAM = 1729
-"""Folded into the keys of an analysis, so that they are none that the run used."""
+"""Folded into the keys of an analysis, so that they differ from those of the run."""
 
 _SEGMENT_WORK = 10**8
 """Checkpoints times examples times parameters in a segment, roughly: some seconds of work."""
 
 _SEGMENTS = 10, 400
-"""Checkpoints in a segment, at least and at most."""
+"""Least and largest number of checkpoints in a segment."""
 
 _CHUNK = 25
 """Checkpoints that go through a device in one call of the compiled pass."""
 
 
 class Solver(NamedTuple):
-    """What is fixed for all checkpoints, hashable for `jax.jit`.
+    """Settings that are the same for all checkpoints, hashable for `jax.jit`.
 
     Attributes:
-        curvature: which operator.
-        size: its order.
+        curvature: the operator.
+        size: order of the operator.
         goal: how many eigenvalues, how precisely, how certain.
         max_matvecs: products per checkpoint and point at most.
-        seed: number from which the random directions come.
+        seed: seed of the random directions.
         segment_length: checkpoints in a segment.
         tracked: whether each checkpoint starts from the one before, without a chain.
         precise: whether eigenvalues and residuals are computed in float64, whatever the run's type.
@@ -61,7 +61,7 @@ class Solver(NamedTuple):
 
     @classmethod
     def from_config(cls, run: Run, config: SpectrumConfig) -> Solver:
-        """As configured; `k`, `tol` and the number of products as they come out for the run."""
+        """The solver of a configuration, with `k`, `tol` and products for the run."""
         curvature = Curvature.from_config(run, config)
         size = curvature.size(run.num_params)
         ends = make_ends(min(config.k, size), size, config.which)
@@ -77,12 +77,12 @@ class Solver(NamedTuple):
 
     @property
     def ends(self) -> Ends:
-        """How many eigenvalues."""
+        """Number of eigenvalues at each end."""
         return self.goal.ends
 
     @property
     def small(self) -> bool:
-        """Whether products take so little time that all can be made in float64."""
+        """Whether products are so cheap that all can be made in float64."""
         return self.size <= PASS_SIZE
 
     @property
@@ -92,34 +92,34 @@ class Solver(NamedTuple):
 
     @property
     def mesh(self) -> Mesh | None:
-        """Devices that the work at one checkpoint is shared out over; none for one of them."""
+        """Devices that share the work at one checkpoint; none where one device does it."""
         return None if self.small else mesh()
 
     def chunk(self, num_points: int) -> int:
-        """Checkpoints that go through the compiled pass in one call, at so many points each."""
+        """Checkpoints that go through the compiled pass in one call, with this many points each."""
         both = rounded_up(min(_CHUNK * jax.local_device_count(), self.segment_length))
-        return both * len(POINTS) // num_points  # one compilation for any points
+        return both * len(POINTS) // num_points  # the same compilation whatever the points
 
     def dtype(self, run: Run) -> np.dtype:
-        """Of eigenvalues and residuals."""
+        """Type of eigenvalues and residuals."""
         return np.dtype(float if self.precise else run.dtype)
 
     def plan(self, run: Run) -> Plan:
-        """Of the compiled pass."""
+        """Plan of the compiled pass."""
         return Plan.of(self.size, self.goal, self.max_matvecs, self.dtype(run))
 
     def tightened(self, run: Run) -> Solver:
-        """As precise as the numbers allow, where an interval does not clear the threshold."""
+        """The solver at the precision of the numbers, for intervals that hold the threshold."""
         goal = self.goal.tightened(run.dtype)
         goal = goal._replace(tol=min(self.goal.tol, goal.tol))
         return self._replace(goal=goal, max_matvecs=4 * self.max_matvecs)
 
     def telling(self, threshold: float) -> Solver:
-        """Which tells on which side of a threshold the largest eigenvalue is."""
+        """The solver that decides on which side of a threshold the largest eigenvalue is."""
         return self._replace(goal=self.goal._replace(threshold=threshold))
 
     def doubled(self) -> Solver:
-        """For twice as many of the largest eigenvalues, `MOST` at most; products in proportion."""
+        """The solver for twice as many of the largest eigenvalues, up to `MOST`, and products."""
         k = min(2 * self.ends.top, MOST, self.size)
         products = -(-self.max_matvecs * k // self.ends.top)
         return self._replace(goal=self.goal._replace(ends=Ends(k, 0)), max_matvecs=products)
@@ -131,9 +131,9 @@ class Solver(NamedTuple):
 
 
 @jax.jit
-def key_at(root: PRNGKeyArray, step: Any, place: Any) -> PRNGKeyArray:
-    """Of the random directions at a step and point: a stream of the analysis alone."""
-    # A loop, as each of its three steps would take as long to compile as half a product.
-    numbers = jnp.stack([jnp.asarray(n, jnp.uint32) for n in (_STREAM, step, place)])
+def key_at(root: PRNGKeyArray, step: Any, point: Any) -> PRNGKeyArray:
+    """Key of the random directions at a step and point, which only analyses use."""
+    # A loop, as each of the three folds would take as long to compile as half a product.
+    numbers = jnp.stack([jnp.asarray(n, jnp.uint32) for n in (_STREAM, step, point)])
     fold = lambda key, number: (jax.random.fold_in(key, number), None)  # noqa: E731
     return jax.lax.scan(fold, root, numbers)[0]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 
 from dlf_dynamics import resultfile
 from dlf_dynamics.analysis.spectra.checkpoints import (
@@ -53,14 +53,14 @@ _NTK_PART, _DENSITY_PART = 500, 10
 
 @dataclass(frozen=True)
 class FullBatchReference:
-    """Where a run with mini-batches would lose stability if its updates were full-batch ones.
+    """The threshold at which a run with mini-batches would lose stability with full batches.
 
-    No crossings are told of it: the updates are others.
+    No crossings of it are reported, as the run's updates are others.
 
     Attributes:
         values: critical eigenvalue of the full-batch update at each checkpoint.
-        label: what it is.
-        preconditioned: whether it is one of P^-1 H, with the preconditioner P frozen.
+        label: description of the threshold.
+        preconditioned: whether it applies to P^-1 H, with the preconditioner P frozen.
     """
 
     values: Float[np.ndarray, " checkpoints"]
@@ -70,31 +70,32 @@ class FullBatchReference:
 
     @property
     def short_label(self) -> str:
-        """For legends."""
+        """The label for legends."""
         return f"full batch{', P frozen' if self.preconditioned else ''}"
 
 
 @dataclass(frozen=True)
 class Spectrum(Shown):
-    """What `dlf-dynamics spectrum` found.
+    """Result of `dlf-dynamics spectrum`.
 
     Attributes:
         source: state of the run that was analysed.
-        asked: what was to be computed.
-        config: as computed: `tol`, `k` and `ntk_examples` are what they came to.
+        asked: settings as requested.
+        config: settings as computed, with the values of `tol`, `k` and `ntk_examples` used.
         hessian: extreme eigenvalues.
         ntk: kernel spectrum, or none when it was left out.
-        densities: by operator; empty when they were not asked for.
+        densities: spectral densities by operator; empty when they were not requested.
         thresholds: critical eigenvalue of the run's optimizer at each checkpoint.
-        label: what the threshold is, or why none is drawn.
-        sides: of the largest eigenvalue at each checkpoint, at iterate and centre: 1 surely above
-            the threshold, -1 surely below, 0 not known.
-        crossings: at iterates and centres, in the order of steps; empty without a threshold.
-        oscillations: windows in the order of steps.
-        unwatched: why oscillations are not told; empty where they are.
-        infinite_width: kernels at infinite width, or none when they were not asked for.
-        reference: threshold of full-batch updates, of a run with mini-batches; none elsewhere,
-            and in files of before version 4.2.
+        label: description of the threshold, or why there is none.
+        sides: side of the threshold of the largest eigenvalue at each checkpoint, at iterate and
+            centre: 1 certainly above, -1 certainly below, 0 not known.
+        crossings: crossings at iterates and centres, in the order of steps; empty without a
+            threshold.
+        oscillations: windows of oscillation, in the order of steps.
+        unwatched: why oscillations are not reported; empty where they are.
+        infinite_width: kernels at infinite width, or none when they were not requested.
+        reference: threshold of full-batch updates, for a run with mini-batches; none otherwise, and
+            in files before version 4.2.
     """
 
     source: Source
@@ -122,26 +123,26 @@ class Spectrum(Shown):
 
     @property
     def not_converged(self) -> int:
-        """Checkpoints at which any value, at iterate or centre, did not converge."""
+        """Number of checkpoints at which any value, at iterate or centre, did not converge."""
         return int(np.sum(np.any(self.unsure, axis=(1, 2))))
 
     @property
     def comparable(self) -> bool:
-        """Whether there is a threshold, and it applies to the largest eigenvalues found."""
+        """Whether there is a threshold that applies to the largest eigenvalues found."""
         hessian = self.hessian
         applies = hessian.curvature.has_threshold and hessian.ends.top > 0
         return applies and bool(np.any(np.isfinite(self.thresholds)))
 
     @property
     def unsure(self) -> Bool[np.ndarray, "checkpoints points k"]:
-        """Values that did not converge; not those that there are not."""
-        known = np.isfinite(self._at_points("eigenvalues"))
-        return known & ~self._at_points("converged")
+        """Which existing values did not converge."""
+        known = np.isfinite(self.hessian.at_points("eigenvalues"))
+        return known & ~self.hessian.at_points("converged")
 
     @property
     def failure_probability(self) -> float:
-        """That any upper bound on the largest eigenvalue at these checkpoints fails, at most."""
-        told = np.isfinite(self._at_points("upper_bound"))
+        """Bound on the probability that any upper bound on the largest eigenvalue fails."""
+        told = np.isfinite(self.hessian.at_points("upper_bound"))
         return min(float(np.sum(told)) * self.hessian.failure_probability, 1.0)
 
     @property
@@ -151,20 +152,10 @@ class Spectrum(Shown):
 
     @property
     def unresolved(self) -> int:
-        """Checkpoints of which it is not known on which side of the threshold they are."""
+        """Number of checkpoints whose side of the threshold is not known."""
         if not self.comparable:
             return 0
-        return int(np.sum(np.any(self._known & (self.sides == 0), axis=1)))
-
-    @property
-    def _known(self) -> Bool[np.ndarray, "checkpoints points"]:
-        """Where there is a value: not at the centre of step 0, nor where the loss failed."""
-        return np.isfinite(self._at_points("eigenvalues")[..., 0])
-
-    def _at_points(self, name: str) -> Shaped[np.ndarray, "checkpoints points k"]:
-        """What is known of each eigenvalue."""
-        found = [getattr(getattr(self.hessian, at), name) for at in POINTS]
-        return np.stack(found, axis=1)
+        return int(np.sum(np.any(self.hessian.known & (self.sides == 0), axis=1)))
 
 
 def compute_spectrum(
@@ -180,14 +171,14 @@ def compute_spectrum(
     Args:
         run: a recorded run.
         config: what to compute.
-        parts: where finished parts are kept, so that an interrupted analysis goes on.
-        progress: told `hessian`, `ntk`, `density` or `infinite-width` and how many checkpoints
-            are done.
+        parts: storage for finished parts, from which an interrupted analysis resumes.
+        progress: called with `hessian`, `ntk`, `density` or `infinite-width` and the number of
+            checkpoints done.
         watch: see `hessian_spectrum`.
 
     Raises:
-        ConfigError: when no checkpoint is selected, the run has no such class or block, the kernels
-            that are asked for cannot be had, or `above` is given where there is no threshold.
+        ConfigError: when no checkpoint is selected, the run has no such class or block, requested
+            kernels are not available, or `above` is given where there is no threshold.
     """
     asked = config = SpectrumConfig() if config is None else config
     if not run.problem.has_outputs:
@@ -195,13 +186,8 @@ def compute_spectrum(
     parts = Parts(None) if parts is None else parts
     chosen = select_checkpoints(run, config)
     check_kernels(run, config)
-    threshold = run_threshold(run)
-    thresholds = threshold.at(run.checkpoint_steps[np.asarray(chosen)])
-    if config.above is not None and np.all(np.isnan(thresholds)):
-        raise ConfigError(
-            f"above is {config.above:g}, a fraction of the threshold, and there is none: "
-            f"{threshold.reason}"
-        )
+    thresholds = _thresholds(run, config, chosen)
+    ntk = cache(partial(_ntk, run, config, chosen, parts, progress))
     hessian = hessian_spectrum(
         run,
         chosen,
@@ -210,17 +196,33 @@ def compute_spectrum(
         parts=parts,
         progress=lambda done: progress("hessian", done),
         watch=watch,
+        meanwhile=ntk,
     )
-    ntk = _ntk(run, config, chosen, parts, progress) if config.ntk_examples else None
     densities = _densities(run, config, chosen, parts, progress) if config.density else {}
-    found = replace(_with_events(run, config, hessian, ntk, densities, thresholds), asked=asked)
+    spectrum = replace(
+        _with_events(run, config, hessian, ntk(), densities, thresholds), asked=asked
+    )
     if not config.infinite_width:
-        return found
+        return spectrum
     compare = partial(infinite_width, run, chosen, num_examples=config.ntk_examples)
     parse = partial(decode, InfiniteWidth, lengths={"checkpoints": len(chosen)})
     limits = parts.get_or_make(f"infinite-width-of-{len(chosen)}", lambda: encode(compare()), parse)
     progress("infinite-width", len(chosen))
-    return replace(found, infinite_width=limits)
+    return replace(spectrum, infinite_width=limits)
+
+
+def _thresholds(
+    run: Run, config: SpectrumConfig, chosen: Checkpoints
+) -> Float[np.ndarray, " checkpoints"]:
+    """Critical eigenvalue at each checkpoint; raises where `above` needs one and there is none."""
+    threshold = run_threshold(run)
+    thresholds = threshold.at(run.checkpoint_steps[np.asarray(chosen)])
+    if config.above is not None and np.all(np.isnan(thresholds)):
+        raise ConfigError(
+            f"above is {config.above:g}, a fraction of the threshold, and there is none: "
+            f"{threshold.reason}"
+        )
+    return thresholds
 
 
 def _ntk(
@@ -229,7 +231,9 @@ def _ntk(
     chosen: Checkpoints,
     parts: Parts,
     progress: Callable[[str, int], None],
-) -> NTKSpectrum:
+) -> NTKSpectrum | None:
+    if not config.ntk_examples:
+        return None
     part = partial(
         ntk_spectrum,
         run,
@@ -241,7 +245,7 @@ def _ntk(
         aligned=evenly(chosen, config.alignment_checkpoints),
     )
     told = lambda done: progress("ntk", done)  # noqa: E731
-    # Where the alignment is computed depends on how many checkpoints there are in all.
+    # The checkpoints with an alignment depend on the number of all checkpoints.
     everywhere = len(chosen) <= config.alignment_checkpoints
     name = "ntk" if everywhere else f"ntk-of-{len(chosen)}"
     return in_parts(NTKSpectrum, part, chosen, _NTK_PART, name, parts, told)
@@ -254,7 +258,7 @@ def _densities(
     parts: Parts,
     progress: Callable[[str, int], None],
 ) -> dict[str, Density]:
-    some, found = density_checkpoints(config, chosen), {}
+    some, densities = density_checkpoints(config, chosen), {}
     for number, name in enumerate(DENSITIES):
         if name == "ntk" and not config.ntk_examples:
             continue
@@ -271,10 +275,10 @@ def _densities(
         )
         start = number * len(some)
         told = lambda done, start=start: progress("density", start + done)  # noqa: E731
-        # Which checkpoints are chosen depends on how many there are in all.
+        # The chosen checkpoints depend on the number of all checkpoints.
         kept = f"density-{name}-of-{len(chosen)}"
-        found[name] = in_parts(Density, part, some, _DENSITY_PART, kept, parts, told, "sampled")
-    return found
+        densities[name] = in_parts(Density, part, some, _DENSITY_PART, kept, parts, told, "sampled")
+    return densities
 
 
 def _with_events(
@@ -321,7 +325,7 @@ def _with_events(
 def _reference(
     threshold: Threshold, steps: Int[np.ndarray, " checkpoints"]
 ) -> FullBatchReference | None:
-    """The threshold of full-batch updates, where mini-batches alone are why there is none."""
+    """The threshold of full-batch updates, if mini-batches are the only reason for having none."""
     if not threshold.of_full_batch:
         return None
     return FullBatchReference(
@@ -344,11 +348,11 @@ def load_spectrum(path: str | Path, run: Run | None = None) -> Spectrum:
     """Reads a spectrum's result file.
 
     Args:
-        path: of the file.
-        run: the run that it must be of, in its present state; none takes any.
+        path: path of the file.
+        run: the run that it must belong to, in its present state; none accepts any.
 
     Raises:
         FileError: when it cannot be read or is damaged.
-        StaleError: when it is of another run, or of a state that the run is no longer in.
+        StaleError: when it belongs to another run, or to an earlier state of this one.
     """
     return resultfile.load(path, "spectrum", Spectrum, run)

@@ -1,4 +1,4 @@
-"""What a person or a program reads of a spectrum: a table of events, and the same as JSON."""
+"""Table, lines and JSON for a spectrum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from dlf_dynamics.analysis.spectra.density import Density
 from dlf_dynamics.analysis.spectra.events import Crossing
 from dlf_dynamics.analysis.spectra.infinite_width import InfiniteWidth
 from dlf_dynamics.analysis.spectra.ntk import NTKSpectrum
-from dlf_dynamics.analysis.spectra.points import POINTS
 from dlf_dynamics.analysis.spectra.solver import MOST
 from dlf_dynamics.analysis.spectra.spectrum import FullBatchReference, Spectrum
 from dlf_dynamics.errors import counted
@@ -24,7 +23,7 @@ from dlf_dynamics.run import Run
 
 
 def as_dict(spectrum: Spectrum) -> dict[str, Any]:
-    """The events and what they rest on, JSON-ready; numbers that are not finite become null."""
+    """The result as JSON values; numbers that are not finite become null."""
     hessian = spectrum.hessian
     centre = hessian.centre.eigenvalues[:, 0]
     content = {
@@ -56,7 +55,7 @@ def as_dict(spectrum: Spectrum) -> dict[str, Any]:
         ),
         "ntk": None if spectrum.ntk is None else _kernel(spectrum.ntk),
         "infinite_width": _limits(spectrum.infinite_width),
-        "densities": {name: _moments(found) for name, found in spectrum.densities.items()},
+        "densities": {name: _moments(density) for name, density in spectrum.densities.items()},
         "oscillations_known": not spectrum.unwatched,
         "bursts": len(spectrum.bursts),
         "oscillations": [dataclasses.asdict(window) for window in spectrum.oscillations],
@@ -65,12 +64,12 @@ def as_dict(spectrum: Spectrum) -> dict[str, Any]:
     return finite(content)
 
 
-def _reference(found: FullBatchReference | None) -> dict[str, Any] | None:
-    """What it is, and its first and last value."""
-    if found is None:
+def _reference(reference: FullBatchReference | None) -> dict[str, Any] | None:
+    """Label, first and last value of the reference."""
+    if reference is None:
         return None
-    first, last = found.values[[0, -1]].tolist()
-    return {"label": found.label, "first": first, "last": last}
+    first, last = reference.values[[0, -1]].tolist()
+    return {"label": reference.label, "first": first, "last": last}
 
 
 def last_line(spectrum: Spectrum) -> str:
@@ -88,31 +87,31 @@ def last_line(spectrum: Spectrum) -> str:
 
 
 def _kernel(ntk: NTKSpectrum) -> dict[str, list[Any]]:
-    """What the kernel is like at each step."""
+    """Statistics of the kernel at each step."""
     names = ("steps", "trace", "captured", "effective_rank", "alignment")
-    found = {name: getattr(ntk, name).tolist() for name in names}
-    return found | {"class_examples": list(ntk.class_examples)}
+    content = {name: getattr(ntk, name).tolist() for name in names}
+    return content | {"class_examples": list(ntk.class_examples)}
 
 
-def _limits(found: InfiniteWidth | None) -> dict[str, list[float]] | None:
-    """How far the kernel is from that of infinite width at each step, and their eigenvalues."""
+def _limits(kernels: InfiniteWidth | None) -> dict[str, list[float]] | None:
+    """Distance from infinite width at each step, and the eigenvalues of the limits."""
     names = ("steps", "distance", "alignment", "movement", "ntk", "nngp")
-    return None if found is None else {name: getattr(found, name).tolist() for name in names}
+    return None if kernels is None else {name: getattr(kernels, name).tolist() for name in names}
 
 
 def _moments(density: Density) -> dict[str, Any]:
-    """Trace and Frobenius norm at each step, with half widths of their intervals of 95 %."""
+    """Trace and Frobenius norm at each step, with half widths of their 95 % intervals."""
     names = ("steps", "trace", "trace_radius", "frobenius", "frobenius_radius")
-    found = {name: getattr(density, name).tolist() for name in names}
-    return found | {"num_probes": density.num_probes, "num_steps": density.num_steps}
+    content = {name: getattr(density, name).tolist() for name in names}
+    return content | {"num_probes": density.num_probes, "num_steps": density.num_steps}
 
 
 def _above(spectrum: Spectrum) -> dict[str, Any] | None:
-    """How far the values go that were to be all above a fraction of the threshold."""
+    """Whether all values above a fraction of the threshold were found."""
     if spectrum.config.above is None:
         return None
     missing = spectrum.hessian.incomplete
-    values = [getattr(spectrum.hessian, at).eigenvalues[missing] for at in POINTS]
+    values = spectrum.hessian.at_points("eigenvalues")[missing]
     return {
         "fraction": spectrum.config.above,
         "incomplete_steps": spectrum.hessian.steps[missing].tolist(),
@@ -122,28 +121,26 @@ def _above(spectrum: Spectrum) -> dict[str, Any] | None:
 
 def _num_values(spectrum: Spectrum) -> int:
     """Eigenvalues at iterates and centres, converged or not."""
-    found = [getattr(spectrum.hessian, at).eigenvalues for at in POINTS]
-    return int(np.sum(np.isfinite(found)))
+    return int(np.sum(np.isfinite(spectrum.hessian.at_points("eigenvalues"))))
 
 
 def _statuses(spectrum: Spectrum) -> dict[str, int]:
-    """How many eigenvalues there are of each status, but for those that there are not."""
-    known = [getattr(spectrum.hessian, at) for at in POINTS]
-    found = np.concatenate([at.status[np.isfinite(at.eigenvalues)] for at in known])
-    return {name: int(np.sum(found == place)) for place, name in enumerate(STATUSES)}
+    """Number of eigenvalues of each status, where there are eigenvalues."""
+    known = np.isfinite(spectrum.hessian.at_points("eigenvalues"))
+    statuses = spectrum.hessian.at_points("status")[known]
+    return {name: int(np.sum(statuses == status)) for status, name in enumerate(STATUSES)}
 
 
 def _has_centres(spectrum: Spectrum) -> bool:
-    """Whether centres are known beyond step 0, which has none."""
+    """Whether centres are known after step 0, which has none."""
     beyond = spectrum.hessian.steps > 0
     values = spectrum.hessian.centre.eigenvalues[beyond]
     return not np.any(beyond) or bool(np.any(np.isfinite(values)))
 
 
 def _mean_products(spectrum: Spectrum) -> float:
-    """At points that exist."""
-    hessian = spectrum.hessian
-    counts = np.concatenate([hessian.iterate.num_matvecs, hessian.centre.num_matvecs])
+    """Mean number of products, over points that exist."""
+    counts = spectrum.hessian.at_points("num_matvecs")
     return float(np.mean(counts[counts > 0])) if np.any(counts) else 0.0
 
 
@@ -190,17 +187,23 @@ def _mark(crossing: Crossing) -> str:
 
 
 _SATURATED = 1e-6
-"""Loss below which a run in float32 tells little: eight times the distance from 1 to the next."""
+"""Loss below which a run in float32 is mostly rounding: eight times its machine epsilon."""
+
+
+def lines(spectrum: Spectrum) -> list[str | Table]:
+    """The events as a table, and what they rest on."""
+    table = [] if spectrum.unwatched else [events_table(spectrum)]
+    return [*table, *closing_lines(spectrum)]
 
 
 def closing_lines(spectrum: Spectrum) -> list[str]:
-    """What the table rests on, a line each."""
+    """Operator, convergence, threshold, events and caveats, a line each."""
     hessian = spectrum.hessian
     lines = [
         f"{hessian.curvature} at {counted(len(hessian.steps), 'checkpoint')}, "
         f"{_mean_products(spectrum):.1f} products each at {_points_line(spectrum)}",
         _convergence_line(spectrum),
-        threshold_line(spectrum),
+        threshold_line(spectrum.thresholds, spectrum.label),
         *_reference_lines(spectrum),
         _count_oscillations(spectrum) + "; " + _crossings_line(spectrum),
         *spectrum.source.caution,
@@ -213,11 +216,11 @@ def closing_lines(spectrum: Spectrum) -> list[str]:
         lines.append(_ntk_line(spectrum.ntk))
     if spectrum.infinite_width is not None:
         lines.append(_limit_line(spectrum.infinite_width))
-    return lines + [_density_line(name, found) for name, found in spectrum.densities.items()]
+    return lines + [_density_line(name, density) for name, density in spectrum.densities.items()]
 
 
 def saturation_lines(run: Run, steps: Int[np.ndarray, " checkpoints"]) -> list[str]:
-    """Where a network has learned its data by heart, as far as its own numbers can tell."""
+    """A line on checkpoints whose loss is within the rounding of the run's type."""
     losses = run.scalars.get("loss")
     if run.dtype == "float64" or losses is None:
         return []
@@ -237,7 +240,7 @@ def _points_line(spectrum: Spectrum) -> str:
 
 
 def _convergence_line(spectrum: Spectrum) -> str:
-    """Of all values, whatever their rank."""
+    """Convergence of all values, whatever their rank."""
     counts, total = _statuses(spectrum), _num_values(spectrum)
     by_choice = [f"{counts[name]} {name}" for name in ("unranked", "tracked") if counts[name]]
     bad = int(np.sum(spectrum.unsure)) - counts["unranked"] - counts["tracked"]
@@ -252,18 +255,18 @@ def _convergence_line(spectrum: Spectrum) -> str:
 
 
 def _above_line(spectrum: Spectrum) -> str:
-    found = _above(spectrum)
-    assert found is not None
+    above = _above(spectrum)
+    assert above is not None
     return (
-        f"eigenvalues above {found['fraction']:g} of the threshold may be missing at "
-        f"{counted(len(found['incomplete_steps']), 'checkpoint')}: of at most {MOST} the smallest "
-        f"found there is {found['smallest_there']:.3g}"
+        f"eigenvalues above {above['fraction']:g} of the threshold may be missing at "
+        f"{counted(len(above['incomplete_steps']), 'checkpoint')}: of at most {MOST} the smallest "
+        f"found there is {above['smallest_there']:.3g}"
     )
 
 
 def _count_oscillations(spectrum: Spectrum) -> str:
     if spectrum.unwatched:
-        return f"oscillations are not told: {spectrum.unwatched}"
+        return f"oscillations are not reported: {spectrum.unwatched}"
     bursts, windows = len(spectrum.bursts), len(spectrum.oscillations)
     return f"{counted(bursts, 'burst')}, {counted(windows, 'oscillation')}"
 
@@ -284,18 +287,18 @@ def _count_crossings(spectrum: Spectrum, at: str) -> str:
 
 
 def _ntk_line(ntk: NTKSpectrum) -> str:
-    """Of the last checkpoint."""
-    rows, count = ntk.num_examples, ntk.eigenvalues.shape[1]
+    """The kernel at the last checkpoint."""
+    examples, count = ntk.num_examples, ntk.eigenvalues.shape[1]
     kind = "averaged over outputs" if ntk.trace_outputs else "all outputs"
     return (
-        f"NTK of {rows} examples, {kind}: {count} eigenvalues, {np.sum(~ntk.converged)} not "
+        f"NTK of {examples} examples, {kind}: {count} eigenvalues, {np.sum(~ntk.converged)} not "
         f"converged; at step {ntk.steps[-1]} they are {100 * ntk.captured[-1]:.4g}% of the trace "
         f"{ntk.trace[-1]:.4g}, effective rank {ntk.effective_rank[-1]:.3g}; {_alignment(ntk)}"
     )
 
 
 def _alignment(ntk: NTKSpectrum) -> str:
-    """Of the last checkpoint, or why there is none."""
+    """Alignment at the last checkpoint, or why there is none."""
     classes = ntk.class_blocks.shape[1]
     if classes == 1:
         return "no alignment, as there are no labels of several classes"
@@ -309,17 +312,17 @@ def _alignment(ntk: NTKSpectrum) -> str:
     return f"alignment with the labels {ntk.alignment[-1]:.3g} on {examples}"
 
 
-def _limit_line(found: InfiniteWidth) -> str:
-    """Of the first and the last checkpoint."""
+def _limit_line(kernels: InfiniteWidth) -> str:
+    """Distance and alignment at the first and the last checkpoint."""
     distance, alignment = (
-        " -> ".join(f"{values[place]:.3g}" for place in (0, -1))
-        for values in (found.distance, found.alignment)
+        " -> ".join(f"{values[index]:.3g}" for index in (0, -1))
+        for values in (kernels.distance, kernels.alignment)
     )
-    weights = "" if found.normal_weights else ", of normal weights"
+    weights = "" if kernels.normal_weights else ", of normal weights"
     return (
-        f"infinite width{weights}: from step {found.steps[0]} to {found.steps[-1]} the NTK's "
+        f"infinite width{weights}: from step {kernels.steps[0]} to {kernels.steps[-1]} the NTK's "
         f"distance from the kernel Θ goes {distance} of ‖Θ‖, their alignment {alignment}; it is "
-        f"{found.movement[-1]:.3g} of its own norm away from where the run began"
+        f"{kernels.movement[-1]:.3g} of its own norm away from where the run began"
     )
 
 
@@ -334,12 +337,12 @@ def _density_line(name: str, density: Density) -> str:
     )
 
 
-def threshold_line(spectrum: Spectrum) -> str:
+def threshold_line(thresholds: np.ndarray, label: str) -> str:
     """The threshold's value and what it is, or why there is none."""
-    known = _range_of(spectrum.thresholds)
+    known = _range_of(thresholds)
     if not known:
-        return f"no threshold: {spectrum.label.removeprefix('no threshold: ')}"
-    return f"threshold {known}: {spectrum.label}"
+        return f"no threshold: {label.removeprefix('no threshold: ')}"
+    return f"threshold {known}: {label}"
 
 
 def _reference_lines(spectrum: Spectrum) -> list[str]:
@@ -352,9 +355,9 @@ def _reference_lines(spectrum: Spectrum) -> list[str]:
 
 
 def _range_of(values: np.ndarray) -> str:
-    """The least and the largest of those that are finite; empty where none is."""
-    found = values[np.isfinite(values)]
-    if len(found) == 0:
+    """The least and the largest finite value; empty where none is finite."""
+    finite_values = values[np.isfinite(values)]
+    if len(finite_values) == 0:
         return ""
-    low, high = found.min(), found.max()
+    low, high = finite_values.min(), finite_values.max()
     return f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"

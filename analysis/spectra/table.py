@@ -1,4 +1,4 @@
-"""The eigenvalues of a spectrum as a table: each beside its certificate and its threshold."""
+"""The eigenvalues of a spectrum as a table, with certificates and thresholds."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 def eigenvalue_table(spectrum: Spectrum) -> DataFrame:
     """A row for each eigenvalue of each checkpoint, at the iterate and at the centre.
 
-    Beside each value stand its status, residual and interval, and what bounds it; then the
-    threshold at the step and the side that the largest value is on. A value that is not `converged`
-    decides nothing; of a centre that there is not, all is NaN.
+    Each value has its status, residual, interval and bounds, the threshold at the step, and the
+    side that the largest value is on. A value that is not `converged` decides nothing; where there
+    is no centre, all is NaN.
 
     Args:
-        spectrum: of a run.
+        spectrum: spectrum of a run.
 
     Raises:
         ConfigError: when pandas is not installed.
@@ -45,23 +45,25 @@ def _at(spectrum: Spectrum, groups: list[Group], point: str) -> DataFrame:
         next(group for group in groups if group.path == path)
         for path in ("", "hessian/", f"hessian/{point}/")
     )
-    place = POINTS.index(point)
+    index = POINTS.index(point)
     sides = whole.fields["sides"]
-    places = np.full(len(spectrum.thresholds), place)
+    indices = np.full(len(spectrum.thresholds), index)
     fields = {
-        "point": Field(places, ("checkpoints",), description=_POINT, words=dict(enumerate(POINTS))),
+        "point": Field(
+            indices, ("checkpoints",), description=_POINT, words=dict(enumerate(POINTS))
+        ),
         **{name: _worded(name, field) for name, field in own.fields.items()},
         "threshold": whole.fields["thresholds"],
-        "side": Field(spectrum.sides[:, place], ("checkpoints",), "1", _WORDS["side"], sides.words),
+        "side": Field(spectrum.sides[:, index], ("checkpoints",), "1", _WORDS["side"], sides.words),
         "incomplete": hessian.fields["incomplete"],
     }
     frame = frame_of(fields, scope_of(groups, own.path), ("checkpoints", "k"))
-    frame["side"] = frame["side"].where(frame["k"] == 0)  # it is that of the largest value
+    frame["side"] = frame["side"].where(frame["k"] == 0)  # it belongs to the largest value
     return frame
 
 
 def _worded(name: str, field: Field) -> Field:
-    """The column, described by what stands in it and not by the array that it was."""
+    """The field with the description of the column instead of that of the array."""
     return replace(field, description=_WORDS.get(name, field.description))
 
 
@@ -73,6 +75,6 @@ _WORDS = {
     "rank_bounds": "bound on the next eigenvalues beyond those wanted, at this end",
     "side": "of the largest eigenvalue: surely above the threshold, surely below, or unknown",
 }
-"""Descriptions of columns that are other than those of the arrays."""
+"""Descriptions of columns that differ from those of the arrays."""
 
 _POINT = "iterate θ_t, or centre ¼θ_(t-1) + ½θ_t + ¼θ_(t+1)"

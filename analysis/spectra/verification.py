@@ -1,4 +1,4 @@
-"""Every reported number against a dense eigensolve."""
+"""Comparison of every reported number with a dense eigensolve."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dlf_dynamics.problem import Problem
 from dlf_dynamics.run import Run
 
 _MAX_PARAMS = 2000
-"""Dense matrices of this order at most."""
+"""Largest order of the dense matrices."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class Verification:
     """The worst differences found, relative to the largest |eigenvalue| of the matrix.
 
     Attributes:
-        hessian: over all converged values at iterates and centres.
-        hessian_step: at which checkpoint that was.
-        outside: converged values that lie outside their intervals.
-        ntk: over all converged NTK eigenvalues and the kernels' statistics, NaN when they were not
-            computed.
-        num_values: Hessian eigenvalues that were compared.
-        not_converged: Hessian eigenvalues left out, as they are reported as not converged.
-        densities: by operator, the largest distance of trace or Frobenius norm from the exact one,
-            in half widths of their intervals.
+        hessian: worst difference over all converged values at iterates and centres.
+        hessian_step: step of the checkpoint at which it occurs.
+        outside: number of converged values that lie outside their intervals.
+        ntk: worst difference over all converged NTK eigenvalues and the kernels' statistics, NaN
+            when they were not computed.
+        num_values: number of Hessian eigenvalues that were compared.
+        not_converged: number of Hessian eigenvalues left out, being reported as not converged.
+        densities: largest distance of trace or Frobenius norm from the exact one, in half widths of
+            their intervals, by operator.
     """
 
     hessian: float
@@ -51,18 +51,18 @@ class Verification:
     densities: dict[str, float]
 
     def lines(self) -> list[str]:
-        """For a person to read."""
-        found = [
+        """The differences in words."""
+        lines = [
             f"dense check of {self.num_values} eigenvalues: worst difference {self.hessian:.2e} "
             f"of the largest, at step {self.hessian_step}; {self.outside} outside their intervals; "
             f"NTK {self.ntk:.2e}; {self.not_converged} values not converged and not compared"
         ]
         for name, distance in self.densities.items():
-            found.append(
+            lines.append(
                 f"dense check of the {name} density: trace and Frobenius norm within "
                 f"{distance:.1f} half widths of their 95 % intervals"
             )
-        return found
+        return lines
 
 
 def verify_dense(
@@ -74,8 +74,8 @@ def verify_dense(
     forward-mode Jacobians, the part of a class from its examples alone.
 
     Raises:
-        ConfigError: when the network is too large for it.
-        StaleError: when the run is no longer in the state of which the spectrum is.
+        ConfigError: when the network is too large for dense matrices.
+        StaleError: when the run has changed since the spectrum was computed.
     """
     spectrum.source.require(run, "the spectrum", "compute it anew")
     if run.num_params > _MAX_PARAMS:
@@ -129,8 +129,8 @@ def _exact(
     dense = share * _dense(problem, params, state, curvature.operator)
     if curvature.preconditioned:
         batch = run.dynamics.problem_at(state.step)
-        slope = jax.grad(batch.objective)(state.params, state.step)
-        scale = preconditioner(run.dynamics.update, state.optimizer_state, slope)
+        grad = jax.grad(batch.objective)(state.params, state.step)
+        scale = preconditioner(run.dynamics.update, state.optimizer_state, grad)
         root = 1 / np.sqrt(np.asarray(scale))
         dense = root[:, None] * dense * root[None, :]
     if curvature.span is not None:
@@ -154,7 +154,7 @@ def _dense_hessian(problem, params, step):
 
 @jax.jit
 def _dense_ggn(problem, params, step):
-    """Σ_n J_nᵀ (∂²F/∂f_n²) J_n; the loss couples no two examples."""
+    """Σ_n J_nᵀ (∂²F/∂f_n²) J_n, as the loss couples no two examples."""
     jac = jax.jacfwd(problem.outputs)(params)
     outputs = problem.outputs(params)
 
@@ -175,20 +175,20 @@ def _difference(
     spectrum: HessianSpectrum, at: str, row: int, exact: np.ndarray | None
 ) -> tuple[float, int]:
     """Worst relative difference of a checkpoint's converged values, and how many are outside."""
-    found = getattr(spectrum, at)
-    fine = found.converged[row]
+    solved = getattr(spectrum, at)
+    fine = solved.converged[row]
     if exact is None or not np.any(fine):
         return 0.0, 0
     top, bottom = spectrum.ends
-    # With more than was asked for above the threshold, there are more from the top.
-    top = max(top, int(np.sum(np.isfinite(found.eigenvalues[row]))) - bottom)
+    # Where k grew to find all above a fraction of the threshold, there are more from the top.
+    top = max(top, int(np.sum(np.isfinite(solved.eigenvalues[row]))) - bottom)
     wanted = np.concatenate([exact[:top], exact[len(exact) - bottom :]])[: len(fine)]
     expected = np.full(len(fine), np.nan)
     expected[: len(wanted)] = wanted
-    close = np.abs(found.eigenvalues[row] - expected)[fine]
-    lower, upper = found.intervals[row, fine].T
-    # LAPACK's own rounding.
-    slack = len(exact) * np.finfo(found.eigenvalues.dtype).eps * np.max(np.abs(exact))
+    close = np.abs(solved.eigenvalues[row] - expected)[fine]
+    lower, upper = solved.intervals[row, fine].T
+    # Rounding of LAPACK's eigenvalues.
+    slack = len(exact) * np.finfo(solved.eigenvalues.dtype).eps * np.max(np.abs(exact))
     missed = (expected[fine] < lower - slack) | (expected[fine] > upper + slack)
     return float(np.max(close) / np.max(np.abs(exact))), int(np.sum(missed))
 
@@ -213,8 +213,8 @@ def _ntk_difference(run: Run, state: State, ntk: NTKSpectrum, row: int) -> float
         return np.nan
     exact = np.linalg.eigvalsh(dense)[::-1]
     fine = ntk.converged[row]
-    found = ntk.eigenvalues[row]
-    differences = np.abs(found - exact[: len(found)])[fine] / np.max(np.abs(exact))
+    eigenvalues = ntk.eigenvalues[row]
+    differences = np.abs(eigenvalues - exact[: len(eigenvalues)])[fine] / np.max(np.abs(exact))
     examples = ntk.class_examples or range(ntk.num_examples)
     traced = _dense_kernel(run, state, examples, trace_outputs=True)
     labels = np.asarray(run.problem.targets)[np.asarray(examples)]
@@ -228,7 +228,7 @@ def _ntk_difference(run: Run, state: State, ntk: NTKSpectrum, row: int) -> float
         pairs = [
             (ntk.trace[row], np.trace(dense)),
             (ntk.effective_rank[row], np.sum(exact) ** 2 / np.sum(exact**2)),
-            (ntk.captured[row], np.sum(exact[: len(found)][fine]) / np.sum(exact)),
+            (ntk.captured[row], np.sum(exact[: len(eigenvalues)][fine]) / np.sum(exact)),
         ]
         # At some checkpoints they are not computed.
         if _any(ntk.class_blocks[row]) or not ntk.class_examples:
@@ -244,9 +244,9 @@ def _any(values: Any) -> bool:
 
 
 def _density_distance(run: Run, spectrum: Spectrum, state: State, density: Density) -> float:
-    """Of trace and Frobenius norm, in half widths; 0 where the density was not computed."""
-    (rows,) = np.nonzero(density.steps == int(state.step))
-    if len(rows) == 0:
+    """Distance of trace and Frobenius norm, in half widths; 0 where there is no density."""
+    (indices,) = np.nonzero(density.steps == int(state.step))
+    if len(indices) == 0:
         return 0.0
     if density.operator == "ntk":
         examples = range(min(spectrum.config.ntk_examples, len(run.problem.targets)))
@@ -256,9 +256,9 @@ def _density_distance(run: Run, spectrum: Spectrum, state: State, density: Densi
         dense = _dense(problem, state.params, state, density.operator)
     if not np.all(np.isfinite(dense)):
         return 0.0
-    row = rows[0]
+    row = indices[0]
     exact = np.array([np.trace(dense), np.linalg.norm(dense)])
-    found = np.array([density.trace[row], density.frobenius[row]])
+    estimates = np.array([density.trace[row], density.frobenius[row]])
     errors = np.array([density.trace_radius[row], density.frobenius_radius[row]])
     rounding = 1e-6 * np.abs(exact)
-    return float(np.max(np.maximum(np.abs(found - exact) - rounding, 0) / (errors + rounding)))
+    return float(np.max(np.maximum(np.abs(estimates - exact) - rounding, 0) / (errors + rounding)))

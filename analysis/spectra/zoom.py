@@ -1,4 +1,4 @@
-"""Which steps a figure of a run shows: all of them, and some from closer by."""
+"""The steps that a figure of a run shows: all of them, and a closer view of some."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dlf_dynamics.run import Run
 Span = tuple[float, float]
 
 TWO_COLUMNS = 2.6
-"""Inches of each of two panels beside each other at least."""
+"""Least width of each of two panels side by side, in inches."""
 
 _CLOSER = 0.7
-"""Share of the run up to which a zoom shows more than the run does."""
+"""Fraction of the run below which a zoom is worth showing."""
 
 
 def spans_of(run: Run, spectrum: Spectrum | None, zoom: Span | None) -> list[Span]:
@@ -21,11 +21,11 @@ def spans_of(run: Run, spectrum: Spectrum | None, zoom: Span | None) -> list[Spa
 
     Args:
         run: a run that has rows.
-        spectrum: its spectrum, which tells its bursts; or none.
+        spectrum: its spectrum, with the bursts; or none.
         zoom: first and last step of the second column; none chooses them.
 
     Raises:
-        ConfigError: when the run has none of those to zoom in to.
+        ConfigError: when the run has none of the steps of the zoom.
     """
     first, last = float(run.steps[0]), float(run.steps[-1])
     closer = default_zoom(run, spectrum) if zoom is None else zoom
@@ -40,7 +40,7 @@ def spans_of(run: Run, spectrum: Spectrum | None, zoom: Span | None) -> list[Spa
 
 
 def default_zoom(run: Run, spectrum: Spectrum | None) -> Span | None:
-    """Half a window's length around the second burst, or the only one.
+    """The second burst, or the only one, with half its length on either side.
 
     None without bursts, and where it would be nearly the whole run.
     """

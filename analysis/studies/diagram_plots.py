@@ -32,10 +32,10 @@ _GEOMETRIC_SPAN = 30.0
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
 
 _LEAST_MAP = 2.2
-"""Inches of a map with its scale of colours at least."""
+"""Least width of a map with its scale of colours, in inches."""
 
 _NAME = 30
-"""Characters of a name at most."""
+"""Largest number of characters of a name."""
 _HATCH = "#666666"
 _COLOUR_SPAN = 10.0
 _INCOMPLETE = "some runs missing, failed or diverged: mean of the others"
@@ -112,15 +112,17 @@ def axis_scale(values: np.ndarray) -> Scale:
 
 
 def cell_edges(values: np.ndarray, scale: Scale) -> Float[np.ndarray, " edges"]:
-    """Where the cells of an axis end: arithmetic or geometric means of the neighbouring values.
+    """Edges of the cells of an axis: arithmetic or geometric means of neighbouring values.
 
     The outer cells are symmetric about their values. Categories are a unit wide, about 0, 1, ...
     """
     if scale == "category":
         return np.arange(len(values) + 1) - 0.5
-    places = np.log(values) if scale == "log" else values.astype(float)
-    middles = (places[1:] + places[:-1]) / 2
-    edges = np.concatenate([[2 * places[0] - middles[0]], middles, [2 * places[-1] - middles[-1]]])
+    positions = np.log(values) if scale == "log" else values.astype(float)
+    middles = (positions[1:] + positions[:-1]) / 2
+    edges = np.concatenate(
+        [[2 * positions[0] - middles[0]], middles, [2 * positions[-1] - middles[-1]]]
+    )
     return np.exp(edges) if scale == "log" else edges
 
 
@@ -248,7 +250,7 @@ def _draw_cells(
         x, y, number = x_middles[column], y_middles[row], panel.form(values[row, column])
         colour = ink[row, column]
         text = ax.text(x, y, number, ha="center", va="center", fontsize=font, color=colour)
-        # So that it is read on hatches, too.
+        # An outline, so that it can be read on hatches, too.
         text.set_path_effects([withStroke(linewidth=2.5, foreground=colours[row, column])])
     return mesh
 
@@ -283,9 +285,9 @@ def _ink(mesh: QuadMesh) -> tuple[Float[np.ndarray, "y x 4"], np.ndarray]:
 
 def _label_values(axis: Axis, values: np.ndarray, room: int) -> None:
     """Ticks at the values, labelled as many of them as there is room for."""
-    places = np.arange(len(values)) if axis_scale(values) == "category" else values
+    positions = np.arange(len(values)) if axis_scale(values) == "category" else values
     texts = [drawable(describe(value), _NAME) for value in values]
-    axis.set_major_locator(FixedLocator(places.tolist()))
+    axis.set_major_locator(FixedLocator(positions.tolist()))
     axis.set_minor_locator(NullLocator())
     if len(values) > room and values.dtype.kind == "U":  # every name has to be told
         axis.set_ticklabels(texts, rotation=30, ha="right", rotation_mode="anchor")
@@ -327,11 +329,11 @@ def _draw_row(diagram: PhaseDiagram) -> Figure:
     figure = new_figure(4.2, 3.2)
     ax = figure.subplots()
     scale, complete = axis_scale(diagram.x), diagram.missing[0] == 0
-    places = np.arange(len(diagram.x)) if scale == "category" else diagram.x
+    positions = np.arange(len(diagram.x)) if scale == "category" else diagram.x
     for shown, face, label in ((complete, COLOURS[0], None), (~complete, "white", _INCOMPLETE)):
         if np.any(shown & (diagram.count[0] > 0)):
             ax.errorbar(
-                places[shown],
+                positions[shown],
                 diagram.mean[0, shown],
                 diagram.standard_error[0, shown],
                 fmt="o",
@@ -342,8 +344,8 @@ def _draw_row(diagram: PhaseDiagram) -> Figure:
                 capsize=2,
                 label=label or "mean ± standard error",
             )
-    _mark_empty_cells(ax, places, diagram)
-    _draw_static_band(ax, places, diagram)
+    _mark_empty_cells(ax, positions, diagram)
+    _draw_static_band(ax, positions, diagram)
     ax.set_xscale("log" if scale == "log" else "linear")
     if isinstance(_norm(np.append(diagram.mean, diagram.static)), LogNorm):
         ax.set_yscale("log")
@@ -355,12 +357,12 @@ def _draw_row(diagram: PhaseDiagram) -> Figure:
     return figure
 
 
-def _mark_empty_cells(ax: Axes, places: np.ndarray, diagram: PhaseDiagram) -> None:
+def _mark_empty_cells(ax: Axes, positions: np.ndarray, diagram: PhaseDiagram) -> None:
     """Crosses on the axis where there are runs, but none with the number."""
     nothing = (diagram.count[0] == 0) & (diagram.missing[0] > 0)
     if np.any(nothing):
         ax.plot(
-            places[nothing],
+            positions[nothing],
             np.zeros(np.sum(nothing)),  # on the axis: not to be taken for a value
             "x",
             color=COLOURS[0],
@@ -371,7 +373,7 @@ def _mark_empty_cells(ax: Axes, places: np.ndarray, diagram: PhaseDiagram) -> No
         )
 
 
-def _draw_static_band(ax: Axes, places: np.ndarray, diagram: PhaseDiagram) -> None:
+def _draw_static_band(ax: Axes, positions: np.ndarray, diagram: PhaseDiagram) -> None:
     static, error = diagram.static, np.nan_to_num(diagram.static_error)
     known = np.isfinite(static)
     if not np.any(known):
@@ -381,8 +383,8 @@ def _draw_static_band(ax: Axes, places: np.ndarray, diagram: PhaseDiagram) -> No
         ax.axhline(static, color=COLOURS[5], lw=1, ls="--", label="static (A = 1)")
         ax.axhspan(static - error, static + error, color=COLOURS[5], alpha=0.2, lw=0)
         return
-    ax.plot(places, static, "--", marker=".", color=COLOURS[5], lw=1, label="static (A = 1)")
-    ax.fill_between(places, static - error, static + error, color=COLOURS[5], alpha=0.2, lw=0)
+    ax.plot(positions, static, "--", marker=".", color=COLOURS[5], lw=1, label="static (A = 1)")
+    ax.fill_between(positions, static - error, static + error, color=COLOURS[5], alpha=0.2, lw=0)
 
 
 def axis_label(key: str | None) -> str:

@@ -31,11 +31,11 @@ _BLANK = RunConfig()
 
 
 class Stopped(Exception):
-    """Training ended before its last step because that was wished."""
+    """Training ended before its last step because `stop` said so."""
 
 
 class Numbers(NamedTuple):
-    """What may differ within an ensemble beside the initial parameters, an entry per run."""
+    """What may differ within an ensemble besides the initial parameters, an entry per run."""
 
     amplitude: Float[Array, " runs"]
     period: Int[Array, " runs"]
@@ -45,7 +45,7 @@ class Numbers(NamedTuple):
 
     @classmethod
     def of(cls, configs: Sequence[RunConfig]) -> Numbers:
-        """Of some configurations, in the types in which a single run computes with them."""
+        """The numbers of some configurations, in the types in which a single run uses them."""
         schedules, optimizers = [c.schedule for c in configs], [c.optimizer for c in configs]
         dtype = configs[0].vector_dtype
         return cls(
@@ -77,7 +77,7 @@ def common_form(config: RunConfig) -> RunConfig:
 
 @dataclass(frozen=True)
 class _Form:
-    """What is compiled in."""
+    """What the compiled program depends on."""
 
     config: RunConfig
     layout: Layout
@@ -85,7 +85,7 @@ class _Form:
     epoch_steps: int
 
     def dynamics(self, numbers: Numbers, data: _Data, origin: Array | None) -> Dynamics:
-        """Of one run whose numbers may be traced."""
+        """Dynamics of one run, whose numbers may be traced."""
         schedule = replace(self.config.schedule, amplitude=numbers.amplitude, period=numbers.period)
         optimizer = replace(self.config.optimizer, momentum=numbers.momentum)
         if optimizer.learning_rate_schedule != "exponential":
@@ -120,7 +120,7 @@ class _Data(NamedTuple):
         )
 
     def dataset(self) -> Dataset:
-        """As a data set, of arrays that may be traced."""
+        """The data set, of arrays that may be traced."""
         held_out = None if self.held_out is None else Dataset(*self.held_out)  # type: ignore[arg-type]
         return Dataset(self.inputs, self.labels, held_out)  # type: ignore[arg-type]
 
@@ -151,16 +151,16 @@ def _advance(
 
 @dataclass(frozen=True)
 class History:
-    """What came of a run.
+    """The history of a run.
 
     Attributes:
         columns: what each step recorded, by name; the last row is that of the last parameters.
-        validation_steps: at which the examples held out were evaluated: checkpoints and the last.
+        validation_steps: steps of the evaluations of held-out examples: checkpoints and the last.
         validation: static loss and accuracy there, shape (evaluations, 2), or (evaluations, 0).
-        kept_steps: of the parameters that were to be kept.
-        kept: shape (kept, params).
-        params: after the last update.
-        optimizer_state: after the last update.
+        kept_steps: steps whose parameters were to be kept.
+        kept: their parameters, shape (kept, params).
+        params: parameters after the last update.
+        optimizer_state: state of the optimizer after the last update.
     """
 
     columns: dict[str, np.ndarray]
@@ -176,8 +176,8 @@ class Ensemble:
     """Runs of equal forms (`common_form`) that share their data and number of steps.
 
     Attributes:
-        configs: of the runs.
-        dataset: of all of them.
+        configs: configurations of the runs.
+        dataset: data set of all of them.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class Ensemble:
 
     @cached_property
     def dynamics(self) -> list[Dynamics]:
-        """Of each run, with its numbers; all of them hold the same arrays of data."""
+        """Dynamics of each run, with its numbers; all of them share the same arrays of data."""
         form, data = self._form, self._data.dataset()
         return [
             assemble(
@@ -233,7 +233,7 @@ class Ensemble:
     def run(
         self, keep: Sequence[int] = (), stop: Callable[[], bool] = lambda: False
     ) -> list[History]:
-        """Trains.
+        """Trains the runs.
 
         Args:
             keep: steps, multiples of `checkpoint_every`, whose parameters are kept.
@@ -272,7 +272,7 @@ class Ensemble:
 
 
 class _Log:
-    """What the calls of the compiled program gave."""
+    """Collects what the calls of the compiled program return."""
 
     def __init__(self, every: int, keep: set[int]) -> None:
         self._every, self._keep = every, keep

@@ -1,4 +1,4 @@
-"""What a study keeps of its runs: from their histories to outcomes."""
+"""From the histories of runs to their outcomes, which a study keeps."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def measure(
     """Trains runs of one form together and measures each.
 
     Args:
-        configs: of the runs, equal but for what an `Ensemble` lets differ.
-        measures: to be taken.
+        configs: configurations of the runs, equal but for what an `Ensemble` lets differ.
+        measures: what to measure.
         stop: asked from time to time.
 
     Raises:
@@ -86,27 +86,27 @@ def _outcome(
     accuracy, validation = history.columns["accuracy"][:end], history.validation
     seen = history.validation_steps < end
     # Successive mini-batches make updates point against each other without any instability.
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     if config.batch_size is None:
-        found = _events(loss[:made], history, dynamics.schedule)
-    found |= {"steps": made, "best_accuracy": _largest(accuracy)}
+        numbers = _events(loss[:made], history, dynamics.schedule)
+    numbers |= {"steps": made, "best_accuracy": _largest(accuracy)}
     edges = (np.asarray(history.columns[name][:made], float) for name in EDGE)
-    found["realized_above"] = EdgeCounts.of(*edges).share_above
+    numbers["realized_above"] = EdgeCounts.of(*edges).share_above
     if validation.shape[1]:
-        found["best_validation_accuracy"] = _largest(validation[seen, 1])
+        numbers["best_validation_accuracy"] = _largest(validation[seen, 1])
     curves = _curves(dynamics, history, measures, steps, end)
     if end <= config.steps:
-        return Outcome("diverged", curves=curves, **found)
+        return Outcome("diverged", curves=curves, **numbers)
     params = jnp.asarray(history.params)
     if config.batch_size is None:
         names = ("loss", "static_loss", "accuracy")
-        found |= {name: float(history.columns[name][-1]) for name in names}
+        numbers |= {name: float(history.columns[name][-1]) for name in names}
     else:
-        found |= _of_all_examples(dynamics, params, config.steps, config.batch_size)
+        numbers |= _of_all_examples(dynamics, params, config.steps, config.batch_size)
     if validation.shape[1]:
-        found["validation_loss"], found["validation_accuracy"] = validation[-1].tolist()
-    found |= _last(config, dynamics.problem, params, history.optimizer_state, measures)
-    return Outcome("complete", curves=curves, **found)
+        numbers["validation_loss"], numbers["validation_accuracy"] = validation[-1].tolist()
+    numbers |= _last(config, dynamics.problem, params, history.optimizer_state, measures)
+    return Outcome("complete", curves=curves, **numbers)
 
 
 def _of_all_examples(
@@ -118,8 +118,8 @@ def _of_all_examples(
     count = static.num_examples
     batches = np.split(np.arange(count), range(batch_size, count, batch_size))
     shares = [len(batch) / count for batch in batches]
-    rows = [_of_batch(static, weighted, params, batch) for batch in batches]
-    means = np.average(np.array(rows, float), axis=0, weights=shares)
+    evaluated = [_of_batch(static, weighted, params, batch) for batch in batches]
+    means = np.average(np.array(evaluated, float), axis=0, weights=shares)
     return dict(zip(("loss", "static_loss", "accuracy"), means.tolist(), strict=True))
 
 
@@ -127,9 +127,9 @@ def _of_all_examples(
 def _of_batch(
     static: Problem, weighted: Problem, params: Array, batch: Int[Array, " batch"]
 ) -> Float[Array, "3"]:
-    _, found = static.take(batch).evaluate(params, 0)
+    _, evaluation = static.take(batch).evaluate(params, 0)
     loss = weighted.take(batch).objective(params, 0)
-    return jnp.stack([loss, found.static_loss, found.accuracy])
+    return jnp.stack([loss, evaluation.static_loss, evaluation.accuracy])
 
 
 def _largest(values: Float[np.ndarray, " values"]) -> float:
@@ -193,8 +193,8 @@ def _curves(
             break
         for name in ("loss", "static_loss", "accuracy"):
             row[CURVES.index(name)] = history.columns[name][step]
-        place = CURVES.index("validation_loss")
-        row[place : place + len(validated[step])] = validated[step]
+        column = CURVES.index("validation_loss")
+        row[column : column + len(validated[step])] = validated[step]
         if measures.sharpness:
             frozen = _at_step(dynamics.problem, step)
             row[CURVES.index("sharpness")] = _value(sharpness(frozen, jnp.asarray(kept[step])))
@@ -205,29 +205,29 @@ def _last(
     config: RunConfig, problem: Problem, params: Array, state: Any, measures: Measures
 ) -> dict[str, float]:
     """What is measured of the last parameters, and of the optimizer's state with them."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     static = problem.static()
     if measures.sharpness:
         largest = sharpness(static, params)
-        found["sharpness"] = _value(largest)
-        found["sharpness_error"] = largest.residual if largest.converged else np.nan
+        numbers["sharpness"] = _value(largest)
+        numbers["sharpness_error"] = largest.residual if largest.converged else np.nan
         if config.batch_size is None:
-            found |= _edge(config, static, params, state, found["sharpness"])
+            numbers |= _edge(config, static, params, state, numbers["sharpness"])
     if measures.ntk_examples:
         kernel = ntk_spectrum(static, params, num_examples=measures.ntk_examples, k=1)
-        found["ntk"] = float(kernel.eigenvalues[0])
-    return found
+        numbers["ntk"] = float(kernel.eigenvalues[0])
+    return numbers
 
 
-def _value(found: Measurement) -> float:
-    """The value, where it is certified."""
-    return found.value if found.converged else np.nan
+def _value(measurement: Measurement) -> float:
+    """The value where it is certified, else NaN."""
+    return measurement.value if measurement.converged else np.nan
 
 
 def _edge(
     config: RunConfig, static: Problem, params: Array, state: Any, plain: float
 ) -> dict[str, float]:
-    """The threshold at the last step and the eigenvalue that it is one of; nothing without one."""
+    """The threshold at the last step and the eigenvalue that it bounds; nothing without one."""
     step = config.steps - 1
     optimizer = UpdateRule.of(config.optimizer, config.steps).optimizer
     try:
@@ -235,10 +235,10 @@ def _edge(
             update = FlatUpdate(optimizer, Layout.of(params))
             threshold = threshold_of(update, steps=(step,)).required_at(step)
             return {"threshold": threshold, "preconditioned_sharpness": plain}
-        found = stability(static, params, optimizer, opt_state=state, step=step)
+        measured = stability(static, params, optimizer, opt_state=state, step=step)
     except ConfigError:
         return {}
-    return {"threshold": found.threshold, "preconditioned_sharpness": _value(found)}
+    return {"threshold": measured.threshold, "preconditioned_sharpness": _value(measured)}
 
 
 @dataclass(frozen=True)
@@ -253,17 +253,17 @@ class _Weighted:
 
 
 def _at_step(problem: Problem, step: int) -> Problem:
-    """The problem with the weights of one step for good.
+    """The problem with the weights of one step as part of the data.
 
-    They are data then, so that one compilation serves all schedules.
+    So one compilation serves all schedules.
     """
     if problem.example_weights is None:
         return problem
     weights = problem.example_weights(step, problem.targets)
     columns = weights.shape[1] if weights.ndim == 2 else 1
-    rows = jnp.broadcast_to(weights.reshape(-1, columns), (len(problem.targets), columns))
-    labels = problem.targets[:, None].astype(rows.dtype)
-    targets = jnp.concatenate([labels, rows], axis=1)
+    each = jnp.broadcast_to(weights.reshape(-1, columns), (len(problem.targets), columns))
+    labels = problem.targets[:, None].astype(each.dtype)
+    targets = jnp.concatenate([labels, each], axis=1)
     return replace(
         problem, criterion=_Weighted(problem.criterion), targets=targets, example_weights=None
     )

@@ -26,10 +26,10 @@ from dlf_dynamics.errors import ConfigError, UserError
 from dlf_dynamics.startup import start_jax
 
 _ASK_SECONDS = 0.2
-"""How often a wish to stop is looked for."""
+"""Seconds between two checks whether to stop."""
 
 _GRACE_SECONDS = 1.0
-"""For jobs to end after a wish to stop; what is left of them is done again when resumed. Compiling
+"""Seconds for jobs to end once asked to stop; unfinished ones are repeated when resumed. Compiling
 may take much longer, and cannot be stopped."""
 
 Stop = Callable[[], bool]
@@ -39,9 +39,9 @@ class Job(NamedTuple):
     """Runs that are trained together.
 
     Attributes:
-        indices: of the runs in the study.
-        configs: of the runs, as JSON.
-        dtype: of the runs.
+        indices: numbers of the runs in the study.
+        configs: configurations of the runs, as JSON.
+        dtype: type of the numbers of the runs.
     """
 
     indices: tuple[int, ...]
@@ -74,7 +74,7 @@ def jobs_of(study: Study, left: Sequence[int], batch: int) -> list[Job]:
 def work(job: Job, measures: Measures, stop: Stop = lambda: False) -> list[Outcome] | None:
     """Does a job in this process; none when it was stopped.
 
-    What goes wrong is the outcome of the run: first of all runs together, then of each.
+    After an error the runs are done again one by one, and an error of a single run is its outcome.
     """
     from dlf_dynamics.analysis.studies.ensemble import Stopped
     from dlf_dynamics.analysis.studies.histories import measure
@@ -104,7 +104,7 @@ def failed(error: BaseException | str) -> Outcome:
 
 
 def in_this_process(jobs: Sequence[Job], measures: Measures, stop: Stop) -> Iterator[Done]:
-    """One job after the other, in a thread that is left alone when it does not stop in time."""
+    """Does one job after the other, in a thread that is abandoned if it does not stop in time."""
     thread = ThreadPoolExecutor(1)
     try:
         for job in jobs:
@@ -117,7 +117,7 @@ def in_this_process(jobs: Sequence[Job], measures: Measures, stop: Stop) -> Iter
 
 
 def _in_time(future: Future[Any], stop: Stop) -> list[Outcome] | None:
-    """What comes of a job; none when it is not there soon after a wish to stop."""
+    """The outcomes of a job; none when they are not there soon after the request to stop."""
     while not stop():
         with suppress(TimeoutError):
             return future.result(_ASK_SECONDS)
@@ -129,10 +129,10 @@ def _in_time(future: Future[Any], stop: Stop) -> list[Outcome] | None:
 def in_processes(
     jobs: Sequence[Job], measures: Measures, processes: int, stop: Stop
 ) -> Iterator[Done]:
-    """In processes of this machine, each with one thread.
+    """Does jobs in processes of this machine, each with one thread.
 
-    When a process is killed, by the system for want of memory say, the jobs in work are done again
-    one by one; the one whose process is killed again has failed.
+    When a process is killed, for example by the system when memory runs out, the jobs in work are
+    repeated one by one; a job whose process is killed again has failed.
     """
     left, width = deque(jobs), processes
     suspects: deque[Job] = deque()
@@ -197,9 +197,9 @@ def _work_until_wish(job: Job, measures: Measures) -> list[Outcome] | None:
 
 
 def on_cluster(jobs: Sequence[Job], measures: Measures, address: str, stop: Stop) -> Iterator[Done]:
-    """On the workers of a Dask cluster, which need this package, too.
+    """Does jobs on the workers of a Dask cluster, which need this package, too.
 
-    Dask gives the jobs of a worker that is lost to others; one that loses several has failed.
+    Dask gives the jobs of a lost worker to others; a job that loses several workers has failed.
 
     Raises:
         ConfigError: when Dask is not installed or the scheduler cannot be reached.

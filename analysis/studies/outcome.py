@@ -23,7 +23,7 @@ CURVES = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one run of a study.
+    """The outcome of one run of a study.
 
     Numbers that were not measured, or that a run which diverged or failed does not have, are NaN.
 
@@ -33,26 +33,27 @@ class Outcome:
         steps: updates made.
         loss: F(θ, t) after the last update, weighted; of all training data, as the next two.
         static_loss: the same with all weights 1.
-        accuracy: on the training data after the last update.
+        accuracy: accuracy on the training data after the last update.
         best_accuracy: the largest at any step, of what the step was made with: all training data,
             or a mini-batch.
-        validation_loss: the static loss of the examples held out, after the last update.
-        validation_accuracy: on the examples held out, after the last update.
+        validation_loss: static loss of the held-out examples after the last update.
+        validation_accuracy: accuracy on the held-out examples after the last update.
         best_validation_accuracy: the largest at any of the checkpoints, `checkpoint_every` apart.
         instabilities: windows in which successive updates point against each other
             (`dlf_dynamics.analysis.spectra.events`); NaN for mini-batches, as the next eight.
-        bursts: those of them that are seen in the loss.
-        period_2: those of them that are mostly of period 2, as the loss tells.
-        period_4: those that are mostly of period 4.
-        irregular: those in which the loss mostly shows neither (in a symmetric valley, it cannot).
-        oscillating_steps: steps within them.
-        period_2_steps: those of these at which the loss shows period 2.
-        period_4_steps: those at which it shows period 4.
+        bursts: windows that are seen in the loss.
+        period_2: windows that are mostly of period 2, by the loss.
+        period_4: windows that are mostly of period 4.
+        irregular: windows in which the loss mostly shows neither (in a symmetric valley, it never
+            does).
+        oscillating_steps: steps within the windows.
+        period_2_steps: oscillating steps at which the loss shows period 2.
+        period_4_steps: oscillating steps at which it shows period 4.
         onset_phase: median position within a pulse of the class weights, from 0 to 1, at which the
             windows shorter than a pulse begin; those after the last pulse left out. NaN where there
             is none, as with the static loss.
-        realized_above: share, of the steps at which it was looked (`edge_every`), of those with a
-            realized edge above 1 by more than rounding can do: those that raised their own loss.
+        realized_above: share of the evaluated steps (`edge_every`) that raised their own loss:
+            realized edge above 1 by more than rounding can do.
         sharpness: largest eigenvalue of the Hessian of the static loss after the last update.
         sharpness_error: its residual; NaN where it did not converge, then `sharpness` is NaN, too.
         threshold: critical eigenvalue of the optimizer at the last step, with which
@@ -63,8 +64,8 @@ class Outcome:
             the optimizer has none, P is 1, and it is `sharpness`. NaN where it did not converge or
             there is no threshold.
         ntk: largest eigenvalue of the NTK after the last update.
-        seconds: that the run took, compilation included; of runs trained together, its share.
-        curves: of CURVES, at evenly spaced steps; there, the first three are of what the step was
+        seconds: duration of the run, compilation included; for runs trained together, its share.
+        curves: values of CURVES at evenly spaced steps; the first three are of what the step was
             made with, and `sharpness` of the loss as weighted at the step. Shape (points, 6).
     """
 

@@ -1,4 +1,4 @@
-"""Phase diagrams of a study: means over the seeds on two axes, beside the static loss."""
+"""Phase diagrams of a study: means over the seeds on two axes, compared with the static loss."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PhaseDiagram:
         y: values of the rows, sorted, shape (ny,); one NaN without `y_key`.
         fixed: the keys that were fixed, and their values.
         mean: shape (ny, nx); NaN where no run entered.
-        standard_error: of the mean, s/√n with s² of n - 1; NaN for n < 2.
+        standard_error: standard error of the mean, s/√n with s² of n - 1; NaN for n < 2.
         count: n, the runs that entered.
         missing: the cell's other runs: not made yet, failed, diverged or without this number.
         reference: mean of the static runs that each cell is compared with, shape (ny, nx).
@@ -72,7 +72,7 @@ class PhaseDiagram:
 
     @property
     def difference(self) -> Float[np.ndarray, "ny nx"]:
-        """The mean beside that of the static runs, `mean` - `reference`."""
+        """The mean minus that of the static runs, `mean` - `reference`."""
         return self.mean - self.reference
 
     @property
@@ -98,10 +98,10 @@ class PhaseDiagram:
         }
         table = []
         for row, column in np.ndindex(*self.mean.shape):
-            place = {} if self.y_key is None else {self.y_key: self.y[row].item()}
-            place |= {self.x_key: self.x[column].item(), **self.fixed, "quantity": self.quantity}
+            labels = {} if self.y_key is None else {self.y_key: self.y[row].item()}
+            labels |= {self.x_key: self.x[column].item(), **self.fixed, "quantity": self.quantity}
             cell = {name: array[row, column].item() for name, array in numbers.items()}
-            table.append(place | cell)
+            table.append(labels | cell)
         return table
 
 
@@ -122,7 +122,7 @@ def phase_diagram(
     ones with different periods do, count as one.
 
     Args:
-        results: of the study.
+        results: results of the study.
         quantity: a name of `NUMBERS`.
         x: key of the columns. By default the axes are x = period and y = amplitude when both vary,
             else the first two keys that vary and are not seeds; one row, when only one does.
@@ -138,13 +138,13 @@ def phase_diagram(
     x, y = choose_axes(selection, x, y)
     require_single(selection, (x, y))
     seeds = selection.names(selection.seeds)
-    columns, rows = selection.places(x), selection.places(y) if y else [0]
+    columns, rows = selection.indices(x), selection.indices(y) if y else [0]
     means, references = np.full((2, len(rows), len(columns), 4), np.nan)
     for row, column in np.ndindex(*means.shape[:2]):
-        place = {x: int(columns[column])} | ({y: int(rows[row])} if y else {})
-        cell = selection.moving & selection.agrees(place)
+        indices = {x: int(columns[column])} | ({y: int(rows[row])} if y else {})
+        cell = selection.moving & selection.agrees(indices)
         means[row, column] = _average(results.columns[quantity], usable, cell, seeds)
-        compared = _static_runs(selection, usable, x, place)
+        compared = _static_runs(selection, usable, x, indices)
         references[row, column] = _average(results.columns[quantity], usable, compared, seeds)
     static = _by_column(references, y)
     return PhaseDiagram(
@@ -186,31 +186,31 @@ def _average(
     runs: Bool[np.ndarray, " runs"],
     seeds: Int[np.ndarray, " runs"],
 ) -> tuple[float, float, int, int]:
-    """Mean, standard error, number and missing ones of the runs; copies of one are one run."""
+    """Mean, standard error, number of runs and of missing ones; copies of a run count as one."""
     distinct = np.unique(seeds[runs])
     copies = [values[runs & usable & (seeds == seed)] for seed in distinct]
-    found = np.array([np.mean(each) for each in copies if len(each)])
-    count = len(found)
-    mean = float(np.mean(found)) if count else np.nan
-    error = float(np.std(found, ddof=1) / np.sqrt(count)) if count > 1 else np.nan
+    of_seeds = np.array([np.mean(each) for each in copies if len(each)])
+    count = len(of_seeds)
+    mean = float(np.mean(of_seeds)) if count else np.nan
+    error = float(np.std(of_seeds, ddof=1) / np.sqrt(count)) if count > 1 else np.nan
     return mean, error, count, len(distinct) - count
 
 
 def _static_runs(
-    selection: Selection, usable: Bool[np.ndarray, " runs"], x: str, place: Mapping[str, int]
+    selection: Selection, usable: Bool[np.ndarray, " runs"], x: str, indices: Mapping[str, int]
 ) -> Bool[np.ndarray, " runs"]:
     """The static runs to compare a cell with."""
-    cell = selection.moving & selection.agrees(place)
-    if not np.any(cell):  # the keys that are no axes are taken from the column, which has runs
-        cell = selection.moving & selection.agrees({x: place[x]})
-    codes = selection.codes_of(int(np.argmax(cell)), tuple(place))
-    return selection.static_runs(codes | dict(place), usable)
+    cell = selection.moving & selection.agrees(indices)
+    if not np.any(cell):  # keys that are no axes are taken from the column, which has runs
+        cell = selection.moving & selection.agrees({x: indices[x]})
+    codes = selection.codes_of(int(np.argmax(cell)), tuple(indices))
+    return selection.static_runs(codes | dict(indices), usable)
 
 
 def _by_column(
     references: Float[np.ndarray, "ny nx 4"], y: str | None
 ) -> Float[np.ndarray, "nx 4"]:
-    """Those of any row, where the rows agree: static runs know no amplitude."""
+    """References of any row, where the rows agree: static runs have no amplitude."""
     static = references[0]
     if y in (None, AMPLITUDE, SCHEDULE) and np.array_equal(
         references, np.broadcast_to(static, references.shape), equal_nan=True

@@ -25,7 +25,7 @@ class Selection:
 
     Attributes:
         values: the distinct values of each key that varies in the study, sorted.
-        codes: the place of each run's value among them, int (runs,).
+        codes: index of each run's value among them, int (runs,).
         moving: the runs of the cells, bool (runs,).
         static: the static runs to compare them with, bool (runs,).
         fixed: the fixed keys, and their values.
@@ -40,24 +40,24 @@ class Selection:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Those that vary in the study."""
+        """Keys that vary in the study."""
         return tuple(self.values)
 
     @property
     def seeds(self) -> tuple[str, ...]:
-        """Those of them that are seeds."""
+        """Varying keys that are seeds."""
         return tuple(key for key in self.values if key in SEEDS)
 
-    def places(self, key: str) -> Int[np.ndarray, " places"]:
+    def indices(self, key: str) -> Int[np.ndarray, " places"]:
         """Codes of the values of a key that occur among the cells' runs."""
         return np.unique(self.codes[key][self.moving])
 
-    def agrees(self, places: Mapping[str, int]) -> Bool[np.ndarray, " runs"]:
+    def agrees(self, indices: Mapping[str, int]) -> Bool[np.ndarray, " runs"]:
         """The runs of the study with these codes."""
-        found = np.ones(len(self.moving), bool)
-        for key, place in places.items():
-            found &= self.codes[key] == place
-        return found
+        agreeing = np.ones(len(self.moving), bool)
+        for key, index in indices.items():
+            agreeing &= self.codes[key] == index
+        return agreeing
 
     def names(self, keys: Sequence[str]) -> Int[np.ndarray, " runs"]:
         """A number for each run: the same for those with the same values of the keys."""
@@ -99,7 +99,7 @@ def select(results: StudyResults, fixed: Mapping[str, Any] | None = None) -> Sel
     nothing but static runs are left, as when the amplitude is fixed to 1, they are the cells.
 
     Args:
-        results: of the study.
+        results: results of the study.
         fixed: keys and their values, as numbers or text; widths may be a tuple.
 
     Raises:
@@ -108,24 +108,24 @@ def select(results: StudyResults, fixed: Mapping[str, Any] | None = None) -> Sel
     values, codes = {}, {}
     for key in results.study.keys:
         values[key], codes[key] = _encode(results.study.values(key))
-    places = {key: _find(values, key, value) for key, value in (fixed or {}).items()}
-    found = {key: values[key][place].item() for key, place in places.items()}
-    every = Selection(values, codes, np.ones(len(results.done), bool), _static(results), found)
-    matching = every.agrees(places)
+    indices = {key: _find(values, key, value) for key, value in (fixed or {}).items()}
+    chosen = {key: values[key][index].item() for key, index in indices.items()}
+    every = Selection(values, codes, np.ones(len(results.done), bool), _static(results), chosen)
+    matching = every.agrees(indices)
     if not np.any(matching):
-        named = ", ".join(f"{key} {describe(value)}" for key, value in found.items())
+        named = ", ".join(f"{key} {describe(value)}" for key, value in chosen.items())
         raise ConfigError(f"no run of the study has {named}; fix fewer keys")
     moving = matching & ~every.static
     if not np.any(moving):
-        return Selection(values, codes, matching, np.zeros_like(moving), found)
-    free = every.agrees({key: v for key, v in places.items() if not of_schedule(key)})
-    return Selection(values, codes, moving, every.static & free, found)
+        return Selection(values, codes, matching, np.zeros_like(moving), chosen)
+    free = every.agrees({key: v for key, v in indices.items() if not of_schedule(key)})
+    return Selection(values, codes, moving, every.static & free, chosen)
 
 
 def choose_axes(
     selection: Selection, x: str | None = None, y: str | None = None
 ) -> tuple[str, str | None]:
-    """The axes; those that are not given are chosen.
+    """Chooses the axes that are not given.
 
     They are x = period and y = amplitude when both vary in the study, else the first two keys
     that vary and are not seeds, the amplitude upwards; `y` is none when only one does.
@@ -180,12 +180,14 @@ def require_single(selection: Selection, axes: Sequence[str | None]) -> None:
     """Raises ConfigError when a key that is neither seed nor axis varies within a cell."""
     keys = further_keys(selection, axes)
     if keys:
-        found = "; ".join(
-            f"{key} to one of {_listed(selection.values[key][selection.places(key)])}"
+        advice = "; ".join(
+            f"{key} to one of {_listed(selection.values[key][selection.indices(key)])}"
             for key in keys
         )
         verb = "varies" if len(keys) == 1 else "vary"
-        raise ConfigError(f"{' and '.join(keys)} {verb}, only seeds are averaged over; fix {found}")
+        raise ConfigError(
+            f"{' and '.join(keys)} {verb}, only seeds are averaged over; fix {advice}"
+        )
 
 
 def describe(value: Any) -> str:
@@ -202,22 +204,22 @@ def describe(value: Any) -> str:
 
 
 def _encode(values: np.ndarray) -> tuple[np.ndarray, Int[np.ndarray, " runs"]]:
-    """The distinct values, sorted, text by the numbers in it, and the place of each run's."""
+    """The distinct values, sorted, text by the numbers in it, and the index of each run's."""
     distinct, codes = np.unique(values, return_inverse=True)
 
-    def order(place: int) -> tuple[bool, list[int], int]:
-        parts = str(distinct[place]).split("-")
+    def order(index: int) -> tuple[bool, list[int], int]:
+        parts = str(distinct[index]).split("-")
         told = all(part.isdigit() for part in parts)
-        return not told, [int(part) for part in parts] if told else [], place
+        return not told, [int(part) for part in parts] if told else [], index
 
     if distinct.dtype.kind == "U":
-        places = sorted(range(len(distinct)), key=order)
-        return distinct[places], np.argsort(places)[codes]
+        order_of_values = sorted(range(len(distinct)), key=order)
+        return distinct[order_of_values], np.argsort(order_of_values)[codes]
     return distinct, codes
 
 
 def _static(results: StudyResults) -> Bool[np.ndarray, " runs"]:
-    """Runs whose weights are all 1, as far as the keys that vary tell."""
+    """Runs whose weights are all 1, judged by the keys that vary."""
     study = results.study
     static = np.zeros(len(results.done), bool)
     if AMPLITUDE in study.keys:
@@ -233,23 +235,23 @@ def of_schedule(key: str) -> bool:
 
 
 def _find(values: Mapping[str, np.ndarray], key: str, value: Any) -> int:
-    """Place of a value among those of the key."""
+    """Index of a value among those of the key."""
     if key not in values:
         raise ConfigError(f"{key} does not vary in the study; choices: {', '.join(values)}")
     choices = values[key]
     text = "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     if choices.dtype.kind == "U":
-        found = choices == text
+        equal = choices == text
     elif text in ("none", "None"):
-        found = np.isnan(choices)
+        equal = np.isnan(choices)
     else:
         try:
-            found = np.isclose(choices, float(text), rtol=1e-9, atol=0)
+            equal = np.isclose(choices, float(text), rtol=1e-9, atol=0)
         except ValueError:
-            found = np.zeros(len(choices), bool)
-    if not np.any(found):
+            equal = np.zeros(len(choices), bool)
+    if not np.any(equal):
         raise ConfigError(f"no run has {key} {text}; choices: {_listed(choices)}")
-    return int(np.argmax(found))
+    return int(np.argmax(equal))
 
 
 def _listed(values: np.ndarray) -> str:

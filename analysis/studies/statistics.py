@@ -31,7 +31,7 @@ class Interval(NamedTuple):
 
     @property
     def direction(self) -> Direction:
-        """Of a difference: whether the interval lies above 0, below it, or holds it.
+        """Whether the interval of a difference lies above 0, below it, or contains it.
 
         >>> [Interval(2.0, low, 3.0, 9).direction for low in (1.0, -1.0)]
         ['higher', 'not told apart']
@@ -52,13 +52,11 @@ class Interval(NamedTuple):
         return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
 
-def mean_interval(
-    values: Float[np.ndarray, " runs"], *, comparisons: int = 1, level: float = _LEVEL
-) -> Interval:
+def mean_interval(values: Float[np.ndarray, " runs"], *, comparisons: int = 1) -> Interval:
     """Student's interval of a mean; of several, each wide enough that all hold together.
 
-    With m comparisons each interval has the level 1 - (1 - level)/m, so that the probability that
-    all of them hold is at least `level`, whatever their dependence (O. J. Dunn, Multiple
+    With m comparisons each interval has the level 1 - 0.05/m, so that the probability that
+    all of them hold is at least 0.95, whatever their dependence (O. J. Dunn, Multiple
     comparisons among means, Journal of the American Statistical Association 56, 1961, 52).
     Student's interval is exact for values of a normal distribution; of accuracies, which are not,
     it holds approximately.
@@ -66,7 +64,6 @@ def mean_interval(
     Args:
         values: a number of each independent run or pair of runs; NaN is left out.
         comparisons: m.
-        level: of all intervals together.
 
     >>> mean_interval(np.array([1.0, 2.0, 3.0])).told(2)
     '2.00 [-0.48, 4.48]'
@@ -77,11 +74,11 @@ def mean_interval(
     if count < 2:
         return Interval(mean, np.nan, np.nan, count)
     error = float(np.std(known, ddof=1)) / count**0.5
-    half = float(stdtrit(count - 1, 1 - (1 - level) / (2 * comparisons))) * error
+    half = float(stdtrit(count - 1, 1 - (1 - _LEVEL) / (2 * comparisons))) * error
     return Interval(mean, mean - half, mean + half, count)
 
 
-def share_interval(successes: int, count: int, *, level: float = _LEVEL) -> Interval:
+def share_interval(successes: int, count: int) -> Interval:
     """The exact interval of a share (Clopper & Pearson, Biometrika 26, 1934, 404).
 
     >>> share_interval(0, 10).told(2)
@@ -89,5 +86,5 @@ def share_interval(successes: int, count: int, *, level: float = _LEVEL) -> Inte
     """
     if not count:
         return Interval(np.nan, np.nan, np.nan, 0)
-    ends = binomtest(successes, count).proportion_ci(level, method="exact")
+    ends = binomtest(successes, count).proportion_ci(_LEVEL, method="exact")
     return Interval(successes / count, float(ends.low), float(ends.high), count)

@@ -23,10 +23,10 @@ from dlf_dynamics.ranges import MOST_STEPS
 from dlf_dynamics.reprs import brief
 
 _MAX_RUNS = 1000
-"""Runs of a study above which it has to be confirmed."""
+"""Number of runs above which a study has to be confirmed."""
 
 _MOST_RUNS = 1_000_000
-"""Runs of a study at most."""
+"""Largest number of runs of a study."""
 
 Overrides = tuple[tuple[str, Any], ...]
 """Dotted keys of a configuration and their values."""
@@ -37,7 +37,7 @@ _SHORTHANDS = "a list, {from = 0, to = 9} or {logspace = [1, 100, 5]}"
 
 @dataclass(frozen=True)
 class Measures:
-    """What is measured in each run beside its recorded scalars."""
+    """What is measured in each run besides its recorded scalars."""
 
     curve_points: int = 0
     """Evenly spaced steps at which the curves are kept; 0 keeps none."""
@@ -62,7 +62,7 @@ class Measures:
 class Study:
     """Configurations that differ from a base: each listed run times the grid of the axes.
 
-    Values are given the types of their keys. Runs are counted from 0, the last axis fastest.
+    Values are converted to the types of their keys. Runs are counted from 0, the last axis fastest.
 
     Attributes:
         base: what the runs have in common.
@@ -126,7 +126,7 @@ class Study:
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
-        """Dotted keys of which the runs have different values, listed ones before axes."""
+        """Dotted keys whose values differ between runs, listed ones before axes."""
         listed = [key for run in self.runs for key, _ in run]
         named = dict.fromkeys([*listed, *(key for key, _ in self.axes)])
         return tuple(key for key in named if len({_value(c, key) for c in self.configs}) > 1)
@@ -141,13 +141,13 @@ class Study:
             ConfigError: when the key is unknown.
         """
         _type_at(key)
-        found = [_value(config, key) for config in self.configs]
-        kinds = {type(value) for value in found}
+        values = [_value(config, key) for config in self.configs]
+        kinds = {type(value) for value in values}
         if kinds == {int}:
-            return np.array(found, np.int64)
+            return np.array(values, np.int64)
         if kinds & {int, float}:
-            return np.array([np.nan if value is None else value for value in found], float)
-        return np.array([_label(value) for value in found])
+            return np.array([np.nan if value is None else value for value in values], float)
+        return np.array([_label(value) for value in values])
 
     def to_json(self) -> str:
         """The study as JSON; `from_json` is its inverse."""
@@ -321,7 +321,7 @@ def _type_at(key: str, origin: str = "") -> Any:
 
 
 def _table_type(kind: type, key: str, origin: str) -> Any:
-    """The dataclass of a key that is a table; none of any other."""
+    """The dataclass of a key that is a table; none for other keys."""
     hint = type_of(kind, key, origin)
     return hint if dataclasses.is_dataclass(hint) else None
 
@@ -339,10 +339,10 @@ def _nested(changes: Overrides) -> dict[str, Any]:
 
 
 def _value(config: RunConfig, key: str) -> Any:
-    found: Any = config
+    value: Any = config
     for name in key.split("."):
-        found = getattr(found, name)
-    return found
+        value = getattr(value, name)
+    return value
 
 
 def _label(value: Any) -> str:
@@ -352,7 +352,7 @@ def _label(value: Any) -> str:
 
 
 def _toml(value: Any) -> str:
-    """A value as it is written in TOML, for messages, of whatever size it is."""
+    """A value as it is written in TOML, shortened for messages."""
     try:
         return shortened(_written(value), 80)
     except (ValueError, RecursionError):

@@ -66,10 +66,10 @@ LOGARITHMIC = ("loss", "static_loss", "validation_loss", "sharpness")
 
 
 def draw_study(results: StudyResults, quantities: Sequence[str] | None = None) -> dict[str, Figure]:
-    """All figures of a study that are worth drawing.
+    """Draws all figures of a study.
 
     Args:
-        results: of the study.
+        results: results of the study.
         quantities: names of `NUMBERS`; by default validation accuracy, where there is one,
             accuracy, instabilities, and sharpness and NTK where they were measured.
 
@@ -117,10 +117,10 @@ def kept_curves(results: StudyResults) -> list[str]:
 
 
 def combinations(selection: Selection, axes: tuple[str, str | None]) -> dict[str, dict[str, Any]]:
-    """Values of the keys that are neither axes nor seeds, as they occur together, by their names.
+    """Values of the keys that are neither axes nor seeds, as they occur together, by name.
 
     Args:
-        selection: of runs.
+        selection: selection of runs.
         axes: keys of the columns and of the rows.
 
     Raises:
@@ -130,11 +130,11 @@ def combinations(selection: Selection, axes: tuple[str, str | None]) -> dict[str
     rows = _rows(selection, keys, selection.moving)
     if len(rows) > _MOST_COMBINATIONS:
         require_single(selection, axes)
-    found = {}
+    combinations = {}
     for row in rows:
-        fixed = {k: selection.values[k][place].item() for k, place in zip(keys, row, strict=True)}
-        found["".join(f", {key} {describe(value)}" for key, value in fixed.items())] = fixed
-    return found
+        fixed = {k: selection.values[k][index].item() for k, index in zip(keys, row, strict=True)}
+        combinations["".join(f", {key} {describe(value)}" for key, value in fixed.items())] = fixed
+    return combinations
 
 
 def _rows(selection: Selection, keys: Sequence[str], runs: np.ndarray) -> list[list[int]]:
@@ -146,13 +146,13 @@ def _rows(selection: Selection, keys: Sequence[str], runs: np.ndarray) -> list[l
 def curves_by(
     selection: Selection, axes: tuple[str, str | None]
 ) -> tuple[list[str], dict[str, Any]]:
-    """The keys by which curves are told apart, and the column that they are of, if not of all."""
+    """The keys that distinguish the curves, and the column that they belong to, if not to all."""
     keys = [axis for axis in reversed(axes) if axis is not None]
     if len(keys) == 1 or len(_rows(selection, keys, selection.moving)) <= _MOST_LINES:
         return keys, {}
     y, x = keys
-    places = selection.places(x)
-    return [y], {x: selection.values[x][places[len(places) // 2]].item()}
+    indices = selection.indices(x)
+    return [y], {x: selection.values[x][indices[len(indices) // 2]].item()}
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,9 @@ def draw_curves(
     complete runs, and where a value of one of them is not finite, of the others.
 
     Args:
-        results: of the study.
-        names: of `CURVES`.
-        by: keys by whose values the curves are told apart. Static runs are told apart by those of
+        results: results of the study.
+        names: names from `CURVES`.
+        by: keys whose values distinguish the curves. Static runs are distinguished by those of
             them that are not of the schedule.
         fixed: values of the keys that are neither in `by` nor seeds.
 
@@ -243,7 +243,7 @@ def curve_groups(
 
 
 def _settings(selection: Selection, keys: Sequence[str], row: Sequence[int]) -> list[str]:
-    return [setting(k, selection.values[k][place]) for k, place in zip(keys, row, strict=True)]
+    return [setting(k, selection.values[k][index]) for k, index in zip(keys, row, strict=True)]
 
 
 def _group(
@@ -251,9 +251,9 @@ def _group(
 ) -> CurveGroup:
     """Runs with the same seeds are copies, as static ones with different periods are."""
     planned = len(np.unique(seeds[runs]))
-    found = np.flatnonzero(runs & usable)
-    first = np.unique(seeds[found], return_index=True)[1]
-    return CurveGroup(label, found[first], planned, static)
+    chosen = np.flatnonzero(runs & usable)
+    first = np.unique(seeds[chosen], return_index=True)[1]
+    return CurveGroup(label, chosen[first], planned, static)
 
 
 def _draw_means(ax: Axes, results: StudyResults, groups: Sequence[CurveGroup], name: str) -> None:

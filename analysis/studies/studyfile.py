@@ -60,7 +60,7 @@ _SINCE = {
 """Minor version from which on there is a column, of those that were not there from the start."""
 
 STATUSES = ("complete", "diverged", "failed")
-"""What may become of a run; the file holds their place in this order."""
+"""What may become of a run; the file holds the index in this order."""
 
 _MESSAGE_BYTES = 256
 _COLUMNS = tuple(f"columns/{name}" for name in NUMBERS)
@@ -72,8 +72,8 @@ class StudyResults(Shown):
     """What a study file holds, in the order of the study's runs.
 
     Attributes:
-        path: of the file.
-        study: as it was defined.
+        path: path of the file.
+        study: the study as it was defined.
         provenance: versions, machine, source revision and command.
         created: when, in UTC (ISO 8601).
         configs: configuration of each run, as JSON.
@@ -81,8 +81,8 @@ class StudyResults(Shown):
         statuses: `complete`, `diverged` or `failed`; none for a run that is not done.
         messages: why a run failed; else empty.
         columns: arrays by the names NUMBERS, shape (runs,), NaN where a run is not done.
-        curves: of CURVES at evenly spaced steps, shape (runs, points, 6), NaN where there is none;
-            none when the study keeps no curves.
+        curves: values of CURVES at evenly spaced steps, shape (runs, points, 6), NaN where there is
+            none; none when the study keeps no curves.
     """
 
     path: Path
@@ -101,9 +101,9 @@ class StudyResults(Shown):
     @property
     def counts(self) -> str:
         """How many runs there are, and how many of each status but `complete`, in words."""
-        found = Counter("not done" if status is None else status for status in self.statuses)
+        counts = Counter("not done" if status is None else status for status in self.statuses)
         runs = counted_words(len(self.statuses), "run")
-        return ", ".join([runs, *(f"{found[s]} {s}" for s in found if s != "complete")])
+        return ", ".join([runs, *(f"{counts[s]} {s}" for s in counts if s != "complete")])
 
     @property
     def complete(self) -> bool:
@@ -174,7 +174,7 @@ class StudyWriter:
         return row
 
     def _checksum(self, index: int, row: dict[str, Any]) -> int:
-        """Of the row as it will be on file."""
+        """Checksum of the row as it will be on file."""
         layout = _layout(self._study, 1, minor_version(self._file))
         del layout["checksum"]
         stored = {
@@ -292,25 +292,25 @@ def _check_layout(file: h5py.File, study: Study) -> None:
     for path, (shape, kind, _) in layout.items():
         dataset = dataset_at(file, path)
         if (dataset.shape, dataset.dtype) != (shape, np.dtype(kind)):
-            found = f"{dataset.dtype} of shape {dataset.shape}"
-            raise ContentError(f"/{path} is {found}; expected {np.dtype(kind)} of shape {shape}")
+            stored = f"{dataset.dtype} of shape {dataset.shape}"
+            raise ContentError(f"/{path} is {stored}; expected {np.dtype(kind)} of shape {shape}")
 
 
 def _in_order(rows: _Rows, runs: int) -> dict[str, Any]:
     """Rows in the order of the study, as the fields of `StudyResults`."""
     last = _last_rows(rows["run"])
-    numbers, places = list(last.keys()), list(last.values())
+    numbers, rows_of_runs = list(last.keys()), list(last.values())
 
     def spread(values: np.ndarray) -> np.ndarray:
         spread = np.full((runs, *values.shape[1:]), np.nan)
-        spread[numbers] = values[places]
+        spread[numbers] = values[rows_of_runs]
         return spread
 
     statuses: list[str | None] = [None] * runs
     messages = [""] * runs
-    for number, place in last.items():
-        statuses[number] = STATUSES[rows["status"][place]]
-        messages[number] = rows["message"][place].decode()
+    for number, row in last.items():
+        statuses[number] = STATUSES[rows["status"][row]]
+        messages[number] = rows["message"][row].decode()
     return {
         "done": np.array([status is not None for status in statuses]),
         "statuses": statuses,
@@ -321,7 +321,7 @@ def _in_order(rows: _Rows, runs: int) -> dict[str, Any]:
 
 
 def _checksums(rows: _Rows, minor: int) -> np.ndarray:
-    """Of rows of a file of this minor version, whatever checksums they have."""
+    """Checksums of the rows of a file of this minor version, whatever checksums it holds."""
     names = ["status", "message", *_columns(minor), *(["curves"] if "curves" in rows else [])]
     return checksums.of_joined_rows(rows["run"], [rows[name] for name in names])
 
@@ -342,16 +342,16 @@ def _complete_rows(file: h5py.File) -> _Rows:
     checked = minor >= _WITH_CHECKSUMS
     more = [*(["curves"] if "curves" in file else []), *(["checksum"] if checked else [])]
     known = _columns(minor)
-    found = {path: dataset_at(file, path)[:rows] for path in ["status", "message", *known, *more]}
+    columns = {path: dataset_at(file, path)[:rows] for path in ["status", "message", *known, *more]}
     missing = {path: np.full(rows, np.nan) for path in _COLUMNS if path not in known}
-    return {"run": runs[:rows]} | missing | found
+    return {"run": runs[:rows]} | missing | columns
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
-    found = format_name(path)
+    kind = format_name(path)
     for other in (schema.FORMAT, resultfile.FORMAT):
-        if found == other.name:
+        if kind == other.name:
             raise FileError(f"{path} is a {other.kind}, not a study file")
     with reading(path, FORMAT) as file:
         yield file
@@ -407,7 +407,7 @@ def _columns(minor: int) -> tuple[str, ...]:
 
 
 def _layout(study: Study, rows: int, minor: int) -> dict[str, tuple[tuple[int, ...], Any, Any]]:
-    """Shape, type and what stands there before a row is written, of each dataset of rows."""
+    """Shape, type and fill value of each dataset of rows."""
     layout: dict[str, tuple[tuple[int, ...], Any, Any]] = {
         "status": ((rows,), np.int8, -1),
         "run": ((rows,), np.int64, -1),
@@ -422,5 +422,5 @@ def _layout(study: Study, rows: int, minor: int) -> dict[str, tuple[tuple[int, .
 
 
 def _cut(message: str) -> bytes:
-    """As UTF-8 of limited length, no character cut in two."""
+    """The message as UTF-8 of limited length, no character cut in two."""
     return message.encode()[:_MESSAGE_BYTES].decode(errors="ignore").encode()

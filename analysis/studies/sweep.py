@@ -29,21 +29,21 @@ def sweep(
     progress: Callable[[int], None] = lambda done: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> StudyResults:
-    """Does the runs of a study that are not done.
+    """Does the remaining runs of a study.
 
     Outcomes do not depend on where and in which order runs are done; only `seconds` does.
 
     Args:
         study: its runs and measures.
-        path: of the study file.
-        processes: on this machine; 0 chooses one per core, one if JAX computes on a GPU.
+        path: path of the study file.
+        processes: how many on this machine; 0 chooses one per core, one if JAX computes on a GPU.
         batch: runs that are trained together; 0 chooses 1 on a CPU, 32 on a GPU.
         scheduler: address of a Dask scheduler, whose workers do the runs instead.
         resume: whether to go on with a file that was begun.
         retry_failed: whether to do again what failed there.
         overwrite: whether to replace a file.
         progress: told the number of runs done.
-        stop: asked from time to time; when true, the rest is left to be resumed.
+        stop: called from time to time; when it returns true, the rest is left to be resumed.
 
     Raises:
         ConfigError: for wrong options, or when the scheduler cannot be reached.
@@ -55,7 +55,7 @@ def sweep(
         if value < 0:
             raise ConfigError(f"{name} is {value}; expected at least 0")
     for data in {config.data for config in study.configs}:
-        dataset = load_dataset(data)  # what is wrong with a file is told before anything starts
+        dataset = load_dataset(data)  # an error in a file is reported before anything starts
         for needs in {(c.model.outputs, c.dtype) for c in study.configs if c.data == data}:
             require_trainable(dataset, *needs)
     path = Path(path)
@@ -81,7 +81,7 @@ def _done(
     scheduler: str | None,
     stop: Callable[[], bool],
 ) -> Iterator[jobs.Done]:
-    """The runs that are left, as they are finished."""
+    """The remaining runs, as they are finished."""
     if not left:
         return iter(())
     if scheduler is not None:
