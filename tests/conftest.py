@@ -35,6 +35,7 @@ def pytest_collection() -> Iterator[None]:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(100_000, 20, 20)  # traces of programs are many objects that live briefly
         gc.enable()
 
 

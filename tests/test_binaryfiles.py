@@ -114,10 +114,10 @@ PIXELS = bytes(3 * 784)
         ),
         (
             struct.pack(">IIII", 2051, 2**31, 2**31, 2**31),
-            r"tells of 2147483648x2147483648x2147483648 bytes; expected nx28x28, n at least 1",
+            r"declares 2147483648x2147483648x2147483648 bytes; expected nx28x28, n at least 1",
         ),
-        (struct.pack(">IIII", 2051, 0, 28, 28), r"tells of 0x28x28 bytes; expected nx28x28"),
-        (struct.pack(">IIII", 2051, 3, 8, 98) + PIXELS, r"tells of 3x8x98 bytes"),
+        (struct.pack(">IIII", 2051, 0, 28, 28), r"declares 0x28x28 bytes; expected nx28x28"),
+        (struct.pack(">IIII", 2051, 3, 8, 98) + PIXELS, r"declares 3x8x98 bytes"),
     ],
 )
 @pytest.mark.parametrize("compressed", [False, True])

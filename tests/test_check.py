@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -132,7 +133,7 @@ def test_check_is_content_with_a_run_that_stayed_below_at_each_step(calm, capsys
     assert main(["check", calm, "--quiet", "--fail-on-crossing"]) == 0
     captured = capsys.readouterr()
     assert captured.out.startswith("below the threshold at each of the 59 steps (1 to 59)")
-    assert "now at each of the other 55" in captured.err
+    assert "now checking the other 55" in captured.err
     # The second time it reads what the first one wrote.
     assert main(["check", calm, "--quiet", "--fail-on-crossing"]) == 0
     assert capsys.readouterr().err == ""
@@ -148,6 +149,25 @@ def test_check_finds_a_crossing_that_a_coarse_look_missed(unstable, capsys):
     assert capsys.readouterr().out.startswith("cannot be told: not above at the 2 steps looked at")
     assert main(["check", unstable, *options]) == 1
     assert "crossed up between steps 361-362" in capsys.readouterr().out
+
+
+def test_check_leaves_a_result_of_other_settings_as_it_is(calm, capsys, tmp_path):
+    path = tmp_path / "run.h5"
+    shutil.copyfile(calm, path)
+    options = ["--steps", "10:40", "--diagrams", "30", "--no-figures", "--quiet"]
+    assert main(["bifurcations", str(path), *options]) == 0
+    before = (tmp_path / "run.bifurcations.h5").read_bytes()
+    capsys.readouterr()
+    assert main(["check", str(path), "--quiet", "--fail-on-crossing"]) == 0
+    captured = capsys.readouterr()
+    assert "below the threshold at each of the 59 steps (1 to 59)" in captured.out
+    assert f"wrote {tmp_path / 'run.check.h5'}" in captured.err
+    assert (tmp_path / "run.bifurcations.h5").read_bytes() == before
+    assert main(["check", str(path), "--quiet", "--fail-on-crossing"]) == 0
+    assert capsys.readouterr() == (captured.out, "")
+    # Of the steps that it was computed for, the user's result answers.
+    assert main(["check", str(path), "--quiet", "--steps", "10:40", "--coarse"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_check_goes_on_where_it_was_interrupted(calm, capsys, monkeypatch):

@@ -122,7 +122,7 @@ def test_json_with_an_unknown_key_is_refused():
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"steps": ' + "9" * 5000 + "}"])
 def test_what_is_no_json_is_refused(text):
-    with pytest.raises(ConfigError, match=r"^the configuration is no JSON: "):
+    with pytest.raises(ConfigError, match=r"^the configuration is not JSON: "):
         from_json(text)
     with pytest.raises(ConfigError, match=r"^the configuration is \[1\]; expected a table"):
         from_json("[1]")

@@ -134,7 +134,7 @@ FAULTS = {
         "/{} has 16,777,217 bytes; expected at most 16,777,216",
     ),
     "deep text": (lambda f, n: set_text(f, n, "[" * 100_000), "nested too deeply"),
-    "other JSON": (lambda f, n: set_text(f, n, "[1, 2]"), "found list; expected an object"),
+    "other JSON": (lambda f, n: set_text(f, n, "[1, 2]"), "found list; expected a JSON object"),
     "broken JSON": (lambda f, n: set_text(f, n, '{"a": '), "Expecting value"),
     "long number": (lambda f, n: set_text(f, n, '{"a": ' + "9" * 5000 + "}"), "limit"),
     "number for a text": (lambda f, n: f.attrs.update(format_version=3), "no str"),
@@ -222,7 +222,7 @@ def test_a_value_without_checksums_is_refused(folder):
         open_run(path).parameters()
     with h5py.File(path, "a") as file:
         file["checksums/steps"].attrs["values"] = ["scalars/loss/value"]
-    with pytest.raises(FileError, match="/scalars has other datasets than checksums are there for"):
+    with pytest.raises(FileError, match="/scalars has other datasets than those with checksums"):
         _ = open_run(path).scalars
     with h5py.File(path, "a") as file:
         file["checksums/checkpoints"].attrs["values"] = 3

@@ -332,11 +332,11 @@ WITHOUT = {name: leaf for name, leaf in LEAVES.items() if name != "last.bias"}
         ),
         (
             {f"{net}.{name}": leaf for net in ("a", "b") for name, leaf in LEAVES.items()},
-            "it has such parameters under a and b; expected to be told by prefix which they are",
+            "it has such parameters under a and b; expected a prefix that says which they are",
         ),
         (
             {f"net.{name}": leaf for name, leaf in LEAVES.items()},
-            "it has such parameters under net; expected to be told by prefix",
+            "it has such parameters under net; expected a prefix that says",
         ),
     ],
 )
@@ -400,7 +400,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path, monkeypatch):
     with pytest.raises(FileError, match=r"has no checkpoint in it; expected \.npz"):
         find_checkpoints([tmp_path])
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(FileError, match=r"notes\.txt is of no kind that is known; expected"):
+    with pytest.raises(FileError, match=r"notes\.txt is of an unknown kind; expected"):
         read_checkpoint(tmp_path / "notes.txt")
     for suffix in ("npz", "safetensors", "msgpack"):
         (tmp_path / f"1.{suffix}").write_bytes(b"\x93 nothing of the kind")
@@ -554,9 +554,7 @@ def test_hyperparameters_in_a_state_must_be_those_of_the_problem(rate, changed, 
     if not refused:
         assert import_checkpoints([tmp_path], setup, out).steps == [5]
         return
-    words = (
-        r"hyperparams.*learning_rate 0\.05\) makes .* update -5e-08, and that .* -5e-07 for first"
-    )
+    words = r"hyperparams.*learning_rate 0\.05\) turns .* -5e-08, and the problem's into -5e-07 for"
     with pytest.raises(ConfigError, match=words):
         import_checkpoints([tmp_path], setup, out)
 

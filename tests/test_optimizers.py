@@ -150,6 +150,45 @@ def test_the_preconditioner_does_not_depend_on_the_learning_rate_even_where_it_i
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def rate_from(start, stop=None):
+    """A learning rate that is 0 before a step, and again from another one on."""
+    parts, ends = [optax.constant_schedule(0.0), optax.constant_schedule(0.1)], [start]
+    if stop is not None:
+        parts, ends = [*parts, optax.constant_schedule(0.0)], [start, stop]
+    return optax.join_schedules(parts, ends)
+
+
+@pytest.mark.parametrize("count", [0, 1, 6])
+@pytest.mark.parametrize("rate", [rate_from(5), rate_from(900, 1800), rate_from(2)])
+def test_the_preconditioner_is_known_while_the_learning_rate_is_still_0(rate, count):
+    gradient = np.array([0.3, 0.0, -2.0])
+    adam = optax.adam(rate, 0.8, 0.95, 1e-3)
+    injected = optax.inject_hyperparams(optax.adam)(rate, 0.8, 0.95, 1e-3)
+    rmsprop = optax.rmsprop(rate, 0.9, 1e-3)
+    params = jnp.asarray(START)
+    for optimizer, find in ((adam, lambda s: s[0]), (injected, lambda s: s.inner_state[0])):
+        state = optimizer.init(params)
+        for number in range(count):
+            _, state = optimizer.update(jnp.sin(number + params), state, params)
+        expected = adam_by_hand(find(state), gradient, 0.8, 0.95, 1e-3)
+        found = preconditioner(optimizer.update, state, jnp.asarray(gradient))
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+    state, square = rmsprop.init(params), np.zeros(3)
+    for number in range(count):
+        slope = np.sin(number + START)
+        square = 0.9 * square + 0.1 * slope**2
+        _, state = rmsprop.update(jnp.asarray(slope), state, params)
+    found = jax.jit(lambda s, g: preconditioner(rmsprop.update, s, g))(state, jnp.asarray(gradient))
+    expected = np.sqrt(0.9 * square + 0.1 * gradient**2 + 1e-3)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_an_optimizer_that_never_moves_has_no_known_preconditioner():
+    still = optax.chain(optax.scale_by_adam(), optax.scale(0.0))
+    found = preconditioner(still.update, still.init(jnp.zeros(2)), jnp.ones(2))
+    assert np.all(np.isnan(found))
+
+
 @pytest.mark.parametrize("name", ["gd", "heavy-ball", "nesterov"])
 def test_optimizers_without_a_preconditioner_say_so(name):
     optimizer = make_optimizer(config(name), 0.1)

@@ -79,7 +79,7 @@ def test_no_realized_edge_is_told_of_updates_that_are_not_known(tmp_path):
     path = tmp_path / "run.h5"
     for options in ({"full_batch": False}, {"optimizer": None}):
         given = {"optimizer": optimizer, "edge_every": 5} | options
-        with pytest.raises(ConfigError, match="it is not known what the updates are of"):
+        with pytest.raises(ConfigError, match="the loss of the updates is not known"):
             Recorder(path, problem, **given)
     with pytest.raises(ConfigError, match="edge_every is -1; expected at least 0"):
         Recorder(path, problem, optimizer=optimizer, edge_every=-1)
@@ -303,9 +303,7 @@ def test_mini_batches_get_eigenvalues_but_no_threshold_and_nothing_is_replayed(t
     assert "products each at the iterate alone" in text
     assert "bifurcations" not in text
     assert "crossings are not known, as there is no threshold" in text
-    with pytest.raises(
-        ConfigError, match="mini-batches that are not known, or without its optimizer or"
-    ):
+    with pytest.raises(ConfigError, match="unknown mini-batches, or without its optimizer or"):
         compute_bifurcations(run)
 
 
@@ -316,7 +314,7 @@ def test_mini_batches_get_eigenvalues_but_no_threshold_and_nothing_is_replayed(t
         (optax.adamw(0.01), True, "mini-batches", 38 / 0.01),
         (optax.adamw(0.01), False, "which was not recorded", None),
         (optax.lion(0.01), True, "takes the signs", None),
-        (optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01)), True, "cuts large", None),
+        (optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01)), True, "clips large", None),
     ],
     ids=["sgd", "adamw", "without its state", "lion", "clipped"],
 )
@@ -362,7 +360,7 @@ def test_parameters_alone_have_eigenvalues_at_the_iterates_and_nothing_that_take
         assert found.label == "no threshold: the run was recorded without its optimizer"
     with pytest.raises(
         ConfigError,
-        match="without its optimizer or that one's state, or imported, or its optimizer wants",
+        match="or the optimizer's state, or was imported, or its optimizer needs",
     ):
         compute_bifurcations(run, BifurcationConfig())
 
@@ -387,7 +385,7 @@ def test_an_optimizer_that_wants_the_loss_has_spectra_of_what_was_recorded(tmp_p
     assert not found.hessian.curvature.preconditioned
     expected = 12 * np.array(visited) ** 2
     np.testing.assert_allclose(found.hessian.iterate.eigenvalues[:, 0], expected, rtol=1e-6)
-    with pytest.raises(ConfigError, match="its optimizer wants more than gradients; its steps"):
+    with pytest.raises(ConfigError, match="its optimizer needs more than gradients; its steps"):
         compute_bifurcations(run, BifurcationConfig())
 
 
@@ -414,7 +412,7 @@ def test_a_run_of_an_optimizer_without_a_threshold_has_its_spectrum_and_the_reas
             optax.multi_transform({0: slow, 1: fast}, labels),
             "is not the same",
         ),
-        "clipped": (optax.chain(optax.clip(0.1), slow), "cuts large gradients"),
+        "clipped": (optax.chain(optax.clip(0.1), slow), "clips large gradients"),
     }[rule]
     setup = own_setup(CONFIG, optimizer)
     loop(tmp_path / "own.h5", setup, 20, every=10)

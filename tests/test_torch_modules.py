@@ -394,7 +394,7 @@ def wrapped(names):
 
 
 STATES = {
-    "prefix": (wrapped(lambda name: f"module.{name}"), "which the adapted module has not"),
+    "prefix": (wrapped(lambda name: f"module.{name}"), "which the adapted module lacks"),
     "missing": (lambda state: {"weight": state["weight"]}, "has nothing for 'bias'"),
     "shape": (lambda state: state | {"bias": torch.ones(3)}, r"has \(3,\) for 'bias'"),
 }

@@ -92,7 +92,7 @@ def test_groups_without_names_must_each_be_a_rule_of_the_problem():
     groups = SGD, SGD | {"lr": 0.01}
     assert notes(rule, of(*groups)) == notes(rule, of(*groups[::-1])) == []
     for one in (optax.sgd(0.1), optax.sgd(0.01)):
-        with pytest.raises(ConfigError, match=r"\(lr 0\.1; lr 0\.01\) makes of a gradient of 1e-6"):
+        with pytest.raises(ConfigError, match=r"\(lr 0\.1; lr 0\.01\) turns a gradient of 1e-6"):
             notes(one, of(*groups))
     with pytest.raises(ConfigError, match=r"learning rate is 0\.1, and that of .* 0\.01 for w"):
         notes(rule, of(SGD))
@@ -105,7 +105,7 @@ def test_groups_with_names_are_compared_parameter_by_parameter():
     fast, slow = SGD | {"param_names": ["b"]}, SGD | {"lr": 0.01, "param_names": ["w"]}
     assert notes(rule, of(fast, slow)) == []
     with pytest.raises(
-        ConfigError, match=r"the update -1e-08, and that of the problem -1e-07 for b"
+        ConfigError, match=r"the update -1e-08, and the problem's into -1e-07 for b"
     ):
         notes(rule, of(fast | {"param_names": ["w"]}, slow | {"param_names": ["b"]}))
 
@@ -118,7 +118,7 @@ def test_parameters_that_the_optimizer_does_not_have():
     )
     (note,) = notes(masked, named)
     assert "has 1 arrays and the problem 2" in note
-    with pytest.raises(ConfigError, match="the update 0, and that of the problem -1e-07 for b"):
+    with pytest.raises(ConfigError, match="the update 0, and the problem's into -1e-07 for b"):
         notes(optax.sgd(0.1), named)
 
 
@@ -143,7 +143,7 @@ def test_older_files_do_not_tell_how_weights_decay():
     for rule in (coupled, optax.adamw(0.01, weight_decay=0.1)):
         (note,) = notes(rule, decayed)
         assert "do not tell Adam's weight decay from AdamW's" in note
-    with pytest.raises(ConfigError, match=r"weight_decay 0\.1\) makes of a parameter of 1"):
+    with pytest.raises(ConfigError, match=r"weight_decay 0\.1\) turns a parameter of 1"):
         notes(optax.adam(0.01), decayed)
     told = of(ADAM | {"weight_decay": 0.1, "decoupled_weight_decay": True})
     with pytest.raises(ConfigError, match="decoupled_weight_decay"):

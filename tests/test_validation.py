@@ -96,7 +96,7 @@ FAULTS = {
     ),
     "JSON": (
         lambda file: replace_dataset(file, "config", "{"),
-        "its configuration: the configuration is no JSON: Expecting",
+        "its configuration: the configuration is not JSON: Expecting",
     ),
     "order": (
         lambda file: set_item(file, "scalars/step", 3, 2),
@@ -156,7 +156,7 @@ FAULTS = {
     ),
     "two rows exchanged": (
         lambda file: set_item(file, "validation_loss/value", [1, 2], [2.0, 1.0]),
-        "/validation_loss/value at step 5 is not what was written (its checksum differs), nor at 1",
+        "/validation_loss/value at step 5 is not what was written (its checksum differs), like 1",
     ),
     "a loss": (
         lambda file: set_item(file, "scalars/loss/value", 7, 0.5),
@@ -172,7 +172,7 @@ FAULTS = {
     ),
     "provenance": (
         lambda file: replace_dataset(file, "provenance", "[1]"),
-        "/provenance: found list; expected an object of JSON",
+        "/provenance: found list; expected a JSON object",
     ),
     "an attribute": (
         lambda file: file.attrs.update(created="today"),

@@ -16,6 +16,7 @@ from dlf_dynamics import (
     OptimizerConfig,
     RunConfig,
     ScheduleConfig,
+    resultfile,
     train,
 )
 from dlf_dynamics.analysis.instabilities import frozen, instability
@@ -23,7 +24,6 @@ from dlf_dynamics.analysis.instabilities.bifurcations import (
     compute_bifurcations,
     load_bifurcations,
     look_at_each_step,
-    save_bifurcations,
 )
 from dlf_dynamics.analysis.instabilities.periods import periods_of_iterates
 from dlf_dynamics.analysis.instabilities.plots import diagram_figure, instability_figure
@@ -223,7 +223,7 @@ def test_an_interrupted_analysis_goes_on_with_the_same_content(eventful, trained
 
 def test_the_result_file_gives_back_what_was_written(eventful, trained, found, tmp_path, small):
     path = tmp_path / "run.bifurcations.h5"
-    save_bifurcations(found, path)
+    resultfile.save(path, "bifurcations", found)
     again = load_bifurcations(path, trained(eventful))
     assert same(again.crossings, found.crossings)
     assert same(again.instabilities, found.instabilities)
@@ -380,7 +380,7 @@ def test_what_did_not_converge_is_never_labelled(eventful, trained):
     # Why there is no kind is kept and printed.
     (line,) = (line for line in closing_lines(found) if line.startswith("kind of "))
     assert line == (
-        "kind of 1 not told: the top eigenvector at the centre of the onset did not converge"
+        "kind of 1 not known: the top eigenvector at the centre of the onset did not converge"
     )
 
 
@@ -389,7 +389,7 @@ def test_a_kind_or_the_reason_why_there_is_none(found):
         assert bool(event.criticality) != bool(event.criticality_reason)
     twice = replace(found.instabilities[0], criticality="", criticality_reason="a second one")
     some = replace(found, instabilities=[twice, replace(twice, criticality_reason=""), twice])
-    assert "kind of 1, 3 not told: a second one" in closing_lines(some)
+    assert "kind of 1, 3 not known: a second one" in closing_lines(some)
 
 
 def test_a_mini_batch_run_gets_no_threshold_and_an_adaptive_one_the_words(
@@ -400,7 +400,7 @@ def test_a_mini_batch_run_gets_no_threshold_and_an_adaptive_one_the_words(
     batches = compute_bifurcations(run, CONFIG)
     assert find_oscillations(run.steps, run.scalars["loss"], run.scalars["update_cosine"])
     assert batches.instabilities == []
-    assert "instabilities are not told: with mini-batches" in "".join(closing_lines(batches))
+    assert "instabilities are not reported: with mini-batches" in "".join(closing_lines(batches))
     assert as_dict(batches)["instabilities_known"] is False
     assert "mini-batches" in batches.label
     assert np.all(np.isnan(batches.thresholds))

@@ -103,7 +103,7 @@ def test_it_fails_about_as_often_as_it_says():
 
 def test_the_polynomial_goes_on_through_restarts(monkeypatch):
     """A search with restarts bounds as the textbook chain with the same products, or less."""
-    monkeypatch.setattr(krylov, "SMALL", 0)
+    monkeypatch.setattr(krylov, "_SMALL", 0)
     n = 500
     for seed in range(3):
         diagonal = flat(n, seed)

@@ -387,14 +387,14 @@ def test_what_is_not_finite_stops_it():
 def test_a_start_far_above_the_edge_is_told():
     found = central_flow(DOUBLE_WELL, at(2), 1.2, 60)
     assert not found.converged[0]
-    assert "the curvature is not what a substep foresaw" in found.points[0].message
+    assert "off its prediction by a substep" in found.points[0].message
     assert found.converged[-1]
     assert found.energy[-1] == pytest.approx(1 / 27, abs=1e-9)
 
 
 def test_more_modes_than_may_be_followed():
     found = central_flow(coupled_valleys(), BEFORE, RATE, 40, modes=1)
-    assert found.stopped == "more modes come to the threshold than are followed (modes = 1)"
+    assert found.stopped == "more modes reach the threshold than are followed (modes = 1)"
     assert found.eigenvalues.shape[1] == 1
     assert not found.points[-1].converged
 
@@ -403,7 +403,7 @@ def test_a_covariance_that_theory_leaves_open_is_told():
     # The curvatures of both depend on the sum of the slow parts alone: X_12 is open.
     only = np.stack([np.eye(2)] * 3) / 3
     found = central_flow(problem(valleys(only, np.full(3, 0.02))), at(0, 0, 4, 4, 4), RATE, 3)
-    assert found.points[-1].message == "the conditions leave a part of X open"
+    assert found.points[-1].message == "the conditions leave a part of X undetermined"
     assert found.energy[-1] == pytest.approx(0.12, abs=1e-9)
 
 

@@ -154,7 +154,7 @@ def test_a_covariance_that_is_not_unique():
     assert found.converged
     assert not found.unique
     assert np.trace(found.covariance) == pytest.approx(1, abs=1e-9)
-    assert found.message == "the conditions leave a part of X open"
+    assert found.message == "the conditions leave a part of X undetermined"
     assert solve_complementarity(np.diag([-1.0, -0.5]), gram(same)).unique
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from dlf_dynamics import OptimizerConfig, Problem, Recorder, open_run
+from dlf_dynamics import OptimizerConfig, Problem, Recorder, open_run, resultfile
 from dlf_dynamics.analysis.edge.analysis import EdgeAnalysis
 from dlf_dynamics.analysis.edge.batches import Batches
 from dlf_dynamics.analysis.edge.edge import (
@@ -21,7 +21,7 @@ from dlf_dynamics.analysis.edge.edge import (
     _crossings,
     compute_edge,
     load_edge,
-    save_edge,
+    units,
 )
 from dlf_dynamics.analysis.edge.plots import edge_figure
 from dlf_dynamics.analysis.edge.summary import as_dict, closing_lines, verdict
@@ -139,7 +139,7 @@ def test_the_result_is_kept_and_printed_and_goes_on_from_its_parts(
 ):
     run = trained(tiny)
     path = tmp_path / "run.edge.h5"
-    save_edge(found, path)
+    resultfile.save(path, "edge", found)
     kept = load_edge(path, run)
     assert as_dict(kept) == as_dict(found)
     require_schema(json.loads(json.dumps(as_dict(found))), "edge")
@@ -147,7 +147,7 @@ def test_the_result_is_kept_and_printed_and_goes_on_from_its_parts(
     parts = Parts(tmp_path / "parts", "edge", run, {})
     first = compute_edge(run, FEW, parts=parts, progress=counts.append)
     assert counts == [3, 6, 7, 8, 9]
-    assert EdgeAnalysis().total(run, FEW) == 9
+    assert units(run, FEW) == 9
     made = sorted(path.name for path in (tmp_path / "parts").glob("*.h5"))
     assert made == ["ggn.h5", "hessian.h5", "point-0.h5", "point-28.h5", "point-60.h5"]
     again = compute_edge(run, FEW, parts=parts)
@@ -289,7 +289,7 @@ def test_of_other_optimizers_the_side_or_the_reason_and_all_else(optimizer, told
         assert np.isfinite(point.full_batch)
         assert np.isfinite(point.batch_sharpness) != (optimizer.name == "adam")
     if told:
-        told_of = "nothing of η_ms is told at any checkpoint: "
+        told_of = "η_ms is not known at any checkpoint: "
         assert any(line.startswith(told_of) for line in closing_lines(found))
         assert any(told in line for line in verdict(found)[1])
 
@@ -369,14 +369,16 @@ def test_check_reads_and_writes_the_edge_of_a_run_with_mini_batches(
     path = tmp_path / "run.h5"
     path.write_bytes(trained(tiny).path.read_bytes())
     run = open_run(path)
-    save_edge(replace(found, config=EdgeConfig()), tmp_path / "run.edge.h5")
+    resultfile.save(tmp_path / "run.edge.h5", "edge", replace(found, config=EdgeConfig()))
     code = Check(path, fail_on_crossing=True, quiet=True).execute()
     assert code == 4
     told = capsys.readouterr().out
     assert "cannot be told: nothing is known of the 58 steps" in told
     assert str(run.edges) in told
     above = [replace(point, side=1) for point in found.points]
-    save_edge(replace(found, config=EdgeConfig(), points=above), tmp_path / "run.edge.h5")
+    resultfile.save(
+        tmp_path / "run.edge.h5", "edge", replace(found, config=EdgeConfig(), points=above)
+    )
     assert Check(path, fail_on_crossing=True, quiet=True).execute() == 1
     capsys.readouterr()
     assert Check(path, quiet=True, json=True).execute() == 0
@@ -384,10 +386,17 @@ def test_check_reads_and_writes_the_edge_of_a_run_with_mini_batches(
     other = replace(
         found, config=EdgeConfig(batch_size=1), batches=Batches(1, 6, "independent", False)
     )
-    save_edge(other, tmp_path / "run.edge.h5")
+    resultfile.save(tmp_path / "run.edge.h5", "edge", other)
     settings = BifurcationConfig()
+    capsys.readouterr()
     assert Check(path, settings=settings, quiet=True).execute() == 0
-    assert load_edge(tmp_path / "run.edge.h5").batches.size == 2
+    # What was computed for other batches stays, and what answers is read again.
+    assert load_edge(tmp_path / "run.edge.h5").batches.size == 1
+    assert load_edge(tmp_path / "run.check.h5").batches.size == 2
+    captured = capsys.readouterr()
+    assert f"wrote {tmp_path / 'run.check.h5'}" in captured.err
+    assert Check(path, settings=settings, quiet=True).execute() == 0
+    assert capsys.readouterr() == (captured.out, "")
 
 
 def test_the_reference_line_says_what_is_not_in_it():

@@ -23,6 +23,7 @@ from dlf_dynamics import (
     ScheduleConfig,
     cli,
     open_run,
+    resultfile,
     train,
 )
 from dlf_dynamics.analysis import style
@@ -30,7 +31,6 @@ from dlf_dynamics.analysis.explanations.explanation import (
     added,
     explain,
     load_explanations,
-    save_explanations,
 )
 from dlf_dynamics.analysis.explanations.mode import LayerShare, count_above
 from dlf_dynamics.analysis.explanations.plots import explanation_figure
@@ -38,7 +38,6 @@ from dlf_dynamics.analysis.explanations.surroundings import Event
 from dlf_dynamics.analysis.explanations.words import paragraph
 from dlf_dynamics.analysis.instabilities.bifurcations import (
     compute_bifurcations,
-    save_bifurcations,
 )
 from dlf_dynamics.analysis.pipeline import analysis_named
 from dlf_dynamics.analysis.report.report import run_parts
@@ -482,7 +481,7 @@ def test_the_facts_are_the_same_from_the_file_of_bifurcations(
     run, step = smooth[0], moments[1]
     copy = tmp_path / "run.h5"
     shutil.copyfile(run.path, copy)
-    save_bifurcations(known, tmp_path / "run.bifurcations.h5")
+    resultfile.save(tmp_path / "run.bifurcations.h5", "bifurcations", known)
     one = explain(open_run(copy), replace(SHORT, step=step)).of_step(step)
     (event,) = one.events
     (replayed,) = told_smooth[step].events
@@ -503,10 +502,10 @@ def test_a_file_of_an_earlier_state_or_of_other_steps_is_not_used(
     copy = tmp_path / "run.h5"
     shutil.copyfile(run.path, copy)
     other = replace(known, source=trained(small).source)
-    save_bifurcations(other, tmp_path / "run.bifurcations.h5")
+    resultfile.save(tmp_path / "run.bifurcations.h5", "bifurcations", other)
     assert "replayed" in explain(open_run(copy), replace(SHORT, step=step)).of_step(step).origin
     part = compute_bifurcations(run, BifurcationConfig(steps=f"{step + 5}:", diagrams="none"))
-    save_bifurcations(part, tmp_path / "run.bifurcations.h5")
+    resultfile.save(tmp_path / "run.bifurcations.h5", "bifurcations", part)
     assert "replayed" in explain(open_run(copy), replace(SHORT, step=step)).of_step(step).origin
 
 
@@ -583,14 +582,14 @@ def test_steps_of_an_earlier_state_of_the_run_are_not_kept(made, kinked, small, 
     run, one = kinked[0], made[BELOW]
     other = replace(one, source=trained(small).source)
     assert added(other, one) == one
-    save_explanations(other, tmp_path / "run.explain.h5")
+    resultfile.save(tmp_path / "run.explain.h5", "explain", other)
     with pytest.raises(StaleError, match="belongs to another run than"):
         load_explanations(tmp_path / "run.explain.h5", run)
 
 
 def test_the_file_gives_back_what_was_written(told, made, kinked, tmp_path):
     run, found = kinked[0], made[ABOVE]
-    save_explanations(found, tmp_path / "run.explain.h5")
+    resultfile.save(tmp_path / "run.explain.h5", "explain", found)
     (again,) = load_explanations(tmp_path / "run.explain.h5", run).explanations
     assert again.paragraph == told[ABOVE].paragraph
     assert json.dumps(analysis_named("explain").as_dict(replace(found, explanations=[again]))) == (

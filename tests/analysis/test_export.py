@@ -644,7 +644,7 @@ def test_what_is_exported_is_not_written_over(small, trained, tmp_path, capsys):
         shutil.copyfile(trained(small).path, tmp_path / source)
         before = (tmp_path / source).read_bytes()
         assert main(["export", str(tmp_path / source), "-o", str(tmp_path / output)]) == 2
-        assert "would be written, and is what is exported" in capsys.readouterr().err
+        assert "would be written, and is the file to export" in capsys.readouterr().err
         assert (tmp_path / source).read_bytes() == before
 
 

@@ -322,7 +322,7 @@ def test_a_second_direction_is_told_from_its_flip_as_far_as_numbers_go():
 
 
 def test_a_second_eigenvalue_that_does_not_converge_leaves_no_label(monkeypatch):
-    monkeypatch.setattr(directions, "MOST_MATVECS", 4)
+    monkeypatch.setattr(directions, "_MOST_MATVECS", 4)
     curvatures = jnp.linspace(0.1, 1.0, 300)
 
     def many(x):

@@ -16,6 +16,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from dlf_dynamics import Problem, Recorder, cli, open_run
+from dlf_dynamics.analysis.flow import segments
 from dlf_dynamics.analysis.flow.analysis import FlowAnalysis
 from dlf_dynamics.analysis.flow.beside import FLIP, GRADIENT_FLOW, ROD
 from dlf_dynamics.analysis.flow.errors import QUANTITIES, errors_of
@@ -204,8 +205,8 @@ def test_a_person_reads_what_counts_and_how_far_each_theory_is_off(found):
     names = [row[0] for row in rows if row[0]]
     assert names == [CENTRAL_FLOW, ROD, GRADIENT_FLOW]
     assert "linear model: only the loss is known" in text(told)  # others say why they say nothing
-    assert f"{FLIP}: says nothing here" in text(told)
-    assert f"{ROD} and {FLIP} are told the run's own centre at each look" in text(told)
+    assert f"{FLIP}: predicts nothing here" in text(told)
+    assert f"{ROD} and {FLIP} use the run's own centre at each look" in text(told)
     assert list(ahead.columns[0].cells) == ["1-20", "21-50", "51-60"]
     assert list(ahead.columns[1].cells) == ["3", "2", "2"]
     assert "1 directions followed" not in text(told)
@@ -296,6 +297,53 @@ def test_what_is_out_of_sight_is_marked(found):
     assert "4 above, up to " in " ".join(text.get_text() for text in energy.texts)
 
 
+def drawn(figure, panel, name):
+    """The values of a line of a panel at its steps, without those that are not known."""
+    axes = next(ax for ax in figure.axes if panel in ax.get_ylabel())
+    line = next(line for line in axes.get_lines() if line.get_label() == name)
+    pairs = zip(line.get_xdata(), line.get_ydata(), strict=True)
+    return {int(step): float(value) for step, value in pairs if np.isfinite(value)}
+
+
+def test_the_square_of_a_curved_path_is_not_drawn_as_an_oscillation(found):
+    looks = [replace(look, oscillating=look.step > 200) for look in found.observed.looks]
+    other = replace(found, observed=replace(found.observed, looks=looks))
+    assert list(drawn(flow_figure(other), "oscillation", "measured")) == [220, 240, 260, 280, 300]
+    panel = next(p for p in FlowAnalysis().report(None, other).panels if "energy" in p.title)
+    measured = next(series for series in panel.series if series.name == "measured")
+    assert np.isfinite(measured.y).tolist() == [False] * 3 + [True] * 5
+
+
+def test_a_threshold_that_goes_to_infinity_leaves_the_sharpness_in_sight(found):
+    thresholds = [2 / RATE, 7, 8, 10, 20, 1e3, 1e9, np.inf]
+    looks = [
+        replace(look, threshold=threshold)
+        for look, threshold in zip(found.observed.looks, thresholds, strict=True)
+    ]
+    other = replace(found, observed=replace(found.observed, looks=looks))
+    figure = flow_figure(other)
+    (panel,) = [ax for ax in figure.axes if "sharpness" in ax.get_ylabel()]
+    sharpness, (low, high) = found.observed.column("sharpness"), panel.get_ylim()
+    assert panel.get_yscale() == "linear"
+    assert low < min(sharpness)
+    assert 20 < high < 25
+    panel = FlowAnalysis().report(None, other).panels[1]
+    assert "the threshold only up to 3 times its least value" in panel.note
+    assert np.nanmax(panel.series[0].y) == 20
+
+
+def test_the_way_since_an_earlier_start_counts_only_where_that_one_does(partly):
+    figure, (first, second, _) = flow_figure(partly), partly.segments
+    way = "how far the run went since the start"
+    counts = drawn(figure, "distance", way)
+    outside = drawn(figure, "distance", f"{way}, outside")
+    assert list(outside) == [200, 220, 300]
+    # At the second start, which counts, it is the way since the first one, which does not.
+    assert outside[220] == first.travelled[3]
+    assert list(counts) == [180, 240, 260, 280]
+    assert counts[240] == second.travelled[1]
+
+
 def test_what_nearly_overflows_is_drawn(nothing):
     # As of a run that diverged: the limits themselves must not be infinite.
     huge = {name: np.logspace(0, 308, 8) for name in ("loss", "energy")}
@@ -325,7 +373,7 @@ def test_the_result_is_kept_and_printed(run, found, tmp_path, require_schema):
     kept = analysis.load(path, run)
     assert as_dict(kept) == as_dict(found)
     require_schema(json.loads(json.dumps(as_dict(found), allow_nan=False)), "flow")
-    assert list(as_dict(found)) == list(analysis.keys)
+    assert list(as_dict(found)) == analysis.schema()["required"]
     part = analysis.report(run, found)
     titles = [panel.title for panel in part.panels]
     assert titles[:2] == ["loss, averaged over three steps", "sharpness at centres"]
@@ -345,6 +393,30 @@ def test_what_was_stopped_goes_on_from_its_starts(run, alone, tmp_path):
     resumed = compute_flow(run, ALONE, parts=Parts(folder, "flow", run, {}))
     assert as_dict(resumed) == as_dict(alone)
     assert reached == sorted(reached)
+
+
+def test_a_wish_to_stop_is_heard_between_two_looks(run):
+    calls = []
+
+    def stop(step):
+        calls.append(step)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        observe(Replay(run), ALONE, 160, 301, stop)
+    assert calls == [160] * 3
+
+
+def test_a_wish_to_stop_is_heard_while_other_theories_are_at_work(run, monkeypatch):
+    def beside(*arguments, between, **options):
+        between()
+        return []
+
+    monkeypatch.setattr(segments, "predicted_beside", beside)
+    config, reached = replace(ALONE, theories=True), []
+    segments.segment_of(Replay(run), config, np.array([160, 180]), 0, reached.append)
+    assert reached == [160, 180, 180]
 
 
 def test_a_replay_that_missed_the_run_is_told_when_its_parts_are_used_again(run, alone):

@@ -331,3 +331,17 @@ def test_where_nothing_oscillates_local_theories_say_nothing(valley):
         found = predicted_beside(valley, start, np.array([20]), centre, np.full((1, 2), deviation))
         assert np.isnan(found[0].energy[0])
         assert np.isnan(found[1].energy[0])
+
+
+@pytest.mark.parametrize("theory", [ROD, FLIP, GRADIENT_FLOW])
+def test_the_work_is_stopped_between_two_looks(well, theory):
+    calls = []
+
+    def between():
+        calls.append(theory)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        told(well, [200, 203, 206, 210], theories=[theory], between=between)
+    assert len(calls) == 3

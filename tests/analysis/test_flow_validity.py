@@ -16,7 +16,6 @@ from dlf_dynamics.analysis.flow.validity import (
     Steps,
     judged,
     reason_of,
-    valid_steps,
 )
 from dlf_dynamics.codec import decode_table, encode_table
 
@@ -217,15 +216,6 @@ def test_an_amplitude_that_doubles_in_a_few_hundred_steps_is_not_settled():
     assert {look.reason for look in found.values()} == {"not settled"}
     found = verdicts(steps, growth=0.002, change=0.002, response=0.025)
     assert {look.reason for look in found.values()} == {""}
-
-
-def test_a_step_is_valid_between_two_valid_looks():
-    looks = [replace(SETTLED, step=t) for t in (200, 210, 220, 230)]
-    looks[2] = replace(looks[2], reason="lag")
-    steps = np.arange(198, 233)
-    expected = [200 <= t <= 210 or t == 230 for t in steps.tolist()]
-    assert valid_steps(looks, steps).tolist() == expected
-    assert valid_steps(looks[:1], np.array([199, 200, 201])).tolist() == [False, True, False]
 
 
 def test_looks_are_a_table_in_a_file():

@@ -29,7 +29,8 @@ def found():
 
 def spectrum_with(found):
     """What the figure needs of a spectrum: no run is analysed for it."""
-    return SimpleNamespace(infinite_width=found, oscillations=[Oscillation(2, 9, True, 3, 5, 0.3)])
+    windows = [Oscillation(2, 9, True, 3, 5, 0.3)]
+    return SimpleNamespace(infinite_width=found, oscillations=windows, bursts=windows)
 
 
 def lines(ax):

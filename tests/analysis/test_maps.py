@@ -12,7 +12,8 @@ import pytest
 
 from dlf_dynamics import OptimizerConfig, Problem, Recorder, ScheduleConfig, open_run
 from dlf_dynamics.analysis.bifurcation.maps import Map
-from dlf_dynamics.analysis.instabilities import frozen
+from dlf_dynamics.analysis.instabilities import frozen, plane
+from dlf_dynamics.analysis.instabilities.moving import moving_leaves, moving_numbers, with_moving
 from dlf_dynamics.analysis.instabilities.plots import diagram_figure
 from dlf_dynamics.analysis.instabilities.training_map import rate_at, training_map, training_state
 from dlf_dynamics.analysis.spectra.replay import Replay
@@ -163,7 +164,7 @@ def recorded(path, optimizer, steps=8):
 def test_a_recorded_run_with_momentum_has_a_factor_in_place_of_its_learning_rate(tmp_path):
     run = recorded(tmp_path / "own.h5", optax.sgd(0.2, momentum=0.5))
     with pytest.raises(
-        ValueError, match=r"keeps its learning rate to itself; expected .*rate_fact"
+        ValueError, match=r"optimizer with momentum is not known; expected .*rate_fact"
     ):
         training_map(run, 3)
     now, following = states(run, 3, 1)
@@ -185,6 +186,24 @@ def test_a_recorded_run_with_momentum_has_a_factor_in_place_of_its_learning_rate
     assert figure.axes[1].get_xlabel() == "learning rate / the run's own (dashed: of the run)"
 
 
+def test_hyperparameters_in_the_optimizers_state_are_none_of_the_maps_numbers(tmp_path):
+    optimizer = optax.inject_hyperparams(optax.sgd)(0.2, momentum=0.5)
+    run = recorded(tmp_path / "own.h5", optimizer)
+    now, following = states(run, 3, 1)
+    state = training_state(now)
+    np.testing.assert_array_equal(state, [*now.params, *now.optimizer_state.inner_state[0].trace])
+    moved = training_map(run, 3, "rate_factor")(state, 1.0)
+    np.testing.assert_allclose(moved, training_state(following), rtol=1e-14)
+    assert [name for name, _ in moving_leaves(now.optimizer_state)] == ["trace"]
+    assert plane._num_moving(run) == len(state) - run.num_params == 2
+    layout = run.dynamics.state_layout(now.params)
+    vector = layout.flatten(now.optimizer_state)
+    np.testing.assert_array_equal(vector[moving_numbers(layout)], state[2:])
+    again = with_moving(now.optimizer_state, jnp.array([7.0, 8.0]))
+    assert again.inner_state[0].trace.tolist() == [7.0, 8.0]
+    assert again.hyperparams == now.optimizer_state.hyperparams
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.4])
 def test_a_recorded_run_of_plain_descent_has_its_learning_rate(decay, tmp_path):
     optimizer = optax.chain(
@@ -196,7 +215,7 @@ def test_a_recorded_run_of_plain_descent_has_its_learning_rate(decay, tmp_path):
     found = training_map(run, 3)(training_state(now), 0.2)
     np.testing.assert_allclose(found, training_state(following), rtol=1e-14)
     # Twice the rate has the threshold 2/(2η) - w, and E is 2 over it.
-    places = frozen._places(run, 3, "learning_rate", np.array([0.1, 0.4]), 0.2)
+    places = frozen._as_frozen(run, 3, "learning_rate", np.array([0.1, 0.4]), 0.2)
     np.testing.assert_allclose(
         [place.rate for place in places], [2 / (20 - decay), 2 / (5 - decay)], rtol=1e-9
     )
@@ -215,7 +234,11 @@ def test_a_map_is_iterated_and_is_an_argument_of_compiled_functions():
 @pytest.mark.parametrize(
     ("changes", "parameter", "message"),
     [
-        ({"optimizer": OptimizerConfig("adam", learning_rate=0.01)}, "time", "adam has no map"),
+        (
+            {"optimizer": OptimizerConfig("adam", learning_rate=0.01)},
+            "time",
+            "adam has no fixed map",
+        ),
         ({"batch_size": 5}, "time", "mini-batches: each update is another map"),
         ({"schedule": ScheduleConfig("static")}, "amplitude", "schedule has no amplitude"),
         ({"schedule": ScheduleConfig("static")}, ("learning_rate", "period"), "has no period"),

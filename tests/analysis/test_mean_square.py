@@ -549,7 +549,7 @@ def test_adaptive_optimizers_with_the_preconditioner_frozen(name):
     # Directions without curvature stay where they are, but for the decay.
     if beta and decay:
         assert np.isnan([found.stable_below, found.unstable_from]).all()
-        assert "not told" in found.reason
+        assert "nothing is known" in found.reason
         low, high = 0.01, 100.0
         for _ in range(30):
             middle = np.sqrt(low * high)
@@ -628,10 +628,10 @@ def test_problems_that_are_refused(monkeypatch):
             mixing, half_square, inputs=jnp.arange(6.0).reshape(3, 1, 2)
         ),
         "not convex in the outputs": of(linear, concave),
-        "another curvature in each": of(
+        "a different curvature in each": of(
             linear, half_square, parameter_loss=lambda p, step: p[0] ** 2
         ),
-        "expected none below 0": of(
+        "expected at least 0": of(
             linear, half_square, parameter_loss=lambda p, step: -jnp.sum(p**2)
         ),
         "derivatives of the outputs": of(lambda p, x: jnp.sqrt(x @ (p - 1)), half_square),
@@ -641,7 +641,7 @@ def test_problems_that_are_refused(monkeypatch):
         with pytest.raises(ConfigError, match=message):
             mean_square_threshold(problem, jnp.ones(2), 1)
     module = "dlf_dynamics.analysis.stability.mean_square_factors"
-    monkeypatch.setattr(f"{module}.MAX_ORDER", 1)
+    monkeypatch.setattr(f"{module}._MAX_ORDER", 1)
     with pytest.raises(ConfigError, match="expected at most 1 of one of them"):
         mean_square_threshold(of(linear, half_square), jnp.ones(2), 1)
 

@@ -146,7 +146,7 @@ def test_the_side_of_the_circle_is_told_to_the_residual(value, outside):
 def test_on_the_circle_nothing_is_told(value):
     found = leading(with_eigenvalues([value, *np.linspace(-0.8, 0.8, 99)]))
     assert not found.outside
-    assert "1 multipliers cannot be told from the unit circle" in found.notes
+    assert "1 multipliers cannot be distinguished from the unit circle" in found.notes
 
 
 @pytest.mark.parametrize(("value", "order"), [(-1 + 1e-9, 2), (-0.999, 5), (0.9 + 0.09, 8)])
@@ -189,7 +189,9 @@ def test_products_that_are_not_finite_are_told():
 
 def test_a_multiplier_at_one_is_told():
     found = leading(np.diag([1.0, 1.0, *np.linspace(-0.6, 0.6, 50)]), k=2)
-    assert "a multiplier cannot be told from +1, the cycle may not be isolated" in found.notes
+    assert (
+        "a multiplier cannot be distinguished from +1, the cycle may not be isolated" in found.notes
+    )
     near = leading(np.diag([1 - 1e-4, 1 - 1e-4, *np.linspace(-0.6, 0.6, 50)]), k=2)
     assert near.notes == ()
 

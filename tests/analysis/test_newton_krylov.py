@@ -150,7 +150,7 @@ def test_an_orbit_that_is_not_isolated_is_told():
     found = find_cycle(sphere, np.full(LARGE, 1.05 / LARGE**0.5), 0.3, 1)
     assert found.converged
     np.testing.assert_allclose(np.linalg.norm(found.points), 1, atol=1e-12)
-    assert "cannot be told from +1, the cycle may not be isolated" in found.message
+    assert "cannot be distinguished from +1, the cycle may not be isolated" in found.message
     assert found.stable is None
 
 
@@ -195,7 +195,7 @@ def test_kinks_are_told_and_no_stability_of_them():
     np.testing.assert_allclose(found.points[0], 1.5 / 3.25, rtol=1e-12)
     np.testing.assert_allclose(found.points[1], 2.25 / 3.25, rtol=1e-12)
     np.testing.assert_allclose(found.multipliers, [-2.25] * 5)
-    assert "the map has kinks (abs): multipliers tell nothing of a finite" in found.message
+    assert "the map has kinks (abs): multipliers say nothing about a finite" in found.message
     assert "border collision" in found.message
     assert found.stable is None
     assert found.outside is None

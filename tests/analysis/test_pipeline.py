@@ -20,13 +20,14 @@ DECLARED = '''
 """Norms of the parameters along a run."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
-from dlf_dynamics.analysis.pipeline import Analysis
+from dlf_dynamics.analysis.pipeline import Analysis, Implementation
 from dlf_dynamics.parts import in_parts
 from dlf_dynamics.source import Source
 
@@ -67,6 +68,41 @@ class Norms:
     values: Values
 
 
+def compute(run, config, *, parts, progress):
+    def part(chosen):
+        if "ONLY_ONE" in os.environ and chosen[0] > 0:
+            raise KeyboardInterrupt
+        print("made", chosen[0])
+        norms = np.linalg.norm(run.parameters(chosen), config.order, axis=1)
+        return Values(run.checkpoint_steps[chosen], norms)
+
+    chosen = range(len(run.checkpoint_steps))
+    values = in_parts(Values, part, chosen, 4, "norms", parts, progress)
+    return Norms(run.source, config, values)
+
+
+class Words:
+    """The norms in words."""
+
+    @staticmethod
+    def lines(norms):
+        return [f"largest {norms.values.norms.max():.12g}"]
+
+    @staticmethod
+    def as_dict(norms):
+        return {"largest": float(norms.values.norms.max())}
+
+
+class NormsDict(TypedDict):
+    """What `norms --json` prints.
+
+    Attributes:
+        largest: norm of the parameters
+    """
+
+    largest: float
+
+
 class NormAnalysis(Analysis):
     """Take norms of the parameters.
 
@@ -75,31 +111,10 @@ class NormAnalysis(Analysis):
 
     name = "norms"
     config = NormConfig
-    keys = {"largest": "norm of the parameters"}
 
-    def result_type(self):
-        return Norms
-
-    def total(self, run, config):
-        return len(run.checkpoint_steps)
-
-    def compute(self, run, config, work):
-        def part(chosen):
-            if "ONLY_ONE" in os.environ and chosen[0] > 0:
-                raise KeyboardInterrupt
-            print("made", chosen[0])
-            norms = np.linalg.norm(run.parameters(chosen), config.order, axis=1)
-            return Values(run.checkpoint_steps[chosen], norms)
-
-        chosen = range(len(run.checkpoint_steps))
-        values = in_parts(Values, part, chosen, 4, "norms", work.parts, work.progress)
-        return Norms(run.source, config, values)
-
-    def lines(self, run, found):
-        return [f"largest {found.values.norms.max():.12g}"]
-
-    def as_dict(self, found):
-        return {"largest": float(found.values.norms.max())}
+    def implementation(self):
+        total = lambda run, config: len(run.checkpoint_steps)
+        return Implementation(Norms, compute, total, Words, NormsDict)
 
     def figures(self, run, found, view):
         figure = Figure()
@@ -168,7 +183,7 @@ def test_its_command_is_listed_and_explained(said):
     assert "They go to RUN.norms.h5." in explained
     for option, meaning in {
         "--order INT": "Order of the norm.",
-        "--resume": "Go on with an",
+        "--resume": "Continue an",
     }.items():
         assert option in explained
         assert meaning in explained
@@ -247,4 +262,4 @@ def found(small, trained, analysed):
 @pytest.mark.parametrize("name", ANALYSES)
 def test_every_key_of_the_json_is_documented(name, found):
     analysis = analysis_named(name)
-    assert list(analysis.as_dict(found[name])) == list(analysis.keys)
+    assert list(analysis.as_dict(found[name])) == analysis.schema()["required"]

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from dlf_dynamics import LossConfig, OptimizerConfig
+from dlf_dynamics import LossConfig, OptimizerConfig, resultfile
 from dlf_dynamics.analysis.instabilities.analysis import BifurcationAnalysis
 from dlf_dynamics.analysis.instabilities.bifurcations import (
     compute_bifurcations,
     load_bifurcations,
-    save_bifurcations,
 )
 from dlf_dynamics.analysis.instabilities.plane import plane, require_plane
 from dlf_dynamics.analysis.instabilities.plane_summary import plane_lines
@@ -107,7 +106,7 @@ def test_the_first_curve_is_where_the_largest_curvature_is_the_threshold(squared
 @pytest.mark.slow
 def test_it_is_told_kept_and_drawn(squared, made, tmp_path):
     path = tmp_path / "run.bifurcations.h5"
-    save_bifurcations(made, path)
+    resultfile.save(path, "bifurcations", made)
     again = load_bifurcations(path, squared)
     assert again.plane is not None
     assert made.plane is not None
@@ -119,7 +118,7 @@ def test_it_is_told_kept_and_drawn(squared, made, tmp_path):
     analysis = BifurcationAnalysis()
     text = analysis.as_dict(again)
     json.dumps(text, allow_nan=False)
-    assert set(text) == set(analysis.keys)
+    assert set(text) == set(analysis.schema()["properties"])
     assert len(text["plane"]["curves"]) == len(again.plane.curves)
     figures = dict(analysis.drawn(squared, again))
     (ax, *_) = figures["plane"].axes
@@ -153,7 +152,11 @@ def test_with_kinks_there_are_no_curves(small, trained):
 @pytest.mark.parametrize(
     ("changes", "wanted", "message"),
     [
-        ({"optimizer": OptimizerConfig("adam")}, "learning_rate,amplitude", "adam has no map"),
+        (
+            {"optimizer": OptimizerConfig("adam")},
+            "learning_rate,amplitude",
+            "adam has no fixed map",
+        ),
         ({}, "learning_rate,momentum", "plane: the momentum of gd is not known"),
         ({}, "learning_rate,heat", "parameter is 'heat'; expected one of"),
         ({}, "learning_rate,time", "no two parameters that go together"),

@@ -27,7 +27,6 @@ from dlf_dynamics.analysis.instabilities import pulse_map as pulse_maps_of
 from dlf_dynamics.analysis.instabilities.bifurcations import (
     compute_bifurcations,
     load_bifurcations,
-    save_bifurcations,
 )
 from dlf_dynamics.analysis.instabilities.kept import with_kept
 from dlf_dynamics.analysis.instabilities.propagator import Propagator
@@ -445,7 +444,7 @@ def test_bifurcations_have_the_maps_and_their_file_holds_them(
     one = pulse_map(trained(small), 1, 2)
     assert str(maps[1]) == str(one)
     np.testing.assert_array_equal(maps[1].directions, one.directions)
-    save_bifurcations(bifurcations, tmp_path / "found.h5")
+    resultfile.save(tmp_path / "found.h5", "bifurcations", bifurcations)
     loaded = load_bifurcations(tmp_path / "found.h5")
     np.testing.assert_array_equal(loaded.pulse_maps[3].directions, maps[3].directions)
     assert list(map(str, loaded.pulse_maps)) == list(map(str, maps))
@@ -558,7 +557,7 @@ def test_what_is_told_of_closed_orbits_and_of_what_did_not_converge(bifurcations
 
 def test_a_file_of_an_older_version_has_none(bifurcations, tmp_path):
     path = tmp_path / "found.h5"
-    save_bifurcations(replace(bifurcations, pulse_maps=[]), path)
+    resultfile.save(path, "bifurcations", replace(bifurcations, pulse_maps=[]))
     result = resultfile.read(path, "bifurcations", None)
     old = {name: value for name, value in result.config.items() if name != "pulse_maps"}
     old["config"] = {name: value for name, value in old["config"].items() if "pulse" not in name}
@@ -604,7 +603,7 @@ def test_maps_and_the_plane_on_file_stay_where_they_are_not_asked_for_anew(bifur
 
 def test_the_command_keeps_what_is_on_file(bifurcations, small, trained, tmp_path, capsys):
     path, analysis = tmp_path / "found.h5", analysis_named("bifurcations")
-    save_bifurcations(bifurcations, path)
+    resultfile.save(path, "bifurcations", bifurcations)
     settings = BifurcationConfig(every=20, diagrams="none", steps="10:20")
     analysis.performed(trained(small), settings, path)
     assert "kept of the result on file: 3 pulse maps, 1 cycle map" in capsys.readouterr().err
@@ -615,8 +614,8 @@ def test_the_command_keeps_what_is_on_file(bifurcations, small, trained, tmp_pat
 
 def test_modes_without_maps_are_refused(small, trained):
     settings = BifurcationConfig(pulse_modes=5)
-    with pytest.raises(ConfigError, match="pulse_modes is 5, but no maps are asked for") as refused:
-        analysis_named("bifurcations").total(trained(small), settings)
+    with pytest.raises(ConfigError, match="pulse_modes is 5, but no maps are requested") as refused:
+        analysis_named("bifurcations").implementation().total(trained(small), settings)
     assert "\n" not in str(refused.value)
 
 

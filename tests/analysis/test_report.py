@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +34,7 @@ from dlf_dynamics import (
     train,
 )
 from dlf_dynamics.analysis import compute_spectrum
-from dlf_dynamics.analysis.pipeline import Analysis, analysis_named
+from dlf_dynamics.analysis.pipeline import Analysis, Implementation, analysis_named
 from dlf_dynamics.analysis.report.citation import CITATIONS
 from dlf_dynamics.analysis.report.content import Panel, Part, Series, Table, Window
 from dlf_dynamics.analysis.report.page import Page, render
@@ -326,24 +327,13 @@ def test_a_new_analysis_is_shown_by_what_it_says(folder, monkeypatch):
     class Norms(Analysis):
         """Of the parameters."""
 
-        name, config, keys = "norms", SpectrumConfig, {}
+        name, config = "norms", SpectrumConfig
 
-        def result_type(self):
-            return SpectrumConfig
-
-        def compute(self, run, config, work):
-            return None
-
-        def total(self, run, config):
-            return 0
-
-        def lines(self, run, found):
+        def implementation(self):
             table = RichTable("norm", title="Norms")
             table.add_row("12.5")
-            return ["the norm is 12.5", table]
-
-        def as_dict(self, found):
-            return {}
+            words = SimpleNamespace(lines=lambda found: ["the norm is 12.5", table])
+            return Implementation(SpectrumConfig, None, None, words, dict)
 
     part = Norms().report(open_run(folder / "run.h5"), None)
     assert part.title == "norms"

@@ -1,8 +1,10 @@
 """Eigenvalues along a run, by the way of small and of large networks, against dense matrices."""
 
 import itertools
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from threading import Event
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from dlf_dynamics.analysis.linalg.ritz import Ends, RitzPairs
 from dlf_dynamics.analysis.spectra import segments, solver
 from dlf_dynamics.analysis.spectra.curvature import Curvature
 from dlf_dynamics.analysis.spectra.eigenvalues import hessian_spectrum
+from dlf_dynamics.analysis.workers import beside
 from dlf_dynamics.assembly import build
 from dlf_dynamics.config import ModelConfig, ScheduleConfig, SpectrumConfig
 from dlf_dynamics.errors import ConfigError
@@ -320,6 +323,69 @@ def test_a_loss_that_is_not_deterministic_is_refused(small, trained, monkeypatch
     monkeypatch.setattr(segments, "_product", product)
     with pytest.raises(ConfigError, match=r"Hessian .* cannot be .*products are not deterministic"):
         hessian_spectrum(run)
+
+
+@pytest.mark.parametrize(("dtype", "products"), [("float64", 13), ("float32", 14)])
+def test_the_pass_is_compiled_once_beside_other_work(
+    dtype, products, small, trained, caplog, monkeypatch
+):
+    run = trained(replace(small, dtype=dtype))
+    config = SpectrumConfig(max_matvecs=products)  # of no other test
+    monkeypatch.setattr(segments, "beside", caught := _Beside())
+    caplog.set_level("DEBUG", "jax._src.dispatch")
+    hessian_spectrum(run, config=config, meanwhile=caught.meanwhile)
+    compiled = "Finished XLA compilation of jit(_analyse)"
+    assert caught.told == ["begun", "meanwhile", "ended"]
+    assert sum(record.getMessage().startswith(compiled) for record in caplog.records) == 1
+
+
+class _Beside:
+    """As `workers.beside`, and tells when."""
+
+    def __init__(self):
+        self.told = []
+
+    def meanwhile(self):
+        self.told.append("meanwhile")
+
+    @contextmanager
+    def __call__(self, work):
+        self.told.append("begun")
+        with beside(work):
+            yield
+        self.told.append("ended")
+
+
+def test_where_all_is_kept_nothing_is_compiled(dense, tmp_path, monkeypatch):
+    run, _ = dense
+    config = SpectrumConfig(tol=1e-3, k=2)
+    parts = Parts(tmp_path / "parts", "spectrum", run, {})
+    monkeypatch.setattr(solver, "_SEGMENTS", (4, 4))
+    first = hessian_spectrum(run, config=config, parts=parts)
+    monkeypatch.setattr(segments, "_given", pytest.fail)
+    again = hessian_spectrum(run, config=config, parts=parts)
+    np.testing.assert_array_equal(again.iterate.eigenvalues, first.iterate.eigenvalues)
+
+
+def test_what_goes_wrong_beside_is_raised_at_the_end_of_the_block():
+    def fails():
+        raise ConfigError("beside")
+
+    with pytest.raises(ConfigError, match="beside"), beside(fails):
+        pass
+
+
+def test_a_block_that_is_interrupted_does_not_wait_for_what_goes_on_beside():
+    end, ended = Event(), []
+
+    def work():
+        end.wait(60)
+        ended.append(True)
+
+    with pytest.raises(KeyboardInterrupt), beside(work):
+        raise KeyboardInterrupt
+    assert not ended
+    end.set()
 
 
 def test_products_that_are_not_symmetric_prove_nothing():

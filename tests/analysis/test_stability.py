@@ -159,7 +159,7 @@ def two_momenta():
 
 REFUSED = {
     "not linear in the gradients": own(lambda g: -0.1 * g / (1 + g * g) - 0.01 * g),
-    "cuts large gradients": optax.chain(optax.clip(1.0), optax.sgd(0.1)),
+    "clips large gradients": optax.chain(optax.clip(1.0), optax.sgd(0.1)),
     "of one parameter depends on the others": optax.chain(
         optax.clip_by_global_norm(1.0), optax.sgd(0.1)
     ),
@@ -168,7 +168,7 @@ REFUSED = {
         optax.add_noise(0.01, 0.55, key=0), optax.sgd(0.1)
     ),
     "grows at every curvature": optax.trace(0.9),
-    "divides by something else": optax.chain(optax.scale_by_adamax(), optax.scale(-0.1)),
+    "divides by something other than": optax.chain(optax.scale_by_adamax(), optax.scale(-0.1)),
     "gathers the gradients of several steps": optax.MultiSteps(
         optax.sgd(0.1), 4
     ).gradient_transformation(),

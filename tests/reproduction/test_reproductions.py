@@ -32,7 +32,7 @@ from dlf_dynamics.analysis.studies.studyfile import read_study
 from dlf_dynamics.cli import main
 from dlf_dynamics.commands.reproduction import Reproduce
 from dlf_dynamics.config import DataConfig
-from dlf_dynamics.errors import ConfigError
+from dlf_dynamics.errors import ConfigError, FileError
 from dlf_dynamics.opening import open_run
 from dlf_dynamics.parts import Parts
 
@@ -161,6 +161,21 @@ def test_an_interrupted_study_goes_on_with_what_is_left(tmp_path, monkeypatch):
     assert len(done) - first == 4 - kept
 
 
+def test_without_a_run_that_did_not_fail_there_is_no_page_until_one_does(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(initialisation_table, "_SIZES", {"tiny": (2, 20), "full": (10, 70_000)})
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "work", lambda job, *_: [jobs.failed("no memory")] * len(job.indices))
+        assert reproduce("initialisation-table", tmp_path) == 2
+    assert "all 8 runs failed, the first with: no memory; remove" in capsys.readouterr().err
+    assert read_study(tmp_path / "study.h5").statuses == ["failed"] * 8
+    assert not list(tmp_path.glob("*.md"))
+    assert reproduce("initialisation-table", tmp_path, "--partial") == 2
+    assert reproduce("initialisation-table", tmp_path) == 0
+    assert cell_of(page_and_figures(tmp_path), "runs", 1) == "8"
+
+
 def test_what_stands_after_the_sign_is_told_from_the_spread_of_the_runs():
     def cell(key, told, factor):
         values = told.accuracy + factor * told.spread * np.linspace(-1, 1, 10) / 0.6383
@@ -231,6 +246,37 @@ def test_a_finished_run_and_its_spectrum_are_found_again(headline, monkeypatch):
     monkeypatch.setattr(task, "train", nothing)
     monkeypatch.setattr(SpectrumAnalysis, "compute", nothing)
     assert reproduce("fig4", headline) == 0
+
+
+def test_a_partial_page_of_a_single_run_computes_nothing(headline, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fig4, "TINY_STEPS", 300)
+    monkeypatch.setattr(task, "train", nothing)
+    assert reproduce("fig4", tmp_path, "--partial") == 2
+    told = f"{tmp_path / 'run.h5'} is not there, or not finished; leave out --partial"
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "run.h5").write_bytes((headline / "run.h5").read_bytes())
+    monkeypatch.setattr(SpectrumAnalysis, "compute", nothing)
+    assert reproduce("fig4", tmp_path, "--partial") == 2
+    assert "run.spectrum.h5 is not there" in capsys.readouterr().err
+    (tmp_path / "run.spectrum.h5").write_bytes((headline / "run.spectrum.h5").read_bytes())
+    assert reproduce("fig4", tmp_path, "--partial") == 0
+    assert "preset `published`, 300 steps" in page_and_figures(tmp_path)
+
+
+def test_an_unfinished_run_makes_no_partial_page(tmp_path):
+    config = replace(PRESETS["published"], steps=20)
+    with pytest.raises(KeyboardInterrupt):
+        Task(tmp_path, stop=lambda: True).trained(config)
+    partial = Task(tmp_path, partial=True)
+    with pytest.raises(FileError, match="leave out --partial"):
+        partial.trained(config)
+    with pytest.raises(FileError, match="leave out --partial"):
+        partial.kept("value", 1, nothing)
+    with pytest.raises(FileError, match="leave out --partial"):
+        partial.of_seeds([0, 1], "value")
+    assert Task(tmp_path).trained(config).status == "complete"
+    assert partial.trained(config).status == "complete"
 
 
 def test_a_spectrum_of_other_settings_is_not_taken_for_this_one(headline, monkeypatch):

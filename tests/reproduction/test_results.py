@@ -22,7 +22,7 @@ from dlf_dynamics.analysis.reproduction import (
 )
 from dlf_dynamics.analysis.reproduction.bursts import Burst, bursts_of
 from dlf_dynamics.analysis.reproduction.cascade import Cascade, Exponent
-from dlf_dynamics.analysis.reproduction.deeper_and_wider import Place
+from dlf_dynamics.analysis.reproduction.deeper_and_wider import Point
 from dlf_dynamics.analysis.reproduction.escapes import Escapes, minimum_of
 from dlf_dynamics.analysis.reproduction.grids import Grid
 from dlf_dynamics.analysis.reproduction.spiral_study import SpiralRuns
@@ -155,7 +155,7 @@ def test_a_part_of_a_study_makes_a_page_that_says_so(tmp_path, monkeypatch):
     assert "42, 24 of which not done" in text
     assert "best cell" not in text
     assert "--partial" in text
-    with pytest.raises(FileError, match="does not exist: nothing is finished; leave out"):
+    with pytest.raises(FileError, match="is not there, or not finished; leave out --partial"):
         spiral_phase_diagram.make(Task(tmp_path / "other", "tiny", partial=True))
 
 
@@ -209,7 +209,7 @@ def test_rates_are_never_put_together(widths):
     assert losses.gain("cross-entropy", 100, 1.0).direction == "not told apart"
     # The static squared errors are the same runs for both definitions.
     names = ("squared-error", "squared-error-per-output")
-    static = [losses.rows("accuracy", name, 20, 0.2, 1.0) for name in names]
+    static = [losses.values("accuracy", name, 20, 0.2, 1.0) for name in names]
     np.testing.assert_array_equal(*static)
 
 
@@ -262,7 +262,7 @@ def test_learned_runs_are_counted_one_by_one(widths):
 
 
 def test_generalisation_is_told_of_pairs_that_have_fitted(tmp_path):
-    size = over_parameterised._Size(20, (3.0,), (10,), SEEDS, 500)
+    size = over_parameterised._Size(20, Grid((3.0,), (10,), SEEDS), 500)
 
     def number_of(config):
         seed, moving = config.model.seed, config.schedule.amplitude > 1
@@ -281,16 +281,16 @@ def test_generalisation_is_told_of_pairs_that_have_fitted(tmp_path):
     assert cell.difference.startswith("3 of 6 have fitted")
 
 
-def place(loss, top, rest=0.005):
-    return Place(100, loss, (rest, rest, top))
+def point(loss, top, rest=0.005):
+    return Point(100, loss, (rest, rest, top))
 
 
 def test_deeper_and_wider_are_told_apart_from_their_opposites():
     def pair(seed):
         factor = 1 + 0.01 * seed
         return {
-            "static": {"end": place(1.0, 2.0 * factor), "matched": place(1.0, 1.0 * factor)},
-            "dynamical": {"end": place(0.1, 0.2), "matched": place(1.0, 3.0)},
+            "static": {"end": point(1.0, 2.0 * factor), "matched": point(1.0, 1.0 * factor)},
+            "dynamical": {"end": point(0.1, 0.2), "matched": point(1.0, 3.0)},
         }
 
     rows = list(deeper_and_wider.compare([pair(seed) for seed in range(5)]))
@@ -382,7 +382,7 @@ def test_the_page_says_how_many_bursts_cascade_and_shows_no_chaos_that_is_none()
 class Neighbourhood(NamedTuple):
     """What a comparison reads of runs near a minimum."""
 
-    found: tuple
+    groups: tuple
     quiet: bool
     name: str = "digits"
 
@@ -390,7 +390,7 @@ class Neighbourhood(NamedTuple):
     def interpolates(self):
         return self.quiet
 
-    def noiseless(self, found):
+    def noiseless(self, group):
         return self.quiet
 
 
