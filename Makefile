@@ -1,9 +1,9 @@
-# `make` lists the targets. PYTHON is the interpreter to build on, VENV where to install.
+# `make` lists the targets. PYTHON is the interpreter to use, VENV the environment to install into.
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS := test,dev,docs,models,checkpoints,dask,export
-# PyTorch, torchax and the libraries to compare with have an environment of their own; tested with
-# these.
+# PyTorch, torchax and the libraries to compare with are installed into a separate environment; these
+# are the tested versions.
 TORCH_VENV ?= .venv-torch
 TORCH_PINS ?= torch==2.13.0 torchax==0.0.13 curvlinops-for-pytorch==3.0.1 hessian-eigenthings==1.0.0a5 \
 	matfree==0.6.3 PyHessian==0.1
@@ -11,12 +11,12 @@ TORCH_PINS ?= torch==2.13.0 torchax==0.0.13 curvlinops-for-pytorch==3.0.1 hessia
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PYTEST := $(BIN)/python -m pytest
-# Two processes; a file stays in one of them, so that what its tests share is made once.
+# Two processes; the tests of a file stay in one of them, so that their fixtures are made once.
 PARALLEL := -n 2 --dist loadfile
-# Tests that hand over JAX's arrays where they are asked for; grow the list.
+# Tests that pass JAX arrays where signatures ask for them; extend the list.
 SHAPED := $(addprefix tests/,test_schedules.py test_optimizers.py test_output_hessian.py \
 	analysis/test_replay.py)
-# Examples in the pages are executed. The variable silences a notice about successors of Material.
+# The build executes the examples in the pages. The variable silences a notice about successors of Material.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .DEFAULT_GOAL := help
@@ -26,7 +26,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 
-setup: $(STAMP) ## install the pinned versions into .venv, unless they are there
+setup: $(STAMP) ## install the pinned versions into .venv, if needed
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -38,42 +38,42 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo '*' > $(VENV)/.gitignore
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		-e '.[$(EXTRAS)]' $(PINS)
-	@# Its metadata ask for TensorFlow, which nothing here needs.
+	@# Without dependencies: its metadata ask for TensorFlow, which nothing here needs.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		--no-deps neural-tangents frozendict
 	@touch $@
 
-demo: setup ## train the headline run, compute its spectra, draw the figures (run.h5 and beside it)
+demo: setup ## train the headline run, compute its spectra, draw the figures (run.h5, run.png, ...)
 	$(BIN)/dlf-dynamics train -o run.h5 --overwrite
 	$(BIN)/dlf-dynamics spectrum run.h5
 
-# One made is NAME.md with its figures; a study that two pages read is computed once.
-reproduce: setup ## list the published results that can be made again, with times; NAME=... makes one
+# Writes NAME.md with its figures; a study that two pages read is computed once.
+reproduce: setup ## list the published results to reproduce, with times; NAME=... reproduces one
 	$(BIN)/dlf-dynamics reproduce $(if $(NAME),$(NAME) --pages docs/reproduction)
 
 test: check ## check, then the fast tests
 	$(PYTEST) $(PARALLEL)
 
-test-all: check shapes ## check, then all tests, the slow ones too
+test-all: check shapes ## check, then all tests, including the slow ones
 	$(PYTEST) $(PARALLEL)
-	@# As users have them compiled: the others leave some of XLA out (tests/conftest.py).
+	@# Compiled as for users: the other tests switch off some of XLA's passes (tests/conftest.py).
 	XLA_FLAGS= $(PYTEST) $(PARALLEL) -m slow
 
-shapes: setup ## hold arrays against the shapes in signatures, in some of the tests
+shapes: setup ## check arrays against the shapes in signatures, in some of the tests
 	$(PYTEST) $(PARALLEL) --jaxtyping-packages=dlf_dynamics,beartype.beartype $(SHAPED)
 
 stress: setup ## mutated files, odd input, kills: no traceback, hang, wrong row or false verdict
 	$(BIN)/python tests/stress
 
-test-torch: ## PyTorch modules and libraries beside ours (a large download), in .venv-torch
+test-torch: ## test PyTorch modules and compare with other libraries (a large download), in .venv-torch
 	@$(MAKE) --no-print-directory VENV='$(TORCH_VENV)' EXTRAS=test,compare,checkpoints,torch PINS='$(TORCH_PINS)' setup
 	$(TORCH_VENV)/bin/python -m pytest tests -m torch
 
-test-browser: setup ## look at reports in Chromium (Debian: apt-get install chromium chromium-driver)
+test-browser: setup ## test reports in Chromium (Debian: apt-get install chromium chromium-driver)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	$(PYTEST) -m browser tests/test_report_browser.py
 
-check: setup ## formatting, lint, types, and that the documentation can be built
+check: setup ## check formatting, lint and types, and build the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -86,18 +86,18 @@ docs: setup ## build the documentation into site/ (start at site/index.html)
 wheel: setup ## build source distribution and wheel into dist/
 	$(BIN)/python -m build --no-isolation
 
-figures: setup ## draw the figures of the pages again, by docs/draw.py and docs/burst.py (ten minutes)
+figures: setup ## redraw the figures of the pages with docs/draw.py and docs/burst.py (ten minutes)
 	$(BIN)/python docs/burst.py
 	$(BIN)/python docs/draw.py
 
 bench: setup ## time training and analysis, ratios first
 	$(PYTEST) benchmarks --benchmark-only -s
 
-bench-torch: ## the eigensolver beside those of other libraries, in .venv-torch
+bench-torch: ## compare the eigensolver with those of other libraries, in .venv-torch
 	@$(MAKE) --no-print-directory VENV='$(TORCH_VENV)' EXTRAS=test,compare,checkpoints,torch PINS='$(TORCH_PINS)' setup
 	$(TORCH_VENV)/bin/python -m pytest benchmarks/test_libraries.py benchmarks/test_eigensolver.py --benchmark-only -s
 
-format: setup ## put the code into the one format, mend what lint can mend
+format: setup ## format the code, and fix what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

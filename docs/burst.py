@@ -1,7 +1,7 @@
 """The models of the page "A burst in one dimension", and its figures: `python docs/burst.py`.
 
-Each model is a few numbers, so that what its figure shows can be held against a closed form. The
-tests do that, and draw the figures again to see that the kept ones are of these models.
+Each model has only a few numbers, so that its figure can be compared with a closed form. The
+tests do that, and redraw the figures to check that the stored ones show these models.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ HERE = Path(__file__).parent / "concepts"
 BLUE, ORANGE, RED = style.COLOURS[0], style.COLOURS[1], style.COLOURS[5]
 
 NOISE, VISIBLE = 1e-16, 0.01
-"""Of the ramp: what each step adds, as the rounding of a number near 1; what counts as seen."""
+"""For the ramp: noise of each step, as the rounding of a number near 1; visible size of x."""
 
 RAMP = np.linspace(1.5, 2.5, 1000)
 """ηλ of each step of the ramp."""
 
 
 def parabola() -> Map:
-    """Gradient descent on ½λx², whose parameter is ηλ."""
+    """Gradient descent on ½λx² as a map with the parameter ηλ."""
     return Map(lambda x, step_size: (1 - step_size) * x)
 
 
 def quartic(c: float) -> Map:
-    """Gradient descent on ½λx² − (c/4η)x⁴, whose parameter is ηλ."""
+    """Gradient descent on ½λx² − (c/4η)x⁴ as a map with the parameter ηλ."""
     return Map(lambda x, step_size: (1 - step_size) * x + c * x**3)
 
 
 class Diagram(NamedTuple):
-    """What becomes of the quartic as ηλ passes 2.
+    """Attractors and branches of the quartic as ηλ passes 2.
 
     Attributes:
         minimum: the branch of x = 0.
-        doubled: that of the orbit of period 2 that begins at the flip.
+        doubled: the branch of the orbit of period 2 that begins at the flip.
         orbits: where iterates end up.
     """
 
@@ -80,7 +80,7 @@ def diagram(c: float) -> Diagram:
 
 
 def ramp(seed: int = 0) -> np.ndarray:
-    """The states x while ηλ rises as `RAMP`, with c = 1, from 0 and with the noise of rounding."""
+    """The states x while ηλ rises as `RAMP`, with c = 1, starting at 0, with noise of rounding."""
     noise = NOISE * np.random.default_rng(seed).normal(size=len(RAMP))
     x, found = 0.0, np.empty(len(RAMP))
     for step, (step_size, added) in enumerate(zip(RAMP, noise, strict=True)):
@@ -90,7 +90,7 @@ def ramp(seed: int = 0) -> np.ndarray:
 
 
 def ramp_events() -> tuple[int, int]:
-    """First step of the ramp above 2, and the one at which half of all runs are seen."""
+    """First step of the ramp above 2, and the step at which half of all runs are visible."""
     onset = predicted_onset(np.abs(1 - RAMP), NOISE, np.full(len(RAMP), VISIBLE))
     assert onset is not None
     return int(np.argmax(RAMP > 2)), onset
@@ -102,10 +102,10 @@ def valley(
     """Gradient descent with η = 1 on ½yx² − (force)·y, from y = 2.
 
     Args:
-        steps: how many.
-        force: with which y, the curvature along x at the centre x = 0, is driven upwards.
+        steps: number of steps.
+        force: constant force that drives y, the curvature along x at the centre x = 0, upwards.
         start: x at the first step.
-        noise: standard deviation of what each step adds to x.
+        noise: standard deviation of the noise that each step adds to x.
 
     Returns:
         x and y at each step.
@@ -119,7 +119,7 @@ def valley(
 
 
 class Pulse(NamedTuple):
-    """Two classes that cannot be told apart, by a network of two weights.
+    """A network of two weights on two indistinguishable classes.
 
     Attributes:
         weights: (steps, 2) Γ of either class.
@@ -147,15 +147,15 @@ def pulse(
 ) -> Pulse:
     """Gradient descent on ½[Γ₁ ln(1 + e^(−wv)) + Γ₂ ln(1 + e^(wv))], from the middle of a pulse.
 
-    It starts at the bottom, where σ(wv) = Γ₁/2, but for the rounding of v.
+    It starts at the bottom, where σ(wv) = Γ₁/2, except for the rounding of v.
 
     Args:
         rate: η.
         amplitude: A.
         period: T.
         outer: w at the start.
-        trained: whether w is trained, or stays.
-        pulses: after the start.
+        trained: whether w is trained, or held.
+        pulses: number of pulses after the start.
     """
     steps = period // 2 + np.arange(int(pulses * period))
     weights = np.asarray(jax.vmap(Triangle(2, amplitude, period))(jnp.asarray(steps)), float)
@@ -173,7 +173,7 @@ def pulse(
 
 
 def draw_cobweb() -> Figure:
-    """Four values of ηλ: x against the x before it."""
+    """Four values of ηλ: x against its previous value."""
     figure = style.new_figure(7.0, 2.3)
     map_, line = parabola(), np.array([-1.3, 1.3])
     panels: Any = figure.subplots(1, 4, sharey=True)
@@ -193,7 +193,7 @@ def draw_cobweb() -> Figure:
 
 
 def _draw_branch(ax: Axes, branch: Branch, colour: str, name: str) -> None:
-    """All points of its cycles, solid where it is stable and dashed where not."""
+    """All points of a branch's cycles, solid where it is stable and dashed elsewhere."""
     for values in branch.points[:, :, 0].T:
         for stable, dash in ((True, "-"), (False, "--")):
             shown = np.where(branch.stable == stable, values, np.nan)
@@ -239,7 +239,7 @@ def _draw_sweep(
 
 
 def draw_sweep() -> Figure:
-    """The ramp from outside, and the valley that answers."""
+    """The external ramp, and the valley with feedback."""
     figure = style.new_figure(7.0, 4.2)
     panels: Any = figure.subplots(3, 2, sharex="col")
     crossing, onset = ramp_events()
@@ -290,7 +290,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "burst-sweep": draw_sweep,
     "burst-pulse": draw_pulse,
 }
-"""What draws each figure of the page, by its name in the folder of the concepts."""
+"""Functions that draw the figures of the page, by name in docs/concepts."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Docstrings and shapes as they are written for Python, made ready for the reference pages."""
+"""Prepares docstrings and shapes, as written for Python, for the reference pages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _EXAMPLE = re.compile(r"^>>> .*(?:\n(?!$).*)*", re.MULTILINE)
 class Markdown(griffe.Extension):
     """Docstrings with examples as blocks of code; shapes without their leading blank.
 
-    The blank is there because linters take a single word in a string for a name.
+    The blank is needed because linters take a single word in a string for a name.
     """
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
@@ -43,7 +43,7 @@ def trimmed(part: Any) -> Any:
 
 
 def ready(docstring: str) -> str:
-    """The docstring with examples as blocks of code, directives of doctest left out."""
+    """The docstring with examples as blocks of code, without doctest directives."""
     parts, end = [], 0
     for example in _EXAMPLE.finditer(docstring):
         parts.append(_escaped(docstring[end : example.start()]))

@@ -1,6 +1,6 @@
-"""Draws the figures in docs/figures again: `make figures`. Takes some ten minutes on two cores.
+"""Redraws the figures in docs/figures: `make figures`. Takes some ten minutes on two cores.
 
-The gallery of the documentation is made of the same table, so it shows what these commands draw.
+The gallery of the documentation uses the same table, so it shows what these commands draw.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ model.seed = {from = 0, to = 1}
 [measures]
 sharpness = true
 """
-"""What stands in study.toml."""
+"""Content of study.toml."""
 
 
 class Figure(NamedTuple):
     """A figure of the pages.
 
     Attributes:
-        kept: its name in the folder.
+        kept: its name in docs/figures.
         drawn: its name where the commands run.
-        commands: that lead to it.
+        commands: the commands that draw it.
         about: what it shows.
     """
 
@@ -80,7 +80,7 @@ FIGURES = (
         "kernels",
         "headline.kernels",
         (_HEADLINE, _SPECTRUM),
-        "The NTK along the run beside its limit at infinite width",
+        "The NTK along the run, and its limit at infinite width",
     ),
     Figure(
         "paper",
@@ -104,7 +104,7 @@ FIGURES = (
         "flow",
         "tanh.flow",
         (_TANH, _FLOW),
-        "The central flow and other theories beside an oscillation, and where they may be applied",
+        "The central flow and other theories compared with an oscillation, and where they apply",
     ),
     Figure(
         "phase-diagram",
@@ -117,7 +117,7 @@ FIGURES = (
 COMMANDS = tuple(dict.fromkeys(command for figure in FIGURES for command in figure.commands))
 
 LARGEST = 500_000
-"""Bytes of a file; larger ones get a palette of 256 colours."""
+"""Largest size of a file in bytes; larger ones are reduced to a palette of 256 colours."""
 
 
 def shrink(content: bytes) -> bytes:
@@ -143,7 +143,7 @@ def gallery() -> str:
 
 
 def main() -> None:
-    """Runs the commands in a folder of their own, then replaces the figures."""
+    """Runs the commands in a temporary folder, then replaces the figures."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "study.toml").write_text(STUDY)
         for command in COMMANDS:

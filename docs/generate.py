@@ -1,14 +1,14 @@
-"""What MkDocs does for this site beside rendering: reference pages, and a place to run examples.
+"""MkDocs hooks of this site: they generate reference pages, and provide a folder for examples.
 
-Comments in a page are replaced by what the program says of itself, so that it cannot drift:
+Comments in a page are replaced by what the program says about itself, so that it stays true:
 `<!-- help: train -->` by the help of a command, `<!-- analyses -->` by that of the commands of all
 analyses with what they print as JSON, `<!-- results -->` by what their result files hold,
 `<!-- schemas -->` by the JSON schemas of what is printed, `<!-- gallery -->` by the figures that
-draw.py draws, `<!-- notebook: fig4 -->` by a notebook with what its cells printed,
+draw.py draws, `<!-- notebook: fig4 -->` by a notebook with the output of its cells,
 `<!-- configuration: RunConfig -->` by the keys of a configuration, `<!-- presets -->` by the
 presets, and `<!-- choices: linalg.eigensolver.Which -->` by the values of types of the analysis.
-Examples are executed in an empty folder, which the pages of one build share. Pages that are
-programs are made whole: `MADE`.
+Examples are executed in an empty folder, which the pages of one build share. Pages without a
+Markdown source are generated whole: `MADE`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from dlf_dynamics.jsontypes import document
 from dlf_dynamics.labels import axis_names, descriptions, units_of
 
 WIDTH = 100
-"""Columns in which the help is printed; in many more it is set in two columns."""
+"""Width of the printed help in characters; much wider, tyro sets it in two columns."""
 
 _MARKER = re.compile(
     r"^<!-- (help|configuration|presets|choices|analyses|results|schemas|gallery|notebook)"
@@ -54,7 +54,7 @@ _path = ""
 
 
 def on_startup(**_: Any) -> None:
-    """Lets executed commands find the program, and small problems be computed on one thread."""
+    """Makes executed commands find the program, and small problems use one thread."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ.setdefault("NPROC", "1")
 
@@ -66,12 +66,12 @@ def on_pre_build(**_: Any) -> None:
 
 
 def on_post_build(**_: Any) -> None:
-    """Deletes it."""
+    """Deletes the folder."""
     _folder.close()
 
 
 def on_files(files: Any, config: Any, **_: Any) -> Any:
-    """Adds the pages that are made here."""
+    """Adds the pages that are generated here."""
     from mkdocs.structure.files import File
 
     for path, made in MADE.items():
@@ -80,7 +80,7 @@ def on_files(files: Any, config: Any, **_: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Fills the page in, and goes to the folder if it has code that is to be executed."""
+    """Fills the page in, and changes to the folder if it has code to execute."""
     if 'exec="on"' in markdown:
         _inside.enter_context(contextlib.chdir(_path))
     return _MARKER.sub(lambda found: GENERATORS[found[1]](found[2]), markdown)
@@ -118,7 +118,7 @@ def help_text(command: str) -> str:
 
 
 def parse_groups(text: str) -> dict[str, list[tuple[str, str]]]:
-    """Options with their meaning by the title of their group; line breaks are taken out.
+    """Options with their meaning by the title of their group, without line breaks.
 
     Raises:
         ValueError: when there is no option.
@@ -131,8 +131,8 @@ def parse_groups(text: str) -> dict[str, list[tuple[str, str]]]:
 
 
 def _entries(rows: str) -> list[tuple[str, str]]:
-    """Names stand at the margin, and what they mean beside or below them."""
-    # What stands above a line describes the group.
+    """Names begin at the margin, with their meanings beside or below them."""
+    # Text above the line describes the group.
     lines = re.split(r"^  -+ *$", rows, flags=re.MULTILINE)[-1].splitlines()
     entries: list[tuple[str, str]] = []
     for line in (line[2:].rstrip() for line in lines if line.strip()):
@@ -161,7 +161,7 @@ def configuration(name: str) -> str:
 
 
 def presets(_: str | None = None) -> str:
-    """What each preset changes of the defaults."""
+    """The keys by which each preset differs from the defaults."""
     rows = ["| preset | keys that differ from the defaults |", "| --- | --- |"]
     plain = dict(flat(config.RunConfig()))
     for name, preset in PRESETS.items():
@@ -171,7 +171,7 @@ def presets(_: str | None = None) -> str:
 
 
 def choices(names: str) -> str:
-    """What values of some types of the analysis may be, a row each."""
+    """Allowed values of some types of the analysis, a row each."""
     rows = ["| type | values |", "| --- | --- |"]
     for name in names.split():
         module, _, kind = name.rpartition(".")
@@ -186,7 +186,8 @@ def analyses(_: str | None = None) -> str:
     for name in registry.ANALYSES:
         parts += [f"## dlf-dynamics {name}", "", command_help(name), "`--json` prints:", ""]
         parts += ["| key | content |", "| --- | --- |"]
-        parts += [f"| `{key}` | {told} |" for key, told in analysis_named(name).keys.items()]
+        keys = analysis_named(name).schema()["properties"]
+        parts += [f"| `{key}` | {told['description']} |" for key, told in keys.items()]
         parts.append("")
     return "\n".join(parts)
 
@@ -195,7 +196,7 @@ def results(_: str | None = None) -> str:
     """The datasets of the result file of each analysis, a row each."""
     parts = []
     for name in registry.ANALYSES:
-        found = analysis_named(name).result_type()
+        found = analysis_named(name).implementation().result
         parts += [
             f"### Result of {name}",
             "",
@@ -211,7 +212,7 @@ def results(_: str | None = None) -> str:
 
 
 def schemas(_: str | None = None) -> str:
-    """The JSON schema of what each command prints with `--json`, folded."""
+    """The JSON schema of each command's `--json` output, folded."""
     found = [analysis_named(name).schema() for name in registry.ANALYSES]
     found += [
         document(kind, f"dlf-dynamics info --json of a {name}") for name, kind in INFO.items()
@@ -227,7 +228,7 @@ def notebook(name: str) -> str:
     """Text, code and output of a notebook of the repository, with its pictures inside."""
     path = Path(__file__).parents[1] / "notebooks" / f"{name}.ipynb"
     read = nbformat.read(path, as_version=4)
-    read.metadata.language_info = {"name": "python"}  # which no kernel wrote into it
+    read.metadata.language_info = {"name": "python"}  # not stored by the kernel
     text, resources = MarkdownExporter().from_notebook_node(read)
     for file, picture in resources["outputs"].items():
         data = base64.b64encode(picture).decode()
@@ -236,7 +237,7 @@ def notebook(name: str) -> str:
 
 
 def _datasets(kind: Any, group: str) -> Iterator[str]:
-    """A row for each array of a record, then those of the records in it."""
+    """A row for each array of a record, then the rows of its nested records."""
     told, later = {name: text.replace("|", "\\|") for name, text in descriptions(kind).items()}, []
     for name, hint in codec.hints(kind).items():
         member, path = codec.member_type(hint), f"{group}{name}"
@@ -268,7 +269,7 @@ GENERATORS = {
 
 
 def _gallery() -> str:
-    """Figures with their commands, by the script that draws them."""
+    """Figures with their commands, from the script that draws them."""
     return _beside("draw").gallery()
 
 
@@ -296,7 +297,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _escaped(text: str) -> str:
-    """Options as code, and nothing outside of code that Markdown would take for markup."""
+    """Options as code, with Markdown markup escaped elsewhere."""
     parts = re.split(r"(`[^`]*`)", text)
     parts[::2] = [re.sub(r"([<>*_\[\]|])", r"\\\1", part) for part in parts[::2]]
     parts[::2] = [re.sub(r"(?<![\w-])--\w[\w.-]*\w", r"`\g<0>`", part) for part in parts[::2]]

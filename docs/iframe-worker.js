@@ -1,5 +1,5 @@
-// Lets the search of this site work from the disk: browsers start no worker from file://, so the script of
-// one runs in a hidden frame in its place. On a server nothing changes.
+// Makes the search of this site work from the disk: browsers start no worker from file://, so the worker's
+// script runs in a hidden frame instead. On a server nothing changes.
 (() => {
   if (location.protocol !== "file:") return;
 
@@ -11,7 +11,7 @@
       this._frame.hidden = true;
       document.body.append(this._frame);
       const inside = this._frame.contentWindow;
-      // What a worker has and a frame has not, or has otherwise.
+      // What a worker has and a frame lacks, or has in another form.
       inside.postMessage = (data) => this._tell(new MessageEvent("message", { data }));
       inside.importScripts = (...urls) => urls.reduce(
         (before, each) => before.then(() => this._load(each)), Promise.resolve());

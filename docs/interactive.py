@@ -1,6 +1,6 @@
-"""The last model of `burst.py` as a page to play with, on which the browser computes everything.
+"""The last model of `burst.py` as an interactive page, computed in the browser.
 
-Bokeh draws; its script stands in the page, as in reports, so that nothing is fetched.
+Bokeh draws it; its script is part of the page, as in reports, so that nothing is fetched.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ PANELS = {
 """Limits, whether logarithmic, and columns with their colours, for each panel."""
 
 BLUE = "#2A8FD0"
-"""Seen on white and on black."""
+"""Visible on white and on black."""
 
 
 def page() -> str:
-    """The page as HTML; its numbers come when it is opened."""
+    """The page as HTML; its numbers are computed when it is opened."""
     columns = [name for _, _, drawn in PANELS.values() for name in drawn]
     source = ColumnDataSource({name: [] for name in ["phase", *columns]}, name="steps")
     x_range, document = Range1d(start=0.5, end=3.5), Document()
     for limits, logarithmic, drawn in PANELS.values():
         plot: Any = frame(190, x_range, limits, logarithmic=(False, logarithmic))
-        plot.min_border_left = 56  # so that the panels begin at one place
+        plot.min_border_left = 56  # aligns the left edges of the panels
         for name, colour in drawn.items():
             if name == "output":
                 plot.scatter("phase", name, source=source, color=BLUE, size=2)

@@ -19,10 +19,10 @@
 # notebook draws how its fixed points and cycles depend on the learning rate, for a double well, for
 # a small network, and for the Hénon map, on which the tools can be checked by hand.
 #
-# Branches are followed by continuation, through what is stable and what is not; lines are solid
-# where all multipliers are inside the unit circle, dashed where not. Orbits behind them were
-# iterated, with the parameter swept up (grey) and down again (blue): they see only what is stable,
-# and differ where two attractors are there at once.
+# Branches are followed by continuation, whether stable or unstable; lines are solid
+# where all multipliers are inside the unit circle, otherwise dashed. The orbits behind them were
+# iterated, with the parameter swept up (grey) and down again (blue): they show only stable states,
+# and differ where two attractors coexist.
 
 # %%
 # %matplotlib inline
@@ -54,7 +54,7 @@ SWEEP = {"transient": 1000, "recorded": 64, "kick": 1e-9}
 # L(x) = (x² − 1)²/4 has curvature 2 in its minima. The minimum at 1 flips at a learning rate of
 # 2/2 = 1; the cycle of period 2 that is born there flips at √5 − 1 = 1.23607, and so on, to an
 # accumulation at 1.3023. At 3√3/2 − 1 = 1.598 the attractor leaves its well: from there on the
-# sweep up visits both. The sweep down comes back into the other well, and stays there.
+# sweep up visits both. The sweep down returns to the other well, and stays there.
 
 # %%
 well = Map(lambda x, rate: x - rate * x * (x**2 - 1))
@@ -76,8 +76,8 @@ assert abs(flips[1].parameter - (5**0.5 - 1)) < 1e-9
 #
 # Where the flip coefficient is negative, the cycle of period 2 is born unstable, on the side where
 # the fixed point is still stable, and turns at a limit point (LP). Between the two, rest and
-# oscillation are both stable: the sweeps differ. This is the normal form −(1 + p) x − x³ + x⁵; the
-# limit point is at p = −1/4.
+# oscillation are both stable: the sweeps differ. The example is the normal form
+# −(1 + p) x − x³ + x⁵; its limit point is at p = −1/4.
 
 # %%
 jump = Map(lambda x, p: -(1 + p) * x - x**3 + x**5)
@@ -120,7 +120,7 @@ assert found >= {-0.1225, 0.3675, 0.9125}
 #
 # Nine parameters: three tanh units and a linear output learn sin 2x at eight points, by full-batch
 # gradient descent on the mean squared error with weight decay, without which minima would not be
-# isolated. What is drawn is the output at x = 1. The flip is where the learning rate is 2 over the
+# isolated. The figure shows the output at x = 1. The flip is where the learning rate is 2 over the
 # sharpness of the minimum.
 
 # %%

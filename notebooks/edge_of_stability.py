@@ -15,8 +15,8 @@
 # # The edge of stability on your own data
 #
 # Full-batch gradient descent raises the sharpness, the largest eigenvalue of the Hessian, until it
-# reaches 2/η, and then keeps it there (Cohen et al. 2021, arXiv 2103.00065). Put your data in
-# place of the ones made up here, and see whether and when your network does.
+# reaches 2/η, and then keeps it there (Cohen et al. 2021, arXiv 2103.00065). Replace the synthetic
+# data by your own to see whether and when your network does.
 
 # %%
 # %matplotlib inline
@@ -41,7 +41,7 @@ folder = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## Data
 #
-# An `.npz` file with `inputs` and integer `labels`, and the same of examples to validate with.
+# An `.npz` file with `inputs` and integer `labels`, and the same for validation examples.
 
 # %%
 generator = np.random.default_rng(0)
@@ -68,7 +68,7 @@ np.savez(
 # %% [markdown]
 # ## Training
 #
-# With the squared error the sharpness stays; with cross entropy it falls again in the end.
+# With the squared error the sharpness stays there; with cross entropy it eventually falls again.
 
 # %%
 config = RunConfig(

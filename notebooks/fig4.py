@@ -12,16 +12,16 @@
 # ---
 
 # %% [markdown]
-# # Bifurcations in a dynamical loss: Figure 4, retold
+# # Bifurcations in a dynamical loss: Figure 4 reproduced
 #
-# Ruiz-Garcia, Zhang, Schoenholz and Liu (ICML 2021, arXiv 2102.03793) let the classes of a
-# classification problem take turns: the weight of one class in the loss rises and falls, then that
-# of the next. Gradient descent on such a loss comes to its stability threshold again and again, and
+# Ruiz-Garcia, Zhang, Schoenholz and Liu (ICML 2021, arXiv 2102.03793) emphasise the classes of a
+# classification problem in turn: the weight of one class in the loss rises and falls, then that
+# of the next. Gradient descent on such a loss reaches its stability threshold again and again, and
 # oscillates there: with period 2, in places with 4 or 8, and for much of the time irregularly. On
 # this network the oscillation does not wait for the threshold: in the first six bursts it begins
-# hundreds of steps before the curvature crosses. This notebook trains their headline run, and
-# computes what their updated program leaves out: Hessian and NTK spectra along it. What was
-# published stands beside ours in `docs/reproduction/fig4.md`.
+# hundreds of steps before the curvature crosses it. This notebook trains their headline run, and
+# computes what their updated program leaves out: Hessian and NTK spectra along it.
+# `docs/reproduction/fig4.md` compares our numbers with the published ones.
 
 # %%
 # %matplotlib inline
@@ -53,7 +53,7 @@ folder = Path(tempfile.mkdtemp())
 #
 #     F(θ, t) = (1/N) Σ_n Γ_{y_n}(t) ℓ(f(x_n; θ), y_n)
 #
-# The weight of the emphasised class climbs to A = 70, before the weights are scaled, and falls
+# The weight of the emphasised class rises to A = 70, before the weights are normalised, and falls
 # again within T = 5000 steps; a network of one hidden layer learns a spiral of three arms.
 
 # %%
@@ -64,9 +64,9 @@ print(f"{run.status}: {run.steps[-1]} updates, {len(run.checkpoint_steps)} check
 # %% [markdown]
 # ## Spectra, threshold, crossings
 #
-# Every 25 steps, the largest Hessian eigenvalue of the loss of *that* step, with its interval, and
-# the NTK of the first 50 examples. Gradient descent with learning rate η is unstable where
-# λ_max > 2/η, here 2.
+# Every 25 steps, we compute the largest Hessian eigenvalue of the loss of *that* step, with its
+# interval, and the NTK of the first 50 examples. Gradient descent with learning rate η is unstable
+# where λ_max > 2/η, here 2.
 
 # %%
 spectrum = compute_spectrum(run, SpectrumConfig(every=1 if STEPS > 20_000 else 4))
@@ -74,7 +74,7 @@ plots.run_figure(run, spectrum)
 
 # %% [markdown]
 # Each eigenvalue has a residual from a fresh product, and an upper bound from a random chain, which
-# fails with a probability of one in a million. What is not certified so would be counted here.
+# fails with a probability of one in a million. Values without such a certificate are counted here.
 
 # %%
 hessian = spectrum.hessian
@@ -86,7 +86,7 @@ print(f"not converged: {spectrum.not_converged} of {len(hessian.steps)} checkpoi
 # ## Crossing is not onset
 #
 # On a ReLU network the oscillation does not wait for the threshold: units switch from step to
-# step, and at each switch the slope jumps, which no Hessian contains. So crossings and
+# step, and at each switch the gradient jumps, which no Hessian contains. So crossings and
 # oscillations are separate facts, and the lag between them can be negative.
 
 # %%
@@ -108,8 +108,8 @@ plots.bifurcation_figure(run, spectrum)
 # %% [markdown]
 # ## Curvature depends on the parity of the step
 #
-# On an orbit of period 2 the two ends have different curvature, and checkpoints at even steps see
-# only one of them. The centre ¼θ_(t-1) + ½θ_t + ¼θ_(t+1) averages the oscillation away.
+# On an orbit of period 2 the two ends have different curvature, and checkpoints at even steps show
+# only one of them. The centre ¼θ_(t-1) + ½θ_t + ¼θ_(t+1) averages the oscillation out.
 
 # %%
 last = min(STEPS, 10_000)

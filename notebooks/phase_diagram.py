@@ -16,8 +16,8 @@
 #
 # Ruiz-Garcia, Zhang, Schoenholz and Liu (ICML 2021, arXiv 2102.03793) asked at which amplitudes A
 # and periods T a dynamical loss function trains a network better than the static one. This
-# notebook does a small study of that kind on their spiral: a grid of A and T, a few seeds,
-# accuracy on fresh points from the same distribution, and what it costs in instabilities.
+# notebook runs a small study of that kind on their spiral: a grid of A and T, a few seeds, the
+# accuracy on fresh points from the same distribution, and the instabilities on the way.
 
 # %%
 # %matplotlib inline
@@ -48,8 +48,8 @@ folder = Path(tempfile.mkdtemp())
 # ## The study
 #
 # All runs share a base, here the published network; axes are keys of the configuration, written as
-# in a TOML file. The last tenth of each run is static, so that accuracies are not those of the
-# moment at which one class weighs most.
+# in a TOML file. The last tenth of each run is static, so that accuracies are not measured while
+# one class weighs most.
 
 # %%
 base = PRESETS["published-updated"]
@@ -74,7 +74,7 @@ print(f"{len(study)} runs, {results.statuses.count('complete')} complete")
 # %% [markdown]
 # ## Accuracy on fresh points
 #
-# The static loss is a row of its own. Its runs do not depend on the period; each counts once.
+# The static loss has a separate row. Its runs do not depend on the period; each counts once.
 
 # %%
 diagram = phase_diagram(results, "validation_accuracy")
@@ -91,8 +91,8 @@ print(
 # %% [markdown]
 # ## What the network goes through
 #
-# Slow strong oscillations carry the network across the stability threshold again and again. Windows
-# in which successive updates point against each other are counted:
+# Slow strong oscillations of the loss carry the network across the stability threshold again and
+# again. The number of windows in which successive updates point against each other:
 
 # %%
 draw_phase_diagram(phase_diagram(results, "instabilities"))

@@ -1,4 +1,4 @@
-"""A small convolutional network on CIFAR-10: an .npz file with `x_train` to 255, and `y_train`.
+"""A small convolutional network on CIFAR-10: an .npz file with `x_train`, 0 to 255, and `y_train`.
 
 python docs/examples/cifar_conv.py cifar10.npz
 export CIFAR10=cifar10.npz
@@ -21,7 +21,7 @@ from dlf_dynamics.losses import cross_entropy
 
 
 class Network(nn.Module):
-    """Two convolutions and a layer, all smooth."""
+    """Two convolutions and a dense layer, all smooth."""
 
     @nn.compact
     def __call__(self, x):
@@ -32,7 +32,7 @@ class Network(nn.Module):
 
 
 def setup(data=None, examples=500):
-    """Problem, optimizer and first parameters, in float32."""
+    """Problem, optimizer and initial parameters, in float32."""
     with np.load(data or os.environ["CIFAR10"]) as file:
         images = jnp.asarray(file["x_train"][:examples] / 127.5 - 1, jnp.float32)
         labels = jnp.asarray(file["y_train"][:examples], jnp.int32)
@@ -42,7 +42,7 @@ def setup(data=None, examples=500):
 
 
 def main(path="cifar_conv.h5", steps=200, data=None, examples=500):
-    """Trains on the full batch, and tells how stable it is where it ends."""
+    """Trains on the full batch, and prints the stability at the end."""
     problem, optimizer, params = setup(data, examples)
     opt_state = optimizer.init(params)
     loss_and_gradient = jax.jit(jax.value_and_grad(Problem.objective, argnums=1))

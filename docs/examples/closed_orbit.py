@@ -34,7 +34,7 @@ def apply(params, inputs):
 
 
 def setup(rate=BEFORE, amplitude=5.0):
-    """Points that overlap, so that the loss has a minimum for any class weights."""
+    """Overlapping points, so that the loss has a minimum for any class weights."""
     data = load_dataset(DataConfig("blobs", points_per_class=10, noise=1.0))
     weights = ClassWeights(Triangle(CLASSES, amplitude, PULSE))
     inputs, labels = jnp.asarray(data.inputs, float), jnp.asarray(data.labels)
@@ -44,7 +44,7 @@ def setup(rate=BEFORE, amplitude=5.0):
 
 
 def cycle_map(amplitude=5.0):
-    """One cycle of pulses of gradient descent, as a map whose parameter is the learning rate."""
+    """Gradient descent over one cycle of pulses, as a map whose parameter is the learning rate."""
     problem, _, params = setup(amplitude=amplitude)
     unravel = ravel_pytree(params)[1]
 
@@ -61,7 +61,7 @@ def cycle_map(amplitude=5.0):
 
 
 def record(path, start, rate, steps=CYCLE):
-    """A run of plain gradient descent from some parameters, recorded; as `open_run` gives it."""
+    """A recorded run of plain gradient descent from given parameters, as returned by `open_run`."""
     problem, optimizer, params = setup(rate)
     params = ravel_pytree(params)[1](jnp.asarray(start))
     state = optimizer.init(params)
@@ -79,7 +79,7 @@ def record(path, start, rate, steps=CYCLE):
 
 
 def distances(map_, orbit, rate, size, cycles=8):
-    """How far a start beside the orbit is from it after each cycle."""
+    """Distance from the orbit after each cycle, for a start close to it."""
     after = jax.jit(map_)
     point = orbit + size * np.ones(len(orbit)) / np.sqrt(len(orbit))
     found = [point]
@@ -89,7 +89,7 @@ def distances(map_, orbit, rate, size, cycles=8):
 
 
 def orbits(map_, rates=RATES):
-    """The orbit that closes over one cycle, at each learning rate: Newton's method finds it."""
+    """The orbit that closes over one cycle, at each learning rate, found by Newton's method."""
     guess = np.asarray(map_.iterate(jnp.zeros(3 * CLASSES), rates[0], 300))
     found = []
     for rate in rates:
@@ -101,7 +101,7 @@ def orbits(map_, rates=RATES):
 
 
 def main(figure=None, rates=RATES):
-    """Learning rate, the map of the cycle, and by how much iteration itself moves perturbations."""
+    """Learning rate, the map of the cycle, and the distances of iterated perturbations."""
     map_, rows = cycle_map(), []
     with tempfile.TemporaryDirectory() as folder:
         for rate, orbit in zip(rates, orbits(map_, rates), strict=True):

@@ -1,4 +1,4 @@
-"""An Equinox network, trained as in Equinox: recorded, then judged.
+"""An Equinox network in an Equinox training loop: recorded, then analysed.
 
 python docs/examples/equinox_mlp.py
 dlf-dynamics spectrum equinox_mlp.h5 --problem docs/examples/equinox_mlp.py:setup
@@ -23,7 +23,7 @@ MODEL = eqx.nn.MLP(64, 10, 32, 2, activation=jnp.tanh, key=jax.random.key(0))
 
 
 def setup():
-    """Problem, optimizer and first parameters: the arrays of the model."""
+    """Problem, optimizer and initial parameters: the arrays of the model."""
     apply, params = from_equinox(MODEL)
     return Problem(apply, squared_error, IMAGES, LABELS), OPTIMIZER, params
 
@@ -41,7 +41,7 @@ def update(model, opt_state):
 
 
 def main(path="equinox_mlp.h5", steps=500):
-    """Trains, and tells whether it is stable where it ends."""
+    """Trains, and prints whether the network is stable at the end."""
     model, (problem, optimizer, params) = MODEL, setup()
     opt_state = optimizer.init(params)
     with Recorder(path, problem, optimizer=optimizer, every=10, overwrite=True) as run:

@@ -1,4 +1,4 @@
-"""A Flax network in a custom training loop: recorded, then judged.
+"""A Flax network in a custom training loop: recorded, then analysed.
 
 python docs/examples/flax_mlp.py
 dlf-dynamics spectrum flax_mlp.h5 --problem docs/examples/flax_mlp.py:setup
@@ -19,7 +19,7 @@ jax.config.update("jax_enable_x64", True)
 
 
 class Network(nn.Module):
-    """64-32-32-10; what has dropout is adapted by from_linen(..., train=False)."""
+    """64-32-32-10; adapt a network with dropout by from_linen(..., train=False)."""
 
     @nn.compact
     def __call__(self, inputs):
@@ -30,7 +30,7 @@ class Network(nn.Module):
 
 
 def setup():
-    """Problem, optimizer and first parameters."""
+    """Problem, optimizer and initial parameters."""
     images, labels = jnp.asarray(digits().inputs[:200]), jnp.asarray(digits().labels[:200])
     network = Network()
     apply, params = from_linen(network, jax.jit(network.init)(jax.random.key(0), images))
@@ -38,7 +38,7 @@ def setup():
 
 
 def main(path="flax_mlp.h5", steps=500):
-    """Trains by gradient descent, and tells whether it is stable where it ends."""
+    """Trains by gradient descent, and prints whether the network is stable at the end."""
     problem, optimizer, params = setup()
     opt_state = optimizer.init(params)
     loss_and_gradient = jax.jit(jax.value_and_grad(Problem.objective, argnums=1))

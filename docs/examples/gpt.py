@@ -21,7 +21,7 @@ SIZE = {"vocabulary": 61, "layers": 6, "width": 384, "heads": 6}
 
 
 def gpt(vocabulary, context, layers, width, heads):
-    """Functions that make parameters of a key, and outputs of parameters and tokens."""
+    """Functions that make parameters from a key, and outputs from parameters and tokens."""
 
     def init(key):
         shapes = {"token": (vocabulary, width), "position": (context, width)}
@@ -33,7 +33,7 @@ def gpt(vocabulary, context, layers, width, heads):
         norms = {"attention": jnp.ones((layers, width)), "layer": jnp.ones((layers, width))}
         return params | norms | {"end": jnp.ones(width)}
 
-    @jax.checkpoint  # of a block only what goes in is kept, and the rest is computed again
+    @jax.checkpoint  # keeps only the input of each block, and recomputes the rest
     def block(x, p):
         parted = (*x.shape[:2], 3, heads, width // heads)
         query, key, value = jnp.moveaxis(
@@ -61,7 +61,7 @@ def normed(x, scale):
 
 
 def windows(starts, context):
-    """Letters of the text from some places on, and for each the one that follows."""
+    """Letters of the text from given positions on, and the letter that follows each."""
     text = resources.files("dlf_dynamics.data").joinpath("sonnets.txt").read_text("utf-8")
     codes = np.searchsorted(sorted(set(text)), list(text))
     starts = starts % (len(text) - context)
@@ -70,7 +70,7 @@ def windows(starts, context):
 
 
 def setup(examples=8, context=64, size=SIZE):
-    """Problem, with examples spread over the text, no optimizer, and first parameters."""
+    """Problem, with examples spread over the text, no optimizer, and initial parameters."""
     init, apply = gpt(context=context, **size)
     data = windows(np.arange(examples) * 10_007, context)
     problem = Problem(apply, MeanOverPositions(cross_entropy), *data)

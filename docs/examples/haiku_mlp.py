@@ -1,4 +1,4 @@
-"""A Haiku network whose loss emphasises one class after the other: recorded, then judged.
+"""A Haiku network whose loss emphasises one class after the other: recorded, then analysed.
 
 python docs/examples/haiku_mlp.py
 dlf-dynamics spectrum haiku_mlp.h5 --problem docs/examples/haiku_mlp.py:setup
@@ -25,7 +25,7 @@ def network(images):
 
 
 def setup():
-    """Problem, optimizer and first parameters."""
+    """Problem, optimizer and initial parameters."""
     images, labels = jnp.asarray(digits().inputs[:500]), jnp.asarray(digits().labels[:500])
     transformed = hk.transform(network)
     apply, params = from_haiku(transformed, jax.jit(transformed.init)(jax.random.key(0), images))
@@ -34,7 +34,7 @@ def setup():
 
 
 def main(path="haiku_mlp.h5", steps=500):
-    """Trains, and looks at the curvature of the weighted loss now and then."""
+    """Trains, and prints the curvature of the weighted loss at intervals."""
     problem, optimizer, params = setup()
     opt_state = optimizer.init(params)
     loss_and_gradient = jax.jit(jax.value_and_grad(Problem.objective, argnums=1))

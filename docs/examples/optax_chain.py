@@ -22,7 +22,7 @@ def apply(params, inputs):
 
 
 def setup():
-    """Problem, optimizer and first parameters."""
+    """Problem, optimizer and initial parameters."""
     images, labels = jnp.asarray(digits().inputs[:200]), jnp.asarray(digits().labels[:200])
     first, second = jax.random.split(jax.random.key(0))
     params = {
@@ -39,7 +39,7 @@ def setup():
 
 
 def main(path="optax_chain.h5", steps=500):
-    """Trains, and judges the stability now and then."""
+    """Trains, and prints the stability at intervals."""
     problem, optimizer, params = setup()
     opt_state, found = optimizer.init(params), []
     loss_and_gradient = jax.jit(jax.value_and_grad(Problem.objective, argnums=1))

@@ -3,8 +3,8 @@
     python docs/examples/relu_or_smooth.py
 
 Smooth networks settle where sharpness / threshold is 1, the edge of stability. With ReLU it stays
-below: the gradient jumps where a unit switches, of which the Hessian says nothing, and steps begin
-to alternate before.
+below: the gradient jumps where a unit switches, which the Hessian does not contain, and steps begin
+to alternate earlier.
 """
 
 import jax
@@ -23,7 +23,7 @@ ACTIVATIONS = ("relu", "softplus", "tanh")
 
 
 def setup(activation="relu"):
-    """Problem, optimizer and first parameters."""
+    """Problem, optimizer and initial parameters."""
     images, labels = jnp.asarray(digits().inputs[:200]), jnp.asarray(digits().labels[:200])
     network = FullyConnected((32, 32), activation, "glorot-normal")
     problem = Problem(network.apply, squared_error, images, labels)
@@ -31,7 +31,7 @@ def setup(activation="relu"):
 
 
 def main(path="relu_or_smooth.h5", steps=1200):
-    """Trains and records each, and prints sharpness over threshold along the way."""
+    """Trains and records each network, and prints sharpness over threshold along the way."""
     table = {}
     for activation in ACTIVATIONS:
         problem, optimizer, params = setup(activation)

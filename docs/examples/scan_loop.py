@@ -1,4 +1,4 @@
-"""Many updates in one compiled `lax.scan`: the states come back and are recorded between calls.
+"""Many updates in one compiled `lax.scan`, whose returned states are recorded between calls.
 
 python docs/examples/scan_loop.py
 dlf-dynamics spectrum scan_loop.h5 --problem docs/examples/scan_loop.py:setup
@@ -17,13 +17,13 @@ STRETCH = 20
 
 
 def apply(params, inputs):
-    """A network of two layers on one number."""
+    """A network of two layers with one input."""
     weight, bias, out = params
     return jnp.tanh(inputs[:, None] * weight + bias) @ out
 
 
 def setup():
-    """Regression on a sine: problem, optimizer and first parameters."""
+    """Regression on a sine: problem, optimizer and initial parameters."""
     inputs = jnp.linspace(-3, 3, 100)
     keys = jax.random.split(jax.random.key(0), 3)
     params = tuple(jax.random.normal(key, (20,)) for key in keys)
@@ -32,7 +32,7 @@ def setup():
 
 
 def main(path="scan_loop.h5", steps=2000):
-    """Trains in stretches of equal length, the steps being a multiple of it."""
+    """Trains in stretches of equal length, of which the number of steps is a multiple."""
     problem, optimizer, params = setup()
     opt_state = optimizer.init(params)
 

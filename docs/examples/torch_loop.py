@@ -1,4 +1,4 @@
-"""A PyTorch network in its own training loop: recorded, then judged.
+"""A PyTorch network in a PyTorch training loop: recorded, then analysed.
 
 python docs/examples/torch_loop.py
 dlf-dynamics spectrum torch_loop.h5 --problem docs/examples/torch_loop.py:setup
@@ -21,21 +21,21 @@ RATE = 0.09
 
 
 def network():
-    """64-16-10, with the weights that the training begins with."""
+    """64-16-10, with the initial weights."""
     torch.manual_seed(0)
     layers = torch.nn.Linear(64, 16), torch.nn.Tanh(), torch.nn.Linear(16, 10)
     return torch.nn.Sequential(*layers).double()
 
 
 def setup():
-    """Problem, optimizer and first parameters."""
+    """Problem, optimizer and initial parameters."""
     images, labels = jnp.asarray(digits().inputs[:100]), jnp.asarray(digits().labels[:100])
     apply, params = from_torch(network(), images)
     return Problem(apply, squared_error, images, labels), optax.sgd(RATE), params
 
 
 def main(path="torch_loop.h5", steps=500):
-    """Trains by PyTorch's gradient descent, and tells whether it is stable where it ends."""
+    """Trains by PyTorch's gradient descent, and prints whether the network is stable at the end."""
     problem, optimizer, params = setup()
     module, state = network(), optimizer.init(params)
     images, targets = torch.tensor(digits().inputs[:100]), torch.eye(10)[digits().labels[:100]]

@@ -1,4 +1,4 @@
-"""A small causal transformer learns a sentence by heart, character by character, with Adam.
+"""A small causal transformer memorises a sentence, character by character, with Adam.
 
 python docs/examples/transformer.py
 dlf-dynamics spectrum transformer.h5 --problem docs/examples/transformer.py:setup
@@ -22,7 +22,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, letters):
-        """A logit for each letter that may follow each letter."""
+        """Logits of the next letter after each letter."""
         places = nn.Embed(LENGTH, WIDTH)(jnp.arange(LENGTH))
         x = nn.Embed(len(LETTERS), WIDTH)(letters) + places
         causal = nn.make_causal_mask(letters)
@@ -32,17 +32,17 @@ class Transformer(nn.Module):
 
 
 def setup():
-    """Problem, optimizer and first parameters: windows of the text, and the letters that follow."""
+    """Problem (windows of the text, and the letters that follow), optimizer, initial parameters."""
     codes = [LETTERS.index(letter) for letter in TEXT]
     windows = jnp.array([codes[i : i + LENGTH + 1] for i in range(len(codes) - LENGTH)])
     network = Transformer()
     apply, params = from_linen(network, jax.jit(network.init)(jax.random.key(0), windows[:, :-1]))
-    criterion = optax.softmax_cross_entropy_with_integer_labels  # of each letter; summed
+    criterion = optax.softmax_cross_entropy_with_integer_labels  # the loss of each letter; summed
     return Problem(apply, criterion, windows[:, :-1], windows[:, 1:]), optax.adam(3e-3), params
 
 
 def main(path="transformer.h5", steps=300):
-    """Trains, and judges the stability of Adam's preconditioned Hessian."""
+    """Trains, and prints the stability of Adam's preconditioned Hessian."""
     problem, optimizer, params = setup()
     opt_state, update = optimizer.init(params), jax.jit(optimizer.update)
     loss_and_gradient = jax.jit(jax.value_and_grad(Problem.objective, argnums=1))
