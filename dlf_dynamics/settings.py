@@ -62,8 +62,7 @@ class SpectrumConfig:
     max_matvecs: int = 200
     """Largest number of products per checkpoint and point."""
     failure_probability: float = 1e-6
-    """Failure probability of each upper bound on the largest eigenvalue, at each checkpoint and
-    point."""
+    """Failure probability of each upper bound, at each checkpoint and point."""
     rank_tolerance: float = 0.03
     """How far above the computed eigenvalues a missed one may be, relative to the spread of the
     spectrum."""

@@ -587,7 +587,7 @@ def test_maps_and_the_plane_on_file_stay_where_they_are_not_asked_for_anew(bifur
     assert lines == ["kept of the result on file: 1 cycle map"]
     others = replace(one, config=replace(one.config, pulse_modes=1))
     kept, lines = with_kept(bifurcations, others)
-    assert kept == others
+    assert (kept.pulse_maps, kept.config) == (others.pulse_maps, others.config)
     assert lines[0].startswith("left out, as seed or pulse_modes are others now: 1 cycle map")
     drawn = replace(
         bifurcations, plane=object(), config=replace(bifurcations.config, plane="amplitude,period")
