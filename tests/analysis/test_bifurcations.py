@@ -163,7 +163,7 @@ def test_the_size_is_along_what_the_top_eigenvector_of_the_onset_has_become(burs
         np.testing.assert_allclose([d.sharpness for d in mine], values[:above], rtol=1e-6)
         vector = vectors[0]
         for step in range(event.onset + 1, t + 1):  # each step, where the program may leap
-            following = top(step)[1][:3]
+            following = top(step)[1][:6]
             match = (following @ vector) ** 2
             vector = (
                 following[np.argmax(match)] if np.max(match) > 0.5 else np.full(vector.size, np.nan)
