@@ -180,7 +180,7 @@ class _Column:
         """Tells the system that it need not keep the rows in memory.
 
         The first call for a row starts writing it to disk; a later call frees its memory for new
-        rows: on a virtual machine, fresh memory costs ten times as much time as writing does.
+        rows, as fresh memory on a virtual machine costs ten times as much time as writing.
         """
         if hasattr(os, "posix_fadvise"):  # not on macOS
             size = self._dtype.itemsize * self._row[0]

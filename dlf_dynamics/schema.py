@@ -312,8 +312,8 @@ _KINDS: dict[str, tuple[Any, ...]] = {
 def faults(file: h5py.File) -> Iterator[str]:
     """How the datasets of an open run file differ from the schema, a line each.
 
-    It compares presence, number of axes, type and the lengths of shared axes. Growing axes are left
-    out: in a file that is being written, some datasets may lack the last row.
+    It compares presence, number of axes, type and the lengths of shared axes. Growing axes are not
+    compared, since some datasets of a file that is being written may lack the last row.
     """
     try:
         expected = entries(file)

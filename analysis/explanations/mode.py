@@ -95,7 +95,8 @@ class Mode(NamedTuple):
         centre: ¼ θ_(t-1) + ½ θ_t + ¼ θ_(t+1).
         vector: direction in the parameters, of which the eigenvalue is the second derivative of the
             loss; a unit vector, but with a preconditioner.
-        curvature: that second derivative, by a separate pass; NaN without a vector.
+        curvature: second derivative of the loss along the vector, by a separate pass; NaN without
+            a vector.
         classes: parts of the curvature by class; none without labels of examples.
         layers: shares of the direction by parameters.
     """

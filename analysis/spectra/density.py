@@ -236,9 +236,9 @@ def evaluate(
     constant, or of constant width on an asinh axis that is linear up to `linear`, where the bulk at
     0 is resolved together with outliers.
 
-    The error is that of the probes alone. Structure finer than the Lanczos steps resolve is off by
-    more: with 40 steps on a network of 603 parameters, where `linear` is below a fortieth of the
-    largest eigenvalue.
+    The error is that of the probes alone. Structure finer than the Lanczos steps resolve has
+    larger errors: for 40 steps on a network of 603 parameters, where `linear` is below a fortieth
+    of the largest eigenvalue.
 
     Args:
         nodes: nodes of a `Density` or a `Quadrature`.

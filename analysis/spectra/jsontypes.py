@@ -115,8 +115,8 @@ class SpectrumDict(TypedDict):
         values_not_converged: how many of them did not converge
         not_converged: number of checkpoints at which any value did not converge
         centres: whether there are centres; false for unknown mini-batches
-        above: with `above`: the `fraction`, `incomplete_steps` at which values above it may be
-            missing, and `smallest_there`, the smallest value at these; else null
+        above: null without `above`; else the `fraction`, `incomplete_steps` at which values above
+            it may be missing, and `smallest_there`, the smallest value at these
         failed: steps at which the loss or its curvature is not finite
         unresolved: number of checkpoints on neither side of the threshold
         statuses: number of values by status

@@ -120,7 +120,7 @@ def require_confirmed(
 
     Args:
         optimizer: an optax transformation.
-        steps: at most 4 of the steps at which thresholds are wanted.
+        steps: up to 4 steps at which thresholds are wanted.
         maps: maps of the update at these steps.
         thresholds: critical eigenvalues at these steps.
         hyperparameters: hyperparameters in the optimizer's state.
