@@ -139,9 +139,11 @@ def test_a_run_in_training_is_read_but_not_written_by_others_until_its_process_i
     tmp_path, capsys
 ):
     path = tmp_path / "run.h5"
-    command = ["train", *OPTIONS, "--steps", "100000000", "-o", str(path)]
+    # More steps than the test waits for. A run whose file would not fit on the disk is refused, and
+    # 2 GB fit on most, though far less is written until the kill.
+    command = ["train", *OPTIONS, "--steps", "3000000", "-o", str(path)]
     program = [sys.executable, "-m", "dlf_dynamics.cli", *command]
-    with subprocess.Popen(program, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
         try:
             wait_for(lambda: path.exists() and len(open_run(path).checkpoint_steps) > 3, process)
             for writing in (command, ["train", "--resume", "-o", path], ["repair", path]):
@@ -166,6 +168,6 @@ def test_a_run_in_training_is_read_but_not_written_by_others_until_its_process_i
 def wait_for(condition, process, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, "the writer ended by itself"
+        assert process.poll() is None, f"the writer ended by itself: {process.stderr.read()}"
         assert time.monotonic() < end, "the writer did not come this far"
         time.sleep(0.01)
