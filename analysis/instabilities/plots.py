@@ -269,8 +269,10 @@ def _draw_sharpness(ax: Axes, bifurcations: Bifurcations, event: Instability) ->
     """The sharpness at the sampled centres, with the threshold."""
     motion, steps = bifurcations.motion, bifurcations.motion.steps[_around(bifurcations, event)]
     inside = (motion.looked_at >= steps[0]) & (motion.looked_at <= steps[-1]) & motion.converged
-    ax.plot(motion.looked_at[inside], motion.values[inside], ".-", color=COLOURS[0], ms=2, lw=0.6)
-    ax.plot(motion.looked_at[inside], bifurcations.thresholds[inside], color=COLOURS[5], lw=1)
+    values, thresholds = motion.values[inside], bifurcations.thresholds[inside]
+    scale_height(ax, values, thresholds)
+    ax.plot(motion.looked_at[inside], values, ".-", color=COLOURS[0], ms=2, lw=0.6)
+    ax.plot(motion.looked_at[inside], thresholds, color=COLOURS[5], lw=1)
 
 
 def _coloured(ax: Axes, steps: np.ndarray, values: np.ndarray, periods: np.ndarray) -> None:

@@ -105,7 +105,7 @@ def _sharpness(bifurcations: Bifurcations) -> Panel:
     if np.any(np.isfinite(bifurcations.thresholds)):
         series.append(Series("threshold", steps, bifurcations.thresholds, COLOURS[5], "line"))
     title = "sharpness at the replayed centres"
-    return Panel(title, series, spans_decades(motion.values))
+    return Panel(title, series, spans_decades(motion.values, bifurcations.thresholds))
 
 
 def _growth(bifurcations: Bifurcations, kind: str) -> Panel:

@@ -122,19 +122,20 @@ def _extreme(spectrum: Spectrum, column: int) -> Panel:
         series += _values(solved, hessian.steps, column, at)
     shown = [getattr(hessian, at).eigenvalues[:, column] for at in POINTS]
     which = "largest" if column == 0 else "smallest"
-    logarithmic = spans_decades(*shown)
     if column == 0:
         series += _bounds(spectrum)
         if spectrum.comparable:
             series.append(
                 Series("threshold", hessian.steps, spectrum.thresholds, _THRESHOLD, "line")
             )
+            shown.append(spectrum.thresholds)
             series += _crossings(spectrum)
         if (reference := spectrum.reference) is not None:
             name, values = reference.short_label, reference.values
             series.append(Series(name, hessian.steps, values, _THRESHOLD, "line", dash="dashed"))
+            shown.append(values)
     title = f"{which} eigenvalue of the {hessian.curvature}"
-    return Panel(title, series, logarithmic)
+    return Panel(title, series, spans_decades(*shown))
 
 
 def _values(solved: Eigenvalues, steps: np.ndarray, column: int, at: str) -> list[Series]:

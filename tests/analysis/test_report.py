@@ -40,6 +40,7 @@ from dlf_dynamics.analysis.report.content import Panel, Part, Series, Table, Win
 from dlf_dynamics.analysis.report.page import Page, render
 from dlf_dynamics.analysis.report.report import run_parts, write_report
 from dlf_dynamics.analysis.report.view import distinct, heights
+from dlf_dynamics.analysis.spectra.report import spectrum_part
 from dlf_dynamics.analysis.spectra.spectrum import save_spectrum
 from dlf_dynamics.config import SpectrumConfig
 from dlf_dynamics.errors import FileError
@@ -154,6 +155,16 @@ def test_the_spectrum_is_in_the_page(folder, page, analysed, eventful):
     for line in analysis_named("spectrum").lines(open_run(folder / "run.h5"), spectrum):
         if isinstance(line, str):
             assert " ".join(line.split()) in text
+
+
+def test_a_threshold_that_grows_by_decades_hides_no_eigenvalue(analysed, eventful):
+    spectrum = analysed(eventful)
+    growing = np.geomspace(10.0, 1e5, len(spectrum.thresholds))
+    growing[-1] = np.inf  # the learning rate falls to 0
+    for thresholds, logarithmic in ((spectrum.thresholds, False), (growing, True)):
+        panel = spectrum_part(replace(spectrum, thresholds=thresholds), []).panels[0]
+        assert panel.title.startswith("largest eigenvalue of the Hessian")
+        assert panel.logarithmic == logarithmic
 
 
 def test_rows_of_the_tables_lead_to_the_steps_of_their_events(page, analysed, eventful):
@@ -476,6 +487,11 @@ def test_instabilities_are_in_the_page(folder, tmp_path, trained, eventful):
     written = (tmp_path / "run.report.html").read_text(encoding="utf-8")
     assert holds(written, found.motion.values)
     assert found.note in Tags(written).text
+    (sharpness,) = (panel for panel in part.panels if panel.title.startswith("sharpness"))
+    assert not sharpness.logarithmic
+    growing = replace(found, thresholds=np.geomspace(10.0, 1e5, len(found.thresholds)))
+    (sharpness,) = (p for p in analysis.report(run, growing).panels if p.title == sharpness.title)
+    assert sharpness.logarithmic
 
 
 def test_the_help_loads_no_library_of_pages():
