@@ -355,9 +355,12 @@ def _reference_lines(spectrum: Spectrum) -> list[str]:
 
 
 def _range_of(values: np.ndarray) -> str:
-    """The least and the largest finite value; empty where none is finite."""
+    """The least and the largest finite value, or that there are infinite ones; empty for NaN."""
     finite_values = values[np.isfinite(values)]
-    if len(finite_values) == 0:
-        return ""
-    low, high = finite_values.min(), finite_values.max()
-    return f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
+    words = []
+    if len(finite_values):
+        low, high = finite_values.min(), finite_values.max()
+        words.append(f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}")
+    if np.any(np.isposinf(values)):
+        words.append("infinite")
+    return " or ".join(words)

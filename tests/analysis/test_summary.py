@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dlf_dynamics.analysis.spectra.summary import as_dict, closing_lines, events_table
+from dlf_dynamics.analysis.spectra.summary import (
+    as_dict,
+    closing_lines,
+    events_table,
+    threshold_line,
+)
 from dlf_dynamics.config import SpectrumConfig
 
 
@@ -28,6 +33,19 @@ def test_the_summary_is_strictly_valid_json(changes, settings, small, analysed, 
 def test_an_infinite_threshold_is_null(scheduled, analysed):
     content = as_dict(analysed(scheduled))
     assert json.loads(json.dumps(content, allow_nan=False))["threshold"]["first"] is None
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "words"),
+    [
+        ([20.0, np.nan, 20.0], "threshold 20: of it"),
+        ([20.0, np.inf, 25.0], "threshold 20 to 25 or infinite: of it"),
+        ([np.inf, np.inf, np.nan], "threshold infinite: of it"),
+        ([np.nan, np.nan, np.nan], "no threshold: of it"),
+    ],
+)
+def test_the_line_of_the_threshold_names_its_values(thresholds, words):
+    assert threshold_line(np.array(thresholds), "of it") == words
 
 
 def test_the_summary_holds_the_events_and_what_they_rest_on(eventful, analysed, require_schema):
