@@ -20,7 +20,7 @@ SHAPED := $(addprefix tests/,test_schedules.py test_optimizers.py test_output_he
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce test test-all shapes stress test-torch test-browser check docs \
+.PHONY: help setup demo reproduce test test-all shapes stress test-torch test-browser check lint docs \
 	wheel figures bench bench-torch format clean
 
 help: ## list the targets
@@ -74,13 +74,15 @@ test-browser: setup ## test reports in Chromium (Debian: apt-get install chromiu
 	$(PYTEST) -m browser tests/test_report_browser.py
 
 check: setup ## check formatting, lint and types, and build the documentation
+	@$(MAKE) --no-print-directory -j 2 lint docs
+
+lint: setup ## check formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	@# Not with --quiet: that drops the warnings before --strict counts them.
-	$(MKDOCS)
 
 docs: setup ## build the documentation into site/ (start at site/index.html)
+	@# Not with --quiet: that drops the warnings before --strict counts them.
 	$(MKDOCS)
 
 wheel: setup ## build source distribution and wheel into dist/

@@ -148,7 +148,8 @@ class Task:
         """Raises FileError for a partial page, for which nothing is computed."""
         if self.partial:
             raise FileError(
-                f"{path} is not there, or not finished; leave out --partial to compute it"
+                f"{path} is not there, not finished, or of other settings; leave out --partial to "
+                "compute it"
             )
 
     def analysed(self, run: Run, config: Any, name: str = "spectrum") -> Any:

@@ -252,8 +252,8 @@ def test_a_partial_page_of_a_single_run_computes_nothing(headline, tmp_path, mon
     monkeypatch.setattr(fig4, "TINY_STEPS", 300)
     monkeypatch.setattr(task, "train", nothing)
     assert reproduce("fig4", tmp_path, "--partial") == 2
-    told = f"{tmp_path / 'run.h5'} is not there, or not finished; leave out --partial"
-    assert told in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'run.h5'} is not there, not finished, or of other settings; leave" in told
     assert not list(tmp_path.iterdir())
     (tmp_path / "run.h5").write_bytes((headline / "run.h5").read_bytes())
     monkeypatch.setattr(SpectrumAnalysis, "compute", nothing)

@@ -155,7 +155,9 @@ def test_a_part_of_a_study_makes_a_page_that_says_so(tmp_path, monkeypatch):
     assert "42, 24 of which not done" in text
     assert "best cell" not in text
     assert "--partial" in text
-    with pytest.raises(FileError, match="is not there, or not finished; leave out --partial"):
+    with pytest.raises(
+        FileError, match="is not there, not finished, or of other settings; leave out --partial"
+    ):
         spiral_phase_diagram.make(Task(tmp_path / "other", "tiny", partial=True))
 
 
