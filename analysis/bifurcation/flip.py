@@ -185,8 +185,9 @@ def flip_coefficient(
     heavy ball and η(1+2β)/(1+β) for Nesterov; the orbits with full response are the same, but not
     c_N.
 
-    With N = 20 and a million parameters this takes the time of 30 gradients (benchmarks/README.md);
-    computing the eigenvector, where none is given, takes some 200 more.
+    With N = 20 and a million parameters the coefficient takes the time of 26 gradients, the pass
+    for a second direction that of some 95 more, and the eigenvector, where none is given, that of
+    some 80 more (benchmarks/README.md).
 
     Args:
         objective: a problem of flat parameters, or a function of them.
