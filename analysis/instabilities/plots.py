@@ -79,6 +79,7 @@ def instability_figure(bifurcations: Bifurcations) -> Figure:
             limit_height(column[0])  # of a run that diverged
             limit_height(column[1])
             label_decades(column[0])
+            label_decades(column[2])
         names = "F", "projection on the\ntop eigenvector", "sharpness at centres"
         _name_heights(axes, names)
         letter_panels(ax for column in axes for ax in column)

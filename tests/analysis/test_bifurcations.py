@@ -248,6 +248,9 @@ def test_table_json_and_figure_tell_of_every_instability(
     assert instabilities_table(found).row_count == len(found.instabilities)
     figure = instability_figure(found)
     assert len(figure.axes) == 3 * len(found.instabilities)
+    assert all(ax.get_yscale() == "linear" for ax in figure.axes[2::3])
+    growing = replace(found, thresholds=np.geomspace(10.0, 1e5, len(found.thresholds)))
+    assert all(ax.get_yscale() == "log" for ax in instability_figure(growing).axes[2::3])
     twice = replace(found, instabilities=2 * found.instabilities)
     require_whole(lambda: instability_figure(twice))
 
